@@ -1,0 +1,95 @@
+"""Every check of the project, each as one command: ``nox -s lint types tests``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+CONSTRAINTS = "constraints.txt"
+GENERATED = Path("service/definition_server/rpc")
+SUITES = ("unit", "integration", "chaos")
+
+
+def install(session: nox.Session) -> None:
+    """The project as it lies here, with the pinned versions of everything else."""
+    session.install("-q", "-e", ".[dev]", "-c", CONSTRAINTS)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff check and format."""
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy, strict."""
+    install(session)
+    session.run("mypy")
+
+
+def run_suites(session: nox.Session, *suites: str) -> None:
+    """Run test suites; what follows ``--`` on nox's command line goes to pytest."""
+    install(session)
+    session.run("python", "-m", "pytest", *(f"tests/{suite}" for suite in suites), *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Tests of parts, without a database."""
+    run_suites(session, "unit")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Tests of the whole on a real PostgreSQL."""
+    run_suites(session, "integration")
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Faults under load."""
+    run_suites(session, "chaos")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit, integration and chaos tests in one run, with coverage of every process (at least 95 %)."""
+    install(session)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *(f"tests/{suite}" for suite in SUITES), *session.posargs)
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "report")
+
+
+@nox.session
+def proto(session: nox.Session) -> None:
+    """Regenerate the protobuf code; in CI (CI is set) fail where the committed code is stale."""
+    install(session)
+    before = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
+    session.run(
+        "python", "-m", "grpc_tools.protoc",
+        # The virtual path makes the generated imports absolute.
+        "-Idefinition_server/rpc=proto",
+        "--python_out=service", "--grpc_python_out=service", "--mypy_out=service",
+        "definition_server/rpc/avap.proto",
+    )  # fmt: skip
+    after = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
+    if os.environ.get("CI") and before != after:
+        session.error("The generated code is stale: run `nox -s proto` and commit the result.")
+
+
+@nox.session
+def reference(session: nox.Session) -> None:
+    """Write docs/settings.md from the declaration of the settings."""
+    install(session)
+    page = session.run("definition-server", "config", "--reference", silent=True)
+    Path("docs/settings.md").write_text(page or "", encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Rows in, snapshot out.
+
+The builder keeps one encoded ``CommandResponse`` per name and nothing else, so 200 MB of code cost little more than
+200 MB while they are read; the result is a list of pieces that are written to shared memory one after the other,
+never joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from definition_server.catalog import wire
+from definition_server.catalog.definition import (
+    DEFAULT_INTERFACE,
+    DEFAULT_TYPE,
+    Row,
+    content_fields,
+    content_hash,
+)
+from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
+from definition_server.catalog.signing import UNSIGNED, Signer, payload_of
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.validation import (
+    LARGE_DEFINITION,
+    Findings,
+    InterfaceCheck,
+    Suspect,
+    Unserved,
+    reason_not_served,
+)
+
+_HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
+
+
+class CatalogTooLarge(ValueError):
+    """The catalogue would not fit into one protobuf message (2 GiB), so no client could read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSnapshot:
+    """A snapshot as the pieces that make it up, in order."""
+
+    pieces: list[bytes]
+    footer: Footer
+
+    @property
+    def size(self) -> int:
+        """Octets in all."""
+        return self.footer.body_length + self.footer.slots * SLOT.size + FOOTER_SIZE
+
+    def to_bytes(self) -> bytes:
+        """All octets in one object."""
+        return b"".join(self.pieces)
+
+
+class SnapshotBuilder:
+    """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once."""
+
+    def __init__(self, signer: Signer | None = None) -> None:
+        self._signer = signer
+        # name → (id of its row, content hash, encoded CommandResponse)
+        self._entries: dict[bytes, tuple[int, bytes, bytes]] = {}
+        self._interfaces = InterfaceCheck()
+        self.findings = Findings()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take ``rows`` in any order. Of rows with the same name the highest id wins."""
+        for row in rows:
+            self.findings.source_rows += 1
+            reason = reason_not_served(row)
+            if reason is None:
+                self._add_served(row)
+            else:
+                self.findings.note(reason, row)
+
+    def _add_served(self, row: Row) -> None:
+        name, code = row.name or b"", row.code or b""
+        earlier = self._entries.get(name)
+        if earlier is not None:
+            loser = row if row.id < earlier[0] else row._replace(id=earlier[0])
+            self.findings.note(Unserved.DUPLICATE, loser)
+            if loser is row:
+                return
+        interface = row.interface or DEFAULT_INTERFACE
+        if not self._interfaces.is_json_array(interface):
+            self.findings.note(Suspect.INTERFACE_NOT_JSON_ARRAY, row)
+        kind = row.type or DEFAULT_TYPE
+        content = content_fields(name, kind, interface, code)
+        digest = content_hash(content)
+        if self._signer is not None:
+            content = content_fields(name, kind, interface, self._signer.pack(code))
+        if len(content) > LARGE_DEFINITION:
+            self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
+        self._entries[name] = (row.id, digest, content + _HASH_TAG + digest)
+
+    @property
+    def count(self) -> int:
+        """Definitions collected so far."""
+        return len(self._entries)
+
+    def build(self, *, generation: int, created_at_ns: int) -> BuiltSnapshot:
+        """The snapshot of what was added.
+
+        Args:
+            generation: number of the publication.
+            created_at_ns: time of building, nanoseconds since the epoch.
+
+        Raises:
+            CatalogTooLarge: where the body would pass 2 GiB.
+        """
+        names = sorted(self._entries)
+        version = _version_hash((name, self._entries[name][1]) for name in names)
+        pieces: list[bytes] = []
+        slots = _Slots(slot_count(len(names)))
+        position = 0
+        for name in names:
+            message = self._entries[name][2]
+            prefix = b"\x0a" + wire.varint(len(message))
+            slots.put(name_hash(name), position + len(prefix), len(message))
+            position += len(prefix) + len(message)
+            pieces.append(prefix)
+            pieces.append(message)
+        tail = _catalog_tail(len(names), version)
+        body_length = position + len(tail)
+        if body_length > wire.MAX_MESSAGE:
+            raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
+        pieces += [tail, slots.to_bytes()]
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        footer = Footer(
+            generation=generation,
+            created_at_ns=created_at_ns,
+            count=len(names),
+            body_length=body_length,
+            slots=slots.count,
+            key_id=UNSIGNED if self._signer is None else self._signer.key_id,
+            version_hash=version,
+            content_digest=digest.digest(),
+        )
+        pieces.append(footer.pack())
+        return BuiltSnapshot(pieces, footer)
+
+
+def _version_hash(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL."""
+    digest = hashlib.sha256()
+    for name, value in pairs:
+        digest.update(b"%b\0%b" % (name, value))
+    return digest.digest()
+
+
+def _catalog_tail(count: int, version: bytes) -> bytes:
+    total = bytes([wire.TOTAL_COUNT << 3 | wire.VARINT]) + wire.varint(count) if count else b""
+    return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
+
+
+class _Slots:
+    """The index while it is filled."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._octets = bytearray(count * SLOT.size)
+        self._taken = bytearray(count)
+
+    def put(self, hashed: int, offset: int, length: int) -> None:
+        mask = self.count - 1
+        position = hashed & mask
+        while self._taken[position]:
+            position = (position + 1) & mask
+        self._taken[position] = 1
+        SLOT.pack_into(self._octets, position * SLOT.size, hashed, offset, length)
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._octets)
+
+
+def rows_of(snapshot: Snapshot) -> Iterator[Row]:
+    """The rows that ``snapshot`` was built from, as far as it still tells: source code, unsigned.
+
+    For rebuilding a stored snapshot under another signing key. Ids are positions.
+    """
+    signed = snapshot.footer.key_id != UNSIGNED
+    for number, definition in enumerate(snapshot):
+        code = payload_of(definition.code) if signed else definition.code
+        yield Row(
+            number,
+            definition.name.encode(),
+            definition.type.encode(),
+            definition.interface_json.encode(),
+            code,
+        )

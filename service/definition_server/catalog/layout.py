@@ -1,0 +1,104 @@
+"""Layout of a snapshot: ``body`` · ``index`` · ``footer``, all integers little-endian.
+
+- ``body``: a serialized ``avap.CatalogResponse`` (commands sorted by the UTF-8 bytes of their names, then
+  ``total_count`` and ``version_hash``).
+- ``index``: a power-of-two count of 24-octet slots (hash, offset, length): an open-addressing hash table with linear
+  probing from a command's name to its ``CommandResponse`` in the body. A slot of length 0 is free (no answer is empty).
+- ``footer``: `Footer`, 160 octets at the very end, so that a reader finds it from the size alone. It carries a SHA-256
+  of everything before it and one of itself.
+
+SHA-256 rather than a CRC: with the CPU's instructions it costs 0.5 ms per MB once per file, and "no damaged file is
+ever served" then holds without an argument about burst lengths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from hashlib import blake2b
+
+MAGIC = b"AVAPSNAP"
+FORMAT = 1
+
+SLOT = struct.Struct("<QQQ")
+"""One index slot: hash of the name, offset and length of the answer in the body."""
+
+# magic, format, reserved, generation, created-at (ns since the epoch), commands, body length, slots,
+# key id, version hash, SHA-256 of body and index
+_FIELDS = struct.Struct("<8sIIQQQQQ8s32s32s")
+_DIGEST_SIZE = 32
+FOOTER_SIZE = _FIELDS.size + _DIGEST_SIZE
+
+
+class SnapshotError(ValueError):
+    """Bytes that are no whole, undamaged snapshot. The message names the check that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What is known of a snapshot without touching its body."""
+
+    generation: int
+    created_at_ns: int
+    count: int
+    body_length: int
+    slots: int
+    key_id: bytes
+    version_hash: bytes
+    content_digest: bytes
+
+    def pack(self) -> bytes:
+        """The footer's octets, its own digest last."""
+        fields = _FIELDS.pack(
+            MAGIC,
+            FORMAT,
+            0,
+            self.generation,
+            self.created_at_ns,
+            self.count,
+            self.body_length,
+            self.slots,
+            self.key_id,
+            self.version_hash,
+            self.content_digest,
+        )
+        return fields + hashlib.sha256(fields).digest()
+
+    @classmethod
+    def unpack(cls, buffer: memoryview) -> Footer:
+        """The checked footer of a snapshot that fills ``buffer`` exactly. O(1).
+
+        Raises:
+            SnapshotError: where a check fails.
+        """
+        if len(buffer) < FOOTER_SIZE:
+            raise SnapshotError(f"truncated: {len(buffer)} bytes are shorter than the footer ({FOOTER_SIZE})")
+        octets = bytes(buffer[-FOOTER_SIZE:])
+        magic, version, _, *values = _FIELDS.unpack_from(octets)
+        if magic != MAGIC:
+            raise SnapshotError(f"magic: {magic!r} found where {MAGIC!r} was expected: truncated, or no snapshot")
+        if version != FORMAT:
+            raise SnapshotError(f"format: version {version} found, this program reads version {FORMAT}")
+        if hashlib.sha256(octets[: _FIELDS.size]).digest() != octets[_FIELDS.size :]:
+            raise SnapshotError("footer checksum: the footer is damaged")
+        footer = cls(*values)
+        footer._check_sizes(len(buffer))
+        return footer
+
+    def _check_sizes(self, total: int) -> None:
+        expected = self.body_length + self.slots * SLOT.size + FOOTER_SIZE
+        if total != expected:
+            raise SnapshotError(f"size: {total} bytes found, the footer says {expected}")
+        if self.slots.bit_count() != 1 or self.slots <= self.count:
+            raise SnapshotError(f"index: {self.slots} slots cannot hold {self.count} commands")
+
+
+def slot_count(commands: int) -> int:
+    """Slots for ``commands``: the power of two that leaves at least half of them free (short probe runs)."""
+    return 1 << max(3, (2 * commands - 1).bit_length())
+
+
+def name_hash(name: bytes) -> int:
+    """64-bit hash of a name, the same in every process (Python's own ``hash`` is seeded per process)."""
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")

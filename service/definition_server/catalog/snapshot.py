@@ -1,0 +1,146 @@
+"""Reading a snapshot where it lies: in shared memory, in a file, in a bytes object."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from mmap import mmap
+
+from definition_server.catalog import wire
+from definition_server.catalog.definition import Definition, parse_definition
+from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, SnapshotError, name_hash
+
+_NAME_TAG = wire.NAME << 3 | wire.LENGTH_DELIMITED
+
+
+class Snapshot:
+    """An open snapshot. Immutable; keeps its buffer alive for as long as it is referenced.
+
+    Opening checks the footer and the sizes in it (O(1), no entry is touched). That is enough for memory that the
+    master has sealed; a file must pass `verify` as well before anything of it is served.
+    """
+
+    __slots__ = ("_body_length", "_buffer", "_index", "_mask", "footer")
+
+    def __init__(self, buffer: bytes | mmap | memoryview) -> None:
+        """Open the snapshot that fills ``buffer``.
+
+        Raises:
+            SnapshotError: naming the check that failed.
+        """
+        view = memoryview(buffer).toreadonly()
+        self.footer = Footer.unpack(view)
+        self._buffer = view
+        self._body_length = self.footer.body_length
+        self._index = view[self._body_length : len(view) - FOOTER_SIZE]
+        self._mask = self.footer.slots - 1
+
+    @property
+    def generation(self) -> int:
+        """Number of the publication, growing within one last-known-good store."""
+        return self.footer.generation
+
+    @property
+    def count(self) -> int:
+        """Commands in the catalogue."""
+        return self.footer.count
+
+    @property
+    def version_hash(self) -> str:
+        """Hex SHA-256 over all (name, hash) in name order."""
+        return self.footer.version_hash.hex()
+
+    @property
+    def body(self) -> memoryview:
+        """The serialized ``CatalogResponse``: the answer to ``SyncCatalog``."""
+        return self._buffer[: self._body_length]
+
+    @property
+    def size(self) -> int:
+        """Octets in all."""
+        return len(self._buffer)
+
+    @property
+    def buffer(self) -> memoryview:
+        """All octets, read-only."""
+        return self._buffer
+
+    def verify(self) -> None:
+        """Check every octet before the footer against the footer's SHA-256. O(size).
+
+        Raises:
+            SnapshotError: where the content is damaged.
+        """
+        if hashlib.sha256(self._buffer[:-FOOTER_SIZE]).digest() != self.footer.content_digest:
+            raise SnapshotError("content checksum: the body or the index is damaged")
+
+    def answer(self, name: bytes) -> bytes | None:
+        """The serialized ``CommandResponse`` of the command called ``name`` (UTF-8), None if there is none."""
+        found = self._find(name)
+        return None if found is None else bytes(self._buffer[found[0] : found[0] + found[1]])
+
+    def __contains__(self, name: bytes) -> bool:
+        return self._find(name) is not None
+
+    def get(self, name: str) -> Definition | None:
+        """The definition called ``name``, None if there is none."""
+        answer = self.answer(name.encode())
+        return None if answer is None else parse_definition(memoryview(answer))
+
+    def __len__(self) -> int:
+        return self.footer.count
+
+    def __iter__(self) -> Iterator[Definition]:
+        """The definitions in name order."""
+        for message in self.messages():
+            yield parse_definition(message)
+
+    def messages(self) -> Iterator[memoryview]:
+        """Every serialized ``CommandResponse`` in name order, uncopied."""
+        for number, _, content in wire.fields(self.body):
+            if number == wire.COMMANDS:
+                yield content
+
+    def _find(self, name: bytes) -> tuple[int, int] | None:
+        # An answer starts with its name field, tag and length included, so one prefix comparison tells whether
+        # the slot is this name's or another's whose 64-bit hash is the same.
+        prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
+        wanted = name_hash(name)
+        position = wanted & self._mask
+        while True:
+            found, offset, length = SLOT.unpack_from(self._index, position * SLOT.size)
+            if length == 0:
+                return None
+            if found == wanted and self._buffer[offset : offset + len(prefix)] == prefix:
+                return offset, length
+            position = (position + 1) & self._mask
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Names by what became of them between two snapshots, each in name order."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def diff(old: Snapshot | None, new: Snapshot) -> Difference:
+    """What changed from ``old`` (None: nothing was served) to ``new``; signatures do not count."""
+    before = {} if old is None else _hashes(old)
+    after = _hashes(new)
+    return Difference(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed=tuple(name for name, value in after.items() if before.get(name, value) != value),
+    )
+
+
+def _hashes(snapshot: Snapshot) -> dict[str, bytes]:
+    """Name → hash, read without touching the code (the hash is the last field, its value 64 octets)."""
+    hashes = {}
+    for message in snapshot.messages():
+        length, start = wire.read_varint(message, 1)
+        hashes[str(message[start : start + length], "utf-8")] = bytes(message[-64:])
+    return hashes

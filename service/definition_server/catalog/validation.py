@@ -1,0 +1,96 @@
+"""Which rows are served, and why the others are not.
+
+The server does not own the table: any row may be garbage. A row that cannot be put on the wire is left out and
+counted by reason; a row that can, but looks wrong, is served as it stands and counted as suspect, because holding
+back one odd definition breaks every script that uses it, while serving it breaks nothing that worked before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from definition_server.catalog.definition import Row
+
+LARGE_DEFINITION = 4 * 1024 * 1024
+"""What a gRPC client accepts by default; a larger answer reaches only clients that raised their limit."""
+
+_EXAMPLES = 10
+
+
+class Unserved(StrEnum):
+    """Why a row is not served."""
+
+    NULL_NAME = "null_name"
+    EMPTY_NAME = "empty_name"
+    NULL_CODE = "null_code"
+    INVALID_ENCODING = "invalid_encoding"
+    DUPLICATE = "duplicate"
+
+
+class Suspect(StrEnum):
+    """What looks wrong with a row that is served."""
+
+    INTERFACE_NOT_JSON_ARRAY = "interface_not_json_array"
+    LARGER_THAN_4_MIB = "larger_than_4_mib"
+
+
+@dataclass(slots=True)
+class Findings:
+    """What reading the rows of one snapshot found."""
+
+    source_rows: int = 0
+    unserved: Counter[Unserved] = field(default_factory=Counter)
+    suspect: Counter[Suspect] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Up to ten rows by reason, as ``id=7 name='if'``."""
+
+    def note(self, reason: Unserved | Suspect, row: Row) -> None:
+        """Count ``row`` under ``reason``."""
+        if isinstance(reason, Unserved):
+            self.unserved[reason] += 1
+        else:
+            self.suspect[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            name = None if row.name is None else row.name.decode(errors="replace")
+            examples.append(f"id={row.id} name={name!r}")
+
+
+def reason_not_served(row: Row) -> Unserved | None:
+    """Why ``row`` by itself cannot be served; None if it can. Duplicates are judged by the builder."""
+    _, name, kind, interface, code = row
+    if not name:
+        return Unserved.NULL_NAME if name is None else Unserved.EMPTY_NAME
+    if code is None:
+        return Unserved.NULL_CODE
+    try:
+        for text in (code, name, kind, interface):
+            if text and not text.isascii():
+                text.decode()
+    except UnicodeDecodeError:
+        return Unserved.INVALID_ENCODING
+    return None
+
+
+class InterfaceCheck:
+    """Tells whether an interface is a JSON array, remembering the answers: interfaces repeat across commands."""
+
+    _MOST_REMEMBERED = 10_000
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, bool] = {}
+
+    def is_json_array(self, interface: bytes) -> bool:
+        """Whether ``interface`` parses as a JSON array."""
+        known = self._seen.get(interface)
+        if known is None:
+            try:
+                known = isinstance(json.loads(interface), list)
+            except (ValueError, RecursionError):
+                known = False
+            if len(self._seen) < self._MOST_REMEMBERED:
+                self._seen[interface] = known
+        return known

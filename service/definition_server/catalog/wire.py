@@ -1,0 +1,88 @@
+"""The little of the protobuf wire format that the snapshot is made of.
+
+Source: protobuf.dev, "Encoding". Tags are ``field number << 3 | wire type``; all fields used here are
+length-delimited (wire type 2) but ``CatalogResponse.total_count`` (varint, wire type 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_TYPE_MASK = 0x07
+LENGTH_DELIMITED = 2
+VARINT = 0
+
+NAME, TYPE, INTERFACE_JSON, CODE, HASH = 1, 2, 3, 4, 5
+"""Field numbers of ``CommandResponse``; NAME is also that of ``CommandRequest``."""
+
+COMMANDS, TOTAL_COUNT, VERSION_HASH = 1, 2, 3
+"""Field numbers of ``CatalogResponse``."""
+
+MAX_MESSAGE = 2**31 - 1
+"""No protobuf implementation serializes a message above 2 GiB."""
+
+_SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
+"""Varints of one and two octets, ready: nearly every length in a catalogue is one."""
+
+
+class WireError(ValueError):
+    """Bytes that are not the protobuf message they should be."""
+
+
+def varint(value: int) -> bytes:
+    """``value`` (not negative) in base 128, least significant group first."""
+    if value < len(_SHORT):
+        return _SHORT[value]
+    out = bytearray()
+    while value > 127:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A length-delimited field; empty where ``value`` is, as proto3 leaves out default values."""
+    if not value:
+        return b""
+    return _SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
+
+
+def read_varint(buffer: memoryview | bytes, position: int) -> tuple[int, int]:
+    """The varint at ``position`` and the position after it.
+
+    Raises:
+        WireError: where it does not end within ten octets or within the buffer.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(buffer):
+            break
+        octet = buffer[position]
+        position += 1
+        value |= (octet & 0x7F) << shift
+        if octet < 128:
+            return value, position
+    raise WireError(f"no varint ends before position {position}")
+
+
+def fields(buffer: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """The fields of a message: (number, varint value or 0, content).
+
+    Raises:
+        WireError: on a wire type that the catalogue does not use, or a length beyond the buffer.
+    """
+    position = 0
+    while position < len(buffer):
+        tag, position = read_varint(buffer, position)
+        if tag & _TYPE_MASK == VARINT:
+            value, position = read_varint(buffer, position)
+            yield tag >> 3, value, buffer[:0]
+        elif tag & _TYPE_MASK == LENGTH_DELIMITED:
+            length, position = read_varint(buffer, position)
+            if length > len(buffer) - position:
+                raise WireError(f"a field of {length} bytes at {position} runs past the end {len(buffer)}")
+            yield tag >> 3, 0, buffer[position : position + length]
+            position += length
+        else:
+            raise WireError(f"wire type {tag & _TYPE_MASK} before position {position}")

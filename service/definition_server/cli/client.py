@@ -1,0 +1,411 @@
+"""``get``, ``sync`` and ``health``: the client commands. The one module of the command line that imports grpc.
+
+Each command makes one call on a connection of its own, without retries and without waiting for the server to come
+up: who asks wants to know how things stand now. ``health --watch`` alone goes on, see `_watch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from definition_server.catalog.definition import Definition
+from definition_server.cli.exits import (
+    CommandFailed,
+    Exit,
+    no_traceback,
+    print_facts,
+    print_json,
+    settings_or_exit,
+    unusable_environment,
+    visible,
+)
+from definition_server.cli.reference import settings_epilog
+from definition_server.cli.snapshot import definition_value, interface_value, print_definition
+from definition_server.control_plane.schedule import Backoff
+from definition_server.rpc import avap_pb2
+from definition_server.settings import ClientSettings, Problem
+
+UNREACHABLE = "UNREACHABLE"
+"""What ``health`` calls a server that gives no answer; ``grpc.health.v1`` has no word for it."""
+
+_METADATA_KEY = "x-avap-auth"
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),  # a catalogue soon passes the 4 MiB of the default
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # http_proxy is set for the web; these ports are inside
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, whatever an earlier one waits for
+)
+_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS = 0.2, 5.0
+_LONGEST_FILE_NAME = 255
+"""Octets; the limit of ext4, XFS, Btrfs and tmpfs."""
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Answer = TypeVar("Answer", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which server is called, with which key, and how long an answer may take (seconds)."""
+
+    address: str
+    api_key: str | None
+    timeout: float
+
+    def open_channel(self) -> grpc.Channel:
+        """A connection that the caller closes."""
+        return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+
+    def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
+        """Call ``method`` of ``avap.DefinitionEngine``.
+
+        Raises:
+            CommandFailed: where the call fails, and (78) where there is no key.
+        """
+        if self.api_key is None:
+            remedy = "Set it to the server's API_KEY, or API_KEY_FILE to a file that holds it"
+            raise unusable_environment([Problem("API_KEY", None, "it is required", remedy)])
+        try:
+            with self.open_channel() as channel:
+                callable_ = channel.unary_unary(
+                    f"/avap.DefinitionEngine/{method}",
+                    request_serializer=type(request).SerializeToString,
+                    response_deserializer=answer.FromString,
+                )
+                return callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
+        except grpc.RpcError as error:
+            raise self.failure(error) from None
+
+    def failure(self, error: grpc.RpcError) -> CommandFailed:
+        """``error`` as what the user is told: the address, the cause and, where there is one, a remedy."""
+        call = cast("grpc.Call", error)
+        cause = visible(call.details() or "no reason given")
+        match call.code():
+            case grpc.StatusCode.NOT_FOUND:
+                return CommandFailed(cause, Exit.NOT_FOUND)
+            case grpc.StatusCode.UNAUTHENTICATED:
+                text = f"the key was refused by {self.address} ({cause}); set API_KEY to the server's key"
+                return CommandFailed(text, Exit.UNAUTHENTICATED)
+            case grpc.StatusCode.UNAVAILABLE:
+                text = (
+                    f"{self.address} is unavailable: {cause}. Check that the server runs and is ready, and that "
+                    "--host and --port (DEFINITION_SERVER_HOST and PORT) name it"
+                )
+                return CommandFailed(text, Exit.UNAVAILABLE)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                text = (
+                    f"no answer from {self.address} within {self.timeout:g} s ({cause}). Check that the address "
+                    "is right and the server is not overloaded, or allow more with --timeout"
+                )
+                return CommandFailed(text, Exit.UNAVAILABLE)
+            case code:
+                return CommandFailed(f"{self.address} answered {code.name}: {cause}", Exit.FAILED)
+
+
+def _connection_options(default_timeout: float) -> Callable[[Command], Command]:
+    """The options that say which server to call: ``host``, ``port``, ``timeout`` of the command's function."""
+    seconds = click.FloatRange(min=0, min_open=True, max=86_400)
+    options = (
+        click.option("--host", help="Host to call, in place of DEFINITION_SERVER_HOST."),
+        click.option("--port", type=click.IntRange(1, 65535), help="Port to call, in place of PORT."),
+        click.option(
+            "--timeout",
+            type=seconds,
+            metavar="SECONDS",
+            default=default_timeout,
+            show_default=True,
+            help="Longest wait for the answer.",
+        ),
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _server(host: str | None, port: int | None, timeout: float) -> Server:
+    given = {"DEFINITION_SERVER_HOST": host or "", "PORT": str(port or "")}
+    overrides = {name: value for name, value in given.items() if value}
+    settings = settings_or_exit(ClientSettings, defaults=None, **overrides)
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    key = settings.api_key
+    return Server(f"{name}:{settings.port}", None if key is None else key.get_secret_value(), timeout)
+
+
+@click.command(epilog=settings_epilog(ClientSettings))
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--code-only", is_flag=True, help="Write the code to stdout as it is served, and nothing else.")
+@_connection_options(10)
+@no_traceback()
+def get(name: str, as_json: bool, code_only: bool, host: str | None, port: int | None, timeout: float) -> None:
+    """Ask the server for the definition called NAME.
+
+    Exit codes: 0 found, 3 not found, 4 key refused, 69 no answer, 78 no key.
+    """
+    if as_json and code_only:
+        raise click.UsageError("--json and --code-only exclude each other.")
+    try:
+        request = avap_pb2.CommandRequest(name=name)
+    except UnicodeEncodeError:
+        raise click.UsageError("NAME is not UTF-8 text.") from None
+    answer = _server(host, port, timeout).call("GetCommand", request, avap_pb2.CommandResponse)
+    definition = Definition(answer.name, answer.type, answer.interface_json, answer.code, answer.hash)
+    if code_only:
+        click.echo(definition.code, nl=False)
+    elif as_json:
+        print_json(definition_value(definition))
+    else:
+        print_definition(definition)
+
+
+@click.command(epilog=settings_epilog(ClientSettings))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write each definition's code to a file of its own in DIR, with catalog.json and version.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@_connection_options(120)
+@no_traceback()
+def sync(out: Path | None, as_json: bool, host: str | None, port: int | None, timeout: float) -> None:
+    """Ask the server for the whole catalogue.
+
+    Files of definitions that are gone stay in DIR; catalog.json names those that are current. The file version is
+    removed first and written last: where it is, the rest is whole.
+
+    Exit codes: 0 done, 1 DIR cannot be written, 4 key refused, 69 no answer, 78 no key.
+    """
+    server = _server(host, port, timeout)
+    with _progress() as progress:
+        receiving = progress.add_task(f"receiving from {server.address}", total=None)
+        started = time.monotonic()
+        catalogue = server.call("SyncCatalog", avap_pb2.Empty(), avap_pb2.CatalogResponse)
+        duration = time.monotonic() - started
+        progress.remove_task(receiving)
+        if out is not None:
+            writing = progress.add_task(f"writing {out}", total=len(catalogue.commands))
+            write_catalogue(out, catalogue, lambda: progress.advance(writing))
+    summary = {
+        "server": server.address,
+        "count": len(catalogue.commands),
+        "version_hash": catalogue.version_hash,
+        "bytes": catalogue.ByteSize(),
+        "duration_seconds": round(duration, 3),
+        "out": None if out is None else str(out),
+    }
+    if as_json:
+        print_json(summary)
+        return
+    facts = [
+        ("definitions", f"{summary['count']:,}"),
+        ("version hash", visible(catalogue.version_hash)),
+        ("bytes", f"{summary['bytes']:,}"),
+        ("duration", f"{duration:.3f} s"),
+    ]
+    print_facts(facts if out is None else [*facts, ("written to", click.format_filename(out))])
+
+
+def _progress() -> Progress:
+    """Shown on stderr, and only to a person."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def file_name(name: str) -> str:
+    """The file that ``sync --out`` writes the definition called ``name`` to.
+
+    One component, never hidden, and different for different names: all but ``A-Z a-z 0-9 _ . -``, and a dot in
+    front, is percent-encoded; what that makes too long for a file name is cut and ends with a SHA-256 in place.
+    ``%`` followed by no hex digit tells those apart from what encoding yields.
+    """
+    octets = name.encode()
+    safe = re.sub(rb"^\.|[^A-Za-z0-9_.-]", lambda found: b"%%%02X" % ord(found[0]), octets).decode()
+    if not safe:
+        return "%empty.py"
+    if len(safe) + len(".py") > _LONGEST_FILE_NAME:
+        safe = f"{safe[:150]}%sha256-{hashlib.sha256(octets).hexdigest()}"
+    return f"{safe}.py"
+
+
+def write_catalogue(directory: Path, catalogue: avap_pb2.CatalogResponse, wrote_one: Callable[[], None]) -> None:
+    """Write ``catalogue`` to ``directory``, made where it is missing; ``wrote_one`` is called after each definition.
+
+    Raises:
+        CommandFailed: where that is not possible.
+    """
+    names = {command.name for command in catalogue.commands}
+    if len(names) != len(catalogue.commands):
+        raise CommandFailed("the server's answer holds two definitions of the same name", Exit.FAILED)
+    entries = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "version").unlink(missing_ok=True)
+        for command in catalogue.commands:
+            file = file_name(command.name)
+            _replace(directory / file, command.code)
+            interface = interface_value(command.interface_json)
+            entry = {"name": command.name, "type": command.type, "interface": interface, "hash": command.hash}
+            entries.append(entry | {"file": file})
+            wrote_one()
+        _replace(directory / "catalog.json", (json.dumps(entries, indent=1) + "\n").encode())
+        _replace(directory / "version", f"{catalogue.version_hash}\n".encode())
+    except OSError as error:
+        raise CommandFailed(f"cannot write {error.filename}: {error.strerror}", Exit.FAILED) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a new file in the place of ``path``: a link that lies there is replaced, never followed."""
+    temporary = path.with_name(f".writing-{os.getpid()}")  # no definition's file starts with a dot
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@click.command(epilog=settings_epilog(ClientSettings))
+@click.option("--watch", is_flag=True, help="Print every change with its time, until Ctrl-C.")
+@click.option("--service", default="", metavar="NAME", help="Service to ask about. Default: the server as a whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
+@_connection_options(10)
+@no_traceback()
+def health(watch: bool, service: str, as_json: bool, host: str | None, port: int | None, timeout: float) -> None:
+    """Ask the server for its health (grpc.health.v1). Needs no key.
+
+    Exit codes: 0 SERVING (with --watch: Ctrl-C), 69 anything else.
+    """
+    server = _server(host, port, timeout)
+    try:
+        request = health_pb2.HealthCheckRequest(service=service)
+    except UnicodeEncodeError:
+        raise click.UsageError("--service is not UTF-8 text.") from None
+    if watch:
+        with suppress(KeyboardInterrupt):
+            _watch(server, request, _StateLine(service, as_json=as_json))
+        return
+    status, failure = _check(server, request)
+    if as_json:
+        print_json({"server": server.address, "service": service, "status": status})
+    elif failure is None:
+        click.echo(status)
+    if failure is not None:
+        raise failure
+    if status != "SERVING":
+        raise click.exceptions.Exit(Exit.UNAVAILABLE)
+
+
+def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
+    """The state of the service asked for; `UNREACHABLE` comes with the reason."""
+    try:
+        with server.open_channel() as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=server.timeout)
+    except grpc.RpcError as error:
+        if cast("grpc.Call", error).code() is grpc.StatusCode.NOT_FOUND:
+            return "SERVICE_UNKNOWN", None  # the name that Watch has for it
+        return UNREACHABLE, CommandFailed(server.failure(error).message, Exit.UNAVAILABLE)
+    return _status_name(answer), None
+
+
+def _status_name(answer: Any) -> str:
+    """The name of the status in a ``HealthCheckResponse``, also of one that newer servers know."""
+    try:
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+    except ValueError:
+        return f"STATUS_{answer.status}"
+
+
+class _StateLine:
+    """Prints a state where it differs from the one before."""
+
+    def __init__(self, service: str, *, as_json: bool) -> None:
+        self._service = service
+        self._as_json = as_json
+        self._state: str | None = None
+
+    def tell(self, state: str, cause: str | None = None) -> None:
+        """The service is in ``state`` now."""
+        if state == self._state:
+            return
+        self._state = state
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._as_json:
+            told = {"ts": now, "service": self._service, "status": state}
+            click.echo(json.dumps(told if cause is None else told | {"cause": cause}))
+        else:
+            click.echo(f"{now} {state}" if cause is None else f"{now} {state}  {cause}")
+
+
+def _watch(server: Server, request: Any, line: _StateLine) -> None:
+    """Tell ``line`` every state of the service, for ever.
+
+    Raises:
+        CommandFailed: where the server has no health service.
+    """
+    backoff = Backoff(_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS)
+    while True:
+        try:
+            with server.open_channel() as channel:
+                _follow(channel, server, request, line, backoff)
+        except grpc.RpcError as error:
+            call = cast("grpc.Call", error)
+            if call.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise CommandFailed(server.failure(error).message, Exit.UNAVAILABLE) from None
+            line.tell(UNREACHABLE, visible(call.details() or call.code().name))
+        time.sleep(backoff.next())
+
+
+def _follow(channel: grpc.Channel, server: Server, request: Any, line: _StateLine, backoff: Backoff) -> None:
+    """Watch on ``channel`` until the server ends the stream or it breaks.
+
+    A host that vanished says nothing, so silence proves nothing: the stream is opened anew every ``server.timeout``
+    seconds, and a server that then leaves out the first state, which it owes at once, counts as unreachable.
+
+    Raises:
+        grpc.RpcError: where a stream brought no state at all.
+    """
+    while True:
+        heard = False
+        try:
+            for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=server.timeout):
+                heard = True
+                backoff.reset()
+                line.tell(_status_name(answer))
+        except grpc.RpcError as error:
+            if not heard:
+                raise
+            if cast("grpc.Call", error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                return
+        else:
+            return

@@ -1,0 +1,100 @@
+"""Exit codes of the commands, and what all of them do alike on a user's screen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+
+import click
+
+from definition_server.settings import EX_CONFIG, AnySettings, Problem, SettingsError, load_settings
+
+
+class Exit(IntEnum):
+    """Exit codes (documented in ``docs/cli.md``)."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNAUTHENTICATED = 4
+    UNAVAILABLE = 69
+    CONFIG = EX_CONFIG
+    INTERRUPTED = 130
+    """Ctrl-C: 128 + SIGINT, as shells count."""
+
+
+class CommandFailed(click.ClickException):
+    """A command ends with ``message`` on stderr and ``code``."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.exit_code = int(code)  # type: ignore[misc]  # click calls it a ClassVar, and reads it off the instance
+
+
+def settings_or_exit(
+    cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
+) -> AnySettings:
+    """`load_settings`, its problems shown whole and with exit code 78."""
+    try:
+        return load_settings(cls, defaults=defaults, **overrides)
+    except SettingsError as error:
+        raise unusable_environment(error.problems) from None
+
+
+def unusable_environment(problems: Iterable[Problem]) -> CommandFailed:
+    """The error that shows ``problems`` whole."""
+    lines = [f"  {problem}" for problem in problems]
+    return CommandFailed("\n".join(["the environment cannot be used:", *lines]), Exit.CONFIG)
+
+
+@contextmanager
+def no_traceback() -> Iterator[None]:
+    """Around a command: what may end it early and is no bug of ours is told in one line.
+
+    Ctrl-C ends with `Exit.INTERRUPTED`, output that cannot be written with `Exit.FAILED`. A reader that closed the
+    pipe is left to click, which ends without a word.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(Exit.INTERRUPTED) from None
+    except BrokenPipeError:
+        raise
+    except UnicodeEncodeError as error:
+        text = f"the output cannot be written in the encoding {error.encoding}; set PYTHONIOENCODING=utf-8"
+        raise CommandFailed(text, Exit.FAILED) from None
+    except OSError as error:
+        where = "the output" if error.filename is None else error.filename
+        raise CommandFailed(f"cannot write {where}: {error.strerror}", Exit.FAILED) from None
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stdout; what is piped gets neither colours nor tables, whatever FORCE_COLOR says."""
+    return sys.stdout.isatty()
+
+
+def print_json(value: object) -> None:
+    """``value`` as JSON on stdout, in ASCII: it then passes through any encoding."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """One ``label: value`` a line on stdout, the values aligned."""
+    width = max(len(label) for label, _ in facts) + 1
+    for label, value in facts:
+        click.echo(f"{label + ':':<{width}} {value}")
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """``text`` with every character that prints nothing, but those in ``keep``, as its escape.
+
+    Names and code come from a table that anyone may have written; an escape sequence in them must not reach the
+    terminal.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
+    )

@@ -1,0 +1,56 @@
+"""The settings, rendered from their declaration: for ``--help`` and for ``docs/settings.md``."""
+
+from __future__ import annotations
+
+from pydantic_settings import BaseSettings
+
+from definition_server.settings import ClientSettings, Settings, default_text, is_secret, remedy, variables
+
+
+def settings_epilog(cls: type[BaseSettings]) -> str:
+    """The environment variables of ``cls`` as the last part of a command's ``--help``."""
+    lines = ["\b", "Environment:"]
+    for field in cls.model_fields.values():
+        names = ", ".join(variables(field))
+        file = f" (or {variables(field)[0]}_FILE)" if is_secret(field) else ""
+        lines.append(f"  {names}{file}  [{default_text(field)}]")
+        lines.append(f"      {_plain(field.description)}")
+    return "\n".join(lines)
+
+
+def settings_page() -> str:
+    """``docs/settings.md``."""
+    parts = [
+        "# Settings",
+        "",
+        "<!-- Written by `definition-server config --reference`. Edit service/definition_server/settings.py. -->",
+        "",
+        "All settings come from the environment. A wrong environment is told whole, with every variable, the value",
+        "found (secrets masked) and a remedy, and ends the command with exit code 78. A secret `X` may be given as a",
+        "file instead, named by `X_FILE`; on `SIGHUP` the server reads those files again. An empty variable counts as",
+        "unset.",
+        "",
+        "## Server (`definition-server serve`)",
+        "",
+        *_table(Settings),
+        "",
+        "## Client commands (`get`, `sync`, `health`)",
+        "",
+        *_table(ClientSettings),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _table(cls: type[BaseSettings]) -> list[str]:
+    rows = ["| variable | default | what it does | values |", "|---|---|---|---|"]
+    for field in cls.model_fields.values():
+        names = " or ".join(f"`{name}`" for name in variables(field))
+        if is_secret(field):
+            names += f" or `{variables(field)[0]}_FILE`"
+        rows.append(f"| {names} | {default_text(field)} | {field.description} | {remedy(field)} |")
+    return rows
+
+
+def _plain(text: str | None) -> str:
+    return (text or "").replace("`", "")

@@ -1,0 +1,259 @@
+"""``definition-server snapshot``: look into a snapshot file; and how one definition looks on a screen."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import stat
+import time
+from datetime import UTC, datetime
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from definition_server.catalog.definition import Definition
+from definition_server.catalog.layout import SnapshotError
+from definition_server.catalog.signing import UNSIGNED, SignatureError, payload_of
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.wire import WireError
+from definition_server.cli.exits import (
+    CommandFailed,
+    Exit,
+    no_traceback,
+    on_terminal,
+    print_facts,
+    print_json,
+    visible,
+)
+
+_DEEPEST_INTERFACE = 20
+"""Levels of nesting; a real interface has two, and Python's JSON writer ends at some hundreds."""
+
+
+@click.group()
+def snapshot() -> None:
+    """Look into snapshot files, such as the last-known-good one in SNAPSHOT_DIR."""
+
+
+@snapshot.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--list", "listing", is_flag=True, help="Print the definitions in place of the facts (JSON: beside).")
+@click.option("--name", help="Print the definition of this name in place of the facts.")
+@no_traceback()
+def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
+    """Verify the snapshot in FILE, every octet of it, and print what it holds.
+
+    Exit codes: 0 whole, 1 no file or damaged, 3 no definition called NAME.
+    """
+    if listing and name is not None:
+        raise click.UsageError("--list and --name exclude each other.")
+    opened = _open_verified(file)
+    try:
+        if name is not None:
+            _print_one(opened, name, file, as_json=as_json)
+        elif as_json:
+            print_json(_facts(opened) | ({"definitions": _listing(opened)} if listing else {}))
+        elif listing:
+            _print_listing(_listing(opened))
+        else:
+            _print_facts(opened)
+    except WireError as error:
+        # The checksum holds, so the file is what was written: by a program with a bug, or one that means harm.
+        raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
+
+
+def _open_verified(path: Path) -> Snapshot:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device has no end
+            raise CommandFailed(f"cannot read {path}: it is no regular file", Exit.FAILED)
+        with path.open("rb") as file:
+            # The server replaces its file by renaming, so what is mapped here stays as it is. Nothing maps no octets.
+            octets = mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b""
+        opened = Snapshot(octets)
+        opened.verify()
+    except SnapshotError as error:
+        raise CommandFailed(f"{path} is not usable: {error}", Exit.FAILED) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CommandFailed(f"cannot read {path}: {reason}", Exit.FAILED) from None
+    return opened
+
+
+def _facts(opened: Snapshot) -> dict[str, Any]:
+    footer = opened.footer
+    created = footer.created_at_ns / 1e9
+    signed = footer.key_id != UNSIGNED
+    return {
+        "generation": footer.generation,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds"),
+        "age_seconds": round(time.time() - created, 3),
+        "count": footer.count,
+        "bytes": opened.size,
+        "body_bytes": footer.body_length,
+        "version_hash": opened.version_hash,
+        "signed": signed,
+        "key_id": footer.key_id.hex() if signed else None,
+    }
+
+
+def _print_facts(opened: Snapshot) -> None:
+    facts = _facts(opened)
+    print_facts(
+        [
+            ("generation", str(facts["generation"])),
+            ("created at", f"{facts['created_at']} ({_age(facts['age_seconds'])})"),
+            ("definitions", f"{facts['count']:,}"),
+            ("bytes", f"{facts['bytes']:,}"),
+            ("body bytes", f"{facts['body_bytes']:,}"),
+            ("version hash", facts["version_hash"]),
+            ("signed", f"yes (key id {facts['key_id']})" if facts["signed"] else "no"),
+            ("verified", "whole and undamaged"),
+        ]
+    )
+
+
+def _age(seconds: float) -> str:
+    if seconds < 0:
+        return "in the future: a clock is wrong"
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} seconds ago"
+
+
+def _listing(opened: Snapshot) -> list[dict[str, Any]]:
+    return [{"name": each.name, "type": each.type, "code_bytes": len(each.code), "hash": each.hash} for each in opened]
+
+
+def _print_listing(rows: list[dict[str, Any]]) -> None:
+    if not on_terminal():
+        for row in rows:
+            click.echo("\t".join(visible(str(value)) for value in row.values()))
+        return
+    table = Table("name", "type", box=None)
+    table.add_column("code bytes", justify="right")
+    table.add_column("hash", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(str(value))) for value in row.values()))
+    Console().print(table)
+
+
+def _print_one(opened: Snapshot, name: str, file: Path, *, as_json: bool) -> None:
+    try:
+        definition = opened.get(name)
+    except UnicodeEncodeError:
+        raise click.UsageError("--name is not UTF-8 text.") from None
+    if definition is None:
+        raise CommandFailed(f"{file} holds no definition called '{visible(name)}'", Exit.NOT_FOUND)
+    if as_json:
+        print_json(definition_value(definition))
+    else:
+        print_definition(definition)
+
+
+def definition_value(definition: Definition) -> dict[str, Any]:
+    """``definition`` for JSON. ``code`` is as served: source as text, a signed package or other bytes in base64."""
+    signed, _ = _source_of(definition)
+    encoding = "base64" if signed or not _is_utf8(definition.code) else "utf-8"
+    octets = base64.b64encode(definition.code) if encoding == "base64" else definition.code
+    return {
+        "name": definition.name,
+        "type": definition.type,
+        "interface": interface_value(definition.interface_json),
+        "hash": definition.hash,
+        "signed": signed,
+        "code_encoding": encoding,
+        "code": octets.decode(),
+    }
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def interface_value(text: str) -> list[Any] | str:
+    """``text`` parsed where it is a JSON array that can be written as JSON again, else ``text`` itself."""
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list) and _nests_at_most(_DEEPEST_INTERFACE, value) else text
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no JSON number")
+    return value
+
+
+def _nests_at_most(levels: int, value: object) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(levels > 0 and _nests_at_most(levels - 1, child) for child in children)
+
+
+def print_definition(definition: Definition) -> None:
+    """``definition`` for people: coloured on a terminal, plain text elsewhere.
+
+    Of a signed package the payload is shown; nothing here verifies the signature.
+    """
+    signed, source = _source_of(definition)
+    facts = [
+        ("name", visible(definition.name)),
+        ("type", visible(definition.type)),
+        ("hash", visible(definition.hash)),
+        ("code", f"{len(source):,} bytes, {'signed' if signed else 'not signed'}"),
+    ]
+    items = _interface_rows(definition.interface_json)
+    code = source.decode(errors="backslashreplace")
+    if not on_terminal():
+        interface = ", ".join(f"{item} ({kind})" if kind else item for item, kind in items) or "none"
+        print_facts([*facts, ("interface", interface)])
+        click.echo(f"\n{code}", nl=not code.endswith("\n"))
+        return
+    console = Console()
+    for label, value in facts:
+        console.print(Text.assemble((f"{label}: ", "bold"), value), soft_wrap=True)
+    if items:
+        table = Table("item", "type", title="interface", title_justify="left")
+        for item, kind in items:
+            table.add_row(Text(item), Text(kind))
+        console.print(table)
+    else:
+        console.print(Text.assemble(("interface: ", "bold"), "none"))
+    shown = visible(code, keep="\n\t")
+    console.print(Syntax(shown, "python", theme="ansi_dark", background_color="default", word_wrap=True))
+
+
+def _source_of(definition: Definition) -> tuple[bool, bytes]:
+    """Whether the code is a signed package, and the source in it (or the code itself)."""
+    try:
+        return True, payload_of(definition.code)
+    except SignatureError:
+        return False, definition.code
+
+
+def _interface_rows(text: str) -> list[tuple[str, str]]:
+    """(item, type) of each entry; an entry of another shape, or an interface that is no array, as it stands."""
+    value = interface_value(text)
+    if isinstance(value, str):
+        return [(visible(value), "")]
+    rows = []
+    for entry in value:
+        if isinstance(entry, dict) and isinstance(entry.get("item"), str):
+            rows.append((visible(entry["item"]), visible(str(entry.get("type", "")))))
+        else:
+            rows.append((json.dumps(entry), ""))
+    return rows

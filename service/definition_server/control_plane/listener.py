@@ -1,0 +1,89 @@
+"""The port and the descriptor limit, before any worker exists."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+import time
+
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+WANTED_DESCRIPTORS = 65_536
+_RETRY_SECONDS = 2.0
+_RETRY_EVERY = 0.1
+
+
+class PortInUse(Exception):
+    """The address is taken or not ours; the message says which and what to do."""
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """A socket that holds ``host:port`` for this master and lets its workers, and nobody else, listen there.
+
+    ``SO_REUSEPORT`` alone would let a second master of the same user join in silently. So the socket binds first
+    *without* it, which fails if anyone listens there, and allows it afterwards: Linux looks at the current flag of
+    both sockets for each bind (``net/ipv4/inet_connection_sock.c``, ``inet_csk_bind_conflict``). ``SO_REUSEADDR``
+    is on for the bind, so that connections of an earlier server in TIME_WAIT do not count, and off afterwards, so that
+    a second master's bind fails even before the first worker listens. The socket never listens itself.
+
+    Workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
+
+    Raises:
+        PortInUse: where the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    deadline = time.monotonic() + _RETRY_SECONDS
+    while True:
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind((host, port))
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            return holder
+        except OSError as error:
+            holder.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise PortInUse(told(host, port, "PORT", error)) from error
+            time.sleep(_RETRY_EVERY)
+
+
+def told(host: str, port: int, variable: str, error: OSError) -> str:
+    """Why ``host:port`` cannot be had, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{host}:{port} is in use by another process (another definition-server?). "
+            f"Stop it, or set {variable} to a free port."
+        )
+    if error.errno == errno.EACCES:
+        return f"{host}:{port} may not be opened by this user. Set {variable} to a port from 1024 up."
+    return f"{host}:{port} cannot be opened ({error.strerror}). Check HOST and {variable}."
+
+
+def raise_descriptor_limit(wanted: int = WANTED_DESCRIPTORS) -> int:
+    """Raise the soft limit of open files to at least ``wanted`` where allowed, else say so.
+
+    Returns:
+        The limit in force.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    for limit in ((wanted, max(hard, wanted) if hard != resource.RLIM_INFINITY else hard), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            break
+        except (ValueError, OSError):
+            continue
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft < wanted:
+        log.warning(
+            "Limit of open files is low; connections beyond it will be refused",
+            limit=soft,
+            wanted=wanted,
+            remedy="raise it (ulimit -n, LimitNOFILE=, or the container runtime's nofile)",
+        )
+    return soft

@@ -1,0 +1,237 @@
+"""The master process: one place that wires source → checks → publisher → workers, and answers signals.
+
+Signals: SIGTERM, SIGINT drain and exit 0 (a second one cuts the drain short) · SIGHUP re-reads secrets from their files
+and syncs at once · SIGUSR2 rolls the workers. Handlers only set events; the work is done in tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from hashlib import sha256
+from typing import Any
+
+from definition_server import __version__
+from definition_server.catalog.signing import Signer
+from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.listener import PortInUse, raise_descriptor_limit, reserve_port
+from definition_server.control_plane.postgres import PostgresSource
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.status import StatusReader
+from definition_server.control_plane.store import SnapshotStore
+from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
+from definition_server.control_plane.sync import Synchronizer, SyncLoop
+from definition_server.ipc.messages import Configure, Keys
+from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.settings import Settings, SettingsError, load_settings
+
+log = get_logger(__name__)
+
+EX_UNAVAILABLE = 69
+"""Exit code where a port is taken (sysexits.h EX_UNAVAILABLE)."""
+
+_LOOP_STUCK_SECONDS = 30.0
+_ANNOUNCE_SECONDS = 0.01
+_EXIT_MARGIN_SECONDS = 5.0
+
+
+def run_master(settings: Settings) -> int:
+    """Serve until told to stop. Returns the exit code: 0, or 69 where a port is taken."""
+    configure_logs(settings.app_env, settings.log_level)
+    raise_descriptor_limit()
+    try:
+        holder = reserve_port(settings.host, settings.port)
+    except PortInUse as error:
+        log.critical("Cannot start", error=str(error))
+        return EX_UNAVAILABLE
+    with holder:
+        try:
+            master = _Master(settings, holder.getsockname()[1])
+        except PortInUse as error:
+            log.critical("Cannot start", error=str(error))
+            return EX_UNAVAILABLE
+        return asyncio.run(master.run())
+
+
+class _Master:
+    """The parts, wired."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        """Nothing is started yet, but the metrics port is open.
+
+        Raises:
+            PortInUse: where the metrics port cannot be had.
+        """
+        self._settings = settings
+        self._port = port
+        self._started = self._last_turn = time.monotonic()
+        self._stop = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._publisher = Publisher()
+        self._source = PostgresSource(
+            settings.database_url.get_secret_value(),
+            connect_timeout=settings.connect_timeout_seconds,
+            statement_timeout=settings.statement_timeout_seconds,
+        )
+        self._synchronizer = Synchronizer(
+            self._source,
+            self._publisher,
+            signer=_signer(settings),
+            store=None if settings.snapshot_dir is None else SnapshotStore(settings.snapshot_dir),
+            allow_empty=settings.allow_empty_catalog,
+        )
+        self._sync_loop = SyncLoop(
+            self._synchronizer,
+            self._publisher,
+            interval=settings.sync_interval_seconds,
+            patience=settings.connect_timeout_seconds,
+        )
+        self._supervisor = Supervisor(
+            _worker_config(settings, port),
+            self._publisher,
+            _keys(settings),
+            workers=settings.workers,
+            heartbeat_timeout=settings.heartbeat_timeout_seconds,
+            start_timeout=settings.start_timeout_seconds,
+        )
+        self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
+        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._trouble)
+
+    async def run(self) -> int:
+        """Start everything, wait for a signal, stop everything. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._spawn, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._spawn, self._roll)
+        settings = self._settings
+        log.info(
+            "Starting",
+            version=__version__,
+            address=f"{settings.host}:{self._port}",
+            metrics_port=self._admin.port,
+            workers=settings.workers,
+            transport=settings.transport,
+            signed=settings.avap_internal_key is not None,
+        )
+        self._admin.start()
+        self._supervisor.start()
+        forever = [
+            asyncio.create_task(work)
+            for work in (self._sync_loop.run(), self._supervisor.watch(), self._turn(), self._announce())
+        ]
+        stopped = asyncio.create_task(self._stop.wait())
+        ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        for task in ended - {stopped}:
+            # None of these ever returns; what they raise is a bug of ours. Leave in order, with a crash's code.
+            log.critical("The master failed; leaving", exc_info=task.exception())
+            code = 1
+        await self._leave(forever)
+        return code
+
+    async def _leave(self, forever: list[asyncio.Task[None]]) -> None:
+        settings = self._settings
+        self._status.stopping = True
+        _exit_at_the_latest(settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
+        log.info(
+            "Draining",
+            wait_seconds=settings.drain_wait_seconds,
+            timeout_seconds=settings.drain_timeout_seconds,
+        )
+        forever[0].cancel()
+        await self._supervisor.drain(wait=settings.drain_wait_seconds, timeout=settings.drain_timeout_seconds)
+        for task in (*forever, *self._background):
+            task.cancel()
+        await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        await self._source.close()
+        self._admin.close()
+        self._publisher.close()
+        log.info("Stopped")
+
+    def _on_stop(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            log.warning("Second signal: calls in flight are cut", signal=signal.Signals(number).name)
+            self._supervisor.cut_short()
+        else:
+            log.info("Stopping", signal=signal.Signals(number).name)
+            self._stop.set()
+
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``work`` beside everything else, keeping hold of it."""
+        task = asyncio.create_task(work())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _roll(self) -> None:
+        log.info("Rolling the workers")
+        await self._supervisor.roll()
+
+    async def _reload(self) -> None:
+        """Take rotated secrets from their files, then sync at once."""
+        try:
+            settings = load_settings(Settings)
+        except SettingsError as error:
+            log.error("Settings not read again; the old ones stay", error=str(error))
+        else:
+            await self._source.use_url(settings.database_url.get_secret_value())
+            self._synchronizer.use_signer(_signer(settings))
+            self._supervisor.use_keys(_keys(settings))
+        log.info("Syncing at once")
+        self._sync_loop.sync_soon()
+
+    async def _announce(self) -> None:
+        """Say once that every worker serves, then rest."""
+        while self._supervisor.serving < self._settings.workers:  # noqa: ASYNC110 - a level, not an edge
+            await asyncio.sleep(_ANNOUNCE_SECONDS)
+        log.info("Serving", seconds=round(time.monotonic() - self._started, 3), workers=self._settings.workers)
+        await asyncio.Event().wait()
+
+    async def _turn(self) -> None:
+        """Note that the loop turns, for /livez."""
+        while True:
+            self._last_turn = time.monotonic()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _trouble(self) -> str | None:
+        silent = time.monotonic() - self._last_turn
+        return None if silent < _LOOP_STUCK_SECONDS else f"the master's event loop stands still for {silent:.0f} s"
+
+
+def _exit_at_the_latest(seconds: float) -> None:
+    """End the process after ``seconds`` come what may: a thread on a hung disk or resolver would wait for ever."""
+
+    def end() -> None:
+        log.warning("A thread did not end in time; leaving without it")
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _signer(settings: Settings) -> Signer | None:
+    key = settings.avap_internal_key
+    return None if key is None else Signer(key.get_secret_value())
+
+
+def _keys(settings: Settings) -> Keys:
+    return Keys((sha256(settings.api_key.get_secret_value().encode()).hexdigest(),))
+
+
+def _worker_config(settings: Settings, port: int) -> Configure:
+    return Configure(
+        host=settings.host,
+        port=port,
+        transport=settings.transport,
+        reflection=settings.reflection,
+        max_connection_age_seconds=settings.max_connection_age_seconds,
+        threadpool_size=settings.threadpool_size,
+        app_env=settings.app_env,
+        log_level=settings.log_level,
+        drain_timeout_seconds=settings.drain_timeout_seconds,
+    )

@@ -1,0 +1,114 @@
+"""Puts together the `ServiceStatus` from what the parts of the master know. Reads only; called from any thread."""
+
+from __future__ import annotations
+
+import time
+
+from definition_server import __version__
+from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.supervisor import Post, Supervisor
+from definition_server.control_plane.sync import SyncState
+from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, StatsPage
+from definition_server.observability.status import (
+    CatalogStatus,
+    RequestStatus,
+    ServiceStatus,
+    SyncStatus,
+    WorkerStatus,
+)
+
+
+class StatusReader:
+    """Reads the status of a running master."""
+
+    def __init__(self, publisher: Publisher, sync: SyncState, supervisor: Supervisor) -> None:
+        self._publisher = publisher
+        self._sync = sync
+        self._supervisor = supervisor
+        self._started_at = time.time()
+        self.stopping = False
+
+    def read(self) -> ServiceStatus:
+        """The status now."""
+        return ServiceStatus(
+            version=__version__,
+            started_at=self._started_at,
+            ready=not self.stopping and self._supervisor.serving > 0,
+            stopping=self.stopping,
+            catalog=_catalog(self._publisher),
+            sync=_sync(self._sync),
+            workers=tuple(_worker(post) for post in self._supervisor.posts),
+            requests=_requests(self._supervisor.page),
+        )
+
+
+def _catalog(publisher: Publisher) -> CatalogStatus | None:
+    publication = publisher.current
+    if publication is None:
+        return None
+    snapshot = publication.snapshot
+    return CatalogStatus(
+        generation=snapshot.generation,
+        version_hash=snapshot.version_hash,
+        definitions=snapshot.count,
+        bytes=snapshot.size,
+        created_at=snapshot.footer.created_at_ns / 1e9,
+    )
+
+
+def _sync(state: SyncState) -> SyncStatus:
+    findings = state.findings
+    return SyncStatus(
+        cycles={outcome.value: count for outcome, count in state.cycles.items()},
+        last_outcome=state.last_outcome,
+        last_attempt=state.last_attempt,
+        last_success=state.last_success,
+        last_error=state.last_error,
+        last_duration_seconds=state.last_duration_seconds,
+        age_seconds=None if state.last_success is None else max(0.0, time.time() - state.last_success),
+        restored_age_seconds=state.restored_age_seconds,
+        store_error=state.store_error,
+        source_rows=findings.source_rows,
+        unserved={reason.value: findings.unserved[reason] for reason in Unserved},
+        suspect={reason.value: findings.suspect[reason] for reason in Suspect},
+    )
+
+
+def _worker(post: Post) -> WorkerStatus:
+    worker = post.worker
+    if worker is None:
+        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.looping)
+    reading = worker.slot.read()
+    if worker.draining:
+        state = "draining"
+    elif not worker.ready.is_set():
+        state = "starting"
+    else:
+        state = "serving" if worker.generation else "waiting"
+    return WorkerStatus(
+        worker=post.number,
+        pid=worker.pid,
+        state=state,
+        generation=reading.generation,
+        version_hash=reading.version_hash,
+        definitions=reading.entries,
+        heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
+        restarts=post.restarts,
+        crash_loop=post.looping,
+    )
+
+
+def _requests(page: StatsPage) -> RequestStatus:
+    readings = [page.slot(number).read() for number in range(page.slots)]
+    return RequestStatus(
+        by_status={status: sum(reading.requests[status] for reading in readings) for status in STATUSES},
+        bounds_seconds=LATENCY_BOUNDS,
+        latency={
+            method: tuple(sum(counts) for counts in zip(*(r.latency[method] for r in readings), strict=True))
+            for method in METHODS
+        },
+        latency_sum_seconds={
+            method: sum(reading.latency_sum_seconds[method] for reading in readings) for method in METHODS
+        },
+    )

@@ -1,0 +1,96 @@
+"""The last-known-good snapshot on disk: written whole or not at all, read back only undamaged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from definition_server.catalog.layout import SnapshotError
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.ipc.memory import create_sealed, map_sealed
+
+FILE_NAME = "last-known-good.avapsnap"
+
+_CHUNK = 8 * 1024 * 1024
+
+
+class StoreError(Exception):
+    """The last-known-good file cannot be written or read; the message says which file and why."""
+
+
+class SnapshotStore:
+    """Keeps one snapshot in ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / FILE_NAME
+
+    def save(self, descriptor: int) -> None:
+        """Replace the stored snapshot by the sealed memory behind ``descriptor``.
+
+        Temporary file, ``fsync``, rename, ``fsync`` of the directory: whoever looks, and whenever the power fails,
+        finds the old file or the new one. Blocks; run it in a thread.
+
+        Raises:
+            StoreError: where that fails; the old file is then untouched.
+        """
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            try:
+                # Code of a whole platform: nobody else's to read.
+                with open(temporary, "wb", opener=_private) as file:
+                    _copy(descriptor, file.fileno())
+                    os.fsync(file.fileno())
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def load(self) -> tuple[Snapshot, int] | None:
+        """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
+
+        Returns:
+            None where there is no file. The caller closes the descriptor.
+
+        Raises:
+            StoreError: where the file cannot be read or a check fails.
+        """
+        try:
+            with self.path.open("rb") as file:
+                descriptor = create_sealed("avap-snapshot", iter(lambda: file.read(_CHUNK), b""))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path}: {error.strerror}") from error
+        try:
+            # Verified after copying: what is checked is what will be served, whoever writes the file meanwhile.
+            snapshot = Snapshot(map_sealed(descriptor))
+            snapshot.verify()
+        except (SnapshotError, OSError, ValueError) as error:
+            os.close(descriptor)
+            raise StoreError(f"{self.path} is not usable: {error}") from error
+        return snapshot, descriptor
+
+    def _remove_leftovers(self) -> None:
+        """Files of a writer that was killed."""
+        for leftover in self.path.parent.glob(f"{self.path.stem}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
+
+
+def _copy(source: int, target: int) -> None:
+    """All of ``source`` into ``target``, inside the kernel."""
+    size = os.fstat(source).st_size
+    offset = 0
+    while offset < size:
+        offset += os.sendfile(target, source, offset, size - offset)

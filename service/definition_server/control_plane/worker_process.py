@@ -1,0 +1,124 @@
+"""One worker process as the master sees it: started by ``exec``, spoken to over its control socket, reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import Process
+
+from definition_server.control_plane.publisher import Publication
+from definition_server.ipc.channel import Channel, ChannelClosed
+from definition_server.ipc.messages import Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.observability.logs import get_logger
+from definition_server.settings import inherited_environment
+
+log = get_logger(__name__)
+
+# What a Python process and gRPC's C-core need to run. Everything else stays with the master: no DATABASE_URL, no key.
+_ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
+_ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
+
+
+class WorkerProcess:
+    """A running worker.
+
+    ``ready`` is set once it serves; ``generation`` is the snapshot it last reported; ``ended`` is done when the process
+    has been reaped, with its exit code (negative for a signal).
+    """
+
+    def __init__(self, number: int, process: Process, channel: Channel, slot: Slot) -> None:
+        self.number = number
+        self.slot = slot
+        self.started = asyncio.get_running_loop().time()
+        self.ready = asyncio.Event()
+        self.generation = 0
+        self.draining = False
+        self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
+        self._process = process
+        self._channel = channel
+        self._sent_generation = 0
+        self._sent_keys: Keys | None = None
+        asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
+
+    @classmethod
+    async def start(cls, number: int, slot_number: int, page: StatsPage, config: Configure) -> WorkerProcess:
+        """Start worker ``number`` on stats slot ``slot_number``.
+
+        Raises:
+            OSError: where no process can be made (memory, process or descriptor limit).
+        """
+        channel, theirs = Channel.pair()
+        try:
+            channel.send(config)
+            # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
+            # C-core and its threads do not survive one.
+            program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                program,
+                *(str(value) for value in (theirs.fileno(), page.descriptor, slot_number)),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), page.descriptor),
+                env=inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+            )
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(number, process, channel, page.slot(slot_number))
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    def bring_level(self, keys: Keys, publication: Publication | None) -> None:
+        """Send whatever the worker has not been sent yet; call again and again.
+
+        A worker that does not read now (its queue is full) gets the newest state at a later call, not a backlog.
+        """
+        try:
+            if keys != self._sent_keys and self._channel.send(keys):
+                self._sent_keys = keys
+            if publication is not None and publication.snapshot.generation != self._sent_generation:
+                snapshot = publication.snapshot
+                message = Publish(snapshot.generation, snapshot.version_hash)
+                if self._channel.send(message, publication.descriptor):
+                    self._sent_generation = snapshot.generation
+        except ChannelClosed:
+            return  # the process is ending; `ended` tells
+
+    def drain(self, drain: Drain) -> None:
+        """Tell the worker to leave."""
+        self.draining = True
+        try:
+            if not self._channel.send(drain):
+                self.kill()
+        except ChannelClosed:
+            return  # it is leaving already
+
+    def _receive(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message = received[0]
+                if isinstance(message, Ready):
+                    self.generation = message.generation
+                    self.ready.set()
+        except MessageError as error:
+            log.error("Worker's message ignored", worker=self.number, error=str(error))
+        except ChannelClosed:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+
+    async def _reap(self) -> int:
+        code = await self._process.wait()
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self._channel.close()
+        return code

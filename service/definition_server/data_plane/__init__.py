@@ -1,0 +1,1 @@
+"""The worker: answers from RAM. It holds no database connection and no credential, and touches no disk."""

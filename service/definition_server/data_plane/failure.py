@@ -1,0 +1,40 @@
+"""How a call fails: one class, the gRPC status codes it may carry, and their names in metrics."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """gRPC status codes that the server's RPCs answer with (grpc doc ``statuscodes.md``)."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+    @property
+    def http(self) -> str:
+        """The same outcome in HTTP terms, as ``avap_requests_total`` labels it."""
+        return _HTTP[self]
+
+
+_HTTP = {
+    Status.OK: "200",
+    Status.INVALID_ARGUMENT: "400",
+    Status.UNAUTHENTICATED: "401",
+    Status.NOT_FOUND: "404",
+    Status.INTERNAL: "500",
+    Status.UNAVAILABLE: "503",
+}
+
+
+class CallFailed(Exception):
+    """A call ends with ``status`` and ``message``, as the client is to see them."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message

@@ -1,0 +1,50 @@
+"""``grpc.health.v1`` for ``""`` and ``avap.DefinitionEngine``, with watches that do not hold up a drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from grpc_health.v1 import health, health_pb2
+
+from definition_server.data_plane.services import SERVICE
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
+    """The servicer of grpcio-health-checking, whose watches can be ended.
+
+    A ``Watch`` has no end of its own: a server that waits for its calls in flight would wait out its whole grace
+    period for each client that watches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ending = asyncio.Event()
+
+    async def report(self, serving: bool) -> None:
+        """Answer SERVING or NOT_SERVING from now on; watchers hear of it at once."""
+        for service in ("", SERVICE):
+            await self.set(service, _SERVING if serving else _NOT_SERVING)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
+        """Stream the state of ``request.service`` until the client leaves or `end_watches`."""
+        watching = asyncio.ensure_future(_run(super().Watch(request, context)))
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait((watching, ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watching, ending):
+                task.cancel()
+            await asyncio.gather(watching, ending, return_exceptions=True)
+
+    def end_watches(self) -> None:
+        """End every watch, open or yet to come, with status OK."""
+        self._ending.set()
+
+
+async def _run(watch: Coroutine[Any, Any, None]) -> None:
+    await watch

@@ -1,0 +1,81 @@
+"""The RPCs of ``avap.DefinitionEngine``, stated once for every transport: request bytes in, answer bytes out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.wire import NAME
+from definition_server.data_plane.failure import CallFailed, Status
+from definition_server.rpc import avap_pb2
+
+MessageType = TypeVar("MessageType", bound=Message)
+
+SERVICE = "avap.DefinitionEngine"
+
+_NAME_TAG = NAME << 3 | 2
+_LONGEST_NAME_TOLD = 200
+"""The column holds 100 characters; a longer name comes from no catalogue, and trailers have an 8 KiB limit."""
+
+
+class DefinitionEngine:
+    """Answers from the snapshot in ``snapshot``; swapping catalogues is assigning that attribute."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+
+    def get_command(self, request: bytes) -> bytes:
+        """``CommandRequest`` → ``CommandResponse``, both serialized.
+
+        Raises:
+            CallFailed: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE.
+        """
+        snapshot = self._current()
+        name = _requested_name(request)
+        answer = snapshot.answer(name)
+        if answer is None:
+            told = name.decode()
+            if len(told) > _LONGEST_NAME_TOLD:
+                told = told[:_LONGEST_NAME_TOLD] + "…"
+            raise CallFailed(Status.NOT_FOUND, f"Command '{told}' not found")
+        return answer
+
+    def sync_catalog(self, request: bytes) -> bytes:
+        """``Empty`` → ``CatalogResponse``, both serialized.
+
+        Raises:
+            CallFailed: INVALID_ARGUMENT, UNAVAILABLE.
+        """
+        snapshot = self._current()
+        if request:
+            _parse(avap_pb2.Empty, request)
+        return bytes(snapshot.body)
+
+    def _current(self) -> Snapshot:
+        snapshot = self.snapshot
+        if snapshot is None:
+            raise CallFailed(Status.UNAVAILABLE, "The catalogue is not loaded yet")
+        return snapshot
+
+
+def _requested_name(request: bytes) -> bytes:
+    """The name in a serialized ``CommandRequest``, as UTF-8.
+
+    Every client library writes a name below 128 octets as tag, length, octets; only what differs from that needs
+    the protobuf parser, which also judges the encoding.
+    """
+    if len(request) > 2 and request[0] == _NAME_TAG and request[1] == len(request) - 2 < 128:
+        name = request[2:]
+        if name.isascii():
+            return name
+    return _parse(avap_pb2.CommandRequest, request).name.encode()
+
+
+def _parse(cls: type[MessageType], request: bytes) -> MessageType:
+    try:
+        return cls.FromString(request)
+    except DecodeError as error:
+        reason = f"The request is not a valid {cls.DESCRIPTOR.full_name}"
+        raise CallFailed(Status.INVALID_ARGUMENT, reason) from error

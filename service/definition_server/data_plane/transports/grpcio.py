@@ -1,0 +1,117 @@
+"""The reference transport: ``grpc.aio.server`` on gRPC's C-core.
+
+C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT`` and the kernel
+spreads connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
+Messages pass as bytes: no serializer, so no message object is built for a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from definition_server.data_plane.authentication import METADATA_KEY
+from definition_server.data_plane.endpoint import Endpoint, Handler
+from definition_server.data_plane.failure import CallFailed, Status
+from definition_server.data_plane.health import Health
+from definition_server.data_plane.services import SERVICE
+from definition_server.data_plane.transports import CannotListen
+from definition_server.ipc.messages import Configure
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_ABORT_CODES = {status: _CODES[status.value] for status in Status}
+
+_MAX_REQUEST = 4 * 1024 * 1024
+"""gRPC's default everywhere. A request is a name of 100 characters at most; more is refused before it is read."""
+
+Method = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class GrpcioTransport:
+    """`Transport` on ``grpc.aio``."""
+
+    def __init__(self, config: Configure, endpoint: Endpoint) -> None:
+        self._address = _address(config.host, config.port)
+        self._health = Health()
+        self._pool = ThreadPoolExecutor(config.threadpool_size, "handler")
+        self._server = grpc.aio.server(self._pool, options=_options(config))
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(_method(handler)) for name, handler in endpoint.handlers.items()
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if config.reflection:
+            names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """See `Transport.start`."""
+        await self._health.report(False)
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise CannotListen(f"cannot listen on {self._address}: {error}") from error
+        await self._server.start()
+        return int(port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """See `Transport.set_serving`."""
+        await self._health.report(serving)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """See `Transport.stop`."""
+        self._health.end_watches()
+        await self._server.stop(grace_seconds)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _method(handler: Handler) -> Method:
+    async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            return handler(request, context.invocation_metadata() or ())
+        except CallFailed as failure:
+            await context.abort(_ABORT_CODES[failure.status], failure.message)
+
+    return call
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _options(config: Configure) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", _MAX_REQUEST),
+    ]
+    if config.max_connection_age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", int(config.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(config.drain_timeout_seconds * 1000)),
+        ]
+    return options
+
+
+async def call_all_paths(port: int, key: str) -> None:
+    """Make one call of each kind to a server on the loopback, for `warmup`; the answers do not matter."""
+    found, missing = b"\x0a\x04warm", b"\x0a\x07missing"
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        get: Any = channel.unary_unary(f"/{SERVICE}/GetCommand")
+        sync: Any = channel.unary_unary(f"/{SERVICE}/SyncCatalog")
+        check = health_pb2_grpc.HealthStub(channel).Check
+        for call, request, presented in (
+            (get, found, key),
+            (get, missing, key),
+            (get, found, "wrong"),
+            (sync, b"", key),
+            (check, health_pb2.HealthCheckRequest(), key),
+        ):
+            with suppress(grpc.aio.AioRpcError):
+                await call(request, metadata=((METADATA_KEY, presented),), timeout=5)

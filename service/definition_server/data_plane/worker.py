@@ -1,0 +1,177 @@
+"""One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT``.
+
+Started by the master with a control socket, the stats page and a slot number; everything else it is told over the
+socket. Life: told its configuration → warmed up → port open → READY → serves, swapping snapshots as they are
+published → drains when told to, on SIGTERM, or when the master is gone → exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from time import monotonic_ns
+
+from definition_server.catalog.layout import SnapshotError
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.authentication import KeyRing
+from definition_server.data_plane.endpoint import Endpoint
+from definition_server.data_plane.services import DefinitionEngine
+from definition_server.data_plane.transports import CannotListen, Transport, create_transport
+from definition_server.data_plane.warmup import warm_up
+from definition_server.ipc.channel import Channel, ChannelClosed
+from definition_server.ipc.memory import NotSealedError, map_sealed
+from definition_server.ipc.messages import Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.observability.logs import configure_logs, get_logger
+
+log = get_logger(__name__)
+
+EXIT_CANNOT_START = 3
+"""The port could not be opened, or the master spoke no language this worker knows."""
+
+_BEAT_SECONDS = 0.25
+
+
+class Worker:
+    """The process around one transport."""
+
+    def __init__(self, channel: Channel, slot: Slot, config: Configure) -> None:
+        self._channel = channel
+        self._slot = slot
+        self._config = config
+        self._keys = KeyRing()
+        self._engine = DefinitionEngine()
+        self._drain: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
+        self._swapped = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until told to leave. Returns the exit code."""
+        heart = asyncio.create_task(self._beat())
+        try:
+            self._receive()
+            await warm_up(self._config)
+            transport = create_transport(self._config, Endpoint(self._engine, self._keys, self._slot))
+            try:
+                await transport.start()
+            except CannotListen as error:
+                log.critical("Worker cannot start", error=str(error))
+                return EXIT_CANNOT_START
+            await self._serve(transport)
+            await self._leave(transport, self._drain.result())
+        finally:
+            heart.cancel()
+        return 0
+
+    async def _serve(self, transport: Transport) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._receive)
+        loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
+        reporter = asyncio.create_task(self._report(transport))
+        try:
+            await self._drain
+        finally:
+            loop.remove_reader(self._channel.fileno())
+            reporter.cancel()
+
+    async def _report(self, transport: Transport) -> None:
+        """Tell health and the master of every swap, and of the start."""
+        while True:
+            self._swapped.clear()
+            snapshot = self._engine.snapshot
+            await transport.set_serving(snapshot is not None)
+            try:
+                self._channel.send(Ready(0 if snapshot is None else snapshot.generation))
+            except ChannelClosed:
+                self._leave_soon(self._departure(announce=False))
+            await self._swapped.wait()
+
+    async def _leave(self, transport: Transport, drain: Drain) -> None:
+        if drain.announce:
+            await transport.set_serving(False)
+            await asyncio.sleep(drain.wait_seconds)
+        await transport.stop(max(0.0, drain.timeout_seconds - drain.wait_seconds))
+
+    def _receive(self) -> None:
+        """Act on every message that waits."""
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, descriptor = received
+                if isinstance(message, Keys):
+                    self._keys.replace(message.digests)
+                elif isinstance(message, Publish) and descriptor is not None:
+                    self._swap(message, descriptor)
+                elif isinstance(message, Drain):
+                    self._leave_soon(message)
+                else:
+                    log.error("Control message ignored", error=f"unexpected {type(message).__name__}")
+        except MessageError as error:
+            log.error("Control message ignored", error=str(error))
+        except ChannelClosed:
+            log.warning("The master is gone; leaving")
+            self._leave_soon(self._departure(announce=False))
+
+    def _swap(self, message: Publish, descriptor: int) -> None:
+        """Serve the published snapshot, or keep the one that is served and say why."""
+        try:
+            snapshot = Snapshot(map_sealed(descriptor))
+            if snapshot.version_hash != message.version_hash:
+                raise SnapshotError(f"version {snapshot.version_hash} found, {message.version_hash} announced")
+        except (SnapshotError, NotSealedError, OSError) as error:
+            log.error("Snapshot refused", generation=message.generation, error=str(error))
+            return
+        finally:
+            os.close(descriptor)
+        # One reference changes; a call that already holds the old snapshot keeps its memory mapped.
+        self._engine.snapshot = snapshot
+        self._slot.serve(snapshot.generation, snapshot.count, snapshot.footer.version_hash)
+        self._swapped.set()
+
+    def _departure(self, *, announce: bool) -> Drain:
+        return Drain(announce, 0.0, self._config.drain_timeout_seconds)
+
+    def _leave_soon(self, drain: Drain) -> None:
+        if not self._drain.done():
+            self._drain.set_result(drain)
+
+    async def _beat(self) -> None:
+        """The heartbeat comes from the loop that serves: where that stands still, so does the heart."""
+        while True:
+            self._slot.beat(monotonic_ns())
+            await asyncio.sleep(_BEAT_SECONDS)
+
+
+async def _start(channel: Channel, slot: Slot) -> int:
+    # The master has sent the configuration before this process existed, so it is there.
+    received = channel.receive()
+    if received is None or not isinstance(received[0], Configure):
+        log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
+        return EXIT_CANNOT_START
+    config = received[0]
+    configure_logs(config.app_env, config.log_level)
+    return await Worker(channel, slot, config).run()
+
+
+def main(arguments: list[str]) -> int:
+    """Run one worker. Returns the exit code."""
+    # A terminal's Ctrl-C reaches the whole process group; the master alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control, stats, number = (int(argument) for argument in arguments)
+    configure_logs("production", "INFO")
+    channel = Channel.inherited(control)
+    page = StatsPage(stats)
+    os.set_inheritable(stats, False)
+    slot = page.slot(number)
+    slot.start(os.getpid(), monotonic_ns())
+    try:
+        return asyncio.run(_start(channel, slot))
+    except Exception as error:
+        log.critical("Worker failed", exc_info=error)
+        return 1
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message a datagram.
+
+Descriptors travel beside a message by ``SCM_RIGHTS`` (``unix(7)``). Both ends are non-blocking; the end of the other
+process is seen as `ChannelClosed`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from definition_server.ipc.messages import Message, decode, encode
+
+_MAX_DATAGRAM = 64 * 1024
+
+
+class ChannelClosed(Exception):
+    """The process at the other end is gone."""
+
+
+class Channel:
+    """One end of a control socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """Our end, and the raw end to hand to a child process (and to close here once it has been)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), theirs
+
+    @classmethod
+    def inherited(cls, descriptor: int) -> Channel:
+        """The end that this process was started with."""
+        os.set_inheritable(descriptor, False)
+        return cls(socket.socket(fileno=descriptor))
+
+    def fileno(self) -> int:
+        """Descriptor, for an event loop to watch."""
+        return self._socket.fileno()
+
+    def send(self, message: Message, descriptor: int | None = None) -> bool:
+        """Send ``message``, with ``descriptor`` if given (the receiver gets one of its own).
+
+        Returns:
+            False where the other end does not read and its queue is full; try again later.
+
+        Raises:
+            ChannelClosed: where the other end is gone.
+        """
+        descriptors = [] if descriptor is None else [descriptor]
+        try:
+            socket.send_fds(self._socket, [encode(message)], descriptors)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        return True
+
+    def receive(self) -> tuple[Message, int | None] | None:
+        """The next message and the descriptor that came with it (the caller's to close); None if none waits.
+
+        Raises:
+            ChannelClosed: where the other end is gone.
+            MessageError: where the datagram is no message.
+        """
+        try:
+            datagram, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_DATAGRAM, 1, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        if not datagram:
+            raise ChannelClosed("end of stream")
+        return decode(datagram), descriptors[0] if descriptors else None
+
+    def close(self) -> None:
+        """Close this end; the other one sees it at once."""
+        self._socket.close()

@@ -1,0 +1,66 @@
+"""Shared memory without names: a sealed ``memfd`` carries a snapshot from the master to every worker.
+
+The seals (``fcntl(2)``, F_ADD_SEALS) make the memory immutable for everyone, the master included, so that a worker
+may map it and trust that no length changes under its hands. There is one copy in the machine, however many workers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from itertools import islice
+from mmap import MAP_SHARED, PROT_READ, mmap
+
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_BATCH_PIECES = 1024
+"""Pieces for one ``writev``: IOV_MAX of Linux."""
+
+
+class NotSealedError(ValueError):
+    """Memory that could still change: it is not mapped."""
+
+
+def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
+    """A sealed memfd that holds ``pieces`` one after the other. The caller closes the descriptor.
+
+    Raises:
+        OSError: no memory or no descriptor left.
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        remaining = iter(pieces)
+        while batch := list(islice(remaining, _BATCH_PIECES)):
+            _write_all(descriptor, batch)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write_all(descriptor: int, pieces: list[bytes | memoryview]) -> None:
+    """Write ``pieces`` whole: the kernel copies them straight from where they lie, and may stop half-way."""
+    written = os.writev(descriptor, pieces)
+    for piece in pieces:
+        if written >= len(piece):
+            written -= len(piece)
+            continue
+        rest = memoryview(piece)[written:]
+        written = 0
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def map_sealed(descriptor: int) -> mmap:
+    """Map a sealed memfd for reading. The mapping outlives the descriptor.
+
+    Raises:
+        NotSealedError: where a seal is missing.
+        OSError: where it cannot be mapped.
+    """
+    seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    if seals & SEALS != SEALS:
+        raise NotSealedError(f"seals {seals:#x} found, {SEALS:#x} expected")
+    return mmap(descriptor, 0, flags=MAP_SHARED, prot=PROT_READ)

@@ -1,0 +1,88 @@
+"""What master and worker say to each other.
+
+Master → worker: `Configure` (once, first), `Keys`, `Publish` (with a descriptor), `Drain`. Worker → master: `Ready`,
+sent when the port is open and again after every swap. A message is one datagram of JSON: rare, small, readable in
+``strace``. The order of sending is the order of arrival.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class MessageError(ValueError):
+    """A datagram that is no message of this protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """What a worker needs to start. Nothing secret: keys come by `Keys`, as digests."""
+
+    host: str
+    port: int
+    transport: str
+    reflection: bool
+    max_connection_age_seconds: float
+    threadpool_size: int
+    app_env: str
+    log_level: str
+    drain_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys that clients may present, as hex SHA-256 digests. Replaces the ones before."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A snapshot, whose sealed memory travels beside the message as one descriptor."""
+
+    generation: int
+    version_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Leave: report NOT_SERVING if ``announce``, wait, finish calls in flight within ``timeout_seconds``, exit 0."""
+
+    announce: bool
+    wait_seconds: float
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
+
+    generation: int
+
+
+Message = Configure | Keys | Publish | Drain | Ready
+
+_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in (Configure, Keys, Publish, Drain, Ready)}
+
+
+def encode(message: Message) -> bytes:
+    """One datagram."""
+    return json.dumps({"type": type(message).__name__, **asdict(message)}).encode()
+
+
+def decode(datagram: bytes) -> Message:
+    """The message in ``datagram``.
+
+    Raises:
+        MessageError: where it is none.
+    """
+    try:
+        values: dict[str, Any] = json.loads(datagram)
+        cls = _TYPES[values.pop("type")]
+        if cls is Keys:
+            return Keys(tuple(values["digests"]))
+        return cls(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MessageError(f"not a control message: {datagram[:200]!r} ({error})") from error

@@ -1,0 +1,141 @@
+"""The stats page: one shared mapping, one cache-line-padded slot of 64-bit counters per worker.
+
+A worker is the only writer of its slot and adds without a lock; the master reads all slots when it is asked for
+metrics or status. A slot is not cleared when its worker dies, and the worker that follows goes on adding, so counters
+survive crashes. A read may be one request behind another read in the same slot; no value is ever torn, because an
+aligned 64-bit store is one store.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from dataclasses import dataclass
+from enum import IntEnum
+from mmap import mmap
+
+STATUSES = ("200", "400", "401", "404", "500", "503")
+"""Request outcomes in HTTP terms, as the metric labels them."""
+
+METHODS = ("GetCommand", "SyncCatalog")
+
+LATENCY_BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""Upper bounds of the latency buckets in seconds; one more bucket holds what is above."""
+
+_BUCKETS = len(LATENCY_BOUNDS) + 1
+_HASH_WORDS = 4
+_WORD = 8
+_CACHE_LINE = 64
+
+
+class Word(IntEnum):
+    """Where each value lies in a slot."""
+
+    PID = 0
+    HEARTBEAT = 1
+    GENERATION = 2
+    ENTRIES = 3
+    VERSION_HASH = 4
+    REQUESTS = VERSION_HASH + _HASH_WORDS
+    BUCKETS = REQUESTS + len(STATUSES)
+    NANOSECONDS = BUCKETS + len(METHODS) * _BUCKETS
+    END = NANOSECONDS + len(METHODS)
+
+
+SLOT_SIZE = -(-Word.END * _WORD // _CACHE_LINE) * _CACHE_LINE
+_BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReading:
+    """What a slot holds at one moment."""
+
+    pid: int
+    heartbeat_ns: int
+    generation: int
+    entries: int
+    version_hash: str
+    requests: dict[str, int]
+    """Status → requests."""
+    latency: dict[str, tuple[int, ...]]
+    """Method → requests per bucket of `LATENCY_BOUNDS`, not cumulated."""
+    latency_sum_seconds: dict[str, float]
+
+
+class Slot:
+    """One worker's counters."""
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+
+    def start(self, pid: int, now_ns: int) -> None:
+        """A new process takes the slot; what it counts stays, what it *is* begins anew."""
+        self._words[Word.GENERATION] = 0
+        self._words[Word.ENTRIES] = 0
+        for number in range(_HASH_WORDS):
+            self._words[Word.VERSION_HASH + number] = 0
+        self._words[Word.HEARTBEAT] = now_ns
+        self._words[Word.PID] = pid
+
+    def beat(self, now_ns: int) -> None:
+        """The worker's event loop turns. ``now_ns`` is CLOCK_MONOTONIC, the same for all processes."""
+        self._words[Word.HEARTBEAT] = now_ns
+
+    def serve(self, generation: int, entries: int, version_hash: bytes) -> None:
+        """The worker now answers from this snapshot."""
+        for number in range(_HASH_WORDS):
+            word = version_hash[number * _WORD : (number + 1) * _WORD]
+            self._words[Word.VERSION_HASH + number] = int.from_bytes(word, "little")
+        self._words[Word.ENTRIES] = entries
+        self._words[Word.GENERATION] = generation
+
+    def count(self, method: int, status: int, elapsed_ns: int) -> None:
+        """One request answered: indices into `METHODS` and `STATUSES`, and the time it took."""
+        words = self._words
+        words[Word.REQUESTS + status] += 1
+        words[Word.BUCKETS + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
+        words[Word.NANOSECONDS + method] += elapsed_ns
+
+    def read(self) -> SlotReading:
+        """All values."""
+        words = self._words
+        version = b"".join(words[Word.VERSION_HASH + number].to_bytes(_WORD, "little") for number in range(_HASH_WORDS))
+        return SlotReading(
+            pid=words[Word.PID],
+            heartbeat_ns=words[Word.HEARTBEAT],
+            generation=words[Word.GENERATION],
+            entries=words[Word.ENTRIES],
+            version_hash=version.hex() if any(version) else "",
+            requests={status: words[Word.REQUESTS + i] for i, status in enumerate(STATUSES)},
+            latency={
+                method: tuple(words[Word.BUCKETS + i * _BUCKETS : Word.BUCKETS + (i + 1) * _BUCKETS])
+                for i, method in enumerate(METHODS)
+            },
+            latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},
+        )
+
+
+class StatsPage:
+    """The mapping, over a memfd that worker processes inherit."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map = mmap(descriptor, 0)
+        self._words = memoryview(self._map).cast("Q")
+        self.slots = len(self._map) // SLOT_SIZE
+
+    @classmethod
+    def create(cls, slots: int) -> StatsPage:
+        """A page of ``slots`` zeroed slots."""
+        descriptor = os.memfd_create("definition-server-stats", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, slots * SLOT_SIZE)
+        return cls(descriptor)
+
+    def slot(self, number: int) -> Slot:
+        """Slot ``number``, from 0."""
+        size = SLOT_SIZE // _WORD
+        return Slot(self._words[number * size : (number + 1) * size])
+
+    def close(self) -> None:
+        """Close the descriptor. The mapping goes when its last slot does."""
+        os.close(self.descriptor)

@@ -1,0 +1,141 @@
+"""Metric names, and the collector that fills them from a `ServiceStatus` when Prometheus scrapes.
+
+``avap_cache_size`` and ``avap_requests_total{status=…}`` are queried by dashboards and alerts in the field under
+exactly these names and labels. Nothing is counted in the master: counters come from the workers' stats page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from definition_server.observability.status import CatalogStatus, RequestStatus, ServiceStatus, SyncStatus
+
+
+class StatusCollector(Collector):
+    """Renders what ``read`` returns."""
+
+    def __init__(self, read: Callable[[], ServiceStatus]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand: registering must not read the status of a service that is still being built."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the service."""
+        status = self._read()
+        yield InfoMetricFamily("avap_build", "Version of the server.", value={"version": status.version})
+        yield _gauge("avap_start_time_seconds", "Start of the master, seconds since the epoch.", status.started_at)
+        yield _gauge("avap_ready", "1 where the service is ready (see /readyz).", status.ready)
+        yield from _catalog(status.catalog)
+        yield from _sync(status.sync)
+        yield from _workers(status)
+        yield from _requests(status.requests)
+
+
+def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
+    """A registry with the service's metrics and those of the master process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(read))
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        registry.register(collector)
+    return registry
+
+
+def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """A gauge without labels; without a sample where there is no value yet."""
+    if value is None:
+        return GaugeMetricFamily(name, text, labels=())
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _labelled(
+    cls: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: dict[str, float] | dict[str, int],
+) -> Metric:
+    family = cls(name, text, labels=(label,))
+    for key, value in values.items():
+        family.add_metric((key,), value)
+    return family
+
+
+def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:
+    yield _gauge("avap_cache_size", "Definitions served.", catalog.definitions if catalog else 0)
+    yield _gauge("avap_snapshot_bytes", "Size of the published snapshot.", catalog.bytes if catalog else 0)
+    yield _gauge("avap_snapshot_generation", "Number of the publication.", catalog.generation if catalog else 0)
+    yield _gauge(
+        "avap_snapshot_created_timestamp_seconds",
+        "When the published snapshot was built, seconds since the epoch.",
+        catalog.created_at if catalog else None,
+    )
+    info = InfoMetricFamily("avap_snapshot", "Version hash of the published snapshot.")
+    if catalog is not None:
+        info.add_metric((), {"version_hash": catalog.version_hash})
+    yield info
+
+
+def _sync(sync: SyncStatus) -> Iterator[Metric]:
+    yield _labelled(CounterMetricFamily, "avap_sync_cycles", "Sync cycles by outcome.", "outcome", sync.cycles)
+    yield _gauge(
+        "avap_sync_last_success_timestamp_seconds",
+        "When the table was last seen to be what is served, seconds since the epoch.",
+        sync.last_success,
+    )
+    yield _gauge("avap_sync_age_seconds", "Time since the last successful cycle.", sync.age_seconds)
+    yield _gauge("avap_sync_duration_seconds", "Duration of the last cycle.", sync.last_duration_seconds)
+    yield _gauge("avap_source_rows", "Rows at the last reading of the table.", sync.source_rows)
+    yield _gauge(
+        "avap_last_known_good_served",
+        "1 while the last-known-good snapshot is served for want of a database.",
+        sync.restored_age_seconds is not None,
+    )
+    yield _gauge("avap_snapshot_store_failed", "1 where the snapshot could not be stored.", bool(sync.store_error))
+    text = "Rows not served at the last reading, by reason."
+    yield _labelled(GaugeMetricFamily, "avap_rows_unserved", text, "reason", sync.unserved)
+    text = "Rows served though they look wrong, at the last reading, by reason."
+    yield _labelled(GaugeMetricFamily, "avap_rows_suspect", text, "reason", sync.suspect)
+
+
+def _workers(status: ServiceStatus) -> Iterator[Metric]:
+    generation = GaugeMetricFamily("avap_worker_generation", "Generation a worker serves.", labels=("worker",))
+    served = InfoMetricFamily("avap_worker_snapshot", "Version hash that a worker serves.", labels=("worker",))
+    up = GaugeMetricFamily("avap_worker_up", "1 where a worker serves a snapshot.", labels=("worker",))
+    beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Since a worker's last beat.", labels=("worker",))
+    restarts = CounterMetricFamily("avap_worker_restarts", "Unasked ends of a worker.", labels=("worker",))
+    loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
+    for worker in status.workers:
+        label = (str(worker.worker),)
+        generation.add_metric(label, worker.generation)
+        served.add_metric(label, {"version_hash": worker.version_hash})
+        up.add_metric(label, worker.state == "serving")
+        if worker.heartbeat_age_seconds is not None:
+            beat.add_metric(label, worker.heartbeat_age_seconds)
+        restarts.add_metric(label, worker.restarts)
+        loop.add_metric(label, worker.crash_loop)
+    yield from (generation, served, up, beat, restarts, loop)
+
+
+def _requests(requests: RequestStatus) -> Iterator[Metric]:
+    text = "Requests by outcome, in HTTP terms."
+    yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
+    text = "Time from a request read to its answer ready, in the worker."
+    histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
+    bounds = [*(f"{bound:g}" for bound in requests.bounds_seconds), "+Inf"]
+    for method, counts in requests.latency.items():
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        histogram.add_metric((method,), buckets, requests.latency_sum_seconds[method])
+    yield histogram

@@ -1,0 +1,77 @@
+"""What the service is, at one moment: the one source of ``/statusz`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatus:
+    """The published snapshot."""
+
+    generation: int
+    version_hash: str
+    definitions: int
+    bytes: int
+    created_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """The sync cycles so far; times are seconds since the epoch, None before the first."""
+
+    cycles: dict[str, int]
+    last_outcome: str | None
+    last_attempt: float | None
+    last_success: float | None
+    last_error: str | None
+    last_duration_seconds: float
+    age_seconds: float | None
+    """Since the table was last seen to be what is served."""
+    restored_age_seconds: float | None
+    store_error: str | None
+    source_rows: int
+    unserved: dict[str, int]
+    suspect: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker number."""
+
+    worker: int
+    pid: int | None
+    state: str
+    """``starting``, ``serving``, ``waiting`` (no snapshot yet), ``draining``, ``down``."""
+    generation: int
+    version_hash: str
+    definitions: int
+    heartbeat_age_seconds: float | None
+    restarts: int
+    crash_loop: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """Requests of all workers, dead ones included."""
+
+    by_status: dict[str, int]
+    bounds_seconds: tuple[float, ...]
+    latency: dict[str, tuple[int, ...]]
+    """Method → requests per bucket, not cumulated; one bucket more than there are bounds."""
+    latency_sum_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """All of it."""
+
+    version: str
+    started_at: float
+    ready: bool
+    stopping: bool
+    catalog: CatalogStatus | None
+    sync: SyncStatus
+    workers: tuple[WorkerStatus, ...]
+    requests: RequestStatus

@@ -1,0 +1,430 @@
+"""Environment to typed settings: the one declaration, and the only reader of ``os.environ``.
+
+The declaration feeds parsing, ``definition-server serve --help``, ``definition-server config`` and
+``docs/settings.md``. Every field's description says what it does; ``remedy`` says what to write when a value
+is refused. A secret ``X`` may come from a file instead, named by ``X_FILE`` (trailing newlines are dropped).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from definition_server.cpus import granted_cpus
+
+EX_CONFIG = 78
+"""Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the environment: which variable, the value found (secrets masked), what to do."""
+
+    variable: str
+    value: str | None
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        shown = "is not set" if self.value is None else f"= {self.value!r}"
+        return f"{self.variable} {shown}: {self.reason}. {self.remedy}"
+
+
+class SettingsError(Exception):
+    """The environment cannot be used. ``problems`` holds all that is wrong with it, not only the first."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def _remedy(text: str, *, secret: bool = False) -> dict[str, Any]:
+    return {"remedy": text, "secret": secret}
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+_SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Values of secrets from the files that ``<VARIABLE>_FILE`` names; `_file_problems` reports the unreadable."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        variable = variables(field)[0]
+        path = os.environ.get(f"{variable}_FILE")
+        if not path or not is_secret(field):
+            return None, variable, False
+        try:
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), variable, False
+        except (OSError, UnicodeDecodeError):
+            return None, variable, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
+        return {variable: value for value, variable, _ in found if value}
+
+
+class _EnvironmentSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls)
+
+
+def _check_api_key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError("gRPC metadata carries only printable ASCII without spaces at the ends")
+    return value
+
+
+class Settings(_EnvironmentSettings):
+    """What ``definition-server serve`` runs on."""
+
+    database_url: SecretStr = Field(
+        validation_alias="DATABASE_URL",
+        description="PostgreSQL connection URL of the database that holds `obex_dapl_functions`. "
+        "The role needs SELECT on that table and nothing else.",
+        json_schema_extra=_remedy("Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE", secret=True),
+    )
+    api_key: SecretStr = Field(
+        validation_alias="API_KEY",
+        description="Key that every call must carry as metadata `x-avap-auth`.",
+        json_schema_extra=_remedy(
+            "Set it to the key that clients send, printable ASCII, for example from `openssl rand -hex 24`",
+            secret=True,
+        ),
+    )
+    avap_internal_key: SecretStr | None = Field(
+        None,
+        validation_alias="AVAP_INTERNAL_KEY",
+        description="Key of the HMAC that signs each definition's code. Unset: code is served unsigned.",
+        json_schema_extra=_remedy("Set it to the key that language servers verify with", secret=True),
+    )
+    host: str = Field(
+        "0.0.0.0",
+        validation_alias="HOST",
+        description="Address that the gRPC port and the metrics port are bound to.",
+        json_schema_extra=_remedy("Give an IP address of this machine, 0.0.0.0 or ::"),
+    )
+    port: Port = Field(
+        50051,
+        validation_alias="PORT",
+        description="gRPC port. 0 takes a free one.",
+        json_schema_extra=_remedy("Give a number from 0 to 65535"),
+    )
+    metrics_port: Port = Field(
+        9464,
+        validation_alias="METRICS_PORT",
+        description="HTTP port of /metrics, /livez, /readyz and /statusz. 0 takes a free one.",
+        json_schema_extra=_remedy("Give a number from 0 to 65535"),
+    )
+    workers: int = Field(
+        default_factory=granted_cpus,
+        ge=1,
+        le=512,
+        validation_alias="WORKERS",
+        description="Worker processes. Default: the CPUs granted (cgroup quota, then affinity).",
+        json_schema_extra=_remedy("Give a whole number from 1 to 512, or leave it unset"),
+    )
+    sync_interval_seconds: Seconds = Field(
+        60.0,
+        validation_alias="SYNC_INTERVAL_SECONDS",
+        description="Time between two looks at the table.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("60 or 0.5")),
+    )
+    snapshot_dir: Path | None = Field(
+        None,
+        validation_alias="SNAPSHOT_DIR",
+        description="Directory of the last-known-good snapshot, served when the database is down at start. "
+        "Unset: none is kept.",
+        json_schema_extra=_remedy("Give a directory that the server may write to, or leave it unset"),
+    )
+    allow_empty_catalog: bool = Field(
+        False,
+        validation_alias="ALLOW_EMPTY_CATALOG",
+        description="Serve a catalogue without a single definition. False: an emptied table is refused, "
+        "and the last good catalogue stays.",
+        json_schema_extra=_remedy("Give true or false"),
+    )
+    transport: Literal["grpcio"] = Field(
+        "grpcio",
+        validation_alias="TRANSPORT",
+        description="gRPC implementation of the workers.",
+        json_schema_extra=_remedy("Give grpcio, or leave it unset"),
+    )
+    reflection: bool = Field(
+        False,
+        validation_alias="REFLECTION",
+        description="Offer gRPC server reflection (without a key).",
+        json_schema_extra=_remedy("Give true or false"),
+    )
+    max_connection_age_seconds: SecondsOrZero = Field(
+        3600.0,
+        validation_alias="MAX_CONNECTION_AGE_SECONDS",
+        description="Age (with jitter) at which a connection is asked to reconnect, so that a grown fleet "
+        "rebalances. 0: never.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("3600, or 0 for never")),
+    )
+    app_env: Literal["production", "development"] = Field(
+        "production",
+        validation_alias=AliasChoices("APP_ENV", "NODE_ENV"),
+        description="production: JSON logs and no traceback. development: readable logs and tracebacks. "
+        "Also read as NODE_ENV.",
+        json_schema_extra=_remedy("Give production or development"),
+    )
+    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR", "FATAL"] = Field(
+        "INFO",
+        validation_alias="LOG_LEVEL",
+        description="Least level that is logged.",
+        json_schema_extra=_remedy("Give DEBUG, INFO, WARN, ERROR or FATAL"),
+    )
+    threadpool_size: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
+        description="Threads at most for blocking handlers in a worker (none of the server's own RPCs blocks). "
+        "Also read as UV_THREADPOOL_SIZE.",
+        json_schema_extra=_remedy("Give a whole number from 1 to 1024"),
+    )
+    connect_timeout_seconds: Seconds = Field(
+        5.0,
+        validation_alias="CONNECT_TIMEOUT_SECONDS",
+        description="Time allowed for connecting to the database; also how long a start waits for the "
+        "database before it serves the last-known-good snapshot.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("5")),
+    )
+    statement_timeout_seconds: Seconds = Field(
+        30.0,
+        validation_alias="STATEMENT_TIMEOUT_SECONDS",
+        description="Time allowed for each database statement (the look, and each batch of rows).",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("30")),
+    )
+    drain_wait_seconds: SecondsOrZero = Field(
+        5.0,
+        validation_alias="DRAIN_WAIT_SECONDS",
+        description="On shutdown, time between health NOT_SERVING and the closing of the port, so that load "
+        "balancers notice.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("5")),
+    )
+    drain_timeout_seconds: Seconds = Field(
+        25.0,
+        validation_alias="DRAIN_TIMEOUT_SECONDS",
+        description="On shutdown, time in all, the wait included, after which calls in flight are cut.",
+        json_schema_extra=_remedy("Give a number of seconds above DRAIN_WAIT_SECONDS"),
+    )
+    heartbeat_timeout_seconds: Seconds = Field(
+        10.0,
+        validation_alias="HEARTBEAT_TIMEOUT_SECONDS",
+        description="A worker whose event loop stands still this long is killed and replaced.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("10")),
+    )
+    start_timeout_seconds: Seconds = Field(
+        60.0,
+        validation_alias="START_TIMEOUT_SECONDS",
+        description="A worker that is not READY this long after its start is killed and replaced.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("60")),
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("postgresql", "postgres"):
+            raise ValueError("the scheme must be postgresql://")
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr) -> SecretStr:
+        return _check_api_key(value)
+
+    @field_validator("drain_timeout_seconds")
+    @classmethod
+    def _check_drain(cls, value: float, info: ValidationInfo) -> float:
+        wait = info.data.get("drain_wait_seconds", 0.0)
+        if value <= wait:
+            raise ValueError(f"it must exceed DRAIN_WAIT_SECONDS ({wait:g})")
+        return value
+
+
+class ClientSettings(_EnvironmentSettings):
+    """What the client commands (``get``, ``sync``, ``health``) run on."""
+
+    host: str = Field(
+        "127.0.0.1",
+        validation_alias="DEFINITION_SERVER_HOST",
+        description="Host that the client commands call.",
+        json_schema_extra=_remedy("Give a host name or an IP address"),
+    )
+    port: Port = Field(
+        50051,
+        validation_alias="PORT",
+        description="gRPC port that the client commands call.",
+        json_schema_extra=_remedy("Give a number from 1 to 65535"),
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias="API_KEY",
+        description="Key sent as metadata `x-avap-auth`.",
+        json_schema_extra=_remedy("Set it to the server's API_KEY", secret=True),
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else _check_api_key(value)
+
+
+AnySettings = TypeVar("AnySettings", bound=_EnvironmentSettings)
+
+
+def load_settings(
+    cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
+) -> AnySettings:
+    """Read ``cls`` from the environment.
+
+    Args:
+        cls: the declaration.
+        defaults: by variable name, for variables that the environment does not set.
+        overrides: by variable name, whatever the environment sets.
+
+    Raises:
+        SettingsError: with every problem found.
+    """
+    problems = _file_problems(cls)
+    unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
+    try:
+        settings = cls(**_unset(defaults or {}), **overrides)
+    except ValidationError as error:
+        found = [_problem(cls, dict(detail)) for detail in error.errors()]
+        problems += [problem for problem in found if problem.variable not in unreadable]
+        raise SettingsError(problems) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def variables(field: FieldInfo) -> tuple[str, ...]:
+    """The environment variables that set ``field``, the foremost first."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (str(alias),)
+
+
+def remedy(field: FieldInfo) -> str:
+    """What to write when the value of ``field`` is refused."""
+    extra = field.json_schema_extra
+    return str(extra["remedy"]) if isinstance(extra, dict) else ""
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the value must never be shown, and may come from a file."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra["secret"])
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as the reference page shows it."""
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "CPUs granted"
+    if field.default is None:
+        return "unset"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def effective(settings: _EnvironmentSettings) -> dict[str, str | None]:
+    """Variable → value in force, secrets masked, in the order of the declaration."""
+    values: dict[str, str | None] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        shown = _shown(field, value.get_secret_value() if isinstance(value, SecretStr) else value)
+        values[variables(field)[0]] = shown
+    return values
+
+
+def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> dict[str, str]:
+    """The part of the environment that a child process may see: exact ``names`` and names by ``prefixes``."""
+    return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
+
+
+def _unset(defaults: Mapping[str, str]) -> dict[str, str]:
+    return {variable: value for variable, value in defaults.items() if not os.environ.get(variable)}
+
+
+def _shown(field: FieldInfo, value: object) -> str | None:
+    if value is None:
+        return None
+    if is_secret(field):
+        return "********"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _file_problems(cls: type[_EnvironmentSettings]) -> list[Problem]:
+    problems = []
+    for field in cls.model_fields.values():
+        variable = variables(field)[0]
+        path = os.environ.get(f"{variable}_FILE")
+        if not path or not is_secret(field):
+            continue
+        if os.environ.get(variable):
+            reason, advice = f"{variable} is set as well", f"Set only one of {variable} and {variable}_FILE"
+        else:
+            try:
+                content = Path(path).read_text(encoding="utf-8")
+            except OSError as error:
+                reason, advice = (
+                    f"it cannot be read ({error.strerror})",
+                    "Name a file that the server may read",
+                )
+            except UnicodeDecodeError:
+                reason, advice = "its content is not UTF-8 text", "Write the secret as text"
+            else:
+                if content.strip():
+                    continue
+                reason, advice = "the file is empty", "Write the secret into it"
+        problems.append(Problem(f"{variable}_FILE", path, reason, advice))
+    return problems
+
+
+def _problem(cls: type[_EnvironmentSettings], detail: dict[str, Any]) -> Problem:
+    location = str(detail["loc"][0])
+    field = next(f for name, f in cls.model_fields.items() if location in (name, *variables(f)))
+    variable = next((v for v in variables(field) if os.environ.get(v)), variables(field)[0])
+    value = None if detail["type"] == "missing" else _shown(field, detail.get("input"))
+    reason = "it is required" if detail["type"] == "missing" else _lower_first(str(detail["msg"]))
+    return Problem(variable, value, reason, remedy(field))
+
+
+def _lower_first(message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,200 @@
+"""Whatever becomes of the database, not one call fails, and fresh rows are served within a cycle of its return."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from tests.conftest import StartServer
+from tests.support.client import Client
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.providers import PROVIDERS, DatabaseServer, create_database, provider_or_skip
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+NAMES = [f"command{number}" for number in range(100)]
+FAILED_CYCLES = 3
+
+
+@pytest.fixture(params=[name for name in PROVIDERS if name != "external"])
+def faulty(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A server to be broken, of each provider in turn."""
+    server = provider_or_skip(request.param)
+    yield server
+    server.close()
+
+
+def failed_cycles(server: ServerProcess) -> int:
+    return int(server.metric("avap_sync_cycles_total", outcome="failed"))
+
+
+def wait_failed_cycles(server: ServerProcess, count: int = FAILED_CYCLES) -> None:
+    goal = failed_cycles(server) + count
+    until(lambda: failed_cycles(server) >= goal, server.tail, seconds=60)
+
+
+def assert_nothing_failed(load: Load) -> None:
+    result = load.result
+    assert result.offered > 0
+    assert not result.failed, str(result)
+    assert not result.wrong, str(result)
+    assert result.answered == result.offered
+
+
+def assert_fresh_rows_arrive(server: ServerProcess, table: Table) -> None:
+    """A row written now is served by all workers after one cycle (and not merely at some time)."""
+    before = sum(server.statusz()["sync"]["cycles"].values())
+    table.run("INSERT INTO obex_dapl_functions (name, code) VALUES ('fresh', 'pass')")
+    server.wait_count(101)
+    assert sum(server.statusz()["sync"]["cycles"].values()) - before <= 2, "the one under way, and the next"
+    with Client(server.port) as client:
+        assert client.get("fresh").code == b"pass"
+
+
+def test_a_killed_database_fails_no_call(faulty: DatabaseServer, start_server: StartServer) -> None:
+    table = Table(create_database(faulty.url, "killed"))
+    table.add_commands(100)
+    server = start_server(table.url).wait_ready()
+    with Load(server.port, NAMES) as load:
+        load.wait_answered(100)
+        faulty.stop_hard()
+        wait_failed_cycles(server)
+        line = server.logged("Sync failed")[-1]
+        assert (line["level"], line["serving_generation"]) == ("ERROR", 1)
+        assert line["next_attempt_in_seconds"] == 0.2
+        assert server.http("/readyz") == (200, "ready\n")
+        faulty.start_again()
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+        load.wait_answered(100)
+    assert_nothing_failed(load)
+
+
+def test_a_database_that_hangs_fails_no_call(faulty: DatabaseServer, start_server: StartServer) -> None:
+    table = Table(create_database(faulty.url, "hung"))
+    table.add_commands(100)
+    server = start_server(table.url, STATEMENT_TIMEOUT_SECONDS="0.5", CONNECT_TIMEOUT_SECONDS="1").wait_ready()
+    with Load(server.port, NAMES) as load:
+        load.wait_answered(100)
+        faulty.pause()
+        try:
+            wait_failed_cycles(server)
+            assert "no answer from the database within" in server.logged("Sync failed")[-1]["error"]
+        finally:
+            faulty.resume()
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+@pytest.fixture
+def served(table: Table, start_server: StartServer) -> Iterator[tuple[ServerProcess, Table, Proxy]]:
+    """A server behind a proxy, on 100 commands."""
+    table.add_commands(100)
+    with Proxy(table.url) as proxy:
+        yield start_server(proxy.url, STATEMENT_TIMEOUT_SECONDS="1").wait_ready(), table, proxy
+
+
+def test_a_half_open_connection_is_given_up_and_made_anew(served: tuple[ServerProcess, Table, Proxy]) -> None:
+    """Everything is acknowledged and nothing answered: no TCP timer sees that."""
+    server, table, proxy = served
+    with Load(server.port, NAMES) as load:
+        proxy.hold()
+        wait_failed_cycles(server)
+        proxy.cut()
+        proxy.resume()
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+def test_connections_cut_again_and_again_fail_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
+    server, table, proxy = served
+    with Load(server.port, NAMES) as load:
+        for _ in range(5):
+            until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+            goal = failed_cycles(server) + 1
+            proxy.cut()
+            until(lambda goal=goal: failed_cycles(server) >= goal, server.tail)
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+GARBAGE = {
+    "emptied": "TRUNCATE obex_dapl_functions",
+    "deleted": "DELETE FROM obex_dapl_functions",
+    "all code gone": "UPDATE obex_dapl_functions SET code = NULL",
+    "all names gone": "UPDATE obex_dapl_functions SET name = ''",
+    "dropped": "DROP TABLE obex_dapl_functions",
+    "column dropped": "ALTER TABLE obex_dapl_functions DROP COLUMN code",
+    "column renamed": "ALTER TABLE obex_dapl_functions RENAME COLUMN name TO label",
+}
+
+
+@pytest.mark.parametrize("harm", GARBAGE)
+def test_a_ruined_table_never_replaces_a_good_catalogue(served: tuple[ServerProcess, Table, Proxy], harm: str) -> None:
+    server, table, _ = served
+    table.run(f"CREATE TABLE good AS TABLE obex_dapl_functions; {GARBAGE[harm]}")
+    with Load(server.port, NAMES) as load:
+        until(lambda: server.statusz()["sync"]["last_error"], server.tail)
+        assert {line["level"] for line in (*server.logged("Sync failed"), *server.logged("Sync refused"))} == {"ERROR"}
+        load.wait_answered(100)
+        status = server.statusz()
+        assert (status["catalog"]["generation"], status["ready"]) == (1, True)
+        table.run(
+            "DROP TABLE IF EXISTS obex_dapl_functions; CREATE TABLE obex_dapl_functions (LIKE good); "
+            "ALTER TABLE obex_dapl_functions ALTER id SET DEFAULT 1000; "
+            "INSERT INTO obex_dapl_functions SELECT * FROM good"
+        )
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+def test_a_table_locked_for_long_fails_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
+    server, table, _ = served
+    with Load(server.port, NAMES) as load:
+        with psycopg.connect(table.url) as connection:
+            connection.execute("LOCK TABLE obex_dapl_functions IN ACCESS EXCLUSIVE MODE")
+            wait_failed_cycles(server)
+            assert "holds a lock" in server.logged("Sync failed")[-1]["error"]
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+def test_a_reading_cut_halfway_publishes_nothing(table: Table, start_server: StartServer) -> None:
+    table.add_commands(20_000, size=500)
+    with Proxy(table.url) as proxy:
+        server = start_server(proxy.url).wait_ready()
+        before = proxy.bytes_from_database
+        proxy.cut_after = before + 2_000_000
+        table.run("UPDATE obex_dapl_functions SET code = code || '#new'")
+        until(lambda: failed_cycles(server) >= 1, server.tail)
+        assert server.statusz()["catalog"]["generation"] == 1
+        with Client(server.port) as client:
+            assert {command.code.endswith(b"#new") for command in client.sync().commands} == {False}
+        proxy.cut_after = None
+        until(lambda: server.statusz()["catalog"]["generation"] == 2, server.tail)
+        with Client(server.port) as client:
+            assert {command.code.endswith(b"#new") for command in client.sync().commands} == {True}
+
+
+def test_a_database_that_speaks_nonsense_fails_no_call(table: Table, start_server: StartServer) -> None:
+    table.add_commands(100)
+    with Proxy(table.url) as proxy:
+        server = start_server(proxy.url).wait_ready()
+        with Load(server.port, NAMES) as load, socket.create_server(("127.0.0.1", 0)):
+            proxy.garble = True
+            proxy.cut()
+            wait_failed_cycles(server)
+            proxy.garble = False
+            proxy.cut()
+            until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+            assert_fresh_rows_arrive(server, table)
+        assert_nothing_failed(load)

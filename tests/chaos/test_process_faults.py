@@ -1,0 +1,74 @@
+"""Whatever becomes of workers and publications, clients that retry see nothing, and the port never closes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+from tests.chaos.test_database_faults import NAMES, assert_nothing_failed
+from tests.conftest import StartServer
+from tests.support.client import RETRYING
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+
+@pytest.fixture
+def server(table: Table, start_server: StartServer) -> ServerProcess:
+    table.add_commands(100)
+    return start_server(table.url, WORKERS="3", HEARTBEAT_TIMEOUT_SECONDS="1.5").wait_ready()
+
+
+def serving(server: ServerProcess) -> int:
+    return sum(worker["state"] == "serving" for worker in server.statusz()["workers"])
+
+
+def assert_port_is_open(server: ServerProcess) -> None:
+    socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+
+
+def test_a_killed_worker_costs_clients_that_retry_nothing(server: ServerProcess) -> None:
+    with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
+        for _ in range(4):
+            load.wait_answered(100)
+            victim = server.worker_pids()[0]
+            os.kill(victim, signal.SIGKILL)
+            assert_port_is_open(server)
+            until(lambda victim=victim: victim not in server.worker_pids() and serving(server) == 3, server.tail)
+        load.wait_answered(100)
+    assert_nothing_failed(load)
+
+
+def test_a_rolling_replacement_costs_clients_that_retry_nothing(server: ServerProcess) -> None:
+    with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
+        load.wait_answered(100)
+        server.signal(signal.SIGUSR2)
+        until(lambda: len(server.logged("Worker rolled")) == 3, server.tail)
+        assert_port_is_open(server)
+        load.wait_answered(100)
+    assert_nothing_failed(load)
+
+
+def test_publication_after_publication_fails_no_call(server: ServerProcess, table: Table) -> None:
+    with Load(server.port, NAMES, connections=6) as load:
+        for number in range(20):
+            table.run("UPDATE obex_dapl_functions SET code = %s", (f"# {number}",))
+            until(lambda number=number: server.statusz()["catalog"]["generation"] >= number + 2, server.tail)
+        load.wait_answered(50)
+    assert_nothing_failed(load)
+
+
+def test_a_restarted_server_serves_again_under_load(table: Table, start_server: StartServer) -> None:
+    """Two servers on two ports take turns; the one that stays must not notice."""
+    table.add_commands(100)
+    first = start_server(table.url).wait_ready()
+    second = start_server(table.url).wait_ready()
+    with Load(first.port, NAMES) as load:
+        load.wait_answered(100)
+        second.signal(signal.SIGTERM)
+        assert second.wait_exit() == 0
+        load.wait_answered(100)
+    assert_nothing_failed(load)

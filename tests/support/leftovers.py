@@ -1,0 +1,53 @@
+"""What a test may not leave behind: descriptors, threads, child processes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.polling import until
+
+
+def open_descriptors() -> dict[int, str]:
+    """Descriptor → what it is, of this process."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # the one that this listing is read through
+    return found
+
+
+def child_processes() -> set[int]:
+    """Children of this process, zombies included."""
+    children: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            children |= {int(pid) for pid in path.read_text().split()}
+        except OSError:
+            continue  # a thread that just ended
+    return children
+
+
+@contextmanager
+def nothing_left(*, c_core: bool = False) -> Iterator[None]:
+    """Fail where the block leaves a descriptor, a thread or a child process behind.
+
+    ``c_core``: gRPC runs in this process. It keeps descriptors and threads for good, so only children are looked at.
+    """
+    descriptors, threads, children = set(open_descriptors()), set(threading.enumerate()), child_processes()
+    yield
+    gc.collect()
+
+    def left() -> list[object]:
+        found: list[object] = sorted(child_processes() - children)
+        if not c_core:
+            found += [what for number, what in open_descriptors().items() if number not in descriptors]
+            found += [thread for thread in threading.enumerate() if thread not in threads]
+        return found
+
+    until(lambda: not left(), lambda: f"left behind: {left()}", seconds=10)

@@ -1,0 +1,40 @@
+"""Waiting in a coroutine without fixed sleeps, and what still runs in its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from tests.support.polling import DEADLINE_SECONDS, POLL_SECONDS
+
+T = TypeVar("T")
+
+
+async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, seconds: float = DEADLINE_SECONDS) -> T:
+    """`polling.until` for a coroutine: the loop turns between two questions."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = what()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {told if isinstance(told, str) else told()}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def promptly(work: Awaitable[T], *, seconds: float = DEADLINE_SECONDS) -> T:
+    """The result of ``work``, which must come within ``seconds``."""
+    return await asyncio.wait_for(work, seconds)
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    """Tasks of the running loop that are not done, but for the calling one."""
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel ``task`` and see it end."""
+    task.cancel()
+    await asyncio.wait((task,))

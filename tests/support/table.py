@@ -1,0 +1,44 @@
+"""The table ``obex_dapl_functions`` in a test's own database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+from tests.support.providers import CREATE_TABLE_SQL
+
+COLUMNS = ("name", "type", "interface", "code")
+
+RowValues = tuple[str | None, str | None, str | None, str | None]
+
+
+class Table:
+    """Writes rows, as an operator does behind the server's back."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.run(CREATE_TABLE_SQL)
+
+    def run(self, statement: str, parameters: Any = None) -> None:
+        """One statement in a transaction of its own."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement, parameters)
+
+    def add(self, rows: Iterable[RowValues]) -> None:
+        """Insert (name, type, interface, code)."""
+        with (
+            psycopg.connect(self.url) as connection,
+            connection.cursor() as cursor,
+            cursor.copy(f"COPY obex_dapl_functions({','.join(COLUMNS)}) FROM STDIN") as copy,
+        ):
+            for row in rows:
+                copy.write_row(row)
+
+    def add_commands(self, count: int, size: int = 200, start: int = 0) -> None:
+        """``count`` plausible rows named ``command<number>`` with about ``size`` bytes of code each."""
+        filler = "value = args.get('target')\n" * (size // 27 + 1)
+        self.add(
+            (f"command{n}", "function", '[{"item": "target", "type": "var"}]', f"# {n}\n{filler}"[:size])
+            for n in range(start, start + count)
+        )
