@@ -3,6 +3,8 @@
 The declaration feeds parsing, ``definition-server serve --help``, ``definition-server config`` and
 ``docs/settings.md``. Every field's description says what it does; ``remedy`` says what to write when a value
 is refused. A secret ``X`` may come from a file instead, named by ``X_FILE`` (trailing newlines are dropped).
+
+Somewhat over our 400 lines: most of them are the declaration itself, which belongs in one place.
 """
 
 from __future__ import annotations
@@ -317,7 +319,7 @@ def load_settings(
     problems = _file_problems(cls)
     unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
     try:
-        settings = cls(**_unset(defaults or {}), **overrides)
+        settings = cls(**_unset(cls, defaults or {}), **overrides)
     except ValidationError as error:
         found = [_problem(cls, dict(detail)) for detail in error.errors()]
         problems += [problem for problem in found if problem.variable not in unreadable]
@@ -375,8 +377,14 @@ def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> 
     return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
 
 
-def _unset(defaults: Mapping[str, str]) -> dict[str, str]:
-    return {variable: value for variable, value in defaults.items() if not os.environ.get(variable)}
+def _unset(cls: type[_EnvironmentSettings], defaults: Mapping[str, str]) -> dict[str, str]:
+    """The ``defaults`` of variables that the environment sets under none of their names, nor by a file."""
+    kept = dict(defaults)
+    for field in cls.model_fields.values():
+        names = variables(field)
+        if any(os.environ.get(name) for name in (*names, f"{names[0]}_FILE")):
+            kept.pop(names[0], None)
+    return kept
 
 
 def _shown(field: FieldInfo, value: object) -> str | None:

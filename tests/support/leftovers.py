@@ -41,7 +41,6 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
     """
     descriptors, threads, children = set(open_descriptors()), set(threading.enumerate()), child_processes()
     yield
-    gc.collect()
 
     def left() -> list[object]:
         found: list[object] = sorted(child_processes() - children)
@@ -50,4 +49,6 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
             found += [thread for thread in threading.enumerate() if thread not in threads]
         return found
 
+    if left():
+        gc.collect()
     until(lambda: not left(), lambda: f"left behind: {left()}", seconds=10)

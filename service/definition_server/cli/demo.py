@@ -7,6 +7,7 @@ import shlex
 import sys
 
 import click
+from pydantic import SecretStr
 from rich.console import Console
 
 from definition_server.cli.embedded_postgres import (
@@ -19,7 +20,7 @@ from definition_server.cli.embedded_postgres import (
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.sample_catalogue import COLUMNS, CREATE_TABLE_SQL, as_csv, load_sample_catalogue
-from definition_server.settings import ClientSettings, Settings
+from definition_server.settings import Settings
 
 _KEY_BYTES = 12
 _DEFAULTS = {
@@ -37,10 +38,8 @@ def demo() -> None:
 
     Takes PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, but for DATABASE_URL.
     """
-    given = settings_or_exit(ClientSettings).api_key
-    key = given.get_secret_value() if given else secrets.token_hex(_KEY_BYTES)
     # Before PostgreSQL is started: a wrong environment must cost nothing.
-    _settings("postgresql://demo", key)
+    settings = _settings()
     commands = load_sample_catalogue()
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -48,8 +47,8 @@ def demo() -> None:
             postgres.psql(CREATE_TABLE_SQL)
             copy = rf"\copy obex_dapl_functions({','.join(COLUMNS)}) from pstdin with (format csv, null '\N')"
             postgres.psql(copy, stdin=as_csv(commands))
-            settings = _settings(postgres.url, key)
-            console.print(_introduction(settings, postgres, key, len(commands)))
+            settings = settings.model_copy(update={"database_url": SecretStr(postgres.url)})
+            console.print(_introduction(settings, postgres, len(commands)))
             code = _serve(settings)
     except (PostgresBinariesNotFound, PostgresStartFailed, PsqlFailed) as error:
         raise CommandFailed(f"the demo's PostgreSQL: {error}", Exit.UNAVAILABLE) from None
@@ -63,15 +62,17 @@ def _serve(settings: Settings) -> int:
     return run_master(settings)
 
 
-def _settings(url: str, key: str) -> Settings:
-    """The demo's settings; port 0 is replaced by a free one, since it is to be printed."""
-    settings = settings_or_exit(Settings, defaults=_DEFAULTS, DATABASE_URL=url, API_KEY=key)
+def _settings() -> Settings:
+    """The demo's settings, the database's address still to come; port 0 is replaced by a free one, to be printed."""
+    defaults = _DEFAULTS | {"API_KEY": secrets.token_hex(_KEY_BYTES)}
+    settings = settings_or_exit(Settings, defaults=defaults, DATABASE_URL="postgresql://demo")
     free = {name: free_port() for name in ("port", "metrics_port") if getattr(settings, name) == 0}
     return settings.model_copy(update=free)
 
 
-def _introduction(settings: Settings, postgres: EmbeddedPostgres, key: str, count: int) -> str:
+def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) -> str:
     """What a newcomer needs to see: where, with which key, and the exact lines to try."""
+    key = settings.api_key.get_secret_value()
     environment = f"API_KEY={shlex.quote(key)} PORT={settings.port}"
     program = shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "definition-server"
     update = "UPDATE obex_dapl_functions SET code = code || E'\\n# changed' WHERE name = 'if'"

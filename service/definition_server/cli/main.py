@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from definition_server import __version__
-from definition_server.cli.client import get, health, sync
-from definition_server.cli.demo import demo
 from definition_server.cli.exits import settings_or_exit
-from definition_server.cli.reference import settings_epilog, settings_page
-from definition_server.cli.snapshot import snapshot
-from definition_server.cli.validate import validate
-from definition_server.settings import Settings, effective
+from definition_server.cli.reference import settings_epilog
+from definition_server.settings import Settings
+
+_COMMANDS = {
+    "config": "definition_server.cli.config",
+    "demo": "definition_server.cli.demo",
+    "get": "definition_server.cli.client",
+    "health": "definition_server.cli.client",
+    "snapshot": "definition_server.cli.snapshot",
+    "sync": "definition_server.cli.client",
+    "validate": "definition_server.cli.validate",
+}
+"""Command → the module that has it under that name."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """Imports a command's module when the command is run: ``serve`` starts without gRPC and terminal libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="definition-server")
 def cli() -> None:
     """Serve AVAP command definitions from PostgreSQL over gRPC, and look at what is served."""
@@ -31,32 +50,9 @@ def serve() -> None:
     Signals: SIGHUP syncs at once (and re-reads secrets from files), SIGUSR2 replaces the workers one by one.
     """
     settings = settings_or_exit(Settings)
-    from definition_server.control_plane.master import run_master  # the client commands need no psycopg
+    from definition_server.control_plane.master import run_master  # not before the settings are known to be right
 
     sys.exit(run_master(settings))
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--reference", is_flag=True, help="Print the reference page of all settings (Markdown).")
-def config(as_json: bool, reference: bool) -> None:
-    """Print the effective settings, secrets masked."""
-    if reference:
-        click.echo(settings_page(), nl=False)
-        return
-    values = effective(settings_or_exit(Settings))
-    console = Console()
-    if as_json:
-        console.print_json(data=values)
-        return
-    table = Table("variable", "value", box=None)
-    for variable, value in values.items():
-        table.add_row(variable, "[dim]unset[/dim]" if value is None else value)
-    console.print(table)
-
-
-for command in (demo, get, sync, health, snapshot, validate):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -148,6 +148,7 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        self._synchronizer.close()
         await self._source.close()
         self._admin.close()
         self._publisher.close()

@@ -182,7 +182,8 @@ class _Reading:
         # set_config with is_local: a pooler between us and the server then hands nothing on to the next client.
         await self._limited(
             self._connection.execute(
-                "SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true)",
+                "SELECT set_config('statement_timeout', %(statement)s, true), "
+                "set_config('lock_timeout', %(lock)s, true)",
                 limits,
                 prepare=False,
             )

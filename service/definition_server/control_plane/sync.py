@@ -18,9 +18,10 @@ from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder, 
 from definition_server.catalog.signing import UNSIGNED, SignatureError, Signer
 from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
 from definition_server.control_plane.schedule import Backoff
-from definition_server.control_plane.source import DefinitionSource, SourceError
+from definition_server.control_plane.source import DefinitionSource, Reading, SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
 
@@ -82,7 +83,12 @@ class Synchronizer:
         self._fingerprint: str | None = None
         self._storing: asyncio.Future[None] | None = None
         self._publishing = asyncio.Lock()
+        self._background = Background()
         self.state = SyncState()
+
+    def close(self) -> None:
+        """End the background thread. No cycle may be under way."""
+        self._background.close()
 
     def use_signer(self, signer: Signer | None) -> None:
         """Sign with another key from the next cycle on, which then rebuilds."""
@@ -130,10 +136,7 @@ class Synchronizer:
             if reading.fingerprint == self._fingerprint:
                 return Outcome.UNCHANGED
             builder = SnapshotBuilder(self._signer)
-            async for rows in reading.batches():
-                builder.add(rows)
-                # Between batches the loop must turn: it answers supervision and signals too.
-                await asyncio.sleep(0)
+            await self._take(reading, builder)
             fingerprint = reading.fingerprint
         self.state.findings = builder.findings
         self._refuse_empty(builder)
@@ -141,6 +144,18 @@ class Synchronizer:
             published = await self._publish(builder, started)
         self._fingerprint = fingerprint
         return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+
+    async def _take(self, reading: Reading, builder: SnapshotBuilder) -> None:
+        """Give all rows of ``reading`` to ``builder``: one batch is encoded while the database sends the next."""
+        encoding: asyncio.Future[None] | None = None
+        try:
+            async for rows in reading.batches():
+                if encoding is not None:
+                    await encoding
+                encoding = asyncio.ensure_future(self._background.run(builder.add, rows))
+        finally:
+            if encoding is not None:
+                await encoding
 
     def _refuse_empty(self, builder: SnapshotBuilder) -> None:
         """Raises `Refused` where the table has nothing to serve: an emptied table breaks every client at once."""
@@ -156,17 +171,18 @@ class Synchronizer:
     async def _publish(self, builder: SnapshotBuilder, started: float) -> bool:
         """Publish what ``builder`` holds unless it is what is served already. Returns whether it did."""
         previous = self._publisher.current
-        built = await asyncio.to_thread(
+        built = await self._background.run(
             builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
         )
         if previous is not None and _same(previous.snapshot, built.footer.version_hash, built.footer.key_id):
             return False
-        publication = await asyncio.to_thread(to_shared_memory, built)
+        publication = await self._background.run(to_shared_memory, built)
         self._publisher.publish(publication)
+        self._background.give_way()
         duration = time.monotonic() - started
         _tell_findings(builder.findings, publication.snapshot)
         await self._save(publication)
-        await asyncio.to_thread(
+        await self._background.run(
             _tell_broadcast, None if previous is None else previous.snapshot, publication.snapshot, duration
         )
         return True
@@ -222,7 +238,7 @@ class Synchronizer:
         publication = Publication(*loaded)
         if publication.snapshot.footer.key_id != _key_id(self._signer):
             try:
-                publication = await asyncio.to_thread(_sign_again, publication, self._signer)
+                publication = await self._background.run(_sign_again, publication, self._signer)
             except (SignatureError, OSError) as error:
                 self._tell_unusable(f"it cannot be signed again: {error}")
                 return False
@@ -287,13 +303,14 @@ def _tell_findings(findings: Findings, snapshot: Snapshot) -> None:
 
 
 def _tell_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float) -> None:
-    difference = diff(previous, snapshot)
-    changes: dict[str, object] = {}
-    for kind in ("added", "removed", "changed"):
-        names = getattr(difference, kind)
-        changes[kind] = len(names)
-        if names and previous is not None:
-            changes[f"{kind}_names"] = names[:_NAMES_TOLD]
+    changes: dict[str, object] = {"added": snapshot.count, "removed": 0, "changed": 0}
+    if previous is not None:
+        difference = diff(previous, snapshot)
+        for kind in ("added", "removed", "changed"):
+            names = getattr(difference, kind)
+            changes[kind] = len(names)
+            if names:
+                changes[f"{kind}_names"] = names[:_NAMES_TOLD]
     log.info(
         "Definitions Broadcasted",
         count=snapshot.count,
@@ -326,9 +343,14 @@ class SyncLoop:
     async def run(self) -> None:
         """Never returns."""
         first = asyncio.create_task(self._cycle())
-        await asyncio.wait((first,), timeout=self._patience)
-        await self._synchronizer.restore()
-        started = await first
+        try:
+            await asyncio.wait((first,), timeout=self._patience)
+            await self._synchronizer.restore()
+            started = await first
+        except asyncio.CancelledError:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            raise
         while True:
             elapsed = time.monotonic() - started
             with suppress(TimeoutError):

@@ -1,0 +1,30 @@
+"""``definition-server config``: what is in force."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from definition_server.cli.exits import settings_or_exit
+from definition_server.cli.reference import settings_page
+from definition_server.settings import Settings, effective
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--reference", is_flag=True, help="Print the reference page of all settings (Markdown).")
+def config(as_json: bool, reference: bool) -> None:
+    """Print the effective settings, secrets masked."""
+    if reference:
+        click.echo(settings_page(), nl=False)
+        return
+    values = effective(settings_or_exit(Settings))
+    console = Console()
+    if as_json:
+        console.print_json(data=values)
+        return
+    table = Table("variable", "value", box=None)
+    for variable, value in values.items():
+        table.add_row(variable, "[dim]unset[/dim]" if value is None else value)
+    console.print(table)

@@ -1,0 +1,126 @@
+"""One publication at a time: its descriptor is owned, its memory is sealed, and those told of it can read it."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from tests.support.leftovers import nothing_left, open_descriptors
+from tests.support.snapshots import built, published
+
+from definition_server.catalog.layout import SnapshotError
+from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
+from definition_server.ipc.memory import SEALS
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
+
+
+def is_open(descriptor: int) -> bool:
+    return descriptor in open_descriptors()
+
+
+# -- descriptors -----------------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_publications_hold_no_more_descriptors_than_one(publisher: Publisher) -> None:
+    publisher.publish(published("if"))
+    before = len(open_descriptors())
+    for generation in range(2, 102):
+        publisher.publish(published("if", generation=generation))
+    assert len(open_descriptors()) == before
+
+
+def test_closing_gives_every_descriptor_back() -> None:
+    before = open_descriptors()
+    publisher = Publisher()
+    publisher.publish(published("if"))
+    publisher.close()
+    assert publisher.current is None
+    assert open_descriptors() == before
+
+
+def test_closing_what_published_nothing_or_was_closed_is_allowed(publisher: Publisher) -> None:
+    publisher.close()
+    publisher.close()
+
+
+def test_memory_that_holds_no_snapshot_is_given_back() -> None:
+    before = open_descriptors()
+    wrong = replace(built("if"), pieces=[b"no snapshot at all" * 100])
+    with pytest.raises(SnapshotError):
+        to_shared_memory(wrong)
+    assert open_descriptors() == before
+
+
+def test_a_snapshot_in_use_survives_its_publication(publisher: Publisher) -> None:
+    publisher.publish(published("if"))
+    assert publisher.current is not None
+    held = publisher.current.snapshot
+    publisher.publish(published("else", generation=2))
+    assert [definition.name for definition in held] == ["if"]
+    held.verify()
+
+
+# -- sealed ----------------------------------------------------------------------------------------------------------
+
+
+def test_published_memory_cannot_be_changed_by_anyone(publisher: Publisher) -> None:
+    publisher.publish(published("if"))
+    assert publisher.current is not None
+    descriptor = publisher.current.descriptor
+    assert fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
+    with pytest.raises(PermissionError):
+        os.pwrite(descriptor, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, publisher.current.snapshot.size + 1)
+    with pytest.raises(PermissionError):
+        mmap.mmap(descriptor, 0, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0)
+
+
+def test_shared_memory_holds_what_was_built() -> None:
+    snapshot = built("if", "else")
+    publication = to_shared_memory(snapshot)
+    os.close(publication.descriptor)
+    assert bytes(publication.snapshot.buffer) == snapshot.to_bytes()
+
+
+# -- telling ---------------------------------------------------------------------------------------------------------
+
+
+def test_generations_count_from_one_and_go_on_from_what_is_served(publisher: Publisher) -> None:
+    assert publisher.next_generation == 1
+    publisher.publish(published("if", generation=41))
+    assert publisher.next_generation == 42
+
+
+def test_every_listener_is_told_of_a_publication_that_is_current_and_open(publisher: Publisher) -> None:
+    told: list[tuple[str, int, bool, bool]] = []
+
+    def listener(name: str, publication: Publication) -> None:
+        generation = publication.snapshot.generation
+        told.append((name, generation, publication is publisher.current, is_open(publication.descriptor)))
+
+    publisher.on_publish(lambda publication: listener("first", publication))
+    publisher.on_publish(lambda publication: listener("second", publication))
+    publisher.publish(published("if"))
+    publisher.publish(published("if", generation=2))
+    assert told == [(name, generation, True, True) for generation in (1, 2) for name in ("first", "second")]

@@ -1,0 +1,139 @@
+"""The arithmetic of waiting: back-off grows and ends, a crash loop is told from bad luck, only a hung worker hangs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
+
+seconds = st.floats(0.001, 1000, allow_nan=False)
+
+
+# -- Backoff ---------------------------------------------------------------------------------------------------------
+
+
+@given(first=st.floats(0.01, 10), factor=st.floats(1, 100), calls=st.integers(2, 40))
+def test_delays_double_from_the_first_to_the_most_and_stay_there(first: float, factor: float, calls: int) -> None:
+    most = first * factor
+    backoff = Backoff(first, most)
+    delays = [backoff.next() for _ in range(calls)]
+    assert delays[0] == first
+    assert all(later == min(most, earlier * 2) for earlier, later in pairwise(delays))
+
+
+def test_a_reset_begins_the_delays_again() -> None:
+    backoff = Backoff(0.5, 30.0)
+    before = [backoff.next() for _ in range(4)]
+    backoff.reset()
+    assert [backoff.next() for _ in range(4)] == before == [0.5, 1.0, 2.0, 4.0]
+
+
+# -- CrashLoop -------------------------------------------------------------------------------------------------------
+
+
+def looping_after(*ends: float, at: float | None = None) -> bool:
+    loop = CrashLoop(3, 60.0)
+    for end in ends:
+        loop.ended(end)
+    return loop.looping(ends[-1] if at is None else at)
+
+
+def test_the_limit_of_ends_within_the_window_is_a_crash_loop() -> None:
+    assert looping_after(0.0, 30.0, 60.0)
+
+
+def test_fewer_ends_than_the_limit_are_no_crash_loop() -> None:
+    assert not looping_after(0.0, 0.1)
+
+
+def test_as_many_ends_over_a_longer_time_are_no_crash_loop() -> None:
+    assert not looping_after(0.0, 30.0, 60.1)
+
+
+def test_a_crash_loop_is_over_when_its_window_has_passed() -> None:
+    assert looping_after(0.0, 1.0, 2.0, at=60.0)
+    assert not looping_after(0.0, 1.0, 2.0, at=60.1)
+
+
+@given(steps=st.lists(st.integers(0, 30), min_size=1, max_size=30), limit=st.integers(1, 6), window=st.integers(1, 60))
+def test_looping_says_whether_the_window_holds_the_limit_of_ends(steps: list[int], limit: int, window: int) -> None:
+    loop = CrashLoop(limit, window)
+    now, ends = 0, []
+    for step in steps:
+        now += step
+        ends.append(now)
+        loop.ended(now)
+        within = [end for end in ends if now - end <= window]
+        assert loop.looping(now) == (len(within) >= limit)
+
+
+# -- Heartbeat -------------------------------------------------------------------------------------------------------
+
+TIMEOUT = 8.0
+TICK = 0.25
+
+
+def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most: int = 1000) -> float:
+    """Look at the same beat once a tick; the time at which it was called hung."""
+    for number in range(1, most):
+        now = start + number * TICK
+        if heartbeat.hangs(beat, now):
+            return now
+    raise AssertionError("it never hangs")
+
+
+def test_a_beat_that_stands_still_for_the_timeout_hangs_then_and_not_before() -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    assert not heartbeat.hangs(7, 100.0)
+    assert looks_until_it_hangs(heartbeat, 7, 100.0) == 100.0 + TIMEOUT
+
+
+def test_a_beat_that_changes_begins_the_timeout_again() -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    assert not any(heartbeat.hangs(7, number * TICK) for number in range(int(TIMEOUT / TICK)))
+    assert not heartbeat.hangs(8, TIMEOUT)
+    assert looks_until_it_hangs(heartbeat, 8, TIMEOUT) == 2 * TIMEOUT
+
+
+def test_the_first_look_condemns_nobody() -> None:
+    assert not Heartbeat(TIMEOUT).hangs(0, 1e9)
+
+
+def test_a_late_watcher_does_not_condemn() -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    heartbeat.hangs(7, 0.0)
+    assert not heartbeat.hangs(7, 3600.0)
+
+
+def test_after_a_late_look_a_hung_worker_is_still_found() -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    heartbeat.hangs(7, 0.0)
+    heartbeat.hangs(7, 3600.0)
+    assert looks_until_it_hangs(heartbeat, 7, 3600.0) <= 3600.0 + TIMEOUT
+
+
+@given(looks=st.lists(st.tuples(seconds, st.booleans()), max_size=60))
+def test_whoever_hangs_has_stood_still_for_the_timeout(looks: list[tuple[float, bool]]) -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    now, beat, first_seen = 0.0, 0, 0.0
+    heartbeat.hangs(beat, now)
+    for gap, beats in looks:
+        now += gap
+        if beats:
+            beat, first_seen = beat + 1, now
+        assert not heartbeat.hangs(beat, now) or now - first_seen >= TIMEOUT * 0.999
+
+
+@given(gaps=st.lists(st.floats(0.01, TIMEOUT / 4), min_size=1, max_size=20))
+def test_a_watcher_in_time_finds_every_hung_worker(gaps: list[float]) -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    now = 0.0
+    heartbeat.hangs(7, now)
+    while now < TIMEOUT * 1.001:
+        for gap in gaps:
+            now += gap
+            hung = heartbeat.hangs(7, now)
+    assert hung

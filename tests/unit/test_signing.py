@@ -1,0 +1,93 @@
+"""A signed package has the layout that deployed language servers verify, byte for byte; it opens under its own key
+only, and no octet of it can be changed, lost or added unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from definition_server.catalog.signing import OVERHEAD, UNSIGNED, SignatureError, Signer, payload_of
+
+KEYS = st.text(min_size=1, max_size=80)
+
+
+@given(KEYS, st.binary(max_size=300))
+def test_a_package_has_the_layout_of_the_contract(key: str, payload: bytes) -> None:
+    header = b"AVAP" + struct.pack(">H", 1) + struct.pack(">I", len(payload))
+    mac = hmac.new(key.encode("utf-8"), header + payload, hashlib.sha256).digest()
+    assert Signer(key).pack(payload) == header + mac + payload
+    assert len(header + mac) == OVERHEAD == 42
+
+
+def test_a_known_package_never_changes() -> None:
+    assert Signer("clé").pack("task = 'ñ'".encode()).hex() == (
+        "4156415000010000000ba7cbdc642d487b2474f0faf4e24af317a078303d10bbdf811221011ba64eae727461736b203d2027c3b127"
+    )
+
+
+@given(KEYS, st.binary(max_size=300))
+def test_a_package_opens_under_its_own_key(key: str, payload: bytes) -> None:
+    package = Signer(key).pack(payload)
+    assert Signer(key).unpack(package) == payload
+    assert payload_of(package) == payload
+
+
+@given(KEYS, KEYS, st.binary(max_size=100))
+def test_a_package_opens_under_no_other_key(key: str, other: str, payload: bytes) -> None:
+    # HMAC pads short keys with NUL, so these are one key and not two.
+    if key.rstrip("\0") == other.rstrip("\0"):
+        return
+    with pytest.raises(SignatureError, match="another key"):
+        Signer(other).unpack(Signer(key).pack(payload))
+
+
+PACKAGE = Signer("key").pack(b"task = None\n")
+
+
+@pytest.mark.parametrize("position", range(len(PACKAGE)))
+def test_a_changed_octet_is_refused_wherever_it_is(position: int) -> None:
+    for change in range(1, 256):
+        tampered = bytearray(PACKAGE)
+        tampered[position] ^= change
+        with pytest.raises(SignatureError):
+            Signer("key").unpack(bytes(tampered))
+
+
+def test_a_lost_or_added_octet_is_refused() -> None:
+    for end in range(len(PACKAGE)):
+        with pytest.raises(SignatureError):
+            Signer("key").unpack(PACKAGE[:end])
+        with pytest.raises(SignatureError):
+            payload_of(PACKAGE[:end])
+    with pytest.raises(SignatureError, match="12 bytes of payload, 13 are there"):
+        Signer("key").unpack(PACKAGE + b"\n")
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_give_a_payload_or_the_documented_error(octets: bytes) -> None:
+    for read in (payload_of, Signer("key").unpack):
+        with pytest.raises(SignatureError):
+            read(octets)
+
+
+def test_source_code_is_not_taken_for_a_package() -> None:
+    with pytest.raises(SignatureError, match="too short"):
+        payload_of(b"pass")
+    with pytest.raises(SignatureError, match="magic"):
+        payload_of(b"task = None  # a comment that makes it long enough\n")
+    with pytest.raises(SignatureError, match="version 2"):
+        payload_of(b"AVAP" + struct.pack(">HI", 2, 0) + bytes(32))
+
+
+@given(KEYS, KEYS)
+def test_the_key_id_tells_keys_apart_and_is_not_that_of_no_key(key: str, other: str) -> None:
+    assert Signer(key).key_id == Signer(key).key_id
+    assert (Signer(key).key_id == Signer(other).key_id) == (key.rstrip("\0") == other.rstrip("\0"))
+    assert len(Signer(key).key_id) == len(UNSIGNED) == 8
+    assert Signer(key).key_id != UNSIGNED

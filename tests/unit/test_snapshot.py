@@ -1,0 +1,369 @@
+"""A snapshot is read where it lies: every name finds its answer and no other name finds one, however names collide;
+opening touches no entry and a look-up allocates its answer and nothing else; and what is damaged in any way, by one bit
+or by one octet more or less, is never served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tests.support.leftovers import nothing_left
+
+from definition_server.catalog import builder as builder_module
+from definition_server.catalog import snapshot as snapshot_module
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.catalog.layout import (
+    FOOTER_SIZE,
+    SLOT,
+    Footer,
+    SnapshotError,
+    name_hash,
+    slot_count,
+)
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Difference, Snapshot, diff
+from definition_server.rpc import avap_pb2
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|content checksum): ")
+"""How the message of a refusal begins: with the name of the check that failed."""
+
+
+def octets(names: list[bytes], signer: Signer | None = None, *, code: bytes = b"pass") -> bytes:
+    """A snapshot with those names, each with code of its own."""
+    builder = SnapshotBuilder(signer)
+    builder.add(Row(number, name, None, None, b"%b # %d" % (code, number)) for number, name in enumerate(names))
+    return builder.build(generation=3, created_at_ns=5).to_bytes()
+
+
+def catalogue(snapshot: Snapshot) -> avap_pb2.CatalogResponse:
+    return avap_pb2.CatalogResponse.FromString(bytes(snapshot.body))
+
+
+def check(buffer: bytes) -> Snapshot:
+    """Open and verify, as a file must be before anything of it is served."""
+    snapshot = Snapshot(buffer)
+    snapshot.verify()
+    return snapshot
+
+
+# -- every name is found, no other is ----------------------------------------------------------------------------------
+
+ODD_NAMES = [
+    "if", "i", "iff", "'", '"', "a'b\"c", "new\nline", "\r\n", " ", "tab\t", "año", "日本語", "🐍", "\x7f", "%s", "\\",
+    "x" * 127, "x" * 128, "x" * 129, "é" * 64, "y" * 16_384,
+]  # fmt: skip
+
+
+def test_a_name_of_any_kind_finds_its_own_answer() -> None:
+    snapshot = Snapshot(octets([name.encode() for name in ODD_NAMES]))
+    by_name = {command.name: command for command in catalogue(snapshot).commands}
+    assert by_name.keys() == set(ODD_NAMES)
+    for name in ODD_NAMES:
+        assert name.encode() in snapshot
+        assert snapshot.answer(name.encode()) == by_name[name].SerializeToString()
+        definition = snapshot.get(name)
+        assert definition is not None
+        assert (definition.name, definition.code) == (name, by_name[name].code)
+
+
+@pytest.mark.parametrize("missing", ["", "If", "if ", "x" * 126, "x" * 130, "año"[:2], "\0", "z" * 100_000])
+def test_an_unknown_name_finds_nothing(missing: str) -> None:
+    snapshot = Snapshot(octets([name.encode() for name in ODD_NAMES]))
+    assert missing.encode() not in snapshot
+    assert snapshot.answer(missing.encode()) is None
+    assert snapshot.get(missing) is None
+
+
+def test_a_name_that_is_no_utf_8_finds_nothing() -> None:
+    assert Snapshot(octets([b"if"])).answer(b"\xff\xfe") is None
+
+
+NAMES = st.lists(st.binary(min_size=1, max_size=5).filter(bytes.isascii), max_size=40, unique=True)
+
+
+@given(NAMES, st.binary(max_size=5))
+def test_exactly_the_names_of_the_catalogue_are_found(names: list[bytes], other: bytes) -> None:
+    snapshot = Snapshot(octets(names))
+    assert all(name in snapshot for name in names)
+    assert (other in snapshot) is (other in names)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 500), st.integers(0, 10**6))
+@example(4, 0)  # an index of 8 slots, half full
+@example(5, 0)
+@example(256, 0)
+@example(500, 0)
+def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> None:
+    names = [b"command%d-%d" % (salt, number) for number in range(size)]
+    snapshot = Snapshot(octets(names))
+    assert len(snapshot) == snapshot.count == size
+    answers = (snapshot.answer(name) for name in names)
+    assert all(answer is not None and answer[2 : 2 + len(n)] == n for answer, n in zip(answers, names, strict=True))
+    assert not any(name + b"x" in snapshot for name in names)
+
+
+@pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
+def test_names_of_one_hash_are_told_apart(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All names then share one probe run, which for the last slot goes round the end of the index."""
+    for module in (builder_module, snapshot_module):
+        monkeypatch.setattr(module, "name_hash", lambda name: constant)
+    names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
+    snapshot = Snapshot(octets(names))
+    for name in names:
+        answer = snapshot.answer(name)
+        assert answer is not None
+        assert avap_pb2.CommandResponse.FromString(answer).name.encode() == name
+    for missing in (b"abcd", b"c", b"x", b"x" * 202):
+        assert snapshot.answer(missing) is None
+
+
+def test_the_hash_of_a_name_is_the_same_in_every_process() -> None:
+    expected = hashlib.blake2b("año".encode(), digest_size=8).digest()
+    assert name_hash("año".encode()) == int.from_bytes(expected, "little") == 0xAAF94C0275369136
+
+
+@given(st.integers(0, 2**40))
+def test_the_index_is_a_power_of_two_and_at_least_half_free(commands: int) -> None:
+    slots = slot_count(commands)
+    assert slots.bit_count() == 1
+    assert slots >= max(8, 2 * commands)
+    assert slots <= max(8, 4 * commands)
+
+
+# -- what it tells of itself -------------------------------------------------------------------------------------------
+
+
+def test_the_snapshot_tells_what_it_is() -> None:
+    block = octets([b"b", b"a"])
+    snapshot = Snapshot(block)
+    assert (snapshot.generation, snapshot.footer.created_at_ns, snapshot.count) == (3, 5, 2)
+    assert snapshot.version_hash == catalogue(snapshot).version_hash
+    assert (snapshot.size, bytes(snapshot.buffer)) == (len(block), block)
+
+
+def test_iteration_gives_every_definition_in_name_order_and_copies_no_message() -> None:
+    block = octets([b"b", "año".encode(), b"a"])
+    snapshot = Snapshot(block)
+    commands = catalogue(snapshot).commands
+    assert [definition.name for definition in snapshot] == [command.name for command in commands] == ["a", "año", "b"]
+    assert [definition.hash for definition in snapshot] == [command.hash for command in commands]
+    assert [bytes(message) for message in snapshot.messages()] == [command.SerializeToString() for command in commands]
+    assert all(message.obj is block for message in snapshot.messages())
+
+
+def test_nothing_can_be_written_through_a_snapshot() -> None:
+    snapshot = Snapshot(memoryview(bytearray(octets([b"if"]))))
+    assert snapshot.body.readonly
+    assert snapshot.buffer.readonly
+    with pytest.raises(AttributeError):
+        snapshot.generation = 4  # type: ignore[misc]
+
+
+def sparse(size: int) -> mmap:
+    """A mapped snapshot of one command, behind a hole of ``size`` octets that its footer counts as body."""
+    small = octets([b"if"])
+    footer = Footer.unpack(memoryview(small))
+    index = bytes(8 * SLOT.size)
+    large = Footer(3, 5, 1, size, 8, footer.key_id, footer.version_hash, bytes(32))
+    descriptor = os.memfd_create("sparse", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(descriptor, index + large.pack(), size)
+        return mmap(descriptor, 0, flags=MAP_SHARED, prot=PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+def resident(size: int) -> int:
+    """Octets in memory of the one mapping that is at least ``size`` long."""
+    blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    (block,) = (block for block in blocks if "/memfd:sparse" in block.partition("\n")[0])
+    values = {name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+): +(\d+) kB$", block, flags=re.MULTILINE)}
+    assert values["Size"] >= size
+    return values["Rss"]
+
+
+def test_opening_touches_no_entry_and_a_miss_touches_no_body() -> None:
+    size = 64 * 1024 * 1024
+    mapping = sparse(size)
+    snapshot = Snapshot(mapping)
+    assert snapshot.answer(b"nothing") is None
+    assert snapshot.size > size
+    # The footer's page, the index's, and what a kernel with huge pages brings along.
+    assert resident(size) <= 4 * 1024 * 1024
+    before = resident(size)
+    assert snapshot.body[0] == 0
+    assert resident(size) >= before + PAGESIZE, "the measure sees a touched page"
+
+
+def test_a_snapshot_keeps_its_memory_for_as_long_as_it_lives() -> None:
+    mapping = sparse(PAGESIZE)
+    snapshot = Snapshot(mapping)
+    with pytest.raises(BufferError):
+        mapping.close()
+    del mapping
+    assert snapshot.answer(b"nothing") is None
+    assert snapshot.body[0] == 0
+
+
+def test_a_look_up_allocates_its_answer_and_nothing_that_stays() -> None:
+    snapshot = Snapshot(octets([b"if", b"else", b"x" * 300], code=b"c" * 200_000))
+    for name in (b"if", b"x" * 300):
+        assert snapshot.answer(name) is not None  # whatever is made once, is made now
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            answer = snapshot.answer(name)
+            after, peak = tracemalloc.get_traced_memory()
+            missed = snapshot.answer(name + b"?")
+            at_end, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert missed is None
+        assert abs(after - before - sys.getsizeof(answer)) <= 512
+        assert peak - before <= sys.getsizeof(answer) + 4096
+        assert abs(at_end - after) <= 512
+
+
+# -- differences -------------------------------------------------------------------------------------------------------
+
+
+def snapshot_of(signer: Signer | None = None, **codes: str) -> Snapshot:
+    builder = SnapshotBuilder(signer)
+    builder.add(Row(1, name.encode(), None, None, code.encode()) for name, code in codes.items())
+    return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
+
+
+def test_a_difference_names_what_was_added_removed_and_changed_in_name_order() -> None:
+    old = snapshot_of(same="1", gone="1", b="1", a="1", left="1")
+    new = snapshot_of(same="1", b="2", a="2", new="1", fresh="1")
+    assert diff(old, new) == Difference(added=("fresh", "new"), removed=("gone", "left"), changed=("a", "b"))
+
+
+def test_from_nothing_everything_is_added_and_to_the_same_nothing_changed() -> None:
+    snapshot = snapshot_of(b="1", **{"año" * 60: "1"})
+    assert diff(None, snapshot) == Difference(added=("año" * 60, "b"), removed=(), changed=())
+    assert diff(snapshot, snapshot) == Difference((), (), ())
+    assert diff(snapshot, snapshot_of()) == Difference((), ("año" * 60, "b"), ())
+
+
+def test_a_signature_is_no_difference() -> None:
+    assert diff(snapshot_of(a="1"), snapshot_of(Signer("key"), a="1")) == Difference((), (), ())
+
+
+# -- nothing damaged is ever served ------------------------------------------------------------------------------------
+
+SMALL = octets([b"if", b"else"])
+
+
+def test_every_single_flipped_bit_is_refused_by_a_named_check() -> None:
+    assert check(SMALL).count == 2
+    damaged = bytearray(SMALL)
+    for position in range(len(SMALL)):
+        for bit in range(8):
+            damaged[position] ^= 1 << bit
+            with pytest.raises(SnapshotError) as caught:
+                check(bytes(damaged))
+            assert CHECKS.match(str(caught.value))
+            damaged[position] ^= 1 << bit
+    assert damaged == SMALL
+
+
+def test_every_truncation_and_extension_is_refused_by_a_named_check() -> None:
+    for length in range(len(SMALL)):
+        extension = SMALL[:length] or b"\0"
+        for other in (SMALL[:length], SMALL[len(SMALL) - length :], SMALL + extension, extension + SMALL):
+            with pytest.raises(SnapshotError) as caught:
+                check(other)
+            assert CHECKS.match(str(caught.value))
+
+
+@given(NAMES, st.sampled_from([None, Signer("key")]), st.data())
+def test_no_damage_to_any_snapshot_is_served(names: list[bytes], signer: Signer | None, data: st.DataObject) -> None:
+    whole = octets(names, signer)
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, min(start + 40, len(whole))))
+    damaged = whole[:start] + data.draw(st.binary(max_size=40)) + whole[end:]
+    if damaged == whole:
+        assert check(damaged).count == len(names)
+        return
+    with pytest.raises(SnapshotError) as caught:
+        check(damaged)
+    assert CHECKS.match(str(caught.value))
+
+
+@pytest.mark.parametrize("before", [1, 24, 160, 5000])
+def test_a_snapshot_inside_other_bytes_is_refused(before: int) -> None:
+    for junk in (bytes(before), SMALL * (before // len(SMALL) + 1)):
+        with pytest.raises(SnapshotError, match=r"^size: "):
+            Snapshot(junk + SMALL)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_refused_and_nothing_else_is_raised(junk: bytes) -> None:
+    with pytest.raises(SnapshotError):
+        check(junk)
+
+
+NUMBER = st.integers(0, 2**64 - 1) | st.integers(0, 40)
+DIGEST = st.binary(min_size=32, max_size=32)
+
+
+@given(st.binary(max_size=600), NUMBER, NUMBER, NUMBER, DIGEST)
+@example(bytes(8 * 24), 8, 0, 8, bytes(32))
+def test_a_whole_footer_with_wrong_numbers_is_refused(
+    before: bytes, count: int, body_length: int, slots: int, digest: bytes
+) -> None:
+    """Its own checksum holds; the lengths in it must still be checked before they are believed."""
+    footer = Footer(1, 1, count, body_length, slots, bytes(8), bytes(32), digest)
+    with pytest.raises(SnapshotError, match=r"^(size|index|content checksum): "):
+        check(before + footer.pack())
+
+
+@pytest.mark.parametrize(("count", "slots"), [(8, 8), (9, 8), (1, 1), (3, 7), (3, 9), (3, 0)])
+def test_an_index_that_could_not_end_a_search_is_refused(count: int, slots: int) -> None:
+    index = bytes(slots * SLOT.size)
+    footer = Footer(1, 1, count, 0, slots, bytes(8), bytes(32), hashlib.sha256(index).digest())
+    with pytest.raises(SnapshotError, match=r"^index: "):
+        check(index + footer.pack())
+
+
+def test_the_checks_are_told_apart() -> None:
+    def refused(buffer: bytes) -> str:
+        with pytest.raises(SnapshotError) as caught:
+            check(buffer)
+        return str(caught.value).partition(":")[0]
+
+    footer = len(SMALL) - FOOTER_SIZE
+    assert refused(SMALL[: FOOTER_SIZE - 1]) == "truncated"
+    assert refused(SMALL[:-1]) == "magic"
+    assert refused(flipped(footer)) == "magic"
+    assert refused(flipped(footer + 8)) == "format"
+    assert refused(flipped(footer + 20)) == "footer checksum"
+    assert refused(flipped(len(SMALL) - 1)) == "footer checksum"
+    assert refused(SMALL[1:]) == "size"
+    assert refused(flipped(0)) == "content checksum"
+    assert refused(flipped(footer - 1)) == "content checksum"
+
+
+def flipped(position: int) -> bytes:
+    return SMALL[:position] + bytes([SMALL[position] ^ 1]) + SMALL[position + 1 :]

@@ -1,0 +1,273 @@
+"""The last-known-good file: whole or not there, whenever the writer fails or is killed; never served when damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.leftovers import nothing_left
+from tests.support.snapshots import built
+
+from definition_server.catalog.layout import FOOTER_SIZE
+from definition_server.control_plane.store import FILE_NAME, SnapshotStore, StoreError
+from definition_server.ipc.memory import create_sealed
+
+OLD = built("old", generation=1).to_bytes()
+NEW = built("if", "else", "end", generation=2).to_bytes()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SnapshotStore:
+    return SnapshotStore(tmp_path)
+
+
+def save(store: SnapshotStore, octets: bytes) -> None:
+    descriptor = create_sealed("test", [octets])
+    try:
+        store.save(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(store: SnapshotStore) -> bytes | None:
+    loaded = store.load()
+    if loaded is None:
+        return None
+    snapshot, descriptor = loaded
+    os.close(descriptor)
+    return bytes(snapshot.buffer)
+
+
+def files(store: SnapshotStore) -> list[str]:
+    return sorted(path.name for path in store.path.parent.iterdir())
+
+
+# -- writing and reading ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
+    save(store, NEW)
+    assert store.path.read_bytes() == NEW
+    assert load(store) == NEW
+
+
+def test_a_snapshot_above_one_chunk_is_stored_and_loaded_whole(store: SnapshotStore) -> None:
+    large = built(*(f"command{n}" for n in range(150_000))).to_bytes()
+    assert len(large) > 16 * 1024 * 1024
+    save(store, large)
+    assert load(store) == large
+
+
+def test_what_is_loaded_is_sealed(store: SnapshotStore) -> None:
+    save(store, NEW)
+    loaded = store.load()
+    assert loaded is not None
+    try:
+        with pytest.raises(PermissionError):
+            os.write(loaded[1], b"x")
+    finally:
+        os.close(loaded[1])
+
+
+def test_the_next_snapshot_replaces_the_stored_one(store: SnapshotStore) -> None:
+    save(store, OLD)
+    save(store, NEW)
+    assert load(store) == NEW
+    assert files(store) == [FILE_NAME]
+
+
+def test_the_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "not" / "yet" / "there")
+    save(store, NEW)
+    assert load(store) == NEW
+
+
+def test_nobody_else_may_read_the_file(store: SnapshotStore) -> None:
+    save(store, NEW)
+    assert store.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["empty directory", "no directory"])
+def test_where_nothing_was_stored_nothing_is_loaded(tmp_path: Path, made: bool) -> None:
+    assert load(SnapshotStore(tmp_path if made else tmp_path / "missing")) is None
+
+
+# -- failing writes --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, OLD)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=rf"cannot write {store.path}: No space left on device"):
+        save(store, NEW)
+    monkeypatch.undo()
+    assert load(store) == OLD
+    assert files(store) == [FILE_NAME]
+
+
+def test_a_directory_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = SnapshotStore(tmp_path / "file" / "directory")
+    with pytest.raises(StoreError, match=f"cannot write {store.path}: Not a directory"):
+        save(store, NEW)
+    with pytest.raises(StoreError, match=f"cannot read {store.path}: Not a directory"):
+        load(store)
+
+
+def test_octets_are_on_disk_before_the_name_and_the_name_before_it_returns(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        acts.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'directory'}")
+        fsync(descriptor)
+
+    def noting_replace(path: Path, target: Path) -> Path:
+        acts.append(f"rename {path.suffix} to {target.suffix}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    save(store, NEW)
+    assert acts == ["fsync .tmp", "rename .tmp to .avapsnap", "fsync directory"]
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from definition_server.control_plane.store import SnapshotStore
+
+moment, number, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+owner = Path if moment == "replace" else os
+work, calls = getattr(owner, moment), 0
+
+def killed(*arguments):
+    global calls
+    calls += 1
+    if calls == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(*arguments)
+
+setattr(owner, moment, killed)
+SnapshotStore(directory).save(os.open(sys.argv[4], os.O_RDONLY))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "found"),
+    [("sendfile", 1, OLD), ("fsync", 1, OLD), ("replace", 1, OLD), ("fsync", 2, NEW)],
+    ids=["before writing", "before the data are flushed", "before the rename", "after the rename"],
+)
+def test_a_writer_that_is_killed_leaves_a_whole_file_and_its_leftovers_go_with_the_next_write(
+    store: SnapshotStore, tmp_path_factory: pytest.TempPathFactory, moment: str, number: int, found: bytes
+) -> None:
+    save(store, OLD)
+    source = tmp_path_factory.mktemp("source") / "snapshot"
+    source.write_bytes(NEW)
+    arguments = [moment, str(number), str(store.path.parent), str(source)]
+    writer = subprocess.run([sys.executable, "-c", KILLED_WRITER, *arguments], timeout=60, check=False)
+    assert writer.returncode == -signal.SIGKILL
+    assert load(store) == found
+    assert (len(files(store)) == 2) == (found == OLD), "the killed writer left its temporary file"
+    save(store, NEW)
+    assert files(store) == [FILE_NAME]
+
+
+def test_other_files_of_the_directory_are_left_alone(store: SnapshotStore) -> None:
+    (store.path.parent / "notes.tmp").touch()
+    (store.path.parent / "last-known-good.avapsnap.bak").touch()
+    save(store, NEW)
+    assert files(store) == ["last-known-good.avapsnap", "last-known-good.avapsnap.bak", "notes.tmp"]
+
+
+def test_a_reader_beside_the_writer_never_sees_half_a_file(store: SnapshotStore) -> None:
+    save(store, OLD)
+    seen: list[bytes | None] = []
+    written = threading.Event()
+
+    def read() -> None:
+        while not written.is_set():
+            seen.append(load(store))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(50):
+            save(store, (OLD, NEW)[number % 2])
+    finally:
+        written.set()
+        reader.join(30)
+    assert seen
+    assert set(seen) <= {OLD, NEW}
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "empty": (lambda octets: b"", "empty file"),
+    "shorter than a footer": (lambda octets: octets[:100], "truncated"),
+    "cut at the end": (lambda octets: octets[:-1], "magic"),
+    "cut at the front": (lambda octets: octets[1:], "size"),
+    "lengthened": (lambda octets: octets + b"\0", "magic"),
+    "in the body": (lambda octets: flipped(octets, 5), "content checksum"),
+    "in the index": (lambda octets: flipped(octets, len(octets) - FOOTER_SIZE - 1), "content checksum"),
+    "in the magic": (lambda octets: flipped(octets, len(octets) - FOOTER_SIZE), "magic"),
+    "in the format": (lambda octets: flipped(octets, len(octets) - FOOTER_SIZE + 8), "format"),
+    "in the footer": (lambda octets: flipped(octets, len(octets) - FOOTER_SIZE + 20), "footer checksum"),
+    "another file": (lambda octets: b"PK\3\4" * 1000, "magic"),
+}
+
+
+def flipped(octets: bytes, position: int, bits: int = 1) -> bytes:
+    changed = bytearray(octets)
+    changed[position] ^= bits
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_and_the_check_named(store: SnapshotStore, damage: str) -> None:
+    change, check = DAMAGE[damage]
+    store.path.write_bytes(change(NEW))
+    with pytest.raises(StoreError, match=f"{store.path} is not usable: .*{check}"):
+        store.load()
+
+
+@pytest.fixture(scope="module")
+def module_store(tmp_path_factory: pytest.TempPathFactory) -> SnapshotStore:
+    return SnapshotStore(tmp_path_factory.mktemp("store"))
+
+
+@given(position=st.integers(0, len(NEW) - 1), bits=st.integers(1, 255))
+def test_no_changed_octet_is_ever_loaded(module_store: SnapshotStore, position: int, bits: int) -> None:
+    module_store.path.write_bytes(flipped(NEW, position, bits))
+    with pytest.raises(StoreError):
+        module_store.load()
+
+
+def test_a_damaged_file_is_replaced_by_the_next_snapshot(store: SnapshotStore) -> None:
+    store.path.write_bytes(b"garbage")
+    save(store, NEW)
+    assert load(store) == NEW

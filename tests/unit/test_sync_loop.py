@@ -1,0 +1,299 @@
+"""When cycles run: at once when asked, at the interval otherwise, sooner while nothing is served; and when a start
+without a database falls back on the last-known-good snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.support.fakes import FakeSource
+from tests.support.leftovers import nothing_left
+from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.loop import end, eventually, other_tasks
+from tests.support.snapshots import published, row
+
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.source import SourceError
+from definition_server.control_plane.store import SnapshotStore
+from definition_server.control_plane.sync import Synchronizer, SyncLoop
+
+NEVER = 3600.0
+"""An interval or a patience that no test waits out."""
+
+RESTORED = "Serving the last-known-good snapshot: the database has not answered yet"
+
+StartLoop = Callable[..., SyncLoop]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource(row("if"))
+
+
+@pytest.fixture
+def logs() -> Iterator[LogLines]:
+    with captured_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SnapshotStore:
+    """A store that holds generation 7 with the command ``old``."""
+    store = SnapshotStore(tmp_path)
+    publication = published("old", generation=7)
+    store.save(publication.descriptor)
+    os.close(publication.descriptor)
+    return store
+
+
+@pytest.fixture
+async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[StartLoop]:
+    """Start a loop; it is cancelled when the test ends, and then nothing may run any more."""
+    tasks: list[asyncio.Task[None]] = []
+    stack = ExitStack()
+    before = other_tasks()
+
+    def started(*, interval: float = NEVER, patience: float = NEVER, store: SnapshotStore | None = None) -> SyncLoop:
+        synchronizer = Synchronizer(source, publisher, store=store)
+        stack.callback(synchronizer.close)
+        loop = SyncLoop(synchronizer, publisher, interval=interval, patience=patience)
+        tasks.append(asyncio.create_task(loop.run()))
+        return loop
+
+    yield started
+    for task in tasks:
+        assert not task.done(), "the loop never returns"
+        await end(task)
+    await eventually(lambda: not other_tasks() - before, lambda: f"tasks left: {other_tasks() - before}")
+    stack.close()
+
+
+def serves(publisher: Publisher, name: str) -> Callable[[], bool]:
+    """Whether the command is published."""
+    return lambda: publisher.current is not None and publisher.current.snapshot.get(name) is not None
+
+
+def delays(logs: LogLines) -> list[float]:
+    return [line["next_attempt_in_seconds"] for line in logged(logs, "Sync failed")]
+
+
+# -- the schedule ----------------------------------------------------------------------------------------------------
+
+
+async def test_asked_to_sync_it_does_so_at_once(start: StartLoop, source: FakeSource, publisher: Publisher) -> None:
+    loop = start(interval=NEVER)
+    await eventually(serves(publisher, "if"), "the first cycle")
+    source.replace(row("else"))
+    loop.sync_soon()
+    await eventually(serves(publisher, "else"), "the second cycle")
+    assert source.looks == 2
+
+
+async def test_asked_during_a_cycle_it_runs_another_one_after(
+    start: StartLoop, source: FakeSource, publisher: Publisher
+) -> None:
+    source.answers.clear()
+    loop = start()
+    await eventually(lambda: source.looks == 1, "the first cycle begun")
+    loop.sync_soon()
+    source.answers.set()
+    await eventually(lambda: source.looks == 2, "the second cycle")
+
+
+async def test_asked_several_times_at_once_it_runs_one_cycle(
+    start: StartLoop, source: FakeSource, publisher: Publisher
+) -> None:
+    loop = start()
+    await eventually(serves(publisher, "if"), "the first cycle")
+    for _ in range(5):
+        loop.sync_soon()
+    await eventually(lambda: source.looks == 2, "the second cycle")
+    for _ in range(100):  # far more turns than a cycle takes that finds nothing changed
+        await asyncio.sleep(0)
+    assert source.looks == 2
+
+
+async def test_unasked_it_looks_once_an_interval(
+    start: StartLoop, source: FakeSource, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    read = source.read
+
+    def noting_read() -> object:
+        begun.append(time.monotonic())
+        return read()
+
+    monkeypatch.setattr(source, "read", noting_read)
+    start(interval=0.05)
+    await eventually(lambda: len(begun) >= 5, "five cycles")
+    assert all(later - earlier >= 0.045 for earlier, later in pairwise(begun))
+
+
+async def test_a_cycle_counts_as_part_of_its_interval(
+    start: StartLoop, source: FakeSource, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[float] = []
+    wait_for = asyncio.wait_for
+
+    async def noting_wait_for(work: asyncio.Future[bool], timeout: float) -> bool:
+        turns.append(timeout)
+        return await wait_for(work, timeout)
+
+    source.answers.clear()
+    start(interval=NEVER)
+    await eventually(lambda: source.looks == 1, "the first cycle begun")
+    begun = time.monotonic()
+    await eventually(lambda: time.monotonic() - begun >= 0.2, "a slow cycle")
+    monkeypatch.setattr(asyncio, "wait_for", noting_wait_for)
+    source.answers.set()
+    await eventually(lambda: turns, "the pause after it")
+    assert turns[0] <= NEVER - 0.2
+
+
+async def test_cancelled_in_its_first_cycle_it_cancels_that_too(
+    source: FakeSource, publisher: Publisher, logs: LogLines
+) -> None:
+    source.answers.clear()
+    before = other_tasks()
+    with closing(Synchronizer(source, publisher)) as synchronizer:
+        running = asyncio.create_task(SyncLoop(synchronizer, publisher, interval=NEVER, patience=NEVER).run())
+        await eventually(lambda: source.looks == 1, "the first cycle begun")
+        await end(running)
+        left = other_tasks() - before
+        for task in left:
+            await end(task)
+    assert not left
+    assert not logs
+
+
+# -- while nothing is served -----------------------------------------------------------------------------------------
+
+
+async def test_while_nothing_is_served_the_attempts_back_off(
+    start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
+) -> None:
+    for _ in range(8):
+        source.fail(SourceError("down"))
+    loop = start(interval=60.0)
+    for failures in range(1, 8):
+        await eventually(lambda: len(delays(logs)) == failures, f"failure {failures}")  # noqa: B023 - asked at once
+        loop.sync_soon()
+    await eventually(lambda: len(delays(logs)) == 8, "the last failure")
+    assert delays(logs) == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+async def test_the_back_off_never_passes_the_interval(
+    start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
+) -> None:
+    for _ in range(4):
+        source.fail(SourceError("down"))
+    start(interval=0.02)
+    await eventually(serves(publisher, "if"), "recovery")
+    assert delays(logs) == [0.02] * 4
+
+
+async def test_a_start_that_failed_is_repeated_long_before_the_interval(
+    start: StartLoop, source: FakeSource, publisher: Publisher
+) -> None:
+    source.fail(SourceError("down"))
+    start(interval=NEVER)
+    await eventually(serves(publisher, "if"), "the second attempt")
+
+
+async def test_an_empty_table_at_start_is_looked_at_again_soon(
+    start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
+) -> None:
+    source.replace()
+    start(interval=NEVER)
+    (line,) = await eventually(lambda: logged(logs, "Sync refused"), "the refusal")
+    assert line["next_attempt_in_seconds"] == 0.5
+
+
+async def test_once_something_is_served_a_failure_waits_for_the_interval(
+    start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
+) -> None:
+    loop = start(interval=NEVER)
+    await eventually(serves(publisher, "if"), "the first cycle")
+    source.fail(SourceError("down"))
+    loop.sync_soon()
+    await eventually(lambda: delays(logs), "the failure")
+    assert delays(logs) == [NEVER]
+
+
+# -- a start without a database --------------------------------------------------------------------------------------
+
+
+async def test_a_first_cycle_that_fails_is_followed_by_the_last_known_good_snapshot(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
+) -> None:
+    source.fail(SourceError("down"))
+    start(interval=NEVER, patience=NEVER, store=store)
+    await eventually(serves(publisher, "old"), "the last-known-good snapshot")
+    await eventually(lambda: logged(logs, RESTORED), "word of it")
+
+
+async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snapshot_until_it_ends(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore
+) -> None:
+    source.answers.clear()
+    start(interval=NEVER, patience=0.05, store=store)
+    await eventually(serves(publisher, "old"), "the last-known-good snapshot")
+    source.answers.set()
+    await eventually(serves(publisher, "if"), "the table")
+    assert publisher.current is not None
+    assert publisher.current.snapshot.generation == 8
+    assert source.looks == 1, "the cycle that hung was not thrown away"
+
+
+async def test_the_last_known_good_snapshot_is_not_served_before_patience_is_at_an_end(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore
+) -> None:
+    source.answers.clear()
+    begun = time.monotonic()
+    start(interval=NEVER, patience=0.3, store=store)
+    await eventually(serves(publisher, "old"), "the last-known-good snapshot")
+    assert time.monotonic() - begun >= 0.3
+    source.answers.set()
+    await eventually(serves(publisher, "if"), "the table")
+
+
+async def test_a_database_in_time_keeps_the_last_known_good_snapshot_off(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
+) -> None:
+    generations: list[int] = []
+    publisher.on_publish(lambda publication: generations.append(publication.snapshot.generation))
+    loop = start(interval=NEVER, patience=NEVER, store=store)
+    await eventually(serves(publisher, "if"), "the table")
+    loop.sync_soon()
+    await eventually(lambda: source.looks == 2, "the second cycle, after any restore")
+    assert generations == [1]
+    assert not logged(logs, RESTORED)
+
+
+async def test_after_a_restore_the_database_is_asked_again_soon(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
+) -> None:
+    source.fail(SourceError("down"))
+    start(interval=NEVER, store=store)
+    await eventually(serves(publisher, "if"), "the second attempt")
+    assert logged(logs, RESTORED)

@@ -1,0 +1,371 @@
+"""The sync cycle and the last-known-good file: every publication is stored, no disk stops a cycle, a start without a
+database serves what was stored, and nothing that is damaged or older than what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.fakes import FakeClock, FakeSource
+from tests.support.leftovers import nothing_left
+from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.loop import eventually, promptly
+from tests.support.snapshots import published, row
+
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane import sync
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.store import SnapshotStore, StoreError
+from definition_server.control_plane.sync import Outcome, Synchronizer
+
+NOT_STORED = "Last-known-good snapshot not stored"
+NOT_USABLE = "Last-known-good snapshot not usable"
+RESTORED = "Serving the last-known-good snapshot: the database has not answered yet"
+
+
+Make = Callable[..., Synchronizer]
+
+
+class HangingStore(SnapshotStore):
+    """A store whose disk hangs while ``disk_works`` is not set."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.disk_works = threading.Event()
+        self.saves = 0
+
+    def save(self, descriptor: int) -> None:
+        self.saves += 1
+        assert self.disk_works.wait(60)
+        super().save(descriptor)
+
+    def load(self) -> tuple[Snapshot, int] | None:
+        assert self.disk_works.wait(60)
+        return super().load()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource(row("if"), row("else"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SnapshotStore:
+    return SnapshotStore(tmp_path)
+
+
+@pytest.fixture
+async def hanging(tmp_path: Path) -> AsyncIterator[HangingStore]:
+    store = HangingStore(tmp_path)
+    yield store
+    store.disk_works.set()  # before the loop closes, which waits for its threads
+
+
+@pytest.fixture
+def make(source: FakeSource, publisher: Publisher) -> Iterator[Make]:
+    """Make a synchronizer; it is closed when the test ends."""
+    with ExitStack() as stack:
+
+        def made(store: SnapshotStore | None = None, **how: Any) -> Synchronizer:
+            return stack.enter_context(closing(Synchronizer(source, publisher, store=store, **how)))
+
+        yield made
+
+
+@pytest.fixture
+def logs() -> Iterator[LogLines]:
+    with captured_logs() as lines:
+        yield lines
+
+
+async def cycle(synchronizer: Synchronizer) -> Outcome:
+    return await synchronizer.cycle(lambda _: 60.0)
+
+
+def stored(store: SnapshotStore) -> bytes:
+    """The octets in the file, after all checks."""
+    loaded = store.load()
+    assert loaded is not None
+    os.close(loaded[1])
+    return bytes(loaded[0].buffer)
+
+
+def current(publisher: Publisher) -> Snapshot:
+    assert publisher.current is not None
+    return publisher.current.snapshot
+
+
+def keep(store: SnapshotStore, *names: str, **how: object) -> Snapshot:
+    """Store a snapshot of ``names``, as an earlier run of the server did."""
+    publication = published(*names, **how)  # type: ignore[arg-type]
+    store.save(publication.descriptor)
+    os.close(publication.descriptor)
+    return publication.snapshot
+
+
+# -- storing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_every_publication_is_stored_as_it_is_served(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
+) -> None:
+    synchronizer = make(store)
+    for names in (["if"], ["if", "else"]):
+        source.replace(*map(row, names))
+        assert await cycle(synchronizer) is Outcome.PUBLISHED
+        assert stored(store) == bytes(current(publisher).buffer)
+
+
+async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works(
+    source: FakeSource,
+    publisher: Publisher,
+    make: Make,
+    store: SnapshotStore,
+    logs: LogLines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    synchronizer = make(store)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert await cycle(synchronizer) is Outcome.PUBLISHED
+    assert current(publisher).count == 2
+    (line,) = logged(logs, NOT_STORED, log_level="error")
+    assert "No space left on device" in line["error"]
+    assert "No space left on device" in str(synchronizer.state.store_error)
+    assert synchronizer.state.last_error is None
+    source.replace(row("end"))
+    await cycle(synchronizer)
+    assert synchronizer.state.store_error is None
+    assert stored(store) == bytes(current(publisher).buffer)
+
+
+async def test_a_hanging_disk_holds_up_no_cycle(
+    source: FakeSource,
+    publisher: Publisher,
+    make: Make,
+    hanging: HangingStore,
+    logs: LogLines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    synchronizer = make(hanging)
+    assert await promptly(cycle(synchronizer)) is Outcome.PUBLISHED
+    assert synchronizer.state.store_error == "the disk did not finish within 0.05 s"
+    source.replace(row("end"))
+    assert await promptly(cycle(synchronizer)) is Outcome.PUBLISHED
+    assert current(publisher).get("end") is not None
+    assert synchronizer.state.store_error == "the disk has not finished writing an earlier snapshot"
+    assert len(logged(logs, NOT_STORED, log_level="error")) == 2
+    assert hanging.saves == 1, "one writer at a time"
+
+
+async def test_a_disk_that_works_again_stores_the_next_publication(
+    source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    synchronizer = make(hanging)
+    await promptly(cycle(synchronizer))
+    first = bytes(current(publisher).buffer)
+    source.replace(row("end"))
+    await promptly(cycle(synchronizer))
+    hanging.disk_works.set()
+    await eventually(hanging.path.exists, "the hung snapshot stored")
+    # The publication it was taken from is gone, its descriptor closed; what was written is nonetheless whole.
+    assert stored(hanging) == first
+    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 30.0)
+    source.replace(row("startLoop"))
+    await promptly(cycle(synchronizer))
+    assert synchronizer.state.store_error is None
+    assert stored(hanging) == bytes(current(publisher).buffer)
+
+
+async def test_without_a_store_nothing_is_stored_or_restored(
+    source: FakeSource, publisher: Publisher, make: Make
+) -> None:
+    synchronizer = make()
+    assert not await synchronizer.restore()
+    assert await cycle(synchronizer) is Outcome.PUBLISHED
+    assert synchronizer.state.store_error is None
+
+
+# -- restoring -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    clock = FakeClock()
+    kept = keep(store, "if", generation=7, created_at=clock.now)
+    clock.advance(90)
+    synchronizer = make(store, clock=clock)
+    assert await synchronizer.restore()
+    assert bytes(current(publisher).buffer) == bytes(kept.buffer)
+    assert synchronizer.state.restored_age_seconds == 90
+    (line,) = logged(logs, RESTORED, log_level="warning")
+    assert (line["age_seconds"], line["count"], line["generation"]) == (90, 1, 7)
+    assert line["version_hash"] == kept.version_hash
+
+
+async def test_a_table_that_answers_replaces_what_was_restored(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
+) -> None:
+    keep(store, "old", generation=7)
+    synchronizer = make(store)
+    await synchronizer.restore()
+    assert await cycle(synchronizer) is Outcome.PUBLISHED
+    assert [definition.name for definition in current(publisher)] == ["else", "if"]
+    assert current(publisher).generation == 8
+    assert synchronizer.state.restored_age_seconds is None
+
+
+async def test_a_table_that_holds_what_was_restored_is_not_published_again(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
+) -> None:
+    keep(store, "if", "else", generation=7)
+    synchronizer = make(store)
+    await synchronizer.restore()
+    assert await cycle(synchronizer) is Outcome.UNCHANGED
+    assert current(publisher).generation == 7
+    assert synchronizer.state.restored_age_seconds is None
+
+
+async def test_a_damaged_file_is_refused(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    keep(store, "if")
+    octets = bytearray(store.path.read_bytes())
+    octets[20] ^= 1
+    store.path.write_bytes(octets)
+    synchronizer = make(store)
+    assert not await synchronizer.restore()
+    assert publisher.current is None
+    (line,) = logged(logs, NOT_USABLE, log_level="error")
+    assert "content checksum" in line["error"]
+    assert "content checksum" in str(synchronizer.state.store_error)
+
+
+async def test_a_missing_file_is_told(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    assert not await make(store).restore()
+    assert logged(logs, "No last-known-good snapshot", log_level="warning", path=str(store.path))
+
+
+async def test_nothing_is_restored_once_something_is_published(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
+) -> None:
+    keep(store, "old", generation=7)
+    synchronizer = make(store)
+    await cycle(synchronizer)
+    keep(store, "old", generation=7)
+    assert not await synchronizer.restore()
+    assert current(publisher).get("old") is None
+    assert synchronizer.state.restored_age_seconds is None
+
+
+async def test_of_a_restore_and_a_cycle_at_once_the_table_has_the_last_word(
+    source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore
+) -> None:
+    hanging.disk_works.set()
+    keep(hanging, "old", generation=7)
+    hanging.disk_works.clear()
+    synchronizer = make(hanging)
+    restoring = asyncio.create_task(synchronizer.restore())
+    cycling = asyncio.create_task(cycle(synchronizer))
+    await eventually(lambda: source.looks and not source.open_readings, "the rows read")
+    assert publisher.current is None, "the cycle waits for the restore"
+    hanging.disk_works.set()
+    assert await promptly(restoring)
+    assert await promptly(cycling) is Outcome.PUBLISHED
+    assert current(publisher).generation == 8
+    assert current(publisher).get("old") is None
+
+
+# -- another signing key ---------------------------------------------------------------------------------------------
+
+OLD, NEW = Signer("old key"), Signer("new key")
+
+
+def plain(code: bytes) -> bytes:
+    return code
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unpack"),
+    [(OLD, NEW, NEW.unpack), (None, NEW, NEW.unpack), (OLD, None, plain)],
+    ids=["rotated", "now signed", "no longer signed"],
+)
+async def test_a_snapshot_under_another_key_is_signed_again_with_the_same_content(
+    source: FakeSource,
+    publisher: Publisher,
+    make: Make,
+    store: SnapshotStore,
+    before: Signer | None,
+    after: Signer | None,
+    unpack: Callable[[bytes], bytes],
+) -> None:
+    clock = FakeClock()
+    kept = keep(store, "if", "else", generation=7, created_at=clock.now - 30, signer=before)
+    synchronizer = make(store, signer=after, clock=clock)
+    assert await synchronizer.restore()
+    snapshot = current(publisher)
+    assert {definition.name: unpack(definition.code) for definition in snapshot} == {"if": b"pass", "else": b"pass"}
+    assert [definition.hash for definition in snapshot] == [definition.hash for definition in kept]
+    assert (snapshot.version_hash, snapshot.generation) == (kept.version_hash, 7)
+    assert synchronizer.state.restored_age_seconds == 30
+
+
+class BrokenSigner(Signer):
+    """Packs nothing, so that what it "signed" cannot be unpacked."""
+
+    def pack(self, payload: bytes) -> bytes:
+        return payload
+
+
+async def test_what_cannot_be_signed_again_is_not_served(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    keep(store, "if", signer=BrokenSigner("old key"))
+    synchronizer = make(store, signer=NEW)
+    assert not await synchronizer.restore()
+    assert publisher.current is None
+    assert "cannot be signed again" in str(synchronizer.state.store_error)
+    assert logged(logs, NOT_USABLE, log_level="error")
+
+
+async def test_an_unreadable_store_is_told_and_the_cycle_goes_on(make: Make, tmp_path: Path, logs: LogLines) -> None:
+    (tmp_path / "file").touch()
+    store = SnapshotStore(tmp_path / "file")
+    with pytest.raises(StoreError):
+        store.load()
+    synchronizer = make(store)
+    assert not await synchronizer.restore()
+    assert await cycle(synchronizer) is Outcome.PUBLISHED
+    assert len(logged(logs, NOT_USABLE, log_level="error")) == 1
+    assert len(logged(logs, NOT_STORED, log_level="error")) == 1

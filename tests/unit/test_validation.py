@@ -1,0 +1,134 @@
+"""A row is served unless it cannot be put on the wire, and each row that is not is counted under one reason; what is
+told of such rows is bounded, however many there are.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from definition_server.catalog.definition import Row
+from definition_server.catalog.validation import Findings, InterfaceCheck, Suspect, Unserved, reason_not_served
+
+GOOD = Row(1, b"if", b"function", b"[]", b"pass")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (GOOD, None),
+        (GOOD._replace(type=None, interface=None, code=b""), None),
+        (GOOD._replace(type=b"", interface=b""), None),
+        (GOOD._replace(name="año\n'\"".encode(), code="\U0001f40d\0".encode()), None),
+        (GOOD._replace(name=None), Unserved.NULL_NAME),
+        (GOOD._replace(name=None, code=None), Unserved.NULL_NAME),
+        (GOOD._replace(name=b""), Unserved.EMPTY_NAME),
+        (GOOD._replace(name=b"", code=b"\xff"), Unserved.EMPTY_NAME),
+        (GOOD._replace(code=None), Unserved.NULL_CODE),
+        (GOOD._replace(name=b"\xff", code=None), Unserved.NULL_CODE),
+        *((GOOD._replace(**{field: b"\xe9"}), Unserved.INVALID_ENCODING) for field in Row._fields[1:]),
+        (GOOD._replace(code=b"\xed\xa0\x80"), Unserved.INVALID_ENCODING),  # a surrogate, which protobuf refuses
+        (GOOD._replace(code=b"\xc0\x80"), Unserved.INVALID_ENCODING),  # an overlong NUL
+    ],
+)
+def test_a_row_is_served_or_has_one_reason(row: Row, reason: Unserved | None) -> None:
+    assert reason_not_served(row) is reason
+
+
+FIELD = st.none() | st.binary(max_size=4) | st.text(max_size=4).map(str.encode)
+
+
+@given(FIELD, FIELD, FIELD, FIELD)
+def test_exactly_the_rows_that_are_utf_8_with_name_and_code_are_served(
+    name: bytes | None, kind: bytes | None, interface: bytes | None, code: bytes | None
+) -> None:
+    served = bool(name) and code is not None
+    try:
+        for text in (name, kind, interface, code):
+            (text or b"").decode("utf-8")
+    except UnicodeDecodeError:
+        served = False
+    assert (reason_not_served(Row(1, name, kind, interface, code)) is None) is served
+
+
+# -- findings ----------------------------------------------------------------------------------------------------------
+
+
+def test_findings_count_every_row_but_keep_ten_examples_a_reason() -> None:
+    findings = Findings()
+    for number in range(1000):
+        findings.note(Unserved.DUPLICATE, GOOD._replace(id=number))
+        findings.note(Suspect.LARGER_THAN_4_MIB, GOOD._replace(id=number))
+    assert findings.unserved == {Unserved.DUPLICATE: 1000}
+    assert findings.suspect == {Suspect.LARGER_THAN_4_MIB: 1000}
+    assert findings.examples == {
+        "duplicate": [f"id={number} name='if'" for number in range(10)],
+        "larger_than_4_mib": [f"id={number} name='if'" for number in range(10)],
+    }
+
+
+def test_an_example_shows_any_name_in_one_printable_line() -> None:
+    findings = Findings()
+    for name in (None, b"", b"\xff", b"a\n\x1b[31m"):
+        findings.note(Unserved.NULL_CODE, GOOD._replace(name=name))
+    assert findings.examples["null_code"] == [
+        "id=1 name=None",
+        "id=1 name=''",
+        "id=1 name='\ufffd'",
+        r"id=1 name='a\n\x1b[31m'",
+    ]
+
+
+def test_the_reasons_are_the_labels_that_metrics_show() -> None:
+    labels = {*Unserved, *Suspect}
+    assert {str(label) for label in labels} == {
+        "null_name", "empty_name", "null_code", "invalid_encoding", "duplicate",
+        "interface_not_json_array", "larger_than_4_mib",
+    }  # fmt: skip
+
+
+# -- interfaces --------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_exactly_json_arrays_are_interfaces(value: object) -> None:
+    check = InterfaceCheck()
+    for _ in range(2):  # the second answer is the remembered one
+        assert check.is_json_array(json.dumps(value).encode()) is isinstance(value, list)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_get_an_answer(interface: bytes) -> None:
+    assert InterfaceCheck().is_json_array(interface) in (True, False)
+
+
+@pytest.mark.parametrize(
+    "interface",
+    [b"", b"[", b"[]]", b"[1,]", b"\xff", b"[" * 200_000, b"[1" + b"0" * 10_000 + b"]"],
+    ids=["nothing", "open", "closed twice", "comma", "not UTF-8", "too deep", "too large a number"],
+)
+def test_an_interface_that_cannot_be_parsed_is_none(interface: bytes) -> None:
+    assert InterfaceCheck().is_json_array(interface) is False
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    check = InterfaceCheck()
+    assert all(check.is_json_array(b"[%d]" % number) for number in range(12_000))
+    assert len(parsed) == 12_000
+    assert check.is_json_array(b"[0]")
+    assert check.is_json_array(b"[9999]")
+    assert len(parsed) == 12_000
+    assert check.is_json_array(b"[10000]")
+    assert len(parsed) == 12_001
