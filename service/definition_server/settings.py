@@ -253,9 +253,23 @@ class Settings(_EnvironmentSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("postgresql", "postgres"):
+        try:
+            scheme = urlsplit(value.get_secret_value()).scheme
+        except ValueError:
+            # Its text would quote the URL, password and all.
+            raise ValueError("it is not a valid URL") from None
+        if scheme not in ("postgresql", "postgres"):
             raise ValueError("the scheme must be postgresql://")
+        return value
+
+    @field_validator("database_url", "avap_internal_key")
+    @classmethod
+    def _check_text(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                value.get_secret_value().encode()
+            except UnicodeEncodeError:
+                raise ValueError("it is not UTF-8 text") from None
         return value
 
     @field_validator("api_key")

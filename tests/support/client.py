@@ -16,7 +16,7 @@ UNLIMITED = (("grpc.max_receive_message_length", -1),)
 RETRYING = (
     (
         "grpc.service_config",
-        '{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":5,"initialBackoff":"0.05s",'
+        '{"methodConfig":[{"name":[{}],"waitForReady":true,"retryPolicy":{"maxAttempts":5,"initialBackoff":"0.05s",'
         '"maxBackoff":"1s","backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE","CANCELLED"]}}]}',
     ),
 )

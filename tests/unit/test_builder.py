@@ -202,7 +202,6 @@ def test_a_plain_definition_is_not_suspect() -> None:
         pytest.param(
             1,
             {Suspect.LARGER_THAN_4_MIB: 1},
-            marks=pytest.mark.xfail(reason="bug: the 66 octets of the hash field are not counted"),
         ),
     ],
 )
@@ -219,7 +218,7 @@ def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
 
 @pytest.mark.parametrize(
     "order",
-    [pytest.param(1, marks=pytest.mark.xfail(reason="bug: a suspect that is displaced later stays counted")), -1],
+    [1, -1],
 )
 def test_a_row_that_lost_its_name_to_another_is_not_suspect(order: int) -> None:
     """Suspect rows are *served* ones that look wrong."""

@@ -167,7 +167,6 @@ def test_what_is_no_memory_at_all_is_refused(tmp_path: Path) -> None:
                 map_sealed(descriptor)
 
 
-@pytest.mark.xfail(reason="bug: mmap's ValueError passes through")
 def test_empty_memory_is_refused_as_documented() -> None:
     """Not with an exception of its own: a worker must survive whatever it is sent."""
     with sealed() as descriptor, pytest.raises((NotSealedError, OSError)):

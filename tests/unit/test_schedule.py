@@ -34,40 +34,49 @@ def test_a_reset_begins_the_delays_again() -> None:
 # -- CrashLoop -------------------------------------------------------------------------------------------------------
 
 
-def looping_after(*ends: float, at: float | None = None) -> bool:
-    loop = CrashLoop(3, 60.0)
-    for end in ends:
-        loop.ended(end)
-    return loop.looping(ends[-1] if at is None else at)
+STABLE = 30.0
 
 
-def test_the_limit_of_ends_within_the_window_is_a_crash_loop() -> None:
-    assert looping_after(0.0, 30.0, 60.0)
+def looping_after(*lives: float) -> bool:
+    loop = CrashLoop(3, STABLE)
+    for lived in lives:
+        loop.ended(lived)
+    return loop.looping
 
 
-def test_fewer_ends_than_the_limit_are_no_crash_loop() -> None:
+def test_the_limit_of_short_lives_in_a_row_is_a_crash_loop() -> None:
+    assert looping_after(0.0, 29.9, 5.0)
+
+
+def test_fewer_short_lives_than_the_limit_are_no_crash_loop() -> None:
     assert not looping_after(0.0, 0.1)
 
 
-def test_as_many_ends_over_a_longer_time_are_no_crash_loop() -> None:
-    assert not looping_after(0.0, 30.0, 60.1)
+def test_a_long_life_between_short_ones_breaks_the_row() -> None:
+    assert not looping_after(0.0, 0.1, STABLE, 0.1, 0.1)
 
 
-def test_a_crash_loop_is_over_when_its_window_has_passed() -> None:
-    assert looping_after(0.0, 1.0, 2.0, at=60.0)
-    assert not looping_after(0.0, 1.0, 2.0, at=60.1)
+def test_a_crash_loop_goes_on_however_long_the_pauses_between_its_starts_are() -> None:
+    assert looping_after(*[0.1] * 50)
 
 
-@given(steps=st.lists(st.integers(0, 30), min_size=1, max_size=30), limit=st.integers(1, 6), window=st.integers(1, 60))
-def test_looping_says_whether_the_window_holds_the_limit_of_ends(steps: list[int], limit: int, window: int) -> None:
-    loop = CrashLoop(limit, window)
-    now, ends = 0, []
-    for step in steps:
-        now += step
-        ends.append(now)
-        loop.ended(now)
-        within = [end for end in ends if now - end <= window]
-        assert loop.looping(now) == (len(within) >= limit)
+def test_a_crash_loop_is_over_when_a_worker_lives_long_enough() -> None:
+    loop = CrashLoop(2, STABLE)
+    loop.ended(0.1)
+    loop.ended(0.1)
+    loop.lives(STABLE - 0.1)
+    assert loop.looping
+    loop.lives(STABLE)
+    assert not loop.looping
+
+
+@given(lives=st.lists(st.integers(0, 60), max_size=30), limit=st.integers(1, 6))
+def test_looping_says_whether_the_last_lives_were_all_short(lives: list[int], limit: int) -> None:
+    loop = CrashLoop(limit, STABLE)
+    for lived in lives:
+        loop.ended(lived)
+    last = lives[-limit:]
+    assert loop.looping == (len(last) == limit and all(lived < STABLE for lived in last))
 
 
 # -- Heartbeat -------------------------------------------------------------------------------------------------------

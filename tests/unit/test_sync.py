@@ -18,6 +18,7 @@ import structlog
 from tests.support.fakes import FakeClock, FakeSource
 from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.loop import eventually
 from tests.support.snapshots import row
 
 from definition_server.catalog import wire
@@ -292,6 +293,18 @@ async def test_another_signing_key_rebuilds_what_has_not_changed(bench: Bench) -
     assert bench.publication.snapshot.version_hash == version
 
 
+async def test_a_key_that_is_rotated_during_a_cycle_is_signed_with_in_the_next(bench: Bench) -> None:
+    signer = Signer("a new key")
+    bench.source.answers.clear()
+    cycle = asyncio.create_task(bench.cycle())
+    await eventually(lambda: bench.source.looks, "the cycle begun")
+    bench.synchronizer.use_signer(signer)
+    bench.source.answers.set()
+    assert await cycle is Outcome.PUBLISHED
+    assert await bench.cycle() is Outcome.PUBLISHED
+    assert signer.unpack(bench.served["if"]) == b"pass"
+
+
 async def test_the_same_signing_key_again_rebuilds_nothing(bench: Bench) -> None:
     bench.use_other_synchronizer(signer=Signer("key"))
     await bench.cycle()
@@ -324,6 +337,12 @@ async def test_findings_tell_of_the_last_reading(bench: Bench, logs: LogLines) -
     bench.source.replace(row("if"))
     await bench.cycle()
     assert not bench.synchronizer.state.findings.unserved
+
+
+async def test_a_suspicious_row_that_is_not_served_after_all_is_not_told(bench: Bench, logs: LogLines) -> None:
+    bench.source.replace(Row(1, b"if", None, b"{}", b"x"), row("if", id=2))
+    await bench.cycle()
+    assert not logged(logs, "Rows look wrong, served as they are")
 
 
 TOO_LARGE = "The catalogue passes 4 MiB; SyncCatalog reaches only clients that raise their receive limit"

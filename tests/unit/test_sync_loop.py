@@ -27,7 +27,7 @@ from definition_server.control_plane.sync import Synchronizer, SyncLoop
 NEVER = 3600.0
 """An interval or a patience that no test waits out."""
 
-RESTORED = "Serving the last-known-good snapshot: the database has not answered yet"
+RESTORED = "Serving the last-known-good snapshot"
 
 StartLoop = Callable[..., SyncLoop]
 

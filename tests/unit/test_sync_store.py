@@ -24,12 +24,13 @@ from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import sync
 from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.control_plane.sync import Outcome, Synchronizer
 
 NOT_STORED = "Last-known-good snapshot not stored"
 NOT_USABLE = "Last-known-good snapshot not usable"
-RESTORED = "Serving the last-known-good snapshot: the database has not answered yet"
+RESTORED = "Serving the last-known-good snapshot"
 
 
 Make = Callable[..., Synchronizer]
@@ -165,6 +166,38 @@ async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works
     assert stored(store) == bytes(current(publisher).buffer)
 
 
+async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothing_changed(
+    source: FakeSource,
+    publisher: Publisher,
+    make: Make,
+    store: SnapshotStore,
+    logs: LogLines,
+) -> None:
+    synchronizer = make(store)
+    store.path.mkdir()  # a file cannot be renamed over a directory
+    await cycle(synchronizer)
+    assert synchronizer.state.store_error is not None
+    store.path.rmdir()
+    assert await cycle(synchronizer) is Outcome.UNCHANGED
+    assert stored(store) == bytes(current(publisher).buffer)
+    assert synchronizer.state.store_error is None
+    assert logged(logs, "Last-known-good snapshot stored again", log_level="info", generation=1)
+    before = store.path.stat().st_ino
+    assert await cycle(synchronizer) is Outcome.UNCHANGED
+    assert store.path.stat().st_ino == before, "what is stored is not stored again"
+
+
+async def test_a_reason_for_the_restore_is_told(
+    source: FakeSource, make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    keep(store, "old")
+    synchronizer = make(store)
+    source.fail(SourceError("no route to host"))
+    await cycle(synchronizer)
+    await synchronizer.restore()
+    assert logged(logs, RESTORED, reason="no route to host")
+
+
 async def test_a_hanging_disk_holds_up_no_cycle(
     source: FakeSource,
     publisher: Publisher,
@@ -227,7 +260,7 @@ async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
     assert await synchronizer.restore()
     assert bytes(current(publisher).buffer) == bytes(kept.buffer)
     assert synchronizer.state.restored_age_seconds == 90
-    (line,) = logged(logs, RESTORED, log_level="warning")
+    (line,) = logged(logs, RESTORED, log_level="warning", reason="the database has not answered yet")
     assert (line["age_seconds"], line["count"], line["generation"]) == (90, 1, 7)
     assert line["version_hash"] == kept.version_hash
 
@@ -289,7 +322,7 @@ async def test_nothing_is_restored_once_something_is_published(
     assert synchronizer.state.restored_age_seconds is None
 
 
-async def test_of_a_restore_and_a_cycle_at_once_the_table_has_the_last_word(
+async def test_a_disk_that_hangs_while_loading_holds_up_no_cycle_and_loses_against_the_table(
     source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore
 ) -> None:
     hanging.disk_works.set()
@@ -298,13 +331,13 @@ async def test_of_a_restore_and_a_cycle_at_once_the_table_has_the_last_word(
     synchronizer = make(hanging)
     restoring = asyncio.create_task(synchronizer.restore())
     cycling = asyncio.create_task(cycle(synchronizer))
-    await eventually(lambda: source.looks and not source.open_readings, "the rows read")
-    assert publisher.current is None, "the cycle waits for the restore"
+    await eventually(lambda: publisher.current is not None, "the table published")
+    assert not restoring.done()
     hanging.disk_works.set()
-    assert await promptly(restoring)
+    assert not await promptly(restoring)
     assert await promptly(cycling) is Outcome.PUBLISHED
-    assert current(publisher).generation == 8
-    assert current(publisher).get("old") is None
+    assert [definition.name for definition in current(publisher)] == ["else", "if"]
+    assert synchronizer.state.restored_age_seconds is None
 
 
 # -- another signing key ---------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class SnapshotBuilder:
         self._signer = signer
         # name → (id of its row, content hash, encoded CommandResponse)
         self._entries: dict[bytes, tuple[int, bytes, bytes]] = {}
+        self._suspicions: dict[bytes, list[Suspect]] = {}
         self._interfaces = InterfaceCheck()
         self.findings = Findings()
 
@@ -83,17 +84,25 @@ class SnapshotBuilder:
             self.findings.note(Unserved.DUPLICATE, loser)
             if loser is row:
                 return
+            for suspicion in self._suspicions.pop(name, ()):
+                self.findings.withdraw(suspicion, loser)
         interface = row.interface or DEFAULT_INTERFACE
-        if not self._interfaces.is_json_array(interface):
-            self.findings.note(Suspect.INTERFACE_NOT_JSON_ARRAY, row)
         kind = row.type or DEFAULT_TYPE
         content = content_fields(name, kind, interface, code)
         digest = content_hash(content)
         if self._signer is not None:
             content = content_fields(name, kind, interface, self._signer.pack(code))
-        if len(content) > LARGE_DEFINITION:
-            self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
-        self._entries[name] = (row.id, digest, content + _HASH_TAG + digest)
+        message = content + _HASH_TAG + digest
+        self._entries[name] = (row.id, digest, message)
+        suspicions = []
+        if not self._interfaces.is_json_array(interface):
+            suspicions.append(Suspect.INTERFACE_NOT_JSON_ARRAY)
+        if len(message) > LARGE_DEFINITION:
+            suspicions.append(Suspect.LARGER_THAN_4_MIB)
+        if suspicions:
+            self._suspicions[name] = suspicions
+            for suspicion in suspicions:
+                self.findings.note(suspicion, row)
 
     @property
     def count(self) -> int:

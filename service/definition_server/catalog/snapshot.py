@@ -38,7 +38,7 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """Number of the publication, growing within one last-known-good store."""
+        """Number of the publication since the master started (or since the snapshot it restored)."""
         return self.footer.generation
 
     @property

@@ -55,8 +55,21 @@ class Findings:
             self.suspect[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
-            name = None if row.name is None else row.name.decode(errors="replace")
-            examples.append(f"id={row.id} name={name!r}")
+            examples.append(_told(row))
+
+    def withdraw(self, reason: Suspect, row: Row) -> None:
+        """Take back what `note` counted: ``row`` is not served after all."""
+        self.suspect[reason] -= 1
+        if not self.suspect[reason]:
+            del self.suspect[reason]
+        told = _told(row)
+        if told in self.examples[reason]:
+            self.examples[reason].remove(told)
+
+
+def _told(row: Row) -> str:
+    name = None if row.name is None else row.name.decode(errors="replace")
+    return f"id={row.id} name={name!r}"
 
 
 def reason_not_served(row: Row) -> Unserved | None:

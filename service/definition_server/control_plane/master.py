@@ -131,13 +131,13 @@ class _Master:
             # None of these ever returns; what they raise is a bug of ours. Leave in order, with a crash's code.
             log.critical("The master failed; leaving", exc_info=task.exception())
             code = 1
+        _exit_at_the_latest(settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
         await self._leave(forever)
         return code
 
     async def _leave(self, forever: list[asyncio.Task[None]]) -> None:
         settings = self._settings
         self._status.stopping = True
-        _exit_at_the_latest(settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         log.info(
             "Draining",
             wait_seconds=settings.drain_wait_seconds,
@@ -203,12 +203,12 @@ class _Master:
         return None if silent < _LOOP_STUCK_SECONDS else f"the master's event loop stands still for {silent:.0f} s"
 
 
-def _exit_at_the_latest(seconds: float) -> None:
-    """End the process after ``seconds`` come what may: a thread on a hung disk or resolver would wait for ever."""
+def _exit_at_the_latest(seconds: float, code: int) -> None:
+    """End the process with ``code`` after ``seconds``: a thread on a hung disk or resolver would wait for ever."""
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")
-        os._exit(0)
+        os._exit(code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

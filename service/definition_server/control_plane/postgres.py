@@ -76,6 +76,7 @@ class PostgresSource:
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: AsyncConnection[Any] | None = None
+        self._connections = 0
 
     async def use_url(self, url: str) -> None:
         """Connect to ``url`` from the next reading on (rotated credentials)."""
@@ -89,11 +90,14 @@ class PostgresSource:
         try:
             if self._connection is None:
                 self._connection = await self._connect()
-            reading = _Reading(self._connection, self._limited)
+                self._connections += 1
+            # Part of the fingerprint, so that the first look over a new connection always reads: a server that
+            # crashed may have lost a commit (synchronous_commit=off) and given its transaction number to another.
+            reading = _Reading(self._connection, self._limited, str(self._connections))
             await reading.begin(self._statement_timeout)
             yield reading
             await self._limited(self._connection.rollback())
-        except (psycopg.Error, OSError, TimeoutError) as error:
+        except (psycopg.Error, OSError, TimeoutError, UnicodeError) as error:
             # libpq tells no SQLSTATE of a connection that failed, so there is one remedy for all of its reasons.
             advice = (
                 _remedy(error) if self._connection else "check host, port, user, password and database in DATABASE_URL"
@@ -167,10 +171,11 @@ class _Reading:
         self,
         connection: AsyncConnection[Any],
         limited: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]],
+        prefix: str,
     ) -> None:
         self._connection = connection
         self._limited = limited
-        self.fingerprint = ""
+        self.fingerprint = prefix
 
     async def begin(self, statement_timeout: float) -> None:
         """Start the transaction and take the fingerprint."""
@@ -191,7 +196,7 @@ class _Reading:
         cursor = _raw(self._connection.cursor(binary=True))
         await self._limited(cursor.execute(FINGERPRINT_SQL, prepare=False))
         row = await cursor.fetchone()
-        self.fingerprint = "" if row is None else row[0].decode()
+        self.fingerprint += "" if row is None else f"/{row[0].decode()}"
 
     async def batches(self) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""

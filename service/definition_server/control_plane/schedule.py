@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 
 class Backoff:
     """Exponential delays, from ``first`` doubling to ``most``; `reset` after a success."""
@@ -25,20 +23,26 @@ class Backoff:
 
 
 class CrashLoop:
-    """Tells a crash loop (``limit`` ends within ``window`` seconds) from a worker that dies now and then."""
+    """Tells a crash loop (``limit`` workers in a row that lived less than ``stable`` seconds) from a chance death."""
 
-    def __init__(self, limit: int, window: float) -> None:
+    def __init__(self, limit: int, stable: float) -> None:
         self._limit = limit
-        self._window = window
-        self._ends: deque[float] = deque(maxlen=limit)
+        self._stable = stable
+        self._short_lives = 0
 
-    def ended(self, now: float) -> None:
-        """A worker ended unasked at ``now``."""
-        self._ends.append(now)
+    def ended(self, lived: float) -> None:
+        """A worker ended unasked after ``lived`` seconds."""
+        self._short_lives = self._short_lives + 1 if lived < self._stable else 0
 
-    def looping(self, now: float) -> bool:
-        """Whether the last ``limit`` ends all lie within ``window`` before ``now``."""
-        return len(self._ends) == self._limit and now - self._ends[0] <= self._window
+    def lives(self, seconds: float) -> None:
+        """The present worker has lived ``seconds`` so far."""
+        if seconds >= self._stable:
+            self._short_lives = 0
+
+    @property
+    def looping(self) -> bool:
+        """Whether this is a crash loop."""
+        return self._short_lives >= self._limit
 
 
 class Heartbeat:

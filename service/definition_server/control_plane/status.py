@@ -78,7 +78,7 @@ def _sync(state: SyncState) -> SyncStatus:
 def _worker(post: Post) -> WorkerStatus:
     worker = post.worker
     if worker is None:
-        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.looping)
+        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.crash_loop.looping)
     reading = worker.slot.read()
     if worker.draining:
         state = "draining"
@@ -95,7 +95,7 @@ def _worker(post: Post) -> WorkerStatus:
         definitions=reading.entries,
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=post.restarts,
-        crash_loop=post.looping,
+        crash_loop=post.crash_loop.looping,
     )
 
 

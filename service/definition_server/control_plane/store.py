@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
@@ -11,6 +14,8 @@ from definition_server.ipc.memory import create_sealed, map_sealed
 
 FILE_NAME = "last-known-good.avapsnap"
 
+_TEMPORARY_SUFFIX = ".tmp"
+_LEFTOVER_SECONDS = 3600.0
 _CHUNK = 8 * 1024 * 1024
 
 
@@ -33,13 +38,14 @@ class SnapshotStore:
         Raises:
             StoreError: where that fails; the old file is then untouched.
         """
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
+            # A name of its own, and readable by its owner alone: it holds the code of a whole platform.
+            number, name = mkstemp(_TEMPORARY_SUFFIX, f"{self.path.stem}.", self.path.parent)
+            temporary = Path(name)
             try:
-                # Code of a whole platform: nobody else's to read.
-                with open(temporary, "wb", opener=_private) as file:
+                with os.fdopen(number, "wb") as file:
                     _copy(descriptor, file.fileno())
                     os.fsync(file.fileno())
                 temporary.replace(self.path)
@@ -79,13 +85,11 @@ class SnapshotStore:
         return snapshot, descriptor
 
     def _remove_leftovers(self) -> None:
-        """Files of a writer that was killed."""
-        for leftover in self.path.parent.glob(f"{self.path.stem}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+        """Files of a writer that was killed. Young ones may be those of another server on the same directory."""
+        for leftover in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                    leftover.unlink()
 
 
 def _copy(source: int, target: int) -> None:

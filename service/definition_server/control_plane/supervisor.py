@@ -25,7 +25,7 @@ TICK_SECONDS = 0.25
 _FIRST_DELAY, _MOST_DELAY = 0.1, 30.0
 _STABLE_SECONDS = 30.0
 """A worker that lived this long has shown itself sound: its end begins a new series of delays."""
-_LOOP_ENDS, _LOOP_WINDOW = 5, 60.0
+_LOOP_ENDS = 5
 _KILL_MARGIN_SECONDS = 2.0
 
 
@@ -36,9 +36,8 @@ class Post:
     number: int
     worker: WorkerProcess | None = None
     restarts: int = 0
-    looping: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_DELAY, _MOST_DELAY))
-    crash_loop: CrashLoop = field(default_factory=lambda: CrashLoop(_LOOP_ENDS, _LOOP_WINDOW))
+    crash_loop: CrashLoop = field(default_factory=lambda: CrashLoop(_LOOP_ENDS, _STABLE_SECONDS))
 
 
 class Supervisor:
@@ -92,6 +91,9 @@ class Supervisor:
             now = asyncio.get_running_loop().time()
             for worker, heartbeat in self._living.items():
                 self._judge(worker, heartbeat, now)
+            for post in self.posts:
+                if post.worker is not None and post.crash_loop.looping:
+                    post.crash_loop.lives(now - post.worker.started)
 
     async def roll(self) -> None:
         """Replace every worker, one by one; the new one is READY before the old one drains.
@@ -158,20 +160,19 @@ class Supervisor:
 
     def _mourn(self, post: Post, worker: WorkerProcess) -> None:
         """A worker ended unasked: say so, and judge whether this is a crash loop."""
-        now = asyncio.get_running_loop().time()
-        if now - worker.started > _STABLE_SECONDS:
+        lived = asyncio.get_running_loop().time() - worker.started
+        if lived > _STABLE_SECONDS:
             post.backoff.reset()
-        post.crash_loop.ended(now)
-        post.looping = post.crash_loop.looping(now)
+        post.crash_loop.ended(lived)
         code = worker.ended.result()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         log.error("Worker ended; starting another", worker=post.number, worker_pid=worker.pid, how=how)
-        if post.looping:
+        if post.crash_loop.looping:
             log.error(
                 "Worker crash loop",
                 worker=post.number,
                 ends=_LOOP_ENDS,
-                within_seconds=_LOOP_WINDOW,
+                lived_less_than_seconds=_STABLE_SECONDS,
                 remedy="read the worker's last log lines; undo the last change of build or environment",
             )
 
@@ -204,8 +205,9 @@ class Supervisor:
         ready = asyncio.create_task(successor.ready.wait())
         await asyncio.wait((ready, successor.ended), return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
-        if not successor.ready.is_set():
-            raise TimeoutError("the new worker did not become READY; the old one stays")
+        if not successor.ready.is_set() or (self._publisher.current and not successor.generation):
+            successor.kill()
+            raise TimeoutError("the new worker did not become READY with the catalogue; the old one stays")
         leave = Drain(False, 0.0, self._config.drain_timeout_seconds)
         if post.worker is not old:  # it died meanwhile, and its post has been filled again
             successor.drain(leave)

@@ -132,17 +132,22 @@ class Synchronizer:
         return outcome
 
     async def _look(self, started: float) -> Outcome:
+        signer = self._signer
+        builder = None
         async with self._source.read() as reading:
-            if reading.fingerprint == self._fingerprint:
-                return Outcome.UNCHANGED
-            builder = SnapshotBuilder(self._signer)
-            await self._take(reading, builder)
             fingerprint = reading.fingerprint
+            if fingerprint != self._fingerprint:
+                builder = SnapshotBuilder(signer)
+                await self._take(reading, builder)
+        if builder is None:
+            await self._store_again()
+            return Outcome.UNCHANGED
         self.state.findings = builder.findings
         self._refuse_empty(builder)
         async with self._publishing:
             published = await self._publish(builder, started)
-        self._fingerprint = fingerprint
+        # A key that was rotated meanwhile is still to be signed with: then the next cycle must not find all unchanged.
+        self._fingerprint = fingerprint if signer is self._signer else None
         return Outcome.PUBLISHED if published else Outcome.UNCHANGED
 
     async def _take(self, reading: Reading, builder: SnapshotBuilder) -> None:
@@ -188,7 +193,7 @@ class Synchronizer:
         return True
 
     async def _save(self, publication: Publication) -> None:
-        """Store ``publication`` as last-known-good; a disk that fails or hangs must not hold up the next cycle."""
+        """Store ``publication`` as last-known-good. A disk that hangs holds up this cycle for a while, no other one."""
         if self._store is None:
             return
         if self._storing is not None and not self._storing.done():
@@ -199,11 +204,23 @@ class Synchronizer:
         self._storing = asyncio.ensure_future(asyncio.to_thread(_save_and_close, self._store, descriptor))
         try:
             await asyncio.wait_for(asyncio.shield(self._storing), _STORE_PATIENCE_SECONDS)
-            self.state.store_error = None
         except StoreError as error:
             self._tell_store_error(str(error))
         except TimeoutError:
+            self._storing.add_done_callback(_take_note)
             self._tell_store_error(f"the disk did not finish within {_STORE_PATIENCE_SECONDS:g} s")
+        else:
+            if self.state.store_error is not None:
+                log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
+            self.state.store_error = None
+
+    async def _store_again(self) -> None:
+        """Try once more to store what is served, where that failed before."""
+        if self.state.store_error is not None and self._publisher.current is not None:
+            await self._save(self._publisher.current)
+
+    def _serves(self) -> bool:
+        return self._publisher.current is not None
 
     def _tell_store_error(self, error: str) -> None:
         self.state.store_error = error
@@ -219,41 +236,57 @@ class Synchronizer:
         Returns:
             Whether it was published.
         """
-        if self._store is None:
+        if self._store is None or self._serves():
             return False
+        publication = await self._load(self._store)
+        if publication is None:
+            return False
+        # Loaded before the lock is taken: a disk that hangs must not hold up the database's rows.
         async with self._publishing:
-            if self._publisher.current is not None:
+            if self._serves():
+                os.close(publication.descriptor)
                 return False
-            return await self._restore(self._store)
+            self._publisher.publish(publication)
+        self._tell_restored(publication.snapshot)
+        return True
 
-    async def _restore(self, store: SnapshotStore) -> bool:
+    async def _load(self, store: SnapshotStore) -> Publication | None:
+        """The stored snapshot, signed as it is to be now; None, and a log line, where there is none to use."""
         try:
             loaded = await asyncio.to_thread(store.load)
         except StoreError as error:
             self._tell_unusable(str(error))
-            return False
+            return None
         if loaded is None:
             log.warning("No last-known-good snapshot", path=str(store.path))
-            return False
+            return None
         publication = Publication(*loaded)
         if publication.snapshot.footer.key_id != _key_id(self._signer):
             try:
                 publication = await self._background.run(_sign_again, publication, self._signer)
             except (SignatureError, OSError) as error:
                 self._tell_unusable(f"it cannot be signed again: {error}")
-                return False
-        self._publisher.publish(publication)
-        snapshot = publication.snapshot
+                return None
+        return publication
+
+    def _tell_restored(self, snapshot: Snapshot) -> None:
         age = max(0.0, self._clock() - snapshot.footer.created_at_ns / 1e9)
         self.state.restored_age_seconds = age
         log.warning(
-            "Serving the last-known-good snapshot: the database has not answered yet",
+            "Serving the last-known-good snapshot",
+            reason=self.state.last_error or "the database has not answered yet",
             age_seconds=round(age, 1),
             count=snapshot.count,
             generation=snapshot.generation,
             version_hash=snapshot.version_hash,
         )
-        return True
+
+
+def _take_note(storing: asyncio.Future[None]) -> None:
+    """Of a snapshot whose storing nobody waits for any more."""
+    error = None if storing.cancelled() else storing.exception()
+    if error is not None:
+        log.error("Last-known-good snapshot not stored", error=str(error), remedy="check SNAPSHOT_DIR")
 
 
 def _save_and_close(store: SnapshotStore, descriptor: int) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from time import monotonic_ns
 
 from definition_server.catalog.layout import SnapshotError
@@ -31,7 +34,11 @@ log = get_logger(__name__)
 EXIT_CANNOT_START = 3
 """The port could not be opened, or the master spoke no language this worker knows."""
 
+EXIT_ORPHANED = 4
+"""The master was gone and the worker did not manage to leave in order."""
+
 _BEAT_SECONDS = 0.25
+_EXIT_MARGIN_SECONDS = 5.0
 
 
 class Worker:
@@ -142,6 +149,22 @@ class Worker:
             await asyncio.sleep(_BEAT_SECONDS)
 
 
+def _leave_at_the_latest(control: int, seconds: float) -> None:
+    """End the process ``seconds`` after the master is gone, even if the event loop hangs and never hears of it.
+
+    Such a worker would hold the port for ever, with nobody left to kill it.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control, 0)  # no event asked for: POLLHUP comes anyway
+        poll.poll()
+        time.sleep(seconds)
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=watch, name="master-watch", daemon=True).start()
+
+
 async def _start(channel: Channel, slot: Slot) -> int:
     # The master has sent the configuration before this process existed, so it is there.
     received = channel.receive()
@@ -150,6 +173,7 @@ async def _start(channel: Channel, slot: Slot) -> int:
         return EXIT_CANNOT_START
     config = received[0]
     configure_logs(config.app_env, config.log_level)
+    _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
     return await Worker(channel, slot, config).run()
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
-from definition_server.ipc.messages import Message, decode, encode
+from definition_server.ipc.messages import Message, MessageError, decode, encode
 
 _MAX_DATAGRAM = 64 * 1024
+_DESCRIPTOR_SIZE = 4
 
 
 class ChannelClosed(Exception):
@@ -67,15 +69,31 @@ class Channel:
             MessageError: where the datagram is no message.
         """
         try:
-            datagram, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_DATAGRAM, 1, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds: it drops its flags, and the descriptor would leak into child processes.
+            datagram, ancillary, _, _ = self._socket.recvmsg(
+                _MAX_DATAGRAM, socket.CMSG_SPACE(_DESCRIPTOR_SIZE), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return None
         except OSError as error:
             raise ChannelClosed(str(error)) from error
         if not datagram:
             raise ChannelClosed("end of stream")
-        return decode(datagram), descriptors[0] if descriptors else None
+        descriptor = _descriptor(ancillary)
+        try:
+            return decode(datagram), descriptor
+        except MessageError:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise
 
     def close(self) -> None:
         """Close this end; the other one sees it at once."""
         self._socket.close()
+
+
+def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return int.from_bytes(data[:_DESCRIPTOR_SIZE], sys.byteorder, signed=True)
+    return None

@@ -19,7 +19,7 @@ _BATCH_PIECES = 1024
 
 
 class NotSealedError(ValueError):
-    """Memory that could still change: it is not mapped."""
+    """Memory that could still change, or that holds nothing: it is not mapped."""
 
 
 def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
@@ -57,10 +57,12 @@ def map_sealed(descriptor: int) -> mmap:
     """Map a sealed memfd for reading. The mapping outlives the descriptor.
 
     Raises:
-        NotSealedError: where a seal is missing.
+        NotSealedError: where a seal is missing, or the memory is empty.
         OSError: where it cannot be mapped.
     """
     seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     if seals & SEALS != SEALS:
         raise NotSealedError(f"seals {seals:#x} found, {SEALS:#x} expected")
+    if os.fstat(descriptor).st_size == 0:
+        raise NotSealedError("the memory is empty")
     return mmap(descriptor, 0, flags=MAP_SHARED, prot=PROT_READ)

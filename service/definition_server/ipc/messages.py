@@ -84,5 +84,5 @@ def decode(datagram: bytes) -> Message:
         if cls is Keys:
             return Keys(tuple(values["digests"]))
         return cls(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MessageError(f"not a control message: {datagram[:200]!r} ({error})") from error

@@ -7,6 +7,7 @@ Records of libraries that use the standard ``logging`` come out the same way.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -31,7 +32,7 @@ def configure_logs(app_env: str, level: str) -> None:
     ]
     render: list[Any]
     if app_env == "production":
-        render = [_tell_exception, _field_names, structlog.processors.JSONRenderer(default=str)]
+        render = [_tell_exception, _field_names, structlog.processors.JSONRenderer(_to_json)]
     else:
         # The plain traceback: the rich one shows local variables, keys among them.
         render = [
@@ -90,10 +91,20 @@ def _tell_exception(_: Any, __: str, event: EventDict) -> EventDict:
 
 def _field_names(_: Any, __: str, event: EventDict) -> EventDict:
     level = str(event.pop("level", "info"))
-    return {
+    fields = {
         "ts": event.pop("ts"),
         "level": _LEVELS.get(level, level.upper()),
         "msg": event.pop("event"),
         "pid": event.pop("pid"),
-        **event,
     }
+    return {**event, **fields} if fields.keys() & event.keys() else {**fields, **event}
+
+
+def _to_json(event: EventDict, **_: Any) -> str:
+    """``event`` as JSON whatever it holds: a line that cannot be written is worth less than one that says less."""
+    try:
+        return json.dumps(event, default=str, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(
+            {str(key): value if isinstance(value, str | int) else repr(value) for key, value in event.items()}
+        )
