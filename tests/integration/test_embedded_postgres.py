@@ -101,7 +101,8 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE_ROOT)},
+        # Without coverage: a child that is another user could not write its data here.
+        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")} | {"PYTHONPATH": str(SOURCE_ROOT)},
     )
     with child:
         try:

@@ -255,3 +255,24 @@ def test_a_signal_before_anything_is_served_ends_in_order(start_server: StartSer
     server.signal(number)
     assert server.wait_exit() == 0
     assert server.logged("Stopped")
+
+
+def test_a_snapshot_that_could_not_be_stored_is_stored_once_the_disk_is_mended(
+    table: Table, start_server: StartServer, tmp_path: Path
+) -> None:
+    table.add_commands(5)
+    blocked = tmp_path / "snapshots"
+    blocked.write_text("in the way")
+    server = start_server(table.url, SNAPSHOT_DIR=str(blocked)).wait_ready()
+    server.wait_log("Last-known-good snapshot not stored")
+    blocked.unlink()
+    server.wait_log("Last-known-good snapshot stored again", generation=1)
+    assert server.metric("avap_snapshot_store_failed") == 0
+    assert (blocked / LAST_KNOWN_GOOD).exists()
+
+
+def test_a_malformed_host_is_told_and_not_as_a_crash(start_server: StartServer) -> None:
+    server = start_server("postgresql://nobody@a..b/none")
+    line = server.wait_log("Sync failed")
+    assert "DATABASE_URL" in line["error"]
+    assert "unexpected" not in line["error"]
