@@ -60,6 +60,6 @@ def _cgroup_path(root: Path, controller: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -56,6 +56,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
+_MOST_WORKERS = 512
 _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
@@ -143,9 +144,9 @@ class Settings(_EnvironmentSettings):
         json_schema_extra=_remedy("Give a number from 0 to 65535"),
     )
     workers: int = Field(
-        default_factory=granted_cpus,
+        default_factory=lambda: min(_MOST_WORKERS, granted_cpus()),
         ge=1,
-        le=512,
+        le=_MOST_WORKERS,
         validation_alias="WORKERS",
         description="Worker processes. Default: the CPUs granted (cgroup quota, then affinity).",
         json_schema_extra=_remedy("Give a whole number from 1 to 512, or leave it unset"),
@@ -330,7 +331,7 @@ def load_settings(
     Raises:
         SettingsError: with every problem found.
     """
-    problems = _file_problems(cls)
+    problems = [problem for problem in _file_problems(cls) if problem.variable.removesuffix("_FILE") not in overrides]
     unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
     try:
         settings = cls(**_unset(cls, defaults or {}), **overrides)

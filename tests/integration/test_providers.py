@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from tests.support import providers
-from tests.support.providers import CREATE_TABLE_SQL, DatabaseServer, create_database, drop_database
+from tests.support.providers import DatabaseServer, create_database, drop_database
+
+from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
 
 DEADLINE_SECONDS = 30.0
 POLL_SECONDS = 0.05

@@ -37,22 +37,6 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from testcontainers.community.postgres import PostgresContainer
 
-CREATE_TABLE_SQL = """
-CREATE TABLE obex_dapl_functions (
-    id SERIAL PRIMARY KEY,
-    name VARCHAR(100),
-    interface TEXT,
-    description TEXT,
-    type VARCHAR(50),
-    logic BOOLEAN,
-    componenttype VARCHAR(50),
-    service VARCHAR(50),
-    command VARCHAR(50),
-    code TEXT
-)
-"""
-"""The table as it is in the field: no unique name, nothing but ``id`` required."""
-
 PROVIDERS = ("external", "container", "embedded")
 """All providers, in the order of preference."""
 
@@ -308,7 +292,7 @@ def any_provider_or_skip(*, faults: bool = False) -> DatabaseServer:
 
 
 def create_database(server_url: str, name: str) -> str:
-    """An empty database of that name on the server; its URL. Without the table (``CREATE_TABLE_SQL``)."""
+    """An empty database of that name on the server; its URL.."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return urlsplit(server_url)._replace(path=f"/{quote(name, safe='')}").geturl()

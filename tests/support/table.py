@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import psycopg
-from tests.support.providers import CREATE_TABLE_SQL
+
+from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
 
 COLUMNS = ("name", "type", "interface", "code")
 

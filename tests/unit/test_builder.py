@@ -198,11 +198,7 @@ def test_a_plain_definition_is_not_suspect() -> None:
     ("excess", "expected"),
     [
         (0, {}),
-        (67, {Suspect.LARGER_THAN_4_MIB: 1}),
-        pytest.param(
-            1,
-            {Suspect.LARGER_THAN_4_MIB: 1},
-        ),
+        (1, {Suspect.LARGER_THAN_4_MIB: 1}),
     ],
 )
 def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
@@ -216,13 +212,29 @@ def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
     assert suspects(row, signer=signer) == expected
 
 
-@pytest.mark.parametrize(
-    "order",
-    [1, -1],
-)
+@pytest.mark.parametrize("order", [1, -1])
 def test_a_row_that_lost_its_name_to_another_is_not_suspect(order: int) -> None:
     """Suspect rows are *served* ones that look wrong."""
     assert suspects(*[Row(1, b"if", None, b"{}", b""), Row(2, b"if", None, b"[]", b"")][::order]) == {}
+    assert suspects(*[Row(n, b"if", None, b"{}" if n < 2 else b"[]", b"") for n in range(4)][::order]) == {}
+    large = b"x" * LARGE_DEFINITION
+    assert suspects(*[Row(1, b"if", None, b"{}", large), Row(2, b"if", None, b"1", b"")][::order]) == {
+        Suspect.INTERFACE_NOT_JSON_ARRAY: 1
+    }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_example_of_a_suspect_names_a_row_that_is_not_served(order: int) -> None:
+    builder = SnapshotBuilder()
+    builder.add([Row(n, b"if", None, b"{}", b"") for n in (1, 2, 3)][::order])
+    assert builder.findings.examples[Suspect.INTERFACE_NOT_JSON_ARRAY] == ["id=3 name='if'"]
+    assert builder.findings.examples[Unserved.DUPLICATE] == [f"id={n} name='if'" for n in (1, 2)][::order]
+
+
+def test_a_reason_without_rows_has_no_examples() -> None:
+    builder = SnapshotBuilder()
+    builder.add([Row(1, b"if", None, b"{}", b""), Row(2, b"if", None, b"[]", b"")])
+    assert builder.findings.examples.keys() == {Unserved.DUPLICATE}
 
 
 # -- hashes ------------------------------------------------------------------------------------------------------------

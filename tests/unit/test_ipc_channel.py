@@ -108,7 +108,7 @@ GARBAGE = [
     b'{"type": ["Ready"]}',
     b'{"type": "Keys"}',
     b'{"type": "Keys", "digests": 5}',
-    b"[" * 1000,
+    b"[" * 60_000,
 ]
 
 
@@ -140,6 +140,18 @@ def test_garbage_that_brings_a_descriptor_leaves_none_behind(raw: tuple[Channel,
     for descriptor in left:
         os.close(descriptor)
     assert not left
+
+
+def test_of_more_descriptors_than_one_no_more_arrive(raw: tuple[Channel, socket.socket]) -> None:
+    """Nobody would close them."""
+    ours, theirs = raw
+    before = open_descriptors().keys()
+    socket.send_fds(theirs, [encode(Ready(1))], [theirs.fileno()] * 3)
+    assert (ours.receive() or (None, None))[0] == Ready(1)
+    arrived = open_descriptors().keys() - before
+    for descriptor in arrived:
+        os.close(descriptor)
+    assert len(arrived) == 1
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------

@@ -142,6 +142,9 @@ def test_a_logger_made_before_configuring_follows_it() -> None:
     logger.info("hidden")
     logger.warning("shown")
     assert [line["msg"] for line in parsed(stdout)] == ["shown"]
+    stdout = configured("production", "DEBUG")
+    logger.debug("shown again")
+    assert [line["msg"] for line in parsed(stdout)] == ["shown again"]
 
 
 # -- what cannot be rendered -------------------------------------------------------------------------------------------
@@ -163,7 +166,20 @@ CIRCLE: list[object] = []
 CIRCLE.append(CIRCLE)
 
 
-@pytest.mark.parametrize("value", [{(1, 2): "key"}, {b"key": 1}, CIRCLE], ids=["tuple key", "bytes key", "circle"])
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+VALUES = {
+    "tuple key": {(1, 2): "key"},
+    "bytes key": {b"key": 1},
+    "circle": CIRCLE,
+    "no text": Broken(),
+}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_no_value_makes_its_line_vanish(production: Lines, value: object) -> None:
     get_logger("x").error("told", value=value)
     assert [line["msg"] for line in production()] == ["told"]
@@ -171,8 +187,10 @@ def test_no_value_makes_its_line_vanish(production: Lines, value: object) -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_json_does_not_know_leaves_the_line_json(production: Lines, value: float) -> None:
-    get_logger("x").info("told", value=value)
-    assert [line["msg"] for line in production()] == ["told"]
+    get_logger("x").info("told", value=value, other="kept", count=3)
+    (line,) = production()
+    assert list(line) == ["ts", "level", "msg", "pid", "value", "other", "count"]
+    assert (line["msg"], line["other"], line["count"], line["pid"]) == ("told", "kept", 3, os.getpid())
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "\r\n", "\u2028", 'quote" back\\', "\x00\x1b[31m", "ñ日🐍", "\udcff"])
@@ -199,10 +217,7 @@ def test_any_event_is_one_line_that_says_it(msg: str, fields: dict[str, Any]) ->
     assert {key: line[key] for key in list(line)[4:]} == fields
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["ts", "level", "pid", "msg"],
-)
+@pytest.mark.parametrize("field", ["ts", "level", "pid", "msg"])
 def test_an_events_own_field_cannot_take_the_place_of_the_contracts(production: Lines, field: str) -> None:
     get_logger("x").info("the message", **{field: "nonsense"})
     (line,) = production()
@@ -239,6 +254,15 @@ def test_an_exception_in_production_tells_what_and_where_without_a_traceback(pro
     assert line.keys() - {"worker"} == {"ts", "level", "msg", "pid", "error", "at"}
     assert "Traceback" not in str(line)
     assert "hunter2" not in str(line)
+
+
+def test_the_place_of_an_exception_is_where_it_was_raised_not_where_it_was_called(production: Lines) -> None:
+    try:
+        json.loads("{")
+    except ValueError:
+        get_logger("x").exception("Failed")
+    (line,) = production()
+    assert re.fullmatch(r".*/json/decoder\.py:\d+", line["at"])
 
 
 def test_an_exception_that_was_never_raised_has_no_place(production: Lines) -> None:

@@ -123,7 +123,7 @@ def test_an_interface_that_cannot_be_parsed_is_none(interface: bytes) -> None:
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    monkeypatch.setattr(json, "loads", lambda text, **_: (parsed.append(text), loads(text))[1])
     check = InterfaceCheck()
     assert all(check.is_json_array(b"[%d]" % number) for number in range(12_000))
     assert len(parsed) == 12_000

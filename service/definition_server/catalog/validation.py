@@ -65,6 +65,8 @@ class Findings:
         told = _told(row)
         if told in self.examples[reason]:
             self.examples[reason].remove(told)
+        if not self.examples[reason]:
+            del self.examples[reason]
 
 
 def _told(row: Row) -> str:
@@ -88,6 +90,11 @@ def reason_not_served(row: Row) -> Unserved | None:
     return None
 
 
+def _refuse(constant: str) -> None:
+    """NaN and Infinity: Python reads them, JSON (RFC 8259) does not know them."""
+    raise ValueError(constant)
+
+
 class InterfaceCheck:
     """Tells whether an interface is a JSON array, remembering the answers: interfaces repeat across commands."""
 
@@ -101,7 +108,7 @@ class InterfaceCheck:
         known = self._seen.get(interface)
         if known is None:
             try:
-                known = isinstance(json.loads(interface), list)
+                known = isinstance(json.loads(interface.decode(), parse_constant=_refuse), list)
             except (ValueError, RecursionError):
                 known = False
             if len(self._seen) < self._MOST_REMEMBERED:

@@ -17,6 +17,8 @@ log = get_logger(__name__)
 
 # What a Python process and gRPC's C-core need to run. Everything else stays with the master: no DATABASE_URL, no key.
 _ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
+_SEND_AGAIN_SECONDS = 10.0
+
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
 
 
@@ -38,6 +40,7 @@ class WorkerProcess:
         self._process = process
         self._channel = channel
         self._sent_generation = 0
+        self._sent_at = 0.0
         self._sent_keys: Keys | None = None
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
@@ -88,13 +91,21 @@ class WorkerProcess:
         try:
             if keys != self._sent_keys and self._channel.send(keys):
                 self._sent_keys = keys
-            if publication is not None and publication.snapshot.generation != self._sent_generation:
+            if publication is not None and self._lacks(publication.snapshot.generation):
                 snapshot = publication.snapshot
                 message = Publish(snapshot.generation, snapshot.version_hash)
                 if self._channel.send(message, publication.descriptor):
                     self._sent_generation = snapshot.generation
+                    self._sent_at = asyncio.get_running_loop().time()
         except ChannelClosed:
             return  # the process is ending; `ended` tells
+
+    def _lacks(self, generation: int) -> bool:
+        """Whether the snapshot is to be sent: never sent, or sent and not taken (the worker had no descriptor left)."""
+        if generation != self._sent_generation:
+            return True
+        late = asyncio.get_running_loop().time() - self._sent_at > _SEND_AGAIN_SECONDS
+        return self.ready.is_set() and self.generation != generation and late
 
     def drain(self, drain: Drain) -> None:
         """Tell the worker to leave."""

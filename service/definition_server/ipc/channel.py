@@ -6,6 +6,7 @@ process is seen as `ChannelClosed`.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -14,6 +15,8 @@ from definition_server.ipc.messages import Message, MessageError, decode, encode
 
 _MAX_DATAGRAM = 64 * 1024
 _DESCRIPTOR_SIZE = 4
+_SCARCE = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+"""The other end lives; the kernel lacks something at the moment."""
 
 
 class ChannelClosed(Exception):
@@ -47,7 +50,7 @@ class Channel:
         """Send ``message``, with ``descriptor`` if given (the receiver gets one of its own).
 
         Returns:
-            False where the other end does not read and its queue is full; try again later.
+            False where it cannot be sent now (the other end does not read, the kernel lacks memory); try again later.
 
         Raises:
             ChannelClosed: where the other end is gone.
@@ -58,6 +61,8 @@ class Channel:
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno in _SCARCE:
+                return False
             raise ChannelClosed(str(error)) from error
         return True
 
@@ -71,7 +76,7 @@ class Channel:
         try:
             # Not socket.recv_fds: it drops its flags, and the descriptor would leak into child processes.
             datagram, ancillary, _, _ = self._socket.recvmsg(
-                _MAX_DATAGRAM, socket.CMSG_SPACE(_DESCRIPTOR_SIZE), socket.MSG_CMSG_CLOEXEC
+                _MAX_DATAGRAM, socket.CMSG_LEN(_DESCRIPTOR_SIZE), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None

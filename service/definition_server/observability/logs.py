@@ -104,7 +104,14 @@ def _to_json(event: EventDict, **_: Any) -> str:
     """``event`` as JSON whatever it holds: a line that cannot be written is worth less than one that says less."""
     try:
         return json.dumps(event, default=str, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001 - whatever a value's own methods raise
         return json.dumps(
-            {str(key): value if isinstance(value, str | int) else repr(value) for key, value in event.items()}
+            {_safe(key): value if isinstance(value, str | int) else _safe(value) for key, value in event.items()}
         )
+
+
+def _safe(value: object) -> str:
+    try:
+        return value if isinstance(value, str) else repr(value)
+    except Exception:  # noqa: BLE001 - the same
+        return f"<{type(value).__name__} that cannot be shown>"

@@ -1,0 +1,190 @@
+"""A call, without a transport: who is let in, what is answered, what is counted, and what a bug of ours may show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.authentication import KeyRing
+from definition_server.data_plane.endpoint import Endpoint
+from definition_server.data_plane.failure import CallFailed, Status
+from definition_server.data_plane.services import DefinitionEngine
+from definition_server.ipc.stats import STATUSES, StatsPage
+from definition_server.rpc import avap_pb2
+
+KEY, OTHER = "key", "the key after it"
+LET_IN = (("x-avap-auth", KEY),)
+
+
+def digest(key: str) -> str:
+    return sha256(key.encode()).hexdigest()
+
+
+def snapshot(*names: str) -> Snapshot:
+    builder = SnapshotBuilder()
+    builder.add(Row(number, name.encode(), None, None, name.encode()) for number, name in enumerate(names))
+    return Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
+
+
+def engine(*names: str) -> DefinitionEngine:
+    made = DefinitionEngine()
+    made.snapshot = snapshot(*names)
+    return made
+
+
+def failure(call: object, *arguments: object) -> tuple[Status, str]:
+    with pytest.raises(CallFailed) as caught:
+        call(*arguments)  # type: ignore[operator]
+    return caught.value.status, caught.value.message
+
+
+REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
+
+
+# -- who is let in ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("x-avap-auth", ""),),
+        (("x-avap-auth", "wrong"),),
+        (("x-avap-auth", KEY + "\0"),),
+        (("x-avap-auth", KEY.upper()),),
+        (("x-avap-auth", "schlüssel"),),
+        (("x-avap-auth", digest(KEY)),),
+        (("x-avap-auth", KEY), ("x-avap-auth", KEY)),
+        (("x-avap-auth", KEY), ("x-avap-auth", "wrong")),
+        (("x-avap-auth-bin", KEY.encode()),),
+        (("authorization", KEY),),
+    ],
+)
+def test_nobody_is_let_in_without_exactly_one_known_key(metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    assert failure(KeyRing([digest(KEY)]).authenticate, metadata) == REFUSED
+
+
+@pytest.mark.parametrize("key", [KEY, OTHER])
+def test_any_of_several_known_keys_is_let_in(key: str) -> None:
+    KeyRing([digest(KEY), digest(OTHER)]).authenticate((("user-agent", "x"), ("x-avap-auth", key)))
+
+
+def test_a_ring_without_keys_lets_nobody_in() -> None:
+    assert failure(KeyRing().authenticate, LET_IN) == REFUSED
+
+
+def test_replaced_keys_count_at_once_and_the_old_ones_no_longer() -> None:
+    ring = KeyRing([digest(KEY)])
+    ring.replace([digest(OTHER)])
+    assert failure(ring.authenticate, LET_IN) == REFUSED
+    ring.authenticate((("x-avap-auth", OTHER),))
+
+
+# -- what is answered -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=8, unique=True), st.text(max_size=200))
+def test_every_request_is_answered_as_a_protobuf_parser_would_read_it(names: list[str], other: str) -> None:
+    names = [name for name in names if name.isprintable()] or ["if"]
+    served = engine(*names)
+    for name in [*names, other]:
+        request = avap_pb2.CommandRequest(name=name).SerializeToString()
+        if name in names:
+            assert avap_pb2.CommandResponse.FromString(served.get_command(request)).name == name
+        else:
+            assert failure(served.get_command, request)[0] is Status.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "name"),
+    [
+        (b"\x0a\x02if\x12\x01x", "if"),  # a field from a newer contract
+        (b"\x0a\x04else\x0a\x02if", "if"),  # the last one counts
+        (b"\x12\x01x\x0a\x02if", "if"),
+        (b"\x0a\x82\x00if", "if"),  # a length longer than need be
+    ],
+)
+def test_unusual_encodings_of_a_request_are_understood(request_bytes: bytes, name: str) -> None:
+    answer = engine("if", "else").get_command(request_bytes)
+    assert avap_pb2.CommandResponse.FromString(answer).name == name
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_give_an_answer_or_a_documented_failure(request_bytes: bytes) -> None:
+    status = Status.OK
+    try:
+        engine("if").get_command(request_bytes)
+    except CallFailed as failed:
+        status = failed.status
+    assert status in (Status.OK, Status.NOT_FOUND, Status.INVALID_ARGUMENT)
+
+
+def test_a_name_too_long_for_any_catalogue_is_shortened_in_the_message() -> None:
+    request = avap_pb2.CommandRequest(name="é" * 100_000).SerializeToString()
+    status, message = failure(engine("if").get_command, request)
+    assert (status, message) == (Status.NOT_FOUND, f"Command '{'é' * 200}…' not found")
+
+
+def test_the_whole_catalogue_is_the_snapshots_body() -> None:
+    served = engine("if", "else")
+    assert served.snapshot is not None
+    assert served.sync_catalog(b"") == served.sync_catalog(b"\x12\x01x") == bytes(served.snapshot.body)
+    assert failure(served.sync_catalog, b"\xff")[0] is Status.INVALID_ARGUMENT
+
+
+def test_without_a_snapshot_the_catalogue_is_told_to_be_loading() -> None:
+    for call in (DefinitionEngine().get_command, DefinitionEngine().sync_catalog):
+        assert failure(call, b"") == (Status.UNAVAILABLE, "The catalogue is not loaded yet")
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page() -> Iterator[StatsPage]:
+    page = StatsPage.create(2)
+    yield page
+    page.close()
+
+
+def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPage) -> None:
+    served = engine("if")
+    endpoint = Endpoint(served, KeyRing([digest(KEY)]), page.slot(1))
+    get, sync = endpoint.handlers["GetCommand"], endpoint.handlers["SyncCatalog"]
+    get(b"\x0a\x02if", LET_IN)
+    sync(b"", LET_IN)
+    for request, metadata in ((b"\x0a\x02no", LET_IN), (b"\x0a\x02if", ()), (b"\xff", LET_IN)):
+        failure(get, request, metadata)
+    served.snapshot = None
+    failure(get, b"\x0a\x02if", LET_IN)
+    reading = page.slot(1).read()
+    assert reading.requests == {"200": 2, "400": 1, "401": 1, "404": 1, "500": 0, "503": 1}
+    assert {method: sum(counts) for method, counts in reading.latency.items()} == {"GetCommand": 5, "SyncCatalog": 1}
+    assert reading.latency_sum_seconds["GetCommand"] > 0
+    assert not any(page.slot(0).read().requests.values())
+
+
+def test_the_key_is_asked_for_before_anything_else_is_told(page: StatsPage) -> None:
+    endpoint = Endpoint(DefinitionEngine(), KeyRing([digest(KEY)]), page.slot(0))
+    assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
+
+
+def test_a_bug_costs_its_call_and_shows_nothing_of_our_inside(page: StatsPage) -> None:
+    class Broken(DefinitionEngine):
+        def get_command(self, request: bytes) -> bytes:
+            raise RuntimeError("the inside")
+
+    endpoint = Endpoint(Broken(), KeyRing([digest(KEY)]), page.slot(0))
+    assert failure(endpoint.handlers["GetCommand"], b"", LET_IN) == (Status.INTERNAL, "Internal error")
+    assert page.slot(0).read().requests["500"] == 1
+
+
+def test_every_status_has_a_label_in_http_terms() -> None:
+    assert {status.http for status in Status} == set(STATUSES)

@@ -1,0 +1,213 @@
+"""A worker process with the test in the master's place: what it accepts, what it refuses, and how it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from tests.support.client import Client, failure
+from tests.support.polling import until
+
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.data_plane.worker import EXIT_CANNOT_START
+from definition_server.ipc.channel import Channel
+from definition_server.ipc.memory import create_sealed
+from definition_server.ipc.messages import Configure, Drain, Keys, Message, Publish, Ready
+from definition_server.ipc.stats import StatsPage
+
+KEY = "the key"
+CONFIGURE = Configure(
+    host="127.0.0.1",
+    port=0,
+    transport="grpcio",
+    reflection=False,
+    max_connection_age_seconds=0.0,
+    threadpool_size=2,
+    app_env="production",
+    log_level="INFO",
+    drain_timeout_seconds=5.0,
+)
+PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def built(generation: int, *names: str) -> BuiltSnapshot:
+    builder = SnapshotBuilder()
+    builder.add(Row(number, name.encode(), None, None, b"pass") for number, name in enumerate(names))
+    return builder.build(generation=generation, created_at_ns=0)
+
+
+class WorkerAlone:
+    """The process, and the master's end of its control socket."""
+
+    def __init__(self, *first: Message) -> None:
+        self.channel, theirs = Channel.pair()
+        self.page = StatsPage.create(1)
+        for message in first:
+            assert self.channel.send(message)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(self.page.descriptor), "0"],
+            pass_fds=[theirs.fileno(), self.page.descriptor],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # where the C-core says things of its own
+            text=True,
+        )
+        theirs.close()
+        self.lines: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(json.loads(line))
+
+    def publish(self, snapshot: BuiltSnapshot, *, announced: str | None = None) -> None:
+        descriptor = create_sealed("test", snapshot.pieces)
+        version = snapshot.footer.version_hash.hex()
+        assert self.channel.send(Publish(snapshot.footer.generation, announced or version), descriptor)
+        os.close(descriptor)
+
+    def wait_ready(self) -> int:
+        """The generation of the next Ready."""
+        message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
+        assert isinstance(message, Ready)
+        return message.generation
+
+    def logged(self, message: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["msg"] == message]
+
+    def end(self) -> None:
+        self.channel.close()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.page.close()
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def worker(port: int) -> Iterator[WorkerAlone]:
+    """A worker that serves generation 1 with the one command ``if``."""
+    made = WorkerAlone(replace(CONFIGURE, port=port), Keys((sha256(KEY.encode()).hexdigest(),)))
+    made.publish(built(1, "if"))
+    assert made.wait_ready() == 1
+    yield made
+    made.end()
+
+
+def test_ready_is_said_when_the_port_is_open_and_after_every_swap(worker: WorkerAlone, port: int) -> None:
+    with Client(port, KEY) as client:
+        assert client.get("if", timeout=2).name == "if"
+        worker.publish(built(2, "else", "if"))
+        assert worker.wait_ready() == 2
+        assert client.sync().total_count == 2
+    reading = worker.page.slot(0).read()
+    assert (reading.generation, reading.entries) == (2, 2)
+    assert reading.version_hash == built(2, "else", "if").footer.version_hash.hex()
+    assert reading.requests["200"] == 2, "the warm-up is not counted"
+
+
+def test_a_snapshot_that_fails_a_check_is_refused_and_the_good_one_stays(worker: WorkerAlone, port: int) -> None:
+    good = built(2, "else")
+    worker.publish(good, announced="00" * 32)
+    for content, sealed in ((good.to_bytes(), False), (good.to_bytes()[:-1], True), (b"", True), (b"x" * 999, True)):
+        if sealed:
+            descriptor = create_sealed("test", [content])
+        else:
+            descriptor = os.memfd_create("test")
+            os.write(descriptor, content)
+        assert worker.channel.send(Publish(2, good.footer.version_hash.hex()), descriptor)
+        os.close(descriptor)
+    until(lambda: len(worker.logged("Snapshot refused")) == 5, lambda: str(worker.lines))
+    with Client(port, KEY) as client:
+        assert [command.name for command in client.sync().commands] == ["if"]
+        assert client.health() == "SERVING"
+    worker.publish(built(3, "else"))
+    assert worker.wait_ready() == 3
+
+
+def test_other_keys_count_at_once(worker: WorkerAlone, port: int) -> None:
+    with Client(port, KEY) as client:
+        client.get("if")
+        assert worker.channel.send(Keys((sha256(b"other").hexdigest(),)))
+        worker.publish(built(2, "if"))
+        assert worker.wait_ready() == 2
+        assert failure(client.get, "if")[0] == "UNAUTHENTICATED"
+
+
+def test_a_message_it_does_not_know_is_ignored(worker: WorkerAlone, port: int) -> None:
+    worker.channel._socket.send(b"garbage")
+    assert worker.channel.send(Ready(7))
+    until(lambda: len(worker.logged("Control message ignored")) == 2, lambda: str(worker.lines))
+    with Client(port, KEY) as client:
+        assert client.get("if").name == "if"
+
+
+@pytest.mark.parametrize("how", ["drain", "SIGTERM", "master gone"])
+def test_it_leaves_in_order_when_told_or_left_alone(worker: WorkerAlone, how: str) -> None:
+    if how == "drain":
+        assert worker.channel.send(Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
+    elif how == "SIGTERM":
+        worker.process.send_signal(signal.SIGTERM)
+    else:
+        worker.channel.close()
+    assert worker.process.wait(10) == 0
+
+
+def test_ctrl_c_is_left_to_the_master(worker: WorkerAlone, port: int) -> None:
+    worker.process.send_signal(signal.SIGINT)
+    with Client(port, KEY) as client:
+        assert client.get("if").name == "if"
+    assert worker.process.poll() is None
+
+
+def test_without_a_snapshot_it_is_ready_but_not_serving(port: int) -> None:
+    worker = WorkerAlone(replace(CONFIGURE, port=port), Keys((sha256(KEY.encode()).hexdigest(),)))
+    try:
+        assert worker.wait_ready() == 0
+        with Client(port, KEY) as client:
+            assert client.health() == "NOT_SERVING"
+            assert failure(client.get, "if")[0] == "UNAVAILABLE"
+    finally:
+        worker.end()
+
+
+def test_what_keeps_it_from_starting_is_said_and_told_apart_from_a_crash(port: int) -> None:
+    first = WorkerAlone(Keys(()))
+    with socket.create_server(("127.0.0.1", port)):
+        second = WorkerAlone(replace(CONFIGURE, port=port))
+        try:
+            for worker, reason in ((first, "no configuration came first"), (second, f"127.0.0.1:{port}")):
+                assert worker.process.wait(20) == EXIT_CANNOT_START
+                line = until(lambda w=worker: w.logged("Worker cannot start"), lambda w=worker: str(w.lines))[0]
+                assert line["level"] == "FATAL"
+                assert reason in line["error"]
+        finally:
+            first.end()
+            second.end()
