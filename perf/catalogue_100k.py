@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("grpcio", "psycopg", "protobuf", "structlog")
 CODE_BYTES = 2000
 PUBLISHES = 3
+STARTS = 5
 
 
 class Figures:
@@ -119,12 +121,13 @@ def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
     table.run("VACUUM ANALYZE obex_dapl_functions")
     settings = {"WORKERS": str(arguments.workers), "STATEMENT_TIMEOUT_SECONDS": "30", "SYNC_INTERVAL_SECONDS": "1"}
     starts = []
-    for _ in range(3):
+    for _ in range(STARTS):
         server = ServerProcess(url, **settings)
         starts.append(start_to_serving(server))
         server.end()
-    figures.add("process start to SERVING, best of 3", min(starts), "s", 3)
-    figures.add("process start to SERVING, worst of 3", max(starts), "s")
+    # Other work on the machine can only add to a start, so the least of several is the server's own.
+    figures.add(f"process start to SERVING, best of {STARTS}", min(starts), "s", 3)
+    figures.add(f"process start to SERVING, median of {STARTS}", statistics.median(starts), "s")
     with Proxy(url) as proxy, ServerProcess(proxy.url, **settings) as server:
         server.wait_ready(120)
         unchanged_cycle(server, proxy, figures)

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder, rows_of
+from definition_server.catalog.definition import Row
 from definition_server.catalog.signing import UNSIGNED, SignatureError, Signer
 from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
 from definition_server.control_plane.schedule import Backoff
-from definition_server.control_plane.source import DefinitionSource, Reading, SourceError
+from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
 
@@ -138,7 +139,8 @@ class Synchronizer:
             fingerprint = reading.fingerprint
             if fingerprint != self._fingerprint:
                 builder = SnapshotBuilder(signer)
-                await self._take(reading, builder)
+                async for rows in reading.batches():
+                    await self._encode(builder, rows)
         if builder is None:
             await self._store_again()
             return Outcome.UNCHANGED
@@ -150,17 +152,13 @@ class Synchronizer:
         self._fingerprint = fingerprint if signer is self._signer else None
         return Outcome.PUBLISHED if published else Outcome.UNCHANGED
 
-    async def _take(self, reading: Reading, builder: SnapshotBuilder) -> None:
-        """Give all rows of ``reading`` to ``builder``: one batch is encoded while the database sends the next."""
-        encoding: asyncio.Future[None] | None = None
-        try:
-            async for rows in reading.batches():
-                if encoding is not None:
-                    await encoding
-                encoding = asyncio.ensure_future(self._background.run(builder.add, rows))
-        finally:
-            if encoding is not None:
-                await encoding
+    async def _encode(self, builder: SnapshotBuilder, rows: list[Row]) -> None:
+        """Give one batch to ``builder``. Not while the next is fetched: they would fight over the interpreter lock."""
+        if self._serves():
+            await self._background.run(builder.add, rows)
+        else:
+            # Nobody is answered yet, so nobody is to be given way to, and here it is a quarter of a second faster.
+            builder.add(rows)
 
     def _refuse_empty(self, builder: SnapshotBuilder) -> None:
         """Raises `Refused` where the table has nothing to serve: an emptied table breaks every client at once."""

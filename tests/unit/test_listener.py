@@ -1,0 +1,296 @@
+"""The port belongs to one master and its workers; a second master is told so, a restart is not kept waiting."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from tests.support.leftovers import nothing_left
+from tests.support.polling import until
+
+from definition_server.control_plane import listener
+from definition_server.control_plane.listener import PortInUse, reserve_port, told
+
+NOBODY = 65534
+
+
+class Clock:
+    """In place of the module `time`: sleeping takes no time, but may do something."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.naps = 0
+        self.during_nap = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.naps += 1
+        self.during_nap()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(listener, "time", clock)
+    return clock
+
+
+def worker_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """What gRPC's C-core opens in a worker."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+        made.listen()
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ADDRESSES = [
+    "127.0.0.1",
+    "0.0.0.0",
+    pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+    pytest.param("::", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+]
+
+
+# -- one master ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_second_master_is_refused_before_and_after_workers_listen(clock: Clock, host: str, workers: int) -> None:
+    with reserve_port(host, 0) as holder, ExitStack() as stack:
+        port = holder.getsockname()[1]
+        for _ in range(workers):
+            stack.enter_context(worker_socket(port, host))
+        with pytest.raises(PortInUse) as caught:
+            reserve_port(host, port)
+    assert str(caught.value) == (
+        f"{host}:{port} is in use by another process (another definition-server?). Stop it, or set PORT to a free port."
+    )
+
+
+def test_a_second_master_on_every_address_is_refused_too(clock: Clock) -> None:
+    with reserve_port("127.0.0.1", 0) as holder, pytest.raises(PortInUse):
+        reserve_port("0.0.0.0", holder.getsockname()[1])
+
+
+def test_any_other_server_on_the_port_is_a_reason_to_refuse(clock: Clock) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other, pytest.raises(PortInUse, match="in use"):
+        reserve_port("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_server_that_shares_ports_is_a_reason_to_refuse_too(clock: Clock) -> None:
+    with worker_socket(0) as other, pytest.raises(PortInUse, match="in use"):
+        reserve_port("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_server_that_does_not_share_ports_is_kept_out() -> None:
+    with reserve_port("127.0.0.1", 0) as holder, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", holder.getsockname()[1]))
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_all_workers_can_listen_and_are_reached(host: str) -> None:
+    with reserve_port(host, 0) as holder:
+        port = holder.getsockname()[1]
+        with worker_socket(port, host) as first, worker_socket(port, host) as second:
+            workers = (first, second)
+            for worker in workers:
+                worker.setblocking(False)
+            reached: set[int] = set()
+            deadline = time.monotonic() + 30
+            while len(reached) < 2 and time.monotonic() < deadline:
+                target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+                with socket.create_connection((target, port)):
+                    reached.add(until(lambda: accepted(workers), "the connection accepted"))
+            assert reached == {first.fileno(), second.fileno()}
+
+
+def accepted(workers: tuple[socket.socket, ...]) -> int | None:
+    """Descriptor of the worker that a connection waits at; it is accepted and closed."""
+    for worker in workers:
+        try:
+            worker.accept()[0].close()
+        except BlockingIOError:
+            continue
+        return worker.fileno()
+    return None
+
+
+def test_the_holder_itself_takes_no_connection() -> None:
+    with reserve_port("127.0.0.1", 0) as holder, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(holder.getsockname())
+
+
+# -- a restart -------------------------------------------------------------------------------------------------------
+
+
+def in_time_wait(port: int) -> bool:
+    """Whether the kernel still keeps a connection of ``port`` (``/proc/net/tcp``, state 06)."""
+    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "06" for row in rows)
+
+
+def test_connections_of_an_earlier_server_in_time_wait_do_not_block(clock: Clock) -> None:
+    with reserve_port("127.0.0.1", 0) as holder:
+        port = holder.getsockname()[1]
+        with worker_socket(port) as worker, socket.create_connection(("127.0.0.1", port)) as client:
+            worker.accept()[0].close()  # whoever closes first keeps the TIME_WAIT
+            assert client.recv(1) == b""
+    until(lambda: in_time_wait(port), "the connection in TIME_WAIT")
+    reserve_port("127.0.0.1", port).close()
+    assert clock.naps == 0
+
+
+def test_workers_of_a_killed_master_are_given_a_moment_to_leave(clock: Clock) -> None:
+    with worker_socket(0) as orphan:
+        port = orphan.getsockname()[1]
+        clock.during_nap = lambda: orphan.close() if clock.naps == 10 else None
+        reserve_port("127.0.0.1", port).close()
+    assert clock.naps == 10
+
+
+def test_the_moment_has_an_end(clock: Clock) -> None:
+    with worker_socket(0) as other, pytest.raises(PortInUse):
+        reserve_port("127.0.0.1", other.getsockname()[1])
+    assert 2.0 <= clock.now < 3.0
+
+
+# -- addresses that cannot be had ------------------------------------------------------------------------------------
+
+
+def test_a_foreign_address_is_refused_at_once(clock: Clock) -> None:
+    with pytest.raises(PortInUse) as caught:
+        reserve_port("192.0.2.1", 50051)
+    assert str(caught.value) == (
+        "192.0.2.1:50051 cannot be opened (Cannot assign requested address). Check HOST and PORT."
+    )
+    assert clock.naps == 0
+
+
+def test_a_name_that_does_not_resolve_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unresolved(socket.socket):
+        def bind(self, _: object) -> None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "socket", Unresolved)
+    with pytest.raises(PortInUse, match=r"no\.such\.host:50051 cannot be opened \(Name or service not known\)"):
+        reserve_port("no.such.host", 50051)
+
+
+def test_a_privileged_port_is_told_with_the_way_out() -> None:
+    assert told("0.0.0.0", 80, "PORT", PermissionError(errno.EACCES, "Permission denied")) == (
+        "0.0.0.0:80 may not be opened by this user. Set PORT to a port from 1024 up."
+    )
+
+
+def first_free_to_all() -> int:
+    return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+
+
+@pytest.mark.skipif(first_free_to_all() <= 1, reason="every port is open to every user here")
+def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
+    # The package is imported before the privilege is dropped: a user nobody may not be able to read it.
+    program = (
+        "import os; from definition_server.control_plane.listener import PortInUse, reserve_port\n"
+        f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+        "try: reserve_port('127.0.0.1', 1)\n"
+        "except PortInUse as error: print(error)"
+    )
+    assert run(program) == "127.0.0.1:1 may not be opened by this user. Set PORT to a port from 1024 up.\n"
+
+
+def test_the_variable_to_set_is_named() -> None:
+    taken = OSError(errno.EADDRINUSE, "Address already in use")
+    assert "set METRICS_PORT to a free port" in told("127.0.0.1", 9464, "METRICS_PORT", taken)
+
+
+# -- the descriptor limit --------------------------------------------------------------------------------------------
+
+
+def run(program: str) -> str:
+    """Output of a Python process of its own, as limits and users are a process's for good."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], list[dict[str, object]]]:
+    """What `raise_descriptor_limit` returns, the limits after it, and what it logged."""
+    program = (
+        "import resource, json\n"
+        "from definition_server.control_plane.listener import raise_descriptor_limit\n"
+        "from definition_server.observability.logs import configure_logs\n"
+        "configure_logs('production', 'INFO')\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+        f"limit = raise_descriptor_limit({wanted})\n"
+        "print(json.dumps([limit, resource.getrlimit(resource.RLIMIT_NOFILE)]))"
+    )
+    *lines, last = run(program).splitlines()
+    limit, limits = json.loads(last)
+    return limit, tuple(limits), [json.loads(line) for line in lines]
+
+
+def test_a_low_soft_limit_is_raised_to_what_is_wanted() -> None:
+    assert raised(soft=256, hard=4096, wanted=2048) == (2048, (2048, 4096), [])
+
+
+def test_a_limit_that_is_high_enough_is_left_alone() -> None:
+    assert raised(soft=2048, hard=4096, wanted=1024) == (2048, (2048, 4096), [])
+
+
+def test_a_low_hard_limit_is_used_up_and_warned_of() -> None:
+    # Nobody, root included, may go above fs.nr_open.
+    wanted = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
+    limit, limits, lines = raised(soft=256, hard=1024, wanted=wanted)
+    assert (limit, limits) == (1024, (1024, 1024))
+    (line,) = lines
+    assert line["level"] == "WARN"
+    assert line["msg"] == "Limit of open files is low; connections beyond it will be refused"
+    assert (line["limit"], line["wanted"]) == (1024, wanted)
+    assert "ulimit -n" in str(line["remedy"])
+
+
+def may_raise_hard_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE (``capabilities(7)``)."""
+    (effective,) = re.findall(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(effective, 16) >> 24 & 1)
+
+
+@pytest.mark.skipif(not may_raise_hard_limits(), reason="this user may not raise a hard limit")
+def test_whoever_may_raise_the_hard_limit_does_so() -> None:
+    assert raised(soft=256, hard=512, wanted=1024) == (1024, (1024, 1024), [])
