@@ -47,10 +47,11 @@ def assert_nothing_failed(load: Load) -> None:
 
 def assert_fresh_rows_arrive(server: ServerProcess, table: Table) -> None:
     """A row written now is served by all workers after one cycle (and not merely at some time)."""
-    before = sum(server.statusz()["sync"]["cycles"].values())
     table.run("INSERT INTO obex_dapl_functions (name, code) VALUES ('fresh', 'pass')")
+    before = sum(server.statusz()["sync"]["cycles"].values())
     server.wait_count(101)
-    assert sum(server.statusz()["sync"]["cycles"].values()) - before <= 2, "the one under way, and the next"
+    # The one that was under way at the commit, the next one, and one that may pass before this test looks.
+    assert sum(server.statusz()["sync"]["cycles"].values()) - before <= 3
     with Client(server.port) as client:
         assert client.get("fresh").code == b"pass"
 

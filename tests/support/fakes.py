@@ -1,4 +1,4 @@
-"""Stand-ins for what a test must control: the source of definitions, the clock, and what rows look like."""
+"""Stand-ins for what a test must control: the source of definitions, the clock, the status of the service."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 from definition_server.catalog.definition import Row
+from definition_server.observability.status import (
+    CatalogStatus,
+    RequestStatus,
+    ServiceStatus,
+    SyncStatus,
+    WorkerStatus,
+)
 
 
 class FakeClock:
@@ -93,3 +102,36 @@ class FakeReading:
             yield [row]
         if self._error is not None:
             raise self._error
+
+
+def service_status(**changes: Any) -> ServiceStatus:
+    """The status of a service with one worker that serves two commands, but for ``changes``."""
+    status = ServiceStatus(
+        version="1.2.3",
+        started_at=1_700_000_000.0,
+        ready=True,
+        stopping=False,
+        catalog=CatalogStatus(3, "ab" * 32, 2, 606, 1_700_000_001.0),
+        sync=SyncStatus(
+            cycles={"published": 1},
+            last_outcome="published",
+            last_attempt=1_700_000_001.0,
+            last_success=1_700_000_001.0,
+            last_error=None,
+            last_duration_seconds=0.1,
+            age_seconds=1.0,
+            restored_age_seconds=None,
+            store_error=None,
+            source_rows=2,
+            unserved={"duplicate": 0},
+            suspect={},
+        ),
+        workers=(WorkerStatus(0, 4711, "serving", 3, "ab" * 32, 2, 0.1, 0, False),),
+        requests=RequestStatus(
+            by_status={"200": 5, "404": 1},
+            bounds_seconds=(0.1,),
+            latency={"GetCommand": (5, 1)},
+            latency_sum_seconds={"GetCommand": 0.7},
+        ),
+    )
+    return replace(status, **changes)

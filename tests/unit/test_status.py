@@ -1,0 +1,229 @@
+"""The status put together from the real publisher and stats page, with stand-ins for the supervisor's workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from tests.support.leftovers import nothing_left
+from tests.support.snapshots import published
+
+from definition_server import __version__
+from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.schedule import CrashLoop
+from definition_server.control_plane.status import StatusReader
+from definition_server.control_plane.sync import Outcome, SyncState
+from definition_server.ipc.stats import METHODS, STATUSES, Slot, StatsPage
+
+MINUTE_NS = 60 * 10**9
+
+
+@dataclass
+class StandInWorker:
+    """What the status reads of a `WorkerProcess`."""
+
+    slot: Slot
+    pid: int = 4711
+    generation: int = 0
+    draining: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class StandInSupervisor:
+    """What the status reads of a `Supervisor`."""
+
+    page: StatsPage
+    serving: int = 0
+    posts: list[SimpleNamespace] = field(default_factory=list)
+
+    def add(self, worker: StandInWorker | None, *, restarts: int = 0, looping: bool = False) -> None:
+        crash_loop = CrashLoop(1, 30.0)
+        if looping:
+            crash_loop.ended(0.1)
+        self.posts.append(
+            SimpleNamespace(number=len(self.posts), worker=worker, restarts=restarts, crash_loop=crash_loop)
+        )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def state() -> SyncState:
+    return SyncState()
+
+
+@pytest.fixture
+def supervisor() -> Iterator[StandInSupervisor]:
+    page = StatsPage.create(4)
+    yield StandInSupervisor(page)
+    page.close()
+
+
+@pytest.fixture
+def reader(publisher: Publisher, state: SyncState, supervisor: StandInSupervisor) -> StatusReader:
+    return StatusReader(publisher, state, supervisor)  # type: ignore[arg-type]
+
+
+# -- ready -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("serving", "stopping", "ready"), [(0, False, False), (1, False, True), (2, False, True), (2, True, False)]
+)
+def test_ready_is_a_service_with_a_serving_worker_that_does_not_stop(
+    reader: StatusReader, supervisor: StandInSupervisor, serving: int, stopping: bool, ready: bool
+) -> None:
+    supervisor.serving, reader.stopping = serving, stopping
+    assert (reader.read().ready, reader.read().stopping) == (ready, stopping)
+
+
+# -- the catalogue ---------------------------------------------------------------------------------------------------
+
+
+def test_before_the_first_publication_there_is_no_catalogue(reader: StatusReader) -> None:
+    assert reader.read().catalog is None
+
+
+def test_the_catalogue_is_the_current_publication(reader: StatusReader, publisher: Publisher) -> None:
+    publisher.publish(published("if", generation=6))
+    publisher.publish(published("if", "else", generation=7, created_at=1_700_000_123.5))
+    assert publisher.current is not None
+    snapshot = publisher.current.snapshot
+    catalog = reader.read().catalog
+    assert catalog is not None
+    assert (catalog.generation, catalog.definitions, catalog.created_at) == (7, 2, 1_700_000_123.5)
+    assert (catalog.version_hash, catalog.bytes) == (snapshot.version_hash, len(snapshot.buffer))
+
+
+# -- the sync cycles -------------------------------------------------------------------------------------------------
+
+
+def test_before_the_first_cycle_everything_is_there_at_nought(reader: StatusReader) -> None:
+    sync = reader.read().sync
+    assert sync.cycles == {"unchanged": 0, "published": 0, "refused": 0, "failed": 0}
+    assert (sync.last_outcome, sync.last_attempt, sync.last_success, sync.age_seconds) == (None, None, None, None)
+    assert sync.unserved == {reason.value: 0 for reason in Unserved}
+    assert sync.suspect == {reason.value: 0 for reason in Suspect}
+
+
+def test_the_state_of_the_cycles_is_told_as_it_is(reader: StatusReader, state: SyncState) -> None:
+    state.cycles[Outcome.FAILED] = 3
+    state.last_outcome, state.last_error, state.store_error = Outcome.FAILED, "down", "disk full"
+    state.last_attempt, state.last_duration_seconds, state.restored_age_seconds = 123.0, 0.5, 90.0
+    state.findings.source_rows = 10
+    state.findings.unserved[Unserved.DUPLICATE] = 2
+    state.findings.suspect[Suspect.INTERFACE_NOT_JSON_ARRAY] = 1
+    sync = reader.read().sync
+    assert (sync.cycles["failed"], sync.last_outcome, sync.last_error) == (3, "failed", "down")
+    assert (sync.store_error, sync.restored_age_seconds) == ("disk full", 90.0)
+    assert (sync.last_attempt, sync.last_duration_seconds, sync.source_rows) == (123.0, 0.5, 10)
+    assert (sync.unserved["duplicate"], sync.unserved["null_name"]) == (2, 0)
+    assert sync.suspect["interface_not_json_array"] == 1
+
+
+def test_the_age_counts_from_the_last_success_and_is_never_negative(reader: StatusReader, state: SyncState) -> None:
+    state.last_success = time.time() - 90
+    assert 90 <= reader.read().sync.age_seconds <= 120  # type: ignore[operator]
+    state.last_success = time.time() + 3600  # the clock was set back
+    assert reader.read().sync.age_seconds == 0
+
+
+# -- the workers -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_is_told_as_what_it_is(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+    workers = [StandInWorker(supervisor.page.slot(number)) for number in range(4)]
+    _, waiting, serving, draining = workers
+    for worker in (waiting, serving, draining):
+        worker.ready.set()
+    serving.generation = draining.generation = 3
+    draining.draining = True
+    for worker in (*workers, None):
+        supervisor.add(worker)
+    told = reader.read().workers
+    assert [worker.state for worker in told] == ["starting", "waiting", "serving", "draining", "down"]
+    assert [worker.worker for worker in told] == [0, 1, 2, 3, 4]
+
+
+def test_a_worker_tells_what_its_slot_holds(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+    slot = supervisor.page.slot(2)
+    slot.start(4711, time.monotonic_ns() - MINUTE_NS)
+    slot.serve(7, 2, bytes(range(32)))
+    supervisor.add(StandInWorker(slot), restarts=5, looping=True)
+    (worker,) = reader.read().workers
+    assert (worker.pid, worker.generation, worker.definitions) == (4711, 7, 2)
+    assert worker.version_hash == bytes(range(32)).hex()
+    assert worker.heartbeat_age_seconds == pytest.approx(60, abs=30)
+    assert (worker.restarts, worker.crash_loop) == (5, True)
+
+
+def test_a_post_without_a_worker_tells_how_it_came_to_that(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+    supervisor.add(None, restarts=5, looping=True)
+    (worker,) = reader.read().workers
+    assert (worker.pid, worker.generation, worker.version_hash, worker.definitions) == (None, 0, "", 0)
+    assert worker.heartbeat_age_seconds is None
+    assert (worker.restarts, worker.crash_loop) == (5, True)
+
+
+# -- the requests ----------------------------------------------------------------------------------------------------
+
+
+def test_requests_are_those_of_all_slots_with_and_without_a_worker(
+    reader: StatusReader, supervisor: StandInSupervisor
+) -> None:
+    supervisor.add(StandInWorker(supervisor.page.slot(0)))
+    ok, missing = STATUSES.index("200"), STATUSES.index("404")
+    supervisor.page.slot(0).count(METHODS.index("GetCommand"), ok, 60_000)
+    supervisor.page.slot(3).count(METHODS.index("GetCommand"), ok, 60_000)
+    supervisor.page.slot(3).count(METHODS.index("GetCommand"), missing, 2_000_000_000)
+    supervisor.page.slot(1).count(METHODS.index("SyncCatalog"), ok, 10_000)
+    requests = reader.read().requests
+    assert requests.by_status == {"200": 3, "400": 0, "401": 0, "404": 1, "500": 0, "503": 0}
+    buckets = requests.latency["GetCommand"]
+    assert len(buckets) == len(requests.bounds_seconds) + 1
+    assert (sum(buckets), buckets[1], buckets[-1]) == (3, 2, 1)
+    assert sum(requests.latency["SyncCatalog"]) == 1
+    assert requests.latency_sum_seconds == {
+        "GetCommand": pytest.approx(2.00012),
+        "SyncCatalog": pytest.approx(0.00001),
+    }
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_version_and_start_are_told(reader: StatusReader) -> None:
+    first, second = reader.read(), reader.read()
+    assert first.version == __version__
+    assert 0 <= time.time() - first.started_at < 60
+    assert first.started_at == second.started_at
+
+
+def test_the_status_is_plain_json(
+    reader: StatusReader, publisher: Publisher, state: SyncState, supervisor: StandInSupervisor
+) -> None:
+    publisher.publish(published("if"))
+    state.last_outcome = Outcome.REFUSED
+    supervisor.add(StandInWorker(supervisor.page.slot(0)))
+    supervisor.add(None)
+    document = json.loads(json.dumps(asdict(reader.read()), allow_nan=False))
+    assert document["sync"]["last_outcome"] == "refused"
+    assert document["catalog"]["definitions"] == 1
