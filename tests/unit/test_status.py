@@ -72,9 +72,12 @@ def state() -> SyncState:
 
 @pytest.fixture
 def supervisor() -> Iterator[StandInSupervisor]:
-    page = StatsPage.create(4)
-    yield StandInSupervisor(page)
-    page.close()
+    supervisor = StandInSupervisor(StatsPage.create(4))
+    yield supervisor
+    supervisor.page.close()
+    # Whoever holds the page or a slot of it keeps it mapped, and pytest holds the supervisor for a while yet.
+    del supervisor.page
+    supervisor.posts.clear()
 
 
 @pytest.fixture

@@ -70,17 +70,22 @@ def store(tmp_path: Path) -> SnapshotStore:
 async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[StartLoop]:
     """Start a loop; it is cancelled when the test ends, and then nothing may run any more."""
     tasks: list[asyncio.Task[None]] = []
+    synchronizers: list[Synchronizer] = []
     stack = ExitStack()
     before = other_tasks()
 
     def started(*, interval: float = NEVER, patience: float = NEVER, store: SnapshotStore | None = None) -> SyncLoop:
         synchronizer = Synchronizer(source, publisher, store=store)
+        synchronizers.append(synchronizer)
         stack.callback(synchronizer.close)
         loop = SyncLoop(synchronizer, publisher, interval=interval, patience=patience)
         tasks.append(asyncio.create_task(loop.run()))
         return loop
 
     yield started
+    # Not cancelled in the middle of storing: that goes on in a thread of its own.
+    for state in (synchronizer.state for synchronizer in synchronizers):
+        await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023
     for task in tasks:
         assert not task.done(), "the loop never returns"
         await end(task)

@@ -1,0 +1,49 @@
+"""The command line as a whole: every command is listed and explains itself, and settings are shown without secrets."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner, Result
+
+from definition_server.cli.main import cli
+from definition_server.cli.reference import settings_page
+
+ENVIRONMENT = {"DATABASE_URL": "postgresql://u:s3cret@db/avap", "API_KEY": "s3cret", "SYNC_INTERVAL_SECONDS": "0.5"}
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(cli, arguments, env=environment)
+
+
+@pytest.mark.parametrize("command", ["config", "demo", "get", "health", "serve", "snapshot", "sync", "validate"])
+def test_every_command_is_listed_and_explains_itself(command: str) -> None:
+    assert f"  {command} " in run("--help").output
+    told = run(command, "--help")
+    assert told.exit_code == 0
+    assert told.output.startswith("Usage: ")
+
+
+def test_help_of_serve_names_every_setting_of_the_declaration() -> None:
+    told = run("serve", "--help").output
+    for variable in ("DATABASE_URL (or DATABASE_URL_FILE)", "APP_ENV, NODE_ENV", "DRAIN_WAIT_SECONDS  [5]"):
+        assert variable in told
+
+
+def test_config_shows_what_is_in_force_and_no_secret() -> None:
+    told = run("config", **ENVIRONMENT)
+    assert told.exit_code == 0
+    assert "********" in told.output
+    assert "s3cret" not in told.output
+    lines = dict(line.split() for line in told.output.splitlines() if len(line.split()) == 2)
+    assert lines["SYNC_INTERVAL_SECONDS"] == "0.5"
+    assert lines["SNAPSHOT_DIR"] == "unset"
+
+
+def test_config_prints_the_reference_page_without_any_environment() -> None:
+    assert run("config", "--reference").output == settings_page()
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    told = run("nonsense")
+    assert told.exit_code == 2
+    assert "No such command" in told.output
