@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
@@ -74,9 +74,16 @@ class _App:
         self._routes = {"/livez": self._livez, "/readyz": self._readyz, "/statusz": self._statusz}
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        method = environ.get("REQUEST_METHOD")
+        if method not in ("GET", "HEAD"):
+            allow = [("Allow", "GET, HEAD")]
+            return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD are answered.\n", allow)
+        # HEAD is GET without the content (RFC 9110, 9.3.2); prometheus_client's application knows only GET.
+        body = self._get(environ | {"REQUEST_METHOD": "GET"}, start_response)
+        return body if method == "GET" else []
+
+    def _get(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD are answered.\n")
         if path == "/metrics":
             answer: Iterable[bytes] = self._metrics(environ, start_response)
             return answer
@@ -103,15 +110,21 @@ class _App:
 
     def _statusz(self, start_response: StartResponse) -> Iterable[bytes]:
         document = json.dumps(asdict(self._read()), indent=2)
-        return _answer(start_response, HTTPStatus.OK, document + "\n", "application/json")
+        return _answer(start_response, HTTPStatus.OK, document + "\n", kind="application/json")
 
 
 def _answer(
-    start_response: StartResponse, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8"
+    start_response: StartResponse,
+    status: HTTPStatus,
+    text: str,
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    kind: str = "text/plain; charset=utf-8",
 ) -> Iterable[bytes]:
     body = text.encode()
-    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
-    start_response(f"{status.value} {status.phrase}", headers)
+    start_response(
+        f"{status.value} {status.phrase}", [("Content-Type", kind), ("Content-Length", str(len(body))), *headers]
+    )
     return [body]
 
 
