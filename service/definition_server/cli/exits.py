@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
+from pathlib import Path
 
 import click
 
@@ -69,7 +71,15 @@ def no_traceback() -> Iterator[None]:
         raise CommandFailed(text, Exit.FAILED) from None
     except OSError as error:
         where = "the output" if error.filename is None else error.filename
+        if error.filename is None:
+            _drop_output()
         raise CommandFailed(f"cannot write {where}: {error.strerror}", Exit.FAILED) from None
+
+
+def _drop_output() -> None:
+    """Forget what stdout still buffers: writing it once more at exit would end with Python's own code, 120."""
+    with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def on_terminal() -> bool:
