@@ -24,6 +24,9 @@ class Service:
     """What the admin server asks; a test changes it between two requests."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.status = service_status()
         self.trouble: str | None = None
 
@@ -34,23 +37,35 @@ class Service:
         return self.trouble
 
 
+# One server for all tests: closing it takes half a second, as `socketserver` looks that often whether it is to end.
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Service, AdminServer]]:
+    with nothing_left():
+        service = Service()
+        server = AdminServer("127.0.0.1", 0, read=service.read, alive=service.alive)
+        server.start()
+        yield service, server
+        server.close()
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
+def _nothing_left(shared: tuple[Service, AdminServer]) -> Iterator[None]:
     with nothing_left():
         yield
 
 
 @pytest.fixture
-def service() -> Service:
-    return Service()
+def service(shared: tuple[Service, AdminServer]) -> Service:
+    service = shared[0]
+    service.reset()
+    return service
 
 
 @pytest.fixture
-def server(service: Service) -> Iterator[AdminServer]:
-    server = AdminServer("127.0.0.1", 0, read=service.read, alive=service.alive)
-    server.start()
-    yield server
-    server.close()
+def server(shared: tuple[Service, AdminServer], service: Service) -> AdminServer:
+    return shared[1]
 
 
 Ask = Callable[..., tuple[HTTPResponse, str]]
@@ -240,11 +255,12 @@ def test_two_servers_do_not_share_a_port(service: Service, server: AdminServer) 
 
 
 def test_closing_ends_the_thread_and_frees_the_port_at_once(service: Service) -> None:
+    before = set(threading.enumerate())
     first = AdminServer("127.0.0.1", 0, read=service.read, alive=service.alive)
     first.start()
     assert "200 OK" in raw(first.port, b"GET /livez HTTP/1.0\r\n\r\n").decode()
     first.close()
-    assert "admin-http" not in {thread.name for thread in threading.enumerate()}
+    assert "admin-http" not in {thread.name for thread in threading.enumerate() if thread not in before}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", first.port))
     # The connection above is in TIME_WAIT now; a restart does not wait for it.

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
+from time import perf_counter
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.logs import captured_logs, logged
+from tests.support.snapshots import published
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.publisher import Publisher
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.services import DefinitionEngine
-from definition_server.ipc.stats import STATUSES, StatsPage
+from definition_server.ipc.stats import LATENCY_BOUNDS, STATUSES, StatsPage
 from definition_server.rpc import avap_pb2
 
 KEY, OTHER = "key", "the key after it"
@@ -45,6 +52,13 @@ def failure(call: object, *arguments: object) -> tuple[Status, str]:
     return caught.value.status, caught.value.message
 
 
+@pytest.fixture
+def page() -> Iterator[StatsPage]:
+    page = StatsPage.create(2)
+    yield page
+    page.close()
+
+
 REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
 
 
@@ -64,6 +78,8 @@ REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
         (("x-avap-auth", KEY), ("x-avap-auth", KEY)),
         (("x-avap-auth", KEY), ("x-avap-auth", "wrong")),
         (("x-avap-auth-bin", KEY.encode()),),
+        (("X-Avap-Auth", KEY),),  # HTTP/2 knows no upper case in names; a transport delivers none
+        (("x-avap-auth", b"\xfe\xff"),),
         (("authorization", KEY),),
     ],
 )
@@ -74,6 +90,28 @@ def test_nobody_is_let_in_without_exactly_one_known_key(metadata: tuple[tuple[st
 @pytest.mark.parametrize("key", [KEY, OTHER])
 def test_any_of_several_known_keys_is_let_in(key: str) -> None:
     KeyRing([digest(KEY), digest(OTHER)]).authenticate((("user-agent", "x"), ("x-avap-auth", key)))
+
+
+@pytest.mark.parametrize("presented", [KEY, OTHER, "wrong"])
+def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the time taken tells nothing of which key it was, or of none."""
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+
+    def noting_compare(digest: bytes, known: bytes) -> bool:
+        compared.append(known)
+        return compare(digest, known)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting_compare)
+    ring = KeyRing([digest(KEY), digest(OTHER), digest("a third")])
+    with suppress(CallFailed):
+        ring.authenticate((("x-avap-auth", presented),))
+    assert len(compared) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x-avap-auth", "x-avap-auth-bin", "te"]), st.text() | st.binary())))
+def test_no_metadata_does_anything_but_be_refused(metadata: list[tuple[str, str | bytes]]) -> None:
+    assert failure(KeyRing([digest("a key that no example hits")]).authenticate, metadata) == REFUSED
 
 
 def test_a_ring_without_keys_lets_nobody_in() -> None:
@@ -126,6 +164,50 @@ def test_any_bytes_give_an_answer_or_a_documented_failure(request_bytes: bytes) 
     assert status in (Status.OK, Status.NOT_FOUND, Status.INVALID_ARGUMENT)
 
 
+FRAGMENTS = st.sampled_from(
+    [b"\x0a", b"\x12", b"\x08", b"\x00", b"\x02", b"\x82", b"if", b"else", b"\xff", b"\xc3\xbc"]
+)
+
+
+@given(st.lists(FRAGMENTS, max_size=8).map(b"".join) | st.binary(max_size=200))
+def test_any_bytes_are_read_exactly_as_a_protobuf_parser_reads_them(request_bytes: bytes) -> None:
+    served = engine("if", "else", "ü")
+    assert served.snapshot is not None
+    expected: bytes | tuple[Status, str] | None
+    try:
+        name = avap_pb2.CommandRequest.FromString(request_bytes).name
+    except DecodeError:
+        expected = Status.INVALID_ARGUMENT, "The request is not a valid avap.CommandRequest"
+    else:
+        expected = served.snapshot.answer(name.encode()) or (Status.NOT_FOUND, f"Command '{name}' not found")
+    try:
+        got: bytes | tuple[Status, str] = served.get_command(request_bytes)
+    except CallFailed as failed:
+        got = failed.status, failed.message
+    assert got == expected
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 199, 200, 201])
+def test_a_name_is_told_whole_up_to_200_characters(length: int) -> None:
+    request = avap_pb2.CommandRequest(name="é" * length).SerializeToString()
+    told = "é" * min(length, 200) + "…" * (length > 200)
+    assert failure(engine("if").get_command, request) == (Status.NOT_FOUND, f"Command '{told}' not found")
+
+
+def test_a_call_that_holds_the_old_catalogue_survives_its_end(page: StatsPage) -> None:
+    publisher, served = Publisher(), DefinitionEngine()
+    publisher.publish(published("if"))
+    served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
+    body = held.body
+    publisher.publish(published("else", generation=2))
+    served.snapshot = publisher.current.snapshot  # type: ignore[union-attr]
+    publisher.close()
+    del held
+    assert avap_pb2.CatalogResponse.FromString(bytes(body)).commands[0].name == "if"
+    assert served.get_command(b"\x0a\x04else")
+    assert failure(served.get_command, b"\x0a\x02if")[0] is Status.NOT_FOUND
+
+
 def test_a_name_too_long_for_any_catalogue_is_shortened_in_the_message() -> None:
     request = avap_pb2.CommandRequest(name="é" * 100_000).SerializeToString()
     status, message = failure(engine("if").get_command, request)
@@ -145,13 +227,6 @@ def test_without_a_snapshot_the_catalogue_is_told_to_be_loading() -> None:
 
 
 # -- what is counted --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def page() -> Iterator[StatsPage]:
-    page = StatsPage.create(2)
-    yield page
-    page.close()
 
 
 def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPage) -> None:
@@ -182,8 +257,27 @@ def test_a_bug_costs_its_call_and_shows_nothing_of_our_inside(page: StatsPage) -
             raise RuntimeError("the inside")
 
     endpoint = Endpoint(Broken(), KeyRing([digest(KEY)]), page.slot(0))
-    assert failure(endpoint.handlers["GetCommand"], b"", LET_IN) == (Status.INTERNAL, "Internal error")
+    with captured_logs() as logs:
+        assert failure(endpoint.handlers["GetCommand"], b"", LET_IN) == (Status.INTERNAL, "Internal error")
+    assert logged(logs, "Unexpected failure in a call", log_level="error", method="GetCommand", exc_info=True)
     assert page.slot(0).read().requests["500"] == 1
+
+
+def test_the_time_a_call_takes_is_counted_under_its_method(page: StatsPage) -> None:
+    class Slow(DefinitionEngine):
+        def sync_catalog(self, request: bytes) -> bytes:
+            begun = perf_counter()
+            while perf_counter() - begun < 0.011:
+                pass
+            return b""
+
+    endpoint = Endpoint(Slow(), KeyRing([digest(KEY)]), page.slot(0))
+    endpoint.handlers["SyncCatalog"](b"", LET_IN)
+    reading = page.slot(0).read()
+    assert 0.011 <= reading.latency_sum_seconds["SyncCatalog"] < 10
+    assert sum(reading.latency["SyncCatalog"][: LATENCY_BOUNDS.index(0.01) + 1]) == 0
+    assert sum(reading.latency["SyncCatalog"]) == 1
+    assert reading.latency_sum_seconds["GetCommand"] == 0
 
 
 def test_every_status_has_a_label_in_http_terms() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +181,85 @@ def test_it_leaves_in_order_when_told_or_left_alone(worker: WorkerAlone, how: st
     else:
         worker.channel.close()
     assert worker.process.wait(10) == 0
+
+
+def test_before_it_leaves_it_says_so_and_waits_serving_all_the_while(worker: WorkerAlone, port: int) -> None:
+    with Client(port, KEY) as client:
+        assert client.health() == "SERVING"
+        assert worker.channel.send(Drain(announce=True, wait_seconds=1.0, timeout_seconds=10))
+        announced = time.monotonic()
+        until(lambda: client.health() == "NOT_SERVING", "the announcement")
+        assert client.get("if").name == "if"
+        assert worker.process.wait(20) == 0
+    assert time.monotonic() - announced >= 0.9
+
+
+def test_it_does_not_leave_before_a_call_in_flight_is_answered(worker: WorkerAlone, port: int) -> None:
+    requests: queue.Queue[bytes | None] = queue.Queue()
+    with Client(port, KEY) as client:
+        open_call: Any = client.channel.stream_unary("/avap.DefinitionEngine/GetCommand")
+        answer = open_call.future(iter(requests.get, None), metadata=client.metadata, timeout=30)
+        try:
+            client.get("if")  # answered after the headers before it were seen
+            assert worker.channel.send(Drain(announce=False, wait_seconds=0, timeout_seconds=60))
+            until(lambda: not listens(port), "the port closed")
+            assert worker.process.poll() is None
+            requests.put(b"\x0a\x02if")
+        finally:
+            requests.put(None)
+        assert b"if" in answer.result(timeout=20)
+    assert worker.process.wait(20) == 0
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_until_it_is_told_of_keys_it_lets_nobody_in(port: int) -> None:
+    worker = WorkerAlone(replace(CONFIGURE, port=port))
+    try:
+        worker.publish(built(1, "if"))
+        until(lambda: worker.wait_ready() == 1, "the snapshot served")
+        with Client(port, KEY) as client:
+            assert failure(client.get, "if") == ("UNAUTHENTICATED", "Invalid Credentials")
+    finally:
+        worker.end()
+
+
+def test_its_slot_tells_that_it_lives(worker: WorkerAlone) -> None:
+    slot = worker.page.slot(0)
+    first = slot.read()
+    assert first.pid == worker.process.pid
+    until(lambda: slot.read().heartbeat_ns > first.heartbeat_ns, "a beat", seconds=5)
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        stopped(worker.process.pid)
+        still = slot.read().heartbeat_ns
+        until(lambda: time.monotonic_ns() - still > 10**9, "a second")
+        assert slot.read().heartbeat_ns == still
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+
+
+def stopped(pid: int) -> None:
+    state = lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]  # noqa: E731
+    until(lambda: state() == "T", "the process stopped")
+
+
+def test_refused_and_replaced_snapshots_leave_no_descriptor(worker: WorkerAlone) -> None:
+    def memory() -> int:
+        links = [entry.readlink() for entry in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
+        return len([link for link in links if "memfd:test" in str(link)])
+
+    for generation in range(2, 30):
+        worker.publish(built(generation, "else"), announced="00" * 32)
+        worker.publish(built(generation, "if"))
+        until(lambda: worker.wait_ready() == generation, "the swap")  # noqa: B023 - asked at once
+    until(lambda: memory() == 1, lambda: f"{memory()} mappings, one is wanted")
 
 
 def test_ctrl_c_is_left_to_the_master(worker: WorkerAlone, port: int) -> None:
