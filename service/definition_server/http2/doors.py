@@ -1,0 +1,219 @@
+"""Answers that exist before they are asked for, and the way from a request's fields to them.
+
+**Theory.** A unary method whose answers are known octets needs no handler. What is sent for it, three frames, depends
+on the request in nothing but the stream id, which stands in three places; so an `Answer` keeps the four pieces between
+them, and ``stream_id.join(pieces)`` is the whole encoding. Three memories lead from request to answer, each sound for
+a reason of its own:
+
+- *block → route*, per connection (``connection.py``): valid while the connection's HPACK table does not change.
+- *fields → route* (`Doors`): interpreting fields is pure; what may change is who is let in, so key rotation drops it.
+- *message → answer* (`StaticUnary`): valid until the application says that its data changed.
+
+All are bounded in number and in what they may hold, for their keys come from the peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from definition_server.http2 import frames
+from definition_server.http2.errors import CallFault, HttpFault
+from definition_server.http2.hpack import Field
+from definition_server.http2.request import Request, interpret
+from definition_server.http2.responses import initial_block, trailers_block, trailers_only_block
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+Lookup = Callable[[bytes], "Answer"]
+Authorize = Callable[[Metadata], "Answer | None"]
+
+_OK_HEADERS: Final = initial_block((), None)
+_OK_TRAILERS: Final = trailers_block(0, "", ())
+_PREFIX = 5
+_REMEMBERED_ANSWERS = 4096
+_LARGEST_REMEMBERED_REQUEST = 256
+_REMEMBERED_ROUTES = 256
+_LARGEST_REMEMBERED_FIELDS = 1024
+UNKNOWN_LENGTH: Final = -1
+
+
+class Answer:
+    """The ready answer to a unary call.
+
+    ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
+    peer accepts; ``size`` is what they take of the flow-control windows. ``tally`` is the application's own number: the
+    connection reports it once for each time the answer is given.
+    """
+
+    __slots__ = ("block", "cacheable", "message", "pieces", "size", "tally")
+
+    def __init__(
+        self, pieces: tuple[bytes, ...] | None, size: int, message: bytes | memoryview | None, block: bytes, tally: int
+    ) -> None:
+        self.pieces = pieces
+        self.size = size
+        self.message = message
+        """What to frame; None: there is no message, only a status."""
+        self.block = block
+        """The terminal header block."""
+        self.tally = tally
+        self.cacheable = True
+
+    @classmethod
+    def unary(cls, message: bytes | memoryview, tally: int = 0) -> Answer:
+        """Status OK and a serialized message. A large message is kept as it is, uncopied."""
+        size = _PREFIX + len(message)
+        prefix = b"\0" + len(message).to_bytes(4, "big")
+        if size > frames.DEFAULT_FRAME_SIZE:
+            return cls(None, size, message, _OK_TRAILERS, tally)
+        pieces = (
+            frames.head(frames.HEADERS, frames.END_HEADERS, len(_OK_HEADERS)),
+            _OK_HEADERS + frames.head(frames.DATA, 0, size),
+            b"".join(
+                (
+                    prefix,
+                    message,
+                    frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(_OK_TRAILERS)),
+                )
+            ),
+            _OK_TRAILERS,
+        )
+        return cls(pieces, size, message, _OK_TRAILERS, tally)
+
+    @classmethod
+    def failure(cls, status: int, message: str, tally: int = 0) -> Answer:
+        """A gRPC status without a message: one HEADERS frame. Not remembered by a door."""
+        block = trailers_only_block(status, message, ())
+        head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
+        answer = cls((head, block), 0, None, block, tally)
+        answer.cacheable = False
+        return answer
+
+
+class _Remembered(dict[bytes, Answer | None]):
+    """Length-prefixed message → answer; what is missing is looked up once.
+
+    A dict with ``__missing__`` answers a hit without running any Python. Two generations bound it at the cost of one
+    assignment: when the young one is full it becomes the old one, and what was old and not asked for again is dropped.
+    """
+
+    __slots__ = ("_lookup", "_old")
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__()
+        self._lookup = lookup
+        self._old: dict[bytes, Answer | None] = {}
+
+    def __missing__(self, payload: bytes) -> Answer | None:
+        answer = self._old.get(payload)
+        if answer is None:
+            # One whole, uncompressed message (PROTOCOL-HTTP2, Length-Prefixed-Message); anything else is taken apart
+            # by a MessageReader.
+            if len(payload) < _PREFIX or payload[0] or int.from_bytes(payload[1:_PREFIX], "big") != len(payload) - 5:
+                return None
+            answer = self._lookup(payload[_PREFIX:])
+            if not answer.cacheable or len(payload) > _LARGEST_REMEMBERED_REQUEST:
+                return answer
+        if len(self) >= _REMEMBERED_ANSWERS:
+            self._old = dict(self)
+            self.clear()
+        self[payload] = answer
+        return answer
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._old = {}
+        self.clear()
+
+
+class StaticUnary:
+    """A unary method with ready answers: `Doors.add_static_unary`."""
+
+    __slots__ = ("_remembered", "answer_payload", "authorize", "lookup", "path")
+
+    def __init__(self, path: str, lookup: Lookup, authorize: Authorize | None) -> None:
+        self.path = path
+        self.lookup = lookup
+        """Message → answer. Raises nothing."""
+        self.authorize = authorize
+        """Metadata → the refusal to answer with, or None to let the call in."""
+        self._remembered = _Remembered(lookup)
+        self.answer_payload: Callable[[bytes], Answer | None] = self._remembered.__getitem__
+        """Length-prefixed message → answer, or None where it is not one plain message."""
+
+    def forget(self) -> None:
+        """The application's data changed: remembered answers are dropped."""
+        self._remembered.forget()
+
+
+class Route:
+    """Where a request goes, as far as its header fields alone decide that. Immutable and shared."""
+
+    __slots__ = ("answer_payload", "content_length", "door", "fault", "request")
+
+    def __init__(
+        self,
+        request: Request | None,
+        door: StaticUnary | None = None,
+        fault: CallFault | HttpFault | None = None,
+        refusal: Answer | None = None,
+    ) -> None:
+        self.request = request
+        self.door = door
+        self.fault = fault
+        """What the call is answered with once the request has ended."""
+        length = request.content_length if request is not None else fault.content_length if fault is not None else None
+        self.content_length = UNKNOWN_LENGTH if length is None else length
+        self.answer_payload: Callable[[bytes], Answer | None] | None = None
+        """Length-prefixed message → answer, for static doors: a refusal is the same whatever was asked."""
+        if refusal is not None:
+            self.answer_payload = lambda _: refusal
+        elif door is not None:
+            self.answer_payload = door.answer_payload
+
+
+class Doors:
+    """The static methods of a server, shared by all its connections."""
+
+    def __init__(self) -> None:
+        self._doors: dict[str, StaticUnary] = {}
+        self._routes: dict[tuple[Field, ...], Route] = {}
+        self.epoch = 0
+        """Grows whenever a remembered route may have become wrong."""
+
+    def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
+        """Answer calls of ``path`` with what ``lookup`` returns for their message, without any handler."""
+        door = self._doors[path] = StaticUnary(path, lookup, authorize)
+        self.forget_authorizations()
+        return door
+
+    def forget_authorizations(self) -> None:
+        """Ask ``authorize`` again from now on, on open connections too: keys were rotated."""
+        self._routes.clear()
+        self.epoch += 1
+
+    def route(self, fields: tuple[Field, ...], size: int) -> Route:
+        """The route of a request with these ``fields`` (``grpc-timeout`` left out), their list ``size`` in octets.
+
+        Raises:
+            StreamFault: where the fields are no well-formed request.
+        """
+        route = self._routes.get(fields)
+        if route is None:
+            route = self._resolve(fields)
+            if size <= _LARGEST_REMEMBERED_FIELDS:
+                if len(self._routes) >= _REMEMBERED_ROUTES:
+                    self._routes.clear()
+                self._routes[fields] = route
+        return route
+
+    def _resolve(self, fields: tuple[Field, ...]) -> Route:
+        try:
+            request = interpret(fields)
+        except (CallFault, HttpFault) as fault:
+            return Route(None, fault=fault)
+        door = self._doors.get(request.path)
+        if door is None:
+            return Route(request)
+        refusal = None if door.authorize is None else door.authorize(request.metadata)
+        return Route(request, door, refusal=refusal)

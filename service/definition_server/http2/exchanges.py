@@ -1,0 +1,291 @@
+"""From header blocks and DATA to answers: the short way for ready answers, the long way for everything else.
+
+**The short way.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
+`Exchanges._answer_batch` takes such pairs apart with one precompiled unpacking each, finds the route by the block's
+octets and the answer by the message's octets, and builds no object. Whatever is not exactly that falls through to
+the frame machine of ``inbound.py``. A pair may fall through at any point, because the short way changes nothing
+before it is sure; only a block, once decoded, stays decoded: then the stream is opened, as the long way would have.
+
+**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block neither changes the
+table nor, since the memo is dropped at each change, was read in another state than the present one. The decoder counts
+changes (``epoch``); `Exchanges._decode` is the only place that decodes, and compares.
+"""
+
+from __future__ import annotations
+
+from definition_server.http2 import frames
+from definition_server.http2.core import MESSAGE_OVERHEAD, PREFIX, Core
+from definition_server.http2.doors import UNKNOWN_LENGTH, Route
+from definition_server.http2.errors import CallFault, ConnectionFault, ErrorCode, StreamFault
+from definition_server.http2.events import (
+    CallStarted,
+    HalfClosed,
+    MessageReceived,
+)
+from definition_server.http2.messages import MessageReader
+from definition_server.http2.receiver import (
+    LAST_DATA,
+    SHAPES,
+)
+from definition_server.http2.request import check_trailers, parse_timeout, split_timeout
+from definition_server.http2.stream import Stream
+
+_MEMO_ENTRIES = 64
+_MEMO_LONGEST_BLOCK = 512
+_TINY = 64
+_TINY_GLITCH = 0.01
+"""DATA frames of less than `_TINY` octets inside a message: a hundred of them are one glitch."""
+_LAST_OF_THE_SHORT_WAY = frames.LARGEST_STREAM_ID - 2**16
+"""The short way does not look at the reserved bit, so it leaves the last ids to the long way."""
+_DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 4, 8, 12
+
+
+class Exchanges(Core):
+    """From header blocks and DATA to answers, and to events where a handler is needed."""
+
+    __slots__ = ()
+
+    # -- the short way ------------------------------------------------------------------------------------------------
+
+    def _may_answer(self) -> bool:
+        return (
+            self._lifetime.introduced
+            and self._assembly is None
+            and self._refused_above is None
+            and not self._sender.size_update_due
+            and self._streams.last_id < _LAST_OF_THE_SHORT_WAY
+        )
+
+    def _answer_batch(self, data: bytes, position: int, end: int) -> int:
+        """Answer requests of static methods that lie whole in ``data``. Returns the position of what is left.
+
+        A HEADERS frame whose DATA is not right behind it waits in ``Streams.pending``: clients with many streams send
+        all their HEADERS first. Longer than a function should be, and flat: each line is paid for by every request.
+        """
+        limits, sender, streams, memo, answered = self.limits, self._sender, self._streams, self._memo, self.answered
+        pending = streams.pending
+        room = limits.max_concurrent_streams - len(streams.open) - self._zombies
+        push = sender.out.append
+        window = sender.window
+        floor = window - limits.octets_per_turn
+        largest = sender.initial_window
+        expected = streams.last_id + 2
+        already = len(answered)
+        most = already + limits.answers_per_turn
+        received = 0
+        try:
+            while len(answered) < most and window >= floor:
+                head = data[position : position + 5]
+                shape = SHAPES.get(head)
+                if shape is not None:
+                    body = position + shape[1]
+                    if body > end or len(pending) >= room:
+                        return position
+                    stream_id, block, data_head, data_stream = shape[0](data, position)
+                    if stream_id != expected:
+                        return position
+                    route = memo.get(block)
+                    if route is None:
+                        streams.last_id = stream_id
+                        try:
+                            route = self._learn(block)
+                        except StreamFault as fault:
+                            self._refuse(stream_id, fault)
+                            return body - frames.HEADER_LENGTH
+                        if route.answer_payload is None:
+                            self._open(stream_id, route, end_stream=False)
+                            return body - frames.HEADER_LENGTH
+                    expected += 2
+                    length = LAST_DATA.get(data_head)
+                    if length is None or data_stream != stream_id or body + length > end:
+                        pending[stream_id] = route
+                        position = body - frames.HEADER_LENGTH
+                        continue
+                else:
+                    length = LAST_DATA.get(head)
+                    body = position + frames.HEADER_LENGTH
+                    if length is None or body + length > end:
+                        return position
+                    stream_id = int.from_bytes(data[position + 5 : body], "big")
+                    pended = pending.pop(stream_id, None)
+                    if pended is None:
+                        return position
+                    route = pended
+                answer = None
+                if route.answer_payload is not None and route.content_length in (length, UNKNOWN_LENGTH):
+                    answer = route.answer_payload(data[body : body + length])
+                if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
+                    self._open(stream_id, route, end_stream=False)
+                    return body - frames.HEADER_LENGTH
+                if streams.pending_windows:
+                    streams.pending_windows.pop(stream_id, None)
+                push(data[body - 4 : body].join(answer.pieces))
+                answered.append(answer.tally)
+                window -= answer.size
+                received += length
+                position = body + length
+            self.backlog = position < end
+            return position
+        finally:
+            streams.last_id = max(streams.last_id, expected - 2)
+            count = len(answered) - already
+            if count:
+                sender.window = window
+                self._window_updates += 22 * count
+                self._pings.reset()
+                self._lifetime.idle_at = self._now
+                self._take_in(received, received)
+
+    def _find(self, stream_id: int) -> Stream | None:
+        """The open stream of that id. One that waits for its DATA becomes an object now."""
+        route = self._streams.pending.pop(stream_id, None)
+        if route is not None:
+            self._open(stream_id, route, end_stream=False)
+        return self._streams.open.get(stream_id)
+
+    # -- header blocks ------------------------------------------------------------------------------------------------
+
+    def _learn(self, block: bytes) -> Route:
+        """Decode a request's header block and find its route; remember the block where that is sound.
+
+        Raises:
+            ConnectionFault: where the table cannot be kept in step, or the list is far beyond every limit.
+            StreamFault: where the fields are no well-formed request.
+        """
+        fields = self._decode(block)
+        decoder = self._decoder
+        if decoder.overflow:
+            return Route(None, fault=CallFault(_RESOURCE_EXHAUSTED, "The request's header list is too large"))
+        rest, timeout = split_timeout(fields)
+        route = self._doors.route(rest, decoder.list_size)
+        if timeout is not None and route.request is not None:
+            try:
+                seconds = parse_timeout(timeout)
+                if seconds <= 0:
+                    raise CallFault(_DEADLINE_EXCEEDED, "Deadline Exceeded")
+            except CallFault as fault:
+                fault.content_length = route.request.content_length
+                return Route(None, fault=fault)
+            if route.door is None:
+                return Route(route.request.with_timeout(seconds))
+        if not decoder.changed and len(block) <= _MEMO_LONGEST_BLOCK and route.answer_payload is not None:
+            if len(self._memo) >= _MEMO_ENTRIES:
+                self._memo.clear()
+            self._memo[block] = route
+        return route
+
+    def _decode(self, block: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        """Every block goes through here: the table changes nowhere else, and then the memo goes."""
+        decoder = self._decoder
+        fields = decoder.decode(block)
+        if decoder.epoch != self._memo_epoch:
+            self._memo.clear()
+            self._memo_epoch = decoder.epoch
+        if decoder.list_size > self.limits.hopeless_header_list:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list far beyond the limit")
+        return fields
+
+    def _open(self, stream_id: int, route: Route, *, end_stream: bool) -> None:
+        """A stream begins that is not answered on the spot."""
+        self._window_updates += 2
+        stream = Stream(stream_id, route, self._sender.initial_window, self.limits.initial_window)
+        self._streams.open[stream_id] = stream
+        stream.send_window += self._streams.pending_windows.pop(stream_id, 0)
+        if route.fault is None:
+            request = route.request
+            stream.reader = MessageReader(self.limits.max_message, "identity" if request is None else request.encoding)
+            if route.door is None:
+                stream.finished = False
+                self.open_calls += 1
+                self._calls_left -= 1
+                self._events.append(CallStarted(stream))
+        if end_stream:
+            self._end_of_request(stream)
+
+    def _trailers(self, stream: Stream, fields: tuple[tuple[bytes, bytes], ...], *, end_stream: bool) -> None:
+        if stream.half_closed:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        if not end_stream:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a second HEADERS without END_STREAM")
+        check_trailers(fields)
+        self._end_of_request(stream)
+
+    # -- bodies -------------------------------------------------------------------------------------------------------
+
+    def _feed(self, stream: Stream, content: bytes, size: int) -> None:
+        """Hand DATA to the stream's reader, and give back the windows what nobody will hold."""
+        reader = stream.reader
+        if reader is None or stream.closed:
+            self._take_in(size, size)
+            stream.credit += size
+            self._credit_stream(stream)
+            return
+        before = reader.buffered
+        try:
+            messages = reader.feed(content)
+        except CallFault as fault:
+            self._take_in(size, size)
+            self._fail_call(stream, fault)
+            return
+        held = reader.buffered
+        if held > before and len(content) < _TINY:
+            self._glitch("tiny DATA frames", _TINY_GLITCH)
+        self._partial += held - before
+        stream.partial = held
+        if not all(self._message(stream, message) for message in messages):
+            self._take_in(size, size)
+            return
+        # What lies in a whole message is given back once it has been consumed; the rest at once, within bounds.
+        delivered = sum(len(message) + PREFIX for message in messages) if stream.route.door is None else 0
+        free = max(0, size - delivered)
+        if self._partial > self.limits.max_buffered and stream.partial:
+            free = 0
+        stream.owed += size - free
+        self._take_in(size, free)
+        stream.credit += free
+        self._credit_stream(stream)
+
+    def _message(self, stream: Stream, message: bytes) -> bool:
+        """One whole message. Returns False where the call has failed by it."""
+        stream.unread += len(message) + MESSAGE_OVERHEAD
+        self._unread += len(message) + MESSAGE_OVERHEAD
+        if self._unread > self.limits.max_unread:
+            self._fail_call(stream, CallFault(_RESOURCE_EXHAUSTED, "Too many octets in unread messages"))
+            return False
+        if stream.route.door is None:
+            self._events.append(MessageReceived(stream, message))
+        elif stream.message is None:
+            stream.message = message
+        else:
+            self._fail_call(stream, CallFault(_UNIMPLEMENTED, "More than one message in a unary request"))
+            return False
+        return True
+
+    def _end_of_request(self, stream: Stream) -> None:
+        """END_STREAM from the client."""
+        stream.half_closed = True
+        if stream.body_left > 0:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "less DATA than content-length says")
+        route = stream.route
+        if stream.closed:
+            if stream.ended:
+                self._close_stream(stream)
+            return
+        if route.fault is not None:
+            self._answer_fault(stream, route.fault)
+            return
+        if stream.reader is not None:
+            try:
+                stream.reader.finish()
+            except CallFault as fault:
+                self._fail_call(stream, fault)
+                return
+        if route.door is None:
+            self._events.append(HalfClosed(stream))
+        elif stream.message is None:
+            self._fail_call(stream, CallFault(_UNIMPLEMENTED, "No message in a unary request"))
+        else:
+            payload = b"\0" + len(stream.message).to_bytes(4, "big") + stream.message
+            answer = None if route.answer_payload is None else route.answer_payload(payload)
+            if answer is not None:
+                self._answer(stream, answer)

@@ -1,0 +1,125 @@
+"""An attacker of one `Connection`, which keeps nothing, so that what grows is the connection; and a victim beside it."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable
+
+from tests.support.h2_peer import Peer, some_doors
+from tests.support.h2_wire import GOAWAY, HELLO, SETTINGS_ACK, call, split_frames
+
+from definition_server.http2.connection import Connection
+from definition_server.http2.doors import Doors
+from definition_server.http2.events import CallCancelled, CallStarted, ConnectionClosing, Event, MessageReceived
+from definition_server.http2.limits import Limits
+
+
+class Attacker:
+    """Sends as fast as the connection lets it. All at one instant, so that no bucket leaks."""
+
+    def __init__(
+        self, doors: Doors | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
+    ) -> None:
+        self.connection = Connection(doors or some_doors(), limits or Limits(), 0.0)
+        self.slow_handlers = slow_handlers
+        self.started = 0
+        self.most_started_in_a_turn = 0
+        self.most_running = 0
+        self.received = 0
+        self.octets_out = 0
+        self.code: int | None = None
+        self.reason = ""
+        self.messages: list[bytes] = []
+        self._tail = b""
+        self.goaway = False
+        self.flood([HELLO + SETTINGS_ACK])
+
+    def flood(self, pieces: Iterable[bytes], *, read: bool = True, keep: bool = False) -> Attacker:
+        """Send `pieces` until the connection ends. Without `read`, until it wants to read nothing more."""
+        connection = self.connection
+        for piece in pieces:
+            if connection.terminated:
+                break
+            if not read and connection.backlog:
+                break
+            self._events(connection.receive_data(piece, 0.0), keep=keep)
+            if read:
+                self.drain()
+            while connection.backlog and read:
+                self._events(connection.receive_data(b"", 0.0), keep=keep)
+                self.drain()
+        return self
+
+    def drain(self) -> int:
+        """Take what waits to be sent. Returns its octets."""
+        taken = 0
+        while pieces := self.connection.data_to_send():
+            octets = b"".join(pieces)
+            taken += len(octets)
+            frames, self._tail = split_frames(self._tail + octets)
+            self.goaway = self.goaway or any(got.kind == GOAWAY for got in frames)
+        self.octets_out += taken
+        return taken
+
+    def _events(self, events: list[Event], *, keep: bool) -> None:
+        started = 0
+        for event in events:
+            if isinstance(event, CallStarted):
+                started += 1
+            elif isinstance(event, CallCancelled):
+                if not self.slow_handlers:
+                    self.connection.finished(event.stream)
+            elif isinstance(event, MessageReceived):
+                self.received += 1
+                if keep:
+                    self.messages.append(event.message)
+            elif isinstance(event, ConnectionClosing):
+                self.code, self.reason = event.code, event.reason
+        self.started += started
+        self.most_started_in_a_turn = max(self.most_started_in_a_turn, started)
+        self.most_running = max(self.most_running, self.connection.open_calls)
+
+
+def peak_memory(action: Callable[[], object]) -> int:
+    """Octets that Python allocated more than before, at the worst moment of `action`."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        kept = action()
+        peak = tracemalloc.get_traced_memory()[1]
+        del kept
+        return peak - before
+    finally:
+        tracemalloc.stop()
+
+
+def cpu(action: Callable[[], object]) -> float:
+    """CPU seconds of `action`."""
+    begin = time.process_time()
+    action()
+    return time.process_time() - begin
+
+
+def pieces_of(octets: bytes, size: int = 65536) -> list[bytes]:
+    return [octets[at : at + size] for at in range(0, len(octets), size)]
+
+
+class Beside:
+    """A victim and an attacker at the same doors. At the end, the victim's connection must answer as before."""
+
+    def __init__(self, limits: Limits | None = None, *, slow_handlers: bool = False) -> None:
+        self.doors = some_doors()
+        self.victim = Peer(doors=self.doors)
+        self.victim.send(call(1)).assert_answered(1)
+        self.attacker = Attacker(self.doors, limits, slow_handlers=slow_handlers)
+
+    def __enter__(self) -> Attacker:
+        return self.attacker
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            for stream in range(3, 41, 2):
+                self.victim.send(call(stream)).assert_answered(stream)
+            self.victim.assert_alive()

@@ -1,0 +1,550 @@
+"""Frames and their states, rows 1 to 17 of the requirements (RFC 9113 sections 3 to 6). A name's number is the row."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.h2_peer import HANDLED, Peer
+from tests.support.h2_wire import (
+    CANCEL,
+    CONTINUATION,
+    DATA,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEADERS,
+    HELLO,
+    INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITISED,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTINGS,
+    SETTINGS_ACK,
+    STREAM_CLOSED,
+    WINDOW_UPDATE,
+    Feed,
+    call,
+    continuation,
+    data,
+    frame,
+    goaway,
+    grpc_message,
+    headers,
+    indexed,
+    inserting,
+    ping,
+    priority,
+    request_block,
+    rst_stream,
+    settings,
+    three_ways,
+    window_update,
+)
+
+from definition_server.http2.connection import Connection
+from definition_server.http2.doors import Doors
+from definition_server.http2.events import CallStarted
+from definition_server.http2.limits import Limits
+
+# --- 1: the preface ------------------------------------------------------------------------------------------
+
+
+def test_a01_our_settings_are_the_first_frame_and_wait_for_nothing():
+    connection = Connection(Doors(), Limits(), 0.0)
+    octets = b"".join(connection.data_to_send())
+    assert octets[3] == SETTINGS
+    assert octets[4] == 0
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "opening", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", PREFACE[:-1] + b"x" + settings(), b"\x16\x03\x01" * 9]
+)
+def test_a01_another_preface_ends_the_connection(feed: Feed, opening: bytes):
+    peer = Peer(feed, hello=opening)
+    assert peer.connection.terminated
+    assert peer.code in (None, PROTOCOL_ERROR)
+    assert peer.closing is not None
+
+
+@three_ways
+@pytest.mark.parametrize("first", [ping(), call(1), window_update(0, 1), SETTINGS_ACK, frame(0x42)])
+def test_a01_the_first_frame_after_the_preface_must_be_settings(feed: Feed, first: bytes):
+    Peer(feed, hello=PREFACE + first).assert_closed(PROTOCOL_ERROR)
+
+
+def test_a01_a_bare_tcp_probe_leaves_no_event():
+    peer = Peer(hello=None)
+    assert peer.connection.connection_lost() == []
+
+
+@three_ways
+def test_a01_requests_may_follow_in_the_first_flight(feed: Feed):
+    peer = Peer(feed, hello=None).send(HELLO, call(1), call(3), SETTINGS_ACK)
+    peer.assert_answered(1)
+    peer.assert_answered(3)
+
+
+# --- 2, 3: sizes ---------------------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize("kind", [DATA, HEADERS, SETTINGS, PING, CONTINUATION, GOAWAY])
+@pytest.mark.parametrize("excess", [1, 2**24 - 1 - 16384])
+def test_a02_a_frame_too_long_is_judged_by_its_header(feed: Feed, kind: int, excess: int):
+    peer = Peer(feed)
+    longest = peer.replies.settings.get(MAX_FRAME_SIZE, 16384)
+    stream = 0 if kind in (SETTINGS, PING, GOAWAY) else 1
+    peer.send(frame(kind, 0, stream, length=min(longest + excess, 2**24 - 1)))
+    peer.assert_closed(FRAME_SIZE_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(frame(RST_STREAM, 0, 1, bytes(size)) for size in (0, 3, 5)),
+        *(frame(PING, 0, 0, bytes(size)) for size in (0, 7, 9)),
+        *(frame(PING, 1, 0, bytes(size)) for size in (0, 7)),
+        *(frame(WINDOW_UPDATE, 0, stream, bytes(size)) for stream in (0, 1) for size in (0, 3, 5)),
+        *(frame(SETTINGS, 0, 0, bytes(size)) for size in (1, 5, 7)),
+        frame(SETTINGS, 1, 0, bytes(6)),
+        *(frame(GOAWAY, 0, 0, bytes(size)) for size in (0, 7)),
+    ],
+)
+def test_a03_a_wrong_fixed_length_is_a_frame_size_error(feed: Feed, wrong: bytes):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), wrong)
+    peer.assert_closed(FRAME_SIZE_ERROR)
+    assert peer.cancelled.keys() == {1}
+
+
+@three_ways
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_a03_a_wrong_priority_length_is_the_streams_error(feed: Feed, size: int):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), frame(PRIORITY, 0, 1, bytes(size)))
+    peer.assert_reset(1, FRAME_SIZE_ERROR)
+    assert peer.cancelled == {1: FRAME_SIZE_ERROR}
+
+
+# --- 4, 5: kinds and ids -------------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        data(0, b"x"),
+        headers(0, request_block()),
+        priority(0, 3),
+        rst_stream(0),
+        continuation(0, b"", end_headers=True),
+        frame(SETTINGS, 0, 1),
+        frame(SETTINGS, 1, 1),
+        frame(PING, 0, 1, bytes(8)),
+        frame(GOAWAY, 0, 1, bytes(8)),
+        frame(PUSH_PROMISE, END_HEADERS, 1, (2).to_bytes(4, "big") + request_block()),
+    ],
+)
+def test_a04_a_frame_on_the_wrong_kind_of_stream_is_a_protocol_error(feed: Feed, wrong: bytes):
+    Peer(feed).send(headers(1, request_block(HANDLED)), wrong).assert_closed(PROTOCOL_ERROR)
+
+
+@three_ways
+def test_a05_what_is_unknown_is_ignored(feed: Feed):
+    peer = Peer(feed).send(
+        frame(0x0B, 0xFF, 0, b"anything"),
+        frame(0xFF, 0, 77, b""),
+        settings((0xFE03, 1), (0x99, 2**32 - 1)),
+        frame(PING, 0xFE, 0, b"pingpong"),
+        frame(HEADERS, END_HEADERS | 0xD2, 1, request_block(HANDLED)),
+        frame(0x0C, 0, 1, b"x"),
+        rst_stream(1, 0xDEADBEEF),
+    )
+    assert peer.replies.pongs == [b"pingpong"]
+    assert peer.cancelled == {1: 0xDEADBEEF}
+    assert peer.replies.settings_acks == 2
+    peer.assert_alive()
+
+
+@three_ways
+def test_a05_the_reserved_bit_is_ignored(feed: Feed):
+    reserved = 1 << 31
+    peer = Peer(feed).send(
+        headers(1 | reserved, request_block()), data(1 | reserved, grpc_message(b"world"), end_stream=True)
+    )
+    peer.assert_answered(1)
+    peer.send(window_update(0, 1 | reserved)).assert_alive()
+
+
+@three_ways
+def test_a05_an_unknown_type_inside_a_header_block_is_a_protocol_error(feed: Feed):
+    block = request_block()
+    peer = Peer(feed).send(headers(1, block[:9], end_headers=False), frame(0x42, 0, 1), continuation(1, block[9:]))
+    peer.assert_closed(PROTOCOL_ERROR)
+
+
+# --- 6: padding and priority ---------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize("pad", [None, 0, 1, 255])
+@pytest.mark.parametrize("depends", [None, 0, 77])
+def test_a06_padding_and_priority_fields_are_stripped(feed: Feed, pad: int | None, depends: int | None):
+    peer = Peer(feed).send(
+        headers(3, request_block(), pad=pad, depends=depends), data(3, grpc_message(b"world"), end_stream=True, pad=pad)
+    )
+    peer.assert_answered(3)
+
+
+@three_ways
+def test_a06_a_padded_request_may_go_on_in_continuations(feed: Feed):
+    block = request_block()
+    peer = Peer(feed).send(
+        headers(1, block[:20], pad=7, depends=0, end_headers=False),
+        continuation(1, block[20:40]),
+        continuation(1, block[40:], end_headers=True),
+        data(1, pad=3),
+        data(1, grpc_message(b"world"), pad=9, end_stream=True),
+    )
+    peer.assert_answered(1)
+
+
+@three_ways
+@pytest.mark.parametrize("payload", [b"\x01", b"\x05abcd", b"\xffabcd"])
+@pytest.mark.parametrize("kind", [DATA, HEADERS])
+def test_a06_padding_as_long_as_the_payload_is_a_protocol_error(feed: Feed, kind: int, payload: bytes):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)))
+    peer.send(frame(kind, PADDED | END_HEADERS | END_STREAM, 1 if kind == DATA else 3, payload))
+    peer.assert_closed(PROTOCOL_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        frame(DATA, PADDED, 1),
+        frame(HEADERS, PADDED | END_HEADERS, 3),
+        frame(HEADERS, PRIORITISED | END_HEADERS, 3, b"\0\0\0\0"),
+        frame(HEADERS, PRIORITISED | PADDED | END_HEADERS, 3, b"\x02\0\0\0\0\0\0"),
+    ],
+)
+def test_a06_fields_that_are_cut_end_the_connection(feed: Feed, wrong: bytes):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), wrong)
+    peer.assert_closed(FRAME_SIZE_ERROR, PROTOCOL_ERROR)
+
+
+# --- 7: header blocks in parts -------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "between",
+    [
+        ping(),
+        settings(),
+        data(1, b"x"),
+        headers(3, request_block()),
+        continuation(3, b""),
+        window_update(0, 1),
+        priority(1),
+        rst_stream(1),
+        goaway(),
+    ],
+)
+def test_a07_nothing_may_come_inside_a_header_block(feed: Feed, between: bytes):
+    block = request_block()
+    peer = Peer(feed).send(
+        headers(1, block[:9], end_headers=False), between, continuation(1, block[9:], end_headers=True)
+    )
+    peer.assert_closed(PROTOCOL_ERROR)
+    assert not peer.calls
+
+
+@three_ways
+@pytest.mark.parametrize("before", [b"", headers(1, request_block(HANDLED)), call(1)])
+def test_a07_a_continuation_without_a_header_block_is_a_protocol_error(feed: Feed, before: bytes):
+    Peer(feed).send(before, continuation(1, b"", end_headers=True)).assert_closed(PROTOCOL_ERROR)
+
+
+# --- 8 to 11: priority, ping, ids ----------------------------------------------------------------------------
+
+
+@three_ways
+def test_a08_priority_is_legal_in_every_state(feed: Feed):
+    peer = Peer(feed).send(
+        priority(3, 0, 200), priority(5, 3), priority(9, 7), headers(11, request_block(HANDLED), depends=9)
+    )
+    peer.send(priority(11, 9), data(11, grpc_message(b"a"), end_stream=True), priority(11, 3))
+    peer.answer(11, b"b")
+    peer.send(priority(11, 0))
+    peer.assert_answered(11, b"b")
+    peer.assert_alive()
+
+
+@three_ways
+def test_a08_a_stream_that_depends_on_itself_is_a_stream_error(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED) + inserting(b"a", b"1"), depends=1))
+    peer.assert_reset(1, PROTOCOL_ERROR)
+    assert not peer.calls
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), priority(1, 1))
+    peer.assert_reset(1, PROTOCOL_ERROR)
+
+
+@three_ways
+def test_a09_a_ping_is_echoed_ahead_of_data_and_an_ack_is_never_answered(feed: Feed):
+    peer = Peer(feed, reads=False).send(headers(1, request_block(HANDLED), end_stream=True))
+    handled = peer.calls[1]
+    peer.connection.send_initial_metadata(handled, ())
+    peer.connection.send_message(handled, bytes(60_000))
+    peer.send(ping(b"overtake"), ping(b"nonsense", ack=True))
+    peer.read()
+    kinds = [got.kind for got in peer.replies.frames]
+    assert kinds.index(PING) < kinds.index(DATA)
+    assert peer.replies.pongs == [b"overtake"]
+
+
+@three_ways
+@pytest.mark.parametrize(("first", "second"), [(2, None), (3, 1), (3, 2), (2**31 - 1, 5)])
+def test_a10_stream_ids_are_odd_and_grow(feed: Feed, first: int, second: int | None):
+    peer = Peer(feed).send(call(first))
+    if second is not None:
+        peer.assert_answered(first)
+        peer.send(call(second))
+    assert peer.code in (PROTOCOL_ERROR, STREAM_CLOSED)
+    if (first, second) != (3, 1):
+        assert peer.code == PROTOCOL_ERROR
+    assert peer.connection.terminated
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "wrong", [data(5, b"x"), rst_stream(5), window_update(5, 1), data(2, b"x"), window_update(4, 1)]
+)
+def test_a11_an_idle_stream_takes_headers_and_priority_only(feed: Feed, wrong: bytes):
+    Peer(feed).send(call(3), wrong).assert_closed(PROTOCOL_ERROR)
+
+
+# --- 12, 13: after the end -----------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize("late", [data(1, b"x"), headers(1, request_block(), end_stream=True)])
+def test_a12_what_follows_the_clients_end_stream_is_stream_closed(feed: Feed, late: bytes):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), data(1, grpc_message(b"a"), end_stream=True), late)
+    assert STREAM_CLOSED in (peer.result(1).reset, peer.code)
+    assert peer.cancelled == {1: STREAM_CLOSED}
+    if peer.code is None:
+        peer.assert_reset(1, STREAM_CLOSED)
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "late", [data(1, b"x"), data(1, end_stream=True), headers(1, request_block(), end_stream=True)]
+)
+def test_a12_what_follows_on_a_closed_stream_is_stream_closed(feed: Feed, late: bytes):
+    peer = Peer(feed).send(call(1), late)
+    peer.assert_answered_until_reset(1)
+    assert peer.result(1).reset == STREAM_CLOSED or peer.code in (STREAM_CLOSED, PROTOCOL_ERROR)
+
+
+@three_ways
+def test_a12_window_update_priority_and_rst_are_ignored_on_closed_streams(feed: Feed):
+    harmless = (window_update(1, 5), priority(1, 3), rst_stream(1), window_update(1, 5), rst_stream(1))
+    peer = Peer(feed).send(call(1))
+    peer.send(*harmless)
+    peer.assert_answered(1)
+    peer.send(headers(3, request_block(HANDLED), end_stream=True), window_update(3, 9), priority(3))
+    peer.answer(3, b"b")
+    peer.assert_answered(3, b"b")
+    peer.assert_alive()
+
+
+@three_ways
+def test_a13_what_was_in_flight_at_our_reset_is_decoded_counted_and_dropped(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), window_update(1, 0))
+    peer.send(
+        data(1, grpc_message(b"a")),
+        data(1, b"", pad=9),
+        window_update(1, 7),
+        headers(1, inserting(b"kept", b"in step"), end_stream=True),
+        headers(3, request_block(HANDLED) + indexed(62), end_stream=True),
+        rst_stream(1),
+    )
+    assert peer.result(1).reset == PROTOCOL_ERROR
+    assert [got.stream for got in peer.replies.frames if got.kind == RST_STREAM] == [1]
+    assert ("kept", "in step") in peer.calls[3].request.metadata
+    assert 1 not in peer.received
+    peer.assert_alive()
+
+
+@three_ways
+@pytest.mark.parametrize("state", ["open", "reset by us", "answered"])
+def test_a13_a_reset_is_never_answered_with_a_reset(feed: Feed, state: str):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)))
+    if state == "reset by us":
+        peer.send(window_update(1, 0))
+    elif state == "answered":
+        peer.send(data(1, end_stream=True))
+        peer.answer(1, status=5)
+    before = [got for got in peer.replies.frames if got.kind == RST_STREAM]
+    peer.send(rst_stream(1), rst_stream(1), data(1, b"late"))
+    after = [got for got in peer.replies.frames if got.kind == RST_STREAM]
+    if state == "open":
+        # DATA on a stream that the client itself reset is its own breach: section 5.1 lets us say STREAM_CLOSED.
+        assert len(after) <= 1
+    elif state == "reset by us":
+        assert after == before
+
+
+# --- 14: too many streams ------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a14_the_streams_above_the_limit_are_refused_and_their_blocks_decoded(feed: Feed):
+    peer = Peer(feed, limits=Limits(max_concurrent_streams=2))
+    peer.send(*(headers(stream, request_block(HANDLED)) for stream in (1, 3)))
+    peer.send(headers(5, request_block(HANDLED) + inserting(b"kept", b"in step")), data(5, b"dropped", end_stream=True))
+    assert peer.result(5).reset == REFUSED_STREAM
+    assert peer.calls.keys() == {1, 3}
+    peer.send(rst_stream(1))
+    peer.send(headers(7, request_block(HANDLED) + indexed(62)))
+    assert ("kept", "in step") in peer.calls[7].request.metadata
+    peer.answer(3, status=5)
+    peer.assert_alive()
+
+
+@three_ways
+def test_a14_running_handlers_of_reset_streams_count(feed: Feed):
+    peer = Peer(feed, limits=Limits(max_concurrent_streams=2), slow_handlers=True)
+    for stream in (1, 3):
+        peer.send(headers(stream, request_block(HANDLED)), rst_stream(stream))
+    peer.send(headers(5, request_block(HANDLED)))
+    assert peer.result(5).reset == REFUSED_STREAM
+    peer.connection.finished(peer.calls[1])
+    peer.send(headers(7, request_block(HANDLED)))
+    assert 7 in peer.calls
+
+
+def test_a14_at_least_a_hundred_streams_are_allowed_and_the_limit_is_told():
+    peer = Peer()
+    assert peer.replies.settings[3] >= 100
+
+
+# --- 15: trailers --------------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a15_trailers_end_a_request(feed: Feed):
+    peer = Peer(feed).send(
+        headers(1, request_block()), data(1, grpc_message(b"world")), headers(1, inserting(b"a", b"b"), end_stream=True)
+    )
+    peer.assert_answered(1)
+
+
+@three_ways
+@pytest.mark.parametrize("path", [HANDLED, b"/t.S/Get"])
+@pytest.mark.parametrize(
+    "trailers",
+    [
+        headers(1, b""),
+        headers(1, inserting(b"a", b"b")),
+        headers(1, inserting(b":path", b"/"), end_stream=True),
+        headers(1, inserting(b":status", b"200"), end_stream=True),
+        headers(1, inserting(b"Upper", b"x"), end_stream=True),
+    ],
+)
+def test_a15_trailers_without_end_stream_or_with_pseudo_headers_are_a_stream_error(
+    feed: Feed, path: bytes, trailers: bytes
+):
+    peer = Peer(feed).send(headers(1, request_block(path)), data(1, grpc_message(b"world")), trailers)
+    peer.assert_reset(1, PROTOCOL_ERROR)
+
+
+# --- 16, 17: settings ----------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a16_each_settings_frame_is_applied_in_order_and_acknowledged(feed: Feed):
+    size = INITIAL_WINDOW_SIZE
+    peer = Peer(feed).send(
+        settings((size, 0), (size, 3)), settings(), headers(1, request_block(HANDLED), end_stream=True)
+    )
+    assert peer.replies.settings_acks == 3
+    peer.answer(1, b"hello")
+    assert bytes(peer.result(1).body) == grpc_message(b"hello")[:3]
+    peer.send(settings((size, 65535)))
+    peer.assert_answered(1, b"hello")
+
+
+@three_ways
+def test_a16_an_acknowledgement_nobody_asked_for_is_a_protocol_error(feed: Feed):
+    peer = Peer(feed)
+    peer.send(SETTINGS_ACK)
+    peer.assert_closed(PROTOCOL_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize(
+    ("setting", "value", "code"),
+    [
+        (ENABLE_PUSH, 2, PROTOCOL_ERROR),
+        (ENABLE_PUSH, 2**32 - 1, PROTOCOL_ERROR),
+        (MAX_FRAME_SIZE, 2**14 - 1, PROTOCOL_ERROR),
+        (MAX_FRAME_SIZE, 2**24, PROTOCOL_ERROR),
+        (INITIAL_WINDOW_SIZE, 2**31, FLOW_CONTROL_ERROR),
+    ],
+)
+@pytest.mark.parametrize("where", ["first", "later"])
+def test_a17_a_setting_out_of_its_range_ends_the_connection(
+    feed: Feed, setting: int, value: int, code: int, where: str
+):
+    wrong = settings((0x7777, 1), (setting, value))
+    peer = Peer(feed, hello=PREFACE + wrong) if where == "first" else Peer(feed).send(wrong)
+    peer.assert_closed(code)
+
+
+@three_ways
+def test_a17_the_edges_of_the_ranges_are_legal(feed: Feed):
+    for value in ((ENABLE_PUSH, 0), (ENABLE_PUSH, 1), (MAX_FRAME_SIZE, 2**14), (MAX_FRAME_SIZE, 2**24 - 1)):
+        Peer(feed).send(settings(value)).assert_alive()
+    Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2**31 - 1))).assert_alive()
+
+
+def test_a17_more_settings_than_anybody_needs_end_the_connection():
+    peer = Peer().send(settings(*((0x1000 + n, n) for n in range(2700))))
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+# --- events --------------------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a_call_with_a_handler_comes_as_events_in_order(feed: Feed):
+    peer = Peer(feed).send(
+        headers(1, request_block(HANDLED)), data(1, grpc_message(b"a") + grpc_message(b"b")), data(1, end_stream=True)
+    )
+    assert [type(event).__name__ for event in peer.events] == [
+        "CallStarted",
+        "MessageReceived",
+        "MessageReceived",
+        "HalfClosed",
+    ]
+    started = peer.events[0]
+    assert isinstance(started, CallStarted)
+    assert started.stream.id == 1
+    assert peer.connection.open_calls == 1
+    peer.connection.cancel(peer.calls[1])
+    peer.connection.finished(peer.calls[1])
+    peer.read()
+    assert peer.result(1).reset == CANCEL
+    assert peer.connection.open_calls == 0
