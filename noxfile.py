@@ -71,6 +71,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def judges(session: nox.Session) -> None:
+    """Programs of others judge the transport: docs/conformance.md, with what has to be installed."""
+    install(session)
+    session.run("python", "-m", "pytest", "tests/judges", *session.posargs)
+
+
+@nox.session
 def proto(session: nox.Session) -> None:
     """Regenerate the protobuf code; in CI (CI is set) fail where the committed code is stale."""
     install(session)

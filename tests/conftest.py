@@ -19,6 +19,8 @@ from tests.support.providers import (
 from tests.support.server import ServerProcess
 from tests.support.table import Table
 
+from definition_server.settings import DEFAULT_TRANSPORT
+
 _numbers = itertools.count()
 
 # The external server takes part only where someone names one.
@@ -63,15 +65,39 @@ def table(database_url: str) -> Table:
     return Table(database_url)
 
 
+TRANSPORTS = ("grpcio", "native")
+
 StartServer = Callable[..., ServerProcess]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever starts a server runs on every transport, unless it is about one of them or about the master alone."""
+
+    def wanted(item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("transports")
+        transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
+        return mark is None or transport is None or transport in (mark.args or (DEFAULT_TRANSPORT,))
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    return str(request.param)
+
+
 @pytest.fixture
-def start_server() -> Iterator[StartServer]:
+def start_server(transport: str) -> Iterator[StartServer]:
     """``start_server(database_url, VARIABLE=value, …)``; every server ends with the test."""
     with ExitStack() as stack:
 
         def start(database_url: str, **settings: str) -> ServerProcess:
-            return stack.enter_context(ServerProcess(database_url, **settings))
+            return stack.enter_context(ServerProcess(database_url, **{"TRANSPORT": transport} | settings))
 
         yield start

@@ -10,6 +10,7 @@ Somewhat over our 400 lines: most of them are the declaration itself, which belo
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from definition_server.cpus import granted_cpus
 
 EX_CONFIG = 78
 """Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
+
+DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "grpcio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +174,29 @@ class Settings(_EnvironmentSettings):
         "and the last good catalogue stays.",
         json_schema_extra=_remedy("Give true or false"),
     )
-    transport: Literal["grpcio"] = Field(
-        "grpcio",
+    transport: Literal["native", "grpcio"] = Field(
+        DEFAULT_TRANSPORT,
         validation_alias="TRANSPORT",
-        description="gRPC implementation of the workers.",
-        json_schema_extra=_remedy("Give grpcio, or leave it unset"),
+        description="gRPC implementation of the workers. native: the server's own, the fast one. grpcio: Google's.",
+        json_schema_extra=_remedy("Give native or grpcio"),
+    )
+    tls_cert_file: Path | None = Field(
+        None,
+        validation_alias="TLS_CERT_FILE",
+        description="PEM file of the certificate chain: serve TLS. Unset: cleartext. Read again on SIGHUP.",
+        json_schema_extra=_remedy("Name a PEM file and set TLS_KEY_FILE, or leave both unset"),
+    )
+    tls_key_file: Path | None = Field(
+        None,
+        validation_alias="TLS_KEY_FILE",
+        description="PEM file of the certificate's private key. Read again on SIGHUP.",
+        json_schema_extra=_remedy("Name the PEM file of the key that belongs to TLS_CERT_FILE, or leave both unset"),
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        validation_alias="TLS_CLIENT_CA_FILE",
+        description="PEM file of the authorities whose client certificates are demanded. Unset: clients need none.",
+        json_schema_extra=_remedy("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     reflection: bool = Field(
         False,
@@ -189,6 +210,33 @@ class Settings(_EnvironmentSettings):
         description="Age (with jitter) at which a connection is asked to reconnect, so that a grown fleet "
         "rebalances. 0: never.",
         json_schema_extra=_remedy(_SECONDS_REMEDY.format("3600, or 0 for never")),
+    )
+    max_connection_idle_seconds: SecondsOrZero = Field(
+        0.0,
+        validation_alias="MAX_CONNECTION_IDLE_SECONDS",
+        description="Time without a call after which a connection is asked to go. 0: never.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("900, or 0 for never")),
+    )
+    max_connections: int = Field(
+        16_384,
+        ge=0,
+        le=1_000_000,
+        validation_alias="MAX_CONNECTIONS",
+        description="Connections that a worker holds at most; further ones wait until one ends (grpcio: are closed). "
+        "0: no limit but that of open files.",
+        json_schema_extra=_remedy("Give a whole number from 0 to 1000000"),
+    )
+    keepalive_time_seconds: Seconds = Field(
+        7200.0,
+        validation_alias="KEEPALIVE_TIME_SECONDS",
+        description="Silence of a client after which a ping asks whether it is still there.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("7200")),
+    )
+    keepalive_timeout_seconds: Seconds = Field(
+        20.0,
+        validation_alias="KEEPALIVE_TIMEOUT_SECONDS",
+        description="Time for the answer to that ping, after which the connection is closed.",
+        json_schema_extra=_remedy(_SECONDS_REMEDY.format("20")),
     )
     app_env: Literal["production", "development"] = Field(
         "production",
@@ -278,6 +326,32 @@ class Settings(_EnvironmentSettings):
     def _check_api_key(cls, value: SecretStr) -> SecretStr:
         return _check_api_key(value)
 
+    @field_validator("tls_key_file")
+    @classmethod
+    def _check_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = info.data.get("tls_cert_file")
+        if (value is None) is not (certificate is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together")
+        if value is not None and certificate is not None:
+            try:
+                # A password would be asked for on the terminal.
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, value, _no_password)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
+        return value
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _check_client_authority(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None:
+            if "tls_key_file" in info.data and info.data["tls_key_file"] is None:
+                raise ValueError("it needs TLS_CERT_FILE and TLS_KEY_FILE")
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(value)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
+        return value
+
     @field_validator("drain_timeout_seconds")
     @classmethod
     def _check_drain(cls, value: float, info: ValidationInfo) -> float:
@@ -285,6 +359,14 @@ class Settings(_EnvironmentSettings):
         if value <= wait:
             raise ValueError(f"it must exceed DRAIN_WAIT_SECONDS ({wait:g})")
         return value
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
+
+
+def _first_line(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
 
 
 class ClientSettings(_EnvironmentSettings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from tests.chaos.test_database_faults import NAMES, assert_nothing_failed
@@ -30,6 +31,12 @@ def assert_port_is_open(server: ServerProcess) -> None:
     socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
 
 
+def ports_connected_to(port: int) -> set[str]:
+    """Local ends of the established connections to ``port``, as /proc/net/tcp writes them."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {fields[1] for fields in lines if fields[2].endswith(f":{port:04X}") and fields[3] == "01"}
+
+
 def test_a_killed_worker_costs_clients_that_retry_nothing(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         for _ in range(4):
@@ -49,6 +56,32 @@ def test_a_rolling_replacement_costs_clients_that_retry_nothing(server: ServerPr
         until(lambda: len(server.logged("Worker rolled")) == 3, server.tail)
         assert_port_is_open(server)
         load.wait_answered(100)
+    assert_nothing_failed(load)
+
+
+@pytest.mark.transports("native")
+def test_a_rolling_replacement_costs_no_client_anything_not_even_a_retry(server: ServerProcess) -> None:
+    """Two GOAWAYs: the first asks for no further calls, the second comes when those under way then are known."""
+    with Load(server.port, NAMES, connections=16, rate=400) as load:
+        for roll in (1, 2):
+            load.wait_answered(100)
+            server.signal(signal.SIGUSR2)
+            until(lambda roll=roll: len(server.logged("Worker rolled")) == 3 * roll, server.tail)
+        load.wait_answered(100)
+    assert_nothing_failed(load)
+
+
+@pytest.mark.transports("native")
+def test_connections_that_come_of_age_cost_no_client_anything_not_even_a_retry(
+    table: Table, start_server: StartServer
+) -> None:
+    table.add_commands(100)
+    server = start_server(table.url, MAX_CONNECTION_AGE_SECONDS="0.3").wait_ready()
+    with Load(server.port, NAMES, connections=16, rate=400) as load:
+        load.wait_answered(100)
+        first = ports_connected_to(server.port)
+        load.wait_answered(1500)
+        assert not first & ports_connected_to(server.port), "every connection has been replaced"
     assert_nothing_failed(load)
 
 

@@ -167,10 +167,11 @@ def test_the_broadcast_is_logged_as_dashboards_expect_it(shared_server: ServerPr
 
 
 @pytest.fixture(scope="module")
-def shared_server(postgres: DatabaseServer) -> Iterator[ServerProcess]:
+def shared_server(postgres: DatabaseServer, transport: str) -> Iterator[ServerProcess]:
     """One server for tests that only read."""
-    url = create_database(postgres.url, "test_serving_shared")
+    name = f"test_serving_{transport}"
+    url = create_database(postgres.url, name)
     Table(url).add(ROWS)
-    with ServerProcess(url) as server:
+    with ServerProcess(url, TRANSPORT=transport) as server:
         yield server.wait_ready()
-    drop_database(postgres.url, "test_serving_shared")
+    drop_database(postgres.url, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import grpc
@@ -22,17 +24,45 @@ RETRYING = (
 )
 """The retry policy that the README asks clients to set."""
 
+
+@dataclass(frozen=True)
+class Tls:
+    """What a client trusts, and what it shows of itself, if anything."""
+
+    authority: Path
+    cert: Path | None = None
+    key: Path | None = None
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel."""
+        return grpc.ssl_channel_credentials(
+            self.authority.read_bytes(),
+            None if self.key is None else self.key.read_bytes(),
+            None if self.cert is None else self.cert.read_bytes(),
+        )
+
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Client:
     """One channel and the stubs on it. A context."""
 
-    def __init__(self, port: int, key: str | None = KEY, options: Sequence[tuple[str, object]] = UNLIMITED) -> None:
+    def __init__(
+        self,
+        port: int,
+        key: str | None = KEY,
+        options: Sequence[tuple[str, object]] = UNLIMITED,
+        *,
+        tls: Tls | None = None,
+    ) -> None:
         # A pool of its own: otherwise channels of one process share a connection.
-        self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}", options=[*options, ("grpc.use_local_subchannel_pool", 1)]
-        )
+        options = [*options, ("grpc.use_local_subchannel_pool", 1)]
+        if tls is None:
+            self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+        else:
+            self.channel = grpc.secure_channel(f"localhost:{port}", tls.credentials, options=options)
         self.metadata: Metadata = () if key is None else (("x-avap-auth", key),)
         self.stub = avap_pb2_grpc.DefinitionEngineStub(self.channel)
         self.health_stub = health_pb2_grpc.HealthStub(self.channel)

@@ -1,4 +1,4 @@
-"""An attacker of one `Connection`, which keeps nothing, so that what grows is the connection; and a victim beside it."""
+"""An attacker of one `Connection`, which keeps nothing: what grows is the connection; and a victim beside it."""
 
 from __future__ import annotations
 

@@ -120,9 +120,6 @@ async def test_ended_watches_let_a_stop_go_through_at_once_and_are_told_ok(
         assert await promptly(call.code()) is grpc.StatusCode.OK
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Watch is cancelled in the middle of a write, which the C-core then never finishes"
-)
 async def test_a_watch_that_comes_after_the_end_is_ended_too(health: Health, stub: Any) -> None:
     await health.report(True)
     health.end_watches()
@@ -132,7 +129,6 @@ async def test_a_watch_that_comes_after_the_end_is_ended_too(health: Health, stu
     assert await promptly(call.code()) is grpc.StatusCode.OK
 
 
-@pytest.mark.xfail(strict=True, reason="the same: it costs a stop its whole grace, here about one time in five")
 async def test_watches_that_begin_while_a_stop_begins_do_not_hold_it_up() -> None:
     for turns in range(60):  # how often the loop turns between the two
         health, server = Health(), grpc.aio.server()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import time
 import tracemalloc
@@ -34,7 +35,7 @@ def status_of(data: bytes, encoding: str = "identity", limit: int = 4 * MIB) -> 
         for again in (lambda reader=reader: reader.feed(b""), reader.finish):
             with pytest.raises(CallFault) as repeated:
                 again()
-            assert repeated.value is raised.value
+            assert (repeated.value.status, repeated.value.message) == (raised.value.status, raised.value.message)
         statuses.add(raised.value.status)
     assert len(statuses) == 1
     return statuses.pop()
@@ -191,3 +192,22 @@ def test_a_framed_message_is_read_back(message: bytes) -> None:
     compressed = frame_message(message, compress=True)
     assert MessageReader(encoding="gzip").feed(compressed) == [message]
     assert gzip.decompress(compressed[5:]) == message == gzip.decompress(compress_gzip(memoryview(message)))
+
+
+def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
+    """A fault kept by the reader would keep its traceback, the frames in it, and 4 MiB in one of those."""
+    bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)
+    gc.disable()
+    try:
+        readers = []
+        tracemalloc.start()
+        for _ in range(8):
+            reader = MessageReader(4 * MIB, "gzip")
+            with suppress(CallFault):
+                reader.feed(bomb)
+            readers.append(reader)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < MIB

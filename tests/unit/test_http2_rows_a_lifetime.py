@@ -108,6 +108,15 @@ def test_a47_static_calls_are_answered_until_the_second_goaway():
     assert peer.replies.goaways[-1][0] == 3
 
 
+@pytest.mark.parametrize("opening", [b"", PREFACE[:9], PREFACE])
+def test_a47_a_connection_that_is_not_introduced_closes_at_once(opening: bytes):
+    peer = Peer(hello=None).send(opening)
+    peer.connection.drain(peer.now)
+    peer.advance(0)
+    assert peer.connection.terminated
+    assert peer.code == NO_ERROR
+
+
 def test_a47_two_drains_are_one():
     peer = Peer().send(handled(1))
     peer.connection.drain(peer.now)
@@ -316,6 +325,23 @@ def test_a_peer_that_reads_nothing_is_cut():
     peer.answer(3, bytes(100_000))
     peer.advance(Limits().stall_timeout + 1)
     assert peer.connection.terminated
+
+
+def test_a_transport_that_takes_nothing_is_cut_and_one_that_takes_again_is_not():
+    for resumes in (True, False):
+        peer = Peer().send(handled(1))
+        peer.connection.pause_writing(peer.now)
+        assert not peer.connection.wants_read
+        peer.answer(1, bytes(10_000))
+        assert peer.connection.data_to_send() == []
+        peer.advance(Limits().stall_timeout - 1)
+        if resumes:
+            peer.connection.resume_writing(peer.now)
+            assert peer.connection.wants_read
+            peer.read()
+            peer.assert_answered(1, bytes(10_000))
+        peer.advance(2)
+        assert peer.connection.terminated != resumes
 
 
 def test_a_peer_that_reads_slowly_is_not_cut():

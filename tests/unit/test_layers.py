@@ -35,7 +35,13 @@ ROOM_OF_MODULE = {"": "settings", "cpus": "settings", "__main__": "cli"}
 
 ONLY_IN = {
     "psycopg": ("control_plane/postgres.py",),
-    "grpc": ("data_plane/transports/grpcio.py", "data_plane/health.py", "cli/client.py", "rpc/"),
+    "grpc": (
+        "data_plane/transports/grpcio.py",
+        "data_plane/transports/native.py",
+        "data_plane/health.py",
+        "cli/client.py",
+        "rpc/",
+    ),
 }
 """Top-level package, its relatives included (``grpc_health``, ``psycopg_pool``) → where alone it is imported."""
 
@@ -45,6 +51,9 @@ NOT_IN: dict[str, tuple[str, ...]] = {
     # "Knows nothing of AVAP."
     "http2": (f"{PACKAGE}.rpc", f"{PACKAGE}.settings"),
 }
+
+NATIVE = "data_plane/transports/native.py"
+"""It takes the servicers of health and reflection as they are, and no gRPC but our own carries them."""
 
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 ENVIRONMENT_HOME = "settings.py"
@@ -131,6 +140,8 @@ def forbidden(path: str, arrow: Arrow) -> Iterator[str]:
             yield f"{room} may not know {arrow.target}"
     if below(arrow.target, NOT_IN.get(room, ())):
         yield f"{room} may not know {arrow.target}"
+    if path == NATIVE and (arrow.target == "grpc" or arrow.target.startswith("grpc.")):
+        yield f"{arrow.target} belongs in another transport"
     for name, homes in ONLY_IN.items():
         if below(arrow.target, (name,)) and not path.startswith(homes):
             yield f"{arrow.target} belongs in {', '.join(homes)}"
@@ -225,6 +236,8 @@ FORBIDDEN = {
     "psycopg's parts": ("control_plane/x.py", "from psycopg.types.string import ByteaBinaryLoader"),
     "grpc in a service": ("data_plane/services.py", "import grpc"),
     "grpc.aio in a service": ("data_plane/services.py", "from grpc.aio import server"),
+    "grpc in the native transport": (NATIVE, "import grpc"),
+    "grpc.aio in the native transport": (NATIVE, "from grpc.aio import server"),
     "health beside its home": ("control_plane/x.py", "from grpc_health.v1 import health_pb2"),
     "reflection beside its home": ("data_plane/worker.py", "from grpc_reflection.v1alpha import reflection"),
     "a socket in the catalogue": ("catalog/x.py", "import socket"),
@@ -252,6 +265,7 @@ ALLOWED = {
     "the version": ("control_plane/x.py", "from definition_server import __version__"),
     "settings know the CPUs": ("settings.py", "import os\nfrom definition_server.cpus import granted_cpus\nos.environ"),
     "psycopg at home": ("control_plane/postgres.py", "import psycopg"),
+    "health in the native transport": (NATIVE, "from grpc_health.v1 import health_pb2_grpc"),
     "grpc at home": ("rpc/avap_pb2_grpc.py", "import grpc"),
     "other names that begin alike": ("cli/x.py", "import grpclike, psycopgish\nfrom os import cpu_count"),
 }

@@ -18,7 +18,7 @@ from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.control_plane import listener
-from definition_server.control_plane.listener import PortInUse, reserve_port, told
+from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reserve_port, told
 
 NOBODY = 65534
 
@@ -294,3 +294,48 @@ def may_raise_hard_limits() -> bool:
 @pytest.mark.skipif(not may_raise_hard_limits(), reason="this user may not raise a hard limit")
 def test_whoever_may_raise_the_hard_limit_does_so() -> None:
     assert raised(soft=256, hard=512, wanted=1024) == (1024, (1024, 1024), [])
+
+
+# -- one socket for all workers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_a_second_master_cannot_listen_where_one_does_nor_reserve_it(clock: Clock, host: str) -> None:
+    with listen(host, 0) as first:
+        for second in (listen, reserve_port):
+            with pytest.raises(PortInUse, match="is in use by another process"):
+                second(host, first.getsockname()[1])
+
+
+def test_what_is_reserved_cannot_be_listened_on(clock: Clock) -> None:
+    with reserve_port("127.0.0.1", 0) as holder, pytest.raises(PortInUse):
+        listen("127.0.0.1", holder.getsockname()[1])
+
+
+def test_listening_is_tried_again_while_workers_of_a_killed_master_leave(clock: Clock) -> None:
+    first = listen("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    clock.during_nap = first.close
+    with listen("127.0.0.1", port) as second:
+        assert second.getsockname()[1] == port
+    assert clock.naps == 1
+
+
+def test_connections_in_time_wait_do_not_keep_the_next_master_from_listening(clock: Clock) -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = first.accept()
+            accepted.close()  # the server's end closes first, so the state stays with its port
+            assert client.recv(1) == b""
+    listen("127.0.0.1", port).close()
+    assert clock.naps == 0
+
+
+def test_connections_wait_while_no_worker_accepts(clock: Clock) -> None:
+    wanted = min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()), 200)
+    with listen("127.0.0.1", 0) as listening, ExitStack() as stack:
+        for _ in range(wanted):
+            stack.enter_context(socket.create_connection(listening.getsockname(), timeout=5))
+        for _ in range(wanted):
+            stack.enter_context(closing(listening.accept()[0]))

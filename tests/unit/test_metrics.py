@@ -55,7 +55,7 @@ RUNNING = ServiceStatus(
         suspect={"interface_not_json_array": 4},
     ),
     workers=(
-        WorkerStatus(0, 100, "serving", 9, VERSION_HASH, 30, 0.5, 0, False),
+        WorkerStatus(0, 100, "serving", 9, VERSION_HASH, 30, 0.5, 0, False, 16),
         WorkerStatus(1, None, "down", 0, "", 0, None, 7, True),
     ),
     requests=REQUESTS,
@@ -150,6 +150,7 @@ NAMES = {
     "avap_worker_heartbeat_age_seconds": {"worker"},
     "avap_worker_restarts_total": {"worker"},
     "avap_worker_crash_loop": {"worker"},
+    "avap_connections": {"worker"},
     "avap_requests_total": {"status"},
     "avap_request_duration_seconds_bucket": {"method", "le"},
     "avap_request_duration_seconds_count": {"method"},
@@ -200,6 +201,7 @@ def test_every_metric_says_what_it_means() -> None:
         ("avap_worker_restarts_total", {"worker": "1"}, 7),
         ("avap_worker_crash_loop", {"worker": "0"}, 0),
         ("avap_worker_crash_loop", {"worker": "1"}, 1),
+        ("avap_connections", {"worker": "0"}, 16),
     ],
 )
 def test_a_metric_tells_the_status(name: str, labels: dict[str, str], value: float) -> None:

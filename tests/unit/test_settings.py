@@ -6,6 +6,7 @@ reference page says what the declaration says.
 from __future__ import annotations
 
 import os
+import subprocess
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
+from tests.support.certificates import Authority
 
 from definition_server.cli.reference import settings_epilog, settings_page
 from definition_server.cpus import granted_cpus
@@ -42,8 +44,11 @@ SECONDS = {
     "DRAIN_WAIT_SECONDS": "drain_wait_seconds",
     "HEARTBEAT_TIMEOUT_SECONDS": "heartbeat_timeout_seconds",
     "START_TIMEOUT_SECONDS": "start_timeout_seconds",
+    "MAX_CONNECTION_IDLE_SECONDS": "max_connection_idle_seconds",
+    "KEEPALIVE_TIME_SECONDS": "keepalive_time_seconds",
+    "KEEPALIVE_TIMEOUT_SECONDS": "keepalive_timeout_seconds",
 }
-MAY_BE_ZERO = ("MAX_CONNECTION_AGE_SECONDS", "DRAIN_WAIT_SECONDS")
+MAY_BE_ZERO = ("MAX_CONNECTION_IDLE_SECONDS", "MAX_CONNECTION_AGE_SECONDS", "DRAIN_WAIT_SECONDS")
 
 MARK = "hunter2"
 """Part of every secret that a test looks for."""
@@ -130,6 +135,7 @@ WRONG = [
     *((name, value) for name in SECONDS for value in ("-0.1", "x", "nan", "inf", "86400.1")),
     *((name, "0") for name in SECONDS if name not in MAY_BE_ZERO),
     *(("DRAIN_TIMEOUT_SECONDS", value) for value in ("0", "nan", "86401")),
+    *(("MAX_CONNECTIONS", value) for value in ("-1", "1000001", "some")),
     *(("WORKERS", value) for value in ("0", "513", "2.5")),
     *((name, value) for name in ("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE") for value in ("0", "1025", "many")),
     *((name, "maybe") for name in ("ALLOW_EMPTY_CATALOG", "REFLECTION")),
@@ -421,3 +427,41 @@ def test_the_committed_reference_page_is_the_declarations() -> None:
     path = Path(__file__).parents[2] / "docs/settings.md"
     assert path.exists(), "run `nox -s reference`"
     assert path.read_text(encoding="utf-8") == settings_page()
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    made = authority.sign("server")
+    settings = load(TLS_CERT_FILE=str(made.cert), TLS_KEY_FILE=str(made.key), TLS_CLIENT_CA_FILE=str(authority.cert))
+    assert (settings.tls_cert_file, settings.tls_key_file) == (made.cert, made.key)
+    assert settings.tls_client_ca_file == authority.cert
+
+
+def test_whatever_is_wrong_with_tls_files_is_told_under_the_variable_to_mend(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    made, other = authority.sign("server"), authority.sign("other")
+    cert, key, missing = str(made.cert), str(made.key), str(tmp_path / "missing")
+    subprocess.run(
+        ["openssl", "ec", "-in", key, "-aes128", "-passout", "pass:x", "-out", tmp_path / "locked"],
+        check=True,
+        capture_output=True,
+    )
+    pair = {"TLS_CERT_FILE": cert, "TLS_KEY_FILE": key}
+    for variable, values, reason in (
+        ("TLS_KEY_FILE", {"TLS_CERT_FILE": cert}, "belong together"),
+        ("TLS_KEY_FILE", {"TLS_KEY_FILE": key}, "belong together"),
+        ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": str(other.key)}, "cannot be loaded"),
+        ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": missing}, "No such file"),
+        ("TLS_KEY_FILE", {**pair, "TLS_CERT_FILE": missing}, "No such file"),
+        ("TLS_KEY_FILE", {**pair, "TLS_CERT_FILE": key}, "cannot be loaded"),
+        ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": str(tmp_path / "locked")}, "the key is encrypted"),
+        ("TLS_CLIENT_CA_FILE", {"TLS_CLIENT_CA_FILE": cert}, "needs TLS_CERT_FILE and TLS_KEY_FILE"),
+        ("TLS_CLIENT_CA_FILE", {**pair, "TLS_CLIENT_CA_FILE": key}, "cannot be loaded"),
+        ("TLS_CLIENT_CA_FILE", {**pair, "TLS_CLIENT_CA_FILE": missing}, "No such file"),
+    ):
+        (problem,) = failure(**values).problems
+        assert problem.variable == variable, values
+        assert reason in problem.reason, values

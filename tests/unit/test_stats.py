@@ -55,6 +55,8 @@ def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
     slot = page.slot(1)
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
+    slot.connected(1005, 1006)
+    slot.open_gate()
     for i in range(len(STATUSES)):
         for _ in range(i + 1):
             slot.count(0, i, 0)
@@ -64,6 +66,7 @@ def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
                 slot.count(method, 0, round(bound * 1e9))
     reading = slot.read()
     assert (reading.pid, reading.heartbeat_ns, reading.generation, reading.entries) == (1001, 1002, 1003, 1004)
+    assert (reading.accepting, reading.connections, reading.opened) == (True, 1005, 1006)
     assert reading.version_hash == bytes(range(1, 33)).hex()
     first = sum(range(1, len(STATUSES) + 1))  # counted above at 0 ns, under the first method
     expected = {method: [10 * (n + 1) + i for i in range(len(LATENCY_BOUNDS) + 1)] for n, method in enumerate(METHODS)}
@@ -172,6 +175,27 @@ def test_a_worker_that_follows_keeps_the_counters_and_begins_anew_what_it_is(pag
     assert after.requests == before.requests
     assert after.latency == before.latency
     assert after.latency_sum_seconds == before.latency_sum_seconds == {"GetCommand": 1.0, "SyncCatalog": 0.0}
+
+
+def test_a_worker_that_follows_accepts_nothing_and_holds_no_connection_at_first(page: StatsPage) -> None:
+    slot = page.slot(0)
+    slot.start(pid=10, now_ns=100)
+    slot.open_gate()
+    slot.connected(5, 8)
+    slot.start(pid=11, now_ns=200)
+    assert slot.load() == (False, 0, 8, 200)
+    slot.connected(1, 1)
+    assert slot.read().opened == 9, "what was ever accepted goes on counting"
+
+
+@given(st.integers(0, 10_000), st.integers(0, len(STATUSES) - 1), st.integers(0, 10**10))
+def test_many_requests_at_once_count_as_many_at_a_time(number: int, status: int, elapsed_ns: int) -> None:
+    with closing(StatsPage.create(2)) as page:
+        at_once, one_by_one = page.slot(0), page.slot(1)
+        at_once.count_many(1, status, number, elapsed_ns)
+        for _ in range(number):
+            one_by_one.count(1, status, elapsed_ns)
+        assert at_once.read() == one_by_one.read()
 
 
 def test_a_beat_changes_the_heartbeat_alone(page: StatsPage) -> None:

@@ -41,6 +41,7 @@ class StandInSupervisor:
 
     page: StatsPage
     serving: int = 0
+    counts_connections: bool = True
     posts: list[SimpleNamespace] = field(default_factory=list)
 
     def add(self, worker: StandInWorker | None, *, restarts: int = 0, looping: bool = False) -> None:
@@ -176,6 +177,18 @@ def test_a_worker_tells_what_its_slot_holds(reader: StatusReader, supervisor: St
     assert worker.version_hash == bytes(range(32)).hex()
     assert worker.heartbeat_age_seconds == pytest.approx(60, abs=30)
     assert (worker.restarts, worker.crash_loop) == (5, True)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_worker_tells_its_connections_where_its_transport_counts_them(
+    reader: StatusReader, supervisor: StandInSupervisor, counts: bool
+) -> None:
+    supervisor.counts_connections = counts
+    slot = supervisor.page.slot(2)
+    slot.start(4711, time.monotonic_ns())
+    slot.connected(3, 7)
+    supervisor.add(StandInWorker(slot))
+    assert reader.read().workers[0].connections == (3 if counts else None)
 
 
 def test_a_post_without_a_worker_tells_how_it_came_to_that(reader: StatusReader, supervisor: StandInSupervisor) -> None:

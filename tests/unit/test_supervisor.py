@@ -271,7 +271,6 @@ async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Superv
     await supervised.all_serve()
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="the killed worker's slot is not free yet")
 async def test_a_roll_right_after_one_that_had_to_kill_is_carried_out(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,3 +344,12 @@ async def test_a_drain_is_cut_short_at_once(supervised: Supervised, port: int) -
     assert [worker.ended.result() for worker in workers] == [-signal.SIGKILL] * WORKERS
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+async def test_a_dead_worker_is_declared_to_accept_nothing(supervised: Supervised) -> None:
+    """Others leave connections to whoever holds the fewest, so a dead one must not be waited for."""
+    worker = supervised.workers[0]
+    worker.slot.open_gate()
+    worker.kill()
+    await promptly(worker.ended)
+    assert not worker.slot.read().accepting

@@ -33,7 +33,7 @@ KEY = "the key"
 CONFIGURE = Configure(
     host="127.0.0.1",
     port=0,
-    transport="grpcio",
+    transport="",
     reflection=False,
     max_connection_age_seconds=0.0,
     threadpool_size=2,
@@ -115,9 +115,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def worker(port: int) -> Iterator[WorkerAlone]:
+def configure(transport: str, port: int) -> Configure:
+    """For each transport in turn."""
+    return replace(CONFIGURE, transport=transport, port=port)
+
+
+@pytest.fixture
+def worker(configure: Configure) -> Iterator[WorkerAlone]:
     """A worker that serves generation 1 with the one command ``if``."""
-    made = WorkerAlone(replace(CONFIGURE, port=port), Keys((sha256(KEY.encode()).hexdigest(),)))
+    made = WorkerAlone(configure, Keys((sha256(KEY.encode()).hexdigest(),)))
     made.publish(built(1, "if"))
     assert made.wait_ready() == 1
     yield made
@@ -219,8 +225,8 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_until_it_is_told_of_keys_it_lets_nobody_in(port: int) -> None:
-    worker = WorkerAlone(replace(CONFIGURE, port=port))
+def test_until_it_is_told_of_keys_it_lets_nobody_in(configure: Configure, port: int) -> None:
+    worker = WorkerAlone(configure)
     try:
         worker.publish(built(1, "if"))
         until(lambda: worker.wait_ready() == 1, "the snapshot served")
@@ -269,8 +275,8 @@ def test_ctrl_c_is_left_to_the_master(worker: WorkerAlone, port: int) -> None:
     assert worker.process.poll() is None
 
 
-def test_without_a_snapshot_it_is_ready_but_not_serving(port: int) -> None:
-    worker = WorkerAlone(replace(CONFIGURE, port=port), Keys((sha256(KEY.encode()).hexdigest(),)))
+def test_without_a_snapshot_it_is_ready_but_not_serving(configure: Configure, port: int) -> None:
+    worker = WorkerAlone(configure, Keys((sha256(KEY.encode()).hexdigest(),)))
     try:
         assert worker.wait_ready() == 0
         with Client(port, KEY) as client:
@@ -280,10 +286,10 @@ def test_without_a_snapshot_it_is_ready_but_not_serving(port: int) -> None:
         worker.end()
 
 
-def test_what_keeps_it_from_starting_is_said_and_told_apart_from_a_crash(port: int) -> None:
+def test_what_keeps_it_from_starting_is_said_and_told_apart_from_a_crash(configure: Configure, port: int) -> None:
     first = WorkerAlone(Keys(()))
     with socket.create_server(("127.0.0.1", port)):
-        second = WorkerAlone(replace(CONFIGURE, port=port))
+        second = WorkerAlone(configure)
         try:
             for worker, reason in ((first, "no configuration came first"), (second, f"127.0.0.1:{port}")):
                 assert worker.process.wait(20) == EXIT_CANNOT_START

@@ -6,12 +6,16 @@ import errno
 import resource
 import socket
 import time
+from collections.abc import Callable
 
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
 
 WANTED_DESCRIPTORS = 65_536
+BACKLOG = 4096
+"""Connections that may wait for a worker: a fleet that reconnects at once. The kernel caps it at
+``net.core.somaxconn``, 4096 since Linux 5.4."""
 _RETRY_SECONDS = 2.0
 _RETRY_EVERY = 0.1
 
@@ -20,32 +24,55 @@ class PortInUse(Exception):
     """The address is taken or not ours; the message says which and what to do."""
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``host:port``, for workers to inherit and accept from.
+
+    While one of them or this process has it open, the port is open: a connection that comes while all workers are down
+    waits for the next one. ``SO_REUSEADDR`` lets TIME_WAIT not count (``socket(7)``); a second listener is refused all
+    the same, so no two masters share a port. As with `reserve_port`, the attempt is repeated for two seconds.
+
+    Raises:
+        PortInUse: where the address cannot be had.
+    """
+    return _bound(host, port, lambda made: made.listen(BACKLOG))
+
+
 def reserve_port(host: str, port: int) -> socket.socket:
     """A socket that holds ``host:port`` for this master and lets its workers, and nobody else, listen there.
 
-    ``SO_REUSEPORT`` alone would let a second master of the same user join in silently. So the socket binds first
-    *without* it, which fails if anyone listens there, and allows it afterwards: Linux looks at the current flag of
-    both sockets for each bind (``net/ipv4/inet_connection_sock.c``, ``inet_csk_bind_conflict``). ``SO_REUSEADDR``
-    is on for the bind, so that connections of an earlier server in TIME_WAIT do not count, and off afterwards, so that
-    a second master's bind fails even before the first worker listens. The socket never listens itself.
+    For a transport that cannot adopt a listening socket. ``SO_REUSEPORT`` alone would let a second master of the same
+    user join in silently. So the socket binds first *without* it, which fails if anyone listens there, and allows it
+    afterwards: Linux looks at the current flag of both sockets for each bind (``net/ipv4/inet_connection_sock.c``,
+    ``inet_csk_bind_conflict``). ``SO_REUSEADDR`` is on for the bind, so that connections of an earlier server in
+    TIME_WAIT do not count, and off afterwards, so that a second master's bind fails even before the first worker
+    listens. The socket never listens itself.
 
     Workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
 
     Raises:
         PortInUse: where the address cannot be had.
     """
+    return _bound(host, port, _share_with_workers)
+
+
+def _share_with_workers(holder: socket.socket) -> None:
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+
+
+def _bound(host: str, port: int, complete: Callable[[socket.socket], None]) -> socket.socket:
+    """A socket bound to ``host:port`` and then made ``complete``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     deadline = time.monotonic() + _RETRY_SECONDS
     while True:
-        holder = socket.socket(family, socket.SOCK_STREAM)
+        made = socket.socket(family, socket.SOCK_STREAM)
         try:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind((host, port))
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            return holder
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((host, port))
+            complete(made)
+            return made
         except OSError as error:
-            holder.close()
+            made.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise PortInUse(told(host, port, "PORT", error)) from error
             time.sleep(_RETRY_EVERY)

@@ -1,7 +1,7 @@
 """The master process: one place that wires source → checks → publisher → workers, and answers signals.
 
-Signals: SIGTERM, SIGINT drain and exit 0 (a second one cuts the drain short) · SIGHUP re-reads secrets from their files
-and syncs at once · SIGUSR2 rolls the workers. Handlers only set events; the work is done in tasks.
+Signals: SIGTERM, SIGINT drain and exit 0 (a second one cuts the drain short) · SIGHUP re-reads secrets and certificates
+from their files and syncs at once · SIGUSR2 rolls the workers. Handlers only set events; the work is done in tasks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,7 @@ from typing import Any
 from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
-from definition_server.control_plane.listener import PortInUse, raise_descriptor_limit, reserve_port
+from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.postgres import PostgresSource
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.status import StatusReader
@@ -44,13 +45,13 @@ def run_master(settings: Settings) -> int:
     configure_logs(settings.app_env, settings.log_level)
     raise_descriptor_limit()
     try:
-        holder = reserve_port(settings.host, settings.port)
+        holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
     except PortInUse as error:
         log.critical("Cannot start", error=str(error))
         return EX_UNAVAILABLE
     with holder:
         try:
-            master = _Master(settings, holder.getsockname()[1])
+            master = _Master(settings, holder)
         except PortInUse as error:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
@@ -60,14 +61,15 @@ def run_master(settings: Settings) -> int:
 class _Master:
     """The parts, wired."""
 
-    def __init__(self, settings: Settings, port: int) -> None:
-        """Nothing is started yet, but the metrics port is open.
+    def __init__(self, settings: Settings, holder: socket.socket) -> None:
+        """Nothing is started yet, but the metrics port is open. ``holder`` has the gRPC port.
 
         Raises:
             PortInUse: where the metrics port cannot be had.
         """
         self._settings = settings
-        self._port = port
+        self._port = port = int(holder.getsockname()[1])
+        self._holder = holder
         self._started = self._last_turn = time.monotonic()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -97,6 +99,7 @@ class _Master:
             workers=settings.workers,
             heartbeat_timeout=settings.heartbeat_timeout_seconds,
             start_timeout=settings.start_timeout_seconds,
+            listener=holder if settings.transport == "native" else None,
         )
         self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
         self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._trouble)
@@ -143,6 +146,8 @@ class _Master:
             wait_seconds=settings.drain_wait_seconds,
             timeout_seconds=settings.drain_timeout_seconds,
         )
+        # From now on the port is open for as long as a worker has it open, and no longer.
+        self._holder.close()
         forever[0].cancel()
         await self._supervisor.drain(wait=settings.drain_wait_seconds, timeout=settings.drain_timeout_seconds)
         for task in (*forever, *self._background):
@@ -182,6 +187,7 @@ class _Master:
             await self._source.use_url(settings.database_url.get_secret_value())
             self._synchronizer.use_signer(_signer(settings))
             self._supervisor.use_keys(_keys(settings))
+            self._supervisor.certificate_replaced()
         log.info("Syncing at once")
         self._sync_loop.sync_soon()
 
@@ -235,4 +241,11 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         app_env=settings.app_env,
         log_level=settings.log_level,
         drain_timeout_seconds=settings.drain_timeout_seconds,
+        max_connections=settings.max_connections,
+        max_connection_idle_seconds=settings.max_connection_idle_seconds,
+        keepalive_time_seconds=settings.keepalive_time_seconds,
+        keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
+        tls_cert_file=str(settings.tls_cert_file or ""),
+        tls_key_file=str(settings.tls_key_file or ""),
+        tls_client_ca_file=str(settings.tls_client_ca_file or ""),
     )

@@ -38,7 +38,7 @@ class StatusReader:
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
-            workers=tuple(_worker(post) for post in self._supervisor.posts),
+            workers=tuple(_worker(post, self._supervisor.counts_connections) for post in self._supervisor.posts),
             requests=_requests(self._supervisor.page),
         )
 
@@ -75,10 +75,10 @@ def _sync(state: SyncState) -> SyncStatus:
     )
 
 
-def _worker(post: Post) -> WorkerStatus:
+def _worker(post: Post, counts_connections: bool) -> WorkerStatus:
     worker = post.worker
     if worker is None:
-        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.crash_loop.looping)
+        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.crash_loop.looping, None)
     reading = worker.slot.read()
     if worker.draining:
         state = "draining"
@@ -96,6 +96,7 @@ def _worker(post: Post) -> WorkerStatus:
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=post.restarts,
         crash_loop=post.crash_loop.looping,
+        connections=reading.connections if counts_connections else None,
     )
 
 

@@ -9,13 +9,14 @@ accordingly: level rather than edge, so nothing that is missed once is missed fo
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
-from definition_server.ipc.messages import Configure, Drain, Keys
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys
 from definition_server.ipc.stats import StatsPage
 from definition_server.observability.logs import get_logger
 
@@ -52,10 +53,13 @@ class Supervisor:
         workers: int,
         heartbeat_timeout: float,
         start_timeout: float,
+        listener: socket.socket | None = None,
     ) -> None:
         self._config = config
+        self._listener = listener
         self._publisher = publisher
         self._keys = keys
+        self._certificate = Certificate(0)
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
         self.posts = [Post(number) for number in range(workers)]
@@ -82,6 +86,16 @@ class Supervisor:
         """Accept other keys from now on."""
         self._keys = keys
         self._bring_level()
+
+    def certificate_replaced(self) -> None:
+        """Have the workers read the TLS files again."""
+        self._certificate = Certificate(self._certificate.revision + 1)
+        self._bring_level()
+
+    @property
+    def counts_connections(self) -> bool:
+        """Whether workers keep count of their connections: they do where they accept from a shared socket."""
+        return self._listener is not None
 
     async def watch(self) -> None:
         """The tick. Never returns."""
@@ -184,7 +198,7 @@ class Supervisor:
         """
         slot = self._free_slots.pop(0)
         try:
-            worker = await WorkerProcess.start(number, slot, self.page, self._config)
+            worker = await WorkerProcess.start(number, slot, self.page, self._config, self._listener)
         except BaseException:
             self._free_slots.append(slot)
             raise
@@ -195,7 +209,7 @@ class Supervisor:
 
         self._living[worker] = Heartbeat(self._heartbeat_timeout)
         worker.ended.add_done_callback(bury)
-        worker.bring_level(self._keys, self._publisher.current)
+        worker.bring_level(self._keys, self._certificate, self._publisher.current)
         if self._leaving.is_set():
             worker.kill()
         return worker
@@ -216,6 +230,7 @@ class Supervisor:
         old.drain(leave)
         await asyncio.wait((old.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
         old.kill()
+        await asyncio.wait((old.ended,))  # its slot is free from then on
         log.info("Worker rolled", worker=post.number, old_pid=old.pid, new_pid=successor.pid)
 
     def _judge(self, worker: WorkerProcess, heartbeat: Heartbeat, now: float) -> None:
@@ -239,4 +254,4 @@ class Supervisor:
     def _bring_level(self) -> None:
         for worker in self._living:
             if not worker.draining:
-                worker.bring_level(self._keys, self._publisher.current)
+                worker.bring_level(self._keys, self._certificate, self._publisher.current)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from asyncio.subprocess import Process
 
 from definition_server.control_plane.publisher import Publication
 from definition_server.ipc.channel import Channel, ChannelClosed
-from definition_server.ipc.messages import Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
 from definition_server.observability.logs import get_logger
 from definition_server.settings import inherited_environment
@@ -17,9 +18,11 @@ log = get_logger(__name__)
 
 # What a Python process and gRPC's C-core need to run. Everything else stays with the master: no DATABASE_URL, no key.
 _ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
-_SEND_AGAIN_SECONDS = 10.0
-
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
+_QUIET = {"GRPC_VERBOSITY": "ERROR"}
+"""C-core tells of every GOAWAY on stderr otherwise, in lines that are no JSON. An operator's own value wins."""
+
+_SEND_AGAIN_SECONDS = 10.0
 
 
 class WorkerProcess:
@@ -42,16 +45,24 @@ class WorkerProcess:
         self._sent_generation = 0
         self._sent_at = 0.0
         self._sent_keys: Keys | None = None
+        self._sent_certificate: Certificate | None = None
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
     @classmethod
-    async def start(cls, number: int, slot_number: int, page: StatsPage, config: Configure) -> WorkerProcess:
-        """Start worker ``number`` on stats slot ``slot_number``.
+    async def start(
+        cls, number: int, slot_number: int, page: StatsPage, config: Configure, listener: socket.socket | None = None
+    ) -> WorkerProcess:
+        """Start worker ``number`` on stats slot ``slot_number``, with the socket to accept from if there is one.
 
         Raises:
             OSError: where no process can be made (memory, process or descriptor limit).
         """
         channel, theirs = Channel.pair()
+        descriptors = [theirs.fileno(), page.descriptor]
+        arguments = [*descriptors, slot_number]
+        if listener is not None:
+            descriptors.append(listener.fileno())
+            arguments.append(listener.fileno())
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
@@ -61,10 +72,10 @@ class WorkerProcess:
                 sys.executable,
                 "-c",
                 program,
-                *(str(value) for value in (theirs.fileno(), page.descriptor, slot_number)),
+                *(str(argument) for argument in arguments),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), page.descriptor),
-                env=inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                pass_fds=descriptors,
+                env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
             )
         except BaseException:
             channel.close()
@@ -83,7 +94,7 @@ class WorkerProcess:
         if self._process.returncode is None:
             self._process.kill()
 
-    def bring_level(self, keys: Keys, publication: Publication | None) -> None:
+    def bring_level(self, keys: Keys, certificate: Certificate, publication: Publication | None) -> None:
         """Send whatever the worker has not been sent yet; call again and again.
 
         A worker that does not read now (its queue is full) gets the newest state at a later call, not a backlog.
@@ -91,6 +102,8 @@ class WorkerProcess:
         try:
             if keys != self._sent_keys and self._channel.send(keys):
                 self._sent_keys = keys
+            if certificate != self._sent_certificate and self._channel.send(certificate):
+                self._sent_certificate = certificate
             if publication is not None and self._lacks(publication.snapshot.generation):
                 snapshot = publication.snapshot
                 message = Publish(snapshot.generation, snapshot.version_hash)
@@ -132,4 +145,6 @@ class WorkerProcess:
         code = await self._process.wait()
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self._channel.close()
+        # Whoever is about to accept a connection must not wait for a dead worker to take it.
+        self.slot.close_gate()
         return code

@@ -7,7 +7,7 @@ presented key's length and content, and leaves no key in the worker's memory to 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 from definition_server.data_plane.failure import CallFailed, Status
@@ -20,11 +20,18 @@ class KeyRing:
 
     def __init__(self, digests: Iterable[str] = ()) -> None:
         self._digests: tuple[bytes, ...] = ()
+        self._listeners: list[Callable[[], None]] = []
         self.replace(digests)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever the keys have been replaced, for whoever remembers a judgement."""
+        self._listeners.append(listener)
 
     def replace(self, digests: Iterable[str]) -> None:
         """Accept exactly the keys with these hex SHA-256 digests from now on."""
         self._digests = tuple(bytes.fromhex(digest) for digest in digests)
+        for listener in self._listeners:
+            listener()
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Let a call pass that presents one known key.

@@ -13,7 +13,8 @@ from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
 
-_STATUS_INDEX = {status: STATUSES.index(status.http) for status in Status}
+STATUS_INDEX = {status: STATUSES.index(status.http) for status in Status}
+"""Where a status is counted in a stats slot."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Handler = Callable[[bytes, Metadata], bytes]
@@ -25,7 +26,7 @@ class Endpoint:
     def __init__(self, engine: DefinitionEngine, keys: KeyRing, slot: Slot) -> None:
         self.engine = engine
         self.keys = keys
-        self._slot = slot
+        self.slot = slot
         self.handlers: dict[str, Handler] = {
             "GetCommand": self._guarded("GetCommand", engine.get_command),
             "SyncCatalog": self._guarded("SyncCatalog", engine.sync_catalog),
@@ -34,7 +35,7 @@ class Endpoint:
 
     def _guarded(self, method: str, answer: Callable[[bytes], bytes]) -> Handler:
         index = METHODS.index(method)
-        slot, keys = self._slot, self.keys
+        slot, keys = self.slot, self.keys
 
         def handle(request: bytes, metadata: Metadata) -> bytes:
             start = perf_counter_ns()
@@ -51,6 +52,6 @@ class Endpoint:
                 log.exception("Unexpected failure in a call", method=method)
                 raise CallFailed(Status.INTERNAL, "Internal error") from error
             finally:
-                slot.count(index, _STATUS_INDEX[status], perf_counter_ns() - start)
+                slot.count(index, STATUS_INDEX[status], perf_counter_ns() - start)
 
         return handle

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2
 from definition_server.data_plane.services import SERVICE
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_LAST_WRITE_SECONDS = 1.0
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -32,7 +33,8 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
         """Stream the state of ``request.service`` until the client leaves or `end_watches`."""
-        watching = asyncio.ensure_future(_run(super().Watch(request, context)))
+        whole = _WholeWrites(context)
+        watching = asyncio.ensure_future(_run(super().Watch(request, whole)))
         ending = asyncio.ensure_future(self._ending.wait())
         try:
             await asyncio.wait((watching, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -40,6 +42,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
             for task in (watching, ending):
                 task.cancel()
             await asyncio.gather(watching, ending, return_exceptions=True)
+            await whole.finish()
 
     def end_watches(self) -> None:
         """End every watch, open or yet to come, with status OK."""
@@ -48,3 +51,25 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
 
 async def _run(watch: Coroutine[Any, Any, None]) -> None:
     await watch
+
+
+class _WholeWrites:
+    """A context whose writes, once begun, are finished although the watch ends in the middle of one.
+
+    C-core never completes a call whose write was cancelled: it would cost a stop its whole grace period.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._writing: asyncio.Future[None] | None = None
+
+    async def write(self, message: health_pb2.HealthCheckResponse) -> None:
+        """As of ``grpc.aio.ServicerContext``."""
+        self._writing = asyncio.ensure_future(self._context.write(message))
+        await asyncio.shield(self._writing)
+
+    async def finish(self) -> None:
+        """Wait for a write under way, but not for a client that has stopped reading."""
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait((self._writing,), timeout=_LAST_WRITE_SECONDS)
+            self._writing.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -24,7 +25,23 @@ class DefinitionEngine:
     """Answers from the snapshot in ``snapshot``; swapping catalogues is assigning that attribute."""
 
     def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
+        self._snapshot: Snapshot | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What is served; None until the first one is assigned."""
+        return self._snapshot
+
+    @snapshot.setter
+    def snapshot(self, snapshot: Snapshot | None) -> None:
+        self._snapshot = snapshot
+        for listener in self._listeners:
+            listener()
+
+    def on_swap(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever ``snapshot`` has been assigned, for whoever remembers answers."""
+        self._listeners.append(listener)
 
     def get_command(self, request: bytes) -> bytes:
         """``CommandRequest`` → ``CommandResponse``, both serialized.
@@ -48,13 +65,17 @@ class DefinitionEngine:
         Raises:
             CallFailed: INVALID_ARGUMENT, UNAVAILABLE.
         """
+        return bytes(self.catalog(request))
+
+    def catalog(self, request: bytes) -> memoryview:
+        """The same, uncopied: the snapshot's own memory, which stays mapped for as long as the view is referenced."""
         snapshot = self._current()
         if request:
             _parse(avap_pb2.Empty, request)
-        return bytes(snapshot.body)
+        return snapshot.body
 
     def _current(self) -> Snapshot:
-        snapshot = self.snapshot
+        snapshot = self._snapshot
         if snapshot is None:
             raise CallFailed(Status.UNAVAILABLE, "The catalogue is not loaded yet")
         return snapshot

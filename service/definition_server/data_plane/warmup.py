@@ -19,13 +19,12 @@ from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import create_transport
-from definition_server.data_plane.transports.grpcio import call_all_paths
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 
 
 async def warm_up(config: Configure) -> None:
-    """Exercise the transport that ``config`` names, then collect and freeze."""
+    """Exercise the transport that ``config`` names, in cleartext, then collect and freeze."""
     key = secrets.token_hex(16)
     page = StatsPage.create(1)
     engine = DefinitionEngine()
@@ -33,11 +32,11 @@ async def warm_up(config: Configure) -> None:
     builder.add([Row(1, b"warm", None, None, b"up")])
     engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
     endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), page.slot(0))
-    transport = create_transport(replace(config, host="127.0.0.1", port=0), endpoint)
+    transport = create_transport(replace(config, host="127.0.0.1", port=0, tls_cert_file=""), endpoint)
     try:
         port = await transport.start()
         await transport.set_serving(True)
-        await call_all_paths(port, key)
+        await transport.call_all_paths(port, key)
     finally:
         await transport.stop(0)
         page.close()

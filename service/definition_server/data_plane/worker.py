@@ -1,8 +1,9 @@
-"""One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT``.
+"""One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT [LISTENER_FD]``.
 
-Started by the master with a control socket, the stats page and a slot number; everything else it is told over the
-socket. Life: told its configuration → warmed up → port open → READY → serves, swapping snapshots as they are
-published → drains when told to, on SIGTERM, or when the master is gone → exits 0.
+Started by the master with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
+listening socket; everything else it is told over the control socket. Life: told its configuration → warmed up → port
+open → READY → serves, swapping snapshots as they are published → drains when told to, on SIGTERM, or when the master is
+gone → exits 0.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from time import monotonic_ns
+
+import uvloop
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
+from definition_server.data_plane.balance import Gate
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
 from definition_server.data_plane.warmup import warm_up
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.memory import NotSealedError, map_sealed
-from definition_server.ipc.messages import Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
 from definition_server.observability.logs import configure_logs, get_logger
 
@@ -44,14 +50,19 @@ _EXIT_MARGIN_SECONDS = 5.0
 class Worker:
     """The process around one transport."""
 
-    def __init__(self, channel: Channel, slot: Slot, config: Configure) -> None:
+    def __init__(
+        self, channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, gate: Gate
+    ) -> None:
         self._channel = channel
         self._slot = slot
         self._config = config
+        self._listener = listener
+        self._gate = gate
         self._keys = KeyRing()
         self._engine = DefinitionEngine()
         self._drain: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
         self._swapped = asyncio.Event()
+        self._certificate_replaced = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until told to leave. Returns the exit code."""
@@ -59,7 +70,8 @@ class Worker:
         try:
             self._receive()
             await warm_up(self._config)
-            transport = create_transport(self._config, Endpoint(self._engine, self._keys, self._slot))
+            endpoint = Endpoint(self._engine, self._keys, self._slot)
+            transport = create_transport(self._config, endpoint, self._listener, self._gate)
             try:
                 await transport.start()
             except CannotListen as error:
@@ -75,12 +87,13 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
         loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
-        reporter = asyncio.create_task(self._report(transport))
+        tasks = [asyncio.create_task(work) for work in (self._report(transport), self._reload(transport))]
         try:
             await self._drain
         finally:
             loop.remove_reader(self._channel.fileno())
-            reporter.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def _report(self, transport: Transport) -> None:
         """Tell health and the master of every swap, and of the start."""
@@ -93,6 +106,13 @@ class Worker:
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._swapped.wait()
+
+    async def _reload(self, transport: Transport) -> None:
+        """Have the certificate read again whenever it was replaced."""
+        while True:
+            await self._certificate_replaced.wait()
+            self._certificate_replaced.clear()
+            await transport.reload_certificate()
 
     async def _leave(self, transport: Transport, drain: Drain) -> None:
         if drain.announce:
@@ -109,6 +129,8 @@ class Worker:
                     self._keys.replace(message.digests)
                 elif isinstance(message, Publish) and descriptor is not None:
                     self._swap(message, descriptor)
+                elif isinstance(message, Certificate):
+                    self._certificate_replaced.set()
                 elif isinstance(message, Drain):
                     self._leave_soon(message)
                 else:
@@ -165,31 +187,50 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
     threading.Thread(target=watch, name="master-watch", daemon=True).start()
 
 
-async def _start(channel: Channel, slot: Slot) -> int:
-    # The master has sent the configuration before this process existed, so it is there.
+def _configuration(channel: Channel) -> Configure | None:
+    """What the master sent before this process existed; None, and said so, where it is something else."""
     received = channel.receive()
     if received is None or not isinstance(received[0], Configure):
         log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
-        return EXIT_CANNOT_START
-    config = received[0]
-    configure_logs(config.app_env, config.log_level)
-    _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
-    return await Worker(channel, slot, config).run()
+        return None
+    return received[0]
+
+
+def _loop_factory(config: Configure) -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop carries the native transport; grpcio brings its own I/O and is tested on asyncio's loop."""
+    return uvloop.new_event_loop if config.transport == "native" else asyncio.new_event_loop
+
+
+def _inherited_listener(descriptor: int) -> socket.socket:
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+async def _run(channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, gate: Gate) -> int:
+    return await Worker(channel, slot, config, listener, gate).run()
 
 
 def main(arguments: list[str]) -> int:
     """Run one worker. Returns the exit code."""
     # A terminal's Ctrl-C reaches the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control, stats, number = (int(argument) for argument in arguments)
+    control, stats, number, *listeners = (int(argument) for argument in arguments)
     configure_logs("production", "INFO")
     channel = Channel.inherited(control)
     page = StatsPage(stats)
     os.set_inheritable(stats, False)
     slot = page.slot(number)
     slot.start(os.getpid(), monotonic_ns())
+    listener = _inherited_listener(listeners[0]) if listeners else None
     try:
-        return asyncio.run(_start(channel, slot))
+        config = _configuration(channel)
+        if config is None:
+            return EXIT_CANNOT_START
+        configure_logs(config.app_env, config.log_level)
+        _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
+        gate = Gate(page, number, limit=config.max_connections)
+        with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+            return runner.run(_run(channel, slot, config, listener, gate))
     except Exception as error:
         log.critical("Worker failed", exc_info=error)
         return 1

@@ -86,8 +86,9 @@ class Connection(Inbound):
         """Response headers. No effect on a closed stream, or when they have been sent."""
         if stream.closed or stream.headers_sent:
             return
+        block = initial_block(metadata, encoding)  # may raise: then nothing was sent
         stream.headers_sent = True
-        self._sender.headers(stream, initial_block(metadata, encoding), end_stream=False)
+        self._sender.headers(stream, block, end_stream=False)
         self._pings.reset()
 
     def send_message(self, stream: Stream, message: bytes | memoryview, *, compressed: bool = False) -> None:

@@ -53,6 +53,7 @@ class Core:
         "_memo",
         "_memo_epoch",
         "_now",
+        "_octets_left",
         "_partial",
         "_paused",
         "_pings",
@@ -105,6 +106,7 @@ class Core:
         self._settings_unacked = 1
         self._paused = False
         self._refused_above: int | None = None
+        self._octets_left = limits.message_octets_per_turn
         self._calls_left = limits.calls_per_turn
         self._expect_preface = True
         self._sender.out.append(

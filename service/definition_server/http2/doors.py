@@ -31,6 +31,8 @@ _OK_HEADERS: Final = initial_block((), None)
 _OK_TRAILERS: Final = trailers_block(0, "", ())
 _PREFIX = 5
 _REMEMBERED_ANSWERS = 4096
+_REMEMBERED_FAILURES = 256
+_FREED_AT_ONCE = 8
 _LARGEST_REMEMBERED_REQUEST = 256
 _REMEMBERED_ROUTES = 256
 _LARGEST_REMEMBERED_FIELDS = 1024
@@ -45,7 +47,7 @@ class Answer:
     connection reports it once for each time the answer is given.
     """
 
-    __slots__ = ("block", "cacheable", "message", "pieces", "size", "tally")
+    __slots__ = ("block", "message", "pieces", "size", "tally")
 
     def __init__(
         self, pieces: tuple[bytes, ...] | None, size: int, message: bytes | memoryview | None, block: bytes, tally: int
@@ -57,7 +59,6 @@ class Answer:
         self.block = block
         """The terminal header block."""
         self.tally = tally
-        self.cacheable = True
 
     @classmethod
     def unary(cls, message: bytes | memoryview, tally: int = 0) -> Answer:
@@ -82,29 +83,35 @@ class Answer:
 
     @classmethod
     def failure(cls, status: int, message: str, tally: int = 0) -> Answer:
-        """A gRPC status without a message: one HEADERS frame. Not remembered by a door."""
+        """A gRPC status without a message: one HEADERS frame."""
         block = trailers_only_block(status, message, ())
         head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
-        answer = cls((head, block), 0, None, block, tally)
-        answer.cacheable = False
-        return answer
+        return cls((head, block), 0, None, block, tally)
 
 
 class _Remembered(dict[bytes, Answer | None]):
     """Length-prefixed message → answer; what is missing is looked up once.
 
-    A dict with ``__missing__`` answers a hit without running any Python. Two generations bound it at the cost of one
-    assignment: when the young one is full it becomes the old one, and what was old and not asked for again is dropped.
+    A dict with ``__missing__`` answers a hit without running any Python. Two generations bound it: when the young one
+    is full it becomes the old one, and what was old and not asked for again is dropped. Freeing thousands of answers
+    takes milliseconds, which some request would have to wait; so what is dropped is freed a few at a time, whenever
+    something new is looked up. It never lags behind: no more can have been remembered than was looked up.
     """
 
-    __slots__ = ("_lookup", "_old")
+    __slots__ = ("_dropped", "_failures", "_lookup", "_old")
 
     def __init__(self, lookup: Lookup) -> None:
         super().__init__()
         self._lookup = lookup
         self._old: dict[bytes, Answer | None] = {}
+        self._failures: dict[bytes, Answer] = {}
+        """Apart and few, so that a flood of names that nobody has defined drives out no answer that somebody needs."""
+        self._dropped: list[dict[bytes, Answer | None]] = []
 
     def __missing__(self, payload: bytes) -> Answer | None:
+        answer = self._failures.get(payload)
+        if answer is not None:
+            return answer
         answer = self._old.get(payload)
         if answer is None:
             # One whole, uncompressed message (PROTOCOL-HTTP2, Length-Prefixed-Message); anything else is taken apart
@@ -112,18 +119,39 @@ class _Remembered(dict[bytes, Answer | None]):
             if len(payload) < _PREFIX or payload[0] or int.from_bytes(payload[1:_PREFIX], "big") != len(payload) - 5:
                 return None
             answer = self._lookup(payload[_PREFIX:])
-            if not answer.cacheable or len(payload) > _LARGEST_REMEMBERED_REQUEST:
+            # A large answer is not copied, so it costs nothing to make and holds on to the application's memory.
+            if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None:
+                return answer
+            if answer.message is None:
+                if len(self._failures) >= _REMEMBERED_FAILURES:
+                    self._failures.clear()
+                self._failures[payload] = answer
                 return answer
         if len(self) >= _REMEMBERED_ANSWERS:
-            self._old = dict(self)
-            self.clear()
+            self._age()
+        if self._dropped:
+            self._free_some()
         self[payload] = answer
         return answer
 
     def forget(self) -> None:
         """Drop everything."""
-        self._old = {}
+        self._failures.clear()
+        self._age()
+        self._age()
+
+    def _age(self) -> None:
+        if self._old:
+            self._dropped.append(self._old)
+        self._old = dict(self)
         self.clear()
+
+    def _free_some(self) -> None:
+        oldest = self._dropped[-1]
+        for _ in range(min(_FREED_AT_ONCE, len(oldest))):
+            oldest.popitem()
+        if not oldest:
+            self._dropped.pop()
 
 
 class StaticUnary:
@@ -160,7 +188,8 @@ class Route:
     ) -> None:
         self.request = request
         self.door = door
-        self.fault = fault
+        # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.
+        self.fault = None if fault is None else fault.with_traceback(None)
         """What the call is answered with once the request has ended."""
         length = request.content_length if request is not None else fault.content_length if fault is not None else None
         self.content_length = UNKNOWN_LENGTH if length is None else length

@@ -69,7 +69,7 @@ class Exchanges(Core):
         window = sender.window
         floor = window - limits.octets_per_turn
         largest = sender.initial_window
-        expected = streams.last_id + 2
+        first = expected = streams.last_id + 2
         already = len(answered)
         most = already + limits.answers_per_turn
         received = 0
@@ -128,10 +128,11 @@ class Exchanges(Core):
             return position
         finally:
             streams.last_id = max(streams.last_id, expected - 2)
+            self._window_updates += streams.last_id + 2 - first  # two for each stream
             count = len(answered) - already
             if count:
                 sender.window = window
-                self._window_updates += 22 * count
+                self._window_updates += 20 * count
                 self._pings.reset()
                 self._lifetime.idle_at = self._now
                 self._take_in(received, received)
@@ -187,7 +188,6 @@ class Exchanges(Core):
 
     def _open(self, stream_id: int, route: Route, *, end_stream: bool) -> None:
         """A stream begins that is not answered on the spot."""
-        self._window_updates += 2
         stream = Stream(stream_id, route, self._sender.initial_window, self.limits.initial_window)
         self._streams.open[stream_id] = stream
         stream.send_window += self._streams.pending_windows.pop(stream_id, 0)
@@ -232,6 +232,7 @@ class Exchanges(Core):
             self._glitch("tiny DATA frames", _TINY_GLITCH)
         self._partial += held - before
         stream.partial = held
+        self._octets_left -= sum(map(len, messages))
         if not all(self._message(stream, message) for message in messages):
             self._take_in(size, size)
             return

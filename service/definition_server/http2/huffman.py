@@ -3,7 +3,7 @@
 The code is a tree of 256 inner nodes. A decoder that reads octets stands, after each, at some inner node; where it goes
 from there, and which symbols it passes, depends on node and octet alone. Each node therefore keeps a row
 octet -> (next node, symbols passed), filled in at the first use of a step: real traffic needs a few thousand of the
-65,536 steps. All of them, which an attacker can ask for, are 9 MiB, once in a process.
+65,536 steps. All of them, which an attacker can ask for, are 8 MiB, once in a process.
 """
 
 from __future__ import annotations

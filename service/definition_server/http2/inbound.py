@@ -23,6 +23,8 @@ from definition_server.http2.windows import grown
 
 DRAIN_PING = b"draining"
 KEEPALIVE_PING = b"keepaliv"
+_STREAMS_PER_GLITCH = 64
+"""A change of the initial window touches every open stream."""
 _IN_FLIGHT_GLITCH = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
 
@@ -50,6 +52,7 @@ class Inbound(Exchanges):
             self._held = b""  # after the last GOAWAY the peer is heard out, not listened to (section 5.4.1)
         else:
             self._calls_left = self.limits.calls_per_turn
+            self._octets_left = self.limits.message_octets_per_turn
             try:
                 self._work()
             except ConnectionFault as fault:
@@ -68,7 +71,8 @@ class Inbound(Exchanges):
                 position = self._answer_batch(data, position, end)
             if end - position < frames.HEADER_LENGTH:
                 break
-            if self.backlog or self._calls_left <= 0 or len(out) > self.limits.replies_per_turn:
+            spent = self._calls_left <= 0 or self._octets_left <= 0 or len(out) > self.limits.replies_per_turn
+            if self.backlog or spent:
                 self.backlog = True
                 break
             high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
@@ -177,6 +181,7 @@ class Inbound(Exchanges):
             self._glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
             return
         self._streams.use(stream_id)
+        self._window_updates += 2  # whatever becomes of it: C-core sends two for every call
         if self._refused_above is not None:
             self._decode(block)
             self._streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
@@ -264,7 +269,8 @@ class Inbound(Exchanges):
             return
         if len(payload) > self.limits.max_settings_entries * frames.SETTING.size:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many entries in SETTINGS")
-        self._glitch("SETTINGS frames")
+        self._glitch("SETTINGS frames", 1 + len(self._streams.open) / _STREAMS_PER_GLITCH)
+        window = self._sender.initial_window
         for key, value in frames.SETTING.iter_unpack(payload):
             if key == frames.HEADER_TABLE_SIZE:
                 self._sender.allow_table(value)
@@ -273,11 +279,12 @@ class Inbound(Exchanges):
             elif key == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE of {value}")
-                self._sender.change_initial_window(value, self._streams.open)
+                window = value  # the last one counts; applying each would let one frame walk all streams many times
             elif key == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE of {value}")
                 self._sender.max_frame = value
+        self._sender.change_initial_window(window, self._streams.open)
         self._sender.out.append(frames.SETTINGS_ACK)
 
     def _ping(self, flags: int, payload: bytes) -> None:

@@ -48,7 +48,7 @@ class MessageReader:
         self._encoding = encoding
         self._buffer = bytearray()
         self._size = 0  # of prefix and message; known once the buffer holds a prefix
-        self._fault: CallFault | None = None
+        self._fault: tuple[int, str] | None = None
 
     @property
     def buffered(self) -> int:
@@ -62,22 +62,23 @@ class MessageReader:
         or compressed octets, that make no sense.
         """
         if self._fault is not None:
-            raise self._fault
+            raise CallFault(*self._fault)
         try:
             return self._cut(data)
         except CallFault as fault:
-            self._fault = fault
+            # Not the exception: it holds the frames it came through, and with them up to a whole inflated message.
+            self._fault = fault.status, fault.message
             self._buffer = bytearray()
             raise
 
     def finish(self) -> None:
         """The client has ended its side. Raises `CallFault` 13 if a message is not whole."""
         if self._fault is not None:
-            raise self._fault
+            raise CallFault(*self._fault)
         if self._buffer:
             self._buffer = bytearray()
-            self._fault = CallFault(_INTERNAL, "the request ended within a message")
-            raise self._fault
+            self._fault = _INTERNAL, "the request ended within a message"
+            raise CallFault(*self._fault)
 
     def _cut(self, data: bytes | bytearray | memoryview) -> list[bytes]:
         messages: list[bytes] = []
@@ -143,7 +144,9 @@ def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
     except zlib.error:
         raise CallFault(_INTERNAL, "compressed message is corrupt") from None
     if len(message) > limit:
-        raise _too_large(len(message), limit)
+        length = len(message)
+        del message  # or the traceback would keep it
+        raise _too_large(length, limit)
     if not inflater.eof or inflater.unused_data:
         raise CallFault(_INTERNAL, "compressed message is cut, or something follows it")
     return message

@@ -1,8 +1,8 @@
 """What master and worker say to each other.
 
-Master → worker: `Configure` (once, first), `Keys`, `Publish` (with a descriptor), `Drain`. Worker → master: `Ready`,
-sent when the port is open and again after every swap. A message is one datagram of JSON: rare, small, readable in
-``strace``. The order of sending is the order of arrival.
+Master → worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish` (with a descriptor), `Drain`. Worker →
+master: `Ready`, sent when the port is open and again after every swap. A message is one datagram of JSON: rare, small,
+readable in ``strace``. The order of sending is the order of arrival.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """What a worker needs to start. Nothing secret: keys come by `Keys`, as digests."""
+    """What a worker needs to start. Nothing secret: keys come by `Keys`, as digests, and TLS files by their paths.
+
+    Of the limits, 0 is none. Times are in seconds.
+    """
 
     host: str
     port: int
@@ -29,6 +32,15 @@ class Configure:
     app_env: str
     log_level: str
     drain_timeout_seconds: float
+    max_connections: int = 0
+    max_connection_idle_seconds: float = 0.0
+    keepalive_time_seconds: float = 7200.0
+    keepalive_timeout_seconds: float = 20.0
+    tls_cert_file: str = ""
+    """Empty: no TLS."""
+    tls_key_file: str = ""
+    tls_client_ca_file: str = ""
+    """Empty: clients need no certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,13 @@ class Keys:
     """The keys that clients may present, as hex SHA-256 digests. Replaces the ones before."""
 
     digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The TLS files were replaced: read them again, for connections to come. ``revision`` counts the replacements."""
+
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +81,9 @@ class Ready:
     generation: int
 
 
-Message = Configure | Keys | Publish | Drain | Ready
+Message = Configure | Keys | Certificate | Publish | Drain | Ready
 
-_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in (Configure, Keys, Publish, Drain, Ready)}
+_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in (Configure, Keys, Certificate, Publish, Drain, Ready)}
 
 
 def encode(message: Message) -> bytes:

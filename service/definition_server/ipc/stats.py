@@ -1,9 +1,9 @@
 """The stats page: one shared mapping, one cache-line-padded slot of 64-bit counters per worker.
 
 A worker is the only writer of its slot and adds without a lock; the master reads all slots when it is asked for
-metrics or status. A slot is not cleared when its worker dies, and the worker that follows goes on adding, so counters
-survive crashes. A read may be one request behind another read in the same slot; no value is ever torn, because an
-aligned 64-bit store is one store.
+metrics or status, and a worker reads the others' connections when it is about to accept one. A slot is not cleared when
+its worker dies, and the worker that follows goes on adding, so counters survive crashes. A read may be one request
+behind another read in the same slot; no value is ever torn, because an aligned 64-bit store is one store.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Word(IntEnum):
     HEARTBEAT = 1
     GENERATION = 2
     ENTRIES = 3
-    VERSION_HASH = 4
+    ACCEPTING = 4
+    CONNECTIONS = 5
+    OPENED = 6
+    VERSION_HASH = 7
     REQUESTS = VERSION_HASH + _HASH_WORDS
     BUCKETS = REQUESTS + len(STATUSES)
     NANOSECONDS = BUCKETS + len(METHODS) * _BUCKETS
@@ -43,6 +46,11 @@ class Word(IntEnum):
 
 
 SLOT_SIZE = -(-Word.END * _WORD // _CACHE_LINE) * _CACHE_LINE
+# A plain int is several times as fast an index as the member of an IntEnum.
+_HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
+    int(word) for word in (Word.HEARTBEAT, Word.ACCEPTING, Word.CONNECTIONS, Word.OPENED)
+)
+_REQUESTS, _FIRST_BUCKET, _NANOSECONDS = int(Word.REQUESTS), int(Word.BUCKETS), int(Word.NANOSECONDS)
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 
 
@@ -55,6 +63,12 @@ class SlotReading:
     generation: int
     entries: int
     version_hash: str
+    accepting: bool
+    """Whether the worker takes new connections."""
+    connections: int
+    """Connections that it holds now."""
+    opened: int
+    """Connections that were ever accepted on this slot."""
     requests: dict[str, int]
     """Status → requests."""
     latency: dict[str, tuple[int, ...]]
@@ -70,6 +84,8 @@ class Slot:
 
     def start(self, pid: int, now_ns: int) -> None:
         """A new process takes the slot; what it counts stays, what it *is* begins anew."""
+        self.close_gate()
+        self._words[Word.CONNECTIONS] = 0
         self._words[Word.GENERATION] = 0
         self._words[Word.ENTRIES] = 0
         for number in range(_HASH_WORDS):
@@ -91,10 +107,32 @@ class Slot:
 
     def count(self, method: int, status: int, elapsed_ns: int) -> None:
         """One request answered: indices into `METHODS` and `STATUSES`, and the time it took."""
+        self.count_many(method, status, 1, elapsed_ns)
+
+    def count_many(self, method: int, status: int, number: int, elapsed_ns: int) -> None:
+        """``number`` requests answered alike, each in ``elapsed_ns``."""
         words = self._words
-        words[Word.REQUESTS + status] += 1
-        words[Word.BUCKETS + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
-        words[Word.NANOSECONDS + method] += elapsed_ns
+        words[_REQUESTS + status] += number
+        words[_FIRST_BUCKET + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
+        words[_NANOSECONDS + method] += number * elapsed_ns
+
+    def open_gate(self) -> None:
+        """The worker takes new connections from now on."""
+        self._words[Word.ACCEPTING] = 1
+
+    def close_gate(self) -> None:
+        """No new connections: the worker drains, or (said by the master) is dead."""
+        self._words[Word.ACCEPTING] = 0
+
+    def connected(self, connections: int, opened: int) -> None:
+        """The worker holds ``connections`` now, having accepted ``opened`` more since it last said so."""
+        self._words[Word.CONNECTIONS] = connections
+        self._words[Word.OPENED] += opened
+
+    def load(self) -> tuple[bool, int, int, int]:
+        """What a peer's decision to accept needs: accepting, connections, opened, heartbeat in nanoseconds."""
+        words = self._words
+        return words[_ACCEPTING] == 1, words[_CONNECTIONS], words[_OPENED], words[_HEARTBEAT]
 
     def read(self) -> SlotReading:
         """All values."""
@@ -106,6 +144,9 @@ class Slot:
             generation=words[Word.GENERATION],
             entries=words[Word.ENTRIES],
             version_hash=version.hex() if any(version) else "",
+            accepting=words[Word.ACCEPTING] == 1,
+            connections=words[Word.CONNECTIONS],
+            opened=words[Word.OPENED],
             requests={status: words[Word.REQUESTS + i] for i, status in enumerate(STATUSES)},
             latency={
                 method: tuple(words[Word.BUCKETS + i * _BUCKETS : Word.BUCKETS + (i + 1) * _BUCKETS])

@@ -117,6 +117,7 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
     beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Since a worker's last beat.", labels=("worker",))
     restarts = CounterMetricFamily("avap_worker_restarts", "Unasked ends of a worker.", labels=("worker",))
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
+    connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
     for worker in status.workers:
         label = (str(worker.worker),)
         generation.add_metric(label, worker.generation)
@@ -126,7 +127,9 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
             beat.add_metric(label, worker.heartbeat_age_seconds)
         restarts.add_metric(label, worker.restarts)
         loop.add_metric(label, worker.crash_loop)
-    yield from (generation, served, up, beat, restarts, loop)
+        if worker.connections is not None:
+            connections.add_metric(label, worker.connections)
+    yield from (generation, served, up, beat, restarts, loop, connections)
 
 
 def _requests(requests: RequestStatus) -> Iterator[Metric]:

@@ -50,6 +50,8 @@ class WorkerStatus:
     heartbeat_age_seconds: float | None
     restarts: int
     crash_loop: bool
+    connections: int | None = None
+    """None where the transport keeps no count."""
 
 
 @dataclass(frozen=True, slots=True)

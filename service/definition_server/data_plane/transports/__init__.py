@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Protocol
 
+from definition_server.data_plane.balance import Gate
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.ipc.messages import Configure
 
@@ -28,12 +30,27 @@ class Transport(Protocol):
     async def set_serving(self, serving: bool) -> None:
         """What health checks answer from now on."""
 
+    async def reload_certificate(self) -> None:
+        """Read the TLS files again, for connections to come. Where they are not usable, the old ones stay."""
+
+    async def call_all_paths(self, port: int, key: str) -> None:
+        """Make one call of each kind to this transport on the loopback, for `warmup`; the answers do not matter."""
+
     async def stop(self, grace_seconds: float) -> None:
         """Accept no more, finish calls in flight, cut what is left after ``grace_seconds``."""
 
 
-def create_transport(config: Configure, endpoint: Endpoint) -> Transport:
-    """The transport that ``config.transport`` names. Only that one is imported."""
+def create_transport(
+    config: Configure, endpoint: Endpoint, listener: socket.socket | None = None, gate: Gate | None = None
+) -> Transport:
+    """The transport that ``config.transport`` names. Only that one is imported.
+
+    ``listener`` and ``gate`` are for one that can adopt a listening socket: the native one.
+    """
+    if config.transport == "native":
+        from definition_server.data_plane.transports.native import NativeTransport
+
+        return NativeTransport(config, endpoint, listener, gate)
     from definition_server.data_plane.transports.grpcio import GrpcioTransport
 
     return GrpcioTransport(config, endpoint)

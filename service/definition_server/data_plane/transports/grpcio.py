@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,9 @@ from definition_server.data_plane.health import Health
 from definition_server.data_plane.services import SERVICE
 from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ABORT_CODES = {status: _CODES[status.value] for status in Status}
@@ -37,7 +41,9 @@ class GrpcioTransport:
     """`Transport` on ``grpc.aio``."""
 
     def __init__(self, config: Configure, endpoint: Endpoint) -> None:
+        self._config = config
         self._address = _address(config.host, config.port)
+        self._certificate: grpc.ServerCertificateConfiguration | None = None
         self._health = Health()
         self._pool = ThreadPoolExecutor(config.threadpool_size, "handler")
         self._server = grpc.aio.server(self._pool, options=_options(config))
@@ -54,9 +60,14 @@ class GrpcioTransport:
         """See `Transport.start`."""
         await self._health.report(False)
         try:
-            port = self._server.add_insecure_port(self._address)
+            if self._config.tls_cert_file:
+                port = self._server.add_secure_port(self._address, self._credentials())
+            else:
+                port = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise CannotListen(f"cannot listen on {self._address}: {error}") from error
+        except OSError as error:
+            raise CannotListen(f"cannot serve TLS: {error}") from error
         await self._server.start()
         return int(port)
 
@@ -69,6 +80,40 @@ class GrpcioTransport:
         self._health.end_watches()
         await self._server.stop(grace_seconds)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def reload_certificate(self) -> None:
+        """See `Transport.reload_certificate`."""
+        if self._certificate is not None:
+            try:
+                self._certificate = _certificate(self._config)
+            except OSError as error:
+                log.error("TLS certificate not read again; the old one stays", error=str(error))
+
+    async def call_all_paths(self, port: int, key: str) -> None:
+        """See `Transport.call_all_paths`."""
+        found, missing = b"\x0a\x04warm", b"\x0a\x07missing"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            get: Any = channel.unary_unary(f"/{SERVICE}/GetCommand")
+            sync: Any = channel.unary_unary(f"/{SERVICE}/SyncCatalog")
+            check = health_pb2_grpc.HealthStub(channel).Check
+            for call, request, presented in (
+                (get, found, key),
+                (get, missing, key),
+                (get, found, "wrong"),
+                (sync, b"", key),
+                (check, health_pb2.HealthCheckRequest(), key),
+            ):
+                with suppress(grpc.aio.AioRpcError):
+                    await call(request, metadata=((METADATA_KEY, presented),), timeout=5)
+
+    def _credentials(self) -> grpc.ServerCredentials:
+        certificate = self._certificate = _certificate(self._config)
+        # The C-core asks for the certificate at every handshake.
+        return grpc.dynamic_ssl_server_credentials(
+            certificate,
+            lambda: self._certificate or certificate,
+            require_client_authentication=bool(self._config.tls_client_ca_file),
+        )
 
 
 def _method(handler: Handler) -> Method:
@@ -85,33 +130,33 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _certificate(config: Configure) -> grpc.ServerCertificateConfiguration:
+    """What the TLS files hold now.
+
+    Raises:
+        OSError: where one cannot be read.
+    """
+    chain = Path(config.tls_cert_file).read_bytes()
+    key = Path(config.tls_key_file).read_bytes()
+    authority = Path(config.tls_client_ca_file).read_bytes() if config.tls_client_ca_file else None
+    return grpc.ssl_server_certificate_configuration([(key, chain)], authority)
+
+
 def _options(config: Configure) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", _MAX_REQUEST),
+        ("grpc.keepalive_time_ms", int(config.keepalive_time_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
     ]
+    if config.max_connections:
+        options.append(("grpc.max_allowed_incoming_connections", config.max_connections))
+    if config.max_connection_idle_seconds:
+        options.append(("grpc.max_connection_idle_ms", int(config.max_connection_idle_seconds * 1000)))
     if config.max_connection_age_seconds:
         options += [
             ("grpc.max_connection_age_ms", int(config.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_timeout_seconds * 1000)),
         ]
     return options
-
-
-async def call_all_paths(port: int, key: str) -> None:
-    """Make one call of each kind to a server on the loopback, for `warmup`; the answers do not matter."""
-    found, missing = b"\x0a\x04warm", b"\x0a\x07missing"
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        get: Any = channel.unary_unary(f"/{SERVICE}/GetCommand")
-        sync: Any = channel.unary_unary(f"/{SERVICE}/SyncCatalog")
-        check = health_pb2_grpc.HealthStub(channel).Check
-        for call, request, presented in (
-            (get, found, key),
-            (get, missing, key),
-            (get, found, "wrong"),
-            (sync, b"", key),
-            (check, health_pb2.HealthCheckRequest(), key),
-        ):
-            with suppress(grpc.aio.AioRpcError):
-                await call(request, metadata=((METADATA_KEY, presented),), timeout=5)

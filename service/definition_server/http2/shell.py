@@ -1,0 +1,329 @@
+"""A `Connection` on an event loop: an asyncio protocol that reads, writes, keeps time, and leaves in order.
+
+**Theory of operation.** All decisions are the connection's; the shell carries octets and events. Whatever happens
+(octets, a handler's message, a timer) ends in one `_settle`: write what may go, hand out events, stop or go on
+reading. What handlers send within one turn of the loop is written together (`wake`).
+
+**Fairness.** A turn is bounded on both sides: ``backlog`` says that input is left over, a full budget that output is.
+Either is taken up in the next turn, behind whatever other connections have to do; meanwhile nothing is read.
+
+**Time.** Ten thousand idle connections must cost nothing, and a busy one no clock arithmetic per packet. So an idle
+connection has one timer at its next deadline; traffic may bring that forward, and asks for a second look within
+`Host.timer_slack` seconds, once, however much traffic there is.
+
+**Leaving.** After the last GOAWAY the shell flushes, half-closes, and reads on, for `LINGER` seconds and
+`_LINGER_OCTETS` octets at the most: closing a socket with unread input makes the kernel send RST, which may destroy
+the GOAWAY on its way (RFC 9113 section 5.4.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any, Protocol, cast
+
+from definition_server.http2.connection import Connection
+from definition_server.http2.doors import Doors
+from definition_server.http2.errors import ErrorCode
+from definition_server.http2.events import (
+    CallCancelled,
+    CallStarted,
+    ConnectionClosing,
+    Event,
+    HalfClosed,
+    MessageReceived,
+)
+from definition_server.http2.limits import Limits
+from definition_server.http2.stream import Stream
+from definition_server.http2.tls import peer_identity
+
+log = logging.getLogger("definition_server.http2")
+
+LINGER = 1.0
+"""Seconds that we read on after the last GOAWAY."""
+_LINGER_OCTETS = 2 * 1024 * 1024
+"""Octets that we read on for; what an honest client has under way is within the windows we gave it."""
+
+
+class Host(Protocol):
+    """What a shell needs of its server."""
+
+    doors: Doors
+    limits: Limits
+    timer_slack: float
+    """Seconds by which a deadline may be noticed late once traffic has brought it forward."""
+
+    def connected(self, shell: Shell) -> None:
+        """The connection begins."""
+
+    def disconnected(self, shell: Shell) -> None:
+        """The connection is gone, its calls have been told."""
+
+    def call_started(self, shell: Shell, stream: Stream) -> None:
+        """A call needs a handler. Set ``stream.call``, or end the call."""
+
+    def answered(self, tallies: list[int], seconds: float) -> None:
+        """A batch of ready answers was written ``seconds`` after its requests were read. The list is not kept."""
+
+
+class Shell(asyncio.Protocol):
+    """One connection. Made by the protocol factory of a listening socket."""
+
+    __slots__ = (
+        "_brisk",
+        "_heard",
+        "_host",
+        "_lingering",
+        "_loop",
+        "_reading",
+        "_timer",
+        "_timer_at",
+        "_transport",
+        "_waking",
+        "closing",
+        "connection",
+        "established",
+    )
+
+    _transport: asyncio.Transport
+    connection: Connection
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = loop
+        self._reading = True
+        self._waking = False
+        self._brisk = False
+        self._heard = 0
+        self._lingering = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self.closing = False
+        """The last GOAWAY is out, or the transport is gone."""
+        self.established = False
+        """`connection_made` has come, so `connection_lost` will."""
+
+    # -- what the transport says ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.connection = Connection(self._host.doors, self._host.limits, self._loop.time())
+        self.established = True
+        self._host.connected(self)
+        tls = transport.get_extra_info("ssl_object")
+        # RFC 9113 section 3.2: "Implementations that support HTTP/2 over TLS MUST use protocol negotiation in TLS".
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            log.info("%s did not negotiate h2: closed", self.peer)
+            self.closing = True
+            self._transport.abort()
+            return
+        self._settle()
+        self._set_timer(self.connection.next_deadline())
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if not self.closing:
+            self._receive(data)
+            return
+        self._heard += len(data)
+        if self._heard > _LINGER_OCTETS:
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        """The peer has shut its side: as in every gRPC implementation, it is gone (the transport closes itself)."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self.closing = True
+        self._set_timer(None)
+        self._dispatch(self.connection.connection_lost())
+        self._host.disconnected(self)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self.connection.pause_writing(self._loop.time())
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has room."""
+        self.connection.resume_writing(self._loop.time())
+        self._settle()
+        if not self.closing and self.connection.backlog:
+            self.wake()
+
+    # -- what the server and its calls say ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something may have to be written, or read on: do it in the next turn of the loop, once."""
+        if not self._waking and not self._transport.is_closing():
+            self._waking = True
+            self._loop.call_soon(self._turn)
+
+    def drain(self) -> None:
+        """Serve the calls that the client has begun, take no more, and leave."""
+        self.connection.drain(self._loop.time())
+        self._settle()
+        self._look_soon()
+
+    def close(self, code: int = ErrorCode.NO_ERROR, reason: str = "") -> None:
+        """Leave now: running calls end as cancelled; GOAWAY is flushed."""
+        self.connection.close(code, reason)
+        self._settle()
+
+    def abort(self) -> None:
+        """Drop the transport; nothing more is written."""
+        self._transport.abort()
+
+    @property
+    def peer(self) -> str:
+        """The peer's address as gRPC writes it: ``ipv4:127.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``."""
+        address = self._transport.get_extra_info("peername")
+        if not isinstance(address, tuple) or len(address) < 2:
+            return "unix:"
+        host, port = address[:2]
+        return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+    def auth_context(self) -> Mapping[str, list[bytes]]:
+        """What TLS knows of the peer, in gRPC's words; empty without TLS."""
+        tls: Any = self._transport.get_extra_info("ssl_object")
+        return {} if tls is None else peer_identity(tls)
+
+    # -- one turn -------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._waking = False
+        if self._transport.is_closing():
+            return
+        if self.connection.backlog and self.connection.wants_read:
+            self._receive(b"")
+        else:
+            self._settle()
+            self._look_soon()
+
+    def _receive(self, data: bytes) -> None:
+        connection = self.connection
+        begun = perf_counter()  # the loop's own clock may stand still within a turn, and count in milliseconds
+        events = connection.receive_data(data, self._loop.time())
+        if events:
+            self._dispatch(events)
+        self._settle()
+        if connection.answered:
+            self._host.answered(connection.answered, perf_counter() - begun)
+            connection.answered.clear()
+        if connection.backlog and not self.closing:
+            self.wake()
+        if not self._brisk:
+            self._look_soon()
+
+    def _settle(self) -> None:
+        """Write what may go, hand out what that brings about, and decide whether to read on."""
+        connection, transport = self.connection, self._transport
+        if transport.is_closing():
+            return
+        pieces = connection.data_to_send()
+        if pieces:
+            if len(pieces) == 1:
+                transport.write(pieces[0])
+                size = len(pieces[0])
+            else:
+                transport.writelines(pieces)
+                size = sum(map(len, pieces))
+            if size >= connection.limits.octets_per_turn:
+                self.wake()
+        events = connection.take_events()
+        if events:
+            self._dispatch(events)
+            self.wake()  # a handler's call may have been ended at once
+        if connection.terminated:
+            self._leave()
+            return
+        reading = connection.wants_read and not connection.backlog
+        if reading is not self._reading:
+            self._reading = reading
+            (transport.resume_reading if reading else transport.pause_reading)()
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, ConnectionClosing):
+                self._tell_closing(event)
+                continue
+            stream = event.stream
+            if isinstance(event, CallStarted):
+                self._host.call_started(self, stream)
+            elif stream.call is None:  # refused at its start
+                if isinstance(event, MessageReceived):
+                    self.connection.consumed(stream, len(event.message))
+            elif isinstance(event, MessageReceived):
+                stream.call.message_received(event.message)
+            elif isinstance(event, HalfClosed):
+                stream.call.half_closed()
+            elif isinstance(event, CallCancelled):
+                stream.call.peer_cancelled()
+            else:
+                stream.call.writable()
+
+    def _tell_closing(self, event: ConnectionClosing) -> None:
+        if event.code == ErrorCode.ENHANCE_YOUR_CALM:
+            log.warning("%s was cut off: %s", self.peer, event.reason)
+        elif event.code != ErrorCode.NO_ERROR:
+            log.info("%s broke the protocol: %s", self.peer, event.reason)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        """Traffic may have brought a deadline forward."""
+        if self._brisk or self.closing:
+            return
+        self._brisk = True
+        soon = self._loop.time() + self._host.timer_slack
+        if self._timer is None or soon < self._timer_at:
+            self._set_timer(soon)
+
+    def _set_timer(self, instant: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if instant is not None and not self.closing:
+            self._timer_at = instant
+            self._timer = self._loop.call_at(instant, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._brisk = False
+        events = self.connection.tick(self._loop.time())
+        if events:
+            self._dispatch(events)
+        self._settle()
+        if not self.closing:
+            self._set_timer(self.connection.next_deadline())
+
+    # -- leaving --------------------------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Flush, then half-close, then hear the peer out. Called again when the transport's buffer has emptied."""
+        transport = self._transport
+        if not self.closing:
+            self._set_timer(None)
+            self.closing = True
+            # From now on `resume_writing` tells that every octet has left.
+            transport.set_write_buffer_limits(0)
+            if not self._reading:
+                self._reading = True
+                transport.resume_reading()
+            stalled = self._loop.time() + self.connection.limits.stall_timeout
+            self._timer = self._loop.call_at(stalled, transport.abort)
+        if self._lingering or transport.get_write_buffer_size() or not self.connection.wants_read:
+            return
+        self._lingering = True
+        if self._timer is not None:
+            self._timer.cancel()
+        # TLS has no half-close in asyncio: there the client hears of the end when it closes, or when we do.
+        if transport.can_write_eof():
+            try:
+                transport.write_eof()
+            except OSError:  # the peer was faster: the socket is not connected any more
+                transport.abort()
+                return
+        self._timer = self._loop.call_later(LINGER, transport.close)

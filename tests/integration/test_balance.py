@@ -1,0 +1,125 @@
+"""Connections are spread over the workers by load, move on from a dead one, and wait for no hung one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from tests.conftest import StartServer
+from tests.support.client import UNLIMITED, Client
+from tests.support.polling import until
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+pytestmark = pytest.mark.transports("native")  # grpcio cannot adopt a listening socket: the kernel hashes connections
+
+WORKERS, CLIENTS = 4, 16
+PATIENT = (*UNLIMITED, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
+
+
+def start(table: Table, start_server: StartServer, **settings: str) -> ServerProcess:
+    table.add_commands(3)
+    return start_server(table.url, WORKERS=str(WORKERS), **settings).wait_ready()
+
+
+def held(server: ServerProcess) -> list[int]:
+    """Connections of each worker."""
+    return [worker["connections"] or 0 for worker in server.statusz()["workers"]]
+
+
+@pytest.fixture
+def clients() -> Iterator[ExitStack]:
+    """Clients that leave at the end of the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(clients: ExitStack, server: ServerProcess, count: int) -> list[Client]:
+    """So many clients, one after the other, each with a connection by which it has been answered."""
+    made = []
+    for _ in range(count):
+        made.append(clients.enter_context(Client(server.port, options=PATIENT)))
+        assert made[-1].get("command1").name == "command1"
+    return made
+
+
+def test_sixteen_clients_one_after_the_other_fall_evenly_on_four_workers(
+    table: Table, start_server: StartServer, clients: ExitStack
+) -> None:
+    server = start(table, start_server)
+    for count in range(1, CLIENTS + 1):
+        connect(clients, server, 1)
+        assert sum(held(server)) == count
+        assert max(held(server)) - min(held(server)) <= 1
+    assert held(server) == [CLIENTS // WORKERS] * WORKERS
+    assert server.metric("avap_connections", worker="0") == CLIENTS // WORKERS
+
+
+def test_a_burst_of_clients_falls_evenly_too(table: Table, start_server: StartServer, clients: ExitStack) -> None:
+    server = start(table, start_server)
+    for _ in range(40):
+        clients.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+    until(lambda: sum(held(server)) == 40, lambda: f"all accepted: {held(server)}")
+    assert max(held(server)) - min(held(server)) <= 1
+
+
+def test_a_dead_workers_share_moves_on_and_connections_spread_anew(
+    table: Table, start_server: StartServer, clients: ExitStack
+) -> None:
+    """Those of the dead one go to the living at once; as connections come of age, its successor gets its share."""
+    server = start(table, start_server, MAX_CONNECTION_AGE_SECONDS="2")
+    callers = connect(clients, server, CLIENTS)
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    until(lambda: any(worker["restarts"] for worker in server.statusz()["workers"]), server.tail)
+
+    def spread() -> bool:
+        for caller in callers:
+            caller.health()  # it reconnects where it has to
+        now = held(server)
+        # While one connection of a client drains, it may have its next one already.
+        return sum(now) >= CLIENTS and max(now) - min(now) <= 1 and min(now) >= CLIENTS // WORKERS
+
+    until(spread, lambda: f"an even spread over all workers: {held(server)}", seconds=60)
+
+
+def test_a_worker_that_hangs_holds_up_no_connection(
+    table: Table, start_server: StartServer, clients: ExitStack
+) -> None:
+    server = start(table, start_server, HEARTBEAT_TIMEOUT_SECONDS="60")
+    connect(clients, server, WORKERS - 1)
+    idle = next(worker["pid"] for worker in server.statusz()["workers"] if not worker["connections"])
+    os.kill(idle, signal.SIGSTOP)
+    try:
+        slowest = 0.0
+        deadline = time.monotonic() + 2.5  # past the moment from which its heart is missed
+        while time.monotonic() < deadline:
+            began = time.monotonic()
+            connect(clients, server, 1)
+            slowest = max(slowest, time.monotonic() - began)
+    finally:
+        os.kill(idle, signal.SIGCONT)
+    # 50 ms of patience at first, none later; the rest is the machine's.
+    assert slowest < 0.5
+    assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
+
+
+def test_connections_beyond_the_limit_wait_for_one_to_end(
+    table: Table, start_server: StartServer, clients: ExitStack
+) -> None:
+    server = start(table, start_server, MAX_CONNECTIONS="2")
+    connect(clients, server, 2 * WORKERS - 1)
+    with Client(server.port) as last:
+        assert last.get("command1").name == "command1"
+        assert held(server) == [2] * WORKERS
+        waiting = clients.enter_context(Client(server.port))
+        call = waiting.channel.unary_unary("/avap.DefinitionEngine/GetCommand").future(
+            b"\x0a\x08command1", metadata=waiting.metadata, timeout=30
+        )
+        server.wait_log("Connections wait: MAX_CONNECTIONS is reached", connections=2)
+        assert not call.done()
+    assert b"command1" in call.result()

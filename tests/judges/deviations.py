@@ -1,0 +1,122 @@
+"""Where our engine does otherwise than grpcio, on purpose: the reasons, and what grpcio does in each case."""
+
+from __future__ import annotations
+
+REASONS: dict[str, dict[str, str]] = {
+    "RFC 9113 makes it an error of the connection: what the peer means is unknown from here on. C-core overlooks it.": {
+        "04 DATA on stream 0": "open",
+        "04 HEADERS on stream 0": "open",
+        "04 PRIORITY on stream 0": "open",
+        "04 RST_STREAM on stream 0": "open",
+        "04 PING on a stream": "open",
+        "04 GOAWAY on a stream": "open",
+        "04 PUSH_PROMISE": "open",
+        "10 an even stream": "open",
+        "10 a lower stream than before": "open",
+        "11 DATA on an idle stream": "open",
+        "11 RST_STREAM on an idle stream": "open",
+        "11 WINDOW_UPDATE on an idle stream": "open",
+        "19 a window that grows beyond 2^31-1": "open",
+        "21 the connection's window beyond 2^31-1": "open",
+    },
+    "RFC 9113 makes it an error of the stream, and a client that errs this way should hear of it. C-core "
+    "overlooks it.": {
+        "03 PRIORITY of 4 octets": "open",
+        "08 a stream that depends on itself": "open",
+        "12 DATA after END_STREAM": "open",
+        "12 HEADERS after END_STREAM": "open",
+        "21 a stream's window beyond 2^31-1": "open",
+        "15 trailers with a pseudo-header": "T:0",
+    },
+    "RFC 9113 makes it an error of the stream. C-core ends the connection, and with it every other call.": {
+        "15 trailers without END_STREAM": "closed",
+        "21 WINDOW_UPDATE of 0 on a stream": "closed",
+    },
+    "Padding is legal, and nghttp -b sends it. C-core does not understand it.": {
+        "06 padded HEADERS": "closed",
+        "06 HEADERS with padding and priority": "closed",
+        "06 padded DATA": "S:PROTOCOL_ERROR",
+        "06 more padding than DATA": "S:PROTOCOL_ERROR",
+    },
+    "RFC 7541 demands the check: a decoder that accepts two encodings of one thing lets filters be passed by.": {
+        "24 Huffman padding of more than 7 bits": "T:0",
+        "24 Huffman code with EOS": "T:0",
+        "25 a size update after a field": "T:0",
+    },
+    "Limits hold from the first octet on; C-core's begin with the client's ACK, which the client may withhold.": {
+        "28 20 kB of fields": "T:0",
+    },
+    "What one connection can hold is bounded here; C-core sets no bound unless told to.": {
+        "14 call 300 of a connection": "open",
+    },
+    "A malformed name is a malformed request, RFC 9113 section 8.1.1: it is reset, not answered as if it were "
+    "a call.": {
+        "13 what was on its way when we reset a stream": 'T:13, T:0 [["x-a", "1"]]',
+        "27 a refused call leaves the table in step": 'T:13, T:0 [["x-a", "1"]]',
+        "29 a name in upper case": "T:13",
+        "29 an empty name": "T:13",
+        "29 a name with a space": "T:13",
+        "30 an unknown pseudo-header": "T:13",
+        "30 te: gzip": "T:13",
+    },
+    "Values with line breaks, NUL or edge spaces smuggle fields past whatever speaks HTTP/1.1 behind (section "
+    "8.2.1).": {
+        "29 a line break in a value": "T:0",
+        "29 NUL in a value": "T:0",
+        "29 a space before a value": "T:0",
+        "29 a space behind a value": "T:0",
+    },
+    "A malformed request, RFC 9113 sections 8.2.2 to 8.3.1, is reset with PROTOCOL_ERROR.": {
+        "30 no :method": "S:INTERNAL_ERROR",
+        "30 no :scheme": "S:INTERNAL_ERROR",
+        "30 no :path": "S:INTERNAL_ERROR",
+        "30 an empty :path": "T:12",
+        "30 :path twice": "T:0",
+        "30 a pseudo-header behind a field": "T:0",
+        "30 connection": "T:0",
+        "30 transfer-encoding": "T:0",
+    },
+    "A content-length that lies hides where a request ends from what passed it on (section 8.1.1).": {
+        "31 content-length too small": "T:0",
+        "31 content-length too large": "T:0",
+        "31 content-length that is no number": "T:0",
+        "31 two content-lengths": "T:0",
+    },
+    "What is not gRPC gets an answer that any HTTP client can read (PROTOCOL-HTTP2), not a call or a reset.": {
+        "33 GET": "S:INTERNAL_ERROR",
+        "33 no content-type": "T:0",
+        "33 text/plain": "T:0",
+        "33 application/grpc-web": "T:0",
+        "33 application/grpcfoo": "T:0",
+    },
+    "te only proves that proxies keep trailers; Go and Java serve without it, and here too nothing depends on it.": {
+        "34 no te": "S:INTERNAL_ERROR",
+    },
+    "PROTOCOL-HTTP2 allows eight digits.": {
+        "36 a timeout of nine digits": "T:0",
+    },
+    "compression.md names UNIMPLEMENTED, with the encodings that are understood, so that a client can choose "
+    "another.": {
+        "38 an unknown encoding": "T:13",
+    },
+    "PROTOCOL-HTTP2 knows flags 0 and 1: octets under another flag are not the message.": {
+        "38 flag 2": "T:0",
+    },
+    "A call whose message is cut, or is missing, or is not the only one can have no answer: it ends with a "
+    "status at once (statuscodes.md) instead of hanging until its deadline, or being answered in part.": {
+        "40 a message that is cut": "open",
+        "40 a prefix that is cut": "open",
+        "41 no message": "open",
+        "41 no message, END_STREAM with HEADERS": "open",
+        "41 two messages": "T:0",
+    },
+    "A unary call's request is known to be one message only once END_STREAM has come.": {
+        "41 one message and no END_STREAM": "T:0",
+    },
+    "PROTOCOL-HTTP2: binary values may be joined with commas.": {
+        "42 two values in one": "T:13",
+    },
+}
+"""Why → row → what grpcio does (as `outcome.outcome` sums it up)."""
+
+GRPCIO = {row: line for rows in REASONS.values() for row, line in rows.items()}

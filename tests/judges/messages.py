@@ -1,0 +1,34 @@
+"""Message classes of ``proto/grpc/testing/test.proto``, compiled when asked for and kept in no file."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from grpc_tools import protoc  # type: ignore[import-untyped]
+
+PROTO = Path(__file__).parent / "proto"
+PACKAGE = "grpc.testing"
+SERVICE = f"{PACKAGE}.TestService"
+
+
+@functools.cache
+def message_class(name: str) -> Any:
+    """The class of message ``grpc.testing.<name>``."""
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+@functools.cache
+def _pool() -> descriptor_pool.DescriptorPool:
+    # A pool of its own: other packages may register the official files in the default one.
+    pool = descriptor_pool.DescriptorPool()
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "descriptors"
+        if protoc.main(["protoc", f"-I{PROTO}", f"--descriptor_set_out={out}", "grpc/testing/test.proto"]):
+            raise RuntimeError("test.proto does not compile")
+        for file in descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file:
+            pool.Add(file)
+    return pool

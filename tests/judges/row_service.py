@@ -1,0 +1,67 @@
+"""``judges.Rows``: a few methods on octets, for cases that are written frame by frame.
+
+``Unary`` and ``Ready`` answer what they were asked; the second is a static-unary door where the transport has such.
+``Stream`` answers a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises and ``Meta``
+answers with the metadata it got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+import grpc
+
+SERVICE = "judges.Rows"
+
+
+async def unary(request: bytes, context: Any) -> bytes:
+    """The request."""
+    return request
+
+
+async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    """The request, twice."""
+    yield request
+    yield request
+
+
+async def collect(requests: AsyncIterable[bytes], context: Any) -> bytes:
+    """All requests in one."""
+    return b"".join([request async for request in requests])
+
+
+async def hang(request: bytes, context: Any) -> bytes:
+    """Never."""
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+async def fail(request: bytes, context: Any) -> bytes:
+    """A bug."""
+    raise ValueError("a bug in a handler")
+
+
+async def meta(request: bytes, context: Any) -> bytes:
+    """The metadata under ``x-``, as JSON; octets as lists of numbers."""
+    metadata = context.invocation_metadata() or ()
+    return json.dumps(
+        [[name, value if isinstance(value, str) else list(value)] for name, value in metadata if name.startswith("x-")]
+    ).encode()
+
+
+def row_handler(*, static: bool) -> grpc.GenericRpcHandler:
+    """What a server registers; ``static``: ``Ready`` is an ordinary method here."""
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Stream": grpc.unary_stream_rpc_method_handler(stream),
+        "Collect": grpc.stream_unary_rpc_method_handler(collect),
+        "Hang": grpc.unary_unary_rpc_method_handler(hang),
+        "Fail": grpc.unary_unary_rpc_method_handler(fail),
+        "Meta": grpc.unary_unary_rpc_method_handler(meta),
+    }
+    if static:
+        methods["Ready"] = grpc.unary_unary_rpc_method_handler(unary)
+    return grpc.method_handlers_generic_handler(SERVICE, methods)

@@ -1,0 +1,142 @@
+"""The judges themselves: where their programs come from, and how they are run.
+
+Built programs are kept in ``$JUDGES_CACHE`` (``~/.cache/definition-server-judges``), each under the digest of its
+sources and lock files, so a run builds only what has changed. A tool that is missing fails a run in CI (``CI`` is set);
+elsewhere it skips what needs it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("JUDGES_CACHE") or Path.home() / ".cache" / "definition-server-judges")
+BUILD_SECONDS = 900
+may_build = pytest.mark.timeout(BUILD_SECONDS + 180)
+"""For tests that may be the first to need a program: downloads and compilers take their time."""
+RUBY_CLIENT = "pb/test/client.rb"
+
+
+def command(name: str, package: str) -> str:
+    """Path of a program of the machine; ``package`` tells where to get it."""
+    found = shutil.which(name)
+    if found is None and Path(f"/usr/sbin/{name}").exists():
+        found = f"/usr/sbin/{name}"
+    return found or missing(f"{name} ({package})")
+
+
+def missing(what: str) -> str:
+    """Fail in CI, skip elsewhere."""
+    told = f"a judge is missing: {what}"
+    if os.environ.get("CI"):
+        pytest.fail(told, pytrace=False)
+    pytest.skip(told)
+
+
+def go_programs() -> Path:
+    """Directory with our programs of ``go/`` and the tools that ``go/go.mod`` names, in the versions pinned there."""
+    go = command("go", "Go 1.26")
+
+    def build(out: Path) -> None:
+        _make([go, "build", "-buildvcs=false", "-o", f"{out}/", "./...", "tool"], HERE / "go")
+
+    return _built("go", build)
+
+
+def node_program() -> list[str]:
+    """How to run the grpc-js client."""
+    npm, node = command("npm", "Debian npm"), command("node", "Debian nodejs")
+
+    def build(out: Path) -> None:
+        for file in (HERE / "js").iterdir():
+            if file.is_file():
+                shutil.copy(file, out)
+        _make([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], out)
+
+    return [node, str(_built("js", build) / "catalogue.js")]
+
+
+def java_program() -> list[str]:
+    """How to run the grpc-java client."""
+    maven, java = command("mvn", "Debian maven"), command("java", "Debian default-jdk-headless")
+
+    def build(out: Path) -> None:
+        _make([maven, "-q", "-B", f"-Dout={out}", "process-classes"], HERE / "java")
+
+    out = _built("java", build)
+    return [
+        java,
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        f"{out}/classes:{out}/lib/*",
+        "judges.Catalogue",
+    ]
+
+
+def tonic_program() -> list[str]:
+    """How to run the tonic client."""
+    cargo = command("cargo", "Rust 1.88 or newer")
+
+    def build(out: Path) -> None:
+        _make([cargo, "build", "-q", "--locked", "--target-dir", str(out)], HERE / "tonic")
+
+    return [str(_built("tonic", build) / "debug" / "catalogue")]
+
+
+def ruby_interop() -> list[str]:
+    """How to run the interoperability client of gRPC's Ruby library, which is C-core."""
+    ruby = command("ruby", "Debian ruby-grpc")
+    asked = run([ruby, "-e", 'print Gem::Specification.find_by_name("grpc").gem_dir'], seconds=30)
+    if asked.returncode:
+        missing("Debian ruby-grpc")
+    found = list(Path(asked.stdout).rglob(RUBY_CLIENT))
+    return [ruby, "-W0", str(HERE / "ruby" / "interop.rb"), str(found[0] if found else missing(RUBY_CLIENT))]
+
+
+def run(arguments: Sequence[str], *, seconds: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: after ``seconds``; the program is killed.
+    """
+    environment = os.environ | {"GRPC_GO_LOG_SEVERITY_LEVEL": "error"}
+    return subprocess.run(
+        arguments, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+        check=False,
+    )  # fmt: skip
+
+
+def _make(arguments: Sequence[str], cwd: Path) -> None:
+    done = run(arguments, seconds=BUILD_SECONDS, cwd=cwd)
+    if done.returncode:
+        pytest.fail(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def _built(name: str, build: Callable[[Path], None]) -> Path:
+    """The directory that ``build`` fills from ``HERE / name``; filled once per state of the sources."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in (HERE / name).rglob("*") if path.is_file()):
+        octets = file.read_bytes()
+        digest.update(f"{file.relative_to(HERE)} {len(octets)}\n".encode() + octets)
+    finished = CACHE / f"{name}-{digest.hexdigest()[:16]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
+            try:
+                build(unfinished)
+                unfinished.rename(finished)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return finished

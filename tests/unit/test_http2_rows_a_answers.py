@@ -1,0 +1,180 @@
+"""Answers and their ends, rows 43 to 46 of the requirements. A name's number is the row."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.h2_peer import ANSWER, HANDLED, REFUSING, Peer
+from tests.support.h2_wire import (
+    CANCEL,
+    CONTINUATION,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    NO_ERROR,
+    RST_STREAM,
+    Feed,
+    call,
+    data,
+    grpc_message,
+    headers,
+    request_block,
+    rst_stream,
+    settings,
+    three_ways,
+    window_update,
+)
+
+LARGEST_WINDOW = 2**31 - 1
+
+
+def handled(stream: int, *, end_stream: bool = True) -> bytes:
+    return headers(stream, request_block(HANDLED), end_stream=end_stream)
+
+
+BODY = grpc_message(bytes(16_000))
+
+
+# --- 43 to 46: the answer ------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a43_an_answer_is_headers_data_trailers_or_one_headers(feed: Feed):
+    peer = Peer(feed).send(call(1), call(3, REFUSING), handled(5), handled(7))
+    peer.answer(5, b"one", b"two")
+    peer.answer(7, status=10, text="aborted")
+    for stream, status, messages in ((1, 0, [ANSWER]), (5, 0, [b"one", b"two"])):
+        result = peer.result(stream)
+        assert (result.status, result.messages, result.ended) == (status, messages, True)
+        assert result.headers[:1] == [(b":status", b"200")]
+        assert (b"content-type", b"application/grpc") in result.headers
+        assert (b"grpc-status", b"0") in result.trailers
+    for stream, status in ((3, 5), (7, 10)):
+        result = peer.result(stream)
+        assert (result.status, result.trailers, bytes(result.body), result.ended) == (status, None, b"", True)
+        assert (b"content-type", b"application/grpc") in result.headers
+    assert peer.result(7).text == b"aborted"
+
+
+@three_ways
+def test_a43_a_stream_of_no_messages_still_has_a_status(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    peer.connection.send_initial_metadata(peer.calls[1], (("a", "b"), ("c-bin", b"\xff\x00")))
+    peer.answer(1)
+    result = peer.result(1)
+    assert result.status == 0
+    assert (b"a", b"b") in result.headers
+    assert (b"c-bin", b"/wA") in result.headers
+
+
+@three_ways
+def test_a43_metadata_larger_than_a_frame_goes_on_in_continuations(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    metadata = tuple((f"key-{number}", "v" * 1000) for number in range(40))
+    peer.connection.send_initial_metadata(peer.calls[1], metadata)
+    peer.answer(1, b"x")
+    peer.assert_answered(1, b"x")
+    assert CONTINUATION in [got.kind for got in peer.replies.frames]
+    assert dict(peer.result(1).headers)[b"key-39"] == b"v" * 1000
+
+
+@three_ways
+def test_a43_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    stream = peer.calls[1]
+    peer.answer(1, b"x")
+    told = len(peer.replies.frames)
+    peer.connection.send_message(stream, b"y")
+    peer.connection.send_status(stream, 2, "again")
+    peer.connection.send_initial_metadata(stream, ())
+    peer.connection.cancel(stream)
+    peer.connection.finished(stream)
+    peer.read()
+    assert len(peer.replies.frames) == told
+    assert peer.connection.open_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wire"),
+    [("plain ~", b"plain ~"), ("100%", b"100%25"), ("ä\r\n\x7f", b"%C3%A4%0D%0A%7F"), ("無\0", b"%E7%84%A1%00")],
+)
+def test_a44_the_message_is_percent_encoded(text: str, wire: bytes):
+    peer = Peer().send(handled(1))
+    peer.answer(1, status=2, text=text)
+    assert peer.result(1).text.upper() == wire.upper()
+
+
+@pytest.mark.parametrize("text", ["無" * 9000, "a" * 20_000, "%" * 8191, "a" + "ä" * 8000])
+def test_a44_the_trailers_stay_below_what_clients_take(text: str):
+    peer = Peer().send(handled(1))
+    peer.answer(1, status=2, text=text)
+    result = peer.result(1)
+    assert sum(len(name) + len(value) + 32 for name, value in result.headers) < 8192
+    wire = result.text
+    assert len(wire) > 4000
+    assert b"%" not in wire[-2:-1] + wire[-1:], "cut in the middle of an escape"
+    assert text.startswith(_percent_decoded(wire))
+
+
+def _percent_decoded(wire: bytes) -> str:
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(wire).decode(errors="ignore")
+
+
+@three_ways
+def test_a45_an_early_status_is_followed_by_a_reset_without_error(feed: Feed):
+    peer = Peer(feed).send(handled(1, end_stream=False))
+    peer.answer(1, status=5)
+    assert (peer.result(1).status, peer.result(1).reset) == (5, NO_ERROR)
+    kinds = [got.kind for got in peer.replies.frames if got.stream == 1]
+    assert kinds == [HEADERS, RST_STREAM]
+    peer.send(data(1, BODY), data(1, end_stream=True)).assert_alive()
+    assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
+
+
+@three_ways
+def test_a45_an_early_status_behind_waiting_data_resets_after_it(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2)), handled(1, end_stream=False))
+    peer.answer(1, b"abc")
+    assert peer.result(1).reset is None
+    peer.send(window_update(1, 100))
+    assert (peer.result(1).messages, peer.result(1).status, peer.result(1).reset) == ([b"abc"], 0, NO_ERROR)
+
+
+def test_a45_a_large_early_answer_is_followed_by_one_reset():
+    large = 2**20
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, large)), window_update(0, large), handled(1, end_stream=False))
+    peer.answer(1, bytes(150_000))
+    assert (peer.result(1).status, peer.result(1).reset) == (0, NO_ERROR)
+    assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
+
+
+@three_ways
+def test_a46_a_reset_by_the_client_cancels_the_handler_and_drops_what_waits(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 4)), handled(1, end_stream=False))
+    stream = peer.calls[1]
+    peer.connection.send_initial_metadata(stream, ())
+    peer.connection.send_message(stream, bytes(100_000))
+    peer.read()
+    peer.send(rst_stream(1, CANCEL))
+    assert peer.cancelled == {1: CANCEL}
+    assert stream.unsent == 0
+    assert stream.closed
+    peer.send(window_update(1, 10**6), window_update(0, 10**6))
+    assert len(peer.result(1).body) == 4
+    assert peer.result(1).reset is None
+    peer.send(settings((INITIAL_WINDOW_SIZE, 65535))).assert_alive()
+
+
+def test_a46_what_a_cancelled_calls_handler_still_sends_is_dropped():
+    peer = Peer(slow_handlers=True).send(handled(1), handled(3), rst_stream(1))
+    peer.answer(1, b"too late")
+    assert peer.result(1).headers is None
+    peer.answer(3, b"x")
+    peer.assert_answered(3, b"x")
+
+
+def test_a46_a_lost_connection_cancels_every_handler():
+    peer = Peer().send(handled(1), handled(3, end_stream=False), call(5))
+    lost = peer.connection.connection_lost()
+    assert sorted(event.stream.id for event in lost) == [1, 3]
+    assert {type(event).__name__ for event in lost} == {"CallCancelled"}
