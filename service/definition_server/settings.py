@@ -26,7 +26,7 @@ from definition_server.cpus import granted_cpus
 EX_CONFIG = 78
 """Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
 
-DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "grpcio"
+DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
 
 @dataclass(frozen=True, slots=True)
