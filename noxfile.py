@@ -13,7 +13,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 CONSTRAINTS = "constraints.txt"
 GENERATED = Path("service/definition_server/rpc")
-SUITES = ("unit", "integration", "chaos")
+SUITES = ("unit", "fuzz", "integration", "chaos")
 
 
 def install(session: nox.Session) -> None:
@@ -49,6 +49,12 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Any octets to the engine, from a kept corpus and from Hypothesis, for a bounded time."""
+    run_suites(session, "fuzz")
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """Tests of the whole on a real PostgreSQL."""
     run_suites(session, "integration")
@@ -62,7 +68,7 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, integration and chaos tests in one run, with coverage of every process (at least 95 %)."""
+    """Unit, fuzz, integration and chaos tests in one run, with coverage of every process (at least 95 %)."""
     install(session)
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *(f"tests/{suite}" for suite in SUITES), *session.posargs)

@@ -4,7 +4,7 @@ The declaration feeds parsing, ``definition-server serve --help``, ``definition-
 ``docs/settings.md``. Every field's description says what it does; ``remedy`` says what to write when a value
 is refused. A secret ``X`` may come from a file instead, named by ``X_FILE`` (trailing newlines are dropped).
 
-Somewhat over our 400 lines: most of them are the declaration itself, which belongs in one place.
+Well over our 400 lines: most of them are the declaration itself, which belongs in one place.
 """
 
 from __future__ import annotations

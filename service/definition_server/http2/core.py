@@ -190,6 +190,8 @@ class Core:
     def _refuse(self, stream_id: int, fault: StreamFault) -> None:
         """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671."""
         self._glitch("frames that break a stream's rules")
+        self._streams.pending.pop(stream_id, None)
+        self._streams.pending_windows.pop(stream_id, None)
         stream = self._streams.open.get(stream_id)
         if stream is None and self._streams.standing(stream_id) is Standing.RESET:
             return
