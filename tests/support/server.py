@@ -184,6 +184,14 @@ class ServerProcess:
                     return sample.value
         raise AssertionError(f"no sample {name}{labels}")
 
+    def wait_metric(self, value: float, name: str, **labels: str) -> None:
+        """Until a sample has that value: a batch of calls is counted after its answers have been sent."""
+        until(
+            lambda: self.metric(name, **labels) == value,
+            lambda: f"{name}{labels} = {value}, it is {self.metric(name, **labels)}",
+            seconds=10,
+        )
+
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def wait_ready(self, seconds: float = 30) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from definition_server.http2 import doors
-from definition_server.http2.doors import Answer, StaticUnary
+from definition_server.http2.doors import Answer, Doors, StaticUnary
 
 
 def payload(message: bytes) -> bytes:
@@ -122,3 +122,37 @@ def test_an_answer_too_large_for_a_frame_is_kept_uncopied() -> None:
     answer = Answer.unary(body)
     assert answer.pieces is None
     assert answer.message is body
+
+
+def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
+    asked = []
+
+    def lookup(message: bytes) -> Answer:
+        asked.append(message)
+        return Answer.failure(13, "a bug", lasting=False)
+
+    door = StaticUnary("/t.S/Get", lookup, None)
+    for _ in range(2):
+        door.answer_payload(payload(b"x"))
+    assert len(asked) == 2
+
+
+def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
+    judged = []
+
+    def authorize(metadata: object) -> Answer | None:
+        judged.append(metadata)
+        return Answer.failure(13, "a bug", lasting=False) if len(judged) == 1 else None
+
+    served = Doors()
+    served.add_static_unary("/t.S/Get", lambda message: Answer.unary(message), authorize)
+    fields = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/t.S/Get"),
+        (b"content-type", b"application/grpc"),
+    )
+    first, second, third = (served.route(fields, 200) for _ in range(3))
+    assert not first.lasting
+    assert second is third
+    assert len(judged) == 2

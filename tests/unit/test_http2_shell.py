@@ -331,7 +331,8 @@ def test_an_attack_is_one_line_in_the_log(running: ServerThread, caplog: pytest.
         client.until_eof()
         assert client.replies.goaways[0][1:] == (ENHANCE_YOUR_CALM, b"too_many_pings")
     assert len(caplog.records) == 1
-    assert "too_many_pings" in caplog.text
+    assert caplog.records[0].getMessage() == "A client was cut off"
+    assert caplog.records[0].__dict__["error"] == "too_many_pings"
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Answer:
     connection reports it once for each time the answer is given.
     """
 
-    __slots__ = ("block", "message", "pieces", "size", "tally")
+    __slots__ = ("block", "lasting", "message", "pieces", "size", "tally")
 
     def __init__(
         self, pieces: tuple[bytes, ...] | None, size: int, message: bytes | memoryview | None, block: bytes, tally: int
@@ -59,6 +59,8 @@ class Answer:
         self.block = block
         """The terminal header block."""
         self.tally = tally
+        self.lasting = True
+        """Whether the same request is answered the same until the application's data changes."""
 
     @classmethod
     def unary(cls, message: bytes | memoryview, tally: int = 0) -> Answer:
@@ -82,11 +84,13 @@ class Answer:
         return cls(pieces, size, message, _OK_TRAILERS, tally)
 
     @classmethod
-    def failure(cls, status: int, message: str, tally: int = 0) -> Answer:
-        """A gRPC status without a message: one HEADERS frame."""
+    def failure(cls, status: int, message: str, tally: int = 0, *, lasting: bool = True) -> Answer:
+        """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time."""
         block = trailers_only_block(status, message, ())
         head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
-        return cls((head, block), 0, None, block, tally)
+        answer = cls((head, block), 0, None, block, tally)
+        answer.lasting = lasting
+        return answer
 
 
 class _Remembered(dict[bytes, Answer | None]):
@@ -120,7 +124,7 @@ class _Remembered(dict[bytes, Answer | None]):
                 return None
             answer = self._lookup(payload[_PREFIX:])
             # A large answer is not copied, so it costs nothing to make and holds on to the application's memory.
-            if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None:
+            if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None or not answer.lasting:
                 return answer
             if answer.message is None:
                 if len(self._failures) >= _REMEMBERED_FAILURES:
@@ -177,7 +181,7 @@ class StaticUnary:
 class Route:
     """Where a request goes, as far as its header fields alone decide that. Immutable and shared."""
 
-    __slots__ = ("answer_payload", "content_length", "door", "fault", "request")
+    __slots__ = ("answer_payload", "content_length", "door", "fault", "lasting", "request")
 
     def __init__(
         self,
@@ -188,6 +192,8 @@ class Route:
     ) -> None:
         self.request = request
         self.door = door
+        self.lasting = refusal is None or refusal.lasting
+        """Whether the route may be remembered."""
         # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.
         self.fault = None if fault is None else fault.with_traceback(None)
         """What the call is answered with once the request has ended."""
@@ -230,7 +236,7 @@ class Doors:
         route = self._routes.get(fields)
         if route is None:
             route = self._resolve(fields)
-            if size <= _LARGEST_REMEMBERED_FIELDS:
+            if size <= _LARGEST_REMEMBERED_FIELDS and route.lasting:
                 if len(self._routes) >= _REMEMBERED_ROUTES:
                     self._routes.clear()
                 self._routes[fields] = route

@@ -169,7 +169,8 @@ class Exchanges(Core):
                 return Route(None, fault=fault)
             if route.door is None:
                 return Route(route.request.with_timeout(seconds))
-        if not decoder.changed and len(block) <= _MEMO_LONGEST_BLOCK and route.answer_payload is not None:
+        sound = not decoder.changed and len(block) <= _MEMO_LONGEST_BLOCK
+        if sound and route.lasting and route.answer_payload is not None:
             if len(self._memo) >= _MEMO_ENTRIES:
                 self._memo.clear()
             self._memo[block] = route

@@ -128,7 +128,9 @@ class Run:
             context.end()
         except CallFault as fault:
             if fault.__cause__ is not None:
-                log.error("%s", fault.message, exc_info=fault.__cause__)
+                log.error(
+                    "A message could not be read or written", exc_info=fault.__cause__, extra={"told": fault.message}
+                )
             context.end(fault.status, fault.message)
         except Exception as error:
             if not context.done():  # what breaks because the client has gone is no news

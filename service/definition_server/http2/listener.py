@@ -130,10 +130,10 @@ class Listener:
     def _cannot_accept(self, error: OSError) -> None:
         """Whatever accept says (Linux hands on network errors of the connection, too), the socket stays readable."""
         if error.errno not in _EXHAUSTED:
-            log.warning("Cannot accept a connection: %s", error)
+            log.warning("Cannot accept a connection", extra={"error": str(error)})
         elif not self._told_exhausted:
             self._told_exhausted = True
-            log.error("Cannot accept connections for now: %s", error)
+            log.error("Cannot accept connections for now", extra={"error": str(error)})
         self._pause(_PAUSE)
 
     def _pause(self, seconds: float) -> None:
@@ -179,7 +179,7 @@ class Listener:
         try:
             await self._loop.connect_accepted_socket(lambda: shell, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are its children
-            log.info("A connection was not established: %s", error)
+            log.info("A connection was not established", extra={"error": str(error)})
 
     def _adopted(self, shell: Shell, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._adopting.discard(task)

@@ -192,7 +192,7 @@ class Server:
         for call in list(self._calls):
             call.terminate(UNAVAILABLE, "The server is stopping")
         if not await self._until(lambda: not self._calls, _UNWINDING):
-            log.warning("%d handlers do not end although cancelled", len(self._calls))
+            log.warning("Handlers do not end although cancelled", extra={"count": len(self._calls)})
         for shell in list(self._shells):
             shell.close(reason="the server has stopped")
         await self._until(lambda: not self._shells, LINGER)

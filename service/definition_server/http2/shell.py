@@ -116,7 +116,7 @@ class Shell(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         # RFC 9113 section 3.2: "Implementations that support HTTP/2 over TLS MUST use protocol negotiation in TLS".
         if tls is not None and tls.selected_alpn_protocol() != "h2":
-            log.info("%s did not negotiate h2: closed", self.peer)
+            log.info("A client did not negotiate h2", extra={"peer": self.peer})
             self.closing = True
             self._transport.abort()
             return
@@ -265,10 +265,11 @@ class Shell(asyncio.Protocol):
                 stream.call.writable()
 
     def _tell_closing(self, event: ConnectionClosing) -> None:
+        told = {"peer": self.peer, "error": event.reason}
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
-            log.warning("%s was cut off: %s", self.peer, event.reason)
+            log.warning("A client was cut off", extra=told)
         elif event.code != ErrorCode.NO_ERROR:
-            log.info("%s broke the protocol: %s", self.peer, event.reason)
+            log.info("A client broke the protocol", extra=told)
 
     # -- time -----------------------------------------------------------------------------------------------------
 

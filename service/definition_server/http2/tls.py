@@ -49,9 +49,9 @@ class TlsCredentials:
         try:
             self.context = self._build()
         except CertificateFault as fault:
-            log.error("The certificate was not replaced: %s", fault)
+            log.error("The certificate was not replaced", extra={"error": str(fault)})
             raise
-        log.info("Certificate loaded from %s", self._certificate)
+        log.info("Certificate loaded", extra={"file": str(self._certificate)})
 
     def _build(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -134,7 +134,7 @@ class NativeTransport:
             if isinstance(error, CallFailed):
                 return Answer.failure(error.status, error.message, _tally(number, error.status))
             log.error("Unexpected failure in a call", method=method, exc_info=error)
-            return Answer.failure(Status.INTERNAL, "Internal error", _tally(number, Status.INTERNAL))
+            return Answer.failure(Status.INTERNAL, "Internal error", _tally(number, Status.INTERNAL), lasting=False)
 
         def lookup(request: bytes) -> Answer:
             try:
