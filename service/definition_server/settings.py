@@ -329,15 +329,7 @@ class Settings(_EnvironmentSettings):
     @field_validator("tls_key_file")
     @classmethod
     def _check_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = info.data.get("tls_cert_file")
-        if (value is None) is not (certificate is None):
-            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together")
-        if value is not None and certificate is not None:
-            try:
-                # A password would be asked for on the terminal.
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, value, _no_password)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
+        _check_pair(info.data.get("tls_cert_file"), value, "TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
     @field_validator("tls_client_ca_file")
@@ -359,6 +351,27 @@ class Settings(_EnvironmentSettings):
         if value <= wait:
             raise ValueError(f"it must exceed DRAIN_WAIT_SECONDS ({wait:g})")
         return value
+
+
+def _check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
+    if (key is None) is not (certificate is None):
+        raise ValueError(f"{variables} belong together")
+    if key is not None and certificate is not None:
+        try:
+            # A password would be asked for on the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
+
+
+def _check_regular(path: Path | None) -> None:
+    """Refuse a pipe: it can be read only once, and has been when its content was checked."""
+    try:
+        regular = path is None or path.is_file() or not path.exists()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({_first_line(error)})") from None
+    if not regular:
+        raise ValueError("it is not a regular file")
 
 
 def _no_password() -> str:
@@ -390,11 +403,62 @@ class ClientSettings(_EnvironmentSettings):
         description="Key sent as metadata `x-avap-auth`.",
         json_schema_extra=_remedy("Set it to the server's API_KEY", secret=True),
     )
+    ca_file: Literal["system"] | Path | None = Field(
+        None,
+        union_mode="left_to_right",
+        validation_alias="DEFINITION_SERVER_CA_FILE",
+        description="PEM file of the authorities that the server's certificate is verified with: call over TLS. "
+        "`system`: this machine's authorities. Unset: cleartext.",
+        json_schema_extra=_remedy("Name a readable PEM file, give system, or leave it unset"),
+    )
+    client_cert_file: Path | None = Field(
+        None,
+        validation_alias="DEFINITION_SERVER_CLIENT_CERT_FILE",
+        description="PEM file of the certificate chain that is shown to a server that demands one.",
+        json_schema_extra=_remedy("Name a readable PEM file and set DEFINITION_SERVER_CLIENT_KEY_FILE, or unset both"),
+    )
+    client_key_file: Path | None = Field(
+        None,
+        validation_alias="DEFINITION_SERVER_CLIENT_KEY_FILE",
+        description="PEM file of that certificate's private key.",
+        json_schema_extra=_remedy(
+            "Name the readable PEM file of the key that belongs to DEFINITION_SERVER_CLIENT_CERT_FILE, or unset both"
+        ),
+    )
 
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
         return None if value is None else _check_api_key(value)
+
+    @field_validator("ca_file")
+    @classmethod
+    def _check_authorities(cls, value: Literal["system"] | Path | None) -> Literal["system"] | Path | None:
+        if isinstance(value, Path):
+            _check_regular(value)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
+        return value
+
+    @field_validator("client_cert_file")
+    @classmethod
+    def _check_certificate(cls, value: Path | None) -> Path | None:
+        _check_regular(value)
+        return value
+
+    @field_validator("client_key_file")
+    @classmethod
+    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "client_cert_file" not in info.data:
+            return value  # told already
+        _check_regular(value)
+        names = "DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE"
+        _check_pair(info.data["client_cert_file"], value, names)
+        if value is not None and info.data.get("ca_file", value) is None:
+            raise ValueError("it needs DEFINITION_SERVER_CA_FILE, without which the server is called in cleartext")
+        return value
 
 
 AnySettings = TypeVar("AnySettings", bound=_EnvironmentSettings)

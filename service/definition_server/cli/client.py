@@ -39,6 +39,7 @@ from definition_server.cli.exits import (
 )
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import definition_value, interface_value, print_definition
+from definition_server.cli.tls import Tls, advice, tls_of
 from definition_server.control_plane.schedule import Backoff
 from definition_server.rpc import avap_pb2
 from definition_server.settings import ClientSettings, Problem
@@ -63,15 +64,19 @@ Answer = TypeVar("Answer", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Which server is called, with which key, and how long an answer may take (seconds)."""
+    """Which server is called, with which key, how long an answer may take (seconds), and whether over TLS."""
 
     address: str
     api_key: str | None
     timeout: float
+    tls: Tls | None
 
     def open_channel(self) -> grpc.Channel:
         """A connection that the caller closes."""
-        return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        if self.tls is None:
+            return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.key, self.tls.certificate)
+        return grpc.secure_channel(self.address, credentials, options=_CHANNEL_OPTIONS)
 
     def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
         """Call ``method`` of ``avap.DefinitionEngine``.
@@ -104,11 +109,11 @@ class Server:
                 text = f"the key was refused by {self.address} ({cause}); set API_KEY to the server's key"
                 return CommandFailed(text, Exit.UNAUTHENTICATED)
             case grpc.StatusCode.UNAVAILABLE:
-                text = (
-                    f"{self.address} is unavailable: {cause}. Check that the server runs and is ready, and that "
-                    "--host and --port (DEFINITION_SERVER_HOST and PORT) name it"
+                remedy = advice(cause, self.tls) or (
+                    "Check that the server runs and is ready, and that --host and --port "
+                    "(DEFINITION_SERVER_HOST and PORT) name it"
                 )
-                return CommandFailed(text, Exit.UNAVAILABLE)
+                return CommandFailed(f"{self.address} is unavailable: {cause}. {remedy}", Exit.UNAVAILABLE)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 text = (
                     f"no answer from {self.address} within {self.timeout:g} s ({cause}). Check that the address "
@@ -120,7 +125,7 @@ class Server:
 
 
 def _connection_options(default_timeout: float) -> Callable[[Command], Command]:
-    """The options that say which server to call: ``host``, ``port``, ``timeout`` of the command's function."""
+    """The options that say which server to call and how: the keyword arguments of `_server`."""
     seconds = click.FloatRange(min=0, min_open=True, max=86_400)
     options = (
         click.option("--host", help="Host to call, in place of DEFINITION_SERVER_HOST."),
@@ -133,6 +138,24 @@ def _connection_options(default_timeout: float) -> Callable[[Command], Command]:
             show_default=True,
             help="Longest wait for the answer.",
         ),
+        click.option(
+            "--ca-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Call over TLS and trust these authorities, or system; in place of DEFINITION_SERVER_CA_FILE.",
+        ),
+        click.option(
+            "--client-cert-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Certificate to show, in place of DEFINITION_SERVER_CLIENT_CERT_FILE.",
+        ),
+        click.option(
+            "--client-key-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Its key, in place of DEFINITION_SERVER_CLIENT_KEY_FILE.",
+        ),
     )
 
     def add(command: Command) -> Command:
@@ -143,13 +166,27 @@ def _connection_options(default_timeout: float) -> Callable[[Command], Command]:
     return add
 
 
-def _server(host: str | None, port: int | None, timeout: float) -> Server:
-    given = {"DEFINITION_SERVER_HOST": host or "", "PORT": str(port or "")}
-    overrides = {name: value for name, value in given.items() if value}
+def _server(
+    *,
+    host: str | None,
+    port: int | None,
+    timeout: float,
+    ca_file: str | None,
+    client_cert_file: str | None,
+    client_key_file: str | None,
+) -> Server:
+    given = {
+        "DEFINITION_SERVER_HOST": host,
+        "PORT": port,
+        "DEFINITION_SERVER_CA_FILE": ca_file,
+        "DEFINITION_SERVER_CLIENT_CERT_FILE": client_cert_file,
+        "DEFINITION_SERVER_CLIENT_KEY_FILE": client_key_file,
+    }
+    overrides = {name: str(value) for name, value in given.items() if value}
     settings = settings_or_exit(ClientSettings, defaults=None, **overrides)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    key = settings.api_key
-    return Server(f"{name}:{settings.port}", None if key is None else key.get_secret_value(), timeout)
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    return Server(f"{name}:{settings.port}", key, timeout, tls_of(settings))
 
 
 @click.command(epilog=settings_epilog(ClientSettings))
@@ -158,7 +195,7 @@ def _server(host: str | None, port: int | None, timeout: float) -> Server:
 @click.option("--code-only", is_flag=True, help="Write the code to stdout as it is served, and nothing else.")
 @_connection_options(10)
 @no_traceback()
-def get(name: str, as_json: bool, code_only: bool, host: str | None, port: int | None, timeout: float) -> None:
+def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
     """Ask the server for the definition called NAME.
 
     Exit codes: 0 found, 3 not found, 4 key refused, 69 no answer, 78 no key.
@@ -169,7 +206,7 @@ def get(name: str, as_json: bool, code_only: bool, host: str | None, port: int |
         request = avap_pb2.CommandRequest(name=name)
     except UnicodeEncodeError:
         raise click.UsageError("NAME is not UTF-8 text.") from None
-    answer = _server(host, port, timeout).call("GetCommand", request, avap_pb2.CommandResponse)
+    answer = _server(**connection).call("GetCommand", request, avap_pb2.CommandResponse)
     definition = Definition(answer.name, answer.type, answer.interface_json, answer.code, answer.hash)
     if code_only:
         click.echo(definition.code, nl=False)
@@ -189,7 +226,7 @@ def get(name: str, as_json: bool, code_only: bool, host: str | None, port: int |
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @_connection_options(120)
 @no_traceback()
-def sync(out: Path | None, as_json: bool, host: str | None, port: int | None, timeout: float) -> None:
+def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
     """Ask the server for the whole catalogue.
 
     Files of definitions that are gone stay in DIR; catalog.json names those that are current. The file version is
@@ -197,7 +234,7 @@ def sync(out: Path | None, as_json: bool, host: str | None, port: int | None, ti
 
     Exit codes: 0 done, 1 DIR cannot be written, 4 key refused, 69 no answer, 78 no key.
     """
-    server = _server(host, port, timeout)
+    server = _server(**connection)
     with _progress() as progress:
         receiving = progress.add_task(f"receiving from {server.address}", total=None)
         started = time.monotonic()
@@ -301,12 +338,12 @@ def _replace(path: Path, content: bytes) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
 @_connection_options(10)
 @no_traceback()
-def health(watch: bool, service: str, as_json: bool, host: str | None, port: int | None, timeout: float) -> None:
+def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
     """Ask the server for its health (grpc.health.v1). Needs no key.
 
     Exit codes: 0 SERVING (with --watch: Ctrl-C), 69 anything else.
     """
-    server = _server(host, port, timeout)
+    server = _server(**connection)
     try:
         request = health_pb2.HealthCheckRequest(service=service)
     except UnicodeEncodeError:
@@ -382,7 +419,9 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
             call = cast("grpc.Call", error)
             if call.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise CommandFailed(server.failure(error).message, Exit.UNAVAILABLE) from None
-            line.tell(UNREACHABLE, visible(call.details() or call.code().name))
+            cause = visible(call.details() or call.code().name)
+            remedy = advice(cause, server.tls)
+            line.tell(UNREACHABLE, cause if remedy is None else f"{cause}. {remedy}")
         time.sleep(backoff.next())
 
 

@@ -35,6 +35,12 @@ PREFIX = 5
 MESSAGE_OVERHEAD = 128
 """What a message costs beside its octets while it waits to be read: objects, mainly. Empty messages are not free."""
 
+FRAME_WORK = 2
+BLOCK_WORK = 5
+OCTETS_OF_LIST_PER_WORK = 40
+OCTETS_OF_MESSAGE_PER_WORK = 1024
+"""What input costs, in units of about a microsecond: `Limits.work_per_turn`."""
+
 
 class Core:
     """State of a connection, and how streams and the connection end."""
@@ -53,7 +59,6 @@ class Core:
         "_memo",
         "_memo_epoch",
         "_now",
-        "_octets_left",
         "_partial",
         "_paused",
         "_pings",
@@ -65,6 +70,7 @@ class Core:
         "_unread",
         "_window",
         "_window_updates",
+        "_work_left",
         "_zombies",
         "answered",
         "backlog",
@@ -106,7 +112,7 @@ class Core:
         self._settings_unacked = 1
         self._paused = False
         self._refused_above: int | None = None
-        self._octets_left = limits.message_octets_per_turn
+        self._work_left = limits.work_per_turn
         self._calls_left = limits.calls_per_turn
         self._expect_preface = True
         self._sender.out.append(

@@ -14,7 +14,14 @@ changes (``epoch``); `Exchanges._decode` is the only place that decodes, and com
 from __future__ import annotations
 
 from definition_server.http2 import frames
-from definition_server.http2.core import MESSAGE_OVERHEAD, PREFIX, Core
+from definition_server.http2.core import (
+    BLOCK_WORK,
+    MESSAGE_OVERHEAD,
+    OCTETS_OF_LIST_PER_WORK,
+    OCTETS_OF_MESSAGE_PER_WORK,
+    PREFIX,
+    Core,
+)
 from definition_server.http2.doors import UNKNOWN_LENGTH, Route
 from definition_server.http2.errors import CallFault, ConnectionFault, ErrorCode, StreamFault
 from definition_server.http2.events import (
@@ -33,8 +40,12 @@ from definition_server.http2.stream import Stream
 _MEMO_ENTRIES = 64
 _MEMO_LONGEST_BLOCK = 512
 _TINY = 64
-_TINY_GLITCH = 0.01
-"""DATA frames of less than `_TINY` octets inside a message: a hundred of them are one glitch."""
+_TINY_GLITCH = 0.02
+"""DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
+_OVERFLOW_GLITCH = 5.0
+_BOMB_GLITCH = 10.0
+"""What costs us milliseconds and the peer nothing: a hundred of them, and it is cut off."""
+_SUSPICIOUS_RATIO = 100
 _LAST_OF_THE_SHORT_WAY = frames.LARGEST_STREAM_ID - 2**16
 """The short way does not look at the reserved bit, so it leaves the last ids to the long way."""
 _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 4, 8, 12
@@ -86,6 +97,8 @@ class Exchanges(Core):
                         return position
                     route = memo.get(block)
                     if route is None:
+                        if self._work_left <= 0:
+                            break
                         streams.last_id = stream_id
                         try:
                             route = self._learn(block)
@@ -156,6 +169,7 @@ class Exchanges(Core):
         fields = self._decode(block)
         decoder = self._decoder
         if decoder.overflow:
+            self._glitch("header lists beyond the limit", _OVERFLOW_GLITCH)
             return Route(None, fault=CallFault(_RESOURCE_EXHAUSTED, "The request's header list is too large"))
         rest, timeout = split_timeout(fields)
         route = self._doors.route(rest, decoder.list_size)
@@ -180,6 +194,7 @@ class Exchanges(Core):
         """Every block goes through here: the table changes nowhere else, and then the memo goes."""
         decoder = self._decoder
         fields = decoder.decode(block)
+        self._work_left -= BLOCK_WORK + decoder.list_size // OCTETS_OF_LIST_PER_WORK
         if decoder.epoch != self._memo_epoch:
             self._memo.clear()
             self._memo_epoch = decoder.epoch
@@ -226,6 +241,9 @@ class Exchanges(Core):
             messages = reader.feed(content)
         except CallFault as fault:
             self._take_in(size, size)
+            if fault.status == _RESOURCE_EXHAUSTED:
+                self._work_left -= self.limits.max_message // OCTETS_OF_MESSAGE_PER_WORK
+                self._glitch("messages beyond the limit", _BOMB_GLITCH)
             self._fail_call(stream, fault)
             return
         held = reader.buffered
@@ -233,7 +251,8 @@ class Exchanges(Core):
             self._glitch("tiny DATA frames", _TINY_GLITCH)
         self._partial += held - before
         stream.partial = held
-        self._octets_left -= sum(map(len, messages))
+        stream.octets += size
+        self._weigh(stream, messages)
         if not all(self._message(stream, message) for message in messages):
             self._take_in(size, size)
             return
@@ -246,6 +265,14 @@ class Exchanges(Core):
         self._take_in(size, free)
         stream.credit += free
         self._credit_stream(stream)
+
+    def _weigh(self, stream: Stream, messages: list[bytes]) -> None:
+        """Count what ``messages`` have cost, and whether they are what no honest client sends."""
+        octets = sum(map(len, messages))
+        self._work_left -= octets // OCTETS_OF_MESSAGE_PER_WORK
+        stream.message_octets += octets
+        if octets and stream.message_octets > _SUSPICIOUS_RATIO * stream.octets:
+            self._glitch("messages that inflate beyond measure", _BOMB_GLITCH)
 
     def _message(self, stream: Stream, message: bytes) -> bool:
         """One whole message. Returns False where the call has failed by it."""

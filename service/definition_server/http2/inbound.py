@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from definition_server.http2 import frames
+from definition_server.http2.core import FRAME_WORK
 from definition_server.http2.doors import UNKNOWN_LENGTH
 from definition_server.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from definition_server.http2.events import (
@@ -52,7 +53,7 @@ class Inbound(Exchanges):
             self._held = b""  # after the last GOAWAY the peer is heard out, not listened to (section 5.4.1)
         else:
             self._calls_left = self.limits.calls_per_turn
-            self._octets_left = self.limits.message_octets_per_turn
+            self._work_left = self.limits.work_per_turn
             try:
                 self._work()
             except ConnectionFault as fault:
@@ -71,7 +72,7 @@ class Inbound(Exchanges):
                 position = self._answer_batch(data, position, end)
             if end - position < frames.HEADER_LENGTH:
                 break
-            spent = self._calls_left <= 0 or self._octets_left <= 0 or len(out) > self.limits.replies_per_turn
+            spent = self._calls_left <= 0 or self._work_left <= 0 or len(out) > self.limits.replies_per_turn
             if self.backlog or spent:
                 self.backlog = True
                 break
@@ -79,6 +80,7 @@ class Inbound(Exchanges):
             length = high << 16 | low
             if length > frames.DEFAULT_FRAME_SIZE:  # judged before any of it is held (section 4.2)
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} octets")
+            self._work_left -= FRAME_WORK
             begin = position + frames.HEADER_LENGTH
             if begin + length > end:
                 break

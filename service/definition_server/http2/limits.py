@@ -71,8 +71,9 @@ class Limits:
     answers_per_turn: int = 256
     """Ready answers for one turn: about 0.5 ms of CPU, what other connections wait at the most."""
 
-    message_octets_per_turn: int = 1024 * 1024
-    """Octets of messages taken in for one turn. Inflating 4 MiB takes 4 ms, and comes from 4 KiB on the wire."""
+    work_per_turn: int = 500
+    """Work of one turn in units of about a microsecond, as `core` weighs it: frames, header lists, octets inflated.
+    It is what a neighbour waits for while somebody sends the dearest input there is."""
 
     octets_per_turn: int = 256 * 1024
     """Octets written for one connection before the loop looks at the others."""

@@ -29,6 +29,8 @@ class Stream:
         "headers_sent",
         "id",
         "message",
+        "message_octets",
+        "octets",
         "owed",
         "partial",
         "queue",
@@ -58,6 +60,9 @@ class Stream:
         """Octets of those messages, inflated."""
         self.partial = 0
         """Octets of an unfinished message that the reader holds."""
+        self.octets = 0
+        """Octets of DATA received, and ``message_octets`` of whole messages in them: more where they were compressed."""
+        self.message_octets = 0
         self.half_closed = False
         self.headers_sent = False
         self.trailers: bytes | None = None
