@@ -61,7 +61,7 @@ class Stream:
         self.partial = 0
         """Octets of an unfinished message that the reader holds."""
         self.octets = 0
-        """Octets of DATA received, and ``message_octets`` of whole messages in them: more where they were compressed."""
+        """Octets of DATA received, and ``message_octets`` of whole messages in them: more if they were compressed."""
         self.message_octets = 0
         self.half_closed = False
         self.headers_sent = False

@@ -1,0 +1,76 @@
+"""What the client commands trust and show where the server serves TLS, and what to do where the two do not fit."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from definition_server.cli.exits import unusable_environment
+from definition_server.settings import ClientSettings, Problem
+
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "CERTIFICATE_REQUIRED", "UNKNOWN_CA")
+"""What gRPC calls a connection that was made, and that the other side then ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM: the authorities that the server's certificate is verified with, and the client's own, if any."""
+
+    authorities: bytes
+    certificate: bytes | None
+    key: bytes | None
+
+
+def tls_of(settings: ClientSettings) -> Tls | None:
+    """What ``settings`` say about TLS; nothing for cleartext.
+
+    Raises:
+        CommandFailed: (78) where the system's authorities are asked for and there are none.
+    """
+    if settings.ca_file is None:
+        return None
+    authorities = system_authorities() if settings.ca_file == "system" else settings.ca_file.read_bytes()
+    if not authorities:
+        remedy = "Install the package ca-certificates, or name a PEM file"
+        raise unusable_environment([Problem("DEFINITION_SERVER_CA_FILE", "system", "none are installed", remedy)])
+    cert, key = settings.client_cert_file, settings.client_key_file
+    return Tls(authorities, None if cert is None else cert.read_bytes(), None if key is None else key.read_bytes())
+
+
+def system_authorities() -> bytes:
+    """The authorities that OpenSSL trusts on this machine (``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` included), as PEM.
+
+    gRPC's own default is a list that it brings along, in which an authority of the house is missing.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    folder = ssl.get_default_verify_paths().capath
+    # OpenSSL looks into the folder only when it verifies, so what lies there is not among `get_ca_certs` yet.
+    for file in sorted(Path(folder).iterdir()) if folder is not None else ():
+        with suppress(OSError):  # ssl.SSLError is one: not all that lies there is a certificate
+            context.load_verify_locations(file)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
+
+
+def advice(cause: str, tls: Tls | None) -> str | None:
+    """What to do about a server that is unavailable for gRPC's ``cause``, where TLS or its absence explains it."""
+    closed = any(sign in cause for sign in _CLOSED)
+    if tls is None:
+        return _if(closed, "If the server serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)")
+    if "WRONG_VERSION_NUMBER" in cause:
+        return "The server serves no TLS here: leave out --ca-file (DEFINITION_SERVER_CA_FILE) to call in cleartext"
+    if "Hostname Verification" in cause or "not in peer certificate" in cause:
+        return "Call the server by a name that its certificate holds: --host (DEFINITION_SERVER_HOST)"
+    if "CERTIFICATE_VERIFY_FAILED" in cause:
+        return (
+            "The server's certificate is not trusted: set --ca-file (DEFINITION_SERVER_CA_FILE) to the authority that "
+            "signed it"
+        )
+    options = "--client-cert-file and --client-key-file (DEFINITION_SERVER_CLIENT_CERT_FILE and _KEY_FILE)"
+    return _if(closed, f"If the server demands a client certificate, set {options} to one that it trusts")
+
+
+def _if(condition: bool, text: str) -> str | None:
+    return text if condition else None
