@@ -596,4 +596,4 @@ def _problem(cls: type[_EnvironmentSettings], detail: dict[str, Any]) -> Problem
 
 def _lower_first(message: str) -> str:
     text = message.removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name stays as it is

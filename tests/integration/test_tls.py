@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from tests.conftest import StartServer
 from tests.support.certificates import Authority, Certificate
 from tests.support.client import Client, Tls, failure
 from tests.support.polling import until
-from tests.support.server import ServerProcess
+from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 
@@ -64,6 +67,30 @@ def test_a_client_must_show_a_certificate_of_the_authority_where_one_is_set(
     for tls in (Tls(authority.cert), Tls(authority.cert, stranger.cert, stranger.key)):
         with Client(server.port, tls=tls) as refused:
             assert failure(refused.get, "command1")[0] == "UNAVAILABLE"
+
+
+def test_the_client_commands_call_a_server_with_tls(
+    table: Table, start_server: StartServer, authority: Authority
+) -> None:
+    server = start(table, start_server, authority.sign("server"), TLS_CLIENT_CA_FILE=str(authority.cert))
+    own = authority.sign("client")
+    kept = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("COVERAGE_")
+    }
+    trusting = kept | {"API_KEY": KEY, "PORT": str(server.port), "DEFINITION_SERVER_CA_FILE": str(authority.cert)}
+    pair = ("--client-cert-file", str(own.cert), "--client-key-file", str(own.key))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "definition_server", *arguments]
+        return subprocess.run(program, env=trusting, capture_output=True, text=True, timeout=60, check=False)
+
+    health, get = run("health", *pair), run("get", "command1", *pair)
+    assert (health.returncode, health.stdout) == (0, "SERVING\n"), health.stderr
+    assert get.returncode == 0, get.stderr
+    assert "command1" in get.stdout
+    refused = run("get", "command1")
+    assert refused.returncode == 69
+    assert "--client-cert-file" in refused.stderr
 
 
 def test_a_replaced_certificate_is_shown_after_sighup_and_open_connections_live_on(

@@ -113,7 +113,7 @@ class Server:
                     "Check that the server runs and is ready, and that --host and --port "
                     "(DEFINITION_SERVER_HOST and PORT) name it"
                 )
-                return CommandFailed(f"{self.address} is unavailable: {cause}. {remedy}", Exit.UNAVAILABLE)
+                return CommandFailed(f"{self.address} is unavailable: {cause.rstrip('.')}. {remedy}", Exit.UNAVAILABLE)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 text = (
                     f"no answer from {self.address} within {self.timeout:g} s ({cause}). Check that the address "
@@ -421,7 +421,7 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
                 raise CommandFailed(server.failure(error).message, Exit.UNAVAILABLE) from None
             cause = visible(call.details() or call.code().name)
             remedy = advice(cause, server.tls)
-            line.tell(UNREACHABLE, cause if remedy is None else f"{cause}. {remedy}")
+            line.tell(UNREACHABLE, cause if remedy is None else f"{cause.rstrip('.')}. {remedy}")
         time.sleep(backoff.next())
 
 

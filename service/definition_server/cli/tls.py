@@ -10,8 +10,8 @@ from pathlib import Path
 from definition_server.cli.exits import unusable_environment
 from definition_server.settings import ClientSettings, Problem
 
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "CERTIFICATE_REQUIRED", "UNKNOWN_CA")
-"""What gRPC calls a connection that was made, and that the other side then ended."""
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_")
+"""What gRPC calls a connection that was made, and that the other side then ended (by an alert in TLS 1.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +58,18 @@ def advice(cause: str, tls: Tls | None) -> str | None:
     """What to do about a server that is unavailable for gRPC's ``cause``, where TLS or its absence explains it."""
     closed = any(sign in cause for sign in _CLOSED)
     if tls is None:
-        return _if(closed, "If the server serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)")
-    if "WRONG_VERSION_NUMBER" in cause:
-        return "The server serves no TLS here: leave out --ca-file (DEFINITION_SERVER_CA_FILE) to call in cleartext"
-    if "Hostname Verification" in cause or "not in peer certificate" in cause:
-        return "Call the server by a name that its certificate holds: --host (DEFINITION_SERVER_HOST)"
-    if "CERTIFICATE_VERIFY_FAILED" in cause:
+        todo = "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)"
+    elif "WRONG_VERSION_NUMBER" in cause:
+        return "It serves no TLS: leave --ca-file (DEFINITION_SERVER_CA_FILE) out to call in cleartext"
+    elif "Hostname Verification" in cause:
+        return "Call it by a name that its certificate holds: set --host (DEFINITION_SERVER_HOST)"
+    elif "CERTIFICATE_VERIFY_FAILED" in cause:
         return (
-            "The server's certificate is not trusted: set --ca-file (DEFINITION_SERVER_CA_FILE) to the authority that "
-            "signed it"
+            "Its certificate is not trusted: set --ca-file (DEFINITION_SERVER_CA_FILE) to the authority that signed it"
         )
-    options = "--client-cert-file and --client-key-file (DEFINITION_SERVER_CLIENT_CERT_FILE and _KEY_FILE)"
-    return _if(closed, f"If the server demands a client certificate, set {options} to one that it trusts")
-
-
-def _if(condition: bool, text: str) -> str | None:
-    return text if condition else None
+    else:
+        todo = (
+            "if it demands a client certificate, set --client-cert-file and --client-key-file "
+            "(DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE) to one that it trusts"
+        )
+    return f"Check that it is ready; {todo}" if closed else None
