@@ -35,9 +35,10 @@ PREFIX = 5
 MESSAGE_OVERHEAD = 128
 """What a message costs beside its octets while it waits to be read: objects, mainly. Empty messages are not free."""
 
-FRAME_WORK = 2
-BLOCK_WORK = 5
-OCTETS_OF_LIST_PER_WORK = 40
+FRAME_WORK = 4
+BLOCK_WORK = 6
+STREAM_WORK = 12
+OCTETS_OF_LIST_PER_WORK = 30
 OCTETS_OF_MESSAGE_PER_WORK = 1024
 """What input costs, in units of about a microsecond: `Limits.work_per_turn`."""
 

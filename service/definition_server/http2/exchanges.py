@@ -20,6 +20,7 @@ from definition_server.http2.core import (
     OCTETS_OF_LIST_PER_WORK,
     OCTETS_OF_MESSAGE_PER_WORK,
     PREFIX,
+    STREAM_WORK,
     Core,
 )
 from definition_server.http2.doors import UNKNOWN_LENGTH, Route
@@ -204,6 +205,7 @@ class Exchanges(Core):
 
     def _open(self, stream_id: int, route: Route, *, end_stream: bool) -> None:
         """A stream begins that is not answered on the spot."""
+        self._work_left -= STREAM_WORK
         stream = Stream(stream_id, route, self._sender.initial_window, self.limits.initial_window)
         self._streams.open[stream_id] = stream
         stream.send_window += self._streams.pending_windows.pop(stream_id, 0)

@@ -68,10 +68,10 @@ class Limits:
     calls_per_turn: int = 32
     """New calls with a handler for one turn of the loop; C-core reads 32 before it yields."""
 
-    answers_per_turn: int = 256
-    """Ready answers for one turn: about 0.5 ms of CPU, what other connections wait at the most."""
+    answers_per_turn: int = 128
+    """Ready answers for one turn: about 0.15 ms of CPU."""
 
-    work_per_turn: int = 500
+    work_per_turn: int = 150
     """Work of one turn in units of about a microsecond, as `core` weighs it: frames, header lists, octets inflated.
     It is what a neighbour waits for while somebody sends the dearest input there is."""
 
