@@ -107,6 +107,13 @@ def perf(session: nox.Session) -> None:
     session.run("python", "-m", "perf.catalogue_100k", *session.posargs)
 
 
+@nox.session(name="perf-native")
+def perf_native(session: nox.Session) -> None:
+    """Measure the native transport beside nghttpd and grpcio, and under attack. Wants h2load, nghttpd and quiet."""
+    install(session)
+    session.run("python", "-m", "perf.native_bench", *session.posargs)
+
+
 @nox.session
 def reference(session: nox.Session) -> None:
     """Write docs/settings.md from the declaration of the settings."""

@@ -36,9 +36,9 @@ MESSAGE_OVERHEAD = 128
 """What a message costs beside its octets while it waits to be read: objects, mainly. Empty messages are not free."""
 
 FRAME_WORK = 4
-BLOCK_WORK = 6
+BLOCK_WORK = 3
 STREAM_WORK = 12
-OCTETS_OF_LIST_PER_WORK = 30
+OCTETS_OF_BLOCK_PER_WORK = 8
 OCTETS_OF_MESSAGE_PER_WORK = 1024
 """What input costs, in units of about a microsecond: `Limits.work_per_turn`."""
 

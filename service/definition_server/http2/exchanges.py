@@ -17,7 +17,7 @@ from definition_server.http2 import frames
 from definition_server.http2.core import (
     BLOCK_WORK,
     MESSAGE_OVERHEAD,
-    OCTETS_OF_LIST_PER_WORK,
+    OCTETS_OF_BLOCK_PER_WORK,
     OCTETS_OF_MESSAGE_PER_WORK,
     PREFIX,
     STREAM_WORK,
@@ -195,7 +195,7 @@ class Exchanges(Core):
         """Every block goes through here: the table changes nowhere else, and then the memo goes."""
         decoder = self._decoder
         fields = decoder.decode(block)
-        self._work_left -= BLOCK_WORK + decoder.list_size // OCTETS_OF_LIST_PER_WORK
+        self._work_left -= BLOCK_WORK + len(block) // OCTETS_OF_BLOCK_PER_WORK
         if decoder.epoch != self._memo_epoch:
             self._memo.clear()
             self._memo_epoch = decoder.epoch

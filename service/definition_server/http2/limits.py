@@ -71,7 +71,7 @@ class Limits:
     answers_per_turn: int = 128
     """Ready answers for one turn: about 0.15 ms of CPU."""
 
-    work_per_turn: int = 150
+    work_per_turn: int = 200
     """Work of one turn in units of about a microsecond, as `core` weighs it: frames, header lists, octets inflated.
     It is what a neighbour waits for while somebody sends the dearest input there is."""
 

@@ -1,0 +1,71 @@
+"""Catalogues to measure with: as many definitions as wanted, each answer of the same, known size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cached_property
+
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.ipc.memory import create_sealed, map_sealed
+
+_LINE = "    value_{0:04d} = registry.lookup('{1:08x}', scope={2})\n"
+
+
+def name_of(number: int) -> str:
+    """The name of a definition; all have the same length."""
+    return f"command{number:05d}"
+
+
+class Catalogue:
+    """``count`` definitions whose ``CommandResponse`` has ``answer`` octets, built once and sealed. Close it."""
+
+    def __init__(self, count: int, answer: int, *, variant: int = 0) -> None:
+        """``variant`` is written into the last definition, so that two catalogues can differ in one row."""
+        overhead = self._built(1, 1, "")[1] - 1
+        # A string of 128 octets and more has a length of two octets.
+        self.built, length = self._built(count, answer - overhead - 1, f"# {variant}")
+        if length != answer:
+            raise ValueError(f"answers of {answer} octets cannot be made (got {length})")
+        self.answer_octets = answer
+        self.count = count
+        self.descriptor = create_sealed("perf-catalogue", self.built.pieces)
+
+    @staticmethod
+    def _built(count: int, code: int, mark: str) -> tuple[BuiltSnapshot, int]:
+        builder = SnapshotBuilder()
+        builder.add(
+            Row(number, name_of(number).encode(), None, None, source(number, code, mark if number == count - 1 else ""))
+            for number in range(count)
+        )
+        built = builder.build(generation=1, created_at_ns=0)
+        return built, len(built.pieces[1])
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The catalogue, opened."""
+        return Snapshot(map_sealed(self.descriptor))
+
+    def names(self, most: int) -> list[str]:
+        """At most ``most`` names, spread over the catalogue."""
+        return [name_of(number) for number in range(0, self.count, max(1, self.count // most))][:most]
+
+    def generation(self, number: int) -> tuple[int, BuiltSnapshot]:
+        """The same content as another generation, sealed (the caller closes the descriptor), and its description."""
+        footer = replace(self.built.footer, generation=number)
+        built = BuiltSnapshot([*self.built.pieces[:-1], footer.pack()], footer)
+        return create_sealed("perf-catalogue", built.pieces), built
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.__dict__.pop("snapshot", None)
+        os.close(self.descriptor)
+
+
+def source(number: int, octets: int, mark: str = "") -> bytes:
+    """``octets`` of what could be the code of definition ``number``, ``mark`` at its start."""
+    count = octets // 48 + 1
+    lines = "".join(_LINE.format(line, number * 2654435761 + line & 0xFFFFFFFF, line % 7) for line in range(count))
+    return (mark + "\n" + lines if mark else lines).encode()[:octets]

@@ -1,0 +1,58 @@
+"""What /proc tells about the processes under test, and where they may run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that all threads of ``pids`` have taken so far, in steps of a clock tick (10 ms)."""
+    ticks = 0
+    for pid in pids:
+        # The name, in parentheses, may contain anything; utime and stime are fields 14 and 15 of proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+def resident(pid: int) -> int:
+    """Resident octets now."""
+    return _status(pid, "VmRSS:")
+
+
+def peak_resident(pid: int) -> int:
+    """The most resident octets since `forget_peak`, or since the start."""
+    return _status(pid, "VmHWM:")
+
+
+def private(pid: int) -> int:
+    """Resident octets that are the process's own: not the snapshot, which all workers share, nor other files."""
+    return _status(pid, "RssAnon:")
+
+
+def forget_peak(pid: int) -> None:
+    """Let the peak start from what is resident now (``proc(5)``, clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status(pid: int, label: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(label))
+
+
+def children(pid: int) -> list[int]:
+    """All processes that descend from ``pid``, itself included."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def on_cpu(cpu: int, command: list[str]) -> list[str]:
+    """``command``, kept on one CPU from its first instruction on."""
+    return ["taskset", "-c", str(cpu), *command]
