@@ -47,6 +47,8 @@ class Connection(Inbound):
         """
         if self._paused:
             return []
+        if not self._sender.streaming:
+            return self._sender.take_out()
         pieces, sent = self._sender.take(self.limits.octets_per_turn if budget is None else budget)
         if sent:
             self._lifetime.progress_at = self._now

@@ -129,6 +129,11 @@ class Core:
 
     # -- what has come about ------------------------------------------------------------------------------------------
 
+    @property
+    def eventful(self) -> bool:
+        """Whether `take_events` has any."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """Events that came about otherwise than by `receive_data` or `tick`."""
         events, self._events = self._events, []

@@ -70,6 +70,8 @@ class Inbound(Exchanges):
         while not self.terminated:
             if self._may_answer():
                 position = self._answer_batch(data, position, end)
+                if position == end:
+                    break
             if end - position < frames.HEADER_LENGTH:
                 break
             spent = self._calls_left <= 0 or self._work_left <= 0 or len(out) > self.limits.replies_per_turn

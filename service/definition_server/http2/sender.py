@@ -128,6 +128,20 @@ class Sender:
         """Whether stream data could go out now."""
         return bool(self._round) and self.window > 0
 
+    @property
+    def streaming(self) -> bool:
+        """Whether a stream waits for its turn to send data."""
+        return bool(self._round)
+
+    def take_out(self) -> list[Piece]:
+        """``out``, joined: all there is while nobody is `streaming`."""
+        out = self.out
+        if not out:
+            return []
+        pieces: list[Piece] = [out[0] if len(out) == 1 else b"".join(out)]
+        out.clear()
+        return pieces
+
     def take(self, budget: int) -> tuple[list[Piece], list[Stream]]:
         """What can be written now: ``out``, then at most about ``budget`` octets of stream data.
 
@@ -136,11 +150,7 @@ class Sender:
         """
         sent: list[Stream] = []
         if not self._round:
-            if not self.out:
-                return [], sent
-            pieces: list[Piece] = [b"".join(self.out)]
-            self.out.clear()
-            return pieces, sent
+            return self.take_out(), sent
         gathered: list[Piece] = []
         small, self.out = self.out, []
         while self._round and budget > 0 and self.window > 0:

@@ -232,14 +232,13 @@ class Shell(asyncio.Protocol):
                 size = sum(map(len, pieces))
             if size >= connection.limits.octets_per_turn:
                 self.wake()
-        events = connection.take_events()
-        if events:
-            self._dispatch(events)
+        if connection.eventful:
+            self._dispatch(connection.take_events())
             self.wake()  # a handler's call may have been ended at once
         if connection.terminated:
             self._leave()
             return
-        reading = connection.wants_read and not connection.backlog
+        reading = not connection.backlog and connection.wants_read
         if reading is not self._reading:
             self._reading = reading
             (transport.resume_reading if reading else transport.pause_reading)()
