@@ -84,6 +84,13 @@ def judges(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Build the servers on other gRPC stacks that ours is measured beside; a missing toolchain skips one with a line."""
+    install(session)
+    session.run("python", "-m", "perf.peers", "build", *session.posargs)
+
+
+@nox.session
 def proto(session: nox.Session) -> None:
     """Regenerate the protobuf code; in CI (CI is set) fail where the committed code is stale."""
     install(session)

@@ -7,20 +7,16 @@ elsewhere it skips what needs it.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from perf.peers.builds import BUILD_SECONDS, BuildFailed, built, make, run
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("JUDGES_CACHE") or Path.home() / ".cache" / "definition-server-judges")
-BUILD_SECONDS = 900
 may_build = pytest.mark.timeout(BUILD_SECONDS + 180)
 """For tests that may be the first to need a program: downloads and compilers take their time."""
 RUBY_CLIENT = "pb/test/client.rb"
@@ -103,40 +99,13 @@ def ruby_interop() -> list[str]:
     return [ruby, "-W0", str(HERE / "ruby" / "interop.rb"), str(found[0] if found else missing(RUBY_CLIENT))]
 
 
-def run(arguments: Sequence[str], *, seconds: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end.
-
-    Raises:
-        subprocess.TimeoutExpired: after ``seconds``; the program is killed.
-    """
-    environment = os.environ | {"GRPC_GO_LOG_SEVERITY_LEVEL": "error"}
-    return subprocess.run(
-        arguments, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
-        check=False,
-    )  # fmt: skip
-
-
 def _make(arguments: Sequence[str], cwd: Path) -> None:
-    done = run(arguments, seconds=BUILD_SECONDS, cwd=cwd)
-    if done.returncode:
-        pytest.fail(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}", pytrace=False)
+    try:
+        make(arguments, cwd)
+    except BuildFailed as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def _built(name: str, build: Callable[[Path], None]) -> Path:
     """The directory that ``build`` fills from ``HERE / name``; filled once per state of the sources."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in (HERE / name).rglob("*") if path.is_file()):
-        octets = file.read_bytes()
-        digest.update(f"{file.relative_to(HERE)} {len(octets)}\n".encode() + octets)
-    finished = CACHE / f"{name}-{digest.hexdigest()[:16]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.exists():
-            unfinished = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
-            try:
-                build(unfinished)
-                unfinished.rename(finished)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    return finished
+    return built(HERE / name, CACHE, build)

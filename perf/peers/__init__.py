@@ -1,0 +1,174 @@
+"""Peers: small servers of our own writing that answer the contract on other gRPC stacks, to be measured beside ours.
+
+Every peer is one program. It is given, by environment: ``PEER_CATALOGUE``, a file with a serialized
+``CatalogResponse``, which is a sequence of length-prefixed ``CommandResponse`` messages and the catalogue's own two
+fields; ``PEER_KEY``, what ``x-avap-auth`` must say; ``PEER_PORT`` to listen on, at 127.0.0.1; ``PEER_WORKERS``, how
+many threads or processes may answer; and with TLS ``PEER_TLS_CERT`` and ``PEER_TLS_KEY``, PEM files. It prints the
+port when it takes calls, and ends when its standard input does, so that it never outlives who started it.
+
+A peer answers ``GetCommand`` and ``SyncCatalog`` from memory, with the statuses of our server: ``UNAUTHENTICATED``
+"Invalid Credentials", compared in constant time and before the name is looked up, and ``NOT_FOUND`` "Command '<name>'
+not found". Answers are slices of the catalogue, encoded before the clock runs: no peer pays for protobuf, which is
+kinder than what production code on these stacks does. The stack is what is measured; its settings are the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from definition_server.catalog.snapshot import Snapshot
+from perf import targets
+from perf.peers.stacks import STACKS, Stack, tool_version
+
+NGHTTPD = "nghttpd"
+NAMES = (*STACKS, NGHTTPD)
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+_TOLD = 2000
+
+
+class PeerMissing(targets.TargetFailed):
+    """The peer cannot be started on this machine; the text says what to do."""
+
+
+class Served(Protocol):
+    """What a peer serves; a `perf.catalogue.Catalogue` is one."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The catalogue, opened."""
+
+
+def missing(name: str) -> str:
+    """Why the peer ``name`` cannot be started here; empty where it can.
+
+    Raises:
+        PeerMissing: where nobody has heard of it.
+    """
+    if name == NGHTTPD:
+        return "" if shutil.which(NGHTTPD) else "missing on this machine: nghttpd (Debian nghttp2-server)"
+    return _stack(name).missing
+
+
+def versions(name: str) -> dict[str, str]:
+    """Versions of the peer ``name`` and of what it runs on, for a record.
+
+    Raises:
+        PeerMissing: where nobody has heard of it.
+    """
+    return tool_version(NGHTTPD, "--version") if name == NGHTTPD else _stack(name).versions()
+
+
+@contextmanager
+def start(
+    name: str,
+    catalogue: Served,
+    *,
+    workers: int = 1,
+    tls: Mapping[str, str] | None = None,
+    cpus: Sequence[int] = (targets.SERVER_CPU,),
+) -> Iterator[targets.Target]:
+    """The peer ``name``, one of `NAMES`, serving ``catalogue``; it has ended when the block is left.
+
+    ``tls``: as `perf.targets.self_signed` gives it. ``cpus``: where it may run. nghttpd serves the catalogue's first
+    answer as the file ``/answer``, in one thread and without TLS.
+
+    Raises:
+        PeerMissing: where it is not built, or a tool is missing.
+        TargetFailed: where it does not start, or ended before the block did.
+    """
+    reason = missing(name)
+    if reason:
+        raise PeerMissing(f"{name} cannot be started: {reason}")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="definition-server-peer-")))
+        if name == NGHTTPD:
+            yield stack.enter_context(_yardstick(folder, catalogue, workers, tls))
+            return
+        (folder / "catalogue").write_bytes(catalogue.snapshot.body)
+        port = targets.free_port()
+        given = {
+            "PEER_CATALOGUE": str(folder / "catalogue"), "PEER_KEY": targets.KEY, "PEER_PORT": str(port),
+            "PEER_WORKERS": str(workers),
+        }  # fmt: skip
+        if tls:
+            given |= {"PEER_TLS_CERT": tls["tls_cert_file"], "PEER_TLS_KEY": tls["tls_key_file"]}
+        command = ["taskset", "-c", ",".join(map(str, cpus)), *_stack(name).command()]
+        errors = folder / "errors"
+        with errors.open("wb") as told:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | given,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                start_new_session=True,
+            )
+        stack.callback(_stop, process)
+        if _first_line(process).strip() != b"%d" % port:
+            raise targets.TargetFailed(f"{name} does not start: {_last_words(errors)}")
+        yield targets.Target(name, port, process.pid)
+        if process.poll() is not None:
+            raise targets.TargetFailed(f"{name} ended with {process.returncode}: {_last_words(errors)}")
+
+
+def _stack(name: str) -> Stack:
+    if name not in STACKS:
+        raise PeerMissing(f"there is no peer {name!r}; there are {', '.join(NAMES)}")
+    return STACKS[name]
+
+
+@contextmanager
+def _yardstick(
+    folder: Path, catalogue: Served, workers: int, tls: Mapping[str, str] | None
+) -> Iterator[targets.Target]:
+    if tls or workers != 1:
+        raise PeerMissing("nghttpd is a yardstick in one thread and without TLS")
+    message = bytes(next(catalogue.snapshot.messages()))
+    (folder / "answer").write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+    with targets.nghttpd(folder) as target:
+        yield target
+
+
+def _first_line(process: subprocess.Popen[bytes]) -> bytes:
+    """What the process says first; what there is of it where it ends or takes longer than `_START_SECONDS`."""
+    deadline, line = time.monotonic() + _START_SECONDS, b""
+    if process.stdout is None:
+        return line
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+            octets = os.read(process.stdout.fileno(), 64)
+            if not octets:
+                break
+            line += octets
+    return line
+
+
+def _last_words(errors: Path) -> str:
+    return errors.read_bytes()[-_TOLD:].decode(errors="replace").strip() or "it says nothing"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End it with all of its processes."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    # It leads a session of its own: whatever it left behind is in its group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,178 @@
+"""The gRPC stacks that the project compares itself with: what each needs, how it is built, how it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from abc import ABC, abstractmethod
+from importlib.metadata import version
+from pathlib import Path
+
+from perf.peers.builds import built, make, place, run
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("PEERS_CACHE") or Path.home() / ".cache" / "definition-server-peers")
+NOT_BUILT = "not built: run `nox -s peers`"
+Tools = dict[str, str]
+"""Program → where to get it."""
+_VERSION = re.compile(r"\d+\.\d+[\w.+-]*")
+
+
+class Stack(ABC):
+    """A stack whose server is a program in ``folder``."""
+
+    def __init__(self, name: str, folder: str, builds: Tools, runs: Tools) -> None:
+        """``builds`` and ``runs``: programs of the machine that it takes to build and to start it."""
+        self.name = name
+        self.source = HERE / folder
+        self._builds, self._runs = builds, runs
+
+    @property
+    def missing_tools(self) -> str:
+        """What the machine lacks to build it; empty where nothing."""
+        return _lacking(self._builds | self._runs)
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be started; empty where it can."""
+        if self.place.exists():
+            return _lacking(self._runs)
+        return self.missing_tools or NOT_BUILT
+
+    @property
+    def place(self) -> Path:
+        """Where it is kept once it is built."""
+        return place(self.source, CACHE)
+
+    def build(self) -> Path:
+        """Build it unless that is done; the directory with it.
+
+        Raises:
+            BuildFailed: with what the compiler or the package manager said.
+        """
+        return built(self.source, CACHE, self._fill)
+
+    @abstractmethod
+    def _fill(self, out: Path) -> None:
+        """Put what `command` starts into ``out``."""
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """How to start it once it is built."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """What a record names: the stack and what it runs on."""
+
+
+class GrpcJs(Stack):
+    """npm's grpc-js."""
+
+    def _fill(self, out: Path) -> None:
+        shutil.copytree(self.source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+        make(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], out)
+
+    def command(self) -> list[str]:
+        """A script."""
+        return ["node", str(self.place / "server.js")]
+
+    def versions(self) -> dict[str, str]:
+        """From the lock file, and of the node that is installed."""
+        locked = json.loads((self.source / "package-lock.json").read_text())["packages"]
+        return {"grpc-js": locked["node_modules/@grpc/grpc-js"]["version"], **tool_version("node", "--version")}
+
+
+class GrpcGo(Stack):
+    """grpc-go, with the compiler's usual optimization."""
+
+    def _fill(self, out: Path) -> None:
+        make(["go", "build", "-buildvcs=false", "-o", str(out / "peer"), "."], self.source)
+
+    def command(self) -> list[str]:
+        """A binary."""
+        return [str(self.place / "peer")]
+
+    def versions(self) -> dict[str, str]:
+        """From ``go.mod``, and of the compiler that is installed."""
+        pinned = re.search(r"google.golang.org/grpc v(\S+)", (self.source / "go.mod").read_text())
+        return {"grpc-go": pinned[1] if pinned else "", **tool_version("go", "version")}
+
+
+class Tonic(Stack):
+    """Rust's tonic, a release build."""
+
+    def _fill(self, out: Path) -> None:
+        target = out / "target"
+        make(["cargo", "build", "-q", "--release", "--locked", "--target-dir", str(target)], self.source)
+        (target / "release" / "peer").rename(out / "peer")
+        shutil.rmtree(target)
+
+    def command(self) -> list[str]:
+        """A binary."""
+        return [str(self.place / "peer")]
+
+    def versions(self) -> dict[str, str]:
+        """From the lock file, and of the compiler that is installed."""
+        locked = tomllib.loads((self.source / "Cargo.lock").read_text())["package"]
+        found = {package["name"]: package["version"] for package in locked}
+        return {"tonic": found["tonic"], **tool_version("rustc", "--version")}
+
+
+class Grpcio(Stack):
+    """grpcio, which the project depends on: there is nothing to build."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        super().__init__(name, "grpcio", {}, {})
+        self._arguments = arguments
+
+    @property
+    def missing(self) -> str:
+        """It is always there."""
+        return ""
+
+    def build(self) -> Path:
+        """Nothing to do."""
+        return self.source
+
+    def _fill(self, out: Path) -> None:
+        """Nothing to do."""
+
+    def command(self) -> list[str]:
+        """This Python."""
+        return [sys.executable, str(self.source / "server.py"), *self._arguments]
+
+    def versions(self) -> dict[str, str]:
+        """Of what is installed."""
+        return {"grpcio": version("grpcio"), "python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def _lacking(tools: Tools) -> str:
+    """The text that says which of ``tools`` are not there; empty where all are."""
+    lacking = [f"{tool} ({package})" for tool, package in tools.items() if shutil.which(tool) is None]
+    return f"missing on this machine: {', '.join(lacking)}" if lacking else ""
+
+
+def tool_version(tool: str, argument: str) -> dict[str, str]:
+    """Of a program of the machine; nothing where it is missing."""
+    try:
+        told = _VERSION.search(run([tool, argument], seconds=30).stdout)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {tool: told[0]} if told else {}
+
+
+STACKS: dict[str, Stack] = {
+    stack.name: stack
+    for stack in (
+        GrpcJs("grpc-js", "grpc_js", {"npm": "Debian npm"}, {"node": "Debian nodejs"}),
+        GrpcGo("grpc-go", "grpc_go", {"go": "Go 1.26 or newer"}, {}),
+        Tonic("tonic", "tonic", {"cargo": "Rust 1.88 or newer"}, {}),
+        Grpcio("grpcio-sync"),
+        Grpcio("grpcio-aio", "--aio"),
+    )
+}
