@@ -85,7 +85,7 @@ def judges(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Build the servers on other gRPC stacks that ours is measured beside; a missing toolchain skips one with a line."""
+    """Build the servers on other stacks that ours is measured beside; a missing toolchain skips one with a line."""
     install(session)
     session.run("python", "-m", "perf.peers", "build", *session.posargs)
 

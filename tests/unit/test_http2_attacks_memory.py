@@ -125,6 +125,19 @@ def test_inflating_does_not_hold_the_loop(path: bytes):
     assert turns >= 10, "120 MiB were inflated in fewer turns of the loop"
 
 
+def test_what_a_static_method_is_asked_is_inflated_to_a_name_not_to_megabytes():
+    most = Limits().max_inflated_static
+    block = request_block(STATIC, grpc_encoding=b"gzip")
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, MIB)), window_update(0, MIB))  # the answer is as long
+    for stream, octets in ((1, most), (3, most + 1)):
+        peer.send(headers(stream, block), data(stream, grpc_message(gzip.compress(bytes(octets)), 1), end_stream=True))
+    peer.assert_answered_with(1, 0)
+    peer.assert_answered_with(3, 8)
+    bomb = data(5, grpc_message(gzip.compress(bytes(4 * MIB - 5)), 1), end_stream=True)
+    assert peak_memory(lambda: peer.send(headers(5, block), bomb)) < MIB
+    peer.assert_alive()
+
+
 def test_large_answers_held_by_a_shut_window_are_shared():
     doors = Doors()
     answer = Answer.unary(bytes(8 * MIB))

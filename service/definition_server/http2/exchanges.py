@@ -211,7 +211,11 @@ class Exchanges(Core):
         stream.send_window += self._streams.pending_windows.pop(stream_id, 0)
         if route.fault is None:
             request = route.request
-            stream.reader = MessageReader(self.limits.max_message, "identity" if request is None else request.encoding)
+            stream.reader = MessageReader(
+                self.limits.max_message,
+                "identity" if request is None else request.encoding,
+                None if route.door is None else self.limits.max_inflated_static,
+            )
             if route.door is None:
                 stream.finished = False
                 self.open_calls += 1
@@ -244,7 +248,8 @@ class Exchanges(Core):
         except CallFault as fault:
             self._take_in(size, size)
             if fault.status == _RESOURCE_EXHAUSTED:
-                self._work_left -= self.limits.max_message // OCTETS_OF_MESSAGE_PER_WORK
+                most = self.limits.max_message if stream.route.door is None else self.limits.max_inflated_static
+                self._work_left -= most // OCTETS_OF_MESSAGE_PER_WORK
                 self._glitch("messages beyond the limit", _BOMB_GLITCH)
             self._fail_call(stream, fault)
             return

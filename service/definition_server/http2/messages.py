@@ -40,11 +40,16 @@ class MessageReader:
     same one, and what came before it in the same piece is dropped with the call.
     """
 
-    __slots__ = ("_buffer", "_encoding", "_fault", "_limit", "_size")
+    __slots__ = ("_buffer", "_encoding", "_fault", "_inflated_limit", "_limit", "_size")
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, encoding: str = "identity") -> None:
-        """``limit``: octets of a message, compressed or not. ``encoding``: the request's ``grpc-encoding``."""
+    def __init__(
+        self, limit: int = DEFAULT_LIMIT, encoding: str = "identity", inflated_limit: int | None = None
+    ) -> None:
+        """``limit``: octets of a message as it is sent. ``encoding``: the request's ``grpc-encoding``.
+        ``inflated_limit``: octets of a compressed message when inflated, by default as many.
+        """
         self._limit = limit
+        self._inflated_limit = limit if inflated_limit is None else inflated_limit
         self._encoding = encoding
         self._buffer = bytearray()
         self._size = 0  # of prefix and message; known once the buffer holds a prefix
@@ -129,7 +134,7 @@ class MessageReader:
             raise CallFault(_UNIMPLEMENTED, f"grpc-encoding {self._encoding[:32]!a} is not supported")
 
     def _message(self, flag: int, payload: bytes) -> bytes:
-        return decompress(payload, self._encoding, self._limit) if flag else payload
+        return decompress(payload, self._encoding, self._inflated_limit) if flag else payload
 
 
 def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
