@@ -143,7 +143,8 @@ def test_a_ruined_table_never_replaces_a_good_catalogue(served: tuple[ServerProc
     table.run(f"CREATE TABLE good AS TABLE obex_dapl_functions; {GARBAGE[harm]}")
     with Load(server.port, NAMES) as load:
         until(lambda: server.statusz()["sync"]["last_error"], server.tail)
-        assert {line["level"] for line in (*server.logged("Sync failed"), *server.logged("Sync refused"))} == {"ERROR"}
+        told = until(lambda: [*server.logged("Sync failed"), *server.logged("Sync refused")], server.tail)
+        assert {line["level"] for line in told} == {"ERROR"}
         load.wait_answered(100)
         status = server.statusz()
         assert (status["catalog"]["generation"], status["ready"]) == (1, True)
@@ -163,6 +164,7 @@ def test_a_table_locked_for_long_fails_no_call(served: tuple[ServerProcess, Tabl
         with psycopg.connect(table.url) as connection:
             connection.execute("LOCK TABLE obex_dapl_functions IN ACCESS EXCLUSIVE MODE")
             wait_failed_cycles(server)
+            until(lambda: server.logged("Sync failed"), server.tail)
             assert "holds a lock" in server.logged("Sync failed")[-1]["error"]
         until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
         assert_fresh_rows_arrive(server, table)
