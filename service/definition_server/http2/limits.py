@@ -37,7 +37,7 @@ class Limits:
 
     max_inflated_static: int = 64 * 1024
     """A compressed request of a static method, inflated. Such a request names something, and is looked up; inflating
-    4 MiB takes 8 ms in which no other connection is served (measured: a victim's P99 63 times that of a calm hour)."""
+    4 MiB takes milliseconds in one piece, in which no other connection is served."""
 
     max_header_list: int = 16 * 1024
     """Sum of name + value + 32 of a request. PROTOCOL-HTTP2 advises 8 KiB; C-core 8 soft, 16 hard. Checked per field
