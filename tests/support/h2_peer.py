@@ -103,6 +103,10 @@ class Peer:
         joined = b"".join(octets)
         self.replies.note_sent(joined)
         for piece in self._feed(joined):
+            if self._reads and (answer := self.connection.answer_one(piece, self.now)) is not None:
+                self.octets += len(answer)
+                self.replies.feed(answer)
+                continue
             self._take_events(self.connection.receive_data(piece, self.now))
             while self.connection.backlog and (self._reads or self.connection.wants_read):
                 self.turns += 1

@@ -13,6 +13,8 @@ changes (``epoch``); `Exchanges._decode` is the only place that decodes, and com
 
 from __future__ import annotations
 
+from math import inf
+
 from definition_server.http2 import frames
 from definition_server.http2.core import (
     BLOCK_WORK,
@@ -67,6 +69,52 @@ class Exchanges(Core):
             and not self._sender.size_update_due
             and self._streams.last_id < _LAST_OF_THE_SHORT_WAY
         )
+
+    def answer_one(self, data: bytes, now: float) -> bytes | None:
+        """The answer to ``data`` where that is one call of a static method and there is nothing else to do; else None.
+
+        A client that waits for each answer sends exactly that, and each call pays alone for what `receive_data` does
+        once for a batch. None leaves everything as it was: `receive_data` is then to be asked with the same octets.
+        """
+        shape = SHAPES.get(data[:5])
+        if shape is None or self._held or self._paused or self.terminated:
+            return None
+        sender, streams, body = self._sender, self._streams, shape[1]
+        if (
+            len(data) < body
+            or sender.out
+            or sender.unsent
+            or sender.size_update_due
+            or streams.pending
+            or len(streams.open) + self._zombies >= self.limits.max_concurrent_streams
+            or self._assembly is not None
+            or self._refused_above is not None
+            or self._epoch != self._doors.epoch
+        ):
+            return None
+        stream_id, block, data_head, data_stream = shape[0](data, 0)
+        length = LAST_DATA.get(data_head)
+        if length is None or body + length != len(data):
+            return None
+        if not stream_id == data_stream == streams.last_id + 2 <= _LAST_OF_THE_SHORT_WAY:
+            return None
+        route = self._memo.get(block)
+        if route is None or route.answer_payload is None or route.content_length not in (length, UNKNOWN_LENGTH):
+            return None
+        answer = route.answer_payload(data[body:])
+        if answer is None or answer.pieces is None:
+            return None
+        if answer.size > sender.window or answer.size > sender.initial_window or not self._window.pass_by(length):
+            return None
+        streams.last_id = stream_id
+        sender.window -= answer.size
+        self._window_updates += 22
+        self._pings.reset()
+        lifetime = self._lifetime
+        self._now = lifetime.read_at = lifetime.idle_at = now
+        lifetime.asked_at = inf
+        self.answered.append(answer.tally)
+        return data[body - 4 : body].join(answer.pieces)
 
     def _answer_batch(self, data: bytes, position: int, end: int) -> int:
         """Answer requests of static methods that lie whole in ``data``. Returns the position of what is left.

@@ -36,6 +36,10 @@ _UNWINDING = 1.0
 Observe = Callable[[list[int], float], None]
 
 
+def _unobserved(tallies: list[int], seconds: float) -> None:
+    """Nobody wants to know."""
+
+
 class Server:
     """Serves RPCs. Everything is to be called in the loop's thread; methods are registered before `start`."""
 
@@ -72,7 +76,8 @@ class Server:
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
-        self._observe = observe
+        self.answered = observe or _unobserved
+        """See `shell.Host`: called with every batch, hence no method that would call it."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
@@ -239,11 +244,6 @@ class Server:
         for listener in self._listeners:
             listener.closed(shell)
         self._note_change()
-
-    def answered(self, tallies: list[int], seconds: float) -> None:
-        """See `shell.Host`."""
-        if self._observe is not None:
-            self._observe(tallies, seconds)
 
     def call_started(self, shell: Shell, stream: Stream) -> None:
         """See `shell.Host`."""

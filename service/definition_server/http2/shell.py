@@ -126,7 +126,17 @@ class Shell(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         if not self.closing:
-            self._receive(data)
+            begun = perf_counter()  # the loop's own clock may stand still within a turn, and count in milliseconds
+            connection = self.connection
+            answer = connection.answer_one(data, self._loop.time())
+            if answer is None:
+                self._receive(data)
+                return
+            self._transport.write(answer)
+            self._host.answered(connection.answered, perf_counter() - begun)
+            connection.answered.clear()
+            if not self._brisk:
+                self._look_soon()
             return
         self._heard += len(data)
         if self._heard > _LINGER_OCTETS:

@@ -38,6 +38,14 @@ class ReceiveWindow:
         self._left += increment
         return increment
 
+    def pass_by(self, octets: int) -> bool:
+        """Take ``octets`` and give them back. False, and nothing is done, where that is a fault or to be announced."""
+        if octets > self._left or (self._credit + octets) * 2 >= self._size:
+            return False
+        self._left -= octets
+        self._credit += octets
+        return True
+
 
 def grown(window: int, increment: int) -> int | None:
     """A send window after WINDOW_UPDATE, or None where it would pass 2^31 - 1 (section 6.9.1)."""
