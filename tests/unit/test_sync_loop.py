@@ -74,11 +74,17 @@ async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[Start
     stack = ExitStack()
     before = other_tasks()
 
-    def started(*, interval: float = NEVER, patience: float = NEVER, store: SnapshotStore | None = None) -> SyncLoop:
+    def started(
+        *,
+        interval: float = NEVER,
+        patience: float = NEVER,
+        store: SnapshotStore | None = None,
+        share: Callable[[], float] = lambda: 1.0,
+    ) -> SyncLoop:
         synchronizer = Synchronizer(source, publisher, store=store)
         synchronizers.append(synchronizer)
         stack.callback(synchronizer.close)
-        loop = SyncLoop(synchronizer, publisher, interval=interval, patience=patience)
+        loop = SyncLoop(synchronizer, publisher, interval=interval, patience=patience, share=share)
         tasks.append(asyncio.create_task(loop.run()))
         return loop
 
@@ -112,6 +118,18 @@ async def test_asked_to_sync_it_does_so_at_once(start: StartLoop, source: FakeSo
     loop.sync_soon()
     await eventually(serves(publisher, "else"), "the second cycle")
     assert source.looks == 2
+
+
+async def test_after_a_cycle_out_of_turn_comes_a_share_of_the_interval_and_then_whole_ones(
+    start: StartLoop, source: FakeSource
+) -> None:
+    shares = [0.0, 0.0]
+    loop = start(interval=NEVER, share=lambda: shares.pop())
+    await eventually(lambda: source.looks == 2, "the second cycle, at once")
+    assert shares == [0.0]
+    loop.sync_soon()
+    await eventually(lambda: source.looks == 4, "the cycle that was asked for, and one at once after it")
+    assert not shares
 
 
 async def test_asked_during_a_cycle_it_runs_another_one_after(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -356,15 +357,27 @@ def _tell_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: flo
 class SyncLoop:
     """Runs cycles for ever: on a schedule, and at once when asked."""
 
-    def __init__(self, synchronizer: Synchronizer, publisher: Publisher, *, interval: float, patience: float) -> None:
+    def __init__(
+        self,
+        synchronizer: Synchronizer,
+        publisher: Publisher,
+        *,
+        interval: float,
+        patience: float,
+        share: Callable[[], float] = random.random,
+    ) -> None:
         """``interval``: seconds from one cycle's start to the next one's. ``patience``: seconds that the first cycle
-        has before the last-known-good snapshot is served."""
+        has before the last-known-good snapshot is served. ``share``: 0 to 1, how much of the interval passes after a
+        cycle out of turn (the first, one that was asked for). It is a matter of chance, so that replicas that were
+        started or told together do not read the table together for ever."""
         self._synchronizer = synchronizer
         self._publisher = publisher
         self._interval = interval
+        self._share = share
         self._patience = patience
         self._backoff = Backoff(first=min(0.5, interval), most=min(30.0, interval))
         self._delay = interval
+        self._out_of_turn = True
         self._asked = asyncio.Event()
 
     def sync_soon(self) -> None:
@@ -386,6 +399,7 @@ class SyncLoop:
             elapsed = time.monotonic() - started
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), max(0.0, self._delay - elapsed))
+            self._out_of_turn = self._asked.is_set()
             self._asked.clear()
             started = await self._cycle()
 
@@ -400,5 +414,5 @@ class SyncLoop:
         if outcome in (Outcome.FAILED, Outcome.REFUSED) and self._publisher.current is None:
             self._delay = self._backoff.next()
         else:
-            self._delay = self._interval
+            self._delay = self._interval * (self._share() if self._out_of_turn else 1)
         return self._delay
