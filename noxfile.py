@@ -84,6 +84,12 @@ def judges(session: nox.Session) -> None:
 
 
 @nox.session
+def deploy(session: nox.Session) -> None:
+    """What operators deploy with: manifests, SQL, alerts, dashboard, guide, runbooks. Wants Go, prometheus and jq."""
+    run_suites(session, "deploy")
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """Build the servers on other stacks that ours is measured beside; a missing toolchain skips one with a line."""
     install(session)
@@ -109,6 +115,27 @@ def proto(session: nox.Session) -> None:
 
 @nox.session
 def perf(session: nox.Session) -> None:
+    """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Wants quiet."""
+    install(session)
+    session.run("python", "-m", "perf", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write a page with charts of the newest kept measurement; a file after -- names another."""
+    install(session)
+    session.run("python", "-m", "perf.report", *session.posargs)
+
+
+@nox.session
+def witness(session: nox.Session) -> None:
+    """Measure with h2load and ghz beside our own generator: do they agree? `-- --keep` keeps the record."""
+    install(session)
+    session.run("python", "-m", "perf.witness", *session.posargs)
+
+
+@nox.session(name="perf-catalogue")
+def perf_catalogue(session: nox.Session) -> None:
     """Measure 100,000 definitions of 2 kB; fails where a promised limit is not kept. Wants a quiet machine."""
     install(session)
     session.run("python", "-m", "perf.catalogue_100k", *session.posargs)

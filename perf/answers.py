@@ -1,15 +1,18 @@
 """Answers, checked octet for octet, at a cost that lets one core check 100,000 and more in a second.
 
-The first answer of a kind is taken apart and judged: HTTP status, gRPC status and message, every octet of the body.
-If its header blocks mean the same whatever the HPACK table holds, what it looked like on the wire becomes a `Shape`,
-and an answer of that kind is from then on compared as a whole: ``identifier.join(pieces)``. Whatever differs (other
-frame borders, other blocks, frames of several answers mixed) is taken apart and judged again, so a shape is
-only ever a short cut to the same verdict.
+**Judging.** Every answer is taken apart and judged: HTTP status, gRPC status and message, every octet of the body. A
+header block that is made of table entries only, or that changed nothing when it was decoded, means the same until the
+next one that changes the HPACK table: it is decoded once (`HeaderBlocks`). The rest is the hpack library's work.
+
+**Shapes.** If all header blocks of an answer are of that kind, what it looked like on the wire becomes a shape, and an
+answer of that gRPC status on that connection is from then on compared as a whole, until the table changes. Whatever
+differs (other frame borders, other blocks, frames of several answers mixed) is taken apart and judged again, so
+a shape is only ever a short cut to the same verdict.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from struct import pack
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +20,15 @@ from hpack.exceptions import HPACKError
 from hpack.hpack import Decoder
 
 from perf import wire
+
+Fields = dict[bytes, bytes]
+Frames = list[tuple[int, int, bytes]]
+
+DIFFERS, INCOMPLETE = -1, -2
+"""What `MessageShape.after` and `ErrorShape.after` return where there is no position."""
+STATUSES = 17
+"""gRPC knows 0 to 16."""
+_PADDED, _PRIORITY = 0x8, 0x20
 
 
 class WrongAnswer(Exception):
@@ -30,120 +42,213 @@ class Expected:
     status: int
     content: bytes
 
-    def judge(self, answer: Answer) -> None:
-        """Compare the parsed ``answer``.
+    def judge(self, first: Fields, last: Fields, body: bytes) -> None:
+        """Compare an answer: its first block of fields, its last (maybe the same), the octets of its DATA.
 
         Raises:
             WrongAnswer: naming the first difference.
         """
-        if answer.fields.get(b":status") != b"200":
-            raise WrongAnswer(f"HTTP status {answer.fields.get(b':status')!r}")
-        if answer.fields.get(b"grpc-status") != b"%d" % self.status:
-            told = answer.fields.get(b"grpc-message")
-            raise WrongAnswer(f"gRPC status {answer.fields.get(b'grpc-status')!r} {told!r}")
-        if self.status == 0 and bytes(answer.body) != wire.message(self.content):
-            raise WrongAnswer(f"a body of {len(answer.body)} octets, not the expected {5 + len(self.content)}")
-        if self.status and unquote_to_bytes(answer.fields.get(b"grpc-message", b"")) != self.content:
-            raise WrongAnswer(f"message {answer.fields.get(b'grpc-message')!r}")
+        if first.get(b":status") != b"200":
+            raise WrongAnswer(f"HTTP status {_text(first.get(b':status'))}")
+        if last.get(b"grpc-status") != b"%d" % self.status:
+            told = f"gRPC status {_text(last.get(b'grpc-status'))} {_text(last.get(b'grpc-message'))}"
+            raise WrongAnswer(f"{told} where {self.status} is expected")
+        if self.status:
+            if unquote_to_bytes(last.get(b"grpc-message", b"")) != self.content:
+                told = f"the message {_text(last.get(b'grpc-message'))}"
+                raise WrongAnswer(f"{told} where {_text(self.content)} is expected")
+        elif len(body) != 5 + len(self.content):
+            raise WrongAnswer(f"a body of {len(body)} octets where {5 + len(self.content)} are expected")
+        elif not (body.startswith(prefix(len(self.content))) and body.endswith(self.content)):
+            raise WrongAnswer(f"a body of the right length ({len(body)} octets) and other content")
 
 
-@dataclass(slots=True)
-class Answer:
-    """One answer while its frames arrive."""
-
-    frames: list[tuple[int, int, bytes]] = field(default_factory=list)
-    fields: dict[bytes, bytes] = field(default_factory=dict)
-    body: bytearray = field(default_factory=bytearray)
-
-    def add(self, kind: int, flags: int, payload: bytes, decoder: Decoder) -> bool:
-        """Take one frame in. Whether it was the last.
-
-        Raises:
-            WrongAnswer: for a frame that ends the answer early.
-        """
-        if kind == wire.DATA:
-            self.body += payload
-        elif kind == wire.HEADERS and flags & wire.END_HEADERS:
-            try:
-                self.fields.update(decoder.decode(payload, raw=True))
-            except HPACKError as error:
-                raise WrongAnswer(f"header block: {error!r}") from error
-        else:
-            raise WrongAnswer(f"frame of type {kind}, payload {payload[:8].hex()}")
-        self.frames.append((kind, flags, payload))
-        return bool(flags & wire.END_STREAM)
+def _text(value: bytes | None) -> str:
+    return "nothing" if value is None else repr(value.decode(errors="replace")[:200])
 
 
-class Shape:
-    """How the answers of one kind look: the answer to one request, from which those to others follow."""
-
-    def __init__(self, model: Expected, frames: list[tuple[int, int, bytes]]) -> None:
-        self._model = model
-        self._frames = frames
-
-    @classmethod
-    def of(cls, model: Expected, frames: list[tuple[int, int, bytes]]) -> Shape | None:
-        """The shape of the judged answer ``frames``; None where it need not be the next one's."""
-        decoder = Decoder()
-        kinds = [kind for kind, _, _ in frames]
-        if kinds not in ([wire.HEADERS], [wire.HEADERS, wire.DATA, wire.HEADERS]):
-            return None
-        for kind, _, payload in frames:
-            if kind == wire.HEADERS:
-                try:
-                    decoder.decode(payload, raw=True)
-                except HPACKError:
-                    return None
-        return None if decoder.header_table.dynamic_entries else cls(model, frames)
-
-    def pieces(self, expected: Expected) -> tuple[bytes, ...]:
-        """The octets of the answer ``expected``, to be joined by the stream identifier."""
-        pieces = [b""]
-        for kind, flags, payload in self._frames:
-            content = payload
-            if kind == wire.DATA:
-                content = wire.message(expected.content)
-            elif expected.status and len(expected.content) == len(self._model.content):
-                content = payload.replace(self._model.content, expected.content)
-            pieces[-1] += pack(">I", len(content))[1:] + bytes((kind, flags))
-            pieces.append(content)
-        return tuple(pieces)
+def prefix(length: int) -> bytes:
+    """What stands before a gRPC message of ``length`` octets that is not compressed."""
+    return b"\0" + pack(">I", length)
 
 
 class Call:
-    """One request and what has to be answered; the same object serves any number of times."""
+    """One request and what has to be answered; the same object serves any number of times.
 
-    __slots__ = ("expected", "octets", "pieces", "request")
+    ``block``: its header block, where it is not the connection's usual one; literals only, so that it means the same
+    at any time.
+    """
 
-    def __init__(self, request: bytes, expected: Expected) -> None:
+    __slots__ = ("block", "content", "expected", "length", "octets", "request", "status")
+
+    def __init__(self, request: bytes, expected: Expected, block: bytes = b"") -> None:
         self.request = wire.message(request)
-        self.expected = expected
         self.octets = len(self.request)
-        self.pieces: tuple[bytes, ...] | None = None
-        """Of the answer, once its shape is known."""
+        self.block = block
+        self.expected = expected
+        self.status, self.content, self.length = expected.status, expected.content, len(expected.content)
 
 
-class Shapes:
-    """What has been learned about a server's answers, by gRPC status."""
+class HeaderBlocks:
+    """The header blocks of one connection, decoded; each that cannot change the table only once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Shape] = {}
-        self._calls: dict[int, list[Call]] = {}
-        self.taken_apart = 0
-        """Answers that were judged frame by frame."""
+        self._decoder = Decoder()
+        self._table = self._decoder.header_table
+        self._known: dict[bytes, Fields] = {}
+        self.version = 0
+        """Counts the changes of the table: what a block means, it means as long as this stays the same."""
 
-    def expect(self, calls: list[Call]) -> None:
-        """Give ``calls`` their pieces as soon as the shape of their answers is known."""
-        for call in calls:
-            self._calls.setdefault(call.expected.status, []).append(call)
+    def fields(self, block: bytes) -> Fields:
+        """What ``block`` says. The result belongs to all who ask: it is not to be changed.
 
-    def judged(self, expected: Expected, answer: Answer) -> None:
-        """Learn from an answer that was right."""
-        self.taken_apart += 1
-        if expected.status in self._known:
-            return
-        shape = Shape.of(expected, answer.frames)
-        if shape is not None:
-            self._known[expected.status] = shape
-            for call in self._calls.get(expected.status, ()):
-                call.pieces = shape.pieces(call.expected)
+        Raises:
+            WrongAnswer: where it cannot be decoded.
+        """
+        found = self._known.get(block)
+        if found is not None:
+            return found
+        try:
+            # RFC 7541 §6.1: one octet from 0x81 to 0xfe is one field of a table.
+            if min(block, default=0) > 0x80 and 0xFF not in block:
+                found = dict(map(self._entry, block))
+            else:
+                before = self._state()
+                found = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
+                if self._changed(before):
+                    self._known.clear()
+                    self.version += 1
+                    return found
+        except HPACKError as error:
+            raise WrongAnswer(f"a header block that cannot be decoded: {error!r}") from error
+        if len(self._known) < 10_000:
+            self._known[block] = found
+        return found
+
+    def _entry(self, octet: int) -> tuple[bytes, bytes]:
+        name, value = self._table.get_by_index(octet & 0x7F)
+        return bytes(name), bytes(value)
+
+    def _state(self) -> tuple[int, object, int]:
+        entries = self._table.dynamic_entries
+        return len(entries), entries[0] if entries else None, self._table.maxsize
+
+    def _changed(self, before: tuple[int, object, int]) -> bool:
+        """Whether an entry has come or gone: then the newest one is another object, or there are fewer."""
+        count, newest, size = self._state()
+        return count != before[0] or newest is not before[1] or size != before[2]
+
+
+class Answer:
+    """One answer while its frames arrive."""
+
+    __slots__ = ("_body", "_first", "_last", "frames", "version")
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        """Of the table when it began."""
+        self.frames: Frames = []
+        self._first: Fields | None = None
+        self._last: Fields = {}
+        self._body: list[bytes] = []
+
+    def add(self, kind: int, flags: int, payload: bytes, blocks: HeaderBlocks) -> bool:
+        """Take one frame in. Whether it was the last.
+
+        Raises:
+            WrongAnswer: for a frame that ends the answer early, or that no server has ever sent us.
+        """
+        content = payload[1 : len(payload) - payload[0]] if flags & _PADDED and payload else payload
+        if kind == wire.DATA:
+            self._body.append(content)
+        elif kind == wire.HEADERS and flags & wire.END_HEADERS and not flags & _PRIORITY:
+            self._last = blocks.fields(content)
+            if self._first is None:
+                self._first = self._last
+        elif kind == wire.RST_STREAM:
+            raise WrongAnswer(f"the call was reset with HTTP/2 error {int.from_bytes(payload, 'big')}")
+        else:
+            raise WrongAnswer(f"a frame of type {kind} with flags {flags:#x} within an answer: {payload[:8].hex()}")
+        self.frames.append((kind, flags, payload))
+        return bool(flags & wire.END_STREAM)
+
+    def judge(self, expected: Expected) -> None:
+        """Compare all of it. Raises `WrongAnswer` where it is not the expected one."""
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        expected.judge(self._first or {}, self._last, body)
+
+
+class MessageShape:
+    """How an answer with a message looks: HEADERS, DATA, HEADERS."""
+
+    __slots__ = ("_after", "_before", "_block", "_data", "_head")
+
+    def __init__(self, frames: Frames) -> None:
+        (_, flags, block), (_, data, _), (_, end, trailers) = frames
+        self._head, self._block = _head(len(block), wire.HEADERS, flags), block
+        self._data = data
+        self._after = (_head(len(trailers), wire.HEADERS, end), trailers)
+        self._before: dict[int, tuple[bytes, bytes, bytes]] = {}
+        """Length of the content → what stands before it, to be joined by the stream identifier."""
+
+    def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
+        """The position behind the answer to ``call`` that begins at ``at``; else `DIFFERS` or `INCOMPLETE`."""
+        wanted = identifier.join(self._before.get(call.length) or self._prepared(call.length))
+        if not buffer.startswith(wanted, at):
+            return _missing(buffer, at, wanted)
+        at += len(wanted)
+        if not buffer.startswith(call.content, at):
+            return _missing(buffer, at, call.content)
+        at += call.length
+        wanted = identifier.join(self._after)
+        return at + len(wanted) if buffer.startswith(wanted, at) else _missing(buffer, at, wanted)
+
+    def _prepared(self, length: int) -> tuple[bytes, bytes, bytes]:
+        made = self._head, self._block + _head(5 + length, wire.DATA, self._data), prefix(length)
+        self._before[length] = made
+        return made
+
+
+class ErrorShape:
+    """How an answer with an error looks: one HEADERS frame whose block says the text as it is."""
+
+    __slots__ = ("_head", "_left", "_length", "_right")
+
+    def __init__(self, frames: Frames, content: bytes) -> None:
+        ((_, flags, block),) = frames
+        self._head = _head(len(block), wire.HEADERS, flags)
+        self._left, _, self._right = block.partition(content)
+        self._length = len(content)
+
+    def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
+        """As `MessageShape.after`. A text of another length has another block."""
+        if call.length != self._length:
+            return DIFFERS
+        wanted = identifier.join((self._head, self._left + call.content + self._right))
+        return at + len(wanted) if buffer.startswith(wanted, at) else _missing(buffer, at, wanted)
+
+
+Shape = MessageShape | ErrorShape
+
+
+def shape_of(expected: Expected, frames: Frames) -> Shape | None:
+    """The shape of an answer that was judged right; None where the next one need not look like it."""
+    if any(flags & _PADDED for _, flags, _ in frames):
+        return None
+    kinds = [kind for kind, _, _ in frames]
+    if expected.status == 0:
+        return MessageShape(frames) if kinds == [wire.HEADERS, wire.DATA, wire.HEADERS] else None
+    if kinds == [wire.HEADERS] and expected.content and frames[0][2].count(expected.content) == 1:
+        return ErrorShape(frames, expected.content)
+    return None
+
+
+def _head(length: int, kind: int, flags: int) -> bytes:
+    """A frame's head up to the stream identifier."""
+    return pack(">I", length)[1:] + bytes((kind, flags))
+
+
+def _missing(buffer: bytes, at: int, wanted: bytes) -> int:
+    """Why ``wanted`` is not there: it has not all come yet, or something else has."""
+    rest = len(buffer) - at
+    return INCOMPLETE if rest < len(wanted) and wanted.startswith(buffer[at:]) else DIFFERS

@@ -18,23 +18,23 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from perf import wire
 from perf.attacks import ATTACKS, HONEST
 from perf.catalogue import Catalogue, name_of
+from perf.generator import run as generate
 from perf.processes import forget_peak, peak_resident, private, resident
 from perf.record import Record, Row
+from perf.scenarios import Scenario
 from perf.targets import (
-    KEY,
-    LoadProcess,
     Target,
     TargetFailed,
     Worker,
     h2load,
     keep_to_client_cpu,
-    load,
     nghttpd,
     raise_descriptor_limit,
     self_signed,
@@ -46,7 +46,7 @@ PATH = wire.GET_COMMAND.decode()
 PER_CORE = "req/s per core"
 FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
 TURNS = 3
-VICTIM = {"kind": "open", "connections": 4, "rate": 4000.0, "warmup": 0.3}
+VICTIM: dict[str, Any] = {"kind": "open", "connections": 4, "rate": 4000.0, "warmup": 0.3, "spread": 100}
 MB = 1 << 20
 
 Result = dict[str, Any]
@@ -101,6 +101,19 @@ def steady(target: Target, path: str, connections: int, streams: int, seconds: f
     return h2load(target, path, max(100, int(probe["rate"] * seconds)), connections, streams, **more)
 
 
+def load(target: Target, catalogue: Catalogue, kind: str, **more: Any) -> Result:
+    """One run by our own generator, which checks every answer.
+
+    Raises:
+        TargetFailed: where it is not valid.
+    """
+    scenario = Scenario("native-bench", "", "", kind, rate=more.pop("rate", 0.0))
+    run = generate(target, scenario, catalogue, **more)
+    if not run["valid"]:
+        raise TargetFailed(run["reason"])
+    return {name: value for name, value in run.items() if name != "histogram"}
+
+
 def hot(bench: Bench) -> None:
     """GetCommand beside nghttpd and grpcio, in turns."""
     shapes = {"8 × 32": (8, 32, 250_000), "8 × 1": (8, 1, 70_000)}
@@ -139,23 +152,20 @@ def hot(bench: Bench) -> None:
 
 def checked(bench: Bench) -> None:
     """Every answer compared octet for octet, by our own generator: found, not found, not let in, with deadlines."""
-    names = bench.catalogue.names(1000)
-    unknown = [f"missing{number:05d}" for number in range(20_000)]
     rows: list[tuple[str, float | None, dict[str, Any]]] = [
-        ("GetCommand, one definition, every answer checked", None, {"names": names[:1]}),
-        ("GetCommand, 1,000 definitions in turn", None, {"names": names}),
-        ("a fresh deadline per call, as grpc-go sends it", 60_000, {"names": names, "deadlines": 10_000}),
-        ("a deadline that never repeats", 60_000, {"names": names, "deadlines": 100_000}),
-        ("as grpc-go: deadline, WINDOW_UPDATE and PING", None,
-         {"names": names, "deadlines": 10_000, "acknowledge": True}),
-        ("404, one name", 100_000, {"names": unknown[:1], "answer": 404}),
-        ("404, 20,000 names in turn", 100_000, {"names": unknown, "answer": 404}),
-        ("401, a wrong key", 100_000, {"names": names[:1], "answer": 401, "key": "wrong"}),
-    ]  # fmt: skip
+        ("GetCommand, one definition, every answer checked", None, {"names": "one"}),
+        ("GetCommand, 1,000 definitions in turn", None, {}),
+        ("a fresh deadline per call, as grpc-go sends it", 60_000, {"deadlines": 10_000}),
+        ("a deadline that never repeats", 60_000, {"deadlines": 100_000}),
+        ("as grpc-go: deadline, WINDOW_UPDATE and PING", None, {"deadlines": 10_000, "acknowledge": True}),
+        ("404, one name", 100_000, {"unknown": 1.0, "unknown_names": 1}),
+        ("404, 20,000 names in turn", 100_000, {"unknown": 1.0}),
+        ("401, a wrong key", 100_000, {"bad_key": 1.0}),
+    ]
     with bench.worker(bench.catalogue) as served:
         for name, least, job in rows:
             runs = lambda job=job: median(  # noqa: E731
-                [load(served.target, bench.catalogue.descriptor, kind="closed", seconds=bench.seconds, **job)
+                [load(served.target, bench.catalogue, "closed", seconds=bench.seconds, **job)
                  for _ in range(2)]
             )  # fmt: skip
             bench.add(f"{name}, 8 × 32", PER_CORE, runs, least=least)
@@ -177,7 +187,7 @@ def catalogue(bench: Bench) -> None:
 
     def measured() -> tuple[float, Any]:
         with bench.worker(bench.large) as served:
-            result = load(served.target, bench.large.descriptor, kind="sync", seconds=bench.seconds)
+            result = load(served.target, bench.large, "sync", connections=1, seconds=bench.seconds)
         return result["octets_per_server_cpu_second"] / 1e9, result
 
     size = bench.large.built.footer.body_length / 1e6
@@ -186,28 +196,22 @@ def catalogue(bench: Bench) -> None:
 
 def scheduled(bench: Bench) -> None:
     """35,000 calls a second on one worker, at rest and while a catalogue of 100,000 is published."""
-    job = {"kind": "open", "names": bench.large.names(997), "connections": 64, "rate": 35_000.0, "warmup": 1.0}
+    job: dict[str, Any] = {"kind": "open", "spread": 997, "connections": 64, "rate": 35_000.0, "warmup": 1.0}
     with bench.worker(bench.large) as served:
         try:
-            long = load(served.target, bench.large.descriptor, seconds=2 * bench.seconds, **job)
+            long = load(served.target, bench.large, seconds=2 * bench.seconds, **job)
         except FAILURES as error:
             long = {"error": str(error)[:300]}
         for percentile, most in (("p50", None), ("p95", 1.0), ("p99", 2.0), ("p999", None), ("max", None)):
             row = Row(f"35,000 req/s on a schedule, 64 connections: {percentile}", "ms", most=most)
-            row.error = long.get("error", "") or _late(long)
-            if "latency_ms" in long:
-                row.value, row.detail = long["latency_ms"][percentile], long if percentile == "p95" else None
+            row.error = long.get("error", "")
+            if "latency" in long:
+                row.value, row.detail = long["latency"][percentile], long if percentile == "p95" else None
             bench.record.add(row)
         slowest = "the slowest call while 100,000 definitions are published, above that at rest"
         bench.add(slowest, "ms", lambda: publishing(bench, served, job, 1), most=5.0)
         last = f"{slowest}, the worker being the last to hold the old ones"
         bench.add(last, "ms", lambda: publishing(bench, served, job, 100, keep=False))
-
-
-def _late(result: Result) -> str:
-    """Why ``result`` says nothing about the server: the generator itself did not keep to its schedule."""
-    lag = result["generator_lag_ms"]["p99"]
-    return f"the generator was late by {lag:g} ms (p99)" if lag > 0.5 else ""
 
 
 def publishing(
@@ -221,7 +225,14 @@ def publishing(
     """
     differences, details = [], []
     kept: list[int] = []
-    descriptors = [bench.large.descriptor]
+
+    def publish(made: list[tuple[int, Any]]) -> None:
+        for descriptor, built in made:
+            time.sleep(bench.seconds / 5)
+            served.publish(descriptor, built)
+            if not keep:
+                os.close(descriptor)
+
     for _ in range(TURNS):
         slowest = []
         for publications in (0, 3):
@@ -229,22 +240,10 @@ def publishing(
             for number in range(publications):
                 generation += 1
                 made.append((bench.larger, bench.large)[number % 2].generation(generation))
-            whole = job | {
-                "port": served.target.port,
-                "pids": served.target.pids,
-                "snapshot": descriptors[0],
-                "key": KEY,
-            }
-            process = LoadProcess(whole | {"seconds": bench.seconds}, descriptors)
-            process.line()
-            for descriptor, built in made:
-                time.sleep(bench.seconds / 5)
-                served.publish(descriptor, built)
-                if not keep:
-                    os.close(descriptor)
             kept += [descriptor for descriptor, _ in made if keep]
-            result = process.finish()
-            slowest.append(result["latency_ms"]["max"])
+            measuring = partial(publish, made)
+            result = load(served.target, bench.large, seconds=bench.seconds, measuring=measuring, **job)
+            slowest.append(result["latency"]["max"])
             details.append({"publications": publications, **result})
         differences.append(slowest[1] - slowest[0])
     for descriptor in kept:
@@ -255,26 +254,16 @@ def publishing(
 def idle(bench: Bench) -> None:
     """10,000 connections that say nothing."""
     count = min(10_000, raise_descriptor_limit() - 200)
-    busy = {"kind": "closed", "names": bench.catalogue.names(1000), "seconds": bench.seconds}
     measured: Result = {}
 
     def held() -> tuple[float, Any]:
         with bench.worker(bench.catalogue) as served:
-            target, descriptor = served.target, bench.catalogue.descriptor
-            before = [load(target, descriptor, **busy) for _ in range(TURNS)]
-            empty = resident(target.pid)
-            job = {"kind": "idle", "port": target.port, "pids": target.pids, "connections": count}
-            holder = LoadProcess(job)
-            if "held" not in (line := holder.line("stdout")):
-                holder.finish(5)
-                raise TargetFailed(f"the idle connections do not stand: {line}")
-            full = resident(target.pid)
-            during = [load(target, descriptor, **busy) for _ in range(TURNS)]
-            alive = holder.finish()["alive"]
-            if alive != count:
-                raise TargetFailed(f"of {count} idle connections {alive} were left")
+            once = partial(load, served.target, bench.catalogue, "closed", seconds=bench.seconds)
+            before = [once() for _ in range(TURNS)]
+            during = [once(idle=count) for _ in range(TURNS)]
         measured.update(before=before, during=during)
-        return (full - empty) / count / 1000, {"connections": count, "resident": [empty, full]}
+        # The first time: later ones find memory that the worker has kept.
+        return during[0]["idle"]["resident_kb_each"], {"connections": count}
 
     def kept() -> tuple[float, Any]:
         if not measured:
@@ -287,19 +276,18 @@ def idle(bench: Bench) -> None:
 
 def attacks(bench: Bench) -> None:
     """Every attack of the list from one client, and what another client's calls feel of it."""
-    job = VICTIM | {"names": bench.catalogue.names(100), "seconds": max(1.5, bench.seconds / 1.5)}
+    job = VICTIM | {"seconds": max(1.5, bench.seconds / 1.5)}
     with bench.worker(bench.large) as served:
-        job["names"] = bench.large.names(100)
-        target, descriptor = served.target, bench.large.descriptor
+        target = served.target
         try:
-            calm = [load(target, descriptor, **job)["latency_ms"]["p99"] for _ in range(TURNS)]
+            calm = [load(target, bench.large, **job)["latency"]["p99"] for _ in range(TURNS)]
         except FAILURES as error:
             bench.record.add(Row("a victim's P99 without an attack", "ms", error=str(error)[:300]))
             return
         usual = statistics.median(calm)
         bench.record.add(Row("a victim's P99 without an attack", "ms", usual, detail=calm))
         control = Row("a victim's P99 beside an honest client at full rate", "× calm")
-        attacked(bench, target, descriptor, HONEST, control, job, usual)
+        attacked(bench, target, HONEST, control, job, usual)
         first = resident(target.pid)
         for name, attack in ATTACKS.items():
             if name == HONEST:
@@ -308,7 +296,7 @@ def attacks(bench: Bench) -> None:
                 bench.record.add(Row(f"{name}", "", error="the worker is dead"))
                 break
             row = Row(f"{name}: a victim's P99", "× calm", most=3.0)
-            attacked(bench, target, descriptor, name, row, job, usual)
+            attacked(bench, target, name, row, job, usual)
             grown = (peak_resident(target.pid) - first) / MB if served.alive else None
             row.detail = {"attack": attack.what, "result": row.detail, "resident_grown_mb": grown}
             bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
@@ -316,13 +304,12 @@ def attacks(bench: Bench) -> None:
         bench.record.add(Row("worker alive after all attacks", "", float(served.alive), least=1, detail=end))
 
 
-def attacked(bench: Bench, target: Target, descriptor: int, name: str, row: Row, job: Result, usual: float) -> None:
+def attacked(bench: Bench, target: Target, name: str, row: Row, job: Result, usual: float) -> None:
     """The victim's P99 under one attack, as a multiple of the usual one."""
     try:
         forget_peak(target.pid)
-        row.detail = load(target, descriptor, attack=name, **job)
-        row.value = row.detail["latency_ms"]["p99"] / usual
-        row.error = _late(row.detail)
+        row.detail = load(target, bench.large, attack=name, **job)
+        row.value = row.detail["latency"]["p99"] / usual
     except FAILURES as error:
         row.error = str(error)[:300]
     bench.record.add(row)

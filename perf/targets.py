@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from definition_server.catalog.builder import BuiltSnapshot
-from definition_server.ipc.channel import Channel
+from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import Configure, Keys, Publish, Ready
 from definition_server.ipc.stats import StatsPage
 from perf.processes import children, cpu_seconds, on_cpu
@@ -29,6 +28,10 @@ ROOT = Path(__file__).parents[1]
 SERVER_CPU, CLIENT_CPU = 0, 1
 KEY = "perf-0123456789abcdef"
 START_SECONDS = 30.0
+_STARTS = 3
+"""A port that was free may be taken before the worker listens there: then another one is tried."""
+_EXIT_CANNOT_START = 3
+"""As in `definition_server.data_plane.worker`, which older revisions may not have."""
 _PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
 _FINISHED = re.compile(r"finished in .*?, ([\d.]+) req/s")
 _REQUESTS = re.compile(r"(\d+) total, \d+ started, \d+ done, (\d+) succeeded, (\d+) failed, (\d+) errored")
@@ -38,6 +41,10 @@ _DATA = re.compile(r"\((\d+)\) data")
 
 class TargetFailed(Exception):
     """A server or a generator did not do its part: there is no figure."""
+
+
+class CannotListen(TargetFailed):
+    """A worker could not start, most likely because its port is in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,20 @@ def free_port() -> int:
 class Worker:
     """One worker process with this process in the master's place."""
 
-    def __init__(self, transport: str, descriptor: int, built: BuiltSnapshot, **settings: Any) -> None:
+    def __init__(
+        self,
+        transport: str,
+        descriptor: int,
+        built: BuiltSnapshot,
+        *,
+        program: Sequence[str] = (sys.executable, "-c", _PROGRAM),
+        name: str = "",
+        **settings: Any,
+    ) -> None:
+        """``program`` runs the worker's ``main`` with the arguments that are added to it; ``name`` is the target's."""
         self._channel, theirs = Channel.pair()
         self._page = StatsPage.create(1)
-        port = free_port()
+        port = settings.get("port") or free_port()
         values: dict[str, Any] = {
             "host": "127.0.0.1", "port": port, "transport": transport, "reflection": False,
             "max_connection_age_seconds": 0.0, "threadpool_size": 4, "app_env": "production", "log_level": "INFO",
@@ -80,28 +97,44 @@ class Worker:
         }  # fmt: skip
         self._say(Configure(**values | settings))
         self._say(Keys((sha256(KEY.encode()).hexdigest(),)))
-        command = [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(self._page.descriptor), "0"]
+        command = [*program, str(theirs.fileno()), str(self._page.descriptor), "0"]
         self._process = subprocess.Popen(
             on_cpu(SERVER_CPU, command),
             pass_fds=[theirs.fileno(), self._page.descriptor],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            cwd=ROOT,
             text=True,
         )
         theirs.close()
-        self.target = Target(transport, port, self._process.pid)
+        self.target = Target(name or transport, port, self._process.pid)
         self.output: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.publish(descriptor, built)
+        try:
+            self.publish(descriptor, built)
+        except TargetFailed:
+            self.close()
+            raise
 
     def _read(self) -> None:
         if self._process.stdout is not None:
             self.output.extend(self._process.stdout)
 
     def _say(self, message: Any, descriptor: int | None = None) -> None:
-        if not self._channel.send(message, descriptor):
+        try:
+            sent = self._channel.send(message, descriptor)
+        except ChannelClosed:
+            raise self._ended() from None
+        if not sent:
             raise TargetFailed("the worker does not read its control socket")
+
+    def _ended(self) -> TargetFailed:
+        """What there is to say of a worker that has ended by itself."""
+        self._process.wait(START_SECONDS)
+        self._reader.join()
+        told = f"the worker ended with {self._process.returncode}: {''.join(self.output)[-2000:]}"
+        return CannotListen(told) if self._process.returncode == _EXIT_CANNOT_START else TargetFailed(told)
 
     def publish(self, descriptor: int, built: BuiltSnapshot, *, wait: bool = True) -> None:
         """Publish; with ``wait``, until it is served.
@@ -121,11 +154,21 @@ class Worker:
         """
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
-            received = self._channel.receive()
+            try:
+                received = self._channel.receive()
+            except ChannelClosed:
+                break
             if received is not None and isinstance(received[0], Ready) and received[0].generation == generation:
                 return
             time.sleep(0.005)
+        if time.monotonic() < deadline:
+            raise self._ended()
         raise TargetFailed(f"the worker does not serve generation {generation}: {''.join(self.output)[-2000:]}")
+
+    @property
+    def answered(self) -> int:
+        """Calls that the worker itself has counted so far, whatever their status."""
+        return sum(self._page.slot(0).read().requests.values())
 
     @property
     def alive(self) -> bool:
@@ -148,8 +191,18 @@ class Worker:
 
 @contextmanager
 def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: Any) -> Iterator[Worker]:
-    """A worker that serves ``built``."""
-    made = Worker(transport, descriptor, built, **settings)
+    """A worker that serves ``built``; ``settings`` as of `Worker`.
+
+    Raises:
+        TargetFailed: where it does not start. `CannotListen`: on several ports one after the other.
+    """
+    for attempt in range(_STARTS):
+        try:
+            made = Worker(transport, descriptor, built, **settings)
+            break
+        except CannotListen:
+            if attempt == _STARTS - 1 or "port" in settings:
+                raise
     try:
         yield made
     finally:
@@ -214,56 +267,6 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
         "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 2),
         "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
     }  # fmt: skip
-
-
-class LoadProcess:
-    """`perf.native_load` in a process of its own on the client's CPU."""
-
-    def __init__(self, job: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        command = on_cpu(CLIENT_CPU, [sys.executable, "-m", "perf.native_load"])
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            pass_fds=descriptors,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if self.process.stdin is not None:
-            self.process.stdin.write(json.dumps(job) + "\n")
-            self.process.stdin.flush()
-
-    def line(self, stream: str = "stderr") -> str:
-        """The next line that it says."""
-        source = self.process.stderr if stream == "stderr" else self.process.stdout
-        return "" if source is None else source.readline()
-
-    def finish(self, seconds: float = 120.0) -> dict[str, Any]:
-        """Wait for the result.
-
-        Raises:
-            TargetFailed: where there is none, because an answer was wrong or missing.
-        """
-        try:
-            out, err = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise TargetFailed(f"the generator did not end within {seconds:g} s") from None
-        try:
-            result: dict[str, Any] = json.loads(out.splitlines()[-1])
-        except (IndexError, ValueError):
-            raise TargetFailed(f"the generator failed: {err[-1500:]}") from None
-        if "error" in result:
-            raise TargetFailed(result["error"])
-        return result
-
-
-def load(target: Target, descriptor: int = -1, **job: Any) -> dict[str, Any]:
-    """Run one job of `perf.native_load` against ``target``; its result."""
-    job = {"port": target.port, "pids": target.pids, "snapshot": descriptor, "key": KEY} | job
-    return LoadProcess(job, [descriptor] if descriptor >= 0 else []).finish()
 
 
 def self_signed(folder: Path) -> dict[str, str]:

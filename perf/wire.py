@@ -97,11 +97,13 @@ def literal_block(fields: Sequence[Field]) -> bytes:
     return b"".join(b"\0" + integer(len(name), 7) + name + integer(len(value), 7) + value for name, value in fields)
 
 
-def call_fields(authority: bytes, path: bytes, key: bytes, *, fresh: bool = False) -> list[Field]:
+def call_fields(
+    authority: bytes, path: bytes, key: bytes, *, fresh: bool = False, scheme: bytes = b"http"
+) -> list[Field]:
     """The fields of a call in grpc-go's order; with ``fresh``, a deadline whose value is filled in per call."""
     deadline = [(FRESH, b"")] if fresh else []
     return [
-        (b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority),
+        (b":method", b"POST"), (b":scheme", scheme), (b":path", path), (b":authority", authority),
         (b"content-type", b"application/grpc"), (b"user-agent", b"grpc-go/1.33.3"), (b"te", b"trailers"),
         *deadline, (b"x-avap-auth", key),
     ]  # fmt: skip

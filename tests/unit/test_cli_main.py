@@ -15,7 +15,9 @@ def run(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(cli, arguments, env=environment)
 
 
-@pytest.mark.parametrize("command", ["config", "demo", "get", "health", "serve", "snapshot", "sync", "validate"])
+@pytest.mark.parametrize(
+    "command", ["capacity", "config", "demo", "get", "health", "serve", "snapshot", "sync", "validate"]
+)
 def test_every_command_is_listed_and_explains_itself(command: str) -> None:
     assert f"  {command} " in run("--help").output
     told = run(command, "--help")

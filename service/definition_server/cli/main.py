@@ -13,6 +13,7 @@ from definition_server.cli.reference import settings_epilog
 from definition_server.settings import Settings
 
 _COMMANDS = {
+    "capacity": "definition_server.cli.capacity",
     "config": "definition_server.cli.config",
     "demo": "definition_server.cli.demo",
     "get": "definition_server.cli.client",

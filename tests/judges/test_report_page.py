@@ -1,0 +1,167 @@
+"""The report of a measurement in a real browser: without a network, in light and dark, wide and narrow, it draws what
+the record says, and nothing sticks out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import zlib
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perf.report_page import page
+from perf.report_record import load
+from perf.report_text import number
+from tests.judges.tools import command
+from tests.support.perf_record import sample, write
+
+SECONDS = 90
+CHARTS = {"per-core", "percentiles", "knee", "cost", "harness", "memory", "history"}
+# Looks at the page from inside when all charts are drawn, shows every view, and leaves what it has seen in an element.
+PROBE = """
+<script>
+const seen = {errors: [], drawn: false, charts: {}, views: 0};
+addEventListener("error", event => seen.errors.push(event.message));
+addEventListener("unhandledrejection", event => seen.errors.push(String(event.reason)));
+const wait = () => document.documentElement.dataset.drawn ? look() : setTimeout(wait, 20);
+async function look() {
+  seen.drawn = Number(document.documentElement.dataset.drawn);
+  for (const chart of document.querySelectorAll(".chart")) {
+    const select = document.querySelector(`select[data-for="${chart.id}"]`), views = select ? select.options.length : 1;
+    const marks = [];
+    for (let view = views - 1; view >= 0; view--) {
+      if (select) { select.selectedIndex = view; await draw(chart.id); }
+      marks.push(chart.querySelectorAll(".trace.bars .point, .js-line, .points .point, .textpoint").length);
+      seen.views++;
+    }
+    const box = chart.querySelector(".main-svg").getBoundingClientRect();
+    const card = chart.parentElement.getBoundingClientRect();
+    seen.charts[chart.id] = {
+      marks, width: box.width, height: box.height, inside: box.left >= card.left && box.right <= card.right + 1,
+      text: chart.textContent,
+    };
+  }
+  const style = getComputedStyle(document.querySelector(".chart .xtick text"));
+  seen.tick = style.fill;
+  seen.page = getComputedStyle(document.body).backgroundColor;
+  const fetched = performance.getEntriesByType("resource").map(entry => entry.name);
+  seen.fetched = fetched.filter(name => !name.startsWith("data:"));
+  seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const told = document.createElement("pre");
+  told.id = "seen";
+  told.textContent = JSON.stringify(seen);
+  document.body.append(told);
+}
+wait();
+</script>
+"""
+
+
+def chromium(tmp_path: Path, *options: str) -> str:
+    """Run the browser, without a way to any network; what it prints."""
+    arguments = [
+        command("chromium", "Debian chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=20000", *options,
+    ]  # fmt: skip
+    # A group of its own, so that none of the browser's processes is left if it hangs.
+    with subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, errors = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, errors
+    return out
+
+
+def look(tmp_path: Path, html: str, *options: str) -> dict[str, Any]:
+    """What the probe sees of the page."""
+    path = tmp_path / "page.html"
+    path.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    out = chromium(tmp_path, "--dump-dom", *options, path.as_uri())
+    found = re.search(r'<pre id="seen">(.*?)</pre>', out, re.DOTALL)
+    assert found, f"the charts were not drawn: {re.findall('data-failed=.*?>', out)}"
+    seen: dict[str, Any] = json.loads(unescape(found[1]))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("results")
+    old = write(folder, sample(seed=2, measured="2026-11-20T10:00:00+00:00", faster=0.9), "old.json")
+    return page(load(write(folder)), [load(old)])
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_every_view_of_every_chart_is_drawn_and_nothing_sticks_out(tmp_path: Path, html: str, width: int) -> None:
+    seen = look(tmp_path, html, f"--window-size={width},1000")
+    hot = load(write(tmp_path)).cells["get-hot", "native"]
+    assert seen["errors"] == []
+    assert seen["fetched"] == []
+    assert seen["drawn"] == len(CHARTS)
+    assert set(seen["charts"]) == CHARTS
+    assert seen["views"] > 2 * len(CHARTS)
+    assert seen["overflow"] <= 0
+    for name, chart in seen["charts"].items():
+        assert all(chart["marks"]), f"{name} has an empty view"
+        assert chart["inside"], name
+        assert chart["width"] > width / 3, name
+        assert chart["height"] > 100, name
+    assert hot.per_core is not None
+    for name in ("native", "grpc-js", "nghttpd", number(hot.per_core.median)):
+        assert name in seen["charts"]["per-core"]["text"]
+
+
+def test_the_dark_side_changes_page_and_charts(tmp_path: Path, html: str) -> None:
+    light = look(tmp_path, html)
+    dark = look(tmp_path, html, "--blink-settings=preferredColorScheme=0")
+    assert light["page"] != dark["page"]
+    assert light["tick"] != dark["tick"]
+    assert dark["errors"] == []
+
+
+def test_what_a_record_says_is_run_by_no_browser(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
+    told = sample()
+    told["title"] = told["commit"] = evil
+    for run in told["runs"]:
+        if run["server"] == "tonic":
+            run["server"] = evil
+        run["reason"] = evil
+    told["knee"][-1]["reason"] = told["skipped"][0]["why"] = told["gates"][-1]["reason"] = evil
+    seen = look(tmp_path, page(load(write(tmp_path, told))))
+    assert seen["errors"] == []
+    assert seen["fetched"] == []
+    assert len(seen["charts"]) == len(CHARTS)
+
+
+def test_the_page_that_is_seen_is_not_blank(tmp_path: Path, html: str) -> None:
+    path, picture = tmp_path / "page.html", tmp_path / "page.png"
+    path.write_text(html, encoding="utf-8")
+    chromium(tmp_path, "--window-size=1280,5200", f"--screenshot={picture}", path.as_uri())
+    blank = tmp_path / "blank.html"
+    blank.write_text("<!DOCTYPE html><title>blank</title>")
+    nothing = tmp_path / "blank.png"
+    chromium(tmp_path, "--window-size=1280,5200", f"--screenshot={nothing}", blank.as_uri())
+    assert inked(picture) > 10 * inked(nothing)
+
+
+def inked(picture: Path) -> int:
+    """How much there is to see: PNG keeps how pixels differ from their neighbours, so drawings need many values."""
+    octets, place, packed = picture.read_bytes(), 8, b""
+    while place < len(octets):
+        length = int.from_bytes(octets[place : place + 4])
+        if octets[place + 4 : place + 8] == b"IDAT":
+            packed += octets[place + 8 : place + 8 + length]
+        place += 12 + length
+    return len(set(zlib.decompress(packed))) * len(packed)
