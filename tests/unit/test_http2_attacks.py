@@ -114,9 +114,11 @@ def test_refused_streams_end_by_the_bucket():
         assert attacker.most_running == 100
 
 
-def test_a_long_read_is_worked_through_in_turns():
+@pytest.mark.parametrize("between", [b"", window_update(0, 1)], ids=["calls", "and other frames"])
+def test_a_long_read_is_worked_through_in_turns(between: bytes):
     connection = Attacker().connection
-    connection.receive_data(b"".join(call(stream) for stream in ids(3000)), 0.0)
+    flight = [call(stream) + between * (stream % 100 == 1) for stream in ids(3000)]
+    connection.receive_data(b"".join(flight), 0.0)
     answered, turns = 0, 1
     while connection.backlog:
         assert len(connection.answered) <= Limits().answers_per_turn

@@ -25,6 +25,7 @@ from tests.support.h2_wire import (
     three_ways,
 )
 
+from definition_server.http2.hpack import Decoder
 from definition_server.http2.limits import Limits
 
 LITERAL = b"\x00\x01a"  # a literal without indexing, its name "a", its value to follow
@@ -244,6 +245,12 @@ def test_a28_a_hopeless_list_ends_the_connection():
     block = request_block(HANDLED) + inserting(b"n", b"v" * 4000) + indexed(62) * 12_000
     peer = Peer().send(headers(1, block[:16_384], end_headers=False), continuation(1, block[16_384:], end_headers=True))
     peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+def test_a28_a_hopeless_list_is_not_decoded_to_its_end():
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless=131_072)
+    decoder.decode(inserting(b"n", b"v" * 4000) + indexed(62) * 12_000)
+    assert 131_072 < decoder.list_size <= 131_072 + 4033
 
 
 def test_a28_the_limit_is_told():

@@ -30,6 +30,7 @@ from tests.support.h2_wire import (
     split_frames,
     window_update,
 )
+from tests.support.loop import eventually
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
@@ -262,6 +263,15 @@ def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(call(1))
+        client.until(lambda: client.replies.stream(1).ended)
+        (shell,) = running.server._shells
+        inside = shell._transport.get_extra_info("socket")
+        assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
+
+
 def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
@@ -280,6 +290,19 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
         began = time.monotonic()
         until(lambda: running.server.connections == 0, "it is closed")
         assert time.monotonic() - began < LINGER + 0.5
+
+
+async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
+    server = Server()
+    await server.start()
+    shell, transport = Shell(server, asyncio.get_running_loop()), FakeTransport()
+    shell.connection_made(transport)
+    shell.data_received(b"no preface, but an end of the connection")
+    assert shell.closing
+    shell.data_received(bytes(250_000))
+    assert transport.paused
+    await eventually(lambda: not transport.paused, "it reads on")
+    shell.connection_lost(None)
 
 
 async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:

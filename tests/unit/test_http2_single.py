@@ -60,7 +60,7 @@ def state(thing: Any, depth: int = 4) -> Any:
     names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
     if depth == 0 or not names or isinstance(thing, Limits):
         return thing if isinstance(thing, int | float | bytes | str | list | tuple | None) else type(thing)
-    left_out = {"_calls_left", "_work_left", "_doors", "_decoder", "_epoch"}
+    left_out = {"_answers_most", "_calls_left", "_work_left", "_doors", "_decoder", "_epoch"}
     return {name: state(getattr(thing, name), depth - 1) for name in names if name not in left_out}
 
 

@@ -47,6 +47,7 @@ class Core:
     """State of a connection, and how streams and the connection end."""
 
     __slots__ = (
+        "_answers_most",
         "_assembly",
         "_calls_left",
         "_decoder",
@@ -98,7 +99,11 @@ class Core:
         self._events: list[Event] = []
         self._streams = Streams()
         self._sender = Sender()
-        self._decoder = Decoder(max_list_size=limits.max_header_list, max_fields=limits.max_header_fields)
+        self._decoder = Decoder(
+            max_list_size=limits.max_header_list,
+            max_fields=limits.max_header_fields,
+            hopeless=limits.hopeless_header_list,
+        )
         self._memo: dict[bytes, Route] = {}
         self._memo_epoch = self._decoder.epoch
         self._assembly: BlockAssembly | None = None
@@ -113,6 +118,7 @@ class Core:
         self._settings_unacked = 1
         self._paused = False
         self._refused_above: int | None = None
+        self._answers_most = limits.answers_per_turn
         self._work_left = limits.work_per_turn
         self._calls_left = limits.calls_per_turn
         self._expect_preface = True

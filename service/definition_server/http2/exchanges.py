@@ -131,7 +131,7 @@ class Exchanges(Core):
         largest = sender.initial_window
         first = expected = streams.last_id + 2
         already = len(answered)
-        most = already + limits.answers_per_turn
+        most = self._answers_most
         received = 0
         try:
             while len(answered) < most and window >= floor:

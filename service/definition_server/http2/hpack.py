@@ -7,7 +7,8 @@ eviction nor the limit on the list has to add up lengths again. Fields are immut
 lists they are in and by whoever remembers a decoded block.
 
 *What must be kept in step.* A block is decoded to its end whatever is in it; a list that is too long is cut, not left.
-The only way out is `HpackError`, after which the connection must end (RFC 9113 section 4.3). Every change of the table,
+The only ways out are `HpackError` and a list beyond ``hopeless``, after which the connection must end (RFC 9113 section
+4.3). Every change of the table,
 also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
 in, and only if decoding it did not move the epoch.
 
@@ -22,6 +23,7 @@ and answers can be encoded beforehand. Not Huffman-coded: the octets saved cost 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from definition_server.http2 import huffman
 from definition_server.http2.errors import HpackError
@@ -134,6 +136,7 @@ class Decoder:
     __slots__ = (
         "_allowed",
         "_capacity",
+        "_hopeless",
         "_max_fields",
         "_max_list_size",
         "_table",
@@ -144,15 +147,25 @@ class Decoder:
         "overflow",
     )
 
-    def __init__(self, *, max_list_size: int, max_fields: int, max_table_size: int = DEFAULT_TABLE_SIZE) -> None:
+    def __init__(
+        self,
+        *,
+        max_list_size: int,
+        max_fields: int,
+        max_table_size: int = DEFAULT_TABLE_SIZE,
+        hopeless: float = inf,
+    ) -> None:
         """
         Args:
             max_list_size: octets of a field list, each field counted as name + value + 32.
             max_fields: fields of a list.
+            hopeless: octets of a field list beyond which a block is not decoded any further. The table is then not
+                what the peer thinks it is, so the connection has to end: ``list_size`` tells.
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
         """
         self._max_list_size = max_list_size
         self._max_fields = max_fields
+        self._hopeless = hopeless
         self._allowed = max_table_size
         self._capacity = max_table_size
         self._used = 0
@@ -165,7 +178,7 @@ class Decoder:
         self.overflow = False
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
-        """Octets of the last block's whole list, what was cut off included."""
+        """Octets of the last block's whole list, what was cut off included; of a hopeless one, of its beginning."""
 
     @property
     def dynamic_table(self) -> tuple[Field, ...]:
@@ -225,6 +238,8 @@ class Decoder:
             # Fields are at least 32 octets each, so this alone bounds what is kept; their number is judged at the end.
             if total <= limit:
                 fields.append(field)
+            elif total > self._hopeless:
+                break
         self.list_size = total
         self.overflow = total > limit
         if len(fields) > self._max_fields:

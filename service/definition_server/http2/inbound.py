@@ -52,6 +52,7 @@ class Inbound(Exchanges):
         if self.terminated:
             self._held = b""  # after the last GOAWAY the peer is heard out, not listened to (section 5.4.1)
         else:
+            self._answers_most = len(self.answered) + self.limits.answers_per_turn
             self._calls_left = self.limits.calls_per_turn
             self._work_left = self.limits.work_per_turn
             try:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from definition_server.http2.call import EOF, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, ServicerContext
+from definition_server.http2.complaints import Complaints
 from definition_server.http2.doors import Authorize, Doors, Lookup, StaticUnary
 from definition_server.http2.handlers import HandlerCallDetails, Run
 from definition_server.http2.limits import Limits
@@ -76,6 +77,7 @@ class Server:
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
+        self.complaints = Complaints(log)
         self.answered = observe or _unobserved
         """See `shell.Host`: called with every batch, hence no method that would call it."""
         self._eof = eof

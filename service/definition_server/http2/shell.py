@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, Protocol, cast
 
+from definition_server.http2.complaints import Complaints
 from definition_server.http2.connection import Connection
 from definition_server.http2.doors import Doors
 from definition_server.http2.errors import ErrorCode
@@ -39,17 +40,18 @@ from definition_server.http2.limits import Limits
 from definition_server.http2.stream import Stream
 from definition_server.http2.tls import peer_identity
 
-log = logging.getLogger("definition_server.http2")
-
 LINGER = 1.0
 """Seconds that we read on after the last GOAWAY."""
 _LINGER_OCTETS = 2 * 1024 * 1024
 """Octets that we read on for; what an honest client has under way is within the windows we gave it."""
+_LINGER_PAUSE = 0.001
+"""Seconds between two reads of what is thrown away."""
 
 
 class Host(Protocol):
     """What a shell needs of its server."""
 
+    complaints: Complaints
     doors: Doors
     limits: Limits
     timer_slack: float
@@ -116,7 +118,7 @@ class Shell(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         # RFC 9113 section 3.2: "Implementations that support HTTP/2 over TLS MUST use protocol negotiation in TLS".
         if tls is not None and tls.selected_alpn_protocol() != "h2":
-            log.info("A client did not negotiate h2", extra={"peer": self.peer})
+            self._host.complaints.tell(self._loop.time(), logging.INFO, "A client did not negotiate h2", peer=self.peer)
             self.closing = True
             self._transport.abort()
             return
@@ -141,6 +143,14 @@ class Shell(asyncio.Protocol):
         self._heard += len(data)
         if self._heard > _LINGER_OCTETS:
             self._transport.abort()
+            return
+        # libuv takes up to 32 reads of 250 kB from one socket before it looks at the next: not from this one.
+        self._transport.pause_reading()
+        self._loop.call_later(_LINGER_PAUSE, self._hear_on)
+
+    def _hear_on(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """The peer has shut its side: as in every gRPC implementation, it is gone (the transport closes itself)."""
@@ -274,11 +284,11 @@ class Shell(asyncio.Protocol):
                 stream.call.writable()
 
     def _tell_closing(self, event: ConnectionClosing) -> None:
-        told = {"peer": self.peer, "error": event.reason}
+        tell, now = self._host.complaints.tell, self._loop.time()
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
-            log.warning("A client was cut off", extra=told)
+            tell(now, logging.WARNING, "A client was cut off", peer=self.peer, error=event.reason)
         elif event.code != ErrorCode.NO_ERROR:
-            log.info("A client broke the protocol", extra=told)
+            tell(now, logging.INFO, "A client broke the protocol", peer=self.peer, error=event.reason)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
