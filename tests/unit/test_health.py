@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.leftovers import nothing_left
 from tests.support.loop import promptly
 
-from definition_server.data_plane.health import Health
+from definition_server.data_plane.health import LIVENESS, Health
 
 State = health_pb2.HealthCheckResponse
 SERVICES = ["", "avap.DefinitionEngine"]
@@ -70,6 +70,12 @@ async def test_a_check_answers_what_was_reported_last(health: Health, stub: Any,
     for serving, state in ((False, State.NOT_SERVING), (True, State.SERVING), (False, State.NOT_SERVING)):
         await health.report(serving)
         assert await check(stub, service) == state
+
+
+async def test_a_worker_is_alive_with_a_catalogue_and_without_one(health: Health, stub: Any) -> None:
+    for serving in (False, True, False):
+        await health.report(serving)
+        assert await check(stub, LIVENESS) == State.SERVING
 
 
 async def test_a_check_of_another_service_is_not_found(health: Health, stub: Any) -> None:

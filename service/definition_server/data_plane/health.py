@@ -1,4 +1,4 @@
-"""``grpc.health.v1`` for ``""`` and ``avap.DefinitionEngine``, with watches that do not hold up a drain."""
+"""``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine``, ``liveness``; watches that do not hold up a drain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 from grpc_health.v1 import health, health_pb2
 
 from definition_server.data_plane.services import SERVICE
+
+LIVENESS = "liveness"
+"""SERVING for as long as the worker answers at all, with a catalogue or without.
+
+For kubelet's liveness and startup probes, which end a container that is NOT_SERVING: one that waits for its database,
+or drains, is not to be ended for that.
+"""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _LAST_WRITE_SECONDS = 1.0
@@ -27,7 +34,8 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
         self._ending = asyncio.Event()
 
     async def report(self, serving: bool) -> None:
-        """Answer SERVING or NOT_SERVING from now on; watchers hear of it at once."""
+        """Answer SERVING or NOT_SERVING from now on; watchers hear of it at once. Whoever reports is alive."""
+        await self.set(LIVENESS, _SERVING)
         for service in ("", SERVICE):
             await self.set(service, _SERVING if serving else _NOT_SERVING)
 

@@ -1,0 +1,288 @@
+"""The manifests are valid, keep every promise, and each promise is one that can be broken."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from tests.deploy import promises
+from tests.deploy.conftest import OVERLAYS
+from tests.deploy.manifests import Manifests, Object, octets
+from tests.deploy.promises import PROMISES, Promise
+from tests.deploy.tools import KUBERNETES, render, service_monitor_schema
+from tests.judges.tools import may_build
+
+from definition_server import __version__
+from definition_server.cli.sizing import answer, load_figures
+
+pytestmark = may_build
+
+ROOT = KUBERNETES.parents[1]
+RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
+"""Kubernetes releases that the manifests are valid for."""
+COMPONENTS = tuple(sorted(path.name for path in (KUBERNETES / "components").iterdir()))
+
+
+def with_components(tmp_path: Path, *names: str) -> Manifests:
+    """The overlay ``guide`` with more components, as an operator's own overlay would have them."""
+    relative = Path("../" * len(tmp_path.resolve().parts)) / KUBERNETES.relative_to("/")
+    told = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [str(relative / "overlays/guide")],
+        "components": [str(relative / "components" / name) for name in names],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    return Manifests(render(tmp_path))
+
+
+def closed(schema: Object) -> Object:
+    """``schema`` such that a field it does not name is an error, as kubectl's strict validation has it."""
+    result = {key: closed(value) if isinstance(value, dict) else value for key, value in schema.items()}
+    if "properties" in schema and "additionalProperties" not in schema:
+        result["additionalProperties"] = False
+    return result
+
+
+def judge(manifests: Manifests) -> list[str]:
+    """Every promise that is broken."""
+    return [f"{promise.__name__}: {told}" for promise in PROMISES for told in promise(manifests)]
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_object_is_valid(manifests: Manifests, release: str) -> None:
+    for each in manifests.objects:
+        if each["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(each, release, strict=True)
+
+
+def test_the_page_names_the_releases() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    assert f"Kubernetes {RELEASES[0]} to {RELEASES[-1]}" in " ".join(page.split())
+
+
+def test_a_field_that_kubernetes_does_not_know_is_told(guide: Manifests) -> None:
+    guide.container["readinessProbe"]["grpc"]["tls"] = True
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(guide.one("Deployment"), RELEASES[0], strict=True)
+
+
+def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> None:
+    monitor = manifests.one("ServiceMonitor")
+    # The API server checks metadata itself; the schema of a custom kind says no more than that it is an object.
+    schema = closed(service_monitor_schema())
+    schema["properties"]["metadata"].pop("additionalProperties", None)
+    jsonschema.validate(monitor, schema)
+    for broken in ({"endpoints": [{"prt": "metrics"}]}, {"endpoints": [{"interval": "15"}]}, {"selectors": {}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(monitor | {"spec": monitor["spec"] | broken}, schema)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_renders_to_valid_objects(component: str, tmp_path: Path) -> None:
+    # The overlays have service-monitor already; adding it twice would be an error of the operator's.
+    names = () if component == "service-monitor" else (component,)
+    for each in with_components(tmp_path, *names).objects:
+        if each["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(each, RELEASES[0], strict=True)
+
+
+# -- promises ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_promise_is_kept(manifests: Manifests) -> None:
+    assert judge(manifests) == []
+
+
+Breaking = Callable[[Manifests], object]
+
+
+def container(**fields: object) -> Breaking:
+    """Change fields of the container."""
+    return lambda m: m.container.update(fields)
+
+
+def pod(**fields: object) -> Breaking:
+    """Change fields of the pod."""
+    return lambda m: m.pod.update(fields)
+
+
+def spec(kind: str, **fields: object) -> Breaking:
+    """Change fields of an object's ``spec``."""
+    return lambda m: m.one(kind)["spec"].update(fields)
+
+
+def environment(**variables: str) -> Breaking:
+    """Change variables of the ConfigMap."""
+    return lambda m: m.one("ConfigMap")["data"].update(variables)
+
+
+def probe(name: str, **fields: object) -> Breaking:
+    """Change fields of a probe."""
+    return lambda m: m.container[name].update(fields)
+
+
+def label(**fields: str) -> Breaking:
+    """Change what selectors pick the pods by."""
+    return lambda m: m.pod_labels.update({"app.kubernetes.io/name": fields["name"]})
+
+
+BREAKINGS: list[tuple[Promise, Breaking]] = [
+    (promises.guaranteed, lambda m: m.container["resources"]["requests"].update(cpu="1")),
+    (promises.guaranteed, lambda m: m.container["resources"]["limits"].pop("memory")),
+    (promises.guaranteed, pod(initContainers=[{"name": "wait"}])),
+    (promises.one_core_for_the_master, environment(WORKERS="4")),
+    (promises.one_core_for_the_master, lambda m: m.one("ConfigMap")["data"].pop("WORKERS")),
+    (promises.memory_for_the_catalogue, lambda m: m.container["resources"]["limits"].update(memory="1Gi")),
+    (promises.memory_for_the_catalogue, environment(SNAPSHOT_DIR="/elsewhere")),
+    (promises.memory_for_the_catalogue, lambda m: m.pod["volumes"][1]["emptyDir"].update(sizeLimit="256Mi")),
+    (promises.memory_for_the_catalogue, lambda m: m.pod["volumes"][1]["emptyDir"].update(medium="Memory")),
+    (promises.native_probes, probe("readinessProbe", grpc={"port": 50051, "service": "liveness"})),
+    (promises.native_probes, probe("livenessProbe", grpc={"port": 50051, "service": "avap.DefinitionEngine"})),
+    (promises.native_probes, probe("startupProbe", grpc={"port": 50051})),
+    (promises.native_probes, environment(PORT="50052")),
+    (promises.ports_of_the_server, environment(METRICS_PORT="9100")),
+    (promises.ports_of_the_server, lambda m: m.one("Service")["spec"]["ports"][0].update(targetPort="grcp")),
+    (promises.supervisor_first, probe("startupProbe", failureThreshold=30)),
+    (promises.supervisor_first, probe("livenessProbe", failureThreshold=1)),
+    (promises.supervisor_first, environment(START_TIMEOUT_SECONDS="300")),
+    (promises.time_to_drain, pod(terminationGracePeriodSeconds=30)),
+    (promises.time_to_drain, environment(DRAIN_TIMEOUT_SECONDS="60")),
+    (promises.time_to_drain, container(lifecycle={"preStop": {"sleep": {"seconds": 10}}})),
+    (promises.rollout_without_a_gap, lambda m: m.deployment["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
+    (promises.rollout_without_a_gap, lambda m: m.deployment["strategy"]["rollingUpdate"].update(maxSurge="100%")),
+    (promises.rollout_without_a_gap, lambda m: m.deployment.pop("minReadySeconds")),
+    (promises.rollout_without_a_gap, label(name="other")),
+    (promises.disruption_budget, spec("PodDisruptionBudget", maxUnavailable=2)),
+    (promises.disruption_budget, spec("PodDisruptionBudget", selector={})),
+    (promises.disruption_budget, lambda m: m.one("PodDisruptionBudget")["spec"].pop("unhealthyPodEvictionPolicy")),
+    (promises.spread_over_the_cluster, lambda m: m.pod["topologySpreadConstraints"].pop(0)),
+    (promises.spread_over_the_cluster, lambda m: m.pod["topologySpreadConstraints"][0].pop("nodeTaintsPolicy")),
+    (promises.spread_over_the_cluster, lambda m: m.pod["topologySpreadConstraints"][1].pop("matchLabelKeys")),
+    (promises.spread_over_the_cluster, label(name="other")),
+    (promises.autoscaled, spec("Deployment", replicas=3)),
+    (promises.autoscaled, spec("HorizontalPodAutoscaler", minReplicas=1)),
+    (promises.autoscaled, lambda m: m.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(name="other")),
+    (
+        promises.autoscaled,
+        lambda m: m.one("HorizontalPodAutoscaler")["spec"]["metrics"][0]["resource"]["target"].update(
+            averageUtilization=80
+        ),
+    ),
+    (promises.closed_network, spec("NetworkPolicy", policyTypes=["Ingress"])),
+    (promises.closed_network, lambda m: m.one("NetworkPolicy")["spec"]["ingress"].append({})),
+    (promises.closed_network, lambda m: m.one("NetworkPolicy")["spec"]["ingress"][0].pop("from")),
+    (promises.closed_network, lambda m: m.one("NetworkPolicy")["spec"]["egress"][1].pop("to")),
+    (
+        # What kustomize's includeSelectors does to a peer.
+        promises.closed_network,
+        lambda m: m.one("NetworkPolicy")["spec"]["egress"][0]["to"][0]["podSelector"]["matchLabels"].update(
+            {"app.kubernetes.io/name": "definition-server"}
+        ),
+    ),
+    (promises.secrets_by_file, lambda m: m.objects.append({"kind": "Secret", "metadata": {"namespace": "avap"}})),
+    (promises.secrets_by_file, environment(API_KEY="letmein")),
+    (
+        promises.secrets_by_file,
+        container(env=[{"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]),
+    ),
+    (promises.secrets_by_file, lambda m: m.container["volumeMounts"][0].update(subPath="api-key")),
+    (promises.secrets_by_file, lambda m: m.pod["volumes"][0]["secret"].update(defaultMode=0o444)),
+    (promises.secrets_by_file, environment(DATABASE_URL_FILE="/etc/database-url")),
+    (promises.secrets_by_file, lambda m: m.one("ConfigMap")["data"].pop("API_KEY_FILE")),
+    (promises.known_environment, environment(SYNC_INTERVAL="30")),
+    (promises.known_environment, pod(enableServiceLinks=True)),
+    (promises.restricted, lambda m: m.container["securityContext"].update(readOnlyRootFilesystem=False)),
+    (promises.restricted, lambda m: m.container["securityContext"].pop("capabilities")),
+    (promises.restricted, lambda m: m.pod["securityContext"].pop("runAsNonRoot")),
+    (promises.restricted, lambda m: m.pod.pop("automountServiceAccountToken")),
+    (promises.restricted, pod(hostNetwork=True)),
+    (promises.restricted, lambda m: m.pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}})),
+    (promises.restricted, lambda m: m.one("Namespace")["metadata"].update(labels={})),
+    (promises.every_pod_has_an_address, spec("Service", clusterIP="")),
+    (promises.every_pod_has_an_address, spec("Service", publishNotReadyAddresses=True)),
+    (promises.every_pod_has_an_address, label(name="other")),
+    (promises.scraped, lambda m: m.one("Service")["metadata"]["labels"].clear()),
+    (promises.scraped, lambda m: m.one("ServiceMonitor")["spec"]["endpoints"][0].update(port="grpc")),
+    (promises.one_namespace, lambda m: m.one("Service")["metadata"].pop("namespace")),
+    (promises.long_lived_connections, environment(MAX_CONNECTION_AGE_SECONDS="0")),
+    (promises.long_lived_connections, lambda m: m.one("ConfigMap")["data"].pop("KEEPALIVE_TIME_SECONDS")),
+]
+
+
+@pytest.mark.parametrize(("promise", "breaking"), BREAKINGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_broken_promise_is_told(guide: Manifests, promise: Promise, breaking: Breaking) -> None:
+    breaking(guide)
+    assert list(promise(guide)), promise.__doc__
+
+
+def test_every_promise_is_broken_once() -> None:
+    assert {promise for promise, _ in BREAKINGS} == set(PROMISES)
+
+
+# -- overlays and components -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlay", ["right-sized"])
+def test_the_right_sized_overlay_is_what_the_capacity_command_says(manifests: Manifests) -> None:
+    plan = answer(promises.RIGHT_SIZED, load_figures())
+    limits = manifests.container["resources"]["limits"]
+    assert manifests.workers == plan.workers
+    assert math.isclose(manifests.cpu_limit, plan.cpu_limit)
+    # A new measurement may move the memory a little; a quarter too much is no longer "right".
+    assert plan.memory_limit_mb <= octets(limits["memory"]) / 2**20 <= 1.25 * plan.memory_limit_mb
+
+
+@pytest.mark.parametrize("overlay", ["guide"])
+def test_the_guide_overlay_has_four_cpus_and_five_gibibytes(manifests: Manifests) -> None:
+    assert (manifests.cpu_limit, octets(manifests.container["resources"]["limits"]["memory"])) == (4, 5 * 2**30)
+
+
+def test_the_image_is_of_this_version(manifests: Manifests) -> None:
+    assert manifests.container["image"] == f"definition-server:{__version__}"
+
+
+def test_the_user_is_the_one_of_the_image(manifests: Manifests) -> None:
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert user
+    context = manifests.pod["securityContext"]
+    assert (context["runAsUser"], context["runAsGroup"]) == (int(user[1]), int(user[2]))
+
+
+def test_a_changed_setting_is_a_rollout(tmp_path: Path, guide: Manifests) -> None:
+    changed = with_components(tmp_path, "signing")
+    assert changed.container["envFrom"] != guide.container["envFrom"]
+
+
+def test_the_signing_component_keeps_every_promise(tmp_path: Path) -> None:
+    signing = with_components(tmp_path, "signing")
+    assert judge(signing) == []
+    assert signing.mounted(signing.environment["AVAP_INTERNAL_KEY_FILE"]) is not None
+
+
+def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path) -> None:
+    tls = with_components(tmp_path, "tls")
+    broken = {told.partition(":")[0] for told in judge(tls)}
+    assert broken == {"native_probes"}
+    paths = {name: tls.container[name]["httpGet"] for name in promises.PROBES}
+    assert {each["path"] for each in paths.values()} == {"/livez", "/readyz"}
+    assert paths["readinessProbe"]["path"] == "/readyz"
+    assert {tls.port(each["port"]) for each in paths.values()} == {tls.port("metrics")}
+    assert not any("grpc" in tls.container[name] for name in promises.PROBES)
+    for variable in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
+        volume = tls.mounted(tls.environment[variable])
+        assert volume is not None
+        assert volume["secret"]["secretName"] == "definition-server-tls"
+
+
+def test_every_overlay_is_judged() -> None:
+    assert set(OVERLAYS) == {"guide", "right-sized"}

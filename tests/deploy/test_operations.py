@@ -1,0 +1,191 @@
+"""Every command of docs/operations.md is executed; those for a cluster are checked as far as that goes without one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.deploy.manifests import Manifests
+from tests.deploy.pages import Block, blocks, broken_links, languages
+from tests.deploy.tools import kustomize
+from tests.judges.tools import command, may_build
+from tests.support.polling import until
+from tests.support.table import Table
+
+from definition_server.cli.embedded_postgres import first_binaries, free_port
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGE = DOCS / "operations.md"
+PAGES = (PAGE, DOCS / "kubernetes.md")
+SCRIPT_SECONDS = 120
+MARK = "@@ line"
+ROWS = 30
+
+
+def script(parts: list[Block]) -> str:
+    """One shell for all, as an operator has it; it says which block it is in, and stops at the first failure.
+
+    It then ends what the page has started: the server holds our pipe open.
+    """
+    said = [f'echo "{MARK} {part.line}"\n{part.text}' for part in parts]
+    return "set -euo pipefail\ntrap 'jobs -p | xargs -r kill' EXIT\n" + "\n".join(said)
+
+
+def environment(database: str, folder: Path, signed: bool) -> dict[str, str]:
+    """What the page asks its reader to set, and an operator's ``PATH``."""
+    place = psycopg.conninfo.conninfo_to_dict(database)
+    programs = (Path(sys.executable).parent, kustomize().parent, first_binaries().bin_dir)
+    (folder / "snapshots").mkdir()
+    told = {
+        "PATH": ":".join([*map(str, programs), "/usr/bin", "/bin"]),
+        "ADMIN_DATABASE_URL": database,
+        "DB_ADDRESS": f"{place['host']}:{place['port']}/{place['dbname']}",
+        "DB_PASSWORD": "first",
+        "NEW_DB_PASSWORD": "second",
+        "DATABASE_URL_FILE": str(folder / "database-url"),
+        "API_KEY_FILE": str(folder / "api-key"),
+        "SNAPSHOT_DIR": str(folder / "snapshots"),
+        "PORT": str(free_port()),
+        "METRICS_PORT": str(free_port()),
+        "HOST": "127.0.0.1",
+        "WORKERS": "2",
+        "DRAIN_WAIT_SECONDS": "0",
+    }
+    kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return kept | told | ({"AVAP_INTERNAL_KEY": "signing"} if signed else {})
+
+
+def run(text: str, variables: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``text`` in a process group of its own, of which nothing is left."""
+    (folder / "deploy").symlink_to(ROOT / "deploy")
+    shell = subprocess.Popen(
+        ["bash", "-c", text], env=variables, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = shell.communicate(timeout=SCRIPT_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(shell.pid, signal.SIGKILL)
+        output = f"{shell.communicate()[0]}\nnot done within {SCRIPT_SECONDS} s"
+    finally:
+        _end(shell.pid)
+    return subprocess.CompletedProcess(shell.args, shell.returncode, output, "")
+
+
+def _end(group: int) -> None:
+    """Whatever a failed script left running."""
+
+    def gone() -> bool:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            return True
+        return False
+
+    until(gone, "the script's processes are gone", seconds=10)
+
+
+@may_build
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str, tmp_path: Path, signed: bool) -> None:
+    command("curl", "Debian curl")
+    table = Table(database)
+    table.add_commands(ROWS)
+    before = rows(database)
+    parts = blocks(PAGE, "sh")
+    done = run(script(parts), environment(database, tmp_path, signed), tmp_path)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout
+    assert [line for line in lines if line.startswith(MARK)] == [f"{MARK} {part.line}" for part in parts]
+    # The last thing that writes to the table on that page makes its rows from what a server served.
+    assert rows(database) == before
+    log = (tmp_path / "server.log").read_text()
+    for message in ("Serving", "Syncing at once", "Rolling the workers", "Stopped"):
+        assert f'"msg": "{message}"' in log, log
+    assert '"msg": "Sync failed"' not in log
+    assert '"msg": "Serving the last-known-good snapshot' in (tmp_path / "rehearsal.log").read_text()
+    assert "kind: Deployment" in (tmp_path / "manifests.yaml").read_text()
+
+
+def rows(database: str) -> list[tuple[str, ...]]:
+    """What is served of the table."""
+    with psycopg.connect(database) as connection:
+        return connection.execute(
+            "SELECT name, type, interface, code FROM obex_dapl_functions ORDER BY name"
+        ).fetchall()
+
+
+@may_build
+def test_a_command_that_fails_is_told_with_its_block(database: str, tmp_path: Path) -> None:
+    parts = [Block("sh", "sleep 600 &\n", 3), Block("sh", "false | cat\n", 7), Block("sh", "true\n", 9)]
+    done = run(script(parts), environment(database, tmp_path, False), tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [f"{MARK} 3", f"{MARK} 7"]
+
+
+# -- commands for a cluster --------------------------------------------------------------------------------------------
+
+
+def cluster_commands() -> list[list[str]]:
+    """Every command of every block for a cluster, in words."""
+    found = [block for page in PAGES for block in blocks(page, "console")]
+    return [shlex.split(line) for block in found for line in block.text.splitlines()]
+
+
+def test_pages_have_no_commands_but_executed_ones_and_marked_ones() -> None:
+    assert languages(PAGE) <= {"sh", "console"}
+    # A page of its own: its commands all need a cluster. What is left are layouts and manifests.
+    assert languages(PAGES[1]) <= {"console", "yaml", ""}
+
+
+@pytest.mark.parametrize("words", cluster_commands(), ids=" ".join)
+@may_build
+def test_a_cluster_command_names_only_what_is_there(words: list[str], guide: Manifests) -> None:
+    assert words[0] == "kubectl"
+    namespace = guide.one("Namespace")["metadata"]["name"]
+    named = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in guide.objects}
+    assert words[1] == "apply" or words[words.index("-n") + 1] == namespace
+    for word in words:
+        if word.startswith("deploy/"):
+            assert (ROOT / word).exists()
+        if word.startswith(("deployment/", "service/", "configmap/")):
+            assert word in named
+        if word.startswith("app.kubernetes.io/name="):
+            assert guide.pod_labels["app.kubernetes.io/name"] == word.partition("=")[2]
+    if "secret" in words:
+        assert guide.pod["volumes"][0]["secret"]["secretName"] in words
+        files = {word.partition("=")[2] for word in words if word.startswith("--from-file=")}
+        assert files == {Path(v).name for k, v in guide.environment.items() if k.endswith("_FILE")}
+    if "port-forward" in words:
+        assert words[-1] == f"{guide.port('metrics')}:{guide.port('metrics')}"
+    if "snapshot" in words:
+        assert words[-1].startswith(guide.environment["SNAPSHOT_DIR"] + "/")
+
+
+def test_every_command_that_is_run_inside_a_pod_exists() -> None:
+    inner = [words[words.index("--") + 1 :] for words in cluster_commands() if "exec" in words]
+    assert inner
+    for words in inner:
+        if words[0] == "definition-server":
+            told = [word for word in words[1:] if not word.startswith("/")]
+            done = subprocess.run(
+                [sys.executable, "-m", "definition_server", *told, "--help"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        else:
+            assert words[0] in {"sh", "grep"}, "the image has no other program"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
