@@ -1,0 +1,391 @@
+"""Writes the Grafana dashboard: ``python deploy/grafana/dashboard.py`` (needs the extra ``dev``).
+
+The dashboard is this list of rows and panels; definition-server.json is made from it and kept beside it, so that using
+the dashboard needs no Python. A test fails where the two differ, and runs every query on a real Prometheus.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import dashboard, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders.common import VizLegendOptions, VizTooltipOptions
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import (
+    BigValueGraphMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    SortOrder,
+    TooltipDisplayMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    Threshold,
+    ThresholdsMode,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+OUTPUT = Path(__file__).with_name("definition-server.json")
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+HERE = 'job=~"$job", instance=~"$instance"'
+"""The selection of the variables; ``<HERE>`` in a query, alone or before further matchers."""
+
+STAT, GRAPH, HEAT, TABLE = "stat", "timeseries", "heatmap", "table"
+WIDTH = 24
+"""Columns of Grafana's grid."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One panel. ``queries``: (PromQL, legend). ``steps``: (from this value on, colour)."""
+
+    title: str
+    text: str
+    runbook: str
+    queries: tuple[tuple[str, str], ...]
+    unit: str = "short"
+    kind: str = GRAPH
+    columns: int = 8
+    steps: tuple[tuple[float, str], ...] = ()
+    least: float | None = 0
+
+
+AT_A_GLANCE = (
+    Shown(
+        "Ready", "Instances that serve a catalogue.", "server-down",
+        (("sum(avap_ready{<HERE>})", "ready"),), kind=STAT, columns=4, steps=((0, "red"), (1, "green")),
+    ),
+    Shown(
+        "Definitions", "The fewest that an instance serves.", "table-damaged",
+        (("min(avap_cache_size{<HERE>})", "definitions"),), kind=STAT, columns=4, steps=((0, "red"), (100, "green")),
+    ),
+    Shown(
+        "Catalogues", "Different version hashes that are served. More than 1 for longer than two cycles is wrong.",
+        "replicas-differ", (("count(count by (version_hash) (avap_snapshot_info{<HERE>}))", "versions"),),
+        kind=STAT, columns=4, steps=((0, "red"), (1, "green"), (2, "orange")),
+    ),
+    Shown(
+        "Oldest look at the table", "Time since the last successful cycle, of the instance where it is longest.",
+        "database-unreachable", (("max(avap_sync_age_seconds{<HERE>})", "age"),), unit="s", kind=STAT, columns=4,
+        steps=((0, "green"), (180, "orange"), (1800, "red")),
+    ),
+    Shown(
+        "Calls", "Calls a second, all outcomes.", "slow-answers",
+        (("sum(rate(avap_requests_total{<HERE>}[$__rate_interval]))", "calls"),), unit="reqps", kind=STAT, columns=4,
+    ),
+    Shown(
+        "Slowest P95", "In the worker, of the slower method. Queues, HTTP/2 and the network are not in it.",
+        "slow-answers",
+        (
+            (
+                "max(histogram_quantile(0.95, sum by (le, method) "
+                "(rate(avap_request_duration_seconds_bucket{<HERE>}[$__rate_interval]))))", "P95",
+            ),
+        ),
+        unit="s", kind=STAT, columns=4, steps=((0, "green"), (0.005, "orange"), (0.05, "red")),
+    ),
+)  # fmt: skip
+
+TRAFFIC = (
+    Shown(
+        "Calls by outcome", "200 OK, 400 not protobuf, 401 wrong key, 404 unknown name, 500 a bug, 503 no catalogue.",
+        "clients", (("sum by (status) (rate(avap_requests_total{<HERE>}[$__rate_interval]))", "{{status}}"),),
+        unit="reqps",
+    ),
+    Shown(
+        "Calls by method", "Those that reached the service: also refused ones.", "slow-answers",
+        (
+            (
+                "sum by (method) (rate(avap_request_duration_seconds_count{<HERE>}[$__rate_interval]))",
+                "{{method}}",
+            ),
+        ),
+        unit="reqps",
+    ),
+    Shown(
+        "Calls by instance", "Uneven: clients keep their connections. Lower MAX_CONNECTION_AGE_SECONDS to even it out.",
+        "slow-answers",
+        (("sum by (instance) (rate(avap_requests_total{<HERE>}[$__rate_interval]))", "{{instance}}"),), unit="reqps",
+    ),
+)  # fmt: skip
+
+LATENCY = (
+    Shown(
+        "GetCommand in the worker", "From the request read to the answer ready.", "slow-answers",
+        tuple(
+            (
+                f"histogram_quantile({share}, sum by (le) (rate(avap_request_duration_seconds_bucket"
+                '{<HERE>, method="GetCommand"}[$__rate_interval])))',
+                f"P{share * 100:g}",
+            )
+            for share in (0.5, 0.95, 0.99)
+        ),
+        unit="s",
+    ),
+    Shown(
+        "SyncCatalog in the worker", "The same for whole catalogues. Sending the octets is not in it.", "slow-answers",
+        tuple(
+            (
+                f"histogram_quantile({share}, sum by (le) (rate(avap_request_duration_seconds_bucket"
+                '{<HERE>, method="SyncCatalog"}[$__rate_interval])))',
+                f"P{share * 100:g}",
+            )
+            for share in (0.5, 0.95, 0.99)
+        ),
+        unit="s",
+    ),
+    Shown(
+        "GetCommand, distribution", "Calls a second in each bucket.", "slow-answers",
+        (
+            (
+                'sum by (le) (rate(avap_request_duration_seconds_bucket{<HERE>, method="GetCommand"}'
+                "[$__rate_interval]))",
+                "{{le}}",
+            ),
+        ),
+        unit="s", kind=HEAT, least=None,
+    ),
+)  # fmt: skip
+
+FRESHNESS = (
+    Shown(
+        "Time since the table was read", "A saw of SYNC_INTERVAL_SECONDS is right; a line that rises is not.",
+        "database-unreachable", (("avap_sync_age_seconds{<HERE>}", "{{instance}}"),), unit="s",
+        steps=((0, "transparent"), (180, "orange"), (1800, "red")),
+    ),
+    Shown(
+        "Cycles by outcome", "In each interval of the graph. refused: the table has nothing to serve.",
+        "database-unreachable",
+        (("sum by (outcome) (increase(avap_sync_cycles_total{<HERE>}[$__rate_interval]))", "{{outcome}}"),),
+    ),
+    Shown(
+        "Duration of the last cycle", "A look: milliseconds. After a change the whole table is read.", "database-slow",
+        (("avap_sync_duration_seconds{<HERE>}", "{{instance}}"),), unit="s",
+    ),
+    Shown(
+        "Rows and definitions", "Rows of the last reading less those left out must equal what is served.",
+        "table-damaged",
+        (
+            ("avap_source_rows{<HERE>}", "{{instance}} rows"),
+            ("avap_cache_size{<HERE>}", "{{instance}} served"),
+        ),
+    ),
+    Shown(
+        "Age of the catalogue", "Since it was built. Grows as long as nobody changes the table.", "replicas-differ",
+        (("time() - avap_snapshot_created_timestamp_seconds{<HERE>}", "{{instance}}"),), unit="s", least=None,
+    ),
+    Shown(
+        "What each instance serves", "Instances of one table must show one hash.", "replicas-differ",
+        (("avap_snapshot_info{<HERE>} * on (job, instance) group_left (version) avap_build_info{<HERE>}", ""),),
+        kind=TABLE,
+    ),
+)  # fmt: skip
+
+WORKERS = (
+    Shown(
+        "Workers that serve", "Of each instance.", "workers",
+        (("sum by (instance) (avap_worker_up{<HERE>})", "{{instance}}"),), columns=6,
+    ),
+    Shown(
+        "Restarts", "Unasked ends of workers in an hour.", "workers",
+        (("sum by (instance, worker) (increase(avap_worker_restarts_total{<HERE>}[1h]))", "{{instance}} {{worker}}"),),
+        columns=6,
+    ),
+    Shown(
+        "Heartbeat age", "A worker's event loop beats four times a second. At HEARTBEAT_TIMEOUT_SECONDS it is killed.",
+        "workers", (("max by (instance) (avap_worker_heartbeat_age_seconds{<HERE>})", "{{instance}}"),), unit="s",
+        columns=6,
+    ),
+    Shown(
+        "Generations behind", "How far the worker that is furthest behind has to catch up.", "workers",
+        (
+            (
+                "max by (instance) (avap_snapshot_generation{<HERE>}"
+                " - on (job, instance) group_right () avap_worker_generation{<HERE>})",
+                "{{instance}}",
+            ),
+        ),
+        columns=6, least=None,
+    ),
+)  # fmt: skip
+
+MEMORY = (
+    Shown(
+        "Memory of the master", "Resident. Workers are other processes: see the container's memory for the whole.",
+        "machine-limits",
+        (("process_resident_memory_bytes{<HERE>} and on (job, instance) avap_ready", "{{instance}}"),), unit="bytes",
+        columns=6,
+    ),
+    Shown(
+        "Size of the catalogue", "One copy in the machine, however many workers; two while a new one is published.",
+        "machine-limits", (("avap_snapshot_bytes{<HERE>}", "{{instance}}"),), unit="bytes", columns=6,
+    ),
+    Shown(
+        "CPU of the master", "Next to nothing between changes of the table; one core while it publishes.",
+        "slow-answers",
+        (("rate(process_cpu_seconds_total{<HERE>}[$__rate_interval]) and on (job, instance) avap_ready",
+          "{{instance}}"),),
+        columns=6,
+    ),
+    Shown(
+        "Connections, of the files allowed", "Of the fullest worker. At 100 % connections wait. Native transport only.",
+        "machine-limits",
+        (
+            (
+                "max by (instance) (avap_connections{<HERE>}"
+                " / on (job, instance) group_left () process_max_fds{<HERE>})",
+                "{{instance}}",
+            ),
+        ),
+        unit="percentunit", columns=6,
+    ),
+)  # fmt: skip
+
+REFUSALS = (
+    Shown(
+        "Calls refused", "Everything but OK. What the engine cuts off before it is a call stands in the log only.",
+        "clients",
+        (
+            (
+                'sum by (instance, status) (rate(avap_requests_total{<HERE>, status!="200"}[$__rate_interval]))',
+                "{{instance}} {{status}}",
+            ),
+        ),
+        unit="reqps", columns=6,
+    ),
+    Shown(
+        "Connections by worker", "At MAX_CONNECTIONS (16384) further ones wait. Native transport only.",
+        "machine-limits", (("avap_connections{<HERE>}", "{{instance}} {{worker}}"),), columns=6,
+    ),
+    Shown(
+        "Rows left out or suspect", "By reason. `Rows not served` in the log names some.", "table-damaged",
+        (
+            ("max by (reason) (avap_rows_unserved{<HERE>}) > 0", "left out: {{reason}}"),
+            ("max by (reason) (avap_rows_suspect{<HERE>}) > 0", "suspect: {{reason}}"),
+        ),
+        columns=6,
+    ),
+    Shown(
+        "Fallbacks in use", "1: the catalogue of the last-known-good file is served; 1: that file is not up to date.",
+        "last-known-good",
+        (
+            ("avap_last_known_good_served{<HERE>}", "{{instance}} served from file"),
+            ("avap_snapshot_store_failed{<HERE>}", "{{instance}} file not stored"),
+        ),
+        columns=6,
+    ),
+)  # fmt: skip
+
+ROWS = (
+    ("At a glance", AT_A_GLANCE),
+    ("Traffic", TRAFFIC),
+    ("Latency", LATENCY),
+    ("Freshness", FRESHNESS),
+    ("Workers", WORKERS),
+    ("Memory and limits", MEMORY),
+    ("Refusals and fallbacks", REFUSALS),
+)
+
+Panel = stat.Panel | timeseries.Panel | heatmap.Panel | table.Panel
+
+
+def query(shown: Shown, expression: str, legend: str, ref: str) -> prometheus.Dataquery:
+    """A query of a panel; stats and tables ask for this moment, graphs for a range."""
+    made = prometheus.Dataquery().expr(expression.replace("<HERE>", HERE)).legend_format(legend or "__auto").ref_id(ref)
+    made = made.datasource(SOURCE)
+    if shown.kind == TABLE:
+        return made.instant().format(PromQueryFormat.TABLE)
+    if shown.kind == HEAT:
+        return made.range().format(PromQueryFormat.HEATMAP)
+    return made.instant() if shown.kind == STAT else made.range()
+
+
+def empty_panel(shown: Shown) -> Panel:
+    """The panel's kind, with what only that kind has."""
+    if shown.kind == STAT:
+        return stat.Panel().graph_mode(BigValueGraphMode.NONE)
+    if shown.kind == HEAT:
+        return heatmap.Panel().color(heatmap_colour()).mode(TooltipDisplayMode.SINGLE)
+    if shown.kind == TABLE:
+        kept = {"instance": 0, "version_hash": 1, "version": 2}
+        return table.Panel().transformations(
+            [
+                DataTransformerConfig(id_val="filterFieldsByName", options={"include": {"names": list(kept)}}),
+                DataTransformerConfig(id_val="organize", options={"indexByName": kept}),
+            ]
+        )
+    legend = VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True)
+    tooltip = VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING)
+    return timeseries.Panel().legend(legend).tooltip(tooltip).fill_opacity(8)
+
+
+def heatmap_colour() -> heatmap.HeatmapColorOptions:
+    """Darker where more calls are."""
+    return heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
+
+
+def panel(shown: Shown, number: int) -> Panel:
+    """A panel of the dashboard."""
+    made = empty_panel(shown).id(number).title(shown.title).description(shown.text).datasource(SOURCE)
+    made = made.span(shown.columns).height(4 if shown.kind == STAT else 8).unit(shown.unit)
+    for ref, (expression, legend) in zip("ABCDE", shown.queries, strict=False):
+        made = made.with_target(query(shown, expression, legend, ref))
+    if shown.least is not None:
+        made = made.min(shown.least)
+    if shown.steps:
+        # The first step has no value: it holds for everything below the second.
+        steps = [Threshold(value=None if i == 0 else at, color=c) for i, (at, c) in enumerate(shown.steps)]
+        made = made.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+    link = dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).target_blank(True)
+    return made.links([link.url(f"${{runbooks}}/{shown.runbook}.md")])
+
+
+def variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable | dashboard.TextBoxVariable]:
+    """Where the data come from, whose they are, and where the runbooks are."""
+
+    def labels(name: str, of: str) -> dashboard.QueryVariable:
+        every = VariableOption(selected=True, text="All", value="$__all")
+        made = dashboard.QueryVariable(name).label(name).datasource(SOURCE).query(f"label_values({of}, {name})")
+        made = made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
+        return made.multi(True).include_all(True).all_value(".*").current(every)
+
+    runbooks = dashboard.TextBoxVariable("runbooks").label("runbooks").default_value("docs/runbooks")
+    runbooks = runbooks.description(
+        "Where the project's docs/runbooks can be read: an address without a slash at the end"
+    )
+    return [
+        dashboard.DatasourceVariable("datasource").label("data source").type("prometheus"),
+        labels("job", "avap_ready"),
+        labels("instance", 'avap_ready{job=~"$job"}'),
+        runbooks,
+    ]
+
+
+def build() -> str:
+    """The dashboard as JSON text."""
+    made = dashboard.Dashboard("Definition server").uid("avap-definition-server").tags(["avap", "definition-server"])
+    made = made.description("AVAP definition server: traffic, latency, freshness, workers, memory, refusals.")
+    made = made.time("now-3h", "now").refresh("30s").timezone("browser").tooltip(DashboardCursorSync.CROSSHAIR)
+    index = dashboard.DashboardLink("Runbooks").type(DashboardLinkType.LINK).target_blank(True)
+    made = made.variables(list(variables())).links([index.url("${runbooks}/README.md")])
+    number = 0
+    for title, panels in ROWS:
+        number += 1
+        made = made.with_row(dashboard.Row(title).id(number))
+        for shown in panels:
+            number += 1
+            made = made.with_panel(panel(shown, number))
+    return json.dumps(made.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(build(), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""The dashboard is what its source says, is a dashboard by Grafana's own types, and can be read.
+
+That its queries have data is shown on a real Prometheus: test_prometheus_live.py.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deploy.grafana.dashboard import build
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = ROOT / "deploy/grafana/definition-server.json"
+RUNBOOKS = ROOT / "docs/runbooks"
+DASHBOARD: dict[str, Any] = json.loads(WRITTEN.read_text())
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+UNITS = {"s", "short", "reqps", "bytes", "percentunit"}
+"""Of Grafana's units, those that our metrics have: Prometheus's base units and plain counts."""
+
+
+def test_the_dashboard_is_written_from_its_source() -> None:
+    assert WRITTEN.read_text() == build(), "stale: run python deploy/grafana/dashboard.py"
+
+
+def unknown_fields(written: Any, known: Any, at: str = "") -> list[str]:
+    """Where ``written`` has something that was lost on the way through Grafana's types."""
+    if isinstance(written, dict) and isinstance(known, dict):
+        return [
+            lost
+            for key, value in written.items()
+            for lost in (unknown_fields(value, known[key], f"{at}.{key}") if key in known else [f"{at}.{key}"])
+        ]
+    if isinstance(written, list) and isinstance(known, list) and len(written) == len(known):
+        return [
+            lost
+            for i, pair in enumerate(zip(written, known, strict=True))
+            for lost in unknown_fields(*pair, f"{at}[{i}]")
+        ]
+    return [] if written == known else [at]
+
+
+def through_the_types(dashboard: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
+
+
+def test_every_field_is_one_that_grafana_knows() -> None:
+    assert unknown_fields(DASHBOARD, through_the_types(DASHBOARD)) == []
+
+
+def test_a_field_that_grafana_does_not_know_would_be_noticed() -> None:
+    broken = json.loads(WRITTEN.read_text())
+    broken["panels"][1]["tittle"] = broken["panels"][1].pop("title")
+    assert unknown_fields(broken, through_the_types(broken)) == [".panels[1].tittle"]
+
+
+def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    taken: dict[tuple[int, int], str] = {}
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
+def test_rows_come_in_the_order_in_which_a_fault_is_looked_into() -> None:
+    rows = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert [row["title"] for row in rows] == [
+        "At a glance", "Traffic", "Latency", "Freshness", "Workers", "Memory and limits", "Refusals and fallbacks",
+    ]  # fmt: skip
+    assert all(above["gridPos"]["y"] < below["gridPos"]["y"] for above, below in pairwise(rows))
+
+
+@each_panel
+def test_every_panel_explains_itself_and_links_its_runbook(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    (link,) = panel["links"]
+    folder, _, page = link["url"].partition("/")
+    assert folder == "${runbooks}"
+    assert (RUNBOOKS / page).is_file()
+
+
+@each_panel
+def test_every_query_asks_the_chosen_source_about_the_chosen_instances(panel: dict[str, Any]) -> None:
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert [target["refId"] for target in panel["targets"]] == list("ABCDE"[: len(panel["targets"])])
+    for target in panel["targets"]:
+        assert target["datasource"] == panel["datasource"]
+        # A metric without the selection would show another installation's data.
+        assert target["expr"].count('{job=~"$job", instance=~"$instance"') >= 1
+
+
+def test_the_source_of_data_and_the_place_of_the_runbooks_can_be_chosen() -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert [*variables] == ["datasource", "job", "instance", "runbooks"]
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
+    for name in ("job", "instance"):
+        assert variables[name]["datasource"]["uid"] == "${datasource}"
+        assert variables[name]["multi"] is variables[name]["includeAll"] is True
+    assert variables["runbooks"]["type"] == "textbox"

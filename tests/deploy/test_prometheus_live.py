@@ -1,0 +1,193 @@
+"""A real Prometheus scrapes a real server: every query of the dashboard and of the rules gets the series it is about.
+
+The server is busy and not in perfect health: right and wrong keys, unknown names, malformed requests, rows left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.client import Client, failure
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.prometheus import Document, Prometheus, selectors, shipped_rules
+from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "definition-server.json"
+PANELS: list[Document] = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+QUERIES = [pytest.param(panel, target, id=f"{panel['title']}-{target['refId']}") for panel in PANELS
+           for target in panel["targets"]]  # fmt: skip
+RULES = shipped_rules()
+COMMANDS = [f"command{number}" for number in range(150)]
+NATIVE_ONLY = "avap_connections"
+VARIABLES = {"$__rate_interval": "2s", "$job": ".*", "$instance": ".*"}
+
+
+class Calls:
+    """Calls of every outcome but UNAVAILABLE and INTERNAL, until closed. A context."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._loads = (
+            Load(port, COMMANDS, rate=100),
+            Load(port, ["nothing"], rate=20, connections=1),
+            Load(port, COMMANDS, rate=40, connections=1, key="wrong"),
+        )
+
+    def __enter__(self) -> Calls:
+        for load in self._loads:
+            load.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        for load in self._loads:
+            load.__exit__()
+        assert not self._loads[0].result.failed
+
+    def _run(self) -> None:
+        with Client(self._port) as client:
+            while not self._stop.wait(0.2):
+                client.sync()
+                failure(client.raw, "GetCommand", b"\xff\xff")
+
+
+Scraped = tuple[Prometheus, str]
+
+
+@pytest.fixture(scope="module")
+def scraped(transport: str, postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """Prometheus on a busy server of each transport in turn; and the transport."""
+    name = f"prometheus_{transport}"
+    table = Table(create_database(postgres.url, name))
+    table.add_commands(len(COMMANDS))
+    table.add([(None, "function", "[]", "pass"), ("text", "function", "not json", "pass")])
+    with ExitStack() as stack:
+        stack.callback(drop_database, postgres.url, name)
+        kept = str(tmp_path_factory.mktemp("kept"))
+        settings = {"TRANSPORT": transport, "SNAPSHOT_DIR": kept, "SYNC_INTERVAL_SECONDS": "0.5"}
+        server = stack.enter_context(ServerProcess(table.url, **settings)).wait_ready()
+        stack.enter_context(Calls(server.port))
+        directory = tmp_path_factory.mktemp("prometheus")
+        yield stack.enter_context(Prometheus(directory, [server.metrics_port])), transport
+
+
+def concrete(expression: str) -> str:
+    """With Grafana's variables put in."""
+    for variable, value in VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression
+    return expression
+
+
+def finite(series: list[Document]) -> bool:
+    """Whether each series has a number."""
+    values = [[float(value) for _, value in one.get("values", [one.get("value")])] for one in series]
+    return bool(series) and all(any(map(math.isfinite, numbers)) for numbers in values)
+
+
+def answer(prometheus: Prometheus, target: Document) -> list[Document]:
+    expression = concrete(target["expr"])
+    return prometheus.query(expression) if target.get("instant") else prometheus.query_range(expression)
+
+
+@pytest.mark.parametrize(("panel", "target"), QUERIES)
+def test_every_query_of_the_dashboard_has_data_of_the_right_shape(
+    scraped: Scraped, panel: dict[str, Any], target: dict[str, Any]
+) -> None:
+    prometheus, transport = scraped
+    if transport != "native" and NATIVE_ONLY in target["expr"]:
+        assert "Native transport only" in panel["description"]
+        assert answer(prometheus, target) == []
+        return
+    series = until(
+        lambda: finite(found := answer(prometheus, target)) and found, f"data for {concrete(target['expr'])}"
+    )
+    assert isinstance(series, list)
+    labels = [one["metric"] for one in series]
+    for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+        assert all(one.get(label) for one in labels), f"a legend without {label}: {labels}"
+    if panel["type"] == "stat":
+        assert len(series) == 1, "a stat shows one number"
+    if panel["type"] == "heatmap":
+        assert len({one["le"] for one in labels}) == len(series) > 3
+    if panel["type"] == "table":
+        shown = panel["transformations"][0]["options"]["include"]["names"]
+        assert all(one.get(column) for one in labels for column in shown)
+
+
+def test_the_panels_show_what_happens(scraped: Scraped) -> None:
+    """Not merely some data: the outcomes and reasons that the traffic and the table of this test have."""
+    prometheus, _ = scraped
+    by_title = {panel["title"]: panel for panel in PANELS}
+
+    def shown(title: str, label: str, number: int = 0) -> set[str]:
+        series = answer(prometheus, by_title[title]["targets"][number])
+        return {one["metric"][label] for one in series if float(one["values"][-1][1]) > 0}
+
+    until(lambda: shown("Calls by outcome", "status") == {"200", "400", "401", "404"}, "four outcomes")
+    until(lambda: shown("Calls by method", "method") == {"GetCommand", "SyncCatalog"}, "both methods")
+    assert shown("Rows left out or suspect", "reason") == {"null_name"}
+    assert shown("Rows left out or suspect", "reason", 1) == {"interface_not_json_array"}
+
+
+def test_the_variables_of_the_dashboard_offer_the_instance(scraped: Scraped) -> None:
+    prometheus, _ = scraped
+    asked = [v["query"] for v in json.loads(DASHBOARD.read_text())["templating"]["list"] if v["type"] == "query"]
+    assert len(asked) == 2
+    for query in asked:
+        metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
+        values = until(partial(prometheus.api, f"label/{label}/values", {"match[]": concrete(metric)}), query)
+        assert len(values) == 1
+        assert label == "instance" or values == ["definition-server"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_every_series_that_a_rule_asks_for_is_there(scraped: Scraped, rule: dict[str, Any]) -> None:
+    """An alert on a name that nobody exports is silent for ever."""
+    prometheus, transport = scraped
+    asked = selectors(rule["expr"])
+    assert asked
+    for selector in asked - ({NATIVE_ONLY} if transport != "native" else set()):
+        until(partial(prometheus.query, selector), f"a series {selector}")
+    if "record" in rule:
+        assert finite(until(lambda: prometheus.query(rule["record"]), rule["record"]))
+
+
+def test_prometheus_evaluates_every_rule_without_an_error(scraped: Scraped) -> None:
+    prometheus, _ = scraped
+    rules = until(
+        lambda: all(rule["health"] != "unknown" for rule in prometheus.rules()) and prometheus.rules(), "evaluations"
+    )
+    assert isinstance(rules, list)
+    assert len(rules) == len(RULES)
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+
+
+def test_only_the_flood_of_wrong_keys_is_told_and_its_text_is_whole(scraped: Scraped) -> None:
+    prometheus, _ = scraped
+    alert = prometheus.wait_firing("DefinitionServerUnauthorizedFlood")
+    assert prometheus.alerts().keys() == {"DefinitionServerUnauthorizedFlood"}
+    assert re.fullmatch(
+        r"127\.0\.0\.1:\d+ gets [\d.]+ calls a second with a wrong key\.", alert["annotations"]["summary"]
+    )
+    # Those whose `for` has not passed yet: a twentieth of unknown names, a steady wrong key. Nothing grave.
+    pending = prometheus.alerts("pending")
+    assert pending.keys() <= {
+        "DefinitionServerUnauthorizedSteady", "DefinitionServerUnknownNames", "DefinitionServerRowsUnserved",
+    }  # fmt: skip

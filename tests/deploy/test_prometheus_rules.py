@@ -1,0 +1,92 @@
+"""The rules are sound, each alert has unit tests in which it fires and does not, and their numbers are the server's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support.prometheus import RULES, SHIPPED, Document, program, shipped_alerts, shipped_rules
+
+from definition_server.settings import Settings
+
+ROOT = SHIPPED.parents[1]
+TESTS = sorted((SHIPPED / "tests").glob("*.yml"))
+ALERTS = shipped_alerts()
+FIRING = 'group by (alertname) (ALERTS{alertstate="firing"})'
+
+
+def promtool(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        [program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def scenarios() -> list[Document]:
+    return [test for path in TESTS for test in yaml.safe_load(path.read_text())["tests"]]
+
+
+def told(moment: Document) -> set[str]:
+    """Names of the alerts that a moment of a scenario expects."""
+    return {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in moment["exp_samples"]}
+
+
+def test_promtool_takes_the_rules_and_the_configuration() -> None:
+    assert "rules found" in promtool("check", "rules", *RULES)
+    promtool("check", "config", SHIPPED / "prometheus.yml")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_the_unit_tests_of_the_alerts_pass(path: Path) -> None:
+    promtool("test", "rules", path)
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_fires_in_a_scenario_and_is_silent_at_another_moment_of_it(alert: str) -> None:
+    moments = [scenario["promql_expr_test"] for scenario in scenarios()]
+    assert all(moment["expr"] == FIRING for test in moments for moment in test), "a moment tells every firing alert"
+    turning = [
+        test
+        for test in moments
+        if any(alert in told(moment) for moment in test) and any(alert not in told(moment) for moment in test)
+    ]
+    assert turning
+
+
+def test_no_scenario_waits_for_an_alert_that_does_not_exist() -> None:
+    assert {name for s in scenarios() for moment in s["promql_expr_test"] for name in told(moment)} <= ALERTS.keys()
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_says_how_grave_it_is_what_to_do_and_where_to_read_on(alert: str) -> None:
+    rule = ALERTS[alert]
+    assert rule["labels"].keys() == {"severity"}
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert 60 < len(rule["annotations"]["description"]) < 300
+    assert (ROOT / rule["annotations"]["runbook_url"]).is_file()
+
+
+def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
+    """Whoever changes a default must see that the alerts speak of another server."""
+    text = "\n".join(path.read_text() for path in RULES)
+    fields = Settings.model_fields
+    assert f"> 3 * {fields['sync_interval_seconds'].default:g}\n" in text
+    assert f"> 0.8 * {fields['max_connections'].default}\n" in text
+    port = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())["scrape_configs"][0]["dns_sd_configs"][0]["port"]
+    assert port == fields["metrics_port"].default
+
+
+def test_the_alerts_of_the_operations_guide_are_there_with_their_thresholds() -> None:
+    assert ALERTS["DefinitionServerCacheSmall"]["expr"] == "avap_cache_size < 100"
+    assert ALERTS["DefinitionServerUnauthorizedFlood"]["expr"] == 'rate(avap_requests_total{status="401"}[1m]) > 10'
+    assert "avap_start_time_seconds" in ALERTS["DefinitionServerRestarts"]["expr"]
+
+
+def test_every_recorded_series_is_asked_for() -> None:
+    recorded = {rule["record"] for rule in shipped_rules() if "record" in rule}
+    assert recorded <= set(re.findall(r"[\w]+:[\w:]+", "\n".join(rule["expr"] for rule in ALERTS.values())))
