@@ -20,6 +20,7 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
+from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.status import StatusReader
@@ -127,6 +128,8 @@ class _Master:
             asyncio.create_task(work)
             for work in (self._sync_loop.run(), self._supervisor.watch(), self._turn(), self._announce())
         ]
+        if os.getpid() == 1:
+            forever.append(asyncio.create_task(reap_orphans()))
         stopped = asyncio.create_task(self._stop.wait())
         ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
         code = 0

@@ -1,0 +1,214 @@
+"""The Docker engine, the image and the containers of these tests; nothing of them is left behind but the image.
+
+Without an engine, or without a base image, a test skips and says why; it fails where ``CI`` is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import pytest
+from tests.support.polling import until
+from tests.support.server import KEY
+
+if TYPE_CHECKING:
+    import docker
+    from docker.models.containers import Container
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "definition-server:test"
+LABEL = "org.testcontainers=true"
+"""What is left by a run that was killed has this label; CI removes by it, as it does for testcontainers."""
+
+GRPC, ADMIN = 50051, 9464
+"""The server's ports inside a container."""
+
+COMMANDS = 30
+"""Rows of a test's table, ``command0`` and so on."""
+
+ENGINE_SECONDS = 60
+BUILD_SECONDS = 600
+_BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES")
+
+NOFILE = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+"""An engine that may not raise limits itself (one inside a container) grants no more than it was granted."""
+
+HARDENED: dict[str, Any] = {
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "ulimits": [{"Name": "nofile", "Soft": NOFILE, "Hard": NOFILE}],
+}
+"""How the server is meant to run: docs/containers.md has the same flags."""
+
+
+def base_image() -> str:
+    """The image that ours is built on: ``BASE_IMAGE``, else the Dockerfile's default."""
+    return os.environ.get("BASE_IMAGE") or "python:3.12-slim"
+
+
+def missing(what: str) -> Any:
+    """Fail in CI, skip elsewhere."""
+    told = f"the image cannot be tested: {what}"
+    if os.environ.get("CI"):
+        pytest.fail(told, pytrace=False)
+    pytest.skip(told)
+
+
+def engine_or_skip() -> docker.DockerClient:
+    """A client of an engine that answers; the caller closes it."""
+    import docker
+
+    try:
+        return docker.from_env(timeout=ENGINE_SECONDS)
+    except docker.errors.DockerException as error:
+        return cast("docker.DockerClient", missing(f"no Docker engine answers: {error}"))
+
+
+def need_image(engine: docker.DockerClient, image: str, variable: str) -> None:
+    """Make sure that ``image`` is there or can be pulled; ``variable`` is the setting that names it."""
+    from docker.errors import DockerException, ImageNotFound
+
+    with contextlib.suppress(ImageNotFound):
+        engine.images.get(image)
+        return
+    try:
+        engine.images.pull(image)
+    except DockerException as error:
+        missing(f"the image {image} ({variable}) is not present and cannot be pulled: {error}")
+
+
+def build(engine: docker.DockerClient) -> str:
+    """Build the image as docs/containers.md says, on the classic builder, which every engine has; its id."""
+    need_image(engine, base_image(), "BASE_IMAGE")
+    given = [name for name in _BUILD_ARGUMENTS if os.environ.get(name)]
+    arguments = ["docker", "build", "-t", IMAGE, "--build-arg", f"BASE_IMAGE={base_image()}"]
+    arguments += ["--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abc"]
+    for name in given:
+        arguments += ["--build-arg", name]
+    environment = os.environ | {"DOCKER_BUILDKIT": "0"}
+    try:
+        done = subprocess.run(
+            [*arguments, "."], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS
+        )
+    except FileNotFoundError:
+        missing("the docker command (Debian docker.io, docker-cli)")
+    if done.returncode:
+        pytest.fail(f"the image was not built:\n{done.stdout[-3000:]}{done.stderr[-3000:]}", pytrace=False)
+    return str(engine.images.get(IMAGE).id)
+
+
+class Running:
+    """One container. A context: it is removed, its anonymous volumes too."""
+
+    def __init__(self, engine: docker.DockerClient, image: str, command: Sequence[str] = (), **options: Any) -> None:
+        self._engine = engine
+        self.container: Container = engine.containers.create(
+            image, list(command) or None, labels={"org.testcontainers": "true"}, **options
+        )
+
+    def __enter__(self) -> Self:
+        try:
+            self.container.start()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Kill it if it runs, and remove it; no error where that has been done."""
+        from docker.errors import NotFound
+
+        with contextlib.suppress(NotFound):
+            self.container.remove(force=True, v=True)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """``State`` of ``docker inspect``."""
+        self.container.reload()
+        return cast("dict[str, Any]", self.container.attrs["State"])
+
+    def inspect(self) -> dict[str, Any]:
+        """All of ``docker inspect``."""
+        self.container.reload()
+        return cast("dict[str, Any]", self.container.attrs)
+
+    def output(self) -> str:
+        """Everything on stdout and stderr so far."""
+        return self.container.logs().decode()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The output as log lines: each of them must be one JSON object."""
+        return [json.loads(line) for line in self.output().splitlines()]
+
+    def logged(self, message: str) -> list[dict[str, Any]]:
+        """Log lines with that ``msg``."""
+        return [line for line in self.lines() if line["msg"] == message]
+
+    def wait_log(self, message: str, seconds: float = 30) -> dict[str, Any]:
+        """The first such line, waited for."""
+        return until(lambda: self.logged(message), lambda: f"{message!r}:\n{self.output()}", seconds=seconds)[0]
+
+    def wait_exit(self, seconds: float = 30) -> int:
+        """Until it has ended by itself; its exit code."""
+        until(lambda: not self.state["Running"], lambda: f"the container runs on:\n{self.output()}", seconds=seconds)
+        return int(self.state["ExitCode"])
+
+    def execute(self, *command: str) -> str:
+        """Output of a command inside, which must succeed."""
+        code, output = self.container.exec_run(list(command))
+        assert code == 0, output.decode()
+        return str(output.decode())
+
+    def port(self, inside: int) -> int:
+        """The published port on 127.0.0.1."""
+        bindings = self.inspect()["NetworkSettings"]["Ports"][f"{inside}/tcp"]
+        assert {binding["HostIp"] for binding in bindings} == {"127.0.0.1"}
+        return int(bindings[0]["HostPort"])
+
+
+@contextlib.contextmanager
+def user_network(engine: docker.DockerClient) -> Iterator[str]:
+    """Name of a network on which containers find each other by alias."""
+    name = f"definition-server-test-{secrets.token_hex(4)}"
+    network = engine.networks.create(name, driver="bridge", labels={"org.testcontainers": "true"})
+    try:
+        yield name
+    finally:
+        network.remove()
+
+
+class Secrets:
+    """A directory of secrets as a container engine mounts it: one file each, readable by the server's account."""
+
+    def __init__(self, directory: Path, database_url: str) -> None:
+        self.directory = directory
+        directory.chmod(0o755)
+        self.write("database-url", database_url)
+        self.write("api-key", KEY)
+
+    def write(self, name: str, text: str) -> None:
+        """Give a secret, or another one: replaced as a whole, as Kubernetes does it."""
+        new = self.directory / f".{name}.new"
+        new.write_text(f"{text}\n")
+        new.chmod(0o444)
+        new.replace(self.directory / name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `Running`."""
+        return {
+            "volumes": {str(self.directory): {"bind": "/run/secrets", "mode": "ro"}},
+            "environment": {"DATABASE_URL_FILE": "/run/secrets/database-url", "API_KEY_FILE": "/run/secrets/api-key"},
+        }

