@@ -62,8 +62,25 @@ def integration(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Faults under load."""
-    run_suites(session, "chaos")
+    """Faults under load; with `-- --target HOST:PORT` or `-- --list`: drills on a server that runs (docs/drills.md)."""
+    if any(each.partition("=")[0] in ("--target", "--list") for each in session.posargs):
+        install(session)
+        session.run("python", "-m", "tests.chaos.drill", *session.posargs)
+    else:
+        run_suites(session, "chaos")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Random faults under load for hours: `-- --minutes N [--seed S]` (docs/drills.md)."""
+    install(session)
+    session.run("python", "-m", "tests.chaos.soak", *session.posargs)
+
+
+@nox.session
+def containers(session: nox.Session) -> None:
+    """The image: built, run, replaced under load. Wants a Docker engine; BASE_IMAGE names the image to build on."""
+    run_suites(session, "containers")
 
 
 @nox.session

@@ -125,10 +125,20 @@ def memory(session: Session) -> list[dict[str, Any]]:
 
 def passed(kept: Record) -> bool:
     """Whether a release may go out: there is something to go by, every gate is kept, and the self-test has passed."""
-    proof = kept["selftest"]
-    gates = kept["gates"]
+    gates, proof = kept["gates"], proof_passed(kept)
     judged = bool(gates) or proof is not None or bool(kept["runs"])
-    return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and (proof is None or bool(proof["passed"]))
+    return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and proof is not False
+
+
+def proves_nothing(kept: Record) -> bool:
+    """Whether all that keeps it from passing are gates without a verdict, because runs were disturbed."""
+    verdicts = {gate["verdict"] for gate in kept["gates"]}
+    return sla.INVALID in verdicts and sla.MISSED not in verdicts and (proof_passed(kept) is not False)
+
+
+def proof_passed(kept: Record) -> bool | None:
+    """Whether the self-test has passed; None where there was none."""
+    return None if kept["selftest"] is None else bool(kept["selftest"]["passed"])
 
 
 def save(kept: Record, name: str, folder: Path = RESULTS) -> Path:

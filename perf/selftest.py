@@ -30,7 +30,7 @@ INJECTED = {
 }
 CANDIDATES = {"one-by-one": (CLEAN, BUSY), "rated": (CLEAN, DELAY)}
 """Scenario → who is judged in it: an injection is looked for where it shows, false alarms everywhere."""
-EFFORT = Effort(seconds=0.5, rounds=6, looks=0, extra=6, fresh=True)
+EFFORT = Effort(seconds=0.5, rounds=6, looks=0, extra=14, fresh=True)
 CAUGHT_SHARE, FALSE_SHARE = 0.95, 0.05
 
 Result = dict[str, Any]

@@ -240,6 +240,27 @@ def test_what_cannot_be_measured_is_said_in_a_line(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("told", "attempts", "code"),
+    [
+        ([[sla.KEPT]], 1, 0),
+        ([[sla.INVALID, sla.KEPT], [sla.KEPT]], 2, 0),
+        ([[sla.INVALID], [sla.INVALID], [sla.INVALID], [sla.KEPT]], 3, 1),
+        ([[sla.MISSED, sla.INVALID], [sla.KEPT]], 1, 1),
+        ([[sla.MISSED], [sla.KEPT]], 1, 1),
+    ],
+)
+def test_only_what_proves_nothing_is_measured_again(
+    told: list[list[str]], attempts: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"selftest": None, "runs": [{}], "gates": [{"verdict": each} for each in one]} for one in told]
+    coming = iter(records)
+    monkeypatch.setattr(machine, "need_cpus", lambda: None)
+    monkeypatch.setattr(cli, "measured", lambda *_: next(coming))
+    assert cli.main(["--quick", "--attempts", "3"]) == code
+    assert len(records) - len(list(coming)) == attempts
+
+
 def test_what_is_measured_quickly_takes_less_than_a_minute() -> None:
     arguments = cli.parser().parse_args(["--quick"])
     known = scenarios.load()
