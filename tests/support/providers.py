@@ -15,6 +15,7 @@ import contextlib
 import functools
 import gc
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from definition_server.cli.embedded_postgres import (
 if TYPE_CHECKING:
     import docker
     from docker.models.containers import Container
+    from docker.models.networks import Network
     from testcontainers.community.postgres import PostgresContainer
 
 PROVIDERS = ("external", "container", "embedded")
@@ -59,13 +61,16 @@ class DatabaseServer(Protocol):
     name: str
     url: str
     can_fault: bool
-    """False: the four fault methods raise ``NotImplementedError``."""
+    """False: the fault methods raise ``NotImplementedError``."""
 
     def stop_hard(self) -> None:
         """Kill it, as a crash does; connections are refused from here on."""
 
+    def stop_in_order(self) -> None:
+        """Shut it down as an administrator does: sessions are told and closed, connections refused from here on."""
+
     def start_again(self) -> None:
-        """After ``stop_hard``: it answers again on return, with every committed row."""
+        """After either stop: it answers again on return, with every committed row."""
 
     def pause(self) -> None:
         """It hangs: no connection is closed, none is answered."""
@@ -87,7 +92,7 @@ class ExternalServer:
     def _refuse(self) -> None:
         raise NotImplementedError("the server of TEST_DATABASE_URL is not ours to break")
 
-    stop_hard = start_again = pause = resume = _refuse
+    stop_hard = stop_in_order = start_again = pause = resume = _refuse
 
     def close(self) -> None:
         """Nothing to end."""
@@ -98,23 +103,28 @@ class EmbeddedServer:
     can_fault = True
 
     def __init__(self) -> None:
-        self._server = EmbeddedPostgres().start()
-        self.url = self._server.url
+        self.server = EmbeddedPostgres().start()
+        self.url = self.server.url
 
     def stop_hard(self) -> None:
-        self._server.kill()
+        self.server.kill()
+
+    def stop_in_order(self) -> None:
+        if (postmaster := self.server.pid) is not None:
+            os.kill(postmaster, signal.SIGINT)  # "fast": see postgres(1)
+        _wait_until(lambda: not self.server.running, "the server ends")
 
     def start_again(self) -> None:
-        self._server.restart()
+        self.server.restart()
 
     def pause(self) -> None:
-        self._server.pause()
+        self.server.pause()
 
     def resume(self) -> None:
-        self._server.resume()
+        self.server.resume()
 
     def close(self) -> None:
-        self._server.stop()
+        self.server.stop()
 
 
 class ContainerServer:
@@ -139,6 +149,9 @@ class ContainerServer:
         self._wrapped.kill()
         self._wrapped.wait(timeout=READY_SECONDS)
 
+    def stop_in_order(self) -> None:
+        self._wrapped.stop(timeout=int(READY_SECONDS))  # by the image's own stop signal, SIGINT
+
     def start_again(self) -> None:
         self._wrapped.start()
         _wait_until_answering(self.url)
@@ -148,6 +161,18 @@ class ContainerServer:
 
     def resume(self) -> None:
         self._wrapped.unpause()
+
+    def leave_network(self) -> None:
+        """Take it off its network, as a pulled cable does. ``join_network`` ends that."""
+        self._network().disconnect(self._wrapped)
+
+    def join_network(self) -> None:
+        """It answers again on return."""
+        self._network().connect(self._wrapped)
+        _wait_until_answering(self.url)
+
+    def _network(self) -> Network:
+        return self._container.get_docker_client().client.networks.get("bridge")
 
     def close(self) -> None:
         self._container.stop()
@@ -168,6 +193,14 @@ def _new_container() -> PostgresContainer:
     # with_bind_ports cannot say but the engine's client understands.
     container.ports["5432"] = ("127.0.0.1", free_port())  # type: ignore[assignment]
     return container
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {READY_SECONDS:g} s: {what}")
+        time.sleep(POLL_SECONDS)
 
 
 def _wait_until_answering(url: str) -> None:

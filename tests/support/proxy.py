@@ -1,14 +1,16 @@
-"""A TCP proxy in front of PostgreSQL that counts what passes and can cut, hold back or slow it down."""
+"""A TCP proxy in front of PostgreSQL that counts what passes and can cut it, hold it back, slow it down or lose it."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from typing import Self
 from urllib.parse import urlsplit
 
 _CHUNK = 65_536
+_PACE_SECONDS = 0.01
 
 
 class Proxy:
@@ -26,6 +28,10 @@ class Proxy:
         """Cut the connection once so many bytes have come from the database in all."""
         self.garble = False
         """Hand on noise instead of what the database says."""
+        self.bytes_per_second: float | None = None
+        """Pass no more than that, in each direction of each connection. None: no limit."""
+        self._swallowing = False
+        self._lost: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._flowing.set()
         self._closing = False
@@ -62,6 +68,27 @@ class Proxy:
         """What was held back passes, and all that follows."""
         self._flowing.set()
 
+    def swallow(self) -> None:
+        """A black hole: all connections, and those that are made from now on, lose every byte and never close.
+
+        As where a firewall has forgotten a connection. The handshake of a new one still succeeds, since the kernel
+        answers it before this process can refuse to.
+        """
+        with self._lock:
+            self._swallowing = True
+            self._lost |= self._sockets
+
+    def spit_out(self) -> None:
+        """New connections pass again; those that were lost stay lost, as their peer knows nothing of them."""
+        with self._lock:
+            self._swallowing = False
+
+    def lead_to(self, url: str) -> None:
+        """Another server answers at this address from now on; open connections end."""
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self.cut()
+
     def _run(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]
         self._threads.append(thread)
@@ -73,6 +100,12 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._swallowing:
+                with self._lock:
+                    self._sockets.add(client)
+                    self._lost.add(client)
+                self._run(self._drain, client)
+                continue
             try:
                 database = socket.create_connection(self._target, timeout=5)
             except OSError:
@@ -81,13 +114,22 @@ class Proxy:
             database.settimeout(None)
             with self._lock:
                 self._sockets |= {client, database}
+                if self._swallowing:  # since it was asked above
+                    self._lost |= {client, database}
             done = threading.Barrier(2)
             self._run(self._pump, client, database, False, done)
             self._run(self._pump, database, client, True, done)
 
+    def _drain(self, lost: socket.socket) -> None:
+        """Read what nobody will ever get, until the peer gives up."""
+        with contextlib.suppress(OSError):
+            while lost.recv(_CHUNK):
+                pass
+        self._forget(lost)
+
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool, done: threading.Barrier) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(_CHUNK):
+            while data := source.recv(self._chunk()):
                 self._flowing.wait()
                 if counted:
                     self.bytes_from_database += len(data)
@@ -95,11 +137,31 @@ class Proxy:
                         break
                     if self.garble:
                         data = bytes(octet ^ 0x5A for octet in data)
-                sink.sendall(data)
+                self._pace(len(data))
+                if source not in self._lost:
+                    sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         done.wait(30)
+        self._forget(source)
+
+    def _chunk(self) -> int:
+        """Octets to take at once: a tenth of a second's at the most."""
+        rate = self.bytes_per_second
+        return _CHUNK if rate is None else max(1, min(_CHUNK, int(rate / 10)))
+
+    def _pace(self, octets: int) -> None:
+        """Take as long as a line of ``bytes_per_second`` would; where the limit is lifted meanwhile, no longer."""
+        began = time.monotonic()
+        while (rate := self.bytes_per_second) is not None and not self._closing:
+            left = octets / rate - (time.monotonic() - began)
+            if left <= 0:
+                return
+            time.sleep(min(left, _PACE_SECONDS))
+
+    def _forget(self, ended: socket.socket) -> None:
         with self._lock:
-            self._sockets.discard(source)
-        source.close()
+            self._sockets.discard(ended)
+            self._lost.discard(ended)
+        ended.close()

@@ -133,6 +133,13 @@ class _Server(ThreadingWSGIServer):
     # Of socketserver: without it a restart would wait for TIME_WAIT. A listening socket still excludes another.
     allow_reuse_address = True
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own; where none is to be had (a limit of processes), in this one: probes must be heard."""
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            self.process_request_thread(request, client_address)
+
 
 class _ServerV6(_Server):
     address_family = socket.AF_INET6

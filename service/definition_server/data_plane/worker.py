@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 
 import uvloop
@@ -156,9 +157,11 @@ class Worker:
             os.close(descriptor)
         # One reference changes; a call that already holds the old snapshot keeps its memory mapped.
         old, self._engine.snapshot = [self._engine.snapshot], snapshot
-        threading.Thread(target=_let_go, args=(old,), name="let-go", daemon=True).start()
         self._slot.serve(snapshot.generation, snapshot.count, snapshot.footer.version_hash)
         self._swapped.set()
+        # Where no thread is to be had (a limit of processes), this call's end unmaps it: better late answers than none.
+        with suppress(RuntimeError):
+            threading.Thread(target=_let_go, args=(old,), name="let-go", daemon=True).start()
 
     def _departure(self, *, announce: bool) -> Drain:
         return Drain(announce, 0.0, self._config.drain_timeout_seconds)

@@ -1,0 +1,140 @@
+"""Servers with one bug each, of the kind that a promise about the database forbids."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.control_plane import postgres, sync
+from definition_server.control_plane.publisher import to_shared_memory
+from definition_server.control_plane.source import SourceError
+
+_LEAK_BYTES = 24 << 20
+
+
+def _after_each_cycle(act: Callable[[sync.Synchronizer, sync.Outcome], None]) -> None:
+    cycle = sync.Synchronizer.cycle
+
+    async def then_act(self: sync.Synchronizer, next_attempt_in: Callable[[sync.Outcome], float]) -> sync.Outcome:
+        outcome = await cycle(self, next_attempt_in)
+        act(self, outcome)
+        return outcome
+
+    sync.Synchronizer.cycle = then_act  # type: ignore[method-assign]
+
+
+def fails_closed() -> None:
+    """Serves nothing while the database cannot be read, lest it serve what is old."""
+
+    def empty(self: sync.Synchronizer, outcome: sync.Outcome) -> None:
+        if outcome is sync.Outcome.FAILED:
+            publisher = self._publisher
+            built = SnapshotBuilder().build(generation=publisher.next_generation, created_at_ns=0)
+            publisher.publish(to_shared_memory(built))
+
+    _after_each_cycle(empty)
+
+
+def dies_of_it() -> None:
+    """Ends when the database cannot be read, for somebody else to start it again."""
+
+    def die(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
+        if outcome is sync.Outcome.FAILED:
+            os._exit(1)
+
+    _after_each_cycle(die)
+
+
+def leaks() -> None:
+    """Keeps something of every failed cycle."""
+    kept: list[bytearray] = []
+
+    def keep(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
+        if outcome is sync.Outcome.FAILED:
+            kept.append(bytearray(os.urandom(1)) * _LEAK_BYTES)
+
+    _after_each_cycle(keep)
+
+
+def keeps_dead_connection() -> None:
+    """Never connects a second time."""
+
+    async def close(_: postgres.PostgresSource) -> None:
+        return None
+
+    postgres.PostgresSource.close = close  # type: ignore[method-assign]
+
+
+def waits_for_ever() -> None:
+    """Believes that whoever was asked will answer."""
+
+    async def limited(
+        _: postgres.PostgresSource, work: Coroutine[Any, Any, object], limit: float | None = None
+    ) -> object:
+        return await work
+
+    postgres.PostgresSource._limited = limited  # type: ignore[method-assign,assignment]
+
+
+def accepts_empty() -> None:
+    """Takes an emptied table for what somebody wanted."""
+    sync.Synchronizer._refuse_empty = lambda *_: None  # type: ignore[method-assign]
+
+
+def forgets_rotation() -> None:
+    """Does not take the new password that it is told of."""
+
+    async def use_url(_: postgres.PostgresSource, url: str) -> None:
+        return None
+
+    postgres.PostgresSource.use_url = use_url  # type: ignore[method-assign]
+
+
+def never_looks_again() -> None:
+    """Reads once over a second connection and takes every later look for one at the same rows."""
+    begin = postgres._Reading.begin
+
+    async def always_the_same(self: postgres._Reading, statement_timeout: float) -> None:
+        await begin(self, statement_timeout)
+        if not self.fingerprint.startswith("1/"):
+            self.fingerprint = "the same"
+
+    postgres._Reading.begin = always_the_same  # type: ignore[method-assign]
+
+
+def publishes_half() -> None:
+    """Publishes what has been read so far when the reading breaks off."""
+    batches = postgres._Reading.batches
+
+    async def as_far_as_it_goes(self: postgres._Reading) -> AsyncIterator[list[Row]]:
+        try:
+            async for rows in batches(self):
+                yield rows
+        except (SourceError, postgres.psycopg.Error, TimeoutError):
+            return
+
+    postgres._Reading.batches = as_far_as_it_goes  # type: ignore[method-assign]
+
+
+def reads_by_page() -> None:
+    """Reads page after page, each as the table is at that moment."""
+
+    async def pages(self: postgres._Reading) -> AsyncIterator[list[Row]]:
+        connection = self._connection
+        start = 0
+        while True:
+            await connection.rollback()
+            cursor = postgres._raw(connection.cursor(binary=True))
+            await cursor.execute(f"{postgres.ROWS_SQL} ORDER BY name LIMIT 500 OFFSET {start}")  # type: ignore[arg-type]
+            rows = await cursor.fetchall()
+            if not rows:
+                return
+            yield [Row._make(row) for row in rows]
+            start += len(rows)
+            await asyncio.sleep(0.1)
+
+    postgres._Reading.batches = pages  # type: ignore[method-assign]

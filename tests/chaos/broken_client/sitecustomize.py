@@ -1,0 +1,127 @@
+"""Servers that are broken on purpose, to show that a client drill can fail; only tests put this on ``PYTHONPATH``.
+
+Python imports it when a process starts. ``PYTHON_DRILL_BROKEN`` names the variant; workers inherit ``PYTHON…``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+def evicts_the_oldest() -> None:
+    """Sheds load by throwing out those that have been there longest."""
+    from definition_server.http2.server import Server
+
+    connected, held = Server.connected, []
+
+    def evict(self: Any, shell: Any) -> None:
+        connected(self, shell)
+        held.append(shell)
+        if len(held) > 400:
+            held.pop(0).abort()
+
+    Server.connected = evict  # type: ignore[method-assign]
+
+
+def keeps_every_connection() -> None:
+    """Leaks what a connection took."""
+    from definition_server.http2.server import Server
+
+    connected, kept = Server.connected, []
+
+    def keep(self: Any, shell: Any) -> None:
+        connected(self, shell)
+        kept.append(b"%d" % id(shell) * 2000)
+
+    Server.connected = keep  # type: ignore[method-assign]
+
+
+def waits_for_slow_readers() -> None:
+    """Holds up everybody until a full buffer has room."""
+    from definition_server.http2.shell import Shell
+
+    pause = Shell.pause_writing
+
+    def pause_writing(self: Any) -> None:
+        pause(self)
+        time.sleep(3)
+
+    Shell.pause_writing = pause_writing  # type: ignore[method-assign]
+
+
+def dies_of_a_reset() -> None:
+    """Does not expect a connection to end in an error."""
+    from definition_server.http2.shell import Shell
+
+    lost = Shell.connection_lost
+
+    def connection_lost(self: Any, exc: Exception | None) -> None:
+        lost(self, exc)
+        if exc is not None:
+            os._exit(1)
+
+    Shell.connection_lost = connection_lost  # type: ignore[method-assign]
+
+
+def dies_of_an_attack() -> None:
+    """Does not expect a client to do what attackers do."""
+    from definition_server.http2.shell import Shell
+
+    tell = Shell._tell_closing
+
+    def tell_closing(self: Any, event: Any) -> None:
+        tell(self, event)
+        if event.code:
+            os._exit(1)
+
+    Shell._tell_closing = tell_closing  # type: ignore[method-assign]
+
+
+def makes_all_wait_for_wrong_keys() -> None:
+    """Answers a wrong key late, and everybody else with it."""
+    from definition_server.data_plane.authentication import KeyRing
+
+    authenticate = KeyRing.authenticate
+
+    def authenticate_slowly(self: Any, metadata: Any) -> None:
+        try:
+            authenticate(self, metadata)
+        except Exception:
+            time.sleep(0.5)
+            raise
+
+    KeyRing.authenticate = authenticate_slowly  # type: ignore[method-assign]
+
+
+def lets_wrong_keys_in() -> None:
+    """Takes one wrong key in a hundred."""
+    from definition_server.data_plane.authentication import KeyRing
+
+    authenticate, refused = KeyRing.authenticate, 0
+
+    def authenticate_mostly(self: Any, metadata: Any) -> None:
+        nonlocal refused
+        try:
+            authenticate(self, metadata)
+        except Exception:
+            refused += 1
+            if refused % 100:
+                raise
+
+    KeyRing.authenticate = authenticate_mostly  # type: ignore[method-assign]
+
+
+VARIANTS = {
+    "evicts-the-oldest": evicts_the_oldest,
+    "keeps-every-connection": keeps_every_connection,
+    "waits-for-slow-readers": waits_for_slow_readers,
+    "dies-of-a-reset": dies_of_a_reset,
+    "dies-of-an-attack": dies_of_an_attack,
+    "makes-all-wait-for-wrong-keys": makes_all_wait_for_wrong_keys,
+    "lets-wrong-keys-in": lets_wrong_keys_in,
+}
+
+if __name__ == "sitecustomize" and (variant := os.environ.get("PYTHON_DRILL_BROKEN")):
+    VARIANTS[variant]()

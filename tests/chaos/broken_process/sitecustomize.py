@@ -1,0 +1,269 @@
+"""Servers that are broken on purpose, to show that a process or machine drill can fail; and a clock that can be set.
+
+Only tests put this on ``PYTHONPATH``; Python imports it when a process starts. ``PYTHON_DRILL_BROKEN`` names the
+variant, ``PYTHON_DRILL_CLOCK`` the file that the clock is read from; workers inherit ``PYTHON…``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+def run_under_clock(file: str, library: str) -> None:
+    """Start this interpreter once more under libfaketime, whose variables a worker's scrubbed environment lacks."""
+    if os.environ.get("FAKETIME_TIMESTAMP_FILE") == file:
+        del os.environ["LD_PRELOAD"]  # not for the processes that this one starts: each does it for itself
+        # From Python 3.11 on this is clock_nanosleep until a monotonic instant, which libfaketime (0.9.10) makes fail.
+        time.sleep = lambda seconds: select.select((), (), (), float(seconds))  # type: ignore[assignment]
+        return
+    os.environ.update(
+        LD_PRELOAD=library,
+        FAKETIME_TIMESTAMP_FILE=file,
+        FAKETIME_CACHE_DURATION="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+        DONT_FAKE_MONOTONIC="1",  # its name in older versions
+    )
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def of(module: str) -> Any:
+    """A module of the server, to be changed."""
+    return import_module(f"definition_server.{module}")
+
+
+# -- broken processes --------------------------------------------------------------------------------------------------
+
+
+def never_replaces_workers() -> None:
+    """A post whose worker has ended stays empty."""
+    supervisor = of("control_plane.supervisor").Supervisor
+
+    async def pause(self: Any, post: Any) -> None:
+        await self._leaving.wait()
+
+    supervisor._pause = pause
+
+
+def replaces_workers_late() -> None:
+    """Waits twenty seconds before it fills a post again."""
+    supervisor = of("control_plane.supervisor")
+    supervisor._FIRST_DELAY = 20.0
+
+
+def never_kills_hung_workers() -> None:
+    """Trusts that a worker that is silent will speak again."""
+    heartbeat = of("control_plane.schedule").Heartbeat
+    heartbeat.hangs = lambda self, beat, now: False
+
+
+def forgets_to_hand_over() -> None:
+    """A worker that follows another gets keys, but no catalogue."""
+    process = of("control_plane.worker_process").WorkerProcess
+    level = process.bring_level
+    seen: dict[int, Any] = {}
+
+    def bring_level(self: Any, keys: Any, certificate: Any, publication: Any) -> None:
+        first = seen.setdefault(self.number, self) is self
+        level(self, keys, certificate, publication if first else None)
+
+    process.bring_level = bring_level
+
+
+def rolls_before_the_successor_is_ready() -> None:
+    """Makes room first."""
+    supervisor = of("control_plane.supervisor").Supervisor
+    roll = supervisor._roll
+
+    async def roll_at_once(self: Any, post: Any, old: Any) -> None:
+        old.kill()
+        await roll(self, post, old)
+
+    supervisor._roll = roll_at_once
+
+
+def starts_again_at_once() -> None:
+    """However often it has failed."""
+    backoff = of("control_plane.schedule").Backoff
+    backoff.next = lambda self: 0.0
+
+
+def rolls_by_killing() -> None:
+    """Does not wait for calls in flight."""
+    process = of("control_plane.worker_process").WorkerProcess
+    process.drain = lambda self, drain: self.kill()
+
+
+def leaves_without_draining() -> None:
+    """SIGTERM ends the master on the spot."""
+    master = of("control_plane.master")
+    master._Master._on_stop = lambda self, number: os._exit(1)
+
+
+def workers_outlive_their_master() -> None:
+    """And hold the port, for much longer than anybody waits."""
+    worker = of("data_plane.worker")
+    watch = worker._leave_at_the_latest
+
+    def stay(self: Any, drain: Any) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+
+    worker.Worker._leave_soon = stay
+    worker._leave_at_the_latest = lambda control, seconds: watch(control, 12.0)
+
+
+def leaves_a_lock_behind() -> None:
+    """A server that was killed is believed to run still."""
+    master = of("control_plane.master")
+    listen = master.listen
+
+    def listen_alone(host: str, port: int) -> Any:
+        try:
+            Path(f"{os.environ['DATABASE_URL_FILE']}.lock").touch(exist_ok=False)
+        except FileExistsError:
+            raise master.PortInUse("there is a lock file") from None
+        return listen(host, port)
+
+    master.listen = listen_alone
+
+
+# -- broken by the machine ---------------------------------------------------------------------------------------------
+
+
+def dies_of_a_failed_cycle() -> None:
+    """Takes what goes wrong in a cycle for the end."""
+    outcomes = of("control_plane.sync").Outcome
+    synchronizer = of("control_plane.sync").Synchronizer
+    cycle = synchronizer.cycle
+
+    async def cycle_or_die(self: Any, next_attempt_in: Any) -> Any:
+        outcome = await cycle(self, next_attempt_in)
+        if outcome is outcomes.FAILED:
+            raise RuntimeError("a cycle failed")
+        return outcome
+
+    synchronizer.cycle = cycle_or_die
+
+
+def workers_die_of_trouble() -> None:
+    """A worker that has something to complain of ends."""
+    worker = of("data_plane.worker")
+
+    class Fatal:
+        warning = info = staticmethod(lambda *args, **fields: None)
+        error = staticmethod(lambda *args, **fields: os._exit(1))
+
+    worker.log = Fatal()
+
+
+def needs_a_thread_to_swap() -> None:
+    """A worker swaps catalogues in a thread, and does without where there is none."""
+    worker = of("data_plane.worker")
+    swap = worker.Worker._swap
+
+    def swap_aside(self: Any, message: Any, descriptor: int) -> None:
+        try:
+            thread = threading.Thread(target=lambda: None)
+            thread.start()
+        except RuntimeError:
+            os.close(descriptor)
+            return
+        thread.join()
+        swap(self, message, descriptor)
+
+    worker.Worker._swap = swap_aside
+
+
+def stores_before_it_publishes() -> None:
+    """What cannot be stored is not served."""
+    synchronizer = of("control_plane.sync").Synchronizer
+    publish = synchronizer._publish
+
+    async def store_and_publish(self: Any, builder: Any, started: float) -> bool:
+        probe = self._store.path.with_suffix(".probe")
+        with probe.open("wb") as file:
+            file.write(b"\0" * 65_536)
+        probe.unlink()
+        return bool(await publish(self, builder, started))
+
+    synchronizer._publish = store_and_publish
+
+
+def trusts_the_disk() -> None:
+    """Serves the last-known-good file as it is found."""
+    snapshot = of("catalog.snapshot").Snapshot
+    snapshot.verify = lambda self: None
+
+
+def goes_by_the_wall_clock() -> None:
+    """Whatever the master waits for, it waits for by the time of day."""
+    loop: Any = asyncio.BaseEventLoop
+    loop.time = lambda self: time.time()
+
+
+def workers_end_when_late() -> None:
+    """A worker whose loop comes back a tenth of a second late takes itself for sick."""
+    worker = of("data_plane.worker")
+
+    async def beat(self: Any) -> None:
+        while True:
+            self._slot.beat(time.monotonic_ns())
+            began = time.monotonic()
+            await asyncio.sleep(0.25)
+            if time.monotonic() - began > 0.35:
+                os._exit(1)
+
+    worker.Worker._beat = beat
+
+
+def shares_its_port() -> None:
+    """Lets whoever comes listen beside it."""
+    master = of("control_plane.master")
+
+    def listen(host: str, port: int) -> socket.socket:
+        return socket.create_server((host, port), backlog=4096, reuse_port=True)
+
+    master.listen = listen
+
+
+def takes_another_port() -> None:
+    """Better any port than none."""
+    master = of("control_plane.master")
+    listen = master.listen
+
+    def listen_somewhere(host: str, port: int) -> Any:
+        try:
+            return listen(host, port)
+        except master.PortInUse:
+            return listen(host, 0)
+
+    master.listen = listen_somewhere
+
+
+VARIANTS: dict[str, Callable[[], None]] = {
+    variant.__name__.replace("_", "-"): variant
+    for variant in (
+        never_replaces_workers, replaces_workers_late, never_kills_hung_workers, forgets_to_hand_over,
+        rolls_before_the_successor_is_ready, starts_again_at_once, rolls_by_killing, leaves_without_draining,
+        workers_outlive_their_master, leaves_a_lock_behind, dies_of_a_failed_cycle, workers_die_of_trouble,
+        needs_a_thread_to_swap, stores_before_it_publishes, trusts_the_disk, goes_by_the_wall_clock,
+        workers_end_when_late, shares_its_port, takes_another_port,
+    )
+}  # fmt: skip
+
+if __name__ == "sitecustomize":
+    if clock := os.environ.get("PYTHON_DRILL_CLOCK"):
+        run_under_clock(clock, os.environ["PYTHON_DRILL_CLOCK_LIBRARY"])
+    if broken := os.environ.get("PYTHON_DRILL_BROKEN"):
+        VARIANTS[broken]()

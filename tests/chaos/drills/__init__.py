@@ -1,0 +1,15 @@
+"""Drills: steady load on all workers, one fault, and what must hold.
+
+``model``      what a fault, an allowance, a stage and an outcome are
+``rows``       a table whose every row carries the version that was written
+``answers``    what an answer must be
+``load``       the load, in a process of its own (``load_process``)
+``usage``      memory, descriptors and threads of the server's processes
+``stage``      sets up database, table, proxy and server
+``reader``     the role that a server reads with, and its password
+``standby``    a standby that lags behind
+``run``        ``play(fault, stage)`` → outcome
+``judge``      outcome → broken promises
+``catalogue``  every fault that can be rehearsed
+``table``      outcomes as a text table and as JSON
+"""

@@ -1,0 +1,112 @@
+"""Says of an outcome which promises were broken, and whether it proves anything at all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tests.chaos.drills.model import Failure, Loss, Outcome
+from tests.chaos.drills.run import PATIENCE, memory_back
+
+Verdict = Literal["held", "BROKEN", "invalid"]
+
+MOST_CYCLES = 3
+"""The cycle that was under way at the commit, the next one, and one that may pass before we look."""
+LEAST_OFFERED = 0.98
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    """``BROKEN`` where a promise was; else ``invalid`` where the drill proves nothing; else ``held``."""
+    if judge(outcome):
+        return "BROKEN"
+    return "invalid" if doubts(outcome) else "held"
+
+
+def told(outcome: Outcome) -> str:
+    """Everything that speaks against it, for a failing test."""
+    return "\n".join([verdict(outcome), *judge(outcome), *doubts(outcome)])
+
+
+def judge(outcome: Outcome) -> list[str]:
+    """The broken promises, each as a sentence for the reader."""
+    return [*outcome.broken, *_calls(outcome), *_answers(outcome), *_fresh(outcome), *_memory(outcome)]
+
+
+def doubts(outcome: Outcome) -> list[str]:
+    """Why the drill proves nothing, whatever it saw: its load or its fault was not what it should have been."""
+    load = outcome.load
+    found = []
+    if outcome.trouble:
+        found.append(f"the drill could not be played to its end: {outcome.trouble}")
+    if not outcome.felt:
+        found.append("the fault was never felt")
+    for name, each in (("without", load.plain), ("with", load.retrying)):
+        wanted = load.rate * load.seconds / 2
+        if each.offered == 0 or each.offered < LEAST_OFFERED * wanted:
+            found.append(f"{each.offered} calls {name} a retry were offered of {wanted:.0f}")
+        if each.answered + each.lost != each.offered:
+            found.append(f"{each.offered - each.answered - each.lost} calls {name} a retry are unaccounted for")
+    if load.too_late:
+        found.append(f"{load.late} of {load.offered} calls left late: the machine was too busy for the load")
+    return found
+
+
+def _calls(outcome: Outcome) -> list[str]:
+    found = []
+    plain, retrying = outcome.load.plain, outcome.load.retrying
+    if retrying.lost:
+        found.append(f"{retrying.lost} calls failed in spite of the default retry: {_examples(retrying.failures)}")
+    if outcome.allows.plain is Loss.NONE:
+        if plain.lost:
+            found.append(f"{plain.lost} calls without a retry failed: {_examples(plain.failures)}")
+        return found
+    outside = [each for each in plain.failures if not _under_way(each, outcome.wounds)]
+    if outside:
+        found.append(f"{len(outside)} calls failed that were not in flight at the fault: {_examples(outside)}")
+    if plain.lost > len(plain.failures):
+        found.append(f"{plain.lost} calls without a retry failed, too many to look at each")
+    return found
+
+
+def _under_way(call: Failure, wounds: list[tuple[float, float]]) -> bool:
+    return any(call.sent <= until and call.ended >= since for since, until in wounds)
+
+
+def _examples(failures: list[Failure]) -> str:
+    return "; ".join(str(each) for each in failures[:3])
+
+
+def _answers(outcome: Outcome) -> list[str]:
+    load = outcome.load
+    found = []
+    if load.wrong_count:
+        found.append(f"{load.wrong_count} answers were not whole of one version: {'; '.join(load.wrong[:3])}")
+    if outcome.written and (unknown := load.versions.keys() - set(outcome.written)):
+        found.append(f"versions were served that nobody wrote: {', '.join(sorted(unknown)[:5])}")
+    if load.went_back and not outcome.allows.may_go_back:
+        found.append(f"what is served went back: {'; '.join(load.went_back[:3])}")
+    return found
+
+
+def _fresh(outcome: Outcome) -> list[str]:
+    limit = outcome.fresh_limit_seconds
+    if limit is None or not outcome.allows.fresh or outcome.trouble:
+        return []
+    if outcome.fresh_seconds is None:
+        return [f"fresh rows were not served {PATIENCE * limit:.1f} s after the fault's end"]
+    if outcome.fresh_seconds > limit:
+        return [f"fresh rows took {outcome.fresh_seconds:.1f} s, one cycle is {limit:.1f} s at the most"]
+    if outcome.fresh_cycles is not None and outcome.fresh_cycles > MOST_CYCLES and not outcome.allows.grace_seconds:
+        return [f"fresh rows took {outcome.fresh_cycles} cycles"]
+    return []
+
+
+def _memory(outcome: Outcome) -> list[str]:
+    before, after = outcome.before, outcome.after
+    if before is None or after is None or not outcome.allows.memory or memory_back(before, after):
+        return []
+    return [
+        "memory did not come back: "
+        f"{before.memory_bytes >> 20} → {after.memory_bytes >> 20} MiB, descriptors {before.descriptors} → "
+        f"{after.descriptors}, threads {before.threads} → {after.threads}, "
+        f"snapshots {before.memfds} → {after.memfds}"
+    ]

@@ -1,0 +1,277 @@
+"""The load of a drill: ``python -m tests.chaos.drills.load_process``, started by `tests.chaos.drills.load`.
+
+Open loop: calls leave on a schedule, whether or not those before have been answered. Two sets of connections, one
+without any retry and one with the retry that the README asks clients to set, take turns; every answer is checked.
+
+Reads a `load.Job` as one line of JSON; says ``{"progress": …}`` several times a second; ends when standard input does,
+waits for the calls under way, and says ``{"result": …}``. Trouble before the first call is ``{"error": …}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import math
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tests.chaos.drills.answers import Checker, WrongAnswer
+from tests.chaos.drills.load import Job
+from tests.chaos.drills.model import Failure, LoadReport, SetReport, Sighting
+from tests.support.client import RETRYING, UNLIMITED
+
+from definition_server.rpc import avap_pb2
+
+PROGRESS_SECONDS = 0.1
+LATE_SECONDS = 0.1
+MOST_TOLD = 5000
+_GET, _SYNC = "/avap.DefinitionEngine/GetCommand", "/avap.DefinitionEngine/SyncCatalog"
+
+
+@dataclass(slots=True)
+class Connection:
+    """One channel and what it last saw."""
+
+    number: int
+    channel: grpc.aio.Channel
+    retrying: bool
+    version: str | None = None
+    calls: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of one set's calls."""
+
+    offered: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+    def report(self) -> SetReport:
+        """The numbers."""
+        ordered = sorted(self.latencies)
+
+        def at(share: float) -> float:
+            return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000, 2) if ordered else 0.0
+
+        failed = dict(self.failed)
+        return SetReport(self.offered, len(ordered), failed, self.failures, at(1), at(0.5), at(0.99))
+
+
+class Load:
+    """The load while it runs."""
+
+    def __init__(self, job: Job, connections: list[Connection], names: list[str]) -> None:
+        self._job = job
+        self._connections = connections
+        self._names = names
+        self._requests = {name: avap_pb2.CommandRequest(name=name).SerializeToString() for name in names}
+        # Coprime, so that every connection has its turn.
+        self._sync_every = job.sync_every
+        while self._sync_every and math.gcd(self._sync_every, len(connections)) > 1:
+            self._sync_every += 1
+        self._metadata = (("x-avap-auth", job.key),)
+        self._checker = Checker(job.rows, job.size)
+        self._tallies = {False: Tally(), True: Tally()}
+        self._pending: set[asyncio.Task[None]] = set()
+        self._wrong: list[str] = []
+        self._wrong_count = 0
+        self._went_back: list[str] = []
+        self._late = 0
+        self._sightings: dict[str, Sighting] = {}
+        self._newest_everywhere: tuple[int, float] | None = None
+        self._started = time.monotonic()
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Offer calls until ``stopped``, then wait for those under way."""
+        interval = 1 / self._job.rate
+        number = 0
+        self._started = time.monotonic()
+        while not stopped.is_set():
+            due = self._started + number * interval
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+                if stopped.is_set():
+                    break
+            elif -early >= LATE_SECONDS:
+                self._late += 1
+                if number % 50 == 0:  # behind, yet the answers of the others must be seen
+                    await asyncio.sleep(0)
+            self._offer(number, due)
+            number += 1
+        await asyncio.gather(*self._pending)
+
+    def _offer(self, number: int, due: float) -> None:
+        connection = self._connections[number % len(self._connections)]
+        self._tallies[connection.retrying].offered += 1
+        whole = self._sync_every and number % self._sync_every == 0
+        name = "" if whole else self._names[number % len(self._names)]
+        task = asyncio.create_task(self._call(connection, name, due))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _call(self, connection: Connection, name: str, due: float) -> None:
+        """``GetCommand(name)``, or ``SyncCatalog`` without a name."""
+        tally = self._tallies[connection.retrying]
+        method, request = (_GET, self._requests[name]) if name else (_SYNC, b"")
+        sent = time.monotonic()
+        try:
+            answer = await connection.calls[method](
+                request, metadata=self._metadata, timeout=self._job.deadline_seconds
+            )
+        except grpc.aio.AioRpcError as error:
+            self._failed(tally, connection, method, error, sent)
+            return
+        now = time.monotonic()
+        tally.latencies.append(now - due)
+        try:
+            version = self._checker.definition(name, answer) if name else self._checker.catalogue(answer)
+        except WrongAnswer as error:
+            self._wrong_count += 1
+            if len(self._wrong) < MOST_TOLD:
+                self._wrong.append(f"{method.rpartition('/')[2]} on connection {connection.number}: {error}")
+            return
+        if version is not None:
+            self._seen(connection, version, sent, now)
+
+    def _failed(
+        self, tally: Tally, connection: Connection, method: str, error: grpc.aio.AioRpcError, sent: float
+    ) -> None:
+        code = error.code().name
+        tally.failed[code] += 1
+        if len(tally.failures) < MOST_TOLD:
+            details = (error.details() or "")[:200]
+            short = method.rpartition("/")[2]
+            tally.failures.append(Failure(short, connection.number, code, details, sent, time.monotonic()))
+
+    def _seen(self, connection: Connection, version: str, sent: float, now: float) -> None:
+        """Note that an answer to a call sent at ``sent`` was of ``version``."""
+        sighting = self._sightings.setdefault(version, Sighting(now, now, 0))
+        sighting.last = now
+        sighting.answers += 1
+        if self._newest_everywhere is not None and version.isdecimal() and self._job.rows:
+            newest, since = self._newest_everywhere
+            if int(version) < newest and sent > since and len(self._went_back) < MOST_TOLD:
+                self._went_back.append(f"version {version} on connection {connection.number} after {newest} everywhere")
+        if connection.version == version:
+            return
+        connection.version = version
+        if sighting.everywhere is None and all(each.version == version for each in self._connections):
+            sighting.everywhere = now
+            if self._job.rows:
+                self._newest_everywhere = (int(version), now)
+
+    def progress(self) -> dict[str, Any]:
+        """So far."""
+        tallies = self._tallies.values()
+        return {
+            "offered": sum(tally.offered for tally in tallies),
+            "answered": sum(len(tally.latencies) for tally in tallies),
+            "failed": sum(tally.failed.total() for tally in tallies),
+            "wrong": self._wrong_count,
+            "seen_on": sum(each.version is not None for each in self._connections),
+            "everywhere": {tag: each.everywhere for tag, each in self._sightings.items() if each.everywhere},
+            "now_everywhere": _common({each.version for each in self._connections}),
+        }
+
+    def report(self) -> LoadReport:
+        """All of it."""
+        return LoadReport(
+            plain=self._tallies[False].report(),
+            retrying=self._tallies[True].report(),
+            wrong=self._wrong,
+            wrong_count=self._wrong_count,
+            went_back=self._went_back,
+            versions=self._sightings,
+            seconds=time.monotonic() - self._started,
+            late=self._late,
+            rate=self._job.rate,
+        )
+
+
+def _common(versions: set[str | None]) -> str | None:
+    """The one version of all; None where they differ."""
+    return next(iter(versions)) if len(versions) == 1 else None
+
+
+def say(**what: Any) -> None:
+    """One line of JSON."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def connect(job: Job) -> list[Connection]:
+    """The connections: those without a retry and those with it take turns."""
+    found = []
+    for number in range(2 * job.connections):
+        retrying = number % 2 == 1
+        options = [*UNLIMITED, *(RETRYING if retrying else ()), ("grpc.use_local_subchannel_pool", 1)]
+        if job.ca_file:
+            credentials = grpc.ssl_channel_credentials(Path(job.ca_file).read_bytes())
+            channel = grpc.aio.secure_channel(job.target, credentials, options=options)
+        else:
+            channel = grpc.aio.insecure_channel(job.target, options=options)
+        calls: dict[str, Any] = {method: channel.unary_unary(method) for method in (_GET, _SYNC)}
+        found.append(Connection(number, channel, retrying, calls=calls))
+    return found
+
+
+async def known_names(job: Job, connection: Connection) -> list[str]:
+    """The job's names, or those of the catalogue that is served."""
+    if job.names:
+        return job.names
+    answer = await connection.calls[_SYNC](b"", metadata=(("x-avap-auth", job.key),), timeout=60)
+    return [command.name for command in avap_pb2.CatalogResponse.FromString(answer).commands]
+
+
+async def until_all_connected(connections: list[Connection], seconds: float) -> None:
+    """Raises `TimeoutError` where one does not connect."""
+    async with asyncio.timeout(seconds):
+        await asyncio.gather(*(each.channel.channel_ready() for each in connections))
+
+
+async def tell_progress(load: Load) -> None:
+    """Never returns."""
+    while True:
+        say(progress=load.progress())
+        await asyncio.sleep(PROGRESS_SECONDS)
+
+
+async def main() -> int:
+    """Run the job. 1 where it could not begin."""
+    job = Job(**json.loads(sys.stdin.readline()))
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stopped.set)
+    connections = connect(job)
+    try:
+        await until_all_connected(connections, job.connect_seconds)
+        names = await known_names(job, connections[0])
+    except TimeoutError:
+        say(error=f"not all of {len(connections)} connections to {job.target} came up in {job.connect_seconds:g} s")
+        return 1
+    except grpc.aio.AioRpcError as error:
+        say(error=f"SyncCatalog at {job.target}: {error.code().name}: {error.details()}")
+        return 1
+    if not names:
+        say(error=f"the catalogue at {job.target} is empty: there is no command to ask for")
+        return 1
+    load = Load(job, connections, names)
+    gc.freeze()  # the generator's own pauses are not the server's
+    teller = asyncio.create_task(tell_progress(load))
+    await load.run(stopped)
+    teller.cancel()
+    say(result=asdict(load.report()))
+    for each in connections:
+        await each.channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

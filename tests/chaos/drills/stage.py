@@ -1,0 +1,208 @@
+"""What a drill is played on: database, table, proxy, server and the load that runs beside."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.drills.load import DrillLoad, Job
+from tests.chaos.drills.model import Usage
+from tests.chaos.drills.reader import Reader, new_reader
+from tests.chaos.drills.rows import VersionedTable
+from tests.chaos.drills.usage import usage
+from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.proxy import Proxy
+from tests.support.server import KEY, ServerProcess
+
+SETTINGS = {
+    "WORKERS": "2",
+    "SYNC_INTERVAL_SECONDS": "0.5",
+    "CONNECT_TIMEOUT_SECONDS": "1",
+    "STATEMENT_TIMEOUT_SECONDS": "1",
+    "HEARTBEAT_TIMEOUT_SECONDS": "2",
+}
+"""The settings of a drill's server, over those of a test's (`tests.support.server.FAST`)."""
+
+BROKEN = Path(__file__).parents[1] / "broken"
+"""Holds the ``sitecustomize`` that breaks a server on purpose."""
+
+_CLIENT_MARGIN_SECONDS = 1.0
+"""How much later than ``STATEMENT_TIMEOUT_SECONDS`` the server gives up a wait."""
+_MOST_NAMES = 2000
+_LARGEST_ANSWER = 4 << 20
+"""What clients accept by default. A larger catalogue is asked for by name only: the drill is about the database."""
+_OCTETS_PER_CALL = 13_000
+"""How much of whole catalogues an average call may carry: 4 MB/s at 300 calls per second, which Python clients bear."""
+_WORK_SECONDS = 1.5
+_WORK_SHARE = 1.5
+"""For the reading, building, publishing, and the load's next call on every connection: that long, or that many times
+what a cycle without a fault took, whichever is more."""
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Stage:
+    """Everything that a fault may lay hands on. For a target that is not ours, most of it is None."""
+
+    target: str
+    """HOST:PORT that clients call."""
+    transport: str = "?"
+    provider: str = "?"
+    """Of the database: ``embedded``, ``container``, ``external``."""
+    key: str = KEY
+    server: ServerProcess | None = None
+    database: DatabaseServer | None = None
+    table: VersionedTable | None = None
+    proxy: Proxy | None = None
+    """Between the server and its database."""
+    directory: Path | None = None
+    """For files of this stage alone. ``url`` is the server's DATABASE_URL_FILE."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Those that the server was started with, over `tests.support.server.FAST`."""
+    job: Job | None = None
+    """The load to offer; None: `Stage.default_job`."""
+    load: DrillLoad | None = None
+    """Set while a drill is played."""
+    wounds: list[tuple[float, float]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Promises that the fault itself saw broken, each as a sentence: `judge.judge` tells them too."""
+    reader: Reader | None = None
+    """The role that the server reads with; None: the one that owns the table."""
+    first_line: int = 0
+    """Number of the server's first log line since the fault began."""
+    cycle_took: float = 0.0
+    """Seconds from a commit to the last connection that saw it, in a cycle without a fault."""
+    pids: list[int] = field(default_factory=list)
+    """For a server that this process did not start but may look at."""
+
+    @contextmanager
+    def wound(self, after_seconds: float = 0.1) -> Iterator[None]:
+        """The block hurts calls under way, for as long as it lasts and ``after_seconds`` more: what is sent meanwhile
+        on a connection whose end the client has not yet noticed counts as under way too."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.wounds.append((began, time.monotonic() + after_seconds))
+
+    def default_job(self) -> Job:
+        """The steady load of a drill."""
+        job = Job(self.target, self.key)
+        if self.table is not None:
+            job.rows, job.size = self.table.rows, self.table.size
+            whole = self.table.rows * self.table.size
+            job.sync_every = max(job.sync_every, whole // _OCTETS_PER_CALL) if whole <= _LARGEST_ANSWER else 0
+            job.names = self.table.names[:: max(1, self.table.rows // _MOST_NAMES)]
+        return job
+
+    def usage(self) -> Usage | None:
+        """What the server's processes hold; None where they are not ours to look at."""
+        if self.server is not None:
+            return usage([self.server.pid, *self.server.worker_pids()])
+        return usage(self.pids) if self.pids else None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the server has ended."""
+        try:
+            return self.server is not None and self.server.wait_exit(0) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
+    def logged(self, message: str, *needles: str) -> int:
+        """How many log lines of the server since the fault began have that message and one of ``needles`` in their
+        ``error``; without needles, any error."""
+        if self.server is None:
+            return 0
+        lines = self.server.logged(message, after=self.first_line)
+        return sum(not needles or any(each in line.get("error", "") for each in needles) for line in lines)
+
+    def cycles(self, outcome: str | None = None) -> int | None:
+        """Sync cycles so far (with that outcome); None where that cannot be known."""
+        if self.server is None:
+            return None
+        counted: dict[str, int] = self.server.statusz()["sync"]["cycles"]
+        return sum(counted.values()) if outcome is None else counted[outcome]
+
+    @property
+    def cycle_seconds(self) -> float:
+        """The longest that fresh rows may take: the cycle under way may first have to run into its time limit; then
+        comes the wait for the next one, and its work."""
+        settings = SETTINGS | self.settings
+        give_up = max(
+            float(settings["CONNECT_TIMEOUT_SECONDS"]),
+            float(settings["STATEMENT_TIMEOUT_SECONDS"]) + _CLIENT_MARGIN_SECONDS,
+        )
+        work = max(_WORK_SECONDS, _WORK_SHARE * self.cycle_took)
+        return give_up + float(settings["SYNC_INTERVAL_SECONDS"]) + work
+
+
+@contextmanager
+def open_stage(
+    database: DatabaseServer,
+    directory: Path,
+    *,
+    transport: str,
+    rows: int = 100,
+    size: int = 200,
+    reader: bool = False,
+    broken: str = "",
+    **settings: str,
+) -> Iterator[Stage]:
+    """A server behind a proxy on a new database of ``database``, serving ``rows`` rows.
+
+    Args:
+        database: is not closed here.
+        directory: for files; exists.
+        reader: the server reads with a role of its own, by password, that may do no more (wants a superuser).
+        broken: name of a deliberately broken variant (`tests/chaos/broken`).
+        settings: over `SETTINGS`.
+    """
+    name = f"drill_{os.getpid()}_{next(_numbers)}"
+    with ExitStack() as stack:
+        url = create_database(database.url, name)
+        stack.callback(_drop, database, name)
+        table = VersionedTable(url, rows=rows, size=size)
+        proxy = stack.enter_context(Proxy(url))
+        role = stack.enter_context(new_reader(url, f"{name}_reader")) if reader else None
+        url_file = directory / "url"
+        url_file.write_text(role.url(proxy.url) if role else proxy.url)
+        chosen = SETTINGS | {"TRANSPORT": transport} | settings
+        if broken:
+            chosen |= {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": broken}
+        # A secret comes from a file, so that a rotation can be rehearsed; then the variable itself must be unset.
+        server = ServerProcess("", **{"DATABASE_URL_FILE": str(url_file)} | chosen)
+        stack.enter_context(server)
+        server.wait_ready()
+        stage = Stage(
+            target=f"127.0.0.1:{server.port}",
+            transport=transport,
+            provider=database.name,
+            server=server,
+            database=database,
+            table=table,
+            proxy=proxy,
+            directory=directory,
+            reader=role,
+            settings=chosen,
+        )
+        try:
+            yield stage
+        finally:
+            if stage.server is not None:  # a fault that restarts the server has put another one there
+                stage.server.end()
+
+
+def _drop(database: DatabaseServer, name: str) -> None:
+    """Drop the stage's database; a server that a failed drill left dead is its owner's to close."""
+    import psycopg
+
+    with suppress(psycopg.OperationalError):
+        drop_database(database.url, name)

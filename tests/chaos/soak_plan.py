@@ -1,0 +1,88 @@
+"""Which faults a soak plays, in which order, for how long: all of it from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from tests.chaos import faults_client, faults_machine, faults_process
+from tests.chaos.drills.catalogue import every_fault
+from tests.chaos.drills.model import Fault
+from tests.chaos.machine import Unavailable
+
+PAUSE_SECONDS = (0.5, 3.0)
+HOLD_SECONDS = (0.5, 4.0)
+
+_WHOLE_SERVER = "the whole server is away, and one alone cannot answer then"
+_LARGE = "wants a table of its own size"
+_ENVIRONMENT = "wants a server started for it"
+_GENTLE = "is played in full strength"
+
+LEFT_OUT = {
+    "db-standby-behind": "goes back to an older version, as it must",
+    "db-truncated-mid-read": _LARGE,
+    "db-read-cancelled": _LARGE,
+    "db-network-disconnected": "wants a container",
+    "worker-oom-killed": "wants a worker that needs another page; after a crowd it has plenty",
+    "bad-build": _ENVIRONMENT,
+    "clock-forward": _ENVIRONMENT,
+    "clock-back": _ENVIRONMENT,
+    "server-restarted": _WHOLE_SERVER,
+    "server-killed": _WHOLE_SERVER,
+    "master-killed": _WHOLE_SERVER,
+    "snapshot-damaged": _WHOLE_SERVER,
+    "port-taken": _WHOLE_SERVER,
+    **{fault.id: _GENTLE for fault in faults_client.GENTLE_FAULTS},
+}
+"""Faults that no soak plays, and why."""
+
+LEFT_OUT_ON_GRPCIO = {
+    "client-attacks": "costs calls there",
+    "workers-all-killed": _WHOLE_SERVER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault."""
+
+    fault: str
+    pause_seconds: float
+    """Before it."""
+    hold_seconds: float
+    """How long it lasts, once it is felt."""
+
+
+def plan(seed: int, faults: Sequence[str]) -> Iterator[Step]:
+    """Steps without end: round by round, each fault once a round, in an order of its own."""
+    chance = random.Random(seed)
+    for _ in count():
+        for fault in chance.sample(sorted(faults), len(faults)):
+            yield Step(fault, round(chance.uniform(*PAUSE_SECONDS), 2), round(chance.uniform(*HOLD_SECONDS), 2))
+
+
+def unavailable(transport: str) -> dict[str, str]:
+    """Faults that a soak on ``transport`` leaves out, here: id → why."""
+    found = LEFT_OUT | (LEFT_OUT_ON_GRPCIO if transport == "grpcio" else {})
+    for name, need in (faults_process.NEEDS | faults_machine.NEEDS).items():
+        if name not in found:
+            try:
+                need()
+            except Unavailable as error:
+                found[name] = str(error)
+    return found
+
+
+def eligible(transport: str) -> dict[str, Fault]:
+    """The faults to choose from, as ``transport`` bears them."""
+    without = unavailable(transport)
+    found = {}
+    for name, fault in every_fault().items():
+        if name not in without:
+            for module in (faults_client, faults_process, faults_machine):
+                if fault in module.FAULTS:
+                    fault = module.on_transport(fault, transport)
+            found[name] = fault
+    return found

@@ -1,0 +1,128 @@
+"""Database drills: whatever becomes of the database, not one call fails, and fresh rows are served within a cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.chaos.conftest import MakeStage
+from tests.chaos.drills.judge import judge, told, verdict
+from tests.chaos.drills.run import play_red, play_until_valid
+from tests.chaos.drills.stage import Stage
+from tests.chaos.faults_database import FAULTS
+from tests.support.providers import DatabaseServer, provider_or_skip
+
+BY_ID = {fault.id: fault for fault in FAULTS}
+
+STAGES: dict[str, dict[str, Any]] = {
+    # Three batches, so that most rows are still to be fetched when the table is emptied.
+    "db-truncated-mid-read": {"rows": 2500, "size": 400, "STATEMENT_TIMEOUT_SECONDS": "4"},
+    # 200 MB.
+    "db-read-cancelled": {"rows": 100_000, "size": 2000, "STATEMENT_TIMEOUT_SECONDS": "5"},
+}
+"""What a drill's stage has that others have not."""
+
+IN_CONTAINER = (
+    "db-killed", "db-stopped", "db-paused", "db-restarting", "db-connection-limit", "db-wrong-password",
+    "db-network-disconnected",
+)  # fmt: skip
+"""Played on a container too: where signals, the network and the authentication are the engine's and the image's. The
+others are SQL, or the proxy's doing, and no different there."""
+
+
+@pytest.fixture
+def frail(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A server of the drill's own, of the provider that the test names."""
+    server = provider_or_skip(request.param)
+    yield server
+    server.close()
+
+
+def on_stage(make_stage: MakeStage, database: DatabaseServer, fault: str, **options: str) -> Stage:
+    return make_stage(database, reader=True, **STAGES.get(fault, {}) | options)
+
+
+ON_ONE_TRANSPORT = pytest.mark.transports()
+"""For the drill that takes a minute. Its fault lies in the master's reading, which knows of no transport."""
+
+EMBEDDED = [
+    pytest.param(each, marks=ON_ONE_TRANSPORT if each == "db-read-cancelled" else ())
+    for each in BY_ID
+    if each != "db-network-disconnected"
+]
+
+
+@pytest.mark.parametrize("frail", ["embedded"], indirect=True)
+@pytest.mark.parametrize("fault", EMBEDDED)
+def test_a_fault_of_an_embedded_database_costs_nothing(
+    frail: DatabaseServer, make_stage: MakeStage, fault: str
+) -> None:
+    outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))
+    assert verdict(outcome) == "held", told(outcome)
+
+
+@pytest.mark.transports
+@pytest.mark.parametrize("frail", ["container"], indirect=True)
+@pytest.mark.parametrize("fault", IN_CONTAINER)
+def test_a_fault_of_a_database_in_a_container_costs_nothing(
+    frail: DatabaseServer, make_stage: MakeStage, fault: str
+) -> None:
+    outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))
+    assert verdict(outcome) == "held", told(outcome)
+
+
+BREAKS = {
+    "db-killed": ("keeps_dead_connection", "fresh rows were not served"),
+    "db-stopped": ("fails_closed", "calls failed in spite of the default retry"),
+    "db-paused": ("dies_of_it", "calls failed in spite of the default retry"),
+    "db-restarting": ("keeps_dead_connection", "fresh rows were not served"),
+    "db-standby-behind": ("never_looks_again", "fresh rows were not served"),
+    "db-connection-limit": ("dies_of_it", "calls without a retry failed"),
+    "db-wrong-password": ("forgets_rotation", "fresh rows were not served"),
+    "db-role-revoked": ("fails_closed", "calls without a retry failed"),
+    "db-table-dropped": ("fails_closed", "answers were not whole of one version"),
+    "db-table-locked": ("leaks", "memory did not come back"),
+    "db-truncated-mid-read": ("reads_by_page", "answers were not whole of one version"),
+    "db-read-cancelled": ("publishes_half", "calls without a retry failed"),
+    "db-slow": ("fails_closed", "calls without a retry failed"),
+    "db-half-open": ("dies_of_it", "calls without a retry failed"),
+    "db-black-hole": ("waits_for_ever", "fresh rows were not served"),
+}
+"""Drill → a server with one bug (`broken/database_variants.py`), and the promise that it breaks."""
+
+
+def test_every_drill_on_an_embedded_database_has_a_server_that_fails_it() -> None:
+    assert {*BREAKS, "db-network-disconnected"} == BY_ID.keys()
+
+
+def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str, bug: str, sentence: str) -> None:
+    stage = on_stage(make_stage, database, fault, broken=bug)
+    stage.job = replace(stage.default_job(), deadline_seconds=3)  # many of its calls will never be answered
+    outcome = play_red(BY_ID[fault], stage, bug, 1.0)
+    assert verdict(outcome) == "BROKEN", told(outcome)
+    assert sentence in "\n".join(judge(outcome)), told(outcome)
+
+
+@pytest.mark.transports
+@pytest.mark.parametrize("frail", ["embedded"], indirect=True)
+@pytest.mark.parametrize("fault", BREAKS)
+def test_a_drill_notices_a_server_that_breaks_its_promise(
+    frail: DatabaseServer, make_stage: MakeStage, fault: str
+) -> None:
+    assert_turns_red(make_stage, frail, fault, *BREAKS[fault])
+
+
+@pytest.mark.transports
+@pytest.mark.parametrize("frail", ["embedded"], indirect=True)
+def test_a_drill_notices_that_an_emptied_table_is_served(frail: DatabaseServer, make_stage: MakeStage) -> None:
+    assert_turns_red(make_stage, frail, "db-truncated-mid-read", "accepts_empty", "calls without a retry failed")
+
+
+@pytest.mark.transports
+@pytest.mark.parametrize("frail", ["container"], indirect=True)
+def test_a_drill_on_a_container_notices_a_server_that_breaks_its_promise(
+    frail: DatabaseServer, make_stage: MakeStage
+) -> None:
+    assert_turns_red(make_stage, frail, "db-network-disconnected", "fails_closed", "calls without a retry failed")

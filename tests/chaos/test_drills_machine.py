@@ -1,0 +1,73 @@
+"""Machine drills: no descriptors, no disk, no CPU, another clock, another server on the port; not one call may fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.chaos import promises
+from tests.chaos.conftest import MakeStage
+from tests.chaos.drills.judge import told, verdict
+from tests.chaos.drills.run import play_red, play_until_valid
+from tests.chaos.faults_machine import FAULTS, NEEDS, on_transport
+from tests.chaos.machine import Clock, have
+from tests.chaos.promises import patient
+from tests.chaos.variants import broken
+
+BY_ID = {fault.id: fault for fault in FAULTS}
+
+SettingsFor = Callable[[str], dict[str, str]]
+
+
+@pytest.fixture
+def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
+    """What the drill's server is started with."""
+    with ExitStack() as stack:
+
+        def made(fault: str) -> dict[str, str]:
+            if fault.startswith("clock-"):
+                return stack.enter_context(Clock(tmp_path / "clock")).settings
+            if fault.startswith(("disk-", "snapshot-")):
+                (tmp_path / "snapshots").mkdir()
+                # A start gives up soon on a database that does not answer: clients wait meanwhile.
+                return {"SNAPSHOT_DIR": str(tmp_path / "snapshots"), "CONNECT_TIMEOUT_SECONDS": "0.5"}
+            return {}
+
+        yield made
+
+
+@pytest.mark.parametrize("fault", BY_ID)
+def test_a_fault_of_the_machine_costs_nothing(
+    fault: str, make_stage: MakeStage, transport: str, settings_for: SettingsFor
+) -> None:
+    have(NEEDS.get(fault))
+    outcome = play_until_valid(on_transport(BY_ID[fault], transport), patient(make_stage(**settings_for(fault))))
+    assert verdict(outcome) == "held", told(outcome)
+
+
+@pytest.mark.transports
+@pytest.mark.parametrize(
+    ("fault", "variant"),
+    [
+        ("no-descriptors", "dies-of-a-failed-cycle"),
+        ("workers-no-descriptors", "workers-die-of-trouble"),
+        ("no-threads", "needs-a-thread-to-swap"),
+        ("disk-full", "stores-before-it-publishes"),
+        ("disk-read-only", "stores-before-it-publishes"),
+        ("snapshot-damaged", "trusts-the-disk"),
+        ("clock-forward", "goes-by-the-wall-clock"),
+        ("clock-back", "goes-by-the-wall-clock"),
+        ("cpu-halved", "workers-end-when-late"),
+        ("second-server", "shares-its-port"),
+        ("port-taken", "takes-another-port"),
+    ],
+)
+def test_a_server_that_is_broken_on_purpose_breaks_its_drill(
+    fault: str, variant: str, make_stage: MakeStage, settings_for: SettingsFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(NEEDS.get(fault))
+    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # what does not come, does not come
+    outcome = play_red(BY_ID[fault], make_stage(**broken(variant, settings_for(fault))), variant)
+    assert verdict(outcome) == "BROKEN", told(outcome)
