@@ -1,13 +1,11 @@
-"""Whatever becomes of the database, not one call fails, and fresh rows are served within a cycle of its return.
-
-What is told of it in log and status, and what comes of rows that are there but ruined. The faults themselves, under a
-load that checks every answer, are drills: `test_drills_database`."""
+"""Whatever becomes of the database, not one call fails, and fresh rows are served within a cycle of its return."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
@@ -77,12 +75,42 @@ def test_a_killed_database_fails_no_call(faulty: DatabaseServer, start_server: S
     assert_nothing_failed(load)
 
 
+def test_a_database_that_hangs_fails_no_call(faulty: DatabaseServer, start_server: StartServer) -> None:
+    table = Table(create_database(faulty.url, "hung"))
+    table.add_commands(100)
+    server = start_server(table.url, STATEMENT_TIMEOUT_SECONDS="0.5", CONNECT_TIMEOUT_SECONDS="1").wait_ready()
+    with Load(server.port, NAMES) as load:
+        load.wait_answered(100)
+        faulty.pause()
+        try:
+            wait_failed_cycles(server)
+            assert "no answer from the database within" in server.logged("Sync failed")[-1]["error"]
+        finally:
+            faulty.resume()
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
 @pytest.fixture
 def served(table: Table, start_server: StartServer) -> Iterator[tuple[ServerProcess, Table, Proxy]]:
     """A server behind a proxy, on 100 commands."""
     table.add_commands(100)
     with Proxy(table.url) as proxy:
         yield start_server(proxy.url, STATEMENT_TIMEOUT_SECONDS="1").wait_ready(), table, proxy
+
+
+def test_a_half_open_connection_is_given_up_and_made_anew(served: tuple[ServerProcess, Table, Proxy]) -> None:
+    """Everything is acknowledged and nothing answered: no TCP timer sees that."""
+    server, table, proxy = served
+    with Load(server.port, NAMES) as load:
+        proxy.hold()
+        wait_failed_cycles(server)
+        proxy.cut()
+        proxy.resume()
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
 
 
 def test_connections_cut_again_and_again_fail_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
@@ -125,6 +153,19 @@ def test_a_ruined_table_never_replaces_a_good_catalogue(served: tuple[ServerProc
             "ALTER TABLE obex_dapl_functions ALTER id SET DEFAULT 1000; "
             "INSERT INTO obex_dapl_functions SELECT * FROM good"
         )
+        until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
+        assert_fresh_rows_arrive(server, table)
+    assert_nothing_failed(load)
+
+
+def test_a_table_locked_for_long_fails_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
+    server, table, _ = served
+    with Load(server.port, NAMES) as load:
+        with psycopg.connect(table.url) as connection:
+            connection.execute("LOCK TABLE obex_dapl_functions IN ACCESS EXCLUSIVE MODE")
+            wait_failed_cycles(server)
+            until(lambda: server.logged("Sync failed"), server.tail)
+            assert "holds a lock" in server.logged("Sync failed")[-1]["error"]
         until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
         assert_fresh_rows_arrive(server, table)
     assert_nothing_failed(load)
