@@ -314,6 +314,10 @@ def judge(made: Run, jobs: Sequence[Job], told: Sequence[Mapping[str, Any]]) -> 
 
 def _judge_schedule(made: Run, told: Sequence[Mapping[str, Any]]) -> None:
     """Whether the calls went out when they were due, and the server was what held up their answers."""
+    due, grown = sum(each["due"] for each in told), sum(each["grown"] for each in told)
+    if not due:
+        # So far behind that one turn, which sends all that is overdue, outlasted the measurement.
+        raise Spoilt("the generator came too late to be measured: no call was due any more", "generator")
     seconds = made["seconds"] * len(told)
     busy, spinning = made["client_cpu_seconds"] / seconds, sum(each["spinning_seconds"] for each in told) / seconds
     who = "generator" if busy >= BUSY else "machine"
@@ -325,7 +329,6 @@ def _judge_schedule(made: Run, told: Sequence[Mapping[str, Any]]) -> None:
     if made["late"] > LATE_SHARE:
         told_late = f"{made['late']:.1%} of the calls were sent more than 1 ms late (at most {LATE_SHARE:.0%} may be)"
         raise Spoilt(f"the generator was late: {told_late}; {why}", who)
-    due, grown = sum(each["due"] for each in told), sum(each["grown"] for each in told)
     if grown > GROWN_SHARE * due + _FEW and made["server_cpu_seconds"] / made["seconds"] < BUSY:
         achieved = f"{made['rate']:,.0f} of {made['offered_rate']:,.0f} calls a second were answered"
         raise Spoilt(f"{achieved} while the server had time left; the generator: {why}", who)

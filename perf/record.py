@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from perf import machine
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("grpcio", "protobuf", "uvloop", "hpack")
 
@@ -67,9 +69,10 @@ class Record:
         self.measured = datetime.now(UTC).isoformat(timespec="seconds")
         self.versions = _versions()
         self.machine = {
-            "cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-            "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
-            "load_before": os.getloadavg(), "steal_ticks_before": _steal(),
+            "cpu": machine.cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
+            "python": platform.python_version(),
+            "memory_mb": machine.memory_mb(),
+            "load_before": os.getloadavg(), "steal_ticks_before": machine.steal_ticks(),
         }  # fmt: skip
 
     def add(self, row: Row) -> Row:
@@ -99,7 +102,7 @@ class Record:
     def finish(self) -> None:
         """Note what is known at the end only."""
         self.duration_seconds = round(time.monotonic() - self._began, 1)
-        self.machine |= {"load_after": os.getloadavg(), "steal_ticks_after": _steal()}
+        self.machine |= {"load_after": os.getloadavg(), "steal_ticks_after": machine.steal_ticks()}
 
     def save(self, name: str) -> Path:
         """Write ``perf/results/<date>-<name>.json``."""
@@ -153,15 +156,3 @@ def _versions() -> dict[str, str]:
         except OSError:
             found[program] = "not installed"
     return found
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    told = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    numbers = f"family {told.get('cpu family', '?')}, model {told.get('model', '?')}"
-    return f"{told.get('model name', platform.machine())} ({numbers})"
-
-
-def _steal() -> int:
-    """Ticks that the hypervisor gave to others: a run with many of them has measured somebody else."""
-    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])

@@ -206,6 +206,10 @@ def test_the_readme_is_rewritten_between_its_markers_and_is_then_fresh(tmp_path:
     assert path.read_text() == written
 
 
+def test_the_projects_own_readme_says_what_the_kept_record_says() -> None:
+    assert run_report("--readme", Path(__file__).parents[2] / "README.md", "--check") == 0
+
+
 @pytest.mark.parametrize(
     "edit", [("| get-hot |", "| get-hot | 9"), ("3 of 5 gates", "5 of 5 gates"), (END, f"more\n{END}")]
 )
