@@ -277,8 +277,9 @@ def idle(bench: Bench) -> None:
 def attacks(bench: Bench) -> None:
     """Every attack of the list from one client, and what another client's calls feel of it.
 
-    Measured against what they feel of an honest client that asks as fast as it can: a core that is all taken makes
-    everybody wait for their turn, and on two CPUs whoever sends at full rate also takes the victim's own one.
+    An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for
+    their turn, and on two CPUs whoever sends at full rate also takes some of the victim's own. Each row's detail has
+    the ratio.
     """
     job = VICTIM | {"seconds": max(1.5, bench.seconds / 1.5)}
     with bench.worker(bench.large) as served:
@@ -292,7 +293,6 @@ def attacks(bench: Bench) -> None:
         bench.record.add(Row("a victim's P99 without an attack", "ms", usual, detail=calm))
         control = Row("a victim's P99 beside an honest client at full rate", "× calm")
         attacked(bench, target, HONEST, control, job, usual)
-        beside = usual * (control.value or 1.0)
         first = resident(target.pid)
         for name, attack in ATTACKS.items():
             if name == HONEST:
@@ -300,10 +300,12 @@ def attacks(bench: Bench) -> None:
             if not served.alive:
                 bench.record.add(Row(f"{name}", "", error="the worker is dead"))
                 break
-            row = Row(f"{name}: a victim's P99", "× beside an honest client", most=3.0)
-            attacked(bench, target, name, row, job, beside)
+            row = Row(f"{name}: a victim's P99", "× calm", most=3.0)
+            attacked(bench, target, name, row, job, usual)
             grown = (peak_resident(target.pid) - first) / MB if served.alive else None
-            row.detail = {"attack": attack.what, "result": row.detail, "resident_grown_mb": grown}
+            against_honest = row.value / control.value if row.value and control.value else None
+            row.detail = {"attack": attack.what, "result": row.detail, "resident_grown_mb": grown,
+                          "of_what_an_honest_client_makes": against_honest}  # fmt: skip
             bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
         end = {"private_mb": private(target.pid) / MB} if served.alive else {}
         bench.record.add(Row("worker alive after all attacks", "", float(served.alive), least=1, detail=end))
