@@ -278,48 +278,55 @@ def attacks(bench: Bench) -> None:
     """Every attack of the list from one client, and what another client's calls feel of it.
 
     An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for
-    their turn, and on two CPUs whoever sends at full rate also takes some of the victim's own. Each row's detail has
-    the ratio.
+    their turn. Each row's detail has the ratio.
     """
     job = VICTIM | {"seconds": max(1.5, bench.seconds / 1.5)}
+    names = [name for name in ATTACKS if name != HONEST]
+    told: dict[str, list[Result]] = {}
+    errors: dict[str, str] = {}
     with bench.worker(bench.large) as served:
-        target = served.target
-        try:
-            calm = [load(target, bench.large, **job)["latency"]["p99"] for _ in range(TURNS)]
-        except FAILURES as error:
-            bench.record.add(Row("a victim's P99 without an attack", "ms", error=str(error)[:300]))
-            return
-        usual = statistics.median(calm)
-        bench.record.add(Row("a victim's P99 without an attack", "ms", usual, detail=calm))
-        control = Row("a victim's P99 beside an honest client at full rate", "× calm")
-        attacked(bench, target, HONEST, control, job, usual)
-        first = resident(target.pid)
-        for name, attack in ATTACKS.items():
-            if name == HONEST:
-                continue
-            if not served.alive:
-                bench.record.add(Row(f"{name}", "", error="the worker is dead"))
-                break
-            row = Row(f"{name}: a victim's P99", "× calm", most=3.0)
-            attacked(bench, target, name, row, job, usual)
-            grown = (peak_resident(target.pid) - first) / MB if served.alive else None
-            against_honest = row.value / control.value if row.value and control.value else None
-            row.detail = {"attack": attack.what, "result": row.detail, "resident_grown_mb": grown,
-                          "of_what_an_honest_client_makes": against_honest}  # fmt: skip
-            bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
-        end = {"private_mb": private(target.pid) / MB} if served.alive else {}
-        bench.record.add(Row("worker alive after all attacks", "", float(served.alive), least=1, detail=end))
+        first = resident(served.target.pid)
+        for _ in range(TURNS):
+            for number, name in enumerate((HONEST, *names)):
+                if number % _CALM_EVERY == 0:
+                    _attacked(bench, served, "", job, told, errors)
+                _attacked(bench, served, name, job, told, errors)
+        alive = served.alive
+        end = {"private_mb": private(served.target.pid) / MB} if alive else {}
+
+    def victim(name: str, calm: float = 1.0) -> tuple[float, Any]:
+        if name not in told:
+            raise TargetFailed(errors.get(name, "no measurement"))
+        return statistics.median(each["latency"]["p99"] for each in told[name]) / calm, told[name]
+
+    bench.add("a victim's P99 without an attack", "ms", partial(victim, ""))
+    calm = victim("")[0] if "" in told else float("nan")
+    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(victim, HONEST, calm))
+    for name in names:
+        row = bench.add(f"{name}: a victim's P99", "× calm", partial(victim, name, calm), most=3.0)
+        row.detail = {"attack": ATTACKS[name].what, "turns": row.detail}
+        if name in told and HONEST in told:
+            row.detail["of_what_an_honest_client_makes"] = victim(name, victim(HONEST)[0])[0]
+        grown = max(each["peak"] - first for each in told[name]) / MB if name in told else None
+        bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
+    bench.record.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
 
 
-def attacked(bench: Bench, target: Target, name: str, row: Row, job: Result, usual: float) -> None:
-    """The victim's P99 under one attack, as a multiple of the usual one."""
+_CALM_EVERY = 5
+"""Attacks between two looks at the victim alone: how calm the machine is changes within a minute."""
+
+
+def _attacked(bench: Bench, served: Worker, name: str, job: Result, told: dict[str, list[Result]],
+              errors: dict[str, str]) -> None:  # fmt: skip
+    """Measure the victim once, during one attack."""
     try:
-        forget_peak(target.pid)
-        row.detail = load(target, bench.large, attack=name, **job)
-        row.value = row.detail["latency"]["p99"] / usual
+        if not served.alive:
+            raise TargetFailed("the worker is dead")
+        forget_peak(served.target.pid)
+        result = load(served.target, bench.large, attack=name, **job)
+        told.setdefault(name, []).append(result | {"peak": peak_resident(served.target.pid)})
     except FAILURES as error:
-        row.error = str(error)[:300]
-    bench.record.add(row)
+        errors[name] = str(error)[:300]
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

@@ -15,7 +15,7 @@ import psycopg
 from tests.chaos.drills.load import Job
 
 from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder
-from definition_server.cli.client import Server
+from definition_server.cli.channel import Server
 from definition_server.cli.exits import CommandFailed, Exit, visible
 from definition_server.cli.tls import Tls, advice
 from definition_server.control_plane.postgres import PostgresSource

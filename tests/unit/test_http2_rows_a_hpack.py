@@ -222,7 +222,7 @@ def test_a27_a_connection_that_is_out_of_step_takes_nothing_more(feed: Feed, bro
 
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-@pytest.mark.parametrize("extra", [plain(b"a", b"x" * 17_000), plain(b"cookie", b"a=b") * 800, plain(b"a", b"") * 101])
+@pytest.mark.parametrize("extra", [plain(b"a", b"x" * 17_000), plain(b"cookie", b"a=b") * 110, plain(b"a", b"") * 101])
 def test_a28_a_header_list_over_the_limit_fails_the_call(feed: Feed, path: bytes, extra: bytes):
     block = request_block(path) + extra
     peer = Peer(feed).send(
@@ -247,10 +247,27 @@ def test_a28_a_hopeless_list_ends_the_connection():
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
+@three_ways
+def test_a28_so_does_one_of_far_too_many_fields(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block() + plain(b"cookie", b"a=b") * 600))
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
 def test_a28_a_hopeless_list_is_not_decoded_to_its_end():
-    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless=131_072)
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_list_size=131_072)
     decoder.decode(inserting(b"n", b"v" * 4000) + indexed(62) * 12_000)
     assert 131_072 < decoder.list_size <= 131_072 + 4033
+    assert decoder.hopeless
+
+
+@pytest.mark.parametrize(("count", "hopeless"), [(128, False), (129, True), (600, True)])
+def test_a28_nor_is_one_of_hopelessly_many_fields(count: int, hopeless: bool):
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_fields=128)
+    fields = decoder.decode(plain(b"a", b"") * count)
+    assert len(fields) == 100
+    assert decoder.overflow
+    assert decoder.hopeless is hopeless
+    assert decoder.list_size == 33 * min(count, 129)
 
 
 def test_a28_the_limit_is_told():

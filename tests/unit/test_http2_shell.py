@@ -189,11 +189,26 @@ async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
     _, shell, transport = await connected(limits=Limits(answers_per_turn=10))
     transport.writes.clear()
     shell.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
+    await turns(lambda: len(transport.writes) > 0)
     assert len(split_frames(transport.writes[0])[0]) == 3 * 10
     assert not transport.is_reading()
     await turns(transport.is_reading)
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 100
     assert len(transport.writes) == 10
+    shell.connection_lost(None)
+
+
+async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_others() -> None:
+    _, shell, transport = await connected(limits=Limits(answers_per_turn=1000))
+    transport.writes.clear()
+    octets = b"".join(call(stream) for stream in range(1, 601, 2))
+    assert len(octets) > 16 * 1024
+    shell.data_received(octets)
+    assert transport.writes == []
+    assert not transport.is_reading()
+    await asyncio.sleep(0)
+    assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 300
+    assert transport.is_reading()
     shell.connection_lost(None)
 
 
@@ -281,6 +296,25 @@ def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThrea
         assert [goaway[1] for goaway in client.replies.goaways] == [PROTOCOL_ERROR]
         for _ in range(10):  # half-closed: these are heard, no RST answers them
             client.send(call(1))
+
+
+def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(ping(b"12345678") * 6000)
+        with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
+            client.until_eof()
+        assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
+        until(lambda: running.server.connections == 0, "it is gone", seconds=LINGER / 2)
+
+
+def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(ping(b"12345678") * 10)
+        client.until_eof()
+        assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
+        for _ in range(10):
+            client.send(ping(b"12345678"))  # no RST answers them
+        assert running.server.connections == 1
 
 
 def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerThread) -> None:

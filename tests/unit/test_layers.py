@@ -39,6 +39,7 @@ ONLY_IN = {
         "data_plane/transports/grpcio.py",
         "data_plane/transports/native.py",
         "data_plane/health.py",
+        "cli/channel.py",
         "cli/client.py",
         "rpc/",
     ),

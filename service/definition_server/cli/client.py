@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health``: the client commands. The one module of the command line that imports grpc.
+"""``get``, ``sync`` and ``health``: the client commands. With ``channel.py`` all of the command line that imports grpc.
 
 Each command makes one call on a connection of its own, without retries and without waiting for the server to come
 up: who asks wants to know how things stand now. ``health --watch`` alone goes on, see `_watch`.
@@ -14,186 +14,46 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import click
 import grpc
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from definition_server.catalog.definition import Definition
+from definition_server.cli.channel import Server, connection_options, server_of
 from definition_server.cli.exits import (
     CommandFailed,
     Exit,
     no_traceback,
     print_facts,
     print_json,
-    settings_or_exit,
-    unusable_environment,
     visible,
 )
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import definition_value, interface_value, print_definition
-from definition_server.cli.tls import Tls, advice, tls_of
+from definition_server.cli.tls import advice
 from definition_server.control_plane.schedule import Backoff
 from definition_server.rpc import avap_pb2
-from definition_server.settings import ClientSettings, Problem
+from definition_server.settings import ClientSettings
 
 UNREACHABLE = "UNREACHABLE"
 """What ``health`` calls a server that gives no answer; ``grpc.health.v1`` has no word for it."""
 
-_METADATA_KEY = "x-avap-auth"
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # a catalogue soon passes the 4 MiB of the default
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),  # http_proxy is set for the web; these ports are inside
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, whatever an earlier one waits for
-)
 _FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS = 0.2, 5.0
 _LONGEST_FILE_NAME = 255
 """Octets; the limit of ext4, XFS, Btrfs and tmpfs."""
-
-Command = TypeVar("Command", bound=Callable[..., None])
-Answer = TypeVar("Answer", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Which server is called, with which key, how long an answer may take (seconds), and whether over TLS."""
-
-    address: str
-    api_key: str | None
-    timeout: float
-    tls: Tls | None
-
-    def open_channel(self) -> grpc.Channel:
-        """A connection that the caller closes."""
-        if self.tls is None:
-            return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.key, self.tls.certificate)
-        return grpc.secure_channel(self.address, credentials, options=_CHANNEL_OPTIONS)
-
-    def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
-        """Call ``method`` of ``avap.DefinitionEngine``.
-
-        Raises:
-            CommandFailed: where the call fails, and (78) where there is no key.
-        """
-        if self.api_key is None:
-            remedy = "Set it to the server's API_KEY, or API_KEY_FILE to a file that holds it"
-            raise unusable_environment([Problem("API_KEY", None, "it is required", remedy)])
-        try:
-            with self.open_channel() as channel:
-                callable_ = channel.unary_unary(
-                    f"/avap.DefinitionEngine/{method}",
-                    request_serializer=type(request).SerializeToString,
-                    response_deserializer=answer.FromString,
-                )
-                return callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
-        except grpc.RpcError as error:
-            raise self.failure(error) from None
-
-    def failure(self, error: grpc.RpcError) -> CommandFailed:
-        """``error`` as what the user is told: the address, the cause and, where there is one, a remedy."""
-        call = cast("grpc.Call", error)
-        cause = visible(call.details() or "no reason given")
-        match call.code():
-            case grpc.StatusCode.NOT_FOUND:
-                return CommandFailed(cause, Exit.NOT_FOUND)
-            case grpc.StatusCode.UNAUTHENTICATED:
-                text = f"the key was refused by {self.address} ({cause}); set API_KEY to the server's key"
-                return CommandFailed(text, Exit.UNAUTHENTICATED)
-            case grpc.StatusCode.UNAVAILABLE:
-                remedy = advice(cause, self.tls) or (
-                    "Check that the server runs and is ready, and that --host and --port "
-                    "(DEFINITION_SERVER_HOST and PORT) name it"
-                )
-                return CommandFailed(f"{self.address} is unavailable: {cause.rstrip('.')}. {remedy}", Exit.UNAVAILABLE)
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                text = (
-                    f"no answer from {self.address} within {self.timeout:g} s ({cause}). Check that the address "
-                    "is right and the server is not overloaded, or allow more with --timeout"
-                )
-                return CommandFailed(text, Exit.UNAVAILABLE)
-            case code:
-                return CommandFailed(f"{self.address} answered {code.name}: {cause}", Exit.FAILED)
-
-
-def _connection_options(default_timeout: float) -> Callable[[Command], Command]:
-    """The options that say which server to call and how: the keyword arguments of `_server`."""
-    seconds = click.FloatRange(min=0, min_open=True, max=86_400)
-    options = (
-        click.option("--host", help="Host to call, in place of DEFINITION_SERVER_HOST."),
-        click.option("--port", type=click.IntRange(1, 65535), help="Port to call, in place of PORT."),
-        click.option(
-            "--timeout",
-            type=seconds,
-            metavar="SECONDS",
-            default=default_timeout,
-            show_default=True,
-            help="Longest wait for the answer.",
-        ),
-        click.option(
-            "--ca-file",
-            type=click.Path(),
-            metavar="FILE",
-            help="Call over TLS and trust these authorities, or system; in place of DEFINITION_SERVER_CA_FILE.",
-        ),
-        click.option(
-            "--client-cert-file",
-            type=click.Path(),
-            metavar="FILE",
-            help="Certificate to show, in place of DEFINITION_SERVER_CLIENT_CERT_FILE.",
-        ),
-        click.option(
-            "--client-key-file",
-            type=click.Path(),
-            metavar="FILE",
-            help="Its key, in place of DEFINITION_SERVER_CLIENT_KEY_FILE.",
-        ),
-    )
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-def _server(
-    *,
-    host: str | None,
-    port: int | None,
-    timeout: float,
-    ca_file: str | None,
-    client_cert_file: str | None,
-    client_key_file: str | None,
-) -> Server:
-    given = {
-        "DEFINITION_SERVER_HOST": host,
-        "PORT": port,
-        "DEFINITION_SERVER_CA_FILE": ca_file,
-        "DEFINITION_SERVER_CLIENT_CERT_FILE": client_cert_file,
-        "DEFINITION_SERVER_CLIENT_KEY_FILE": client_key_file,
-    }
-    overrides = {name: str(value) for name, value in given.items() if value}
-    settings = settings_or_exit(ClientSettings, defaults=None, **overrides)
-    name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    key = None if settings.api_key is None else settings.api_key.get_secret_value()
-    return Server(f"{name}:{settings.port}", key, timeout, tls_of(settings))
 
 
 @click.command(epilog=settings_epilog(ClientSettings))
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--code-only", is_flag=True, help="Write the code to stdout as it is served, and nothing else.")
-@_connection_options(10)
+@connection_options(10)
 @no_traceback()
 def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
     """Ask the server for the definition called NAME.
@@ -206,7 +66,7 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
         request = avap_pb2.CommandRequest(name=name)
     except UnicodeEncodeError:
         raise click.UsageError("NAME is not UTF-8 text.") from None
-    answer = _server(**connection).call("GetCommand", request, avap_pb2.CommandResponse)
+    answer = server_of(**connection).call("GetCommand", request, avap_pb2.CommandResponse)
     definition = Definition(answer.name, answer.type, answer.interface_json, answer.code, answer.hash)
     if code_only:
         click.echo(definition.code, nl=False)
@@ -224,7 +84,7 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
     help="Write each definition's code to a file of its own in DIR, with catalog.json and version.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@_connection_options(120)
+@connection_options(120)
 @no_traceback()
 def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
     """Ask the server for the whole catalogue.
@@ -234,7 +94,7 @@ def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
 
     Exit codes: 0 done, 1 DIR cannot be written, 4 key refused, 69 no answer, 78 no key.
     """
-    server = _server(**connection)
+    server = server_of(**connection)
     with _progress() as progress:
         receiving = progress.add_task(f"receiving from {server.address}", total=None)
         started = time.monotonic()
@@ -336,14 +196,14 @@ def _replace(path: Path, content: bytes) -> None:
 @click.option("--watch", is_flag=True, help="Print every change with its time, until Ctrl-C.")
 @click.option("--service", default="", metavar="NAME", help="Service to ask about. Default: the server as a whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
-@_connection_options(10)
+@connection_options(10)
 @no_traceback()
 def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
     """Ask the server for its health (grpc.health.v1). Needs no key.
 
     Exit codes: 0 SERVING (with --watch: Ctrl-C), 69 anything else.
     """
-    server = _server(**connection)
+    server = server_of(**connection)
     try:
         request = health_pb2.HealthCheckRequest(service=service)
     except UnicodeEncodeError:

@@ -160,12 +160,7 @@ class Connection(Inbound):
 
     def connection_lost(self) -> list[Event]:
         """The transport is gone."""
-        self.terminated = True
-        for stream in list(self._streams.values()):
-            self._abandon(stream, ErrorCode.CANCEL)
-        self._streams.pending.clear()
-        self._streams.pending_windows.clear()
-        self._held, self._position = b"", 0
+        self._abandon_all()
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:

@@ -247,7 +247,7 @@ class Exchanges(Core):
         if decoder.epoch != self._memo_epoch:
             self._memo.clear()
             self._memo_epoch = decoder.epoch
-        if decoder.list_size > self.limits.hopeless_header_list:
+        if decoder.hopeless:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list far beyond the limit")
         return fields
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from sys import maxsize
 
 from definition_server.http2 import huffman
 from definition_server.http2.errors import HpackError
@@ -136,13 +137,15 @@ class Decoder:
     __slots__ = (
         "_allowed",
         "_capacity",
-        "_hopeless",
+        "_counted",
+        "_hopeless_list_size",
         "_max_fields",
         "_max_list_size",
         "_table",
         "_used",
         "changed",
         "epoch",
+        "hopeless",
         "list_size",
         "overflow",
     )
@@ -153,19 +156,22 @@ class Decoder:
         max_list_size: int,
         max_fields: int,
         max_table_size: int = DEFAULT_TABLE_SIZE,
-        hopeless: float = inf,
+        hopeless_list_size: float = inf,
+        hopeless_fields: int = maxsize - 1,
     ) -> None:
         """
         Args:
             max_list_size: octets of a field list, each field counted as name + value + 32.
             max_fields: fields of a list.
-            hopeless: octets of a field list beyond which a block is not decoded any further. The table is then not
-                what the peer thinks it is, so the connection has to end: ``list_size`` tells.
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
+            hopeless_list_size: octets of a field list beyond which a block is not decoded any further. The table is
+                then not what the peer thinks it is, so the connection has to end: ``hopeless`` tells.
+            hopeless_fields: the same for fields.
         """
         self._max_list_size = max_list_size
         self._max_fields = max_fields
-        self._hopeless = hopeless
+        self._hopeless_list_size = hopeless_list_size
+        self._counted = range(hopeless_fields + 1)
         self._allowed = max_table_size
         self._capacity = max_table_size
         self._used = 0
@@ -179,6 +185,8 @@ class Decoder:
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
         """Octets of the last block's whole list, what was cut off included; of a hopeless one, of its beginning."""
+        self.hopeless = False
+        """Whether the last block was given up: this decoder is of no more use."""
 
     @property
     def dynamic_table(self) -> tuple[Field, ...]:
@@ -211,7 +219,9 @@ class Decoder:
         fields: list[Field] = []
         position = total = 0
         end = len(block)
-        while position < end:
+        for _ in self._counted:
+            if position >= end:
+                break
             octet = block[position]
             position += 1
             if octet > 0x80:  # 1xxxxxxx: an entry (section 6.1)
@@ -238,8 +248,11 @@ class Decoder:
             # Fields are at least 32 octets each, so this alone bounds what is kept; their number is judged at the end.
             if total <= limit:
                 fields.append(field)
-            elif total > self._hopeless:
+            elif total > self._hopeless_list_size:
+                self.hopeless = True
                 break
+        else:
+            self.hopeless = True
         self.list_size = total
         self.overflow = total > limit
         if len(fields) > self._max_fields:

@@ -37,14 +37,19 @@ class Inbound(Exchanges):
 
     # -- input --------------------------------------------------------------------------------------------------------
 
+    def hold(self, data: bytes, now: float) -> None:
+        """Keep ``data``, octets that the peer has sent, for the next `receive_data`: until then it is ``backlog``."""
+        self._lifetime.read_at = now
+        self._lifetime.asked_at = inf
+        self._held = self._held[self._position :] + data if self._held else data
+        self._position = 0
+        self.backlog = True
+
     def receive_data(self, data: bytes, now: float) -> list[Event]:
         """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
         self._now = now
         if data:
-            self._lifetime.read_at = now
-            self._lifetime.asked_at = inf
-            self._held = self._held[self._position :] + data if self._held else data
-            self._position = 0
+            self.hold(data, now)
         if self._epoch != self._doors.epoch:
             self._memo.clear()
             self._epoch = self._doors.epoch

@@ -118,6 +118,11 @@ class Sender:
         stream.unsent = 0
         stream.queue.clear()
 
+    def forget(self) -> None:
+        """Forget what any stream has queued."""
+        self._round.clear()
+        self.unsent = 0
+
     def _enter_round(self, stream: Stream) -> None:
         if not stream.queued and stream.queue and stream.send_window > 0:
             stream.queued = True

@@ -28,6 +28,7 @@ from definition_server.http2.listener import Gate, Listener, listen
 from definition_server.http2.shell import LINGER, Shell
 from definition_server.http2.stream import Stream
 from definition_server.http2.tls import TlsCredentials
+from definition_server.http2.turns import Turns
 
 log = logging.getLogger("definition_server.http2")
 
@@ -78,6 +79,7 @@ class Server:
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
         self.complaints = Complaints(log)
+        self.turns = Turns()
         self.answered = observe or _unobserved
         """See `shell.Host`: called with every batch, hence no method that would call it."""
         self._eof = eof

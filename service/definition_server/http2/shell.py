@@ -5,7 +5,7 @@
 reading. What handlers send within one turn of the loop is written together (`wake`).
 
 **Fairness.** A turn is bounded on both sides: ``backlog`` says that input is left over, a full budget that output is.
-Either is taken up in the next turn, behind whatever other connections have to do; meanwhile nothing is read.
+Either is taken up when `Turns` says so, behind whatever other connections have to do; meanwhile nothing is read.
 
 **Time.** Ten thousand idle connections must cost nothing, and a busy one no clock arithmetic per packet. So an idle
 connection has one timer at its next deadline; traffic may bring that forward, and asks for a second look within
@@ -13,14 +13,18 @@ connection has one timer at its next deadline; traffic may bring that forward, a
 
 **Leaving.** After the last GOAWAY the shell flushes, half-closes, and reads on, for `LINGER` seconds and
 `_LINGER_OCTETS` octets at the most: closing a socket with unread input makes the kernel send RST, which may destroy
-the GOAWAY on its way (RFC 9113 section 5.4.1).
+the GOAWAY on its way (RFC 9113 section 5.4.1). Who was cut off for flooding us, and still does, is not read: its
+GOAWAY has `_LINGER_PAUSE` seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from collections.abc import Mapping
+from fcntl import ioctl
+from termios import FIONREAD
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -39,13 +43,18 @@ from definition_server.http2.events import (
 from definition_server.http2.limits import Limits
 from definition_server.http2.stream import Stream
 from definition_server.http2.tls import peer_identity
+from definition_server.http2.turns import Turns
 
 LINGER = 1.0
 """Seconds that we read on after the last GOAWAY."""
 _LINGER_OCTETS = 2 * 1024 * 1024
 """Octets that we read on for; what an honest client has under way is within the windows we gave it."""
-_LINGER_PAUSE = 0.001
-"""Seconds between two reads of what is thrown away."""
+_LINGER_OCTETS_OF_A_FLOOD = 64 * 1024
+"""The same for who was told to calm down."""
+_LINGER_PAUSE = 0.01
+"""Seconds between the last GOAWAY and the first read of what is thrown away, and between two reads."""
+_LARGE = 16 * 1024
+"""Octets in one read that are more than a client has to say who waits for answers."""
 
 
 class Host(Protocol):
@@ -56,6 +65,7 @@ class Host(Protocol):
     limits: Limits
     timer_slack: float
     """Seconds by which a deadline may be noticed late once traffic has brought it forward."""
+    turns: Turns
 
     def connected(self, shell: Shell) -> None:
         """The connection begins."""
@@ -77,8 +87,10 @@ class Shell(asyncio.Protocol):
         "_brisk",
         "_heard",
         "_host",
+        "_linger_octets",
         "_lingering",
         "_loop",
+        "_queued",
         "_reading",
         "_timer",
         "_timer_at",
@@ -97,8 +109,10 @@ class Shell(asyncio.Protocol):
         self._loop = loop
         self._reading = True
         self._waking = False
+        self._queued = False
         self._brisk = False
         self._heard = 0
+        self._linger_octets = _LINGER_OCTETS
         self._lingering = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -128,6 +142,11 @@ class Shell(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         if not self.closing:
+            if len(data) > _LARGE:
+                self.connection.hold(data, self._loop.time())
+                self._go_on_later()
+                self._read_on(False)
+                return
             begun = perf_counter()  # the loop's own clock may stand still within a turn, and count in milliseconds
             connection = self.connection
             answer = connection.answer_one(data, self._loop.time())
@@ -141,16 +160,7 @@ class Shell(asyncio.Protocol):
                 self._look_soon()
             return
         self._heard += len(data)
-        if self._heard > _LINGER_OCTETS:
-            self._transport.abort()
-            return
-        # libuv takes up to 32 reads of 250 kB from one socket before it looks at the next: not from this one.
-        self._transport.pause_reading()
-        self._loop.call_later(_LINGER_PAUSE, self._hear_on)
-
-    def _hear_on(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._hear_on_later()
 
     def eof_received(self) -> None:
         """The peer has shut its side: as in every gRPC implementation, it is gone (the transport closes itself)."""
@@ -171,12 +181,12 @@ class Shell(asyncio.Protocol):
         self.connection.resume_writing(self._loop.time())
         self._settle()
         if not self.closing and self.connection.backlog:
-            self.wake()
+            self._go_on_later()
 
     # -- what the server and its calls say ------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something may have to be written, or read on: do it in the next turn of the loop, once."""
+        """Something may have to be written: do it in the next turn of the loop, once."""
         if not self._waking and not self._transport.is_closing():
             self._waking = True
             self._loop.call_soon(self._turn)
@@ -214,6 +224,18 @@ class Shell(asyncio.Protocol):
 
     def _turn(self) -> None:
         self._waking = False
+        if not self._transport.is_closing():
+            self._settle()
+            self._look_soon()
+
+    def _go_on_later(self) -> None:
+        """Input or output is left over: take it up behind other connections."""
+        if not self._queued:
+            self._queued = True
+            self._host.turns.join(self._loop, self._go_on)
+
+    def _go_on(self) -> None:
+        self._queued = False
         if self._transport.is_closing():
             return
         if self.connection.backlog and self.connection.wants_read:
@@ -233,7 +255,7 @@ class Shell(asyncio.Protocol):
             self._host.answered(connection.answered, perf_counter() - begun)
             connection.answered.clear()
         if connection.backlog and not self.closing:
-            self.wake()
+            self._go_on_later()
         if not self._brisk:
             self._look_soon()
 
@@ -251,17 +273,19 @@ class Shell(asyncio.Protocol):
                 transport.writelines(pieces)
                 size = sum(map(len, pieces))
             if size >= connection.limits.octets_per_turn:
-                self.wake()
+                self._go_on_later()
         if connection.eventful:
             self._dispatch(connection.take_events())
             self.wake()  # a handler's call may have been ended at once
         if connection.terminated:
             self._leave()
             return
-        reading = not connection.backlog and connection.wants_read
+        self._read_on(not connection.backlog and connection.wants_read)
+
+    def _read_on(self, reading: bool) -> None:
         if reading is not self._reading:
             self._reading = reading
-            (transport.resume_reading if reading else transport.pause_reading)()
+            (self._transport.resume_reading if reading else self._transport.pause_reading)()
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
@@ -286,6 +310,7 @@ class Shell(asyncio.Protocol):
     def _tell_closing(self, event: ConnectionClosing) -> None:
         tell, now = self._host.complaints.tell, self._loop.time()
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
+            self._linger_octets = _LINGER_OCTETS_OF_A_FLOOD
             tell(now, logging.WARNING, "A client was cut off", peer=self.peer, error=event.reason)
         elif event.code != ErrorCode.NO_ERROR:
             tell(now, logging.INFO, "A client broke the protocol", peer=self.peer, error=event.reason)
@@ -337,6 +362,7 @@ class Shell(asyncio.Protocol):
         if self._lingering or transport.get_write_buffer_size() or not self.connection.wants_read:
             return
         self._lingering = True
+        self._hear_on_later()
         if self._timer is not None:
             self._timer.cancel()
         # TLS has no half-close in asyncio: there the client hears of the end when it closes, or when we do.
@@ -347,3 +373,26 @@ class Shell(asyncio.Protocol):
                 transport.abort()
                 return
         self._timer = self._loop.call_later(LINGER, transport.close)
+
+    def _hear_on_later(self) -> None:
+        # libuv takes up to 32 reads of 250 kB from one socket before it looks at the next: not from this one.
+        self._read_on(False)
+        self._loop.call_later(_LINGER_PAUSE, self._hear_on)
+
+    def _hear_on(self) -> None:
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if self._heard + _unread(transport) > self._linger_octets:
+            transport.abort()
+        else:
+            self._read_on(True)
+
+
+def _unread(transport: asyncio.BaseTransport) -> int:
+    """Octets that the kernel holds for us (FIONREAD, tcp(7))."""
+    held = array("i", [0])
+    sock = transport.get_extra_info("socket")
+    if sock is not None:  # asyncio allows transports without
+        ioctl(sock.fileno(), FIONREAD, held)
+    return held[0]

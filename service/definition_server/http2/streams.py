@@ -45,6 +45,12 @@ class Streams:
     def __len__(self) -> int:
         return len(self.open) + len(self.pending)
 
+    def forget(self) -> None:
+        """Nothing is open any more."""
+        self.open.clear()
+        self.pending.clear()
+        self.pending_windows.clear()
+
     def values(self) -> ValuesView[Stream]:
         """The open streams."""
         return self.open.values()

@@ -1,0 +1,158 @@
+"""Which server the client commands call, and how: options, channel, one call, and what is told where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import click
+import grpc
+from google.protobuf.message import Message
+
+from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit, unusable_environment, visible
+from definition_server.cli.tls import Tls, advice, tls_of
+from definition_server.settings import ClientSettings, Problem
+
+_METADATA_KEY = "x-avap-auth"
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),  # a catalogue soon passes the 4 MiB of the default
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # http_proxy is set for the web; these ports are inside
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, whatever an earlier one waits for
+)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Answer = TypeVar("Answer", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which server is called, with which key, how long an answer may take (seconds), and whether over TLS."""
+
+    address: str
+    api_key: str | None
+    timeout: float
+    tls: Tls | None
+
+    def open_channel(self) -> grpc.Channel:
+        """A connection that the caller closes."""
+        if self.tls is None:
+            return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.key, self.tls.certificate)
+        return grpc.secure_channel(self.address, credentials, options=_CHANNEL_OPTIONS)
+
+    def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
+        """Call ``method`` of ``avap.DefinitionEngine``.
+
+        Raises:
+            CommandFailed: where the call fails, and (78) where there is no key.
+        """
+        if self.api_key is None:
+            remedy = "Set it to the server's API_KEY, or API_KEY_FILE to a file that holds it"
+            raise unusable_environment([Problem("API_KEY", None, "it is required", remedy)])
+        try:
+            with self.open_channel() as channel:
+                callable_ = channel.unary_unary(
+                    f"/avap.DefinitionEngine/{method}",
+                    request_serializer=type(request).SerializeToString,
+                    response_deserializer=answer.FromString,
+                )
+                return callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
+        except grpc.RpcError as error:
+            raise self.failure(error) from None
+
+    def failure(self, error: grpc.RpcError) -> CommandFailed:
+        """``error`` as what the user is told: the address, the cause and, where there is one, a remedy."""
+        call = cast("grpc.Call", error)
+        cause = visible(call.details() or "no reason given")
+        match call.code():
+            case grpc.StatusCode.NOT_FOUND:
+                return CommandFailed(cause, Exit.NOT_FOUND)
+            case grpc.StatusCode.UNAUTHENTICATED:
+                text = f"the key was refused by {self.address} ({cause}); set API_KEY to the server's key"
+                return CommandFailed(text, Exit.UNAUTHENTICATED)
+            case grpc.StatusCode.UNAVAILABLE:
+                remedy = advice(cause, self.tls) or (
+                    "Check that the server runs and is ready, and that --host and --port "
+                    "(DEFINITION_SERVER_HOST and PORT) name it"
+                )
+                return CommandFailed(f"{self.address} is unavailable: {cause.rstrip('.')}. {remedy}", Exit.UNAVAILABLE)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                text = (
+                    f"no answer from {self.address} within {self.timeout:g} s ({cause}). Check that the address "
+                    "is right and the server is not overloaded, or allow more with --timeout"
+                )
+                return CommandFailed(text, Exit.UNAVAILABLE)
+            case code:
+                return CommandFailed(f"{self.address} answered {code.name}: {cause}", Exit.FAILED)
+
+
+def connection_options(default_timeout: float) -> Callable[[Command], Command]:
+    """The options that say which server to call and how: the keyword arguments of `server_of`."""
+    seconds = click.FloatRange(min=0, min_open=True, max=86_400)
+    options = (
+        click.option("--host", help="Host to call, in place of DEFINITION_SERVER_HOST."),
+        click.option("--port", type=click.IntRange(1, 65535), help="Port to call, in place of PORT."),
+        click.option(
+            "--timeout",
+            type=seconds,
+            metavar="SECONDS",
+            default=default_timeout,
+            show_default=True,
+            help="Longest wait for the answer.",
+        ),
+        click.option(
+            "--ca-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Call over TLS and trust these authorities, or system; in place of DEFINITION_SERVER_CA_FILE.",
+        ),
+        click.option(
+            "--client-cert-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Certificate to show, in place of DEFINITION_SERVER_CLIENT_CERT_FILE.",
+        ),
+        click.option(
+            "--client-key-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Its key, in place of DEFINITION_SERVER_CLIENT_KEY_FILE.",
+        ),
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def server_of(
+    *,
+    host: str | None,
+    port: int | None,
+    timeout: float,
+    ca_file: str | None,
+    client_cert_file: str | None,
+    client_key_file: str | None,
+) -> Server:
+    """The server that the options name, or else the environment.
+
+    Raises:
+        CommandFailed: where either cannot be used.
+    """
+    given = {
+        "DEFINITION_SERVER_HOST": host,
+        "PORT": port,
+        "DEFINITION_SERVER_CA_FILE": ca_file,
+        "DEFINITION_SERVER_CLIENT_CERT_FILE": client_cert_file,
+        "DEFINITION_SERVER_CLIENT_KEY_FILE": client_key_file,
+    }
+    overrides = {name: str(value) for name, value in given.items() if value}
+    settings = settings_or_exit(ClientSettings, defaults=None, **overrides)
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    return Server(f"{name}:{settings.port}", key, timeout, tls_of(settings))

@@ -1,0 +1,48 @@
+"""Work that connections have left over, a little of it in each turn of the event loop.
+
+A turn of a connection is bounded, but an attacker has as many connections as it likes: if each had a turn in every
+turn of the loop, everybody else would wait for all of them. So what is left over, input not worked through or output
+beyond the budget, is taken up here: first come, first served, for about `SLICE` seconds, then the loop looks at its
+sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+
+SLICE = 0.00005
+"""Seconds of leftover work in one turn of the loop; the connection's turn during which it ends is not cut short."""
+
+
+class Turns:
+    """The connections of one loop that have work left over."""
+
+    __slots__ = ("_scheduled", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def join(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
+        """Have ``turn`` called once, behind those that wait already."""
+        self._waiting.append(turn)
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._take, loop)
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting
+        end = perf_counter() + SLICE
+        try:
+            # Who joins again during this has its next turn in the next turn of the loop.
+            for _ in range(len(waiting)):
+                waiting.popleft()()
+                if perf_counter() >= end:
+                    break
+        finally:
+            self._scheduled = bool(waiting)
+            if waiting:
+                loop.call_soon(self._take, loop)

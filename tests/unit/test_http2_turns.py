@@ -1,0 +1,100 @@
+"""Work left over by connections: shared fairly, and never more of it than a slice before the loop looks around."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support.h2_wire import HELLO, SETTINGS_ACK, call
+from tests.unit.test_http2_shell import FakeTransport, prepare, turns
+
+from definition_server.http2 import turns as module
+from definition_server.http2.limits import Limits
+from definition_server.http2.server import Server
+from definition_server.http2.shell import Shell
+from definition_server.http2.turns import Turns
+
+CONNECTIONS = 8
+
+
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice is over with the first turn in it."""
+    monkeypatch.setattr(module, "SLICE", 0.0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_than_one() -> None:
+    server = Server(limits=Limits(answers_per_turn=10))
+    prepare(server)
+    await server.start()
+    transports = []
+    for _ in range(CONNECTIONS):
+        transport = FakeTransport()
+        shell = Shell(server, asyncio.get_running_loop())
+        shell.connection_made(transport)
+        shell.data_received(HELLO + SETTINGS_ACK)
+        transport.writes.clear()
+        shell.data_received(b"".join(call(stream) for stream in range(1, 101, 2)))
+        transports.append(transport)
+
+    def written() -> list[int]:
+        return [len(each.writes) for each in transports]
+
+    assert written() == [1] * CONNECTIONS, "the first ten answers at once"
+    for step in range(1, 4 * CONNECTIONS + 1):
+        await asyncio.sleep(0)
+        assert sum(written()) == CONNECTIONS + step, "one turn of one connection in one turn of the loop"
+        assert max(written()) - min(written()) <= 1, "each in its turn"
+    assert written() == [5] * CONNECTIONS
+    await turns(lambda: all(each.is_reading() for each in transports))
+    await server.stop(0)
+
+
+async def test_a_slice_takes_several_short_turns() -> None:
+    told: list[int] = []
+    queue, loop = Turns(), asyncio.get_running_loop()
+    for number in range(3):
+        queue.join(loop, lambda number=number: told.append(number))  # type: ignore[misc]
+    await asyncio.sleep(0)
+    assert told == [0, 1, 2]
+
+
+async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
+    queue, loop, count = Turns(), asyncio.get_running_loop(), 0
+
+    def again() -> None:
+        nonlocal count
+        count += 1
+        if count < 5:
+            queue.join(loop, again)
+
+    queue.join(loop, again)
+    for expected in (1, 2, 3, 4, 5, 5):
+        await asyncio.sleep(0)
+        assert count == expected
+
+
+async def test_a_turn_that_raises_does_not_hold_up_the_others(
+    event_loop_errors: list[BaseException],
+) -> None:
+    told: list[str] = []
+    queue, loop = Turns(), asyncio.get_running_loop()
+
+    def fail() -> None:
+        raise RuntimeError("a turn failed")
+
+    queue.join(loop, fail)
+    queue.join(loop, lambda: told.append("served"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == ["served"]
+    assert [str(each) for each in event_loop_errors] == ["a turn failed"]
+
+
+@pytest.fixture
+async def event_loop_errors() -> list[BaseException]:
+    """What the loop's handler of exceptions is told."""
+    errors: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    return errors
