@@ -300,7 +300,7 @@ def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThrea
 
 def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> None:
     with RawClient(running.port) as client:
-        client.send(ping(b"12345678") * 6000)
+        client.send(ping(b"12345678") * 40_000)
         with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
             client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]

@@ -39,7 +39,7 @@ FRAME_WORK = 4
 BLOCK_WORK = 3
 STREAM_WORK = 12
 OCTETS_OF_BLOCK_PER_WORK = 8
-OCTETS_OF_MESSAGE_PER_WORK = 512
+OCTETS_OF_MESSAGE_PER_WORK = 256
 """What input costs, in units of about a microsecond: `Limits.work_per_turn`."""
 
 
@@ -76,6 +76,7 @@ class Core:
         "_zombies",
         "answered",
         "backlog",
+        "forgotten",
         "limits",
         "open_calls",
         "terminated",
@@ -89,6 +90,8 @@ class Core:
         """Tally numbers of the ready answers given; whoever reads it clears it."""
         self.open_calls = 0
         """Handlers at work, those of cancelled calls included."""
+        self.forgotten: dict[int, Stream] = {}
+        """Streams that were open when the connection ended, to be freed a few at a time."""
         self.terminated = False
         """The last GOAWAY is queued and no stream is left."""
         self._doors = doors
@@ -252,7 +255,7 @@ class Core:
         self.terminated = True
         for stream in [each for each in self._streams.values() if not each.finished]:
             self._abandon(stream, ErrorCode.CANCEL)
-        self._streams.forget()
+        self.forgotten = self._streams.forget() or self.forgotten
         self._sender.forget()
         self._held, self._position = b"", 0
 

@@ -364,6 +364,7 @@ class Exchanges(Core):
             except CallFault as fault:
                 self._fail_call(stream, fault)
                 return
+            stream.reader = None
         if route.door is None:
             self._events.append(HalfClosed(stream))
         elif stream.message is None:

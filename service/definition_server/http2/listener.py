@@ -17,11 +17,10 @@ from typing import Any, Protocol
 
 from definition_server.http2.shell import LINGER, Shell
 from definition_server.http2.tls import TlsCredentials
+from definition_server.http2.turns import Turns
 
 log = logging.getLogger("definition_server.http2")
 
-_ACCEPTS_PER_WAKE = 32
-"""Connections taken before the loop looks at those that are open."""
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _PAUSE = 0.1
 """Seconds without accepting after the machine said that it has no more room."""
@@ -62,10 +61,20 @@ class Listener:
         protocol: Callable[[], Shell],
         has_room: Callable[[], bool],
         handshake_timeout: float,
+        turns: Turns,
     ) -> None:
-        """``protocol`` makes the protocol of a connection, ``has_room`` says whether one more may be held."""
+        """``protocol`` makes the protocol of a connection, ``has_room`` says whether one more may be held. A connection
+        is accepted when it is its turn."""
         listening.setblocking(False)
+        if listening.family in (socket.AF_INET, socket.AF_INET6):
+            # Connections inherit what their listening socket has.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
         self.socket = listening
+        self._turns = turns
+        self._queued = False
         self._gate = gate
         self._tls = tls
         self._protocol = protocol
@@ -91,7 +100,7 @@ class Listener:
     def start(self) -> None:
         """Accept from now on. To be called in the loop that serves."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self.socket.fileno(), self._accept)
+        self._loop.add_reader(self.socket.fileno(), self._knocked)
 
     def stop(self) -> None:
         """Accept no more, and give up handshakes that are not done. Closes the socket (in this process)."""
@@ -115,21 +124,29 @@ class Listener:
             self._gated.discard(shell)
             self._gate.closed()
 
+    def _knocked(self) -> None:
+        """A connection waits. The kernel says so again and again; those that are open do not wait for a crowd."""
+        if not self._queued:
+            self._queued = True
+            self._turns.join(self._loop, self._accept)
+
     def _accept(self) -> None:
-        # A gate is asked about a connection that really waits: one for each time the kernel says so.
-        for _ in range(1 if self._gate is not None else _ACCEPTS_PER_WAKE):
-            if self._gate is not None and not self._gate.may_accept():
-                self._pause(self._gate.retry_seconds)
-                return
-            try:
-                connection, _ = self.socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another process was faster, or the client has gone
-            except OSError as error:
-                self._cannot_accept(error)
-                return
-            self._told_exhausted = False
-            self._admit(connection)
+        self._queued = False
+        if self._pausing is not None or self.socket.fileno() < 0:
+            return
+        # One for each time the kernel says so: a gate is asked about a connection that really waits.
+        if self._gate is not None and not self._gate.may_accept():
+            self._pause(self._gate.retry_seconds)
+            return
+        try:
+            connection, _ = self.socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process was faster, or the client has gone
+        except OSError as error:
+            self._cannot_accept(error)
+            return
+        self._told_exhausted = False
+        self._admit(connection)
 
     def _cannot_accept(self, error: OSError) -> None:
         """Whatever accept says (Linux hands on network errors of the connection, too), the socket stays readable."""
@@ -146,7 +163,7 @@ class Listener:
 
     def _resume(self) -> None:
         self._pausing = None
-        self._loop.add_reader(self.socket.fileno(), self._accept)
+        self._loop.add_reader(self.socket.fileno(), self._knocked)
 
     def _admit(self, connection: socket.socket) -> None:
         if not self._has_room():
@@ -157,11 +174,6 @@ class Listener:
             return
         self._told_full = False
         connection.setblocking(False)
-        if connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
         shell = self._protocol()
         self._pending.add(shell)
         if self._gate is not None:

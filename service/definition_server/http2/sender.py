@@ -107,7 +107,7 @@ class Sender:
         """Queue ``pieces`` of stream data."""
         for piece in pieces:
             if len(piece):
-                stream.queue.append(memoryview(piece))
+                stream.queue.append(piece)
                 stream.unsent += len(piece)
                 self.unsent += len(piece)
         self._enter_round(stream)
@@ -180,21 +180,14 @@ class Sender:
             if size <= 0:
                 break
             # Neighbours share a frame where they fit whole: a message's five-octet prefix is no frame of its own.
-            parts = [piece[:size]]
+            parts = [_first(queue, size)]
             if size == len(piece):
-                queue.popleft()
                 room = min(stream.send_window, self.window, self.max_frame, _LARGEST_FRAME) - size
                 while queue and room > 0:
-                    part = queue[0][:room]
-                    if len(part) == len(queue[0]):
-                        queue.popleft()
-                    else:
-                        queue[0] = queue[0][room:]
+                    part = _first(queue, room)
                     parts.append(part)
                     size += len(part)
                     room -= len(part)
-            else:
-                queue[0] = piece[size:]
             last = not queue and stream.trailers == b""
             small.append(frames.HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, int(last), stream.id))
             for part in parts:
@@ -216,3 +209,13 @@ class Sender:
                 )
             stream.ended = True
         return moved
+
+
+def _first(queue: deque[Piece], most: int) -> Piece:
+    """The first piece of ``queue``, or as much of it as is allowed: taken out. Not a view before it has to be one."""
+    piece = queue[0]
+    if len(piece) <= most:
+        return queue.popleft()
+    view = memoryview(piece)
+    queue[0] = view[most:]
+    return view[:most]

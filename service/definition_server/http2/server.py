@@ -146,6 +146,7 @@ class Server:
             protocol=lambda: Shell(self, asyncio.get_running_loop()),
             has_room=self._has_room,
             handshake_timeout=self.limits.preface_timeout,
+            turns=self.turns,
         )
         self._listeners.append(listener)
         if self._started and not self._stopping:

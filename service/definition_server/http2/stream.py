@@ -71,7 +71,7 @@ class Stream:
         self.cancelled = False
         self.finished = True
         """No handler is at work; `Connection` clears it when it starts a call."""
-        self.queue: deque[memoryview] = deque()
+        self.queue: deque[bytes | memoryview] = deque()
         self.unsent = 0
         """Octets in ``queue``."""
         self.queued = False
