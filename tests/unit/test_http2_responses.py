@@ -180,3 +180,11 @@ def test_names_that_grpc_itself_defines_for_handlers_may_be_sent() -> None:
 
 def test_outer_spaces_of_a_value_are_not_sent() -> None:
     assert metadata_fields([("x", "  a b ")]) == ((b"x", b"a b"),)
+
+
+@pytest.mark.parametrize("length", [499, 500, 501, 502])
+@pytest.mark.parametrize("character", ["x", "%", " ", "é", "🦊"])
+def test_messages_of_any_length_are_written_alike(character: str, length: int):
+    """Short ones have a way of their own."""
+    told = dict(decoded(trailers_only_block(5, character * length)))[b"grpc-message"]
+    assert told == percent_encode(character * length)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from definition_server.http2.hpack import encode_block
+from definition_server.http2.hpack import encode_block, encode_field
 from definition_server.http2.messages import ENCODINGS
 
 Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
@@ -20,6 +21,8 @@ Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
 MAX_TRAILERS: Final = 8192
 """Octets that trailers stay below, as RFC 9113 section 10.5.1 counts a list: grpc-java and C-core take no more."""
 
+_SURELY_FITS: Final = 500
+"""Characters of a message of which each may take twelve octets ("%F0%9F%A6%8A"), far below `MAX_TRAILERS`."""
 _FIELD_OVERHEAD: Final = 32
 _UNIMPLEMENTED: Final = 12
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # PROTOCOL-HTTP2.md, Header-Name
@@ -62,11 +65,19 @@ def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
 
 def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> bytes:
     """A whole answer in one block: a call that failed before anything else was sent. Raises as `trailers_block`."""
+    if len(message) <= _SURELY_FITS and not metadata and status != _UNIMPLEMENTED:
+        text = percent_encode(message)
+        return _failed(status) + encode_field(b"grpc-message", text) if text else _failed(status)
     if status != _UNIMPLEMENTED:
         return _HEAD + encode_block(_trailers(status, message, metadata, _HEAD_SIZE))
     # compression.md: the answer to an unknown encoding names those that are known. It harms no other UNIMPLEMENTED.
     fields = _trailers(status, message, metadata, _HEAD_SIZE + _size(*_ACCEPT))
     return _HEAD + encode_block((*fields, _ACCEPT))
+
+
+@lru_cache
+def _failed(status: int) -> bytes:
+    return _HEAD + encode_field(b"grpc-status", b"%d" % status)
 
 
 def http_block(status: int, length: int) -> bytes:
