@@ -34,7 +34,9 @@ _UNIMPLEMENTED: Final = 12
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # "A field value MUST NOT contain the zero value (0x00), line feed (0x0a), or carriage return (0x0d) at any position",
 # nor "start or end with an ASCII whitespace character (0x20 or 0x09)".
-_BAD_VALUE: Final = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
+# By `bytes.translate` and `bytes.strip`: a regular expression takes 0.1 ms for 4 kB.
+_NEVER_IN_A_VALUE: Final = b"\0\r\n"
+_NOT_AT_AN_END: Final = b" \t"
 _TIMEOUT: Final = re.compile(rb"[0-9]{1,8}[HMSmun]")
 # The media type, or it followed by a format ("+proto") or a parameter (";"); application/grpc-web is another protocol.
 _GRPC_CONTENT: Final = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DOTALL)
@@ -247,7 +249,7 @@ def _read(field: Field) -> tuple[int, Any]:
     """What one field is and means. Raises `StreamFault` if it is malformed in itself."""
     name, value = field
     kind = _KINDS.get(name)
-    if _BAD_VALUE.search(value) is not None:
+    if len(value.strip(_NOT_AT_AN_END).translate(None, _NEVER_IN_A_VALUE)) != len(value):
         _malformed("a field value with NUL, CR, LF or space at an end")
     if kind is None:
         if _NAME.fullmatch(name) is None:
