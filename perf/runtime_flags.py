@@ -5,8 +5,8 @@ docs/runtime-flags.md tells which they are and renders nothing that is not in th
 ``bytecode``   seconds until every worker serves, with the bytecode of all modules and without any of it;
 ``warm-up``    the first calls of a fresh server, on a connection each, with the warm-up and without;
 ``collector``  pauses of the garbage collector in a worker under load and under connections that come and go: as the
-               server does it (a collection and ``gc.freeze`` at the end of the warm-up), without freezing, with higher
-               thresholds, and switched off;
+               server does it (a collection and ``gc.freeze`` at the end of the warm-up), without freezing, with
+               Python's thresholds and with much higher ones, and switched off;
 ``memory``     resident octets of the master after publications of a large catalogue, with the C library's memory
                arenas as they are, and with fewer.
 
@@ -44,7 +44,7 @@ from perf import machine, processes, wire
 RESULTS = Path(__file__).parent / "results"
 PROBE = Path(__file__).parent / "flags"
 TRANSPORTS = ("native", "grpcio")
-COLLECTOR = ("as it is", "no freeze", "rare collections", "no collections")
+COLLECTOR = ("as it is", "no freeze", "usual collections", "rare collections", "no collections")
 COMMANDS = 1000
 FIRST_CALLS = 5
 LARGE, LARGE_OCTETS, PUBLICATIONS = 30_000, 2000, 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,10 +86,10 @@ def test_a_flood_on_grpcio_costs_calls_but_no_worker(fault: str, make_stage: Mak
     [
         ("client-crowd", "evicts-the-oldest", "calls without a retry failed"),
         ("client-crowd", "keeps-every-connection", "memory did not come back"),
-        ("client-slow-readers", "waits-for-slow-readers", "calls without a retry failed"),
+        ("client-slow-readers", "waits-for-slow-readers", "calls without a retry failed|fresh rows took"),
         ("client-resets", "dies-of-a-reset", "calls without a retry failed"),
         ("client-attacks", "dies-of-an-attack", "calls without a retry failed"),
-        ("client-wrong-keys", "makes-all-wait-for-wrong-keys", "calls without a retry failed"),
+        ("client-wrong-keys", "makes-all-wait-for-wrong-keys", "calls without a retry failed|fresh rows took"),
         ("client-wrong-keys", "lets-wrong-keys-in", "wrong keys were not all answered with UNAUTHENTICATED"),
     ],
 )
@@ -99,4 +100,4 @@ def test_a_server_that_is_broken_on_purpose_breaks_its_drill(
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     outcome = play(BY_ID[fault], stage_for(fault, make_stage, **settings))
     PLAYED.remove(outcome)  # the table at the end is of the server as it is
-    assert any(tells in sentence for sentence in judge(outcome)), told(outcome)
+    assert any(re.search(tells, sentence) for sentence in judge(outcome)), told(outcome)

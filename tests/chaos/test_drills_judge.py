@@ -149,6 +149,14 @@ def test_with_the_default_retry_no_call_may_fail_not_even_in_flight() -> None:
     assert verdict(outcome) == "BROKEN"
 
 
+@pytest.mark.parametrize(("sent", "ended", "allowed"), [(1.0, 1.1, True), (0.5, 0.9, False)])
+def test_unless_there_was_nothing_to_serve(sent: float, ended: float, allowed: bool) -> None:
+    outcome = sound(Allowance(plain=Loss.IN_FLIGHT, retried=Loss.IN_FLIGHT))
+    outcome.wounds = [(1.0, 2.0)]
+    outcome.load.retrying = offered(1000, failure(sent, ended))
+    assert (verdict(outcome) == "held") is allowed, told(outcome)
+
+
 def test_failures_that_nobody_could_look_at_are_not_taken_for_allowed() -> None:
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]

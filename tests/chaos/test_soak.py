@@ -58,7 +58,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
     ("fault", "variant", "tells"),
     [
         ("client-resets", "keeps-every-connection", "memory did not come back"),
-        ("client-resets", "dies-of-a-reset", "calls failed that were not in flight"),
+        ("client-resets", "dies-of-a-reset", "failed that were not in flight"),
     ],
 )
 def test_a_soak_of_a_broken_server_says_so(fault: str, variant: str, tells: str) -> None:

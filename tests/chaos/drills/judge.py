@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tests.chaos.drills.model import Failure, Loss, Outcome
+from tests.chaos.drills.model import Failure, Loss, Outcome, SetReport
 from tests.chaos.drills.run import PATIENCE, memory_back
 
 Verdict = Literal["held", "BROKEN", "invalid"]
@@ -51,19 +51,22 @@ def doubts(outcome: Outcome) -> list[str]:
 
 
 def _calls(outcome: Outcome) -> list[str]:
+    load, allows = outcome.load, outcome.allows
+    return [
+        *_lost(load.retrying, allows.retried, outcome.wounds, "failed in spite of the default retry"),
+        *_lost(load.plain, allows.plain, outcome.wounds, "without a retry failed"),
+    ]
+
+
+def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], told: str) -> list[str]:
+    if allowed is Loss.NONE:
+        return [f"{calls.lost} calls {told}: {_examples(calls.failures)}"] if calls.lost else []
     found = []
-    plain, retrying = outcome.load.plain, outcome.load.retrying
-    if retrying.lost:
-        found.append(f"{retrying.lost} calls failed in spite of the default retry: {_examples(retrying.failures)}")
-    if outcome.allows.plain is Loss.NONE:
-        if plain.lost:
-            found.append(f"{plain.lost} calls without a retry failed: {_examples(plain.failures)}")
-        return found
-    outside = [each for each in plain.failures if not _under_way(each, outcome.wounds)]
+    outside = [each for each in calls.failures if not _under_way(each, wounds)]
     if outside:
-        found.append(f"{len(outside)} calls failed that were not in flight at the fault: {_examples(outside)}")
-    if plain.lost > len(plain.failures):
-        found.append(f"{plain.lost} calls without a retry failed, too many to look at each")
+        found.append(f"{len(outside)} calls {told} that were not in flight at the fault: {_examples(outside)}")
+    if calls.lost > len(calls.failures):
+        found.append(f"{calls.lost} calls {told}, too many to look at each")
     return found
 
 

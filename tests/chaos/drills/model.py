@@ -18,7 +18,7 @@ MOST_LATE = 0.02
 
 
 class Loss(enum.Enum):
-    """Which calls of clients *without* a retry may fail. With the default retry none ever may."""
+    """Which calls may fail."""
 
     NONE = "none"
     IN_FLIGHT = "in flight"
@@ -30,6 +30,9 @@ class Allowance:
     """What a fault may cost."""
 
     plain: Loss = Loss.NONE
+    """Of clients without a retry."""
+    retried: Loss = Loss.NONE
+    """Of clients with the default retry. Only where one server, alone, has nothing to serve: say why."""
     fresh: bool = True
     """Fresh rows must be served within one cycle after the fault's end."""
     memory: bool = True

@@ -61,5 +61,5 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 def to_json(outcome: Outcome) -> dict[str, Any]:
     """One outcome, with its verdict."""
     found = asdict(outcome)
-    found["allows"]["plain"] = outcome.allows.plain.value
+    found["allows"] |= {"plain": outcome.allows.plain.value, "retried": outcome.allows.retried.value}
     return found | {"verdict": verdict(outcome), "broken": judge(outcome), "doubts": doubts(outcome)}
