@@ -312,8 +312,10 @@ def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -
         client.send(ping(b"12345678") * 10)
         client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
+        (shell,) = running.server._shells
         for _ in range(10):
-            client.send(ping(b"12345678"))  # no RST answers them
+            client.send(ping(b"12345678"))
+        until(lambda: shell._heard >= 10 * len(ping(b"12345678")), "they are read, no RST answers them")
         assert running.server.connections == 1
 
 

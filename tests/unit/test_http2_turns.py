@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from contextlib import ExitStack
 
 import pytest
-from tests.support.h2_wire import HELLO, SETTINGS_ACK, call
+from tests.support.h2_wire import HELLO, SETTINGS_ACK, call, data, headers, request_block
 from tests.unit.test_http2_shell import FakeTransport, prepare, turns
 
 from definition_server.http2 import turns as module
@@ -98,3 +100,46 @@ async def event_loop_errors() -> list[BaseException]:
     errors: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     return errors
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
+    server = Server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        held = 0
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            assert server.connections <= held + 1, "one connection in one turn of the loop"
+            held = server.connections
+            if held == CONNECTIONS:
+                break
+        assert held == CONNECTIONS
+        await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_the_streams_of_a_connection_that_ends_are_freed_a_few_at_a_time() -> None:
+    server = Server()
+    prepare(server)
+    await server.start()
+    shell = Shell(server, asyncio.get_running_loop())
+    shell.connection_made(FakeTransport())
+    shell.data_received(HELLO + SETTINGS_ACK)
+    begun = b"".join(headers(stream, request_block(b"/t.S/Get")) + data(stream, b"\0") for stream in range(1, 401, 2))
+    shell.data_received(begun)
+    await turns(lambda: shell.connection._streams.last_id == 399)
+    shell.close()
+    left = len(shell.connection.forgotten)
+    assert left == 200 - 32, "some at once"
+    for _ in range(10):
+        await asyncio.sleep(0)
+        now = len(shell.connection.forgotten)
+        assert left - now <= 32
+        left = now
+    assert left == 0
+    shell.connection_lost(None)
+    await server.stop(0)
