@@ -46,7 +46,7 @@ def waits_for_slow_readers() -> None:
 
     def pause_writing(self: Any) -> None:
         pause(self)
-        time.sleep(3)
+        time.sleep(6)
 
     Shell.pause_writing = pause_writing  # type: ignore[method-assign]
 
