@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from tests.conftest import StartServer
 from tests.support.client import RETRYING, UNLIMITED, Client
+from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
@@ -28,7 +29,7 @@ def server(table: Table, start_server: StartServer) -> ServerProcess:
 
 def sockets_of(pid: int) -> list[str]:
     """Remote ends of the established TCP connections of a process, as /proc/net/tcp writes them."""
-    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    inodes = set(open_descriptors(pid).values())
     remote = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -203,7 +204,7 @@ def test_no_descriptor_is_left_behind_by_publications(table: Table, start_server
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 
     def descriptors() -> list[int]:
-        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (server.pid, *server.worker_pids())]
+        return [len(open_descriptors(pid)) for pid in (server.pid, *server.worker_pids())]
 
     def publish(number: int) -> None:
         table.run("UPDATE obex_dapl_functions SET code = %s", (f"# {number}",))

@@ -11,14 +11,14 @@ from pathlib import Path
 from tests.support.polling import until
 
 
-def open_descriptors() -> dict[int, str]:
-    """Descriptor → what it is, of this process."""
+def open_descriptors(pid: int | str = "self") -> dict[int, str]:
+    """Descriptor → what it is, of this process or another."""
     found = {}
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             found[int(entry.name)] = str(entry.readlink())
         except FileNotFoundError:
-            continue  # the one that this listing is read through
+            continue  # closed since it was listed; of this process the one that the listing is read through
     return found
 
 

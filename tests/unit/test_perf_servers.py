@@ -17,6 +17,7 @@ from perf.compare import NoRevision
 from perf.processes import is_alive
 from perf.servers import Servers
 from perf.targets import ROOT, CannotListen, TargetFailed, worker
+from tests.support.leftovers import open_descriptors
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +105,14 @@ def test_a_revision_that_there_is_not_is_said_plainly() -> None:
 def test_publishing_is_for_workers_of_ours_and_gives_everything_back(catalogue: Catalogue) -> None:
     with Servers(catalogue) as servers:
         target = servers.target("native")
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        descriptors = len(open_descriptors())
         for _ in range(2):
             with servers.publications("native", 2) as publish:
                 publish()
                 publish()
                 with pytest.raises(StopIteration):
                     publish()
-        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+        assert len(open_descriptors()) == descriptors
         assert listens(target.port)
         named = replace(target, name="native")
         assert named == servers.target("native")

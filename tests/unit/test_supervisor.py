@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.client import Client
-from tests.support.leftovers import child_processes, nothing_left
+from tests.support.leftovers import child_processes, nothing_left, open_descriptors
 from tests.support.logs import LogLines, captured_logs, logged
 from tests.support.loop import end, eventually, promptly
 from tests.support.snapshots import published
@@ -126,10 +126,6 @@ def environment_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def descriptors_of(pid: int) -> list[str]:
-    return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-
-
 # -- serving ---------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +175,7 @@ async def test_a_worker_sees_nothing_of_the_masters_environment(
 
 async def test_a_worker_has_no_descriptor_but_its_own(supervised: Supervised) -> None:
     for worker in supervised.workers:
-        memory = [target for target in descriptors_of(worker.pid) if target.startswith("/memfd:")]
+        memory = [target for target in open_descriptors(worker.pid).values() if target.startswith("/memfd:")]
         stats = [target for target in memory if "definition-server-stats" in target]
         assert len(stats) == 2, "the page, and its mapping's own"
         assert len(memory) - len(stats) == 1, "that of the snapshot's mapping"

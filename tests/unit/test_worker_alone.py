@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from tests.support.client import Client, failure
+from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
 
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
@@ -261,8 +262,7 @@ def stopped(pid: int) -> None:
 
 def test_refused_and_replaced_snapshots_leave_no_descriptor(worker: WorkerAlone) -> None:
     def memory() -> int:
-        links = [entry.readlink() for entry in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
-        return len([link for link in links if "memfd:test" in str(link)])
+        return len([link for link in open_descriptors(worker.process.pid).values() if "memfd:test" in link])
 
     for generation in range(2, 30):
         worker.publish(built(generation, "else"), announced="00" * 32)
