@@ -26,7 +26,7 @@ from perf import wire
 from perf.attacks import ATTACKS, HONEST
 from perf.catalogue import Catalogue, name_of
 from perf.generator import run as generate
-from perf.processes import forget_peak, peak_resident, private, resident
+from perf.processes import private
 from perf.record import Record, Row
 from perf.scenarios import Scenario
 from perf.targets import (
@@ -40,13 +40,13 @@ from perf.targets import (
     self_signed,
     worker,
 )  # fmt: skip
+from perf.victim import VICTIM, Looks
 
 ANSWER = 1500
 PATH = wire.GET_COMMAND.decode()
 PER_CORE = "req/s per core"
 FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
 TURNS = 3
-VICTIM: dict[str, Any] = {"kind": "open", "connections": 4, "rate": 4000.0, "warmup": 0.3, "spread": 100}
 MB = 1 << 20
 
 Result = dict[str, Any]
@@ -277,56 +277,39 @@ def idle(bench: Bench) -> None:
 def attacks(bench: Bench) -> None:
     """Every attack of the list from one client, and what another client's calls feel of it.
 
-    An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for
-    their turn. Each row's detail has the ratio.
+    How calm the machine is changes within seconds, so each look at the victim under attack lies between two at the
+    victim alone, and what is judged is the median of the ratios. Attacks that come near to what is promised are looked
+    at more often. An honest client that asks as fast as it can is measured too: a core that is all taken makes
+    everybody wait for their turn. Each row's detail has the ratio.
     """
-    job = VICTIM | {"seconds": max(1.5, bench.seconds / 1.5)}
     names = [name for name in ATTACKS if name != HONEST]
-    told: dict[str, list[Result]] = {}
-    errors: dict[str, str] = {}
     with bench.worker(bench.large) as served:
-        first = resident(served.target.pid)
+        job = VICTIM | {"seconds": max(1.2, bench.seconds / 1.5)}
+        looks = Looks(served, partial(load, served.target, bench.large, **job), FAILURES)
         for _ in range(TURNS):
-            for number, name in enumerate((HONEST, *names)):
-                if number % _CALM_EVERY == 0:
-                    _attacked(bench, served, "", job, told, errors)
-                _attacked(bench, served, name, job, told, errors)
+            looks.take((HONEST, *names))
+        close = [name for name in names if looks.ratios(name) and looks.ratio(name) > _CLOSE]
+        for _ in range(_MORE_TURNS):
+            looks.take(close)
         alive = served.alive
         end = {"private_mb": private(served.target.pid) / MB} if alive else {}
 
-    def victim(name: str, calm: float = 1.0) -> tuple[float, Any]:
-        if name not in told:
-            raise TargetFailed(errors.get(name, "no measurement"))
-        return statistics.median(each["latency"]["p99"] for each in told[name]) / calm, told[name]
-
-    bench.add("a victim's P99 without an attack", "ms", partial(victim, ""))
-    calm = victim("")[0] if "" in told else float("nan")
-    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(victim, HONEST, calm))
+    bench.add("a victim's P99 without an attack", "ms", looks.calm)
+    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(looks.row, HONEST))
     for name in names:
-        row = bench.add(f"{name}: a victim's P99", "× calm", partial(victim, name, calm), most=3.0)
+        row = bench.add(f"{name}: a victim's P99", "× calm", partial(looks.row, name), most=_BESIDE_AN_ATTACK)
         row.detail = {"attack": ATTACKS[name].what, "turns": row.detail}
-        if name in told and HONEST in told:
-            row.detail["of_what_an_honest_client_makes"] = victim(name, victim(HONEST)[0])[0]
-        grown = max(each["peak"] - first for each in told[name]) / MB if name in told else None
+        if looks.ratios(name) and looks.ratios(HONEST):
+            row.detail["of_what_an_honest_client_makes"] = looks.ratio(name) / looks.ratio(HONEST)
+        grown = looks.grown(name)
         bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
     bench.record.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
 
 
-_CALM_EVERY = 5
-"""Attacks between two looks at the victim alone: how calm the machine is changes within a minute."""
-
-
-def _attacked(bench: Bench, served: Worker, name: str, job: Result, told: dict[str, list[Result]],
-              errors: dict[str, str]) -> None:  # fmt: skip
-    """Measure the victim once, during one attack."""
-    try:
-        if not served.alive:
-            raise TargetFailed("the worker is dead")
-        forget_peak(served.target.pid)
-        result = load(served.target, bench.large, attack=name, **job)
-        told.setdefault(name, []).append(result | {"peak": peak_resident(served.target.pid)})
-    except FAILURES as error:
-        errors[name] = str(error)[:300]
+_BESIDE_AN_ATTACK = 3.0
+"""Times a calm P99: what is promised."""
+_CLOSE = 0.5 * _BESIDE_AN_ATTACK
+_MORE_TURNS = 4
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

@@ -1,21 +1,27 @@
-"""Stages for drills, and their table at the end of the run."""
+"""Stages for drills, and their table at the end of the run, which may have been shared by several processes (xdist)."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chaos.drills.model import Outcome
 from tests.chaos.drills.run import PLAYED, RED
 from tests.chaos.drills.stage import Stage, open_stage
 from tests.chaos.drills.table import text_table, to_json
 from tests.support.providers import DatabaseServer
 
 MakeStage = Callable[..., Stage]
+
+_PROPERTY = "drills"
+_TOLD: tuple[list[Outcome], list[Outcome]] = ([], [])
+"""Played on the server as it is, and on servers that are broken on purpose; in the process that prints the table."""
 
 
 @pytest.fixture
@@ -39,14 +45,38 @@ def make_stage(transport: str, request: pytest.FixtureRequest, tmp_path: Path) -
         yield make
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quiet: wants the machine for itself; other drills go side by side")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give a test's report the outcomes of its drills, to go wherever it goes."""
+    report = yield
+    if call.when == "call" and (PLAYED or RED):
+        report.user_properties.append((_PROPERTY, pickle.dumps((PLAYED, RED))))
+        PLAYED.clear()
+        RED.clear()
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties:
+        if name == _PROPERTY and report.when == "call":
+            assert isinstance(value, bytes)
+            for told, outcomes in zip(_TOLD, pickle.loads(value), strict=True):
+                told.extend(outcomes)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The tables of all drills that were played; as JSON too, into the file that ``DRILLS_JSON`` names."""
-    if PLAYED:
+    played, red = (sorted(told, key=lambda each: (each.kind, each.transport, each.database)) for told in _TOLD)
+    if played:
         terminalreporter.section("drills")
-        terminalreporter.write_line(text_table(PLAYED))
-    if RED:
+        terminalreporter.write_line(text_table(played))
+    if red:
         terminalreporter.section("drills on servers that are broken on purpose: each must be BROKEN")
-        terminalreporter.write_line(text_table(RED))
-    if path := os.environ.get("DRILLS_JSON"):
-        told = {"drills": [to_json(each) for each in PLAYED], "red": [to_json(each) for each in RED]}
+        terminalreporter.write_line(text_table(red))
+    if (path := os.environ.get("DRILLS_JSON")) and (played or red):
+        told = {"drills": [to_json(each) for each in played], "red": [to_json(each) for each in red]}
         Path(path).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -16,11 +16,14 @@ from tests.support.providers import DatabaseServer, provider_or_skip
 
 BY_ID = {fault.id: fault for fault in FAULTS}
 
+LARGE = "db-read-cancelled"
+"""Takes a minute and a core, on one transport: its fault lies in the master's reading, which knows of none."""
+
 STAGES: dict[str, dict[str, Any]] = {
     # Three batches, so that most rows are still to be fetched when the table is emptied.
     "db-truncated-mid-read": {"rows": 2500, "size": 400, "STATEMENT_TIMEOUT_SECONDS": "4"},
     # 200 MB.
-    "db-read-cancelled": {"rows": 100_000, "size": 2000, "STATEMENT_TIMEOUT_SECONDS": "5"},
+    LARGE: {"rows": 100_000, "size": 2000, "STATEMENT_TIMEOUT_SECONDS": "5"},
 }
 """What a drill's stage has that others have not."""
 
@@ -44,14 +47,12 @@ def on_stage(make_stage: MakeStage, database: DatabaseServer, fault: str, **opti
     return make_stage(database, reader=True, **STAGES.get(fault, {}) | options)
 
 
-ON_ONE_TRANSPORT = pytest.mark.transports()
-"""For the drill that takes a minute. Its fault lies in the master's reading, which knows of no transport."""
-
 EMBEDDED = [
-    pytest.param(each, marks=ON_ONE_TRANSPORT if each == "db-read-cancelled" else ())
+    pytest.param(each, marks=(pytest.mark.transports(), pytest.mark.quiet) if each == LARGE else ())
     for each in BY_ID
     if each != "db-network-disconnected"
 ]
+QUIET = {LARGE: pytest.mark.quiet}
 
 
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
@@ -107,7 +108,7 @@ def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str
 
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
-@pytest.mark.parametrize("fault", BREAKS)
+@pytest.mark.parametrize("fault", [pytest.param(each, marks=QUIET.get(each, ())) for each in BREAKS])
 def test_a_drill_notices_a_server_that_breaks_its_promise(
     frail: DatabaseServer, make_stage: MakeStage, fault: str
 ) -> None:

@@ -28,6 +28,7 @@ def embedded() -> None:
     provider_or_skip("embedded").close()
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("embedded")
 def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> None:
@@ -52,6 +53,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
         assert after["descriptors"] <= before["descriptors"] + 4
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize(

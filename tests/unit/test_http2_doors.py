@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from definition_server.http2 import doors
@@ -65,7 +67,7 @@ def test_what_is_asked_again_survives_a_generation_and_the_rest_is_dropped() -> 
         catalogue.ask(b"hot")
     assert catalogue.asked.count(b"hot") == 1
     remembered = catalogue.door._remembered
-    held = len(remembered) + len(remembered._old) + sum(map(len, remembered._dropped))
+    held = len(remembered) + len(remembered._old) + sum(map(len, remembered.dropped))
     assert held <= 3 * doors._REMEMBERED_ANSWERS
 
 
@@ -74,7 +76,7 @@ def test_dropped_answers_are_freed_bit_by_bit() -> None:
     for number in range(1000):
         catalogue.ask(b"%d" % number)
     catalogue.door.forget()
-    dropped = catalogue.door._remembered._dropped
+    dropped = catalogue.door._remembered.dropped
     assert sum(map(len, dropped)) == 1000
     for number in range(1000 // doors._FREED_AT_ONCE):
         catalogue.ask(b"new %d" % number)
@@ -156,3 +158,99 @@ def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
     assert not first.lasting
     assert second is third
     assert len(judged) == 2
+
+
+# -- answers prepared before the data changes --------------------------------------------------------------------------
+
+
+def remembering(*messages: bytes) -> Catalogue:
+    catalogue = Catalogue()
+    for message in messages:
+        catalogue.ask(message)
+    catalogue.asked.clear()
+    return catalogue
+
+
+def to_come(catalogue: Catalogue) -> Callable[[bytes], Answer]:
+    """What the catalogue answers in its next edition."""
+
+    def lookup(message: bytes) -> Answer:
+        catalogue.asked.append(message)
+        return Answer.unary(message + b"2")
+
+    return lookup
+
+
+def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> None:
+    catalogue = remembering(b"a", b"b")
+    answer_payload = catalogue.door.answer_payload
+    for steps, _ in enumerate(catalogue.door.prepare(to_come(catalogue)), 1):
+        assert len(catalogue.asked) == steps, "one look-up a step"
+        assert catalogue.ask(b"a") == b"a1", "until then the old ones are"
+    assert catalogue.asked == [b"a", b"b"]
+    catalogue.edition = b"2"
+    catalogue.door.renew()
+    assert [catalogue.ask(b"a"), catalogue.ask(b"b")] == [b"a2", b"b2"]
+    answer = answer_payload(payload(b"a"))
+    assert answer is not None
+    assert answer.message == b"a2", "routes of open connections too"
+    assert catalogue.asked == [b"a", b"b"]
+    assert catalogue.ask(b"c") == b"c2"
+
+
+def test_everything_that_is_remembered_is_prepared_first_what_was_asked_of_late() -> None:
+    def lookup(message: bytes) -> Answer:
+        return Answer.failure(5, "no") if message.startswith(b"no") else Answer.unary(message)
+
+    door = StaticUnary("/t.S/Get", lookup, None)
+    for number in range(doors._REMEMBERED_ANSWERS + 10):
+        door.answer_payload(payload(b"%d" % number))
+    door.answer_payload(payload(b"no"))
+    asked: list[bytes] = []
+
+    def counted(message: bytes) -> Answer:
+        asked.append(message)
+        return lookup(message)
+
+    for _ in door.prepare(counted):
+        pass
+    assert len(asked) == doors._REMEMBERED_ANSWERS + 11
+    assert set(asked[:10]) == {b"%d" % number for number in range(doors._REMEMBERED_ANSWERS, len(asked) - 1)}
+    assert asked[10] == b"no"
+
+
+def test_what_there_was_no_time_to_prepare_is_looked_up_when_it_is_asked_for() -> None:
+    catalogue = remembering(b"a", b"b", b"c")
+    next(catalogue.door.prepare(to_come(catalogue)))
+    catalogue.edition = b"2"
+    catalogue.door.renew()
+    assert [catalogue.ask(each) for each in (b"a", b"b", b"c")] == [b"a2", b"b2", b"c2"]
+    assert catalogue.asked == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_data_that_nothing_was_prepared_for_is_looked_up(prepared: bool) -> None:
+    catalogue = remembering(b"a")
+    if prepared:
+        list(catalogue.door.prepare(to_come(catalogue)))
+    catalogue.edition = b"3"
+    catalogue.door.forget()
+    assert catalogue.ask(b"a") == b"a3"
+    catalogue.edition = b"4"
+    catalogue.door.renew()
+    assert catalogue.ask(b"a") == b"a4"
+
+
+def test_what_was_replaced_is_freed_bit_by_bit_without_another_call() -> None:
+    catalogue = remembering(*(b"%d" % number for number in range(1000)))
+    for _ in range(3):
+        list(catalogue.door.prepare(to_come(catalogue)))
+        catalogue.door.renew()
+        dropped = catalogue.door._remembered.dropped
+        left = sum(map(len, dropped))
+        assert left == 1000
+        for _ in catalogue.door.tidy():
+            now = sum(map(len, dropped))
+            assert left - now <= doors._FREED_AT_ONCE
+            left = now
+        assert left == 0

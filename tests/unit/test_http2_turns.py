@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -92,6 +93,60 @@ async def test_a_turn_that_raises_does_not_hold_up_the_others(
     await asyncio.sleep(0)
     assert told == ["served"]
     assert [str(each) for each in event_loop_errors] == ["a turn failed"]
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
+    queue, loop = Turns(), asyncio.get_running_loop()
+    taken: list[int] = []
+    served = 0
+
+    def connection() -> None:
+        nonlocal served
+        served += 1
+        queue.join(loop, connection)
+
+    queue.join(loop, connection)
+    task = asyncio.create_task(queue.spread(taken.append(number) for number in range(50)))
+    before = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        assert len(taken) - before <= 1, "no more than a slice in a turn of the loop"
+        before = len(taken)
+    assert taken == list(range(50))
+    assert served >= 49, "a connection with leftovers has every other turn"
+
+
+async def test_short_steps_share_a_slice() -> None:
+    taken: list[int] = []
+    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(3)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert taken == [0, 1, 2]
+    await task
+
+
+async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
+    def steps() -> Iterator[None]:
+        yield
+        raise RuntimeError("a step failed")
+
+    with pytest.raises(RuntimeError, match="a step failed"):
+        await Turns().spread(steps())
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_work_that_nobody_waits_for_any_more_ends() -> None:
+    taken: list[int] = []
+    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(50)))
+    await turns(lambda: bool(taken))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    then = len(taken)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(taken) == then < 50
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import time
 import weakref
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -25,7 +26,7 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
-from definition_server.data_plane.transports import CannotListen, Transport, create_transport
+from definition_server.data_plane.transports import CannotListen, Transport, create_transport, native
 from definition_server.data_plane.transports.grpcio import GrpcioTransport
 from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
@@ -255,6 +256,83 @@ async def test_another_snapshot_answers_the_very_next_call_of_an_open_connection
         assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
 
 
+async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_other_does(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    transport, port = await serve()
+    served = engine.snapshot
+    coming, another = opened(row("if", "# coming"), "new"), opened(row("if", "# another"))
+    async with channel(port) as client:
+
+        async def answers() -> list[bytes]:
+            return [await raw(client, "GetCommand", b"\x0a\x02if"), await raw(client, "SyncCatalog", b"")]
+
+        def expected(snapshot: Snapshot) -> list[bytes]:
+            return [snapshot.answer(b"if") or b"", bytes(snapshot.body)]
+
+        await answers()
+        assert (await failure(client, "GetCommand", b"\x0a\x03new"))[0] is grpc.StatusCode.NOT_FOUND
+        await transport.prepare(coming)
+        assert served is not None
+        assert await answers() == expected(served), "prepared is not served"
+        engine.snapshot = coming
+        await transport.tidy()
+        assert await answers() == expected(coming)
+        assert await raw(client, "GetCommand", b"\x0a\x03new") == coming.answer(b"new"), "it was remembered as missing"
+        await transport.prepare(coming)
+        engine.snapshot = another
+        assert await answers() == expected(another)
+
+
+async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
+    keys: KeyRing, page: StatsPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = DefinitionEngine()
+    engine.snapshot = opened("if")
+    transport = NativeTransport(CONFIGURE, Endpoint(engine, keys, page.slot(0)))
+    port = await transport.start()
+    looked_up: list[bytes] = []
+    answer = Snapshot.answer
+
+    def counted(snapshot: Snapshot, name: bytes) -> bytes | None:
+        looked_up.append(name)
+        return answer(snapshot, name)
+
+    monkeypatch.setattr(Snapshot, "answer", counted)
+    async with channel(port) as client:
+        for name in ("if", "no"):
+            await answered(client, name)
+        coming = opened(row("if", "# coming"))
+        await transport.prepare(coming)
+        engine.snapshot = coming
+        looked_up.clear()
+        for name in ("if", "no"):
+            await answered(client, name)
+    assert looked_up == []
+    await transport.stop(0)
+
+
+async def answered(client: grpc.aio.Channel, name: str) -> None:
+    with suppress(grpc.aio.AioRpcError):
+        await raw(client, "GetCommand", b"\x0a" + bytes([len(name)]) + name.encode())
+
+
+async def test_a_preparation_that_takes_too_long_is_cut(
+    keys: KeyRing, page: StatsPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = DefinitionEngine()
+    engine.snapshot = opened("if")
+    transport = NativeTransport(CONFIGURE, Endpoint(engine, keys, page.slot(0)))
+    port = await transport.start()
+    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.0)
+    async with channel(port) as client:
+        await answered(client, "if")
+        await transport.prepare(coming := opened(row("if", "# coming")))
+        engine.snapshot = coming
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
+    await transport.stop(0)
+
+
 async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(serve: Serve, keys: KeyRing) -> None:
     _, port = await serve()
     async with channel(port) as client:
@@ -267,15 +345,23 @@ async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(ser
             keys.replace([sha256(b"another").hexdigest(), sha256(KEY.encode()).hexdigest()])
 
 
-async def test_nothing_keeps_a_replaced_snapshot_in_memory(serve: Serve, engine: DefinitionEngine) -> None:
-    _, port = await serve()
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_nothing_keeps_a_replaced_snapshot_in_memory(
+    serve: Serve, engine: DefinitionEngine, prepared: bool
+) -> None:
+    transport, port = await serve()
     async with channel(port) as client:
         memory = array("B", opened(row("if", "x" * 100_000)).buffer)
         engine.snapshot, replaced = Snapshot(memoryview(memory)), weakref.ref(memory)
         del memory
         await raw(client, "SyncCatalog", b"")
         await raw(client, "GetCommand", b"\x0a\x02if")
-        engine.snapshot = opened("if")
+        if prepared:
+            await transport.prepare(coming := opened("if"))
+            engine.snapshot = coming
+            await transport.tidy()
+        else:
+            engine.snapshot = opened("if")
         await eventually(lambda: replaced() is None, "the old snapshot was let go")
 
 

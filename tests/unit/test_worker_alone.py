@@ -43,6 +43,17 @@ CONFIGURE = Configure(
     drain_timeout_seconds=5.0,
 )
 PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+UNPREPARED = """
+from definition_server.data_plane.transports.native import NativeTransport
+async def prepare(self, snapshot): raise RuntimeError("a bug")
+NativeTransport.prepare = prepare
+"""
+SLOWLY_PREPARED = """
+import asyncio
+from definition_server.data_plane.transports.native import NativeTransport
+async def prepare(self, snapshot, ready=NativeTransport.prepare): await asyncio.sleep(1.5); await ready(self, snapshot)
+NativeTransport.prepare = prepare
+"""
 
 
 def free_port() -> int:
@@ -60,13 +71,13 @@ def built(generation: int, *names: str) -> BuiltSnapshot:
 class WorkerAlone:
     """The process, and the master's end of its control socket."""
 
-    def __init__(self, *first: Message) -> None:
+    def __init__(self, *first: Message, before: str = "") -> None:
         self.channel, theirs = Channel.pair()
         self.page = StatsPage.create(1)
         for message in first:
             assert self.channel.send(message)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(self.page.descriptor), "0"],
+            [sys.executable, "-c", before + PROGRAM, str(theirs.fileno()), str(self.page.descriptor), "0"],
             pass_fds=[theirs.fileno(), self.page.descriptor],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # where the C-core says things of its own
@@ -163,6 +174,47 @@ def test_a_snapshot_that_fails_a_check_is_refused_and_the_good_one_stays(worker:
         assert client.health() == "SERVING"
     worker.publish(built(3, "else"))
     assert worker.wait_ready() == 3
+
+
+def test_answers_that_cannot_be_prepared_hold_up_no_swap(port: int) -> None:
+    worker = WorkerAlone(
+        replace(CONFIGURE, transport="native", port=port), Keys((sha256(KEY.encode()).hexdigest(),)), before=UNPREPARED
+    )
+    try:
+        for generation in (1, 2, 3):
+            worker.publish(built(generation, f"command{generation}"))
+            assert worker.wait_ready() == generation
+            with Client(port, KEY) as client:
+                assert client.get(f"command{generation}").name == f"command{generation}"
+        until(lambda: len(worker.logged("Answers could not be prepared; the first calls may be slow")) == 2, "the log")
+    finally:
+        worker.end()
+
+
+def test_what_is_overtaken_while_another_is_prepared_is_left_out_and_let_go(port: int) -> None:
+    worker = WorkerAlone(
+        replace(CONFIGURE, transport="native", port=port),
+        Keys((sha256(KEY.encode()).hexdigest(),)),
+        before=SLOWLY_PREPARED,
+    )
+    try:
+        for generation in range(1, 5):
+            worker.publish(built(generation, "if", f"command{generation}"))
+            if generation == 1:
+                assert worker.wait_ready() == 1
+        with Client(port, KEY) as client:
+            assert client.get("command1").name == "command1", "served until the next one is ready"
+            ready = [worker.wait_ready()]
+            while ready[-1] != 4:
+                ready.append(worker.wait_ready())
+            # The second was read before or after the third and fourth came; what was read at once is served as one.
+            assert ready in ([2, 4], [4])
+            assert client.get("command4").name == "command4"
+            assert failure(client.get, "command1")[0] == "NOT_FOUND"
+        links = lambda: [each for each in open_descriptors(worker.process.pid).values() if "memfd:test" in each]  # noqa: E731
+        until(lambda: len(links()) == 1, lambda: f"{links()}: one is wanted")
+    finally:
+        worker.end()
 
 
 def test_other_keys_count_at_once(worker: WorkerAlone, port: int) -> None:

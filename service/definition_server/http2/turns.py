@@ -1,16 +1,18 @@
-"""Work that connections have left over, a little of it in each turn of the event loop.
+"""Work that can wait, a little of it in each turn of the event loop: above all what connections have left over.
 
 A turn of a connection is bounded, but an attacker has as many connections as it likes: if each had a turn in every
 turn of the loop, everybody else would wait for all of them. So what is left over, input not worked through or output
 beyond the budget, is taken up here: first come, first served, for about `SLICE` seconds, then the loop looks at its
 sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most.
+
+What a server has to do beside its connections, and all at once would hold up calls, queues here too (`Turns.spread`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 SLICE = 0.00005
@@ -18,7 +20,7 @@ SLICE = 0.00005
 
 
 class Turns:
-    """The connections of one loop that have work left over."""
+    """What waits for a turn in one loop."""
 
     __slots__ = ("_scheduled", "_waiting")
 
@@ -32,6 +34,29 @@ class Turns:
         if not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._take, loop)
+
+    async def spread(self, steps: Iterable[object]) -> None:
+        """Go through ``steps``, each a few microseconds of work, a slice at a time. Raises what a step raises."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        remaining = iter(steps)
+
+        def turn() -> None:
+            if done.done():  # nobody waits for it any more: the task was cancelled
+                return
+            end = perf_counter() + SLICE
+            try:
+                for _ in remaining:
+                    if perf_counter() >= end:
+                        self.join(loop, turn)
+                        return
+            except Exception as error:  # noqa: BLE001 - it belongs to who waits
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self.join(loop, turn)
+        await done
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.balance import Gate
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.ipc.messages import Configure
@@ -26,6 +27,12 @@ class Transport(Protocol):
         Raises:
             CannotListen: where it cannot be opened.
         """
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Make ready what can be made ready for ``snapshot`` before it is served; calls are answered meanwhile."""
+
+    async def tidy(self) -> None:
+        """Free what only the replaced snapshot needed; calls are answered meanwhile."""
 
     async def set_serving(self, serving: bool) -> None:
         """What health checks answer from now on."""

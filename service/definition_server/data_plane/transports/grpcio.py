@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
@@ -70,6 +71,12 @@ class GrpcioTransport:
             raise CannotListen(f"cannot serve TLS: {error}") from error
         await self._server.start()
         return int(port)
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """See `Transport.prepare`. Nothing is remembered here: every answer is a slice of the snapshot."""
+
+    async def tidy(self) -> None:
+        """See `Transport.tidy`."""
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""

@@ -1,8 +1,9 @@
 """The native transport: our own engine (`definition_server.http2`), which encodes nothing while a request waits.
 
 The two methods of `DefinitionEngine` are *static doors*: the engine remembers, for the octets of a request, the frames
-of its answer. What this module adds is when that memory must be dropped (another snapshot, other keys) and how what
-was answered is counted: every answer carries a number that stands for its method and status, the engine hands back the
+of its answer. What this module adds is when that memory must be replaced (another snapshot: the answers to what is
+remembered are made before it is served, so that no call waits for them) or dropped (other keys), and how what was
+answered is counted: every answer carries a number that stands for its method and status, the engine hands back the
 numbers of a whole batch, and they are added to the stats page at once.
 
 Connections come from the listening socket that the master bound and all workers share; `balance` says whose they are.
@@ -21,15 +22,16 @@ from typing import TYPE_CHECKING
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from definition_server.data_plane.authentication import METADATA_KEY
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.authentication import METADATA_KEY, KeyRing
 from definition_server.data_plane.balance import Gate
 from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.services import SERVICE
+from definition_server.data_plane.services import SERVICE, DefinitionEngine
 from definition_server.data_plane.transports import CannotListen
 from definition_server.http2 import frames
-from definition_server.http2.doors import Answer, StaticUnary
+from definition_server.http2.doors import Answer
 from definition_server.http2.hpack import encode_block
 from definition_server.http2.limits import Limits
 from definition_server.http2.server import Server
@@ -39,7 +41,7 @@ from definition_server.ipc.stats import METHODS, STATUSES, Slot
 from definition_server.observability.logs import get_logger
 
 if TYPE_CHECKING:
-    from definition_server.http2.doors import Metadata
+    from definition_server.http2.doors import Lookup, Metadata
 
 log = get_logger(__name__)
 
@@ -53,6 +55,8 @@ _FIRST_CALLS = (
 )
 """Path, request, whether with the right key: found, missing, refused, catalogue, health."""
 _FIRST_CALLS_SECONDS = 10.0
+_PREPARATION_SECONDS = 1.0
+"""A worker that is busy all the time gets little of it done, and must not serve old rows for long because of that."""
 
 
 class NativeTransport:
@@ -71,12 +75,18 @@ class NativeTransport:
         self._tls: TlsCredentials | None = None
         self._health = Health()
         self._server = Server(limits=_limits(config), observe=_observer(endpoint.slot))
-        doors = [
-            self._door("GetCommand", endpoint.engine.get_command, endpoint),
-            self._door("SyncCatalog", endpoint.engine.catalog, endpoint),
+        self._engine = endpoint.engine
+        self._methods = (
+            _Method("GetCommand", DefinitionEngine.get_command, endpoint.keys),
+            _Method("SyncCatalog", DefinitionEngine.catalog, endpoint.keys),
+        )
+        self._doors = [
+            self._server.add_static_unary(method.path, method.lookup(self._engine), method.authorize)
+            for method in self._methods
         ]
-        for door in doors:
-            endpoint.engine.on_swap(door.forget)
+        self._prepared: Snapshot | None = None
+        """What the doors are prepared for, as far as they are."""
+        self._engine.on_swap(self._swapped)
         endpoint.keys.on_change(self._server.forget_authorizations)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
@@ -94,6 +104,30 @@ class NativeTransport:
         if self._gate is not None:
             self._gate.start()
         return int(listener.getsockname()[1])
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """See `Transport.prepare`."""
+        coming = DefinitionEngine()
+        coming.snapshot = self._prepared = snapshot
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PREPARATION_SECONDS):
+                for door, method in zip(self._doors, self._methods, strict=True):
+                    await self._server.turns.spread(door.prepare(method.lookup(coming)))
+
+    def _swapped(self) -> None:
+        """Another snapshot is served."""
+        prepared = self._prepared is not None and self._prepared is self._engine.snapshot
+        self._prepared = None
+        for door in self._doors:
+            if prepared:
+                door.renew()
+            else:
+                door.forget()
+
+    async def tidy(self) -> None:
+        """See `Transport.tidy`."""
+        for door in self._doors:
+            await self._server.turns.spread(door.tidy())
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""
@@ -126,34 +160,46 @@ class NativeTransport:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    def _door(self, method: str, answer: Callable[[bytes], bytes | memoryview], endpoint: Endpoint) -> StaticUnary:
-        """Register ``method`` with what `Endpoint` does for others: authenticate, answer, tell nothing of a bug."""
-        number = METHODS.index(method)
 
-        def failure(error: Exception) -> Answer:
-            if isinstance(error, CallFailed):
-                return Answer.failure(error.status, error.message, _tally(number, error.status))
-            log.error("Unexpected failure in a call", method=method, exc_info=error)
-            return Answer.failure(Status.INTERNAL, "Internal error", _tally(number, Status.INTERNAL), lasting=False)
+class _Method:
+    """A method behind a static door, with what `Endpoint` does for others: authenticate, answer, hide a bug."""
+
+    def __init__(
+        self, name: str, answer: Callable[[DefinitionEngine, bytes], bytes | memoryview], keys: KeyRing
+    ) -> None:
+        self.path = f"/{SERVICE}/{name}"
+        self._name = name
+        self._answer = answer
+        self._keys = keys
+
+    def lookup(self, engine: DefinitionEngine) -> Lookup:
+        """Message → answer, from what ``engine`` serves."""
+        answer, found = self._answer, self._tally(Status.OK)
 
         def lookup(request: bytes) -> Answer:
             try:
-                return Answer.unary(answer(request), _tally(number, Status.OK))
+                return Answer.unary(answer(engine, request), found)
             except Exception as error:  # noqa: BLE001 - a bug of ours costs one call; it is logged
-                return failure(error)
+                return self._failure(error)
 
-        def authorize(metadata: Metadata) -> Answer | None:
-            try:
-                endpoint.keys.authenticate(metadata)
-            except Exception as error:  # noqa: BLE001
-                return failure(error)
-            return None
+        return lookup
 
-        return self._server.add_static_unary(f"/{SERVICE}/{method}", lookup, authorize)
+    def authorize(self, metadata: Metadata) -> Answer | None:
+        """See `Authorize`."""
+        try:
+            self._keys.authenticate(metadata)
+        except Exception as error:  # noqa: BLE001
+            return self._failure(error)
+        return None
 
+    def _failure(self, error: Exception) -> Answer:
+        if isinstance(error, CallFailed):
+            return Answer.failure(error.status, error.message, self._tally(error.status))
+        log.error("Unexpected failure in a call", method=self._name, exc_info=error)
+        return Answer.failure(Status.INTERNAL, "Internal error", self._tally(Status.INTERNAL), lasting=False)
 
-def _tally(method: int, status: Status) -> int:
-    return method * len(STATUSES) + STATUS_INDEX[status]
+    def _tally(self, status: Status) -> int:
+        return METHODS.index(self._name) * len(STATUSES) + STATUS_INDEX[status]
 
 
 def _observer(slot: Slot) -> Callable[[list[int], float], None]:
