@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
+from itertools import repeat
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport, native
 from definition_server.data_plane.transports.grpcio import GrpcioTransport
 from definition_server.data_plane.transports.native import NativeTransport
+from definition_server.http2.doors import StaticUnary
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
@@ -324,10 +326,11 @@ async def test_a_preparation_that_takes_too_long_is_cut(
     engine.snapshot = opened("if")
     transport = NativeTransport(CONFIGURE, Endpoint(engine, keys, page.slot(0)))
     port = await transport.start()
-    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.0)
+    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
+    monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
     async with channel(port) as client:
         await answered(client, "if")
-        await transport.prepare(coming := opened(row("if", "# coming")))
+        await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
         engine.snapshot = coming
         assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
     await transport.stop(0)
@@ -346,12 +349,13 @@ async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(ser
 
 
 @pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("size", [100, 100_000])
 async def test_nothing_keeps_a_replaced_snapshot_in_memory(
-    serve: Serve, engine: DefinitionEngine, prepared: bool
+    serve: Serve, engine: DefinitionEngine, prepared: bool, size: int
 ) -> None:
     transport, port = await serve()
     async with channel(port) as client:
-        memory = array("B", opened(row("if", "x" * 100_000)).buffer)
+        memory = array("B", opened(row("if", "x" * size)).buffer)
         engine.snapshot, replaced = Snapshot(memoryview(memory)), weakref.ref(memory)
         del memory
         await raw(client, "SyncCatalog", b"")
@@ -359,9 +363,9 @@ async def test_nothing_keeps_a_replaced_snapshot_in_memory(
         if prepared:
             await transport.prepare(coming := opened("if"))
             engine.snapshot = coming
-            await transport.tidy()
         else:
             engine.snapshot = opened("if")
+        await transport.tidy()
         await eventually(lambda: replaced() is None, "the old snapshot was let go")
 
 
