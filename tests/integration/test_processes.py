@@ -199,6 +199,24 @@ def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_othe
     until(lambda: _serving(server) == 2, server.tail)
 
 
+def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_server: StartServer) -> None:
+    """Its memory is freed by whoever is, and calls would wait for that."""
+    table.add_commands(10)
+    server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
+
+    def mapped(*pids: int) -> set[str]:
+        """Inodes of the snapshots that the processes map."""
+        lines = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+        return {line.split()[4] for line in lines if "avap-snapshot" in line}
+
+    (old,) = mapped(*server.worker_pids())
+    table.run("UPDATE obex_dapl_functions SET code = %s", ("# another",))
+    until(lambda: mapped(*server.worker_pids()) - {old}, server.tail)
+    until(lambda: old not in mapped(*server.worker_pids()), server.tail)
+    assert old in mapped(server.pid)
+    until(lambda: old not in mapped(server.pid), server.tail)
+
+
 def test_no_descriptor_is_left_behind_by_publications(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()

@@ -31,6 +31,10 @@ class Background:
         """Run ``work`` in the thread and wait for its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args, **kwargs))
 
+    def soon(self, work: Callable[[], object]) -> None:
+        """Run ``work`` in the thread, some time; it raises nothing."""
+        self._executor.submit(work)
+
     def give_way(self) -> None:
         """From now on let the workers go first. Cannot be undone, as a process may not raise its priority again."""
         if not self._gives_way:

@@ -22,6 +22,7 @@ from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
+from definition_server.control_plane.retirement import Retirement
 from definition_server.control_plane.schedule import Backoff
 from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -86,10 +87,12 @@ class Synchronizer:
         self._storing: asyncio.Future[None] | None = None
         self._publishing = asyncio.Lock()
         self._background = Background()
+        self._retirement = Retirement(self._background)
         self.state = SyncState()
 
     def close(self) -> None:
         """End the background thread. No cycle may be under way."""
+        self._retirement.close()
         self._background.close()
 
     def use_signer(self, signer: Signer | None) -> None:
@@ -182,6 +185,8 @@ class Synchronizer:
             return False
         publication = await self._background.run(to_shared_memory, built)
         self._publisher.publish(publication)
+        if previous is not None:
+            self._retirement.take(previous.snapshot)
         self._background.give_way()
         duration = time.monotonic() - started
         _tell_findings(builder.findings, publication.snapshot)

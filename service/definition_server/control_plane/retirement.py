@@ -1,0 +1,42 @@
+"""The catalogue that was served until just now, held for a few seconds more.
+
+Whoever lets go of a snapshot last frees its memory: some 15 ms of work for 200 MB. That must not be a worker, whose
+calls would wait (docs/decisions/0013-answers-before-the-swap.md), so the master holds on for longer than they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.background import Background
+
+HELD_SECONDS = 3.0
+"""A worker takes up to a second to prepare its answers and lets go half a second after the swap."""
+
+
+class Retirement:
+    """Holds one snapshot at a time: publications in quick succession must not pile up in memory."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._held: list[Snapshot] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Hold ``snapshot``, then free it in the background thread; one that is held already is freed now."""
+        self._free()
+        self._held = [snapshot]
+        self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._free)
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._held = []
+
+    def _free(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._background.soon(self._held.clear)

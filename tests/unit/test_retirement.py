@@ -1,0 +1,77 @@
+"""A replaced catalogue is held for a while, one at a time, and freed beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from array import array
+from collections.abc import Iterator
+
+import pytest
+from tests.support.leftovers import nothing_left
+from tests.support.loop import eventually
+from tests.support.snapshots import opened
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane import retirement
+from definition_server.control_plane.background import Background
+from definition_server.control_plane.retirement import Retirement
+
+
+class Memory:
+    """A snapshot's memory, and the thread in which it was freed."""
+
+    def __init__(self) -> None:
+        self.freed_in: list[int] = []
+        self._memory = array("B", opened("if").buffer)
+
+    def snapshot(self) -> Snapshot:
+        """Once: nothing else holds it then."""
+        memory = self.__dict__.pop("_memory")
+        weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
+        return Snapshot(memoryview(memory))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def retired() -> Iterator[Retirement]:
+    background = Background()
+    retired = Retirement(background)
+    yield retired
+    retired.close()
+    background.close()
+
+
+async def test_a_snapshot_is_held_for_its_time_and_freed_in_the_background(
+    retired: Retirement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.2)
+    memory = Memory()
+    began = asyncio.get_running_loop().time()
+    retired.take(memory.snapshot())
+    await eventually(lambda: memory.freed_in, "the end")
+    assert asyncio.get_running_loop().time() - began >= 0.2
+    assert memory.freed_in != [threading.get_ident()]
+
+
+async def test_no_more_than_one_is_held(retired: Retirement) -> None:
+    memories = [Memory() for _ in range(5)]
+    for memory in memories:
+        retired.take(memory.snapshot())
+    await eventually(lambda: all(memory.freed_in for memory in memories[:4]), "those before were freed")
+    assert not memories[4].freed_in
+    assert all(memory.freed_in != [threading.get_ident()] for memory in memories[:4])
+
+
+async def test_closed_it_holds_nothing_and_waits_for_nothing(retired: Retirement) -> None:
+    memory = Memory()
+    retired.take(memory.snapshot())
+    retired.close()
+    assert memory.freed_in
+    retired.close()
