@@ -39,18 +39,19 @@ class Looks:
             attacked = self._look(name)
             after = self._look("")
             if before and attacked and after:
-                calm = [each["latency"]["p99"] for each in (before, after)]
-                attacked |= {"calm_p99": calm, "ratio": attacked["latency"]["p99"] / statistics.mean(calm)}
+                attacked["calm_p99"] = [each["latency"]["p99"] for each in (before, after)]
                 self._beside.setdefault(name, []).append(attacked)
             before = after
 
-    def ratios(self, name: str) -> list[float]:
-        """P99 beside the attack ÷ P99 alone, of each turn."""
-        return [each["ratio"] for each in self._beside.get(name, ())]
+    def seen(self, name: str) -> bool:
+        """Whether there is a measurement beside that attack."""
+        return name in self._beside
 
     def ratio(self, name: str) -> float:
-        """Their median."""
-        return statistics.median(self.ratios(name))
+        """The median P99 beside the attack ÷ the median P99 alone, of the looks before and after each."""
+        looks = self._beside[name]
+        calm = [p99 for each in looks for p99 in each["calm_p99"]]
+        return statistics.median(each["latency"]["p99"] for each in looks) / statistics.median(calm)
 
     def calm(self) -> tuple[float, Any]:
         """Milliseconds: the median of all looks at the victim alone."""
@@ -60,7 +61,7 @@ class Looks:
 
     def row(self, name: str) -> tuple[float, Any]:
         """What a row says of an attack."""
-        if not self.ratios(name):
+        if not self.seen(name):
             raise TargetFailed(self._errors.get(name) or self._errors.get("") or "no measurement")
         return self.ratio(name), self._beside[name]
 

@@ -44,6 +44,9 @@ SETTINGS = {"HEARTBEAT_TIMEOUT_SECONDS": "5"}
 """More than a crowd of 10,000 holds a worker up on a busy machine, and less than a call's deadline, so that a worker
 that stands still costs clients with a retry nothing."""
 _MIB = 1 << 20
+_MOST_FAILURES = 1_000_000
+"""To be judged one by one: a worker that stands still costs hundreds of calls without a retry."""
+_MOST_RECORDED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,11 @@ class Soak:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For a record; the versions that were seen are left out."""
+        """For a record; without the versions that were seen, and most of the failures, which are judged already."""
         told = to_json(self.outcome)
         told["load"].pop("versions")
+        for calls in (told["load"]["plain"], told["load"]["retrying"]):
+            del calls["failures"][_MOST_RECORDED:]
         told.pop("written")
         return {
             "soak": asdict(self.options), "availability": self.availability, "aim": AIM,
@@ -148,7 +153,7 @@ def _made(directory: Path) -> str:
 
 def _under_load(found: Soak, stage: Stage, faults: list[Fault], tell: Callable[[str], object]) -> None:
     job = stage.default_job()
-    job.rate = found.options.rate
+    job.rate, job.most_failures = found.options.rate, _MOST_FAILURES
     load = DrillLoad(job)
     try:
         with load:

@@ -99,6 +99,20 @@ def test_the_summary_tells_availability_and_both_looks() -> None:
     assert "verdict: BROKEN" in summary(found), "a call without a retry failed, and nothing allowed that"
 
 
+def test_a_record_keeps_a_few_failures_and_the_judge_sees_them_all() -> None:
+    from tests.chaos.drills.model import Allowance, Failure, LoadReport, Loss, Outcome, SetReport
+
+    failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0) for _ in range(7000)]
+    plain = SetReport(500_000, 493_000, {"UNAVAILABLE": 7000}, failures)
+    load = LoadReport(plain=plain, retrying=SetReport(500_000, 500_000), seconds=100, rate=10_000)
+    allowed = Allowance(plain=Loss.IN_FLIGHT)
+    outcome = Outcome("soak", "soak", "process", "native", "embedded", allowed, load=load, wounds=[(1.5, 3.0)])
+    found = Soak(Options(1, 3), outcome)
+    assert judge(outcome) == []
+    assert len(found.to_json()["outcome"]["load"]["plain"]["failures"]) == 20
+    assert len(outcome.load.plain.failures) == 7000
+
+
 def test_the_command_names_what_it_may_play_and_refuses_what_it_may_not() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "tests.chaos.soak", *arguments]

@@ -61,6 +61,8 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
     Raises:
         HpackError: the block ends first, more than five octets, or more than 2^32.
     """
+    if position < len(block) and block[position] < 0x80:  # two octets in all, as most are
+        return prefix + block[position], position + 1
     value = prefix
     shift = 0
     for octet in block[position : position + MAX_CONTINUATION_OCTETS]:
@@ -114,10 +116,16 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
 
     ``secret``: not to be remembered.
     """
-    if position >= len(block):
-        raise HpackError("block ends where a string should be")
-    octet = block[position]
+    try:
+        octet = block[position]
+    except IndexError:
+        raise HpackError("block ends where a string should be") from None
     position += 1
+    if octet < 0x7F:  # short and plain, as most are
+        end = position + octet
+        if end > len(block):
+            raise HpackError("string longer than its block")
+        return block[position:end], end
     length = octet & 0x7F
     if length == 0x7F:
         length, position = decode_integer(block, position, 0x7F)
@@ -265,18 +273,17 @@ class Decoder:
         prefix = 0x3F if octet >= 0x40 else 0x0F
         secret = octet & 0xF0 == 0x10
         index = octet & prefix
-        if not index:
-            # 0x80, an indexed field with index 0, comes by here too.
-            if octet == 0x80:
-                raise HpackError("index 0")
-            name, position = _string(block, position, secret)
-        else:
+        if index:
             if index == prefix:
                 index, position = decode_integer(block, position, prefix)
             try:
                 name = self._table[index][0][0]
             except IndexError:
                 raise HpackError("index beyond the table") from None
+        elif octet == 0x80:  # an indexed field with index 0 comes by here too
+            raise HpackError("index 0")
+        else:
+            name, position = _string(block, position, secret)
         value, position = _string(block, position, secret)
         return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
 

@@ -79,7 +79,7 @@ class Limits:
     answers_per_turn: int = 64
     """Ready answers for one turn: 0.1 to 0.15 ms of CPU, writing among it."""
 
-    work_per_turn: int = 100
+    work_per_turn: int = 60
     """Work of one turn in units of about a microsecond, as `core` weighs it: frames, header lists, octets inflated.
     It is what a neighbour waits for while somebody sends the dearest input there is."""
 

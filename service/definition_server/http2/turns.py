@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-SLICE = 0.00005
+SLICE = 0.00003
 """Seconds of leftover work in one turn of the loop; the connection's turn during which it ends is not cut short."""
 
 

@@ -41,6 +41,8 @@ class Job:
     """Rows of the `rows.VersionedTable` behind the target; 0: any catalogue (`answers.Checker`)."""
     size: int = 0
     """Octets of filling in each of those rows."""
+    most_failures: int = 5000
+    """How many are told one by one, of each set. Beyond it nobody can say whether they were allowed."""
 
 
 class LoadFailed(Exception):

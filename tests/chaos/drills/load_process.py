@@ -146,7 +146,7 @@ class Load:
     ) -> None:
         code = error.code().name
         tally.failed[code] += 1
-        if len(tally.failures) < MOST_TOLD:
+        if len(tally.failures) < self._job.most_failures:
             details = (error.details() or "")[:200]
             short = method.rpartition("/")[2]
             tally.failures.append(Failure(short, connection.number, code, details, sent, time.monotonic()))
