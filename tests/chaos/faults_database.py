@@ -21,6 +21,7 @@ FAILED, REFUSED = "Sync failed", "Sync refused"
 RESTARTS = 4
 SLOW_BYTES_PER_SECOND = 10_000.0
 _MID_READ_BYTES_PER_SECOND = 1_000_000.0
+_CANCELLATIONS = 100
 
 
 def tells(message: str, *needles: str, times: int = 2) -> Callable[[Stage], bool]:
@@ -223,14 +224,16 @@ def cancelled(stage: Stage) -> Iterator[None]:
     with psycopg.connect(stage.table.url, autocommit=True) as connection:
 
         def cancel() -> bool:
-            # A cancellation between two statements has no effect, so again and again, but of the reading alone.
+            # A cancellation between two statements has no effect, and each FETCH takes a few milliseconds: so again and
+            # again without a pause, but of the reading alone.
             assert stage.reader is not None
             assert stage.load is not None
-            connection.execute(
-                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
-                "WHERE usename = %s AND state = 'active' AND starts_with(query, 'FETCH')",
-                (stage.reader.name,),
-            )
+            for _ in range(_CANCELLATIONS):
+                connection.execute(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+                    "WHERE usename = %s AND state = 'active' AND starts_with(query, 'FETCH')",
+                    (stage.reader.name,),
+                )
             return stage.logged(FAILED, CANCELLED) > 0 or stage.load.failed > 0
 
         until(cancel, "a statement is cancelled", seconds=20)

@@ -1,4 +1,4 @@
-"""The catalogue that was served until just now, held for a few seconds more.
+"""The catalogue that was served until just now, held for two seconds more.
 
 Whoever lets go of a snapshot last frees its memory: some 15 ms of work for 200 MB. That must not be a worker, whose
 calls would wait (docs/decisions/0013-answers-before-the-swap.md), so the master holds on for longer than they do.
@@ -11,7 +11,7 @@ import asyncio
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
 
-HELD_SECONDS = 3.0
+HELD_SECONDS = 2.0
 """A worker takes up to a second to prepare its answers and lets go half a second after the swap."""
 
 

@@ -89,7 +89,7 @@ def makes_all_wait_for_wrong_keys() -> None:
         try:
             authenticate(self, metadata)
         except Exception:
-            time.sleep(0.1)
+            time.sleep(0.5)
             raise
 
     KeyRing.authenticate = authenticate_slowly  # type: ignore[method-assign]

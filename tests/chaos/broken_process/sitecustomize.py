@@ -170,9 +170,9 @@ def workers_die_of_trouble() -> None:
 def needs_a_thread_to_swap() -> None:
     """A worker swaps catalogues in a thread, and does without where there is none."""
     worker = of("data_plane.worker")
-    swap = worker.Worker._swap
+    take = worker.Worker._open
 
-    def swap_aside(self: Any, message: Any, descriptor: int) -> None:
+    def take_aside(self: Any, message: Any, descriptor: int) -> None:
         try:
             thread = threading.Thread(target=lambda: None)
             thread.start()
@@ -180,9 +180,9 @@ def needs_a_thread_to_swap() -> None:
             os.close(descriptor)
             return
         thread.join()
-        swap(self, message, descriptor)
+        take(self, message, descriptor)
 
-    worker.Worker._swap = swap_aside
+    worker.Worker._open = take_aside
 
 
 def stores_before_it_publishes() -> None:
