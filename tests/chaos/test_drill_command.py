@@ -46,6 +46,11 @@ def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+def _hears_ctrl_c() -> None:
+    """Whoever runs the tests in the background has them ignore SIGINT, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def served(table: Table, start_server: StartServer) -> tuple[ServerProcess, Table]:
     table.add_commands(200)
@@ -155,7 +160,9 @@ def test_ctrl_c_ends_the_fault_and_prints_what_was_played(served: tuple[ServerPr
     ids = ("--fault", "observe", "--fault", "target-table-locked")
     line, variables = command(*at(server), "--seconds", "5", *ids, "--database", table.url, "--yes")
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(line, cwd=ROOT, env=variables, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        line, cwd=ROOT, env=variables, text=True, start_new_session=True, preexec_fn=_hears_ctrl_c, **pipes
+    ) as process:  # type: ignore[call-overload]
         try:
             until(lambda: server.logged("Sync failed"), server.tail, seconds=60)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in the group
