@@ -286,13 +286,11 @@ async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_ot
         assert await answers() == expected(another)
 
 
+@pytest.mark.transports("native")
 async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
-    keys: KeyRing, page: StatsPage, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = DefinitionEngine()
-    engine.snapshot = opened("if")
-    transport = NativeTransport(CONFIGURE, Endpoint(engine, keys, page.slot(0)))
-    port = await transport.start()
+    transport, port = await serve()
     looked_up: list[bytes] = []
     answer = Snapshot.answer
 
@@ -311,7 +309,6 @@ async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
         for name in ("if", "no"):
             await answered(client, name)
     assert looked_up == []
-    await transport.stop(0)
 
 
 async def answered(client: grpc.aio.Channel, name: str) -> None:
@@ -319,13 +316,11 @@ async def answered(client: grpc.aio.Channel, name: str) -> None:
         await raw(client, "GetCommand", b"\x0a" + bytes([len(name)]) + name.encode())
 
 
+@pytest.mark.transports("native")
 async def test_a_preparation_that_takes_too_long_is_cut(
-    keys: KeyRing, page: StatsPage, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = DefinitionEngine()
-    engine.snapshot = opened("if")
-    transport = NativeTransport(CONFIGURE, Endpoint(engine, keys, page.slot(0)))
-    port = await transport.start()
+    transport, port = await serve()
     monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
     monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
     async with channel(port) as client:
@@ -333,7 +328,6 @@ async def test_a_preparation_that_takes_too_long_is_cut(
         await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
         engine.snapshot = coming
         assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
-    await transport.stop(0)
 
 
 async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(serve: Serve, keys: KeyRing) -> None:
