@@ -1,58 +1,20 @@
-"""Environment to typed settings: the one declaration, and the only reader of ``os.environ``.
-
-The declaration feeds parsing, ``definition-server serve --help``, ``definition-server config`` and
-``docs/settings.md``. Every field's description says what it does; ``remedy`` says what to write when a value
-is refused. A secret ``X`` may come from a file instead, named by ``X_FILE`` (trailing newlines are dropped).
-
-Well over our 400 lines: most of them are the declaration itself, which belongs in one place.
+"""The settings: one declaration, which feeds parsing (`environment`), ``definition-server serve --help``,
+``definition-server config`` and ``docs/settings.md``.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 
 from definition_server.cpus import granted_cpus
-
-EX_CONFIG = 78
-"""Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
+from definition_server.environment import EnvironmentSettings, advice
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the environment: which variable, the value found (secrets masked), what to do."""
-
-    variable: str
-    value: str | None
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        shown = "is not set" if self.value is None else f"= {self.value!r}"
-        return f"{self.variable} {shown}: {self.reason}. {self.remedy}"
-
-
-class SettingsError(Exception):
-    """The environment cannot be used. ``problems`` holds all that is wrong with it, not only the first."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
-
-
-def _remedy(text: str, *, secret: bool = False) -> dict[str, Any]:
-    return {"remedy": text, "secret": secret}
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -63,41 +25,6 @@ _MOST_WORKERS = 512
 _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Values of secrets from the files that ``<VARIABLE>_FILE`` names; `_file_problems` reports the unreadable."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        variable = variables(field)[0]
-        path = os.environ.get(f"{variable}_FILE")
-        if not path or not is_secret(field):
-            return None, variable, False
-        try:
-            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), variable, False
-        except (OSError, UnicodeDecodeError):
-            return None, variable, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
-        return {variable: value for value, variable, _ in found if value}
-
-
-class _EnvironmentSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _SecretFiles(settings_cls)
-
-
 def _check_api_key(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text.isascii() or not text.isprintable() or text != text.strip():
@@ -105,19 +32,19 @@ def _check_api_key(value: SecretStr) -> SecretStr:
     return value
 
 
-class Settings(_EnvironmentSettings):
+class Settings(EnvironmentSettings):
     """What ``definition-server serve`` runs on."""
 
     database_url: SecretStr = Field(
         validation_alias="DATABASE_URL",
         description="PostgreSQL connection URL of the database that holds `obex_dapl_functions`. "
         "The role needs SELECT on that table and nothing else.",
-        json_schema_extra=_remedy("Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE", secret=True),
+        json_schema_extra=advice("Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE", secret=True),
     )
     api_key: SecretStr = Field(
         validation_alias="API_KEY",
         description="Key that every call must carry as metadata `x-avap-auth`.",
-        json_schema_extra=_remedy(
+        json_schema_extra=advice(
             "Set it to the key that clients send, printable ASCII, for example from `openssl rand -hex 24`",
             secret=True,
         ),
@@ -126,25 +53,25 @@ class Settings(_EnvironmentSettings):
         None,
         validation_alias="AVAP_INTERNAL_KEY",
         description="Key of the HMAC that signs each definition's code. Unset: code is served unsigned.",
-        json_schema_extra=_remedy("Set it to the key that language servers verify with", secret=True),
+        json_schema_extra=advice("Set it to the key that language servers verify with", secret=True),
     )
     host: str = Field(
         "0.0.0.0",
         validation_alias="HOST",
         description="Address that the gRPC port and the metrics port are bound to.",
-        json_schema_extra=_remedy("Give an IP address of this machine, 0.0.0.0 or ::"),
+        json_schema_extra=advice("Give an IP address of this machine, 0.0.0.0 or ::"),
     )
     port: Port = Field(
         50051,
         validation_alias="PORT",
         description="gRPC port. 0 takes a free one.",
-        json_schema_extra=_remedy("Give a number from 0 to 65535"),
+        json_schema_extra=advice("Give a number from 0 to 65535"),
     )
     metrics_port: Port = Field(
         9464,
         validation_alias="METRICS_PORT",
         description="HTTP port of /metrics, /livez, /readyz and /statusz. 0 takes a free one.",
-        json_schema_extra=_remedy("Give a number from 0 to 65535"),
+        json_schema_extra=advice("Give a number from 0 to 65535"),
     )
     workers: int = Field(
         default_factory=lambda: min(_MOST_WORKERS, granted_cpus()),
@@ -152,70 +79,70 @@ class Settings(_EnvironmentSettings):
         le=_MOST_WORKERS,
         validation_alias="WORKERS",
         description="Worker processes. Default: the CPUs granted (cgroup quota, then affinity).",
-        json_schema_extra=_remedy("Give a whole number from 1 to 512, or leave it unset"),
+        json_schema_extra=advice("Give a whole number from 1 to 512, or leave it unset"),
     )
     sync_interval_seconds: Seconds = Field(
         60.0,
         validation_alias="SYNC_INTERVAL_SECONDS",
         description="Time between two looks at the table.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("60 or 0.5")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("60 or 0.5")),
     )
     snapshot_dir: Path | None = Field(
         None,
         validation_alias="SNAPSHOT_DIR",
         description="Directory of the last-known-good snapshot, served when the database is down at start. "
         "Unset: none is kept.",
-        json_schema_extra=_remedy("Give a directory that the server may write to, or leave it unset"),
+        json_schema_extra=advice("Give a directory that the server may write to, or leave it unset"),
     )
     allow_empty_catalog: bool = Field(
         False,
         validation_alias="ALLOW_EMPTY_CATALOG",
         description="Serve a catalogue without a single definition. False: an emptied table is refused, "
         "and the last good catalogue stays.",
-        json_schema_extra=_remedy("Give true or false"),
+        json_schema_extra=advice("Give true or false"),
     )
     transport: Literal["native", "grpcio"] = Field(
         DEFAULT_TRANSPORT,
         validation_alias="TRANSPORT",
         description="gRPC implementation of the workers. native: the server's own, the fast one. grpcio: Google's.",
-        json_schema_extra=_remedy("Give native or grpcio"),
+        json_schema_extra=advice("Give native or grpcio"),
     )
     tls_cert_file: Path | None = Field(
         None,
         validation_alias="TLS_CERT_FILE",
         description="PEM file of the certificate chain: serve TLS. Unset: cleartext. Read again on SIGHUP.",
-        json_schema_extra=_remedy("Name a PEM file and set TLS_KEY_FILE, or leave both unset"),
+        json_schema_extra=advice("Name a PEM file and set TLS_KEY_FILE, or leave both unset"),
     )
     tls_key_file: Path | None = Field(
         None,
         validation_alias="TLS_KEY_FILE",
         description="PEM file of the certificate's private key. Read again on SIGHUP.",
-        json_schema_extra=_remedy("Name the PEM file of the key that belongs to TLS_CERT_FILE, or leave both unset"),
+        json_schema_extra=advice("Name the PEM file of the key that belongs to TLS_CERT_FILE, or leave both unset"),
     )
     tls_client_ca_file: Path | None = Field(
         None,
         validation_alias="TLS_CLIENT_CA_FILE",
         description="PEM file of the authorities whose client certificates are demanded. Unset: clients need none.",
-        json_schema_extra=_remedy("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
+        json_schema_extra=advice("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     reflection: bool = Field(
         False,
         validation_alias="REFLECTION",
         description="Offer gRPC server reflection (without a key).",
-        json_schema_extra=_remedy("Give true or false"),
+        json_schema_extra=advice("Give true or false"),
     )
     max_connection_age_seconds: SecondsOrZero = Field(
         3600.0,
         validation_alias="MAX_CONNECTION_AGE_SECONDS",
         description="Age (with jitter) at which a connection is asked to reconnect, so that a grown fleet "
         "rebalances. 0: never.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("3600, or 0 for never")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("3600, or 0 for never")),
     )
     max_connection_idle_seconds: SecondsOrZero = Field(
         0.0,
         validation_alias="MAX_CONNECTION_IDLE_SECONDS",
         description="Time without a call after which a connection is asked to go. 0: never.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("900, or 0 for never")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("900, or 0 for never")),
     )
     max_connections: int = Field(
         16_384,
@@ -224,32 +151,32 @@ class Settings(_EnvironmentSettings):
         validation_alias="MAX_CONNECTIONS",
         description="Connections that a worker holds at most; further ones wait until one ends (grpcio: are closed). "
         "0: no limit but that of open files.",
-        json_schema_extra=_remedy("Give a whole number from 0 to 1000000"),
+        json_schema_extra=advice("Give a whole number from 0 to 1000000"),
     )
     keepalive_time_seconds: Seconds = Field(
         7200.0,
         validation_alias="KEEPALIVE_TIME_SECONDS",
         description="Silence of a client after which a ping asks whether it is still there.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("7200")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("7200")),
     )
     keepalive_timeout_seconds: Seconds = Field(
         20.0,
         validation_alias="KEEPALIVE_TIMEOUT_SECONDS",
         description="Time for the answer to that ping, after which the connection is closed.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("20")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("20")),
     )
     app_env: Literal["production", "development"] = Field(
         "production",
         validation_alias=AliasChoices("APP_ENV", "NODE_ENV"),
         description="production: JSON logs and no traceback. development: readable logs and tracebacks. "
         "Also read as NODE_ENV.",
-        json_schema_extra=_remedy("Give production or development"),
+        json_schema_extra=advice("Give production or development"),
     )
     log_level: Literal["DEBUG", "INFO", "WARN", "ERROR", "FATAL"] = Field(
         "INFO",
         validation_alias="LOG_LEVEL",
         description="Least level that is logged.",
-        json_schema_extra=_remedy("Give DEBUG, INFO, WARN, ERROR or FATAL"),
+        json_schema_extra=advice("Give DEBUG, INFO, WARN, ERROR or FATAL"),
     )
     threadpool_size: int = Field(
         64,
@@ -258,45 +185,45 @@ class Settings(_EnvironmentSettings):
         validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
         description="Threads at most for blocking handlers in a worker (none of the server's own RPCs blocks). "
         "Also read as UV_THREADPOOL_SIZE.",
-        json_schema_extra=_remedy("Give a whole number from 1 to 1024"),
+        json_schema_extra=advice("Give a whole number from 1 to 1024"),
     )
     connect_timeout_seconds: Seconds = Field(
         5.0,
         validation_alias="CONNECT_TIMEOUT_SECONDS",
         description="Time allowed for connecting to the database; also how long a start waits for the "
         "database before it serves the last-known-good snapshot.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("5")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
     )
     statement_timeout_seconds: Seconds = Field(
         30.0,
         validation_alias="STATEMENT_TIMEOUT_SECONDS",
         description="Time allowed for each database statement (the look, and each batch of rows).",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("30")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("30")),
     )
     drain_wait_seconds: SecondsOrZero = Field(
         5.0,
         validation_alias="DRAIN_WAIT_SECONDS",
         description="On shutdown, time between health NOT_SERVING and the closing of the port, so that load "
         "balancers notice.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("5")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
     )
     drain_timeout_seconds: Seconds = Field(
         25.0,
         validation_alias="DRAIN_TIMEOUT_SECONDS",
         description="On shutdown, time in all, the wait included, after which calls in flight are cut.",
-        json_schema_extra=_remedy("Give a number of seconds above DRAIN_WAIT_SECONDS"),
+        json_schema_extra=advice("Give a number of seconds above DRAIN_WAIT_SECONDS"),
     )
     heartbeat_timeout_seconds: Seconds = Field(
         10.0,
         validation_alias="HEARTBEAT_TIMEOUT_SECONDS",
         description="A worker whose event loop stands still this long is killed and replaced.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("10")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("10")),
     )
     start_timeout_seconds: Seconds = Field(
         60.0,
         validation_alias="START_TIMEOUT_SECONDS",
         description="A worker that is not READY this long after its start is killed and replaced.",
-        json_schema_extra=_remedy(_SECONDS_REMEDY.format("60")),
+        json_schema_extra=advice(_SECONDS_REMEDY.format("60")),
     )
 
     @field_validator("database_url")
@@ -382,26 +309,26 @@ def _first_line(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
 
 
-class ClientSettings(_EnvironmentSettings):
+class ClientSettings(EnvironmentSettings):
     """What the client commands (``get``, ``sync``, ``health``) run on."""
 
     host: str = Field(
         "127.0.0.1",
         validation_alias="DEFINITION_SERVER_HOST",
         description="Host that the client commands call.",
-        json_schema_extra=_remedy("Give a host name or an IP address"),
+        json_schema_extra=advice("Give a host name or an IP address"),
     )
     port: Port = Field(
         50051,
         validation_alias="PORT",
         description="gRPC port that the client commands call.",
-        json_schema_extra=_remedy("Give a number from 1 to 65535"),
+        json_schema_extra=advice("Give a number from 1 to 65535"),
     )
     api_key: SecretStr | None = Field(
         None,
         validation_alias="API_KEY",
         description="Key sent as metadata `x-avap-auth`.",
-        json_schema_extra=_remedy("Set it to the server's API_KEY", secret=True),
+        json_schema_extra=advice("Set it to the server's API_KEY", secret=True),
     )
     ca_file: Literal["system"] | Path | None = Field(
         None,
@@ -409,19 +336,19 @@ class ClientSettings(_EnvironmentSettings):
         validation_alias="DEFINITION_SERVER_CA_FILE",
         description="PEM file of the authorities that the server's certificate is verified with: call over TLS. "
         "`system`: this machine's authorities. Unset: cleartext.",
-        json_schema_extra=_remedy("Name a readable PEM file, give system, or leave it unset"),
+        json_schema_extra=advice("Name a readable PEM file, give system, or leave it unset"),
     )
     client_cert_file: Path | None = Field(
         None,
         validation_alias="DEFINITION_SERVER_CLIENT_CERT_FILE",
         description="PEM file of the certificate chain that is shown to a server that demands one.",
-        json_schema_extra=_remedy("Name a readable PEM file and set DEFINITION_SERVER_CLIENT_KEY_FILE, or unset both"),
+        json_schema_extra=advice("Name a readable PEM file and set DEFINITION_SERVER_CLIENT_KEY_FILE, or unset both"),
     )
     client_key_file: Path | None = Field(
         None,
         validation_alias="DEFINITION_SERVER_CLIENT_KEY_FILE",
         description="PEM file of that certificate's private key.",
-        json_schema_extra=_remedy(
+        json_schema_extra=advice(
             "Name the readable PEM file of the key that belongs to DEFINITION_SERVER_CLIENT_CERT_FILE, or unset both"
         ),
     )
@@ -459,141 +386,3 @@ class ClientSettings(_EnvironmentSettings):
         if value is not None and info.data.get("ca_file", value) is None:
             raise ValueError("it needs DEFINITION_SERVER_CA_FILE, without which the server is called in cleartext")
         return value
-
-
-AnySettings = TypeVar("AnySettings", bound=_EnvironmentSettings)
-
-
-def load_settings(
-    cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
-) -> AnySettings:
-    """Read ``cls`` from the environment.
-
-    Args:
-        cls: the declaration.
-        defaults: by variable name, for variables that the environment does not set.
-        overrides: by variable name, whatever the environment sets.
-
-    Raises:
-        SettingsError: with every problem found.
-    """
-    problems = [problem for problem in _file_problems(cls) if problem.variable.removesuffix("_FILE") not in overrides]
-    unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
-    try:
-        settings = cls(**_unset(cls, defaults or {}), **overrides)
-    except ValidationError as error:
-        found = [_problem(cls, dict(detail)) for detail in error.errors()]
-        problems += [problem for problem in found if problem.variable not in unreadable]
-        raise SettingsError(problems) from None
-    if problems:
-        raise SettingsError(problems)
-    return settings
-
-
-def variables(field: FieldInfo) -> tuple[str, ...]:
-    """The environment variables that set ``field``, the foremost first."""
-    alias = field.validation_alias
-    if isinstance(alias, AliasChoices):
-        return tuple(str(choice) for choice in alias.choices)
-    return (str(alias),)
-
-
-def remedy(field: FieldInfo) -> str:
-    """What to write when the value of ``field`` is refused."""
-    extra = field.json_schema_extra
-    return str(extra["remedy"]) if isinstance(extra, dict) else ""
-
-
-def is_secret(field: FieldInfo) -> bool:
-    """Whether the value must never be shown, and may come from a file."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra["secret"])
-
-
-def default_text(field: FieldInfo) -> str:
-    """The default as the reference page shows it."""
-    if field.is_required():
-        return "required"
-    if field.default_factory is not None:
-        return "CPUs granted"
-    if field.default is None:
-        return "unset"
-    if isinstance(field.default, bool):
-        return str(field.default).lower()
-    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-
-
-def effective(settings: _EnvironmentSettings) -> dict[str, str | None]:
-    """Variable → value in force, secrets masked, in the order of the declaration."""
-    values: dict[str, str | None] = {}
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        shown = _shown(field, value.get_secret_value() if isinstance(value, SecretStr) else value)
-        values[variables(field)[0]] = shown
-    return values
-
-
-def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """The part of the environment that a child process may see: exact ``names`` and names by ``prefixes``."""
-    return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
-
-
-def _unset(cls: type[_EnvironmentSettings], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The ``defaults`` of variables that the environment sets under none of their names, nor by a file."""
-    kept = dict(defaults)
-    for field in cls.model_fields.values():
-        names = variables(field)
-        if any(os.environ.get(name) for name in (*names, f"{names[0]}_FILE")):
-            kept.pop(names[0], None)
-    return kept
-
-
-def _shown(field: FieldInfo, value: object) -> str | None:
-    if value is None:
-        return None
-    if is_secret(field):
-        return "********"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _file_problems(cls: type[_EnvironmentSettings]) -> list[Problem]:
-    problems = []
-    for field in cls.model_fields.values():
-        variable = variables(field)[0]
-        path = os.environ.get(f"{variable}_FILE")
-        if not path or not is_secret(field):
-            continue
-        if os.environ.get(variable):
-            reason, advice = f"{variable} is set as well", f"Set only one of {variable} and {variable}_FILE"
-        else:
-            try:
-                content = Path(path).read_text(encoding="utf-8")
-            except OSError as error:
-                reason, advice = (
-                    f"it cannot be read ({error.strerror})",
-                    "Name a file that the server may read",
-                )
-            except UnicodeDecodeError:
-                reason, advice = "its content is not UTF-8 text", "Write the secret as text"
-            else:
-                if content.strip():
-                    continue
-                reason, advice = "the file is empty", "Write the secret into it"
-        problems.append(Problem(f"{variable}_FILE", path, reason, advice))
-    return problems
-
-
-def _problem(cls: type[_EnvironmentSettings], detail: dict[str, Any]) -> Problem:
-    location = str(detail["loc"][0])
-    field = next(f for name, f in cls.model_fields.items() if location in (name, *variables(f)))
-    variable = next((v for v in variables(field) if os.environ.get(v)), variables(field)[0])
-    value = None if detail["type"] == "missing" else _shown(field, detail.get("input"))
-    reason = "it is required" if detail["type"] == "missing" else _lower_first(str(detail["msg"]))
-    return Problem(variable, value, reason, remedy(field))
-
-
-def _lower_first(message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name stays as it is

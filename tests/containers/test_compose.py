@@ -19,7 +19,8 @@ from tests.support.client import Client
 from tests.support.polling import until
 
 from definition_server.cli.embedded_postgres import free_port
-from definition_server.settings import Settings, variables
+from definition_server.environment import variables
+from definition_server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

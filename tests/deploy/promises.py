@@ -13,7 +13,8 @@ from definition_server.cli.sizing import Demand, answer, load_figures
 from definition_server.control_plane.master import _EXIT_MARGIN_SECONDS
 from definition_server.data_plane.health import LIVENESS
 from definition_server.data_plane.services import SERVICE
-from definition_server.settings import Settings, is_secret, variables
+from definition_server.environment import is_secret, variables
+from definition_server.settings import Settings
 
 Promise = Callable[[Manifests], Iterator[str]]
 

@@ -30,7 +30,7 @@ FLOORS = {
     "rpc": 0,
 }
 
-ROOM_OF_MODULE = {"": "settings", "cpus": "settings", "__main__": "cli"}
+ROOM_OF_MODULE = {"": "settings", "cpus": "settings", "environment": "settings", "__main__": "cli"}
 """Modules beside the rooms. The package itself holds only the version."""
 
 ONLY_IN = {
@@ -57,7 +57,7 @@ NATIVE = "data_plane/transports/native.py"
 """It takes the servicers of health and reflection as they are, and no gRPC but our own carries them."""
 
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-ENVIRONMENT_HOME = "settings.py"
+ENVIRONMENT_HOME = "environment.py"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def test_the_sources_are_really_read(sources: Sources) -> None:
     assert (f"{PACKAGE}.catalog.definition", f"{PACKAGE}.catalog.wire") in arrows
     assert (f"{PACKAGE}.control_plane.postgres", "psycopg") in arrows
     assert (f"{PACKAGE}.data_plane.transports.grpcio", "grpc") in arrows
-    assert reads_environment(sources.trees["settings.py"])
+    assert reads_environment(sources.trees["environment.py"])
 
 
 def test_every_folder_of_the_package_is_a_room_with_a_floor(sources: Sources) -> None:
@@ -243,6 +243,7 @@ FORBIDDEN = {
     "reflection beside its home": ("data_plane/worker.py", "from grpc_reflection.v1alpha import reflection"),
     "a socket in the catalogue": ("catalog/x.py", "import socket"),
     "a process in the catalogue": ("catalog/x.py", "def f():\n    from subprocess import run"),
+    "the environment in the declaration": ("settings.py", "import os\nos.environ"),
     "the environment by attribute": ("cli/x.py", "import os\nos.environ.get('PORT')"),
     "the environment by alias": ("cli/x.py", "import os as system\nsystem.getenv('PORT')"),
     "the environment by name": ("cli/x.py", "from os import environ"),
@@ -264,7 +265,8 @@ ALLOWED = {
     "two floors down": ("control_plane/x.py", "from definition_server.settings import Settings"),
     "within a room": ("ipc/x.py", "from . import messages\nfrom definition_server.ipc.stats import Slot"),
     "the version": ("control_plane/x.py", "from definition_server import __version__"),
-    "settings know the CPUs": ("settings.py", "import os\nfrom definition_server.cpus import granted_cpus\nos.environ"),
+    "settings know the CPUs": ("settings.py", "from definition_server.cpus import granted_cpus"),
+    "the environment at home": ("environment.py", "import os\nos.environ"),
     "psycopg at home": ("control_plane/postgres.py", "import psycopg"),
     "health in the native transport": (NATIVE, "from grpc_health.v1 import health_pb2_grpc"),
     "grpc at home": ("rpc/avap_pb2_grpc.py", "import grpc"),

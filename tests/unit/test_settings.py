@@ -18,10 +18,8 @@ from tests.support.certificates import Authority
 
 from definition_server.cli.reference import settings_epilog, settings_page
 from definition_server.cpus import granted_cpus
-from definition_server.settings import (
-    ClientSettings,
+from definition_server.environment import (
     Problem,
-    Settings,
     SettingsError,
     effective,
     inherited_environment,
@@ -30,6 +28,7 @@ from definition_server.settings import (
     remedy,
     variables,
 )
+from definition_server.settings import ClientSettings, Settings
 
 REQUIRED = {"DATABASE_URL": "postgresql://reader:pw@db:5432/avap", "API_KEY": "key-of-clients"}
 

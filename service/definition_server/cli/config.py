@@ -8,7 +8,8 @@ from rich.table import Table
 
 from definition_server.cli.exits import settings_or_exit
 from definition_server.cli.reference import settings_page
-from definition_server.settings import Settings, effective
+from definition_server.environment import effective
+from definition_server.settings import Settings
 
 
 @click.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from definition_server.settings import EX_CONFIG, AnySettings, Problem, SettingsError, load_settings
+from definition_server.environment import EX_CONFIG, AnySettings, Problem, SettingsError, load_settings
 
 
 class Exit(IntEnum):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic_settings import BaseSettings
 
-from definition_server.settings import ClientSettings, Settings, default_text, is_secret, remedy, variables
+from definition_server.environment import default_text, is_secret, remedy, variables
+from definition_server.settings import ClientSettings, Settings
 
 
 def settings_epilog(cls: type[BaseSettings]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from definition_server.cli.exits import unusable_environment
-from definition_server.settings import ClientSettings, Problem
+from definition_server.environment import Problem
+from definition_server.settings import ClientSettings
 
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_")
 """What gRPC calls a connection that was made, and that the other side then ended (by an alert in TLS 1.2)."""

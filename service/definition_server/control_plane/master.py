@@ -27,9 +27,10 @@ from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer, SyncLoop
+from definition_server.environment import SettingsError, load_settings
 from definition_server.ipc.messages import Configure, Keys
 from definition_server.observability.logs import configure_logs, get_logger
-from definition_server.settings import Settings, SettingsError, load_settings
+from definition_server.settings import Settings
 
 log = get_logger(__name__)
 

@@ -8,11 +8,11 @@ import sys
 from asyncio.subprocess import Process
 
 from definition_server.control_plane.publisher import Publication
+from definition_server.environment import inherited_environment
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
 from definition_server.observability.logs import get_logger
-from definition_server.settings import inherited_environment
 
 log = get_logger(__name__)
 
