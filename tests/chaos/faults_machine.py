@@ -39,8 +39,9 @@ NO_DESCRIPTOR = 3
 """A limit of open files below all that a process has open, so that it gets no further one."""
 EX_UNAVAILABLE = 69
 OBSERVED_SECONDS = 2.0
-NOTICED_SECONDS = 1.5
-"""libfaketime looks for the time once a second."""
+NOTICED_SECONDS = 2.5
+"""libfaketime looks for the offset again once more than a second has passed, and it counts in whole seconds: after two
+at the most."""
 _SMALL_DISK = "size=64k,mode=0755"
 """Less than the snapshot of a drill's table, so it cannot be stored."""
 
@@ -51,6 +52,11 @@ def pids_of(stage: Stage) -> list[int]:
     return [server.pid, *server.worker_pids()]
 
 
+def none_may_die(stage: Stage, pids: list[int]) -> None:
+    """Whatever the machine lacked, ``pids`` are the server's processes still."""
+    must(stage, lambda: pids_of(stage) == pids, "no process dies of what the machine lacks", 0)
+
+
 # -- descriptors -------------------------------------------------------------------------------------------------------
 
 
@@ -59,19 +65,23 @@ def no_descriptors(stage: Stage) -> Iterator[None]:
     """Neither master nor workers get a further descriptor, while a new version is written and clients connect."""
     assert stage.table is not None
     host, _, port = stage.target.rpartition(":")
-    with limited(pids_of(stage), resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
+    pids = pids_of(stage)
+    with limited(pids, resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
         stage.table.advance()
         with socket.create_connection((host, int(port)), timeout=5):  # nobody can accept it
             yield
+    none_may_die(stage, pids)
 
 
 @contextmanager
 def workers_without_descriptors(stage: Stage) -> Iterator[None]:
     """The workers alone: what the master publishes cannot be handed to them."""
     assert stage.table is not None
-    with limited(server_of(stage).worker_pids(), resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
+    pids = pids_of(stage)
+    with limited(pids[1:], resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
         stage.table.advance()
         yield
+    none_may_die(stage, pids)
 
 
 @contextmanager
@@ -183,7 +193,7 @@ def cpu_halved(stage: Stage) -> Iterator[None]:
     with cpu_limited(pids, used / 2) as group:
         yield
         assert group.counter("cpu.stat", "nr_throttled"), "the server had to wait for its CPU time"
-    must(stage, lambda: pids_of(stage) == pids, "no worker is killed for being slow", 0)
+    none_may_die(stage, pids)
 
 
 # -- port --------------------------------------------------------------------------------------------------------------

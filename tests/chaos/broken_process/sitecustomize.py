@@ -159,10 +159,14 @@ def dies_of_a_failed_cycle() -> None:
 def workers_die_of_trouble() -> None:
     """A worker that has something to complain of ends."""
     worker = of("data_plane.worker")
+    log = worker.log
 
     class Fatal:
-        warning = info = staticmethod(lambda *args, **fields: None)
-        error = staticmethod(lambda *args, **fields: os._exit(1))
+        warning, info = log.warning, log.info
+
+        def error(self, *args: Any, **fields: Any) -> None:
+            log.error(*args, **fields)
+            os._exit(1)
 
     worker.log = Fatal()
 

@@ -32,6 +32,13 @@ SETTINGS = {
 BROKEN = Path(__file__).parents[1] / "broken"
 """Holds the ``sitecustomize`` that breaks a server on purpose."""
 
+NOTICED_SECONDS = 0.1
+"""Within this a client notices that its connection is gone, and has another."""
+REFUSED_SECONDS = 1.5
+"""The same on grpcio, where every worker has a listening socket of its own: the kernel may lay a client's next
+connection into the queue of a worker that is just dying, and resets it. The client tries again after 1 s, give or take
+a fifth (gRPC's connection backoff), and until then calls that do not wait fail at once."""
+
 _CLIENT_MARGIN_SECONDS = 1.0
 """How much later than ``STATEMENT_TIMEOUT_SECONDS`` the server gives up a wait."""
 _MOST_NAMES = 2000
@@ -83,14 +90,15 @@ class Stage:
     """For a server that this process did not start but may look at."""
 
     @contextmanager
-    def wound(self, after_seconds: float = 0.1) -> Iterator[None]:
-        """The block hurts calls under way, for as long as it lasts and ``after_seconds`` more: what is sent meanwhile
-        on a connection whose end the client has not yet noticed counts as under way too."""
+    def wound(self) -> Iterator[None]:
+        """The block hurts calls under way, for as long as it lasts and until every client has a new connection: what is
+        sent meanwhile on the old one counts as under way too."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.wounds.append((began, time.monotonic() + after_seconds))
+            after = NOTICED_SECONDS if self.transport == "native" else REFUSED_SECONDS
+            self.wounds.append((began, time.monotonic() + after))
 
     def default_job(self) -> Job:
         """The steady load of a drill."""
