@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import weakref
 from array import array
@@ -67,6 +68,28 @@ async def test_no_more_than_one_is_held(retired: Retirement) -> None:
     await eventually(lambda: all(memory.freed_in for memory in memories[:4]), "those before were freed")
     assert not memories[4].freed_in
     assert all(memory.freed_in != [threading.get_ident()] for memory in memories[:4])
+
+
+async def test_what_failed_while_it_was_served_does_not_hold_it(
+    retired: Retirement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.2)
+    memory = Memory()
+
+    def fail(served: Snapshot) -> Snapshot:
+        try:
+            raise OSError("the database is away")
+        except OSError as error:
+            kept = error  # its traceback has this frame, which has it
+        assert kept
+        return served
+
+    gc.disable()  # it comes when it likes
+    try:
+        retired.take(fail(memory.snapshot()))
+        await eventually(lambda: memory.freed_in, "the end")
+    finally:
+        gc.enable()
 
 
 async def test_closed_it_holds_nothing_and_waits_for_nothing(retired: Retirement) -> None:

@@ -2,11 +2,17 @@
 
 Whoever lets go of a snapshot last frees its memory: some 15 ms of work for 200 MB. That must not be a worker, whose
 calls would wait (docs/decisions/0013-answers-before-the-swap.md), so the master holds on for longer than they do.
+
+Then nothing else in the master may hold it. A cycle that failed while it was served may: the exception's frames know
+what was served, and they and the exception know each other. That is for the garbage collector, which has no reason to
+come soon in a process that does next to nothing; so it is called.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+from functools import partial
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
@@ -39,4 +45,9 @@ class Retirement:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._background.soon(self._held.clear)
+            self._background.soon(partial(_release, self._held))
+
+
+def _release(held: list[Snapshot]) -> None:
+    held.clear()
+    gc.collect()  # some 20 ms, measured in a master that serves
