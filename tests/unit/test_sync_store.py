@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +23,7 @@ from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import sync
+from definition_server.control_plane import retirement, sync
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -164,6 +165,33 @@ async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works
     await cycle(synchronizer)
     assert synchronizer.state.store_error is None
     assert stored(store) == bytes(current(publisher).buffer)
+
+
+def snapshots_mapped() -> int:
+    """How many this process holds."""
+    return Path("/proc/self/maps").read_text().count("/memfd:avap-snapshot")
+
+
+async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise StoreError("No space left on device")
+
+    monkeypatch.setattr(store, "save", full)
+    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.1)
+    synchronizer = make(store)
+    gc.collect()
+    before = snapshots_mapped()
+    gc.disable()  # it comes when it likes
+    try:
+        for name in ("if", "else", "end"):
+            source.replace(row(name))
+            assert await cycle(synchronizer) is Outcome.PUBLISHED
+            assert await cycle(synchronizer) is Outcome.UNCHANGED  # and tries to store it once more
+        await eventually(lambda: snapshots_mapped() == before + 1, "the replaced ones are gone")
+    finally:
+        gc.enable()
 
 
 async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothing_changed(
