@@ -1,7 +1,7 @@
 """Attacks on an HTTP/2 server, as octets: one client that does one thing as fast as the server takes it.
 
 Each is written down beforehand, so that sending it costs the attacker nothing but system calls: what goes first, and
-what follows, in pieces of at most `PIECE` octets. An attacker that is thrown out connects again and starts anew; so
+what follows, in pieces of at most `PIECE` octets. An attacker that is told to go connects again and starts anew; so
 does one whose script is at its end, once the server has answered the PING there: as fast as the server works, not as
 fast as the kernel queues what nobody has looked at. `Attackers.step` sends one piece, so that an attack and a victim's
 calls can share one loop without the victim's clock being late.
@@ -25,6 +25,8 @@ _CALLS = 4000
 
 _FINISHED = wire.frame(wire.PING, 0, 0, b"finished")
 _FINISHED_ANSWER = wire.frame(wire.PING, wire.ACK, 0, b"finished")
+_GOAWAY = wire.frame(wire.GOAWAY, 0, 0)[3:]
+"""Without its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +296,9 @@ class _Attacker:
     def _read(self, sock: socket.socket) -> None:
         """Take what the server says: the end, or that it has got to the end of the script."""
         data = sock.recv(65_536)
-        if not data:
-            raise ConnectionResetError
         self._heard = self._heard[-len(_FINISHED_ANSWER) :] + data
+        if not data or _GOAWAY in self._heard:
+            raise ConnectionResetError
         if _FINISHED_ANSWER in self._heard and not self._owner.attack.stays:
             self._owner.scripts += 1
             self.leave()

@@ -429,3 +429,69 @@ def test_a_field_that_is_never_indexed_is_not_remembered(monkeypatch: pytest.Mon
     assert len(memo) == 0
     assert decoder().decode(block) == ((b"a", b"secret"),)
     assert len(memo) == 1
+
+
+# -- in pieces -------------------------------------------------------------------------------------------------------
+
+_NAMES = st.sampled_from([b"a", b"name", b"x-" + b"y" * 40])
+_FIELDS = st.one_of(
+    st.builds(literal, _NAMES, st.binary(max_size=60), st.sampled_from([0x40, 0x00, 0x10])),
+    st.integers(1, 70).map(lambda index: hpack.encode_integer(index, 0x7F, 0x80)),
+    st.just(literal(b"large", b"v" * 5000)),
+    st.just(b"\x00\x05cut"),
+)
+_UPDATES = st.lists(st.sampled_from([0, 200, 4096]).map(hpack.encode_size_update), max_size=2)
+
+
+def whole(subject: Decoder, block: bytes) -> object:
+    return subject.decode(block)
+
+
+def in_pieces(most: int) -> object:
+    def decode(subject: Decoder, block: bytes) -> object:
+        for _ in range(len(block) + 1):
+            if (fields := subject.decode_some(block, most)) is not None:
+                return fields
+        raise AssertionError("no end")
+
+    return decode
+
+
+def outcome(subject: Decoder, decode: object, block: bytes) -> object:
+    """All that can be seen of it afterwards."""
+    try:
+        fields = decode(subject, block)  # type: ignore[operator]
+    except HpackError as error:
+        return str(error)
+    seen = (subject.changed, subject.epoch, subject.overflow, subject.list_size, subject.hopeless)
+    return fields, seen, subject.dynamic_table, subject.dynamic_table_size
+
+
+@given(
+    st.lists(st.tuples(_UPDATES, st.lists(_FIELDS, max_size=90)), min_size=1, max_size=3),
+    st.integers(1, 40),
+    st.sampled_from([5, 32, 64, 10_000]),
+)
+def test_a_block_decoded_in_pieces_is_the_block_decoded_whole(
+    blocks: list[tuple[list[bytes], list[bytes]]], most: int, hopeless: int
+) -> None:
+    first, second = (
+        Decoder(max_list_size=1000, max_fields=20, hopeless_list_size=8000, hopeless_fields=hopeless) for _ in range(2)
+    )
+    for updates, fields in blocks:
+        block = b"".join((*updates, *fields))
+        seen = outcome(first, whole, block)
+        assert outcome(second, in_pieces(most), block) == seen
+        if isinstance(seen, str) or first.hopeless:
+            return  # of no more use
+
+
+def test_a_piece_is_no_more_than_was_asked_for() -> None:
+    subject = decoder()
+    block = b"".join(literal(b"n", b"%d" % number) for number in range(10))
+    for done in (4, 8):
+        assert subject.decode_some(block, 4) is None
+        assert len(subject.dynamic_table) == done
+    fields = subject.decode_some(block, 4)
+    assert fields is not None
+    assert [value for _, value in fields] == [b"%d" % number for number in range(10)]

@@ -121,9 +121,10 @@ def _blind_to(unseen: str) -> type[engine_hpack.Decoder]:
     class Blind(engine_hpack.Decoder):
         __slots__ = ()
 
-        def decode(self, octets: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        def decode_some(self, octets: bytes, most: int) -> tuple[tuple[bytes, bytes], ...] | None:
             before = self.epoch
-            fields = super().decode(octets)
+            fields = super().decode_some(octets, most)
+            assert fields is not None, "these blocks have few fields"
             size_update_in_front = octets[0] & 0xE0 == 0x20
             oversize = any(len(name) + len(value) + 32 > 4096 for name, value in fields)
             if (unseen == "size update" and size_update_in_front) or (unseen == "oversize insertion" and oversize):

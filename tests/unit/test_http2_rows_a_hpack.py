@@ -25,6 +25,7 @@ from tests.support.h2_wire import (
     three_ways,
 )
 
+from definition_server.http2.exchanges import FIELDS_AT_ONCE
 from definition_server.http2.hpack import Decoder
 from definition_server.http2.limits import Limits
 
@@ -268,6 +269,72 @@ def test_a28_nor_is_one_of_hopelessly_many_fields(count: int, hopeless: bool):
     assert decoder.overflow
     assert decoder.hopeless is hopeless
     assert decoder.list_size == 33 * min(count, 129)
+
+
+MANY = plain(b"a", b"bcd") * 85  # with the request's own, within the limit of 100
+
+
+@three_ways
+@pytest.mark.parametrize("path", [STATIC, HANDLED])
+@pytest.mark.parametrize("continued", [False, True])
+def test_a28_a_long_block_is_decoded_in_turns_and_what_follows_it_waits(feed: Feed, path: bytes, continued: bool):
+    block = request_block(path) + MANY + inserting(b"kept", b"1")
+    frames = headers(3, block)
+    if continued:
+        frames = headers(3, block[:200], end_headers=False) + continuation(3, block[200:], end_headers=True)
+    peer = Peer(feed).send(call(1))
+    before = peer.turns
+    peer.send(frames, data(3, grpc_message(b"world"), end_stream=True), headers(5, request_block() + indexed(62)))
+    peer.send(data(5, grpc_message(b"world"), end_stream=True))
+    peer.assert_answered(1)
+    peer.assert_answered(5)
+    if path == STATIC:
+        peer.assert_answered(3)
+    else:
+        assert peer.received[3] == [b"world"]
+    assert peer.turns > before
+
+
+@three_ways
+def test_a28_long_trailers_are_decoded_in_turns(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), data(1, grpc_message(b"world")))
+    before = peer.turns
+    peer.send(headers(1, plain(b"a", b"x") * 98, end_stream=True), call(3))
+    assert peer.half_closed == {1}
+    peer.assert_answered(3)
+    assert peer.turns > before
+
+
+@pytest.mark.parametrize("block", [MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["tiny", "small"])
+def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
+    done: list[int] = []
+    decode_some = Decoder.decode_some
+
+    def counted(self: Decoder, block: bytes, most: int) -> object:
+        done[-1] += most
+        return decode_some(self, block, most)
+
+    monkeypatch.setattr(Decoder, "decode_some", counted)
+    peer = Peer()
+    frames = headers(1, (request_block() + block)[:16_384])
+    done.append(0)
+    peer.connection.receive_data(frames, peer.now)
+    while peer.connection.backlog:
+        done.append(0)
+        peer.connection.receive_data(b"", peer.now)
+    assert max(done) <= 2 * FIELDS_AT_ONCE
+    assert peer.connection.terminated
+
+
+def test_a28_while_a_block_is_decoded_no_shorter_way_is_taken():
+    peer = Peer().send(call(1))
+    connection = peer.connection
+    connection.receive_data(headers(3, request_block() + MANY), peer.now)
+    assert connection.backlog
+    assert connection.answer_one(call(5), peer.now) is None
+    peer.send(data(3, grpc_message(b"world"), end_stream=True), call(5))
+    for stream in (1, 3, 5):
+        peer.assert_answered(stream)
 
 
 def test_a28_the_limit_is_told():

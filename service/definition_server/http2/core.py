@@ -17,7 +17,7 @@ from definition_server.http2.events import (
     ConnectionClosing,
     Event,
 )
-from definition_server.http2.hpack import Decoder
+from definition_server.http2.hpack import Decoder, Field
 from definition_server.http2.lifetime import Lifetime
 from definition_server.http2.limits import LeakyBucket, Limits
 from definition_server.http2.ping_policy import PingPolicy
@@ -47,6 +47,7 @@ class Core:
     """State of a connection, and how streams and the connection end."""
 
     __slots__ = (
+        "_ahead",
         "_answers_most",
         "_assembly",
         "_calls_left",
@@ -111,6 +112,7 @@ class Core:
         self._memo: dict[bytes, Route] = {}
         self._memo_epoch = self._decoder.epoch
         self._assembly: BlockAssembly | None = None
+        self._ahead: tuple[Field, ...] | None = None
         self._window = ReceiveWindow(limits.connection_window)
         self._partial = 0
         self._unread = 0

@@ -145,10 +145,11 @@ class Decoder:
     __slots__ = (
         "_allowed",
         "_capacity",
-        "_counted",
+        "_hopeless_fields",
         "_hopeless_list_size",
         "_max_fields",
         "_max_list_size",
+        "_suspended",
         "_table",
         "_used",
         "changed",
@@ -179,7 +180,8 @@ class Decoder:
         self._max_list_size = max_list_size
         self._max_fields = max_fields
         self._hopeless_list_size = hopeless_list_size
-        self._counted = range(hopeless_fields + 1)
+        self._hopeless_fields = hopeless_fields
+        self._suspended: tuple[list[Field], int, int, int] | None = None
         self._allowed = max_table_size
         self._capacity = max_table_size
         self._used = 0
@@ -215,19 +217,34 @@ class Decoder:
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """The fields of one whole header block (section 3.2), without those beyond a limit: see ``overflow``.
 
+        Raises `HpackError` as `decode_some` does.
+        """
+        fields = self.decode_some(block, maxsize)
+        assert fields is not None
+        return fields
+
+    def decode_some(self, block: bytes, most: int) -> tuple[Field, ...] | None:
+        """Decode ``most`` fields of ``block``, or as many more where that was begun. All of them once it is through, as
+        `decode` gives them; until then None, and no other block may be decoded.
+
         Raises:
             HpackError: the block is not HPACK, or speaks of entries that do not exist. The table may then differ from
                 the peer's; this decoder is of no more use.
         """
-        self.changed = False
-        if self._capacity > self._allowed and (not block or block[0] & 0xE0 != 0x20):
-            raise HpackError("no size update after the table was made smaller")
+        if self._suspended is None:
+            self.changed = False
+            if self._capacity > self._allowed and (not block or block[0] & 0xE0 != 0x20):
+                raise HpackError("no size update after the table was made smaller")
+            fields: list[Field] = []
+            position = total = 0
+            left = self._hopeless_fields + 1
+        else:
+            fields, position, total, left = self._suspended
+            self._suspended = None
         table = self._table
         limit = self._max_list_size
-        fields: list[Field] = []
-        position = total = 0
         end = len(block)
-        for _ in self._counted:
+        for _ in range(min(most, left)):
             if position >= end:
                 break
             octet = block[position]
@@ -260,7 +277,10 @@ class Decoder:
                 self.hopeless = True
                 break
         else:
-            self.hopeless = True
+            if most < left and position < end:
+                self._suspended = fields, position, total, left - most
+                return None
+            self.hopeless = most >= left
         self.list_size = total
         self.overflow = total > limit
         if len(fields) > self._max_fields:

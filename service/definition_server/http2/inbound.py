@@ -11,7 +11,7 @@ from definition_server.http2.errors import ConnectionFault, ErrorCode, StreamFau
 from definition_server.http2.events import (
     Event,
 )
-from definition_server.http2.exchanges import Exchanges
+from definition_server.http2.exchanges import LONGEST_REMEMBERED, Exchanges
 from definition_server.http2.receiver import (
     BlockAssembly,
     check_shape,
@@ -78,12 +78,16 @@ class Inbound(Exchanges):
                 position = self._answer_batch(data, position, end)
                 if position == end:
                     break
-            if end - position < frames.HEADER_LENGTH:
+            undecoded = self._assembly is not None and self._assembly.whole is not None
+            if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
             spent = self._calls_left <= 0 or self._work_left <= 0 or len(out) > self.limits.replies_per_turn
             if self.backlog or spent:
                 self.backlog = True
                 break
+            if undecoded:
+                self._go_on_decoding()
+                continue
             high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
             length = high << 16 | low
             if length > frames.DEFAULT_FRAME_SIZE:  # judged before any of it is held (section 4.2)
@@ -150,30 +154,43 @@ class Inbound(Exchanges):
     def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         fragment, self_dependent = without_priority(flags, stream_id, unpadded(flags, payload))
         end_stream = bool(flags & frames.END_STREAM)
-        if flags & frames.END_HEADERS:
+        whole = bool(flags & frames.END_HEADERS)
+        if whole and len(fragment) <= LONGEST_REMEMBERED:
             self._block(stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent)
             return
         self._assembly = BlockAssembly(
             self.limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent
         )
-        self._lifetime.block_at = self._now
+        if whole:
+            self._assembly.end()
+        else:
+            self._lifetime.block_at = self._now
 
     def _continue_block(self, assembly: BlockAssembly, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         assembly.add(kind, stream_id, payload)
         if not payload and not flags & frames.END_HEADERS:
             self._glitch("empty CONTINUATION frames")
         if flags & frames.END_HEADERS:
-            self._assembly = None
+            assembly.end()
             self._lifetime.block_at = inf
-            try:
-                self._block(
-                    stream_id,
-                    assembly.block,
-                    end_stream=assembly.end_stream,
-                    self_dependent=assembly.self_dependent,
-                )
-            except StreamFault as fault:
-                self._refuse(stream_id, fault)
+
+    def _go_on_decoding(self) -> None:
+        """Some more of a long header block; once it is through, what it is about."""
+        assembly = self._assembly
+        assert assembly is not None
+        assert assembly.whole is not None
+        if not self._decode_ahead(assembly.whole):
+            return
+        self._assembly = None
+        try:
+            self._block(
+                assembly.stream_id,
+                assembly.whole,
+                end_stream=assembly.end_stream,
+                self_dependent=assembly.self_dependent,
+            )
+        except StreamFault as fault:
+            self._refuse(assembly.stream_id, fault)
 
     def _block(self, stream_id: int, block: bytes, *, end_stream: bool, self_dependent: bool) -> None:
         """A whole header block. Whatever becomes of it, it is decoded (section 4.3)."""

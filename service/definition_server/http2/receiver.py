@@ -102,9 +102,9 @@ def depends_on_itself(stream_id: int, priority: bytes) -> bool:
 
 
 class BlockAssembly:
-    """A header block that has begun and not ended (section 6.10): nothing else may come in between."""
+    """A header block that has begun and is not dealt with (section 6.10): nothing else may come in between."""
 
-    __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id")
+    __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id", "whole")
 
     def __init__(
         self, limits: Limits, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool
@@ -115,6 +115,8 @@ class BlockAssembly:
         self.self_dependent = self_dependent
         self._parts = bytearray(fragment)
         self._continuations = 0
+        self.whole: bytes | None = None
+        """The block, once it has come to its end and waits to be decoded."""
 
     def add(self, kind: int, stream_id: int, fragment: bytes) -> None:
         """The next frame.
@@ -132,7 +134,6 @@ class BlockAssembly:
         if len(self._parts) > self._limits.max_header_block:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
 
-    @property
-    def block(self) -> bytes:
-        """What has come so far."""
-        return bytes(self._parts)
+    def end(self) -> None:
+        """The block has come to its end."""
+        self.whole = bytes(self._parts)
