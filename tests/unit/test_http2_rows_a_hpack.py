@@ -305,7 +305,7 @@ def test_a28_long_trailers_are_decoded_in_turns(feed: Feed):
     assert peer.turns > before
 
 
-@pytest.mark.parametrize("block", [MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["tiny", "small"])
+@pytest.mark.parametrize("block", [MANY, MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["many", "tiny", "small"])
 def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
     done: list[int] = []
     decode_some = Decoder.decode_some
@@ -316,14 +316,15 @@ def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkey
 
     monkeypatch.setattr(Decoder, "decode_some", counted)
     peer = Peer()
-    frames = headers(1, (request_block() + block)[:16_384])
+    block = (request_block() + block)[:16_384]
+    frames = headers(1, block) + data(1, grpc_message(b"world"), end_stream=True)
     done.append(0)
     peer.connection.receive_data(frames, peer.now)
     while peer.connection.backlog:
         done.append(0)
         peer.connection.receive_data(b"", peer.now)
     assert max(done) <= 2 * FIELDS_AT_ONCE
-    assert peer.connection.terminated
+    assert sum(done) >= 90
 
 
 def test_a28_while_a_block_is_decoded_no_shorter_way_is_taken():

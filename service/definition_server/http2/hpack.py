@@ -277,7 +277,7 @@ class Decoder:
                 self.hopeless = True
                 break
         else:
-            if most < left and position < end:
+            if most < left:
                 self._suspended = fields, position, total, left - most
                 return None
             self.hopeless = most >= left
