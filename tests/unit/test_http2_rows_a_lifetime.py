@@ -20,6 +20,7 @@ from tests.support.h2_wire import (
     SETTINGS_ACK,
     Feed,
     call,
+    continuation,
     data,
     goaway,
     grpc_message,
@@ -44,6 +45,20 @@ def handled(stream: int, *, end_stream: bool = True) -> bytes:
 def drain_ping(peer: Peer) -> bytes:
     """The payload of the last PING the server sent."""
     return [got.payload for got in peer.replies.frames if got.kind == PING and not got.flags & 1][-1]
+
+
+# --- header blocks ---
+
+
+def test_a_block_that_is_finished_has_no_time_limit_any_more():
+    peer = Peer(limits=Limits(header_timeout=1.0))
+    peer.send(
+        headers(1, request_block()[:5], end_headers=False), continuation(1, request_block()[5:], end_headers=True)
+    )
+    peer.advance(5.0)
+    peer.send(data(1, grpc_message(b"world"), end_stream=True)).assert_answered(1)
+    peer.send(headers(3, request_block()[:5], end_headers=False)).advance(5.0)
+    peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
 # --- 47: drain -----------------------------------------------------------------------------------------------

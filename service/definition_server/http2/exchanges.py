@@ -35,16 +35,15 @@ from definition_server.http2.events import (
 from definition_server.http2.messages import MessageReader
 from definition_server.http2.receiver import (
     LAST_DATA,
+    LONGEST_SHORT_BLOCK,
     SHAPES,
 )
 from definition_server.http2.request import check_trailers, parse_timeout, split_timeout
 from definition_server.http2.stream import Stream
 
 _MEMO_ENTRIES = 64
-LONGEST_REMEMBERED = 384
-"""Octets of a header block. Clients that write every field anew (.NET) need some 300. A longer block is decoded
-`FIELDS_AT_ONCE` fields at a time; of a shorter one 128 fields of three octets take 50 µs."""
 FIELDS_AT_ONCE = 32
+"""Of a block that is not short: some 20 µs."""
 _TINY = 64
 _TINY_GLITCH = 0.02
 """DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
@@ -151,8 +150,6 @@ class Exchanges(Core):
                     if route is None:
                         if self._work_left <= 0:
                             break
-                        if len(block) > LONGEST_REMEMBERED:
-                            return position
                         streams.last_id = stream_id
                         try:
                             route = self._learn(block)
@@ -237,7 +234,7 @@ class Exchanges(Core):
                 return Route(None, fault=fault)
             if route.door is None:
                 return Route(route.request.with_timeout(seconds))
-        sound = not decoder.changed and len(block) <= LONGEST_REMEMBERED
+        sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
         if sound and route.lasting and route.answer_payload is not None:
             if len(self._memo) >= _MEMO_ENTRIES:
                 self._memo.clear()

@@ -11,8 +11,9 @@ from definition_server.http2.errors import ConnectionFault, ErrorCode, StreamFau
 from definition_server.http2.events import (
     Event,
 )
-from definition_server.http2.exchanges import LONGEST_REMEMBERED, Exchanges
+from definition_server.http2.exchanges import Exchanges
 from definition_server.http2.receiver import (
+    LONGEST_SHORT_BLOCK,
     BlockAssembly,
     check_shape,
     depends_on_itself,
@@ -155,7 +156,7 @@ class Inbound(Exchanges):
         fragment, self_dependent = without_priority(flags, stream_id, unpadded(flags, payload))
         end_stream = bool(flags & frames.END_STREAM)
         whole = bool(flags & frames.END_HEADERS)
-        if whole and len(fragment) <= LONGEST_REMEMBERED:
+        if whole and len(fragment) <= LONGEST_SHORT_BLOCK:
             self._block(stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent)
             return
         self._assembly = BlockAssembly(
