@@ -51,13 +51,11 @@ def drain_ping(peer: Peer) -> bytes:
 
 
 def test_a_block_that_is_finished_has_no_time_limit_any_more():
+    begun, rest = request_block()[:5], request_block()[5:]
     peer = Peer(limits=Limits(header_timeout=1.0))
-    peer.send(
-        headers(1, request_block()[:5], end_headers=False), continuation(1, request_block()[5:], end_headers=True)
-    )
-    peer.advance(5.0)
+    peer.send(headers(1, begun, end_headers=False), continuation(1, rest, end_headers=True)).advance(5.0)
     peer.send(data(1, grpc_message(b"world"), end_stream=True)).assert_answered(1)
-    peer.send(headers(3, request_block()[:5], end_headers=False)).advance(5.0)
+    peer.send(headers(3, begun, end_headers=False)).advance(5.0)
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 

@@ -34,6 +34,7 @@ from tests.support.loop import eventually
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
+from definition_server.http2 import shell as module
 from definition_server.http2.doors import Answer
 from definition_server.http2.limits import Limits
 from definition_server.http2.server import Server
@@ -413,6 +414,14 @@ def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
         client.send(call(3) + headers(5, request_block(), end_headers=False))
+        client.until_eof()
+        assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
+
+
+def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 60.0)
+    with limited(loop, header_timeout=0.1) as server, RawClient(server.port) as client:
+        client.send(headers(1, request_block(), end_headers=False))
         client.until_eof()
         assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
 

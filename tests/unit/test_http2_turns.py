@@ -22,8 +22,9 @@ CONNECTIONS = 8
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice is over with the first turn in it."""
+    """A slice is over with the first turn in it, and comes in every turn of the loop."""
     monkeypatch.setattr(module, "SLICE", 0.0)
+    monkeypatch.setattr(module, "BUSY", 60.0)
 
 
 @pytest.mark.usefixtures("no_time")
@@ -52,6 +53,27 @@ async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_tha
     assert written() == [5] * CONNECTIONS
     await turns(lambda: all(each.is_reading() for each in transports))
     await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+@pytest.mark.parametrize(("busy", "loops"), [(60.0, 1), (0.0, 2)])
+async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
+    busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY", busy)
+    queue, loop, taken = Turns(), asyncio.get_running_loop(), 0
+
+    def turn() -> None:
+        nonlocal taken
+        taken += 1
+        if taken < 10:
+            queue.join(loop, turn)
+
+    queue.join(loop, turn)
+    for step in range(1, 10 * loops + 1):
+        await asyncio.sleep(0)
+        assert taken == step // loops
+    assert taken == 10
 
 
 async def test_a_slice_takes_several_short_turns() -> None:

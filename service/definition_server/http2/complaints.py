@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 BURST = 20
@@ -21,8 +22,8 @@ class Complaints:
         self._then = 0.0
         self._left_out = 0
 
-    def tell(self, now: float, level: int, message: str, **fields: Any) -> None:
-        """Log ``message``, or count it."""
+    def tell(self, now: float, level: int, message: str, peer: Callable[[], str], **fields: Any) -> None:
+        """Log ``message`` about ``peer()``, which is asked only then, or count it."""
         self._tokens = min(BURST, self._tokens + max(0.0, now - self._then) * PER_SECOND)
         self._then = now
         if self._tokens < 1:
@@ -31,4 +32,4 @@ class Complaints:
         self._tokens -= 1
         if self._left_out:
             fields["left_out"], self._left_out = self._left_out, 0
-        self._log.log(level, message, extra=fields)
+        self._log.log(level, message, extra={"peer": peer(), **fields})

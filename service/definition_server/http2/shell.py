@@ -134,7 +134,7 @@ class Shell(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         # RFC 9113 section 3.2: "Implementations that support HTTP/2 over TLS MUST use protocol negotiation in TLS".
         if tls is not None and tls.selected_alpn_protocol() != "h2":
-            self._host.complaints.tell(self._loop.time(), logging.INFO, "A client did not negotiate h2", peer=self.peer)
+            self._host.complaints.tell(self._loop.time(), logging.INFO, "A client did not negotiate h2", self._name)
             self.closing = True
             self._transport.abort()
             return
@@ -208,6 +208,9 @@ class Shell(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the transport; nothing more is written."""
         self._transport.abort()
+
+    def _name(self) -> str:
+        return self.peer
 
     @property
     def peer(self) -> str:
@@ -314,9 +317,9 @@ class Shell(asyncio.Protocol):
         tell, now = self._host.complaints.tell, self._loop.time()
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
             self._linger_octets = _LINGER_OCTETS_OF_A_FLOOD
-            tell(now, logging.WARNING, "A client was cut off", peer=self.peer, error=event.reason)
+            tell(now, logging.WARNING, "A client was cut off", self._name, error=event.reason)
         elif event.code != ErrorCode.NO_ERROR:
-            tell(now, logging.INFO, "A client broke the protocol", peer=self.peer, error=event.reason)
+            tell(now, logging.INFO, "A client broke the protocol", self._name, error=event.reason)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -355,28 +358,36 @@ class Shell(asyncio.Protocol):
         if not self.closing:
             self._set_timer(None)
             self.closing = True
-            # From now on `resume_writing` tells that every octet has left.
-            transport.set_write_buffer_limits(0)
-            if not self._reading:
-                self._reading = True
-                transport.resume_reading()
-            stalled = self._loop.time() + self.connection.limits.stall_timeout
-            self._timer = self._loop.call_at(stalled, transport.abort)
             self._free_some()
-        if self._lingering or transport.get_write_buffer_size() or not self.connection.wants_read:
+        if self._lingering:
+            return
+        if transport.get_write_buffer_size() or not self.connection.wants_read:
+            self._flush_first()
             return
         self._lingering = True
-        self._hear_on_later()
         if self._timer is not None:
             self._timer.cancel()
-        # TLS has no half-close in asyncio: there the client hears of the end when it closes, or when we do.
-        if transport.can_write_eof():
-            try:
-                transport.write_eof()
-            except OSError:  # the peer was faster: the socket is not connected any more
-                transport.abort()
-                return
         self._timer = self._loop.call_later(LINGER, transport.close)
+        self._hear_on_later()
+        if self._linger_octets == _LINGER_OCTETS:  # a flood's connection may have to be cut: first see whether it ends
+            self._half_close()
+
+    def _flush_first(self) -> None:
+        """Leave once the last octet has: `resume_writing` tells."""
+        transport = self._transport
+        transport.set_write_buffer_limits(0)
+        self._read_on(True)
+        if self._timer is None:
+            stalled = self._loop.time() + self.connection.limits.stall_timeout
+            self._timer = self._loop.call_at(stalled, transport.abort)
+
+    def _half_close(self) -> None:
+        # TLS has no half-close in asyncio: there the client hears of the end when it closes, or when we do.
+        if self._transport.can_write_eof():
+            try:
+                self._transport.write_eof()
+            except OSError:  # the peer was faster: the socket is not connected any more
+                self._transport.abort()
 
     def _free_some(self) -> None:
         forgotten = self.connection.forgotten
@@ -388,7 +399,7 @@ class Shell(asyncio.Protocol):
     def _hear_on_later(self) -> None:
         # libuv takes up to 32 reads of 250 kB from one socket before it looks at the next: not from this one.
         self._read_on(False)
-        self._loop.call_later(_LINGER_PAUSE, self._hear_on)
+        self._loop.call_later(_LINGER_PAUSE, self._host.turns.join, self._loop, self._hear_on)
 
     def _hear_on(self) -> None:
         transport = self._transport
@@ -396,8 +407,10 @@ class Shell(asyncio.Protocol):
             return
         if self._heard + _unread(transport) > self._linger_octets:
             transport.abort()
-        else:
-            self._read_on(True)
+            return
+        if self._linger_octets != _LINGER_OCTETS and not self._heard:
+            self._half_close()
+        self._read_on(True)
 
 
 def _unread(transport: asyncio.BaseTransport) -> int:

@@ -3,7 +3,8 @@
 A turn of a connection is bounded, but an attacker has as many connections as it likes: if each had a turn in every
 turn of the loop, everybody else would wait for all of them. So what is left over, input not worked through or output
 beyond the budget, is taken up here: first come, first served, for about `SLICE` seconds, then the loop looks at its
-sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most.
+sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most,
+and not also for what else the loop had to do in that turn (reads, new connections, timers): see `BUSY`.
 
 What a server has to do beside its connections, and all at once would hold up calls, queues here too (`Turns.spread`).
 """
@@ -18,21 +19,28 @@ from time import perf_counter
 SLICE = 0.00003
 """Seconds of leftover work in one turn of the loop; the connection's turn during which it ends is not cut short."""
 
+BUSY = 0.00006
+"""Seconds that the loop may have spent otherwise since the last slice; where it was more, the next one lets the loop
+look at its sockets first. Once: those who wait here must not wait for ever."""
+
 
 class Turns:
     """What waits for a turn in one loop."""
 
-    __slots__ = ("_scheduled", "_waiting")
+    __slots__ = ("_gave_way", "_left_at", "_scheduled", "_waiting")
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
+        self._left_at = 0.0
+        self._gave_way = False
 
     def join(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
         """Have ``turn`` called once, behind those that wait already."""
         self._waiting.append(turn)
         if not self._scheduled:
             self._scheduled = True
+            self._left_at = perf_counter()
             loop.call_soon(self._take, loop)
 
     async def spread(self, steps: Iterable[object]) -> None:
@@ -59,8 +67,13 @@ class Turns:
         await done
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting = self._waiting
-        end = perf_counter() + SLICE
+        waiting, now = self._waiting, perf_counter()
+        if now - self._left_at > BUSY and not self._gave_way:
+            self._gave_way = True
+            loop.call_soon(self._take, loop)
+            return
+        self._gave_way = False
+        end = now + SLICE
         try:
             # Who joins again during this has its next turn in the next turn of the loop.
             for _ in range(len(waiting)):
@@ -70,4 +83,5 @@ class Turns:
         finally:
             self._scheduled = bool(waiting)
             if waiting:
+                self._left_at = perf_counter()
                 loop.call_soon(self._take, loop)
