@@ -76,6 +76,55 @@ async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
     assert taken == 10
 
 
+async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 60.0)
+    monkeypatch.setattr(module, "BUSY", 60.0)
+    queue, loop, taken = Turns(), asyncio.get_running_loop(), []
+    for number in range(6):
+        queue.join(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
+    seen = []
+    for _ in range(3):
+        await asyncio.sleep(0)
+        seen.append(len(taken))
+    assert seen == [2, 3, 6]
+
+
+async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end may come at once, outside of any slice."""
+    monkeypatch.setattr(module, "SLICE", 60.0)
+    monkeypatch.setattr(module, "BUSY", 60.0)
+    server = Server()
+    await server.start()
+    transports = []
+    for _ in range(3):
+        transport = FakeTransport()
+        shell = Shell(server, asyncio.get_running_loop())
+        shell.connection_made(transport)
+        shell.data_received(b"no HTTP/2")
+        assert not transport.is_reading()
+        server.turns.join(asyncio.get_running_loop(), shell._hear_on)
+        transports.append(transport)
+    for expected in (1, 2, 3):
+        await asyncio.sleep(0)
+        assert sum(each.is_reading() for each in transports) == expected
+    await server.stop(0)
+
+
+async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> None:
+    server = Server()
+    prepare(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    listener._loop = asyncio.get_running_loop()
+    assert not listener._accept(), "nobody waits"
+    with socket.create_connection(("127.0.0.1", port)):
+        assert listener._accept()
+        await server.start()
+        await server.stop(0)
+
+
 async def test_a_slice_takes_several_short_turns() -> None:
     told: list[int] = []
     queue, loop = Turns(), asyncio.get_running_loop()

@@ -50,8 +50,8 @@ class Limits:
     """A list beyond this is no mistake: the connection ends rather than the call."""
 
     hopeless_header_fields: int = 128
-    """The same for the number of fields. A block has to be decoded to its end, or the tables part; 16,000 references take
-    milliseconds."""
+    """The same for the number of fields. A block has to be decoded to its end, or the tables part; 16,000 references
+    take milliseconds."""
 
     max_continuations: int = 8
     """CONTINUATION frames of a block (VU#421644); nghttp2 8, h2 5. Eight full frames carry 128 KiB."""

@@ -130,23 +130,25 @@ class Listener:
             self._queued = True
             self._turns.join(self._loop, self._accept)
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection. It is set up in the loop's next turns, so this is the last turn of its slice."""
         self._queued = False
         if self._pausing is not None or self.socket.fileno() < 0:
-            return
+            return False
         # One for each time the kernel says so: a gate is asked about a connection that really waits.
         if self._gate is not None and not self._gate.may_accept():
             self._pause(self._gate.retry_seconds)
-            return
+            return False
         try:
             connection, _ = self.socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another process was faster, or the client has gone
+            return False  # another process was faster, or the client has gone
         except OSError as error:
             self._cannot_accept(error)
-            return
+            return False
         self._told_exhausted = False
         self._admit(connection)
+        return True
 
     def _cannot_accept(self, error: OSError) -> None:
         """Whatever accept says (Linux hands on network errors of the connection, too), the socket stays readable."""

@@ -401,16 +401,18 @@ class Shell(asyncio.Protocol):
         self._read_on(False)
         self._loop.call_later(_LINGER_PAUSE, self._host.turns.join, self._loop, self._hear_on)
 
-    def _hear_on(self) -> None:
+    def _hear_on(self) -> bool:
+        """Read what has come, behind which the end may come at once: the last turn of its slice."""
         transport = self._transport
         if transport.is_closing():
-            return
+            return False
         if self._heard + _unread(transport) > self._linger_octets:
             transport.abort()
-            return
+            return True
         if self._linger_octets != _LINGER_OCTETS and not self._heard:
             self._half_close()
         self._read_on(True)
+        return True
 
 
 def _unread(transport: asyncio.BaseTransport) -> int:

@@ -30,13 +30,14 @@ class Turns:
     __slots__ = ("_gave_way", "_left_at", "_scheduled", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._scheduled = False
         self._left_at = 0.0
         self._gave_way = False
 
-    def join(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
-        """Have ``turn`` called once, behind those that wait already."""
+    def join(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], object]) -> None:
+        """Have ``turn`` called once, behind those that wait already. If it returns something true it is the last one of
+        its slice: what it has begun goes on in the loop's next turn, behind nobody's back."""
         self._waiting.append(turn)
         if not self._scheduled:
             self._scheduled = True
@@ -77,8 +78,7 @@ class Turns:
         try:
             # Who joins again during this has its next turn in the next turn of the loop.
             for _ in range(len(waiting)):
-                waiting.popleft()()
-                if perf_counter() >= end:
+                if waiting.popleft()() or perf_counter() >= end:
                     break
         finally:
             self._scheduled = bool(waiting)
