@@ -6,7 +6,8 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from time import monotonic
+from struct import Struct
+from time import monotonic, time
 
 from perf import wire
 from perf.answers import INCOMPLETE, STATUSES, Answer, Call, HeaderBlocks, Shape, WrongAnswer, shape_of
@@ -17,6 +18,9 @@ _RECORD = 1 << 14
 """The most that one TLS record holds."""
 _BIND_ADDRESS_NO_PORT = 24
 """ip(7), IP_BIND_ADDRESS_NO_PORT: the port is chosen when it is known which pairs of ports are free."""
+_SO_TIMESTAMPNS = 35
+"""socket(7): what is read comes with the instant of its arrival, a ``struct timespec`` of the clock of the day."""
+_TIMESPEC = Struct("qq")
 _CREDIT = 1 << 29
 """Octets of DATA after which the connection's window is opened again: half of what it was opened to."""
 _TABLE_SIZE = (0x1).to_bytes(2, "big")
@@ -68,13 +72,19 @@ class LoadConnection:
 
     `send` any number of calls at any time; `receive` when the socket is readable; `flush` now and then while there is
     something `unsent`. With ``acknowledge`` it does what grpc-go does after replies: a connection WINDOW_UPDATE and, if
-    none is on its way, a PING.
+    none is on its way, a PING. With ``stamped`` a call's instant is that of its sending, whatever `send` was told, and
+    the kernel says when its answer `arrived`: between them lies nothing that this process does. Not over TLS.
     """
 
-    def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes],
-                 *, acknowledge: bool = False, tls: bool = False, start: int = 0) -> None:  # fmt: skip
+    def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes], *, acknowledge: bool = False,
+                 tls: bool = False, start: int = 0, stamped: bool = False) -> None:  # fmt: skip
         """``start``: the first of ``deadlines`` to use; another one for each connection."""
         self.sock = connect(port, tls=tls)
+        self._stamped = stamped and not tls
+        if self._stamped:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self.arrived = 0.0
+        """When what was read last had come (monotonic clock); 0: not known."""
         self._tls = tls
         self.sock.sendall(wire.opening())
         self.sock.setblocking(False)
@@ -120,7 +130,7 @@ class LoadConnection:
             self._window -= call.octets
             identifier = self._next.to_bytes(4, "big")
             self._next += 2
-            self.inflight[identifier] = due
+            self.inflight[identifier] = (call, monotonic()) if self._stamped else due
             out.append(identifier.join(self._request(call)))
         if out:
             self._write(b"".join(out))
@@ -180,7 +190,7 @@ class LoadConnection:
             WrongAnswer: for anything else.
         """
         try:
-            data = self._read_tls() if self._tls else self.sock.recv(RECEIVE)
+            data = self._read_tls() if self._tls else self._read_stamped() if self._stamped else self.sock.recv(RECEIVE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return []
         except OSError as error:
@@ -202,6 +212,15 @@ class LoadConnection:
         if self.waiting:
             self.send(())
         return done
+
+    def _read_stamped(self) -> bytes:
+        data, ancillary, _, _ = self.sock.recvmsg(RECEIVE, socket.CMSG_SPACE(_TIMESPEC.size))
+        self.arrived = 0.0
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(value)
+                self.arrived = seconds + nanoseconds / 1e9 - time() + monotonic()
+        return data
 
     def _read_tls(self) -> bytes:
         """All that has come: what OpenSSL holds in its own buffer, epoll would not tell us of."""

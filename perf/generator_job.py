@@ -45,6 +45,9 @@ class Job:
     acknowledge: bool = False
     """See `perf.connection.LoadConnection`."""
     tls: bool = False
+    stamped: bool = False
+    """Latency from the instant of sending to the arrival of the answer in the kernel: what the generator itself delays,
+    because of what goes on beside, does not count. See `perf.connection.LoadConnection`."""
     connections: int = 8
     streams: int = 32
     rate: float = 0.0

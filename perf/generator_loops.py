@@ -110,8 +110,10 @@ class Load:
 
     def _connect(self, number: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes]) -> None:
         start = len(deadlines) * number // self.job.connections
-        tls, acknowledge = self.job.tls, self.job.acknowledge
-        made = LoadConnection(self.job.port, blocks, deadlines, acknowledge=acknowledge, tls=tls, start=start)
+        job = self.job
+        made = LoadConnection(
+            job.port, blocks, deadlines, acknowledge=job.acknowledge, tls=job.tls, start=start, stamped=job.stamped
+        )
         self.connections.append(made)
         made.prove(self.calls[number % len(self.calls)], self.job.patience)
         self._by_descriptor[made.fileno()] = made
@@ -136,7 +138,7 @@ class Load:
             if connection.unsent:
                 connection.flush()
             if done:
-                now, first = monotonic(), self.measured_from
+                now, first = connection.arrived or monotonic(), self.measured_from
                 self.answered += len(done)
                 self.latencies.extend([now - due for _, due in done if due >= first])
                 if more is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,10 +18,14 @@ from hdrh.histogram import HdrHistogram
 from perf import generator
 from perf.catalogue import Catalogue
 from perf.generator_job import Job
+from perf.generator_loops import Load
 from perf.histogram import share_above
 from perf.processes import children
 from perf.scenarios import Scenario
-from perf.targets import Target, Worker, free_port, self_signed, worker
+from perf.targets import KEY, Target, Worker, free_port, self_signed, worker
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.ipc.memory import map_sealed
 
 SCENARIO = Scenario("test", "", "", "closed", connections=4, streams=8, seconds=0.3)
 SHORT = {"warmup": 0.1, "patience": 5.0}
@@ -110,6 +115,35 @@ def test_who_has_to_wait_for_a_server_that_stands_still_counts_in_full(mortal: W
     # Of 300 ms of calls, those of the first 125 wait for 25 ms and more; a closed loop would have sent 32 of them.
     assert share_above(made["histogram"], made["histogram_unit"], 25.0) > 0.3
     assert made["latency"]["max"] > 120
+
+
+@pytest.mark.parametrize("stamped", [False, True])
+def test_what_the_generator_delays_counts_unless_the_kernel_is_asked(
+    served: Target, catalogue: Catalogue, stamped: bool
+) -> None:
+    job = Job("open", served.port, key=KEY, stamped=stamped, connections=1)
+    load = Load(job, Snapshot(map_sealed(catalogue.descriptor)))
+    try:
+        (connection,), delay = load.connections, 0.05
+        began = time.monotonic()
+        connection.send([(load.calls[0], began)])
+        assert select.select([connection], [], [], 5)[0]
+        while time.monotonic() < began + delay:
+            pass
+        assert load.turn(1.0)
+        (latency,) = load.latencies
+        assert latency > 0
+        assert (latency < delay) is stamped
+    finally:
+        load.close()
+
+
+def test_a_stamped_schedule_counts_every_call(served: Target, catalogue: Catalogue) -> None:
+    made = good(run(served, catalogue, kind="open", rate=1000.0, stamped=True))
+    assert made["answered"] == pytest.approx(made["rate"] * made["seconds"], rel=0.2)
+    histogram = HdrHistogram.decode(made["histogram"])
+    assert histogram.get_total_count() == pytest.approx(made["answered"], rel=0.1)
+    assert made["latency"]["p50"] < 100
 
 
 def test_processes_share_connections_and_rate_and_their_figures_are_added(served: Target, catalogue: Catalogue) -> None:
