@@ -286,7 +286,7 @@ def attacks(bench: Bench) -> None:
     victim alone. What is judged is the median of the former divided by the median of the latter, which others that use
     the machine make larger alike. Attacks that come near to what is promised are looked at more often.
     An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for its
-    turn. Each row's detail has the ratio.
+    turn. Each row's detail has the ratio. Latency ends in the client's kernel (`perf.victim.VICTIM`).
     """
     names = [name for name in ATTACKS if name != HONEST]
     with bench.worker(bench.large) as served:
