@@ -280,7 +280,7 @@ class Decoder:
             if most < left:
                 self._suspended = fields, position, total, left - most
                 return None
-            self.hopeless = most >= left
+            self.hopeless = True
         self.list_size = total
         self.overflow = total > limit
         if len(fields) > self._max_fields:
