@@ -207,7 +207,7 @@ async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_othe
     shell.data_received(octets)
     assert transport.writes == []
     assert not transport.is_reading()
-    await asyncio.sleep(0)
+    await turns(lambda: transport.writes != [])
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 300
     assert transport.is_reading()
     shell.connection_lost(None)

@@ -20,11 +20,16 @@ from definition_server.http2.turns import Turns
 CONNECTIONS = 8
 
 
+@pytest.fixture(autouse=True)
+def never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice comes in every turn of the loop, however slow the machine is."""
+    monkeypatch.setattr(module, "BUSY", 60.0)
+
+
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice is over with the first turn in it, and comes in every turn of the loop."""
+    """A slice is over with the first turn in it."""
     monkeypatch.setattr(module, "SLICE", 0.0)
-    monkeypatch.setattr(module, "BUSY", 60.0)
 
 
 @pytest.mark.usefixtures("no_time")
@@ -78,7 +83,6 @@ async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
 
 async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 60.0)
-    monkeypatch.setattr(module, "BUSY", 60.0)
     queue, loop, taken = Turns(), asyncio.get_running_loop(), []
     for number in range(6):
         queue.join(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
@@ -94,7 +98,6 @@ async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
 ) -> None:
     """Its end may come at once, outside of any slice."""
     monkeypatch.setattr(module, "SLICE", 60.0)
-    monkeypatch.setattr(module, "BUSY", 60.0)
     server = Server()
     await server.start()
     transports = []
