@@ -51,7 +51,7 @@ class Limits:
 
     hopeless_header_fields: int = 128
     """The same for the number of fields. A block has to be decoded to its end, or the tables part; 16,000 references
-    take milliseconds."""
+    take 2 ms."""
 
     max_continuations: int = 8
     """CONTINUATION frames of a block (VU#421644); nghttp2 8, h2 5. Eight full frames carry 128 KiB."""
