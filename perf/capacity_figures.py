@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from definition_server.cli import sizing
-from definition_server.http2.doors import _REMEMBERED_ANSWERS
+from grpc_h2.static.routes import _REMEMBERED_ANSWERS
 
 OUTPUT = Path(sizing.__file__).with_name(sizing.FILE)
 SERVER = "native"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from time import thread_time
 
 from definition_server.data_plane.worker import main as worker_main
-from definition_server.http2.shell import Shell
+from grpc_h2.aio.protocol import Shell
 
 BUSY_SHARE = 0.10
 DELAY_SECONDS = 0.003

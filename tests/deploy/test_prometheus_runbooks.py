@@ -23,7 +23,7 @@ from tests.conftest import StartServer
 from tests.support.prometheus import Prometheus, shipped_alerts
 from tests.support.server import ServerProcess
 from tests.support.table import Table
-from tests.unit.test_metrics import RUNNING
+from tests.unit.definition_server.observability.test_metrics import RUNNING
 
 from definition_server.cli.main import cli
 from definition_server.observability.metrics import create_registry

@@ -15,10 +15,10 @@ from tests.judges.interop_service import interop_handler
 from tests.judges.row_service import SERVICE as ROWS
 from tests.judges.row_service import row_handler
 
-from definition_server.http2.doors import Answer
-from definition_server.http2.limits import Limits
-from definition_server.http2.server import Server
-from definition_server.http2.tls import TlsCredentials
+from grpc_h2.aio.server import Server
+from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Answer
 
 GRACE_SECONDS = 1.0
 TRANSPORTS = ("native", "grpcio")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from tests.support.h2_peer import Peer, some_doors
 from tests.support.h2_wire import GOAWAY, HELLO, SETTINGS_ACK, call, split_frames
 
-from definition_server.http2.connection import Connection
-from definition_server.http2.doors import Doors
-from definition_server.http2.events import CallCancelled, CallStarted, ConnectionClosing, Event, MessageReceived
-from definition_server.http2.limits import Limits
+from grpc_h2.connection.connection import Connection
+from grpc_h2.connection.events import CallCancelled, CallStarted, ConnectionClosing, Event, MessageReceived
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Doors
 
 
 class Attacker:

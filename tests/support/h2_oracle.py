@@ -23,8 +23,8 @@ from tests.support.h2_wire import (
     whole,
 )
 
-from definition_server.http2.doors import Answer, Doors, Metadata
-from definition_server.http2.limits import Limits
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Answer, Doors, Metadata
 
 SHOWN = b"/t.S/Shown"
 BODY = grpc_message(b"world")

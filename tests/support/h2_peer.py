@@ -12,9 +12,8 @@ from tests.support.h2_wire import (
     whole,
 )
 
-from definition_server.http2.connection import Connection
-from definition_server.http2.doors import Answer, Doors, Metadata
-from definition_server.http2.events import (
+from grpc_h2.connection.connection import Connection
+from grpc_h2.connection.events import (
     CallCancelled,
     CallStarted,
     ConnectionClosing,
@@ -22,8 +21,9 @@ from definition_server.http2.events import (
     HalfClosed,
     MessageReceived,
 )
-from definition_server.http2.limits import Limits
-from definition_server.http2.stream import Stream
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.stream import Stream
+from grpc_h2.static.routes import Answer, Doors, Metadata
 
 STATIC = b"/t.S/Get"
 REFUSING = b"/t.S/Missing"

@@ -25,7 +25,6 @@ FLOORS = {
     "ipc": 2,
     "observability": 2,
     "catalog": 1,
-    "http2": 1,
     "settings": 0,
     "rpc": 0,
 }
@@ -49,8 +48,6 @@ ONLY_IN = {
 NOT_IN: dict[str, tuple[str, ...]] = {
     # "No process, no socket, no database."
     "catalog": ("asyncio", "multiprocessing", "selectors", "signal", "socket", "subprocess", "threading", "psycopg"),
-    # "Knows nothing of AVAP."
-    "http2": (f"{PACKAGE}.rpc", f"{PACKAGE}.settings"),
 }
 
 NATIVE = "data_plane/transports/native.py"
@@ -226,10 +223,7 @@ FORBIDDEN = {
     "neighbours, data and control plane": ("data_plane/x.py", "from definition_server import control_plane"),
     "neighbours, ipc and observability": ("ipc/x.py", "from definition_server.observability import logs"),
     "neighbours, observability and ipc": ("observability/x.py", "from definition_server.ipc import stats"),
-    "neighbours, catalog and http2": ("catalog/x.py", "import definition_server.http2.core"),
-    "neighbours, http2 and catalog": ("http2/x.py", "import definition_server.catalog"),
     "neighbours, settings and rpc": ("settings.py", "import definition_server.rpc"),
-    "http2 knows AVAP": ("http2/x.py", "from definition_server.rpc import avap_pb2"),
     "a room without a floor": ("utils/x.py", "import json"),
     "a room without a floor, imported": ("cli/x.py", "import definition_server.utils"),
     "psycopg beside its home": ("control_plane/sync.py", "import psycopg"),

@@ -12,7 +12,7 @@ from typing import Any
 
 def evicts_the_oldest() -> None:
     """Sheds load by throwing out those that have been there longest."""
-    from definition_server.http2.server import Server
+    from grpc_h2.aio.server import Server
 
     connected, held = Server.connected, []
 
@@ -27,7 +27,7 @@ def evicts_the_oldest() -> None:
 
 def keeps_every_connection() -> None:
     """Leaks what a connection took."""
-    from definition_server.http2.server import Server
+    from grpc_h2.aio.server import Server
 
     connected, kept = Server.connected, []
 
@@ -40,7 +40,7 @@ def keeps_every_connection() -> None:
 
 def waits_for_slow_readers() -> None:
     """Holds up everybody until a full buffer has room."""
-    from definition_server.http2.shell import Shell
+    from grpc_h2.aio.protocol import Shell
 
     pause = Shell.pause_writing
 
@@ -53,7 +53,7 @@ def waits_for_slow_readers() -> None:
 
 def dies_of_a_reset() -> None:
     """Does not expect a connection to end in an error."""
-    from definition_server.http2.shell import Shell
+    from grpc_h2.aio.protocol import Shell
 
     lost = Shell.connection_lost
 
@@ -67,7 +67,7 @@ def dies_of_a_reset() -> None:
 
 def dies_of_an_attack() -> None:
     """Does not expect a client to do what attackers do."""
-    from definition_server.http2.shell import Shell
+    from grpc_h2.aio.protocol import Shell
 
     tell = Shell._tell_closing
 

@@ -1,4 +1,4 @@
-"""The native transport: our own engine (`definition_server.http2`), which encodes nothing while a request waits.
+"""The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
 
 The two methods of `DefinitionEngine` are *static doors*: the engine remembers, for the octets of a request, the frames
 of its answer. What this module adds is when that memory must be replaced (another snapshot: the answers to what is
@@ -30,18 +30,18 @@ from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.services import SERVICE, DefinitionEngine
 from definition_server.data_plane.transports import CannotListen
-from definition_server.http2 import frames
-from definition_server.http2.doors import Answer
-from definition_server.http2.hpack import encode_block
-from definition_server.http2.limits import Limits
-from definition_server.http2.server import Server
-from definition_server.http2.tls import CertificateFault, TlsCredentials
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import METHODS, STATUSES, Slot
 from definition_server.observability.logs import get_logger
+from grpc_h2.aio.server import Server
+from grpc_h2.aio.tls import CertificateFault, TlsCredentials
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Answer
+from grpc_h2.wire import frames
+from grpc_h2.wire.hpack import encode_block
 
 if TYPE_CHECKING:
-    from definition_server.http2.doors import Lookup, Metadata
+    from grpc_h2.static.routes import Lookup, Metadata
 
 log = get_logger(__name__)
 

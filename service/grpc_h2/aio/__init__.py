@@ -1,0 +1,1 @@
+"""asyncio around a connection: server, listener, protocol, scheduler, calls."""

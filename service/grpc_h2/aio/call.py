@@ -1,0 +1,424 @@
+"""One call, as its handler sees it: grpc.aio's ``ServicerContext``, backed by a stream.
+
+The connection's events come in by `message_received`, `half_closed`, `writable` and `peer_cancelled`; the handler's
+task waits for them in `receive` and `send`. Who ends a call first decides its status: the handler (return, `abort`),
+its deadline, the client, or the server that stops. Whatever comes later finds the stream closed and has no effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, NoReturn
+
+from grpc_h2.aio.protocol import Shell
+from grpc_h2.connection.stream import Stream
+from grpc_h2.rpc.messages import compress_gzip
+from grpc_h2.rpc.responses import metadata_fields
+from grpc_h2.wire.errors import CallFault, ErrorCode, Http2Error
+
+OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 0, 1, 2, 4
+RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
+
+_GZIP = 2
+"""``grpc.Compression.Gzip``; what else there is (none, deflate) is sent uncompressed."""
+_FOREVER = 10_000_000.0
+"""Seconds beyond which a deadline needs no timer (99999999H are 11,000 years)."""
+
+Serializer = Callable[[Any], bytes]
+Deserializer = Callable[[bytes], Any]
+
+
+class AbortError(Http2Error):
+    """`ServicerContext.abort` ends its handler with this. It is no failure."""
+
+
+class Metadatum(NamedTuple):
+    """An entry of metadata; the values of keys that end in ``-bin`` are bytes."""
+
+    key: str
+    value: str | bytes
+
+
+class _Eof:
+    """What `ServicerContext.read` returns behind the last message, unless the server was given another object."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "<EOF>"
+
+
+EOF: Final = _Eof()
+
+
+class ServicerContext:
+    """A call in its handler's hands. To be used in the loop's thread; see `handlers.SyncServicerContext` for others."""
+
+    __slots__ = (
+        "__weakref__",
+        "_aborted",
+        "_callbacks",
+        "_code",
+        "_compression",
+        "_cut_short",
+        "_details",
+        "_eof",
+        "_expires",
+        "_inbox",
+        "_loop",
+        "_no_more",
+        "_over",
+        "_plain_next",
+        "_reader",
+        "_shell",
+        "_stream",
+        "_timer",
+        "_trailing",
+        "_writer",
+        "deserializer",
+        "serializer",
+        "task",
+    )
+
+    def __init__(
+        self, shell: Shell, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
+    ) -> None:
+        self._shell = shell
+        self._stream = stream
+        self._loop = loop
+        self._eof = eof
+        self._compression = compression
+        self._plain_next = False
+        self._inbox: deque[bytes] = deque()
+        self._no_more = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._code: Any = None
+        self._details = ""
+        self._trailing: tuple[tuple[str, str | bytes], ...] = ()
+        self._aborted = False
+        self._over = False
+        self._callbacks: list[Callable[[Any], Any]] | None = None
+        self._cut_short = False
+        self.task: asyncio.Task[None] | None = None
+        self.serializer: Serializer | None = None
+        self.deserializer: Deserializer | None = None
+        timeout = None if stream.request is None else stream.request.timeout
+        self._expires: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            self._expires = loop.time() + timeout
+            if timeout < _FOREVER:
+                self._timer = loop.call_at(self._expires, self._expire)
+
+    # -- what the connection says ---------------------------------------------------------------------------------
+
+    def message_received(self, message: bytes) -> None:
+        """A message of the client."""
+        if self._over:
+            self._shell.connection.consumed(self._stream, len(message))
+            return
+        self._inbox.append(message)
+        _wake(self._reader)
+
+    def half_closed(self) -> None:
+        """The client has sent its last message."""
+        self._no_more = True
+        _wake(self._reader)
+
+    def writable(self) -> None:
+        """What was queued has gone out."""
+        _wake(self._writer)
+
+    def peer_cancelled(self) -> None:
+        """Nothing can be sent any more."""
+        self._stop()
+
+    # -- what the server says -------------------------------------------------------------------------------------
+
+    def terminate(self, code: int, details: str) -> None:
+        """End the call with a status that is not the handler's, and cancel its task."""
+        self._shell.connection.send_status(self._stream, code, details)
+        self._shell.wake()
+        self._stop()
+
+    def finish(self) -> None:
+        """The handler's work has really ended, in whatever way: from now on the call counts no more."""
+        self._stop_timer()
+        self._over = True
+        connection = self._shell.connection
+        if not self._stream.closed:
+            connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
+        while self._inbox:
+            connection.consumed(self._stream, len(self._inbox.popleft()))
+        connection.finished(self._stream)
+        self._shell.wake()
+        for callback in self._callbacks or ():
+            callback(self)
+
+    def _expire(self) -> None:
+        """The deadline has passed: a status while it can be the whole answer, else a reset."""
+        self._timer = None
+        if self._stream.closed:
+            return
+        if self._stream.headers_sent:
+            self._shell.connection.cancel(self._stream, ErrorCode.CANCEL)
+            self._shell.wake()
+            self._stop()
+        else:
+            self.terminate(DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _stop(self) -> None:
+        self._stop_timer()
+        self._over = self._cut_short = True
+        _wake(self._reader)
+        _wake(self._writer)
+        if self.task is not None:
+            self.task.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    async def receive(self) -> bytes | None:
+        """The next message as it came, None behind the last one."""
+        while not self._inbox:
+            if self._over:
+                raise asyncio.CancelledError
+            if self._no_more:
+                return None
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        message = self._inbox.popleft()
+        self._shell.connection.consumed(self._stream, len(message))
+        if not self._no_more:
+            self._shell.wake()  # window updates may be due
+        return message
+
+    def deserialize(self, message: bytes) -> Any:
+        """A message as the handler wants it. Raises `CallFault` 13 where it is none."""
+        if self.deserializer is None:
+            return message
+        try:
+            return self.deserializer(message)
+        except Exception as error:
+            raise CallFault(INTERNAL, "Exception deserializing request!") from error
+
+    def serialize(self, message: Any) -> bytes:
+        """A handler's message as it goes out. Raises `CallFault` 13 where it cannot."""
+        if self.serializer is None:
+            octets = message
+        else:
+            try:
+                octets = self.serializer(message)
+            except Exception as error:
+                raise CallFault(INTERNAL, "Failed to serialize response!") from error
+        if not isinstance(octets, bytes | memoryview):
+            raise CallFault(INTERNAL, "Failed to serialize response!")
+        return octets  # type: ignore[return-value]
+
+    def put(self, octets: bytes) -> None:
+        """Queue a serialized message, compressed where that was chosen and the client can read it."""
+        connection, stream = self._shell.connection, self._stream
+        gzip = self._gzip
+        if not stream.headers_sent:
+            connection.send_initial_metadata(stream, (), "gzip" if gzip else None)
+        compressed = gzip and not self._plain_next
+        self._plain_next = False
+        connection.send_message(stream, compress_gzip(octets) if compressed else octets, compressed=compressed)
+        self._shell.wake()
+
+    async def send(self, octets: bytes) -> None:
+        """`put`, then wait until the client has taken enough of what is queued."""
+        if self._over or self._stream.closed:
+            raise asyncio.InvalidStateError("RPC already finished.")
+        self.put(octets)
+        while not self._stream.writable:
+            if self._over or self._stream.closed:
+                raise asyncio.CancelledError
+            self._writer = self._loop.create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
+
+    def end(self, code: int | None = None, details: str | None = None) -> None:
+        """The handler is through: send its status, or another than it has set."""
+        if code is None or self._aborted:
+            code, details = self.status, self._details
+        self._shell.connection.send_status(self._stream, code, details or "", self._trailing)
+        self._shell.wake()
+
+    @property
+    def status(self) -> int:
+        """The status that the handler has set, by number."""
+        return _number(self._code)
+
+    @property
+    def _gzip(self) -> bool:
+        request = self._stream.request
+        return self._compression == _GZIP and request is not None and "gzip" in request.accepts
+
+    # -- grpc.aio.ServicerContext ---------------------------------------------------------------------------------
+
+    async def read(self) -> Any:
+        """The next request message, or EOF behind the last one."""
+        message = await self.receive()
+        return self._eof if message is None else self.deserialize(message)
+
+    async def write(self, message: Any) -> None:
+        """Send a response message; returns when the client has room for more.
+
+        Raises:
+            asyncio.InvalidStateError: where the call has ended.
+        """
+        await self.send(self.serialize(message))
+
+    def metadata_out(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Send the response headers. Raises ValueError for metadata that may not be sent, or when they are out."""
+        if self._stream.headers_sent:
+            raise ValueError("initial metadata has been sent")
+        entries = _checked(metadata)
+        self._shell.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
+        self._shell.wake()
+
+    async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """See `metadata_out`."""
+        self.metadata_out(initial_metadata)
+
+    def set_aborted(
+        self, code: Any, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> None:
+        """The status is decided; nothing that the handler does afterwards changes it."""
+        self._code, self._details = code, details
+        if _number(code) == OK:
+            self._code = UNKNOWN  # aborting is no success
+        if trailing_metadata:
+            self._trailing = _checked(trailing_metadata)
+        self._aborted = True
+
+    async def abort(
+        self, code: Any, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> NoReturn:
+        """End the call with a status. Always raises `AbortError`."""
+        self.set_aborted(code, details, trailing_metadata)
+        self.end()
+        raise AbortError("Locally aborted.")
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        """`abort` with the ``code``, ``details`` and ``trailing_metadata`` of one object."""
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Metadata to go with the status. Raises ValueError for what may not be sent."""
+        self._trailing = _checked(trailing_metadata)
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What `set_trailing_metadata` was given."""
+        return self._trailing
+
+    def invocation_metadata(self) -> tuple[Metadatum, ...]:
+        """The client's metadata."""
+        request = self._stream.request
+        return () if request is None else tuple([Metadatum(*entry) for entry in request.metadata])
+
+    def set_code(self, code: Any) -> None:
+        """The status of the call: a ``grpc.StatusCode``, or its number."""
+        if not self._aborted:
+            self._code = code
+
+    def set_details(self, details: str) -> None:
+        """The status message."""
+        if not self._aborted:
+            self._details = details
+
+    def code(self) -> Any:
+        """What `set_code` was given; None before."""
+        return self._code
+
+    def details(self) -> str:
+        """What `set_details` was given."""
+        return self._details
+
+    def set_compression(self, compression: Any) -> None:
+        """A ``grpc.Compression`` for the messages of this call. Raises RuntimeError once the headers are out."""
+        if self._stream.headers_sent:
+            raise RuntimeError("Compression setting must be specified before sending initial metadata")
+        self._compression = compression if isinstance(compression, int) else compression.value
+
+    def disable_next_message_compression(self) -> None:
+        """The next message goes out as it is."""
+        self._plain_next = True
+
+    def peer(self) -> str:
+        """The client's address: ``ipv4:1.2.3.4:5678``."""
+        return self._shell.peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS knows of the client."""
+        return self._shell.auth_context()
+
+    def peer_identity_key(self) -> str | None:
+        """The property of `auth_context` that names the client, if it showed a certificate."""
+        known = self.auth_context()
+        for key in ("x509_subject_alternative_name", "x509_common_name"):
+            if key in known:
+                return key
+        return None
+
+    def peer_identities(self) -> Iterable[bytes] | None:
+        """The client's names by its certificate."""
+        key = self.peer_identity_key()
+        return None if key is None else self.auth_context()[key]
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, not below 0; None: there is none."""
+        return None if self._expires is None else max(0.0, self._expires - self._loop.time())
+
+    def cancelled(self) -> bool:
+        """Whether the call was ended by another than its handler."""
+        return self._cut_short
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._over or self._stream.closed
+
+    def is_active(self) -> bool:
+        """Whether the client still waits."""
+        return not self.done()
+
+    def cancel(self) -> None:
+        """End the call as cancelled."""
+        self.terminate(CANCELLED, "Cancelled by the server")
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        """Call ``callback(context)`` when the call's handler has ended."""
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+def _number(code: Any) -> int:
+    if code is None:
+        return OK
+    return code if isinstance(code, int) else int(code.value[0])
+
+
+def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
+    entries = tuple([(key, value) for key, value in metadata or ()])
+    metadata_fields(entries)  # raises in the handler, not when it has gone
+    return entries

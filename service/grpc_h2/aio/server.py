@@ -1,0 +1,335 @@
+"""The server: where methods are registered, connections are accepted, and calls get their handlers.
+
+`Server` is to its users what ``grpc.aio.Server`` is: generated ``add_…Servicer_to_server`` functions, the health and
+reflection servicers of grpcio and interceptors plug in unchanged. gRPC itself is not imported; its objects are known
+by their shape. What it has beyond: `Server.add_static_unary`, and listening sockets from outside (`add_listener`).
+
+Stopping is one way with three stations: nothing new is accepted and connections drain; when grace is over, calls are
+ended with UNAVAILABLE; what then is left of connections is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from grpc_h2.aio.call import EOF, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, ServicerContext
+from grpc_h2.aio.handlers import HandlerCallDetails, Run
+from grpc_h2.aio.listener import Gate, Listener, listen
+from grpc_h2.aio.protocol import LINGER, Shell
+from grpc_h2.aio.rate_limited_log import Complaints
+from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.stream import Stream
+from grpc_h2.static.routes import Authorize, Doors, Lookup, StaticUnary
+
+log = logging.getLogger("grpc_h2")
+
+_UNWINDING = 1.0
+"""Seconds that cancelled handlers get to clean up in."""
+
+Observe = Callable[[list[int], float], None]
+
+
+def _unobserved(tallies: list[int], seconds: float) -> None:
+    """Nobody wants to know."""
+
+
+class Server:
+    """Serves RPCs. Everything is to be called in the loop's thread; methods are registered before `start`."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        interceptors: Sequence[Any] = (),
+        max_concurrent_calls: int | None = None,
+        max_connections: int | None = None,
+        executor: Executor | None = None,
+        compression: Any = None,
+        observe: Observe | None = None,
+        eof: Any = EOF,
+    ) -> None:
+        """
+        Args:
+            limits: What each connection may ask for.
+            interceptors: As of grpc.aio: ``async intercept_service(continuation, handler_call_details)``.
+            max_concurrent_calls: Beyond it calls fail with RESOURCE_EXHAUSTED.
+            max_connections: Beyond it connections are accepted and closed.
+            executor: Where handlers that are ordinary functions run; without one, a pool is made when it is needed.
+            compression: A ``grpc.Compression`` for all calls.
+            observe: Told of ready answers: their tally numbers, and the seconds from reading to writing.
+            eof: What ``context.read()`` returns behind the last message (``grpc.aio.EOF``, where servicers compare).
+        """
+        self.limits = limits = Limits() if limits is None else limits
+        self.doors = Doors()
+        self.timer_slack = min(1.0, limits.header_timeout, limits.keepalive_timeout, limits.max_connection_idle)
+        self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
+        self._interceptors = tuple(interceptors)
+        self._max_calls = max_concurrent_calls
+        self._max_connections = max_connections
+        self._executor = executor
+        self._own_executor: ThreadPoolExecutor | None = None
+        self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
+        self.complaints = Complaints(log)
+        self.turns = Turns()
+        self.answered = observe or _unobserved
+        """See `shell.Host`: called with every batch, hence no method that would call it."""
+        self._eof = eof
+        self._generic: list[Any] = []
+        self._methods: dict[str, Any] = {}
+        self._listeners: list[Listener] = []
+        self._shells: set[Shell] = set()
+        self._calls: set[ServicerContext] = set()
+        self._started = False
+        self._stopping = False
+        self._grace_over = False
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    # -- what is served -------------------------------------------------------------------------------------------
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
+        """Register objects whose ``service(handler_call_details)`` returns a method handler or None."""
+        self._generic += generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Register the methods of a service by name; they come before generic handlers."""
+        for method, handler in method_handlers.items():
+            self._methods[f"/{service_name}/{method}"] = handler
+
+    def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
+        """Serve ``path`` with ready answers: see `Doors.add_static_unary`."""
+        return self.doors.add_static_unary(path, lookup, authorize)
+
+    def forget_authorizations(self) -> None:
+        """Have static methods authorize anew, on open connections too."""
+        self.doors.forget_authorizations()
+
+    # -- where ----------------------------------------------------------------------------------------------------
+
+    def add_insecure_port(self, address: str) -> int:
+        """Listen on ``host:port`` (``[host]:port`` for IPv6; port 0: any). Returns the port.
+
+        Raises:
+            ValueError: where it is no address.
+            OSError: where it cannot be had.
+        """
+        return self._add_port(address, None)
+
+    def add_secure_port(self, address: str, server_credentials: TlsCredentials) -> int:
+        """`add_insecure_port`, with TLS."""
+        return self._add_port(address, server_credentials)
+
+    def _add_port(self, address: str, tls: TlsCredentials | None) -> int:
+        listening = listen(address)
+        self.add_listener(listening, tls=tls)
+        return int(listening.getsockname()[1])
+
+    def add_listener(
+        self, listening: socket.socket, *, gate: Gate | None = None, tls: TlsCredentials | None = None
+    ) -> None:
+        """Accept from a listening socket, which may be shared with other processes; ``gate`` decides about each
+        connection. The socket is closed, in this process, by `stop`.
+        """
+        listener = Listener(
+            listening,
+            gate=gate,
+            tls=tls,
+            protocol=lambda: Shell(self, asyncio.get_running_loop()),
+            has_room=self._has_room,
+            handshake_timeout=self.limits.preface_timeout,
+            turns=self.turns,
+        )
+        self._listeners.append(listener)
+        if self._started and not self._stopping:
+            listener.start()
+
+    def _has_room(self) -> bool:
+        if self._max_connections is None:
+            return True
+        held = len(self._shells) + sum(listener.pending for listener in self._listeners)
+        return held < self._max_connections
+
+    @property
+    def connections(self) -> int:
+        """Connections held."""
+        return len(self._shells)
+
+    @property
+    def open_calls(self) -> int:
+        """Calls whose handler is at work."""
+        return len(self._calls)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to accept. Raises RuntimeError if called twice."""
+        if self._started:
+            raise RuntimeError("the server has been started before")
+        self._started = True
+        self._loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            listener.start()
+
+    async def stop(self, grace: float | None) -> None:
+        """Accept nothing more; let calls finish for up to ``grace`` seconds (None: 0), then end them.
+
+        May be called again, also while another call of it waits: the shortest grace counts. Returns when every
+        connection is closed and handlers have ended, or have had a second to end in after they were cancelled.
+        """
+        if not self._started:
+            for listener in self._listeners:
+                listener.socket.close()
+            self._ended.set()
+            return
+        if not self._stopping:
+            self._stopping = True
+            for listener in self._listeners:
+                listener.stop()
+            for shell in list(self._shells):
+                shell.drain()
+        if grace:
+            await self._until(lambda: not self._shells and not self._calls, grace)
+        self._grace_over = True
+        for call in list(self._calls):
+            call.terminate(UNAVAILABLE, "The server is stopping")
+        if not await self._until(lambda: not self._calls, _UNWINDING):
+            log.warning("Handlers do not end although cancelled", extra={"count": len(self._calls)})
+        for shell in list(self._shells):
+            shell.close(reason="the server has stopped")
+        await self._until(lambda: not self._shells, LINGER)
+        for shell in list(self._shells):
+            shell.abort()
+        await self._until(lambda: not self._shells and not any(one.busy for one in self._listeners), LINGER)
+        if self._own_executor is not None:
+            self._own_executor.shutdown(wait=False, cancel_futures=True)
+        self._ended.set()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Wait until the server has stopped. Returns whether ``timeout`` seconds went by before that."""
+        try:
+            await asyncio.wait_for(self._ended.wait(), timeout)
+        except TimeoutError:
+            return True
+        return False
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait for ``condition``, which is looked at when a call or a connection ends. Returns whether it came."""
+        deadline = self._loop.time() + seconds
+        while not condition():
+            self._changed.clear()
+            left = deadline - self._loop.time()
+            if left <= 0:
+                return False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+        return True
+
+    # -- what shells tell -----------------------------------------------------------------------------------------
+
+    def connected(self, shell: Shell) -> None:
+        """See `shell.Host`."""
+        self._shells.add(shell)
+        for listener in self._listeners:
+            listener.established(shell)
+        if self._stopping:
+            self._loop.call_soon(shell.drain)
+
+    def disconnected(self, shell: Shell) -> None:
+        """See `shell.Host`."""
+        self._shells.discard(shell)
+        for listener in self._listeners:
+            listener.closed(shell)
+        self._note_change()
+
+    def call_started(self, shell: Shell, stream: Stream) -> None:
+        """See `shell.Host`."""
+        request = stream.request
+        if request is None:
+            return
+        if self._grace_over:
+            self._refuse(shell, stream, UNAVAILABLE, "The server is stopping")
+            return
+        if self._max_calls is not None and len(self._calls) >= self._max_calls:
+            self._refuse(shell, stream, RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+            return
+        details = HandlerCallDetails(request.path, request.metadata)
+        handler: Any = None
+        resolve = None
+        if self._interceptors:
+            resolve = functools.partial(self._intercept, 0, details)
+        else:
+            try:
+                handler = self._find(details)
+            except Exception as error:
+                log.error("Exception looking for a handler", exc_info=error)
+                self._refuse(shell, stream, UNKNOWN, "Error in service handler!")
+                return
+            if handler is None:
+                self._refuse(shell, stream, UNIMPLEMENTED, "Method not found!")
+                return
+        context = ServicerContext(shell, stream, self._loop, self._eof, self._compression)
+        stream.call = context
+        self._calls.add(context)
+        run = Run(context, self._loop, self._threads)
+        context.task = self._loop.create_task(run(handler, resolve))
+        context.task.add_done_callback(functools.partial(self._task_done, context, run))
+
+    def _refuse(self, shell: Shell, stream: Stream, code: int, details: str) -> None:
+        shell.connection.send_status(stream, code, details)
+        shell.connection.finished(stream)
+        shell.wake()
+
+    def _task_done(self, context: ServicerContext, run: Run, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("A call could not be ended", exc_info=task.exception())
+        thread = run.threads.running
+        if thread is None or thread.done() or thread.cancel():
+            self._call_done(context)
+        else:
+            thread.add_done_callback(functools.partial(self._thread_done, context))
+
+    def _thread_done(self, context: ServicerContext, _: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and with it the call
+            self._loop.call_soon_threadsafe(self._call_done, context)
+
+    def _call_done(self, context: ServicerContext) -> None:
+        self._calls.discard(context)
+        context.finish()
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+
+    # -- handlers -------------------------------------------------------------------------------------------------
+
+    def _find(self, details: Any) -> Any:
+        handler = self._methods.get(details.method)
+        if handler is not None:
+            return handler
+        for generic in self._generic:
+            handler = generic.service(details)
+            if handler is not None:
+                return handler
+        return None
+
+    async def _intercept(self, index: int, details: Any) -> Any:
+        """What the interceptors from ``index`` on, and behind them the registered handlers, make of ``details``."""
+        if index == len(self._interceptors):
+            return self._find(details)
+        return await self._interceptors[index].intercept_service(functools.partial(self._intercept, index + 1), details)
+
+    def _threads(self) -> Executor:
+        if self._executor is not None:
+            return self._executor
+        if self._own_executor is None:
+            self._own_executor = ThreadPoolExecutor(thread_name_prefix="handler")
+        return self._own_executor

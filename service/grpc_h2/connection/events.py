@@ -1,0 +1,58 @@
+"""What a connection tells its server, in the order in which it happened. Ready answers are no events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpc_h2.connection.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """A request's headers are in; ``stream.request`` has them."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """One whole message, decompressed. Once a handler has taken it: ``Connection.consumed``."""
+
+    stream: Stream
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HalfClosed:
+    """The client has sent all its messages."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class CallCancelled:
+    """Nothing can be sent on the stream any more: the client reset it, broke its rules, or is gone."""
+
+    stream: Stream
+    code: int
+    """Error code of RST_STREAM, received or sent (RFC 9113 section 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """A stream that had too much queued has room again."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosing:
+    """The last GOAWAY is queued and no stream is left: flush, read on for a second at the most, close."""
+
+    code: int
+    reason: str
+
+
+Event = CallStarted | MessageReceived | HalfClosed | CallCancelled | Writable | ConnectionClosing

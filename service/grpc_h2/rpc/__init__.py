@@ -1,0 +1,1 @@
+"""What gRPC means by them: requests, messages, responses."""

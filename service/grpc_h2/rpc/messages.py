@@ -1,0 +1,173 @@
+"""gRPC's length-prefixed messages: one octet of flags, four of length, the message (PROTOCOL-HTTP2.md).
+
+Messages and DATA frames are not aligned: a frame may hold a part of one or many. `MessageReader` joins them in one
+buffer, never copies an octet more than twice however small the pieces are, and judges a message by its prefix, before
+any of it is kept.
+"""
+
+from __future__ import annotations
+
+import zlib
+from struct import Struct
+from typing import Final
+
+from grpc_h2.wire.errors import CallFault
+
+DEFAULT_LIMIT: Final = 4 * 1024 * 1024
+"""Octets of a received message, as everywhere in gRPC."""
+
+ENCODINGS: Final = ("identity", "deflate", "gzip")
+"""What can be read, in the words of ``grpc-accept-encoding``; the same as grpcio."""
+
+_PREFIX: Final = Struct(">BI")
+_PREFIX_SIZE: Final = 5
+
+_RESOURCE_EXHAUSTED: Final = 8
+_UNIMPLEMENTED: Final = 12
+_INTERNAL: Final = 13
+
+# zlib's window bits: 16 more selects the gzip wrapper (RFC 1952); without them it is that of RFC 1950, which both HTTP
+# and gRPC call "deflate".
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+# A response is compressed to save a slow line, not to be archived: level 6 takes twice the time for 5 % less.
+_LEVEL: Final = 3
+
+
+class MessageReader:
+    """Cuts a stream's DATA into messages.
+
+    Call `feed` for each piece and `finish` at END_STREAM. The first `CallFault` ends it: every later call raises the
+    same one, and what came before it in the same piece is dropped with the call.
+    """
+
+    __slots__ = ("_buffer", "_encoding", "_fault", "_inflated_limit", "_limit", "_size")
+
+    def __init__(
+        self, limit: int = DEFAULT_LIMIT, encoding: str = "identity", inflated_limit: int | None = None
+    ) -> None:
+        """``limit``: octets of a message as it is sent. ``encoding``: the request's ``grpc-encoding``.
+        ``inflated_limit``: octets of a compressed message when inflated, by default as many.
+        """
+        self._limit = limit
+        self._inflated_limit = limit if inflated_limit is None else inflated_limit
+        self._encoding = encoding
+        self._buffer = bytearray()
+        self._size = 0  # of prefix and message; known once the buffer holds a prefix
+        self._fault: tuple[int, str] | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Octets held of an unfinished message, its prefix included."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+        """Take in a piece of DATA, without padding. Returns the messages that are now whole.
+
+        Raises `CallFault`: 8 for a message over the limit, 12 for an encoding that we do not know, 13 for flags,
+        or compressed octets, that make no sense.
+        """
+        if self._fault is not None:
+            raise CallFault(*self._fault)
+        try:
+            return self._cut(data)
+        except CallFault as fault:
+            # Not the exception: it holds the frames it came through, and with them up to a whole inflated message.
+            self._fault = fault.status, fault.message
+            self._buffer = bytearray()
+            raise
+
+    def finish(self) -> None:
+        """The client has ended its side. Raises `CallFault` 13 if a message is not whole."""
+        if self._fault is not None:
+            raise CallFault(*self._fault)
+        if self._buffer:
+            self._buffer = bytearray()
+            self._fault = _INTERNAL, "the request ended within a message"
+            raise CallFault(*self._fault)
+
+    def _cut(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+        messages: list[bytes] = []
+        position, end = 0, len(data)
+        if self._buffer:
+            position = self._fill(data, messages)
+        while end - position >= _PREFIX_SIZE:
+            flag, length = _PREFIX.unpack_from(data, position)
+            self._judge(flag, length)
+            start = position + _PREFIX_SIZE
+            if end - start < length:
+                self._size = _PREFIX_SIZE + length
+                break
+            position = start + length
+            messages.append(self._message(flag, bytes(data[start:position])))
+        if position < end:
+            self._buffer += data[position:]
+        return messages
+
+    def _fill(self, data: bytes | bytearray | memoryview, messages: list[bytes]) -> int:
+        """Add to the message that is begun. Returns how much of ``data`` it took."""
+        buffer, position = self._buffer, 0
+        if len(buffer) < _PREFIX_SIZE:
+            position = _PREFIX_SIZE - len(buffer)
+            buffer += data[:position]
+            if len(buffer) < _PREFIX_SIZE:
+                return len(data)
+            flag, length = _PREFIX.unpack_from(buffer)
+            self._judge(flag, length)
+            self._size = _PREFIX_SIZE + length
+        until = position + self._size - len(buffer)
+        buffer += data[position:until]
+        if len(buffer) == self._size:
+            flag = buffer[0]
+            del buffer[:_PREFIX_SIZE]  # moves the start, not the octets
+            messages.append(self._message(flag, bytes(buffer)))
+            buffer.clear()
+        return min(until, len(data))
+
+    def _judge(self, flag: int, length: int) -> None:
+        if flag > 1:
+            raise CallFault(_INTERNAL, f"message with reserved flags: {flag:#04x}")
+        if length > self._limit:
+            raise _too_large(length, self._limit)
+        if flag == 1 and self._encoding not in _WINDOW_BITS:
+            if self._encoding == "identity":
+                raise CallFault(_INTERNAL, "compressed message without grpc-encoding")
+            raise CallFault(_UNIMPLEMENTED, f"grpc-encoding {self._encoding[:32]!a} is not supported")
+
+    def _message(self, flag: int, payload: bytes) -> bytes:
+        return decompress(payload, self._encoding, self._inflated_limit) if flag else payload
+
+
+def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
+    """Inflate a message to ``limit`` octets at the most; ``encoding`` is "gzip" or "deflate".
+
+    Raises `CallFault`: 8 when there would be more (8 KiB can inflate to 8 MiB), 13 for corrupt, cut or surplus octets.
+    """
+    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        # One octet more than allowed tells "too large" from "exactly the limit".
+        message = inflater.decompress(payload, limit + 1)
+    except zlib.error:
+        raise CallFault(_INTERNAL, "compressed message is corrupt") from None
+    if len(message) > limit:
+        length = len(message)
+        del message  # or the traceback would keep it
+        raise _too_large(length, limit)
+    if not inflater.eof or inflater.unused_data:
+        raise CallFault(_INTERNAL, "compressed message is cut, or something follows it")
+    return message
+
+
+def compress_gzip(message: bytes | memoryview) -> bytes:
+    """The payload of a message sent with the compressed flag under ``grpc-encoding: gzip``."""
+    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS["gzip"])
+    return deflater.compress(message) + deflater.flush()
+
+
+def frame_message(message: bytes, compress: bool = False) -> bytes:
+    """A message with its prefix; ``compress``: gzip, which the initial metadata must have announced."""
+    payload = compress_gzip(message) if compress else message
+    return _PREFIX.pack(compress, len(payload)) + payload
+
+
+def _too_large(length: int, limit: int) -> CallFault:
+    return CallFault(_RESOURCE_EXHAUSTED, f"received message larger than max ({length} vs. {limit})")

@@ -1,0 +1,1 @@
+"""Answers that exist before a client asks for them."""

@@ -1,0 +1,1 @@
+"""Octets: frames, header compression, and the errors that both have."""

@@ -1,0 +1,144 @@
+"""Taking frames apart: lengths, padding, priority fields, and header blocks that come in parts.
+
+Pure functions of a frame's payload, and `BlockAssembly`, the one thing that is remembered between two frames.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from grpc_h2.connection.limits import Limits
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
+
+LONGEST_SHORT_BLOCK = 384
+"""Header blocks up to this length may take the short way, and be remembered: enough for a call whose fields are all
+written out. Longer ones are decoded a piece at a time; of a short one 128 fields of three octets take 80 µs."""
+_LONGEST_SHORT_DATA = 512
+
+
+def _shape(block: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int]:
+    # Stream id, block, then the first five octets and the stream id of the frame behind it.
+    unpack = struct.Struct(f">5xI{block}s5sI").unpack_from
+    return unpack, 2 * frames.HEADER_LENGTH + block
+
+
+SHAPES = {
+    frames.head(frames.HEADERS, frames.END_HEADERS, length): _shape(length)
+    for length in range(1, LONGEST_SHORT_BLOCK + 1)
+}
+"""First five octets of a HEADERS frame without padding or priority → how to take it and the header of the frame behind
+it apart in one call, and how long both are."""
+
+LAST_DATA = {
+    frames.head(frames.DATA, frames.END_STREAM, length): length for length in range(5, _LONGEST_SHORT_DATA + 1)
+}
+"""First five octets of a DATA frame that ends its stream → its length."""
+
+_FIXED_LENGTHS = {frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
+_CONNECTION_FRAMES = (frames.SETTINGS, frames.PING, frames.GOAWAY)
+_STREAM_FRAMES = (frames.DATA, frames.HEADERS, frames.PRIORITY, frames.RST_STREAM, frames.CONTINUATION)
+
+
+def check_shape(kind: int, flags: int, stream_id: int, length: int) -> None:
+    """Judge a frame by its header (RFC 9113 sections 6.1 to 6.10).
+
+    Raises:
+        ConnectionFault: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
+        StreamFault: FRAME_SIZE_ERROR, for PRIORITY only.
+    """
+    if stream_id:
+        if kind in _CONNECTION_FRAMES:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frame of type {kind} on stream {stream_id}")
+    elif kind in _STREAM_FRAMES:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frame of type {kind} on stream 0")
+    if kind == frames.PUSH_PROMISE:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+    if kind == frames.PRIORITY:
+        if length != 5:
+            raise StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} octets")
+        return
+    wanted = _FIXED_LENGTHS.get(kind)
+    wrong = (
+        (wanted is not None and length != wanted)
+        or (kind == frames.SETTINGS and (length % 6 or (flags & frames.ACK and length)))
+        or (kind == frames.GOAWAY and length < 8)
+    )
+    if wrong:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of type {kind} with {length} octets")
+
+
+def unpadded(flags: int, payload: bytes) -> bytes:
+    """The content of a DATA or HEADERS payload.
+
+    Raises:
+        ConnectionFault: PROTOCOL_ERROR where the padding fills the payload or more (section 6.1).
+    """
+    if not flags & frames.PADDED:
+        return payload
+    if not payload:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
+    padding = payload[0]
+    if padding >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding as long as the payload")
+    return payload[1 : len(payload) - padding]
+
+
+def without_priority(flags: int, stream_id: int, fragment: bytes) -> tuple[bytes, bool]:
+    """A HEADERS fragment without the priority fields, and whether the stream was made to depend on itself.
+
+    That is a stream error (RFC 7540 section 5.3.1), told only after the block has been decoded.
+
+    Raises:
+        ConnectionFault: FRAME_SIZE_ERROR where the fields are cut.
+    """
+    if not flags & frames.PRIORITY_FIELDS:
+        return fragment, False
+    if len(fragment) < 5:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority fields")
+    return fragment[5:], depends_on_itself(stream_id, fragment)
+
+
+def depends_on_itself(stream_id: int, priority: bytes) -> bool:
+    """Whether priority fields name their own stream."""
+    return bool(frames.LONG.unpack_from(priority)[0] & frames.LARGEST_STREAM_ID == stream_id)
+
+
+class BlockAssembly:
+    """A header block that has begun and is not dealt with (section 6.10): nothing else may come in between."""
+
+    __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id", "whole")
+
+    def __init__(
+        self, limits: Limits, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool
+    ) -> None:
+        self._limits = limits
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.self_dependent = self_dependent
+        self._parts = bytearray(fragment)
+        self._continuations = 0
+        self.whole: bytes | None = None
+        """The block, once it has come to its end and waits to be decoded."""
+
+    def add(self, kind: int, stream_id: int, fragment: bytes) -> None:
+        """The next frame.
+
+        Raises:
+            ConnectionFault: PROTOCOL_ERROR where it is no CONTINUATION of this block; ENHANCE_YOUR_CALM where the
+                block comes in too many frames or is too long (VU#421644).
+        """
+        if kind != frames.CONTINUATION or stream_id != self.stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
+        self._continuations += 1
+        if self._continuations > self._limits.max_continuations:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block in too many CONTINUATION frames")
+        self._parts += fragment
+        if len(self._parts) > self._limits.max_header_block:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
+
+    def end(self) -> None:
+        """The block has come to its end."""
+        self.whole = bytes(self._parts)

@@ -1,0 +1,385 @@
+"""HPACK (RFC 7541): a complete decoder, and an encoder that keeps no state.
+
+**Decoder.** Static and dynamic table are one list, indexed as on the wire: 0 is no field, 1 to 61 are the static ones,
+62 is the newest dynamic one. A connection whose peer has inserted nothing shares the static list with all others: ten
+thousand idle connections hold no table at all. An entry carries its size (name + value + 32, section 4.1), so neither
+eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by the table, by all
+lists they are in and by whoever remembers a decoded block.
+
+*What must be kept in step.* A block is decoded to its end whatever is in it; a list that is too long is cut, not left.
+The only ways out are `HpackError` and a list beyond ``hopeless``, after which the connection must end (RFC 9113 section
+4.3). Every change of the table,
+also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
+in, and only if decoding it did not move the epoch.
+
+**Huffman memo.** What a Huffman-coded string stands for depends on nothing else, so the last one or two thousand are
+remembered for all connections: names, and the time-outs that come back within milliseconds. Two generations bound it to
+about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender fears for its secrecy) is left out.
+
+**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on what was sent before
+and answers can be encoded beforehand. Not Huffman-coded: the octets saved cost more than they bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from sys import maxsize
+
+from grpc_h2.wire import huffman
+from grpc_h2.wire.errors import HpackError
+from grpc_h2.wire.static_table import STATIC_INDICES, STATIC_NAMES, STATIC_TABLE
+
+Field = tuple[bytes, bytes]
+_Entry = tuple[Field, int]
+
+ENTRY_OVERHEAD = 32
+"""Octets that an entry counts beyond name and value (section 4.1)."""
+
+DEFAULT_TABLE_SIZE = 4096
+"""SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 section 6.5.2)."""
+
+MAX_CONTINUATION_OCTETS = 5
+"""Octets of an integer after its prefix: five hold 35 bits. CVE-2023-33953 was an endless one."""
+
+MAX_INTEGER = 2**32
+
+_FIRST_DYNAMIC = len(STATIC_TABLE) + 1
+
+_STATIC: list[_Entry] = [
+    (field, len(field[0]) + len(field[1]) + ENTRY_OVERHEAD) for field in ((b"", b""), *STATIC_TABLE)
+]
+"""The table of a connection without dynamic entries. Shared: never changed."""
+
+
+def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
+    """The integer (section 5.1) whose prefix was all ones (``prefix``) and whose next octet is at ``position``.
+
+    Returns:
+        The value, and the position after it.
+
+    Raises:
+        HpackError: the block ends first, more than five octets, or more than 2^32.
+    """
+    if position < len(block) and block[position] < 0x80:  # two octets in all, as most are
+        return prefix + block[position], position + 1
+    value = prefix
+    shift = 0
+    for octet in block[position : position + MAX_CONTINUATION_OCTETS]:
+        value += (octet & 0x7F) << shift
+        position += 1
+        if octet < 0x80:
+            if value > MAX_INTEGER:
+                break
+            return value, position
+        shift += 7
+    raise HpackError("integer too large, too long or cut short")
+
+
+class _HuffmanMemo:
+    """Huffman-coded string -> octets, in two generations: what was not asked for during a whole generation is gone."""
+
+    __slots__ = ("_old", "_young")
+
+    GENERATION = 1024
+    LONGEST = 64
+    """Octets of the coded string. Longer ones are rarely seen twice outside blocks that are remembered whole."""
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, bytes] = {}
+        self._old: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def decode(self, coded: bytes) -> bytes:
+        text = self._young.get(coded)
+        if text is None:
+            text = self._old.get(coded)
+            if text is None:
+                text = huffman.decode(coded)
+                if len(coded) > self.LONGEST:
+                    return text
+            if len(self._young) >= self.GENERATION:
+                self._old = self._young
+                self._young = {}
+            self._young[coded] = text
+        return text
+
+
+_memo = _HuffmanMemo()
+_remembered = _memo.decode
+
+
+def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
+    """The string literal (section 5.2) at ``position``, and the position after it.
+
+    ``secret``: not to be remembered.
+    """
+    try:
+        octet = block[position]
+    except IndexError:
+        raise HpackError("block ends where a string should be") from None
+    position += 1
+    if octet < 0x7F:  # short and plain, as most are
+        end = position + octet
+        if end > len(block):
+            raise HpackError("string longer than its block")
+        return block[position:end], end
+    length = octet & 0x7F
+    if length == 0x7F:
+        length, position = decode_integer(block, position, 0x7F)
+    end = position + length
+    # Judged before anything is copied: the length may be four gigabytes.
+    if end > len(block):
+        raise HpackError("string longer than its block")
+    data = block[position:end]
+    if octet < 0x80:
+        return data, end
+    return (huffman.decode(data) if secret else _remembered(data)), end
+
+
+class Decoder:
+    """Decodes the header blocks of one connection, in their order."""
+
+    __slots__ = (
+        "_allowed",
+        "_capacity",
+        "_hopeless_fields",
+        "_hopeless_list_size",
+        "_max_fields",
+        "_max_list_size",
+        "_suspended",
+        "_table",
+        "_used",
+        "changed",
+        "epoch",
+        "hopeless",
+        "list_size",
+        "overflow",
+    )
+
+    def __init__(
+        self,
+        *,
+        max_list_size: int,
+        max_fields: int,
+        max_table_size: int = DEFAULT_TABLE_SIZE,
+        hopeless_list_size: float = inf,
+        hopeless_fields: int = maxsize - 1,
+    ) -> None:
+        """
+        Args:
+            max_list_size: octets of a field list, each field counted as name + value + 32.
+            max_fields: fields of a list.
+            max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
+            hopeless_list_size: octets of a field list beyond which a block is not decoded any further. The table is
+                then not what the peer thinks it is, so the connection has to end: ``hopeless`` tells.
+            hopeless_fields: the same for fields.
+        """
+        self._max_list_size = max_list_size
+        self._max_fields = max_fields
+        self._hopeless_list_size = hopeless_list_size
+        self._hopeless_fields = hopeless_fields
+        self._suspended: tuple[list[Field], int, int, int] | None = None
+        self._allowed = max_table_size
+        self._capacity = max_table_size
+        self._used = 0
+        self._table = _STATIC
+        self.epoch = 0
+        """Grows with every change of the dynamic table: insertion, be it of an entry that is too large to stay;
+        eviction; change of its size, be it to the same size."""
+        self.changed = False
+        """Whether the last block moved ``epoch``: decoding it again would do something else."""
+        self.overflow = False
+        """Whether the last block's list was over a limit, and therefore cut."""
+        self.list_size = 0
+        """Octets of the last block's whole list, what was cut off included; of a hopeless one, of its beginning."""
+        self.hopeless = False
+        """Whether the last block was given up: this decoder is of no more use."""
+
+    @property
+    def dynamic_table(self) -> tuple[Field, ...]:
+        """The dynamic entries, the newest first."""
+        return tuple(field for field, _ in self._table[_FIRST_DYNAMIC:])
+
+    @property
+    def dynamic_table_size(self) -> int:
+        """Octets of the dynamic entries (section 4.1)."""
+        return self._used
+
+    def set_max_table_size(self, size: int) -> None:
+        """The peer has acknowledged our SETTINGS_HEADER_TABLE_SIZE. If it had chosen more, its next block must begin
+        with a size update (section 4.2)."""
+        self._allowed = size
+        self.epoch += 1
+
+    def decode(self, block: bytes) -> tuple[Field, ...]:
+        """The fields of one whole header block (section 3.2), without those beyond a limit: see ``overflow``.
+
+        Raises `HpackError` as `decode_some` does.
+        """
+        fields = self.decode_some(block, maxsize)
+        assert fields is not None
+        return fields
+
+    def decode_some(self, block: bytes, most: int) -> tuple[Field, ...] | None:
+        """Decode ``most`` fields of ``block``, or as many more where that was begun. All of them once it is through, as
+        `decode` gives them; until then None, and no other block may be decoded.
+
+        Raises:
+            HpackError: the block is not HPACK, or speaks of entries that do not exist. The table may then differ from
+                the peer's; this decoder is of no more use.
+        """
+        if self._suspended is None:
+            self.changed = False
+            if self._capacity > self._allowed and (not block or block[0] & 0xE0 != 0x20):
+                raise HpackError("no size update after the table was made smaller")
+            fields: list[Field] = []
+            position = total = 0
+            left = self._hopeless_fields + 1
+        else:
+            fields, position, total, left = self._suspended
+            self._suspended = None
+        table = self._table
+        limit = self._max_list_size
+        end = len(block)
+        for _ in range(min(most, left)):
+            if position >= end:
+                break
+            octet = block[position]
+            position += 1
+            if octet > 0x80:  # 1xxxxxxx: an entry (section 6.1)
+                index = octet & 0x7F
+                if index == 0x7F:
+                    index, position = decode_integer(block, position, 0x7F)
+                try:
+                    field, size = table[index]
+                except IndexError:
+                    raise HpackError("index beyond the table") from None
+            elif 0x20 <= octet < 0x40:  # 001xxxxx: size of the dynamic table (section 6.3)
+                # Every field counts at least 32 octets: none has come before if nothing has been counted.
+                if total:
+                    raise HpackError("size update after a field")
+                position = self._resize(block, position, octet & 0x1F)
+                table = self._table
+                continue
+            else:
+                field, size, position = self._literal(block, position, octet)
+                if octet >= 0x40:
+                    self._insert(field, size)
+                    table = self._table
+            total += size
+            # Fields are at least 32 octets each, so this alone bounds what is kept; their number is judged at the end.
+            if total <= limit:
+                fields.append(field)
+            elif total > self._hopeless_list_size:
+                self.hopeless = True
+                break
+        else:
+            if most < left:
+                self._suspended = fields, position, total, left - most
+                return None
+            self.hopeless = True
+        self.list_size = total
+        self.overflow = total > limit
+        if len(fields) > self._max_fields:
+            self.overflow = True
+            del fields[self._max_fields :]
+        return tuple(fields)
+
+    def _literal(self, block: bytes, position: int, octet: int) -> tuple[Field, int, int]:
+        """A literal (section 6.2) that began with ``octet``; its size, and the position after it."""
+        prefix = 0x3F if octet >= 0x40 else 0x0F
+        secret = octet & 0xF0 == 0x10
+        index = octet & prefix
+        if index:
+            if index == prefix:
+                index, position = decode_integer(block, position, prefix)
+            try:
+                name = self._table[index][0][0]
+            except IndexError:
+                raise HpackError("index beyond the table") from None
+        elif octet == 0x80:  # an indexed field with index 0 comes by here too
+            raise HpackError("index 0")
+        else:
+            name, position = _string(block, position, secret)
+        value, position = _string(block, position, secret)
+        return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
+
+    def _resize(self, block: bytes, position: int, size: int) -> int:
+        """Applies a size update whose prefix is ``size``; the position after it."""
+        if size == 0x1F:
+            size, position = decode_integer(block, position, 0x1F)
+        if size > self._allowed:
+            raise HpackError("size update beyond our limit")
+        self._capacity = size
+        self._evict(size)
+        self.epoch += 1
+        self.changed = True
+        return position
+
+    def _insert(self, field: Field, size: int) -> None:
+        """Adds an entry, for which the oldest make room (section 4.4)."""
+        self.epoch += 1
+        self.changed = True
+        if size > self._capacity:
+            # "It is not an error to attempt to add an entry that is larger than the maximum size; [it] causes the
+            # table to be emptied".
+            self._evict(0)
+            return
+        if self._used + size > self._capacity:
+            self._evict(self._capacity - size)
+        table = self._table
+        if table is _STATIC:
+            table = self._table = _STATIC.copy()
+        table.insert(_FIRST_DYNAMIC, (field, size))
+        self._used += size
+
+    def _evict(self, target: int) -> None:
+        """Drops the oldest entries until the rest is at most ``target`` octets."""
+        if target <= 0:
+            self._table = _STATIC
+            self._used = 0
+            return
+        table = self._table
+        while self._used > target:
+            self._used -= table.pop()[1]
+
+
+def encode_integer(value: int, prefix: int, pattern: int) -> bytes:
+    """``value`` as an integer (section 5.1) in the low bits that ``prefix`` masks; ``pattern``: the high bits."""
+    if value < prefix:
+        return bytes((pattern | value,))
+    octets = bytearray((pattern | prefix,))
+    value -= prefix
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+def encode_size_update(size: int) -> bytes:
+    """A dynamic table size update (section 6.3), to stand at the beginning of a block."""
+    return encode_integer(size, 0x1F, 0x20)
+
+
+def encode_field(name: bytes, value: bytes) -> bytes:
+    """One field: a static index, or a literal without indexing (section 6.2.2), its name by static index if it has one.
+
+    ``name`` must be in lower case; neither is checked.
+    """
+    index = STATIC_INDICES.get((name, value))
+    if index is not None:
+        return bytes((0x80 | index,))
+    index = STATIC_NAMES.get(name, 0)
+    head = encode_integer(index, 0x0F, 0x00)
+    if not index:
+        head += encode_integer(len(name), 0x7F, 0x00) + name
+    return head + encode_integer(len(value), 0x7F, 0x00) + value
+
+
+def encode_block(fields: Iterable[Field]) -> bytes:
+    """A header block, the same for every connection and at any time: see `encode_field`."""
+    return b"".join([encode_field(name, value) for name, value in fields])

@@ -1,0 +1,107 @@
+"""The Huffman code of HPACK (RFC 7541 section 5.2 and appendix B), decoding only: what we send is not Huffman-coded.
+
+The code is a tree of 256 inner nodes. A decoder that reads octets stands, after each, at some inner node; where it goes
+from there, and which symbols it passes, depends on node and octet alone. Each node therefore keeps a row
+octet -> (next node, symbols passed), filled in at the first use of a step: real traffic needs a few thousand of the
+65,536 steps. All of them, which an attacker can ask for, are 8 MiB, once in a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from grpc_h2.wire.errors import HpackError
+
+EOS = 256
+
+# fmt: off
+CODE_LENGTHS = (
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28,
+    28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,
+     6, 10, 10, 12, 13,  6,  8, 11, 10, 10,  8, 11,  8,  6,  6,  6,
+     5,  5,  5,  6,  6,  6,  6,  6,  6,  6,  7,  8, 15,  6, 12, 10,
+    13,  6,  7,  7,  7,  7,  7,  7,  7,  7,  7,  7,  7,  7,  7,  7,
+     7,  7,  7,  7,  7,  7,  7,  7,  8,  7,  8, 13, 19, 13, 14,  6,
+    15,  5,  6,  5,  6,  5,  6,  6,  6,  5,  7,  7,  6,  6,  6,  5,
+     6,  7,  6,  5,  5,  6,  7,  7,  7,  7,  7, 15, 11, 14, 13, 28,
+    20, 22, 20, 20, 22, 22, 22, 23, 22, 23, 23, 23, 23, 23, 24, 23,
+    24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24,
+    22, 21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23,
+    21, 21, 22, 21, 23, 22, 23, 23, 20, 22, 22, 22, 23, 22, 22, 23,
+    26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25,
+    19, 21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27,
+    20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23,
+    26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
+    30,
+)
+# fmt: on
+"""Bits of the code of each octet, and of EOS. The code is canonical: shorter codes first, then by symbol; so the
+lengths alone say it all."""
+
+
+class _Node(dict[int, tuple["_Node", bytes]]):
+    """An inner node of the tree; as a mapping, the steps from here that have been taken before, by octet."""
+
+    __slots__ = ("branches", "may_end")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches: list[_Node | int] = []
+        """Where the bits 0 and 1 lead: to an inner node, or to a symbol."""
+        self.may_end = False
+        """Whether a string may end here: the bits since the last symbol are at most seven, all ones (section 5.2)."""
+
+    def __missing__(self, octet: int) -> tuple[_Node, bytes]:
+        node = self
+        symbols = bytearray()
+        for shift in range(7, -1, -1):
+            branch = node.branches[octet >> shift & 1]
+            if isinstance(branch, _Node):
+                node = branch
+            elif branch == EOS:
+                # "A Huffman-encoded string literal containing the EOS symbol MUST be treated as a decoding error."
+                raise HpackError("Huffman-coded string with EOS in it")
+            else:
+                symbols.append(branch)
+                node = _ROOT
+        step = self[octet] = (node, bytes(symbols))
+        return step
+
+
+def _tree() -> _Node:
+    """The code tree: level by level, the shortest codes take the leftmost places that are left (canonical code)."""
+    root = _Node()
+    level = [root]
+    for bits in range(1, max(CODE_LENGTHS) + 1):
+        symbols: list[_Node | int] = [symbol for symbol, length in enumerate(CODE_LENGTHS) if length == bits]
+        inner: list[_Node] = [_Node() for _ in range(2 * len(level) - len(symbols))]
+        places: Iterator[_Node | int] = iter([*symbols, *inner])
+        for node in level:
+            node.branches = [next(places), next(places)]
+        level = inner
+    node = root
+    for _ in range(8):
+        node.may_end = True
+        last = node.branches[1]
+        if isinstance(last, _Node):
+            node = last
+    return root
+
+
+_ROOT = _tree()
+
+
+def decode(data: bytes) -> bytes:
+    """The octets that ``data`` stands for.
+
+    Raises:
+        HpackError: EOS inside, or an end that is not less than eight bits of ones (RFC 7541 section 5.2).
+    """
+    node = _ROOT
+    passed = []
+    for octet in data:
+        node, symbols = node[octet]
+        passed.append(symbols)
+    if not node.may_end:
+        raise HpackError("Huffman-coded string with wrong padding")
+    return b"".join(passed)

@@ -1,0 +1,532 @@
+"""Every transport with a stock grpcio client: the contract's bytes, statuses, messages; and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import weakref
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from itertools import repeat
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.leftovers import nothing_left
+from tests.support.logs import captured_logs, logged
+from tests.support.loop import eventually, promptly
+from tests.support.snapshots import opened, row
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.authentication import KeyRing
+from definition_server.data_plane.endpoint import Endpoint
+from definition_server.data_plane.services import DefinitionEngine
+from definition_server.data_plane.transports import CannotListen, Transport, create_transport, native
+from definition_server.data_plane.transports.grpcio import GrpcioTransport
+from definition_server.data_plane.transports.native import NativeTransport
+from definition_server.ipc.messages import Configure
+from definition_server.ipc.stats import StatsPage
+from definition_server.rpc import avap_pb2, avap_pb2_grpc
+from grpc_h2.static.routes import StaticUnary
+
+KEY = "the key"
+AUTHENTIC = (("x-avap-auth", KEY),)
+MIB = 1024 * 1024
+GRACE = 60.0
+
+CONFIGURE = Configure(
+    host="127.0.0.1",
+    port=0,
+    transport="",
+    reflection=False,
+    max_connection_age_seconds=0.0,
+    threadpool_size=2,
+    app_env="production",
+    log_level="INFO",
+    drain_timeout_seconds=5.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left(c_core=True):
+        yield
+
+
+@pytest.fixture
+def page() -> Iterator[StatsPage]:
+    page = StatsPage.create(1)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def engine() -> DefinitionEngine:
+    engine = DefinitionEngine()
+    engine.snapshot = opened(row("if", "x = 'ü'"), "else")
+    return engine
+
+
+Serve = Callable[..., Any]
+
+
+CLASSES = {"grpcio": GrpcioTransport, "native": NativeTransport}
+
+
+@pytest.fixture
+def keys() -> KeyRing:
+    return KeyRing([sha256(KEY.encode()).hexdigest()])
+
+
+@pytest.fixture
+async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: StatsPage) -> AsyncIterator[Serve]:
+    """Start a transport of the kind whose turn it is, configured as said; returns it and its port."""
+    kind = transport
+    started: list[Transport] = []
+
+    async def serve(**changes: Any) -> tuple[Transport, int]:
+        endpoint = Endpoint(engine, keys, page.slot(0))
+        transport = create_transport(replace(CONFIGURE, transport=kind, **changes), endpoint)
+        assert isinstance(transport, CLASSES[kind])
+        port = await transport.start()
+        started.append(transport)
+        return transport, port
+
+    yield serve
+    for transport in started:
+        await transport.stop(0)
+
+
+def channel(port: int, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", [*options, ("grpc.use_local_subchannel_pool", 1)])
+
+
+async def raw(client: grpc.aio.Channel, method: str, request: bytes, metadata: Any = AUTHENTIC) -> bytes:
+    """A unary call on bytes."""
+    call: Any = client.unary_unary(f"/avap.DefinitionEngine/{method}")
+    answer: bytes = await call(request, metadata=metadata, timeout=30)
+    return answer
+
+
+async def failure(*arguments: Any) -> tuple[grpc.StatusCode, str | None]:
+    """Status and message of a call on bytes that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await raw(*arguments)
+    return caught.value.code(), caught.value.details()
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_is_answered_with_the_snapshots_bytes(serve: Serve, engine: DefinitionEngine) -> None:
+    _, port = await serve()
+    assert engine.snapshot is not None
+    async with channel(port) as client:
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
+        assert await raw(client, "SyncCatalog", b"") == bytes(engine.snapshot.body)
+
+
+async def test_a_generated_stub_reads_every_field(serve: Serve, engine: DefinitionEngine) -> None:
+    _, port = await serve()
+    assert engine.snapshot is not None
+    async with channel(port) as client:
+        stub: Any = avap_pb2_grpc.DefinitionEngineStub(client)
+        command = await stub.GetCommand(avap_pb2.CommandRequest(name="if"), metadata=AUTHENTIC, timeout=10)
+        catalog = await stub.SyncCatalog(avap_pb2.Empty(), metadata=AUTHENTIC, timeout=10)
+    assert (command.name, command.type, command.interface_json) == ("if", "function", "[]")
+    assert command.code == "x = 'ü'".encode()
+    assert [(c.name, len(c.hash)) for c in catalog.commands] == [("else", 64), ("if", 64)]
+    assert catalog.commands[1] == command
+    assert (catalog.total_count, catalog.version_hash) == (2, engine.snapshot.version_hash)
+
+
+REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "Invalid Credentials")
+
+
+@pytest.mark.parametrize("method", ["GetCommand", "SyncCatalog"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("x-avap-auth", ""),),
+        (("x-avap-auth", "wrong"),),
+        (("x-avap-auth", KEY), ("x-avap-auth", KEY)),
+        (("x-avap-auth-bin", KEY.encode()),),
+    ],
+    ids=["none", "empty", "wrong", "twice", "binary"],
+)
+async def test_whoever_lacks_the_key_is_refused(serve: Serve, method: str, metadata: Any) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        assert await failure(client, method, b"", metadata) == REFUSED
+
+
+@pytest.mark.parametrize("name", ["missing", "", "fehlt ü 🎈", "a\nb", "100%", "x" * 100])
+async def test_an_unknown_name_is_told_by_its_name(serve: Serve, name: str) -> None:
+    _, port = await serve()
+    request = avap_pb2.CommandRequest(name=name).SerializeToString()
+    async with channel(port) as client:
+        told = (grpc.StatusCode.NOT_FOUND, f"Command '{name}' not found")
+        assert await failure(client, "GetCommand", request) == told
+
+
+async def test_a_name_of_any_length_is_told_so_that_the_client_gets_it(serve: Serve) -> None:
+    _, port = await serve()
+    request = avap_pb2.CommandRequest(name="🎈" * 500_000).SerializeToString()
+    async with channel(port) as client:
+        told = (grpc.StatusCode.NOT_FOUND, f"Command '{'🎈' * 200}…' not found")
+        assert await failure(client, "GetCommand", request) == told
+
+
+async def test_garbage_is_a_bad_request(serve: Serve) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        told = (grpc.StatusCode.INVALID_ARGUMENT, "The request is not a valid avap.CommandRequest")
+        assert await failure(client, "GetCommand", b"\xff\xff") == told
+        told = (grpc.StatusCode.INVALID_ARGUMENT, "The request is not a valid avap.Empty")
+        assert await failure(client, "SyncCatalog", b"\xff\xff") == told
+
+
+async def test_without_a_catalogue_calls_are_told_to_come_again(serve: Serve, engine: DefinitionEngine) -> None:
+    _, port = await serve()
+    engine.snapshot = None
+    async with channel(port) as client:
+        assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_bug_shows_nothing_of_its_inside(
+    serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, port = await serve()
+    monkeypatch.setattr(engine, "_current", lambda: 1 / 0)
+    with captured_logs() as logs:
+        async with channel(port) as client:
+            assert await failure(client, "GetCommand", b"") == (grpc.StatusCode.INTERNAL, "Internal error")
+    (line,) = logged(logs, "Unexpected failure in a call", log_level="error", method="GetCommand")
+    assert line["exc_info"]
+
+
+async def test_another_method_is_unimplemented(serve: Serve) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        assert (await failure(client, "DropTable", b""))[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_calls_are_counted_by_status(serve: Serve, page: StatsPage) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        await raw(client, "GetCommand", b"\x0a\x02if")
+        await failure(client, "GetCommand", b"")
+        await failure(client, "SyncCatalog", b"", ())
+    assert page.slot(0).read().requests == {"200": 1, "400": 0, "401": 1, "404": 1, "500": 0, "503": 0}
+
+
+async def test_a_batch_of_calls_is_counted_call_by_call(serve: Serve, page: StatsPage) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        await asyncio.gather(*(raw(client, "GetCommand", b"\x0a\x02if") for _ in range(50)))
+        await asyncio.gather(*(failure(client, "GetCommand", b"") for _ in range(30)))
+        await asyncio.gather(*(raw(client, "SyncCatalog", b"") for _ in range(20)))
+    reading = page.slot(0).read()
+    assert reading.requests == {"200": 70, "400": 0, "401": 0, "404": 30, "500": 0, "503": 0}
+    assert {method: sum(counts) for method, counts in reading.latency.items()} == {"GetCommand": 80, "SyncCatalog": 20}
+    assert all(0 < seconds < 60 for seconds in reading.latency_sum_seconds.values())
+
+
+# -- what may be remembered --------------------------------------------------------------------------------------------
+
+
+async def test_another_snapshot_answers_the_very_next_call_of_an_open_connection(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        for number in range(5):
+            engine.snapshot = opened(row("if", f"# {number}"))
+            for _ in range(3):  # the same octets each time
+                assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
+                assert await raw(client, "SyncCatalog", b"") == bytes(engine.snapshot.body)
+        engine.snapshot = opened("else")
+        assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.NOT_FOUND
+        engine.snapshot = opened("if")
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
+
+
+async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_other_does(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    transport, port = await serve()
+    served = engine.snapshot
+    coming, another = opened(row("if", "# coming"), "new"), opened(row("if", "# another"))
+    async with channel(port) as client:
+
+        async def answers() -> list[bytes]:
+            return [await raw(client, "GetCommand", b"\x0a\x02if"), await raw(client, "SyncCatalog", b"")]
+
+        def expected(snapshot: Snapshot) -> list[bytes]:
+            return [snapshot.answer(b"if") or b"", bytes(snapshot.body)]
+
+        await answers()
+        assert (await failure(client, "GetCommand", b"\x0a\x03new"))[0] is grpc.StatusCode.NOT_FOUND
+        await transport.prepare(coming)
+        assert served is not None
+        assert await answers() == expected(served), "prepared is not served"
+        engine.snapshot = coming
+        await transport.tidy()
+        assert await answers() == expected(coming)
+        assert await raw(client, "GetCommand", b"\x0a\x03new") == coming.answer(b"new"), "it was remembered as missing"
+        await transport.prepare(coming)
+        engine.snapshot = another
+        assert await answers() == expected(another)
+
+
+@pytest.mark.transports("native")
+async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
+    serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, port = await serve()
+    looked_up: list[bytes] = []
+    answer = Snapshot.answer
+
+    def counted(snapshot: Snapshot, name: bytes) -> bytes | None:
+        looked_up.append(name)
+        return answer(snapshot, name)
+
+    monkeypatch.setattr(Snapshot, "answer", counted)
+    async with channel(port) as client:
+        for name in ("if", "no"):
+            await answered(client, name)
+        coming = opened(row("if", "# coming"))
+        await transport.prepare(coming)
+        engine.snapshot = coming
+        looked_up.clear()
+        for name in ("if", "no"):
+            await answered(client, name)
+    assert looked_up == []
+
+
+async def answered(client: grpc.aio.Channel, name: str) -> None:
+    with suppress(grpc.aio.AioRpcError):
+        await raw(client, "GetCommand", b"\x0a" + bytes([len(name)]) + name.encode())
+
+
+@pytest.mark.transports("native")
+async def test_a_preparation_that_takes_too_long_is_cut(
+    serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, port = await serve()
+    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
+    monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
+    async with channel(port) as client:
+        await answered(client, "if")
+        await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
+        engine.snapshot = coming
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
+
+
+async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(serve: Serve, keys: KeyRing) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        for _ in range(3):
+            for _ in range(5):
+                await raw(client, "GetCommand", b"\x0a\x02if")
+            keys.replace([sha256(b"another").hexdigest()])
+            for method in ("GetCommand", "SyncCatalog"):
+                assert await failure(client, method, b"\x0a\x02if" if method == "GetCommand" else b"") == REFUSED
+            keys.replace([sha256(b"another").hexdigest(), sha256(KEY.encode()).hexdigest()])
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_nothing_keeps_a_replaced_snapshot_in_memory(
+    serve: Serve, engine: DefinitionEngine, prepared: bool, size: int
+) -> None:
+    transport, port = await serve()
+    async with channel(port) as client:
+        memory = array("B", opened(row("if", "x" * size)).buffer)
+        engine.snapshot, replaced = Snapshot(memoryview(memory)), weakref.ref(memory)
+        del memory
+        await raw(client, "SyncCatalog", b"")
+        await raw(client, "GetCommand", b"\x0a\x02if")
+        if prepared:
+            await transport.prepare(coming := opened("if"))
+            engine.snapshot = coming
+        else:
+            engine.snapshot = opened("if")
+        await transport.tidy()
+        await eventually(lambda: replaced() is None, "the old snapshot was let go")
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_above_4_mib_is_refused_before_it_is_read(serve: Serve, page: StatsPage) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        status, message = await failure(client, "GetCommand", bytes(4 * MIB + 1))
+        assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert str(4 * MIB + 1) in str(message)
+        assert await raw(client, "GetCommand", b"\x0a\x02if"), "the connection lives on"
+    assert sum(page.slot(0).read().requests.values()) == 1
+
+
+async def test_an_answer_above_4_mib_reaches_a_client_that_raised_its_limit(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    engine.snapshot = opened(row("large", "x" * (10 * MIB)))
+    _, port = await serve()
+    async with channel(port) as client:
+        assert (await failure(client, "SyncCatalog", b""))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    async with channel(port, [("grpc.max_receive_message_length", -1)]) as client:
+        assert await raw(client, "SyncCatalog", b"") == bytes(engine.snapshot.body)
+
+
+# -- health and reflection -------------------------------------------------------------------------------------------
+
+
+async def test_health_needs_no_key_and_is_not_serving_until_told(serve: Serve) -> None:
+    transport, port = await serve()
+    async with channel(port) as client:
+        stub: Any = health_pb2_grpc.HealthStub(client)
+        states = []
+        for serving in (None, True, False):
+            if serving is not None:
+                await transport.set_serving(serving)
+            for service in ("", "avap.DefinitionEngine"):
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+                states.append(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+    assert states == ["NOT_SERVING"] * 2 + ["SERVING"] * 2 + ["NOT_SERVING"] * 2
+
+
+async def services(client: grpc.aio.Channel) -> set[str]:
+    """What reflection lists."""
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(client)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
+    return {service.name for service in (await call.read()).list_services_response.service}
+
+
+async def test_reflection_is_off_unless_configured(serve: Serve) -> None:
+    _, port = await serve()
+    async with channel(port) as client:
+        # One batch: a write after the refusal would fail in the client, which then tells that instead.
+        call: Any = client.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_reflection_lists_every_service_where_configured(serve: Serve) -> None:
+    _, port = await serve(reflection=True)
+    async with channel(port) as client:
+        assert await services(client) == {
+            "avap.DefinitionEngine",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+
+
+# -- the port --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_address_that_is_not_ours_is_told(serve: Serve) -> None:
+    with pytest.raises(CannotListen, match=r"cannot listen on 192\.0\.2\.1:50051"):
+        await serve(host="192.0.2.1", port=50051)
+
+
+async def test_a_port_of_another_server_is_told(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}"):
+            await serve(port=port)
+
+
+@pytest.mark.transports("grpcio")
+async def test_several_workers_share_a_port(serve: Serve) -> None:
+    _, port = await serve()
+    assert (await serve(port=port))[1] == port
+
+
+async def test_it_listens_on_ipv6(serve: Serve) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    _, port = await serve(host="::1")
+    async with grpc.aio.insecure_channel(f"[::1]:{port}") as client:
+        assert await raw(client, "GetCommand", b"\x0a\x02if")
+
+
+async def test_a_connection_is_asked_to_reconnect_at_its_age_and_no_call_fails(serve: Serve) -> None:
+    _, port = await serve(max_connection_age_seconds=0.2)
+    async with channel(port) as client:
+        left = 0
+        before = client.get_state(try_to_connect=True)
+        deadline = time.monotonic() + 30
+        while left < 2:
+            assert time.monotonic() < deadline, "no connection was asked to reconnect"
+            await raw(client, "GetCommand", b"\x0a\x02if")
+            await asyncio.sleep(0)
+            state = client.get_state()
+            left += before is grpc.ChannelConnectivity.READY is not state
+            before = state
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+async def open_call(client: grpc.aio.Channel, page: StatsPage) -> Any:
+    """A call whose request has not been sent yet, on an established connection."""
+    await raw(client, "GetCommand", b"\x0a\x02if")
+    call: Any = client.stream_unary("/avap.DefinitionEngine/GetCommand")
+    opened = call(metadata=AUTHENTIC, timeout=60)
+    await opened.wait_for_connection()
+    # What follows on the same connection is answered after the server has seen the headers before it.
+    await raw(client, "GetCommand", b"\x0a\x02if")
+    return opened
+
+
+async def test_a_stop_lets_a_call_in_flight_finish(serve: Serve, engine: DefinitionEngine, page: StatsPage) -> None:
+    transport, port = await serve()
+    assert engine.snapshot is not None
+    async with channel(port) as client:
+        call = await open_call(client, page)
+        stopping = asyncio.create_task(transport.stop(GRACE))
+        await eventually(lambda: not listens(port), "the port closed")
+        assert not stopping.done()
+        await call.write(b"\x0a\x02if")
+        await call.done_writing()
+        assert await promptly(call) == engine.snapshot.answer(b"if")
+        await promptly(stopping, seconds=GRACE / 4)
+
+
+async def test_a_stop_cuts_what_is_left_after_its_grace(serve: Serve, page: StatsPage) -> None:
+    transport, port = await serve()
+    async with channel(port) as client:
+        call = await open_call(client, page)
+        await promptly(transport.stop(0.1))
+        assert await promptly(call.code()) is not grpc.StatusCode.OK
+
+
+async def test_a_health_watch_holds_up_no_stop(serve: Serve) -> None:
+    transport, port = await serve()
+    async with channel(port) as client:
+        stub: Any = health_pb2_grpc.HealthStub(client)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        await promptly(watch.read())
+        await promptly(transport.stop(GRACE), seconds=GRACE / 4)
+        assert await promptly(watch.read()) is grpc.aio.EOF
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError:
+        return False
+    return True

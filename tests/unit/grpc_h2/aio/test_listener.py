@@ -1,0 +1,243 @@
+"""Accepting connections: addresses, shared sockets, gates, limits, and running out of descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from typing import Any
+
+import grpc
+import pytest
+from tests.support.h2_wire import call
+from tests.support.native_server import LOOPS, RawClient, ServerThread
+from tests.support.polling import until
+
+from grpc_h2.aio.listener import listen
+from grpc_h2.aio.server import Server
+from grpc_h2.static.routes import Answer
+
+SECONDS = 10.0
+
+
+def prepare(server: Server) -> None:
+    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S"))
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Any:
+    return LOOPS[request.param]
+
+
+def answered(port: int) -> bool:
+    with RawClient(port) as client:
+        client.send(call(1))
+        client.until(lambda: client.replies.stream(1).ended)
+        return client.replies.stream(1).messages == [b"S"]
+
+
+class Gate:
+    """Lets through what the test says."""
+
+    retry_seconds = 0.01
+
+    def __init__(self) -> None:
+        self.open = True
+        self.asked = self.opened_count = self.closed_count = 0
+
+    def may_accept(self) -> bool:
+        self.asked += 1
+        return self.open
+
+    def opened(self) -> None:
+        self.opened_count += 1
+
+    def closed(self) -> None:
+        self.closed_count += 1
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "0.0.0.0:0", "localhost:0", "[::1]:0", "[::]:0"])
+def test_every_form_of_address_is_listened_on(loop: Any, address: str) -> None:
+    if address.startswith("[") and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    ports: list[int] = []
+
+    def add(server: Server) -> None:
+        prepare(server)
+        try:
+            ports.append(server.add_insecure_port(address))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                pytest.skip("no IPv6 here")
+            raise
+
+    with ServerThread(loop, add, listen=False):
+        target = address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]").rpartition(":")[0]
+        with grpc.insecure_channel(f"{target}:{ports[0]}") as channel:
+            method: Any = channel.unary_unary("/t.S/Get")
+            assert method(b"x", timeout=SECONDS) == b"S"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", ":", "host:", "::1:50051", "127.0.0.1:http", "127.0.0.1:-1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="not an address"):
+        listen(address)
+
+
+def test_a_port_that_is_taken_is_refused_and_one_just_left_is_not(loop: Any) -> None:
+    with ServerThread(loop, prepare) as server:
+        with pytest.raises(OSError, match="in use"):
+            listen(server.target)
+        assert answered(server.port)
+    listen(server.target).close()
+
+
+# --- shared sockets and gates ----------------------------------------------------------------------------------------
+
+
+def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
+    with listen("127.0.0.1:0") as shared:
+        port = shared.getsockname()[1]
+
+        def adopt(server: Server) -> None:
+            prepare(server)
+            server.add_listener(shared.dup())
+
+        with ServerThread(loop, adopt, listen=False) as one, ServerThread(loop, adopt, listen=False):
+            assert all([answered(port) for _ in range(20)])  # noqa: C419 - all of them
+            one.stop(0).result(SECONDS)
+            assert all([answered(port) for _ in range(5)])  # noqa: C419
+
+
+def test_a_gate_counts_every_connection_from_beginning_to_end(loop: Any) -> None:
+    gate = Gate()
+
+    def add(server: Server) -> None:
+        prepare(server)
+        server.add_listener(listening, gate=gate)
+
+    listening = listen("127.0.0.1:0")
+    port = listening.getsockname()[1]
+    with ServerThread(loop, add, listen=False):
+        assert all([answered(port) for _ in range(5)])  # noqa: C419
+        with RawClient(port):
+            until(lambda: gate.opened_count == 6, "the sixth is counted")
+        until(lambda: gate.closed_count == 6, "all have gone")
+
+
+def test_a_closed_gate_leaves_connections_to_others_without_a_busy_loop(loop: Any) -> None:
+    gate = Gate()
+    gate.open = False
+
+    def add(server: Server) -> None:
+        prepare(server)
+        server.add_listener(listening, gate=gate)
+
+    listening = listen("127.0.0.1:0")
+    port = listening.getsockname()[1]
+    with ServerThread(loop, add, listen=False) as server, RawClient(port) as client:
+        client.send(call(1))
+        until(lambda: gate.asked >= 3, "it is asked again")
+        before, began = gate.asked, server.call(server.loop.time)
+        until(lambda: server.call(server.loop.time) > began + 0.2, "time goes by")
+        assert gate.asked - before < 60, "not more often than every retry_seconds"
+        assert gate.opened_count == 0
+        gate.open = True
+        client.until(lambda: client.replies.stream(1).ended)
+        assert gate.opened_count == 1
+
+
+def test_a_stop_while_the_gate_is_closed_leaves_nothing(loop: Any) -> None:
+    gate = Gate()
+    gate.open = False
+    listening = listen("127.0.0.1:0")
+    port = listening.getsockname()[1]
+    with ServerThread(loop, lambda server: server.add_listener(listening, gate=gate), listen=False), RawClient(port):
+        until(lambda: gate.asked >= 1, "it is asked")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_connections_above_the_limit_are_closed_and_there_is_room_again(
+    loop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "grpc_h2"),
+        ServerThread(loop, prepare, max_connections=2) as server,
+    ):
+        with RawClient(server.port) as first, RawClient(server.port):
+            first.until(lambda: first.replies.settings_acks)
+            until(lambda: server.server.connections == 2, "both are held")
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", server.port), SECONDS) as refused:
+                    assert refused.recv(1) == b""
+        until(lambda: server.server.connections == 0, "both have gone")
+        assert answered(server.port)
+    assert len(caplog.records) == 1
+    assert "limit is reached" in caplog.text
+
+
+class Exhausted(socket.socket):
+    """A listening socket whose ``accept`` fails as the test says."""
+
+    failures: list[int]
+
+    def accept(self) -> Any:
+        if self.failures:
+            code = self.failures.pop()
+            raise OSError(code, "as the test says")
+        return super().accept()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_running_out_of_descriptors_is_a_pause_and_one_line(
+    loop: Any, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listen("127.0.0.1:0") as original:
+        listening = Exhausted(fileno=original.detach())
+    listening.failures = [code] * 3
+    port = listening.getsockname()[1]
+
+    def add(server: Server) -> None:
+        prepare(server)
+        server.add_listener(listening)
+
+    with caplog.at_level(logging.ERROR, "grpc_h2"), ServerThread(loop, add, listen=False) as server:
+        began = server.call(server.loop.time)
+        assert answered(port)
+        assert server.call(server.loop.time) - began >= 0.25, "a tenth of a second for each"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_an_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
+    with listen("127.0.0.1:0") as original:
+        listening = Exhausted(fileno=original.detach())
+    listening.failures = [errno.ECONNABORTED, errno.EPROTO]
+    port = listening.getsockname()[1]
+
+    def add(server: Server) -> None:
+        prepare(server)
+        server.add_listener(listening)
+
+    with ServerThread(loop, add, listen=False):
+        assert answered(port)
+
+
+def test_a_listener_may_be_added_to_a_server_that_runs(loop: Any) -> None:
+    with ServerThread(loop, prepare) as server:
+        port = server.call(server.server.add_insecure_port, "127.0.0.1:0")
+        assert answered(port)
+        assert answered(server.port)
+
+
+def test_a_server_that_was_never_started_closes_its_sockets() -> None:
+    server = Server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    asyncio.run(server.stop(None))
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))

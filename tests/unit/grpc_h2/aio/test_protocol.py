@@ -1,0 +1,484 @@
+"""The shell around a connection: what it writes and when, what makes it stop reading, its timers, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import socket
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from tests.support.h2_wire import (
+    ENHANCE_YOUR_CALM,
+    HELLO,
+    PREFACE,
+    PROTOCOL_ERROR,
+    SETTINGS_ACK,
+    call,
+    data,
+    grpc_message,
+    headers,
+    ping,
+    request_block,
+    settings,
+    split_frames,
+    window_update,
+)
+from tests.support.loop import eventually
+from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
+from tests.support.polling import until
+
+from grpc_h2.aio import protocol as module
+from grpc_h2.aio.protocol import LINGER, Shell
+from grpc_h2.aio.server import Server
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Answer
+
+SECONDS = 10.0
+
+
+class FakeTransport(asyncio.Transport):
+    """Notes every write; its buffer fills when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.paused = False
+        self.ended = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.writes.append(b"".join(list_of_data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def is_reading(self) -> bool:
+        return not self.paused
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self.ended = True
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+async def echo(requests: Any, context: Any) -> Any:
+    async for request in requests:
+        yield request
+
+
+async def large(request: bytes, context: Any) -> bytes:
+    return b"x" * int(request)
+
+
+async def slow(request: bytes, context: Any) -> bytes:
+    await asyncio.sleep(SECONDS)
+    return b""
+
+
+def prepare(server: Server) -> None:
+    methods: dict[str, Any] = {
+        "echo": grpc.stream_stream_rpc_method_handler(echo),
+        "large": grpc.unary_unary_rpc_method_handler(large),
+        "slow": grpc.unary_unary_rpc_method_handler(slow),
+    }
+    server.add_generic_rpc_handlers((handlers(**methods),))
+    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S" * 100, tally=7))
+    server.add_static_unary("/t.S/No", lambda request: Answer.failure(5, "no"))
+
+
+async def connected(**kwargs: Any) -> tuple[Server, Shell, FakeTransport]:
+    server = Server(**kwargs)
+    prepare(server)
+    await server.start()
+    transport = FakeTransport()
+    shell = Shell(server, asyncio.get_running_loop())
+    shell.connection_made(transport)
+    shell.data_received(HELLO + SETTINGS_ACK)
+    return server, shell, transport
+
+
+async def turns(what: Callable[[], bool]) -> None:
+    """Let the loop turn until ``what`` is true."""
+    for _ in range(10_000):
+        if what():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("not within 10,000 turns")
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Any:
+    return LOOPS[request.param]
+
+
+@pytest.fixture
+def running(loop: Any) -> Iterator[ServerThread]:
+    with ServerThread(loop, prepare) as server:
+        yield server
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_of_requests_is_answered_by_one_write() -> None:
+    observed: list[list[int]] = []
+    _, shell, transport = await connected(observe=lambda tallies, seconds: observed.append(list(tallies)))
+    transport.writes.clear()
+    shell.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
+    assert len(transport.writes) == 1
+    assert len(split_frames(transport.writes[0])[0]) == 3 * 32
+    assert observed == [[7] * 32]
+    shell.connection_lost(None)
+
+
+async def test_what_handlers_send_in_one_turn_is_one_write() -> None:
+    server, shell, transport = await connected()
+    transport.writes.clear()
+    for stream in range(1, 21, 2):
+        shell.data_received(
+            headers(stream, request_block(b"/t.S/echo")) + data(stream, grpc_message(b"x"), end_stream=True)
+        )
+    await turns(lambda: not server.open_calls)
+    await asyncio.sleep(0)
+    assert len(transport.writes) <= 3, "ten handlers, ten messages, ten statuses"
+    assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 10
+    shell.connection_lost(None)
+
+
+async def test_nothing_is_written_while_the_transport_is_full() -> None:
+    _, shell, transport = await connected()
+    transport.writes.clear()
+    shell.pause_writing()
+    shell.data_received(call(1))
+    assert transport.writes == []
+    assert not transport.is_reading()
+    shell.resume_writing()
+    assert len(transport.writes) == 1
+    assert transport.is_reading()
+    shell.connection_lost(None)
+
+
+async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
+    _, shell, transport = await connected(limits=Limits(answers_per_turn=10))
+    transport.writes.clear()
+    shell.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
+    await turns(lambda: len(transport.writes) > 0)
+    assert len(split_frames(transport.writes[0])[0]) == 3 * 10
+    assert not transport.is_reading()
+    await turns(transport.is_reading)
+    assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 100
+    assert len(transport.writes) == 10
+    shell.connection_lost(None)
+
+
+async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_others() -> None:
+    _, shell, transport = await connected(limits=Limits(answers_per_turn=1000))
+    transport.writes.clear()
+    octets = b"".join(call(stream) for stream in range(1, 601, 2))
+    assert len(octets) > 16 * 1024
+    shell.data_received(octets)
+    assert transport.writes == []
+    assert not transport.is_reading()
+    await turns(lambda: transport.writes != [])
+    assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 300
+    assert transport.is_reading()
+    shell.connection_lost(None)
+
+
+async def test_a_large_answer_is_written_in_turns() -> None:
+    _, shell, transport = await connected()
+    shell.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
+    transport.writes.clear()
+    shell.data_received(headers(1, request_block(b"/t.S/large")) + data(1, grpc_message(b"5000000"), end_stream=True))
+    await turns(lambda: sum(map(len, transport.writes)) > 5_000_000)
+    assert max(map(len, transport.writes)) < 2 * Limits().octets_per_turn
+    shell.connection_lost(None)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
+    """Refusals take no window, so nothing but TCP bounds them. A neighbour does not notice."""
+    with RawClient(running.port, receive_buffer=4096) as flood, RawClient(running.port) as victim:
+        flood.socket.setblocking(False)
+        block = request_block(b"/t.S/No")
+        sent, stream, left = 0, 1, b""
+        while select.select([], [flood.socket], [], 0.5)[1]:
+            if not left:
+                ids = range(stream, stream + 2000, 2)
+                stream = ids.stop
+                left = b"".join(headers(n, block) + data(n, grpc_message(b"x"), end_stream=True) for n in ids)
+            taken = flood.socket.send(left)
+            sent, left = sent + taken, left[taken:]
+            assert sent < 64 * 1024 * 1024
+        assert sent > 100_000
+        victim.send(call(1))
+        victim.until(lambda: victim.replies.stream(1).ended)
+
+
+def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(data(0, b"x"))
+        sent, octets = 0, bytes(100_000)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while sent < 100_000_000:
+                client.socket.sendall(octets)
+                sent += len(octets)
+        assert sent < 50_000_000
+
+
+def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
+    with (
+        ServerThread(loop, prepare, limits=Limits(stall_timeout=0.2)) as server,
+        RawClient(server.port, PREFACE + settings((4, 2**31 - 1)) + window_update(0, 2**30)) as client,
+    ):
+        request = data(1, grpc_message(b"50000000"), end_stream=True)
+        client.send(headers(1, request_block(b"/t.S/large")) + request)
+        until(lambda: server.server.connections == 1, "it is connected")
+        until(lambda: server.server.connections == 0, "it is cut")
+
+
+def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(headers(1, request_block(b"/t.S/slow")) + data(1, grpc_message(b"x"), end_stream=True))
+        until(lambda: running.server.open_calls == 1, "the call runs")
+        client.socket.shutdown(socket.SHUT_WR)
+        client.until_eof()
+        until(lambda: running.server.open_calls == 0, "its handler was cancelled")
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(call(1))
+        client.until(lambda: client.replies.stream(1).ended)
+        (shell,) = running.server._shells
+        inside = shell._transport.get_extra_info("socket")
+        assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
+
+
+def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(data(0, b"x"))
+        for _ in range(100):
+            client.send(call(1))
+        client.until_eof()
+        assert [goaway[1] for goaway in client.replies.goaways] == [PROTOCOL_ERROR]
+        for _ in range(10):  # half-closed: these are heard, no RST answers them
+            client.send(call(1))
+
+
+def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(ping(b"12345678") * 40_000)
+        with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
+            client.until_eof()
+        assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
+        until(lambda: running.server.connections == 0, "it is gone", seconds=LINGER / 2)
+
+
+def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(ping(b"12345678") * 10)
+        client.until_eof()
+        assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
+        (shell,) = running.server._shells
+        for _ in range(10):
+            client.send(ping(b"12345678"))
+        until(lambda: shell._heard >= 10 * len(ping(b"12345678")), "they are read, no RST answers them")
+        assert running.server.connections == 1
+
+
+def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.send(data(0, b"x"))
+        client.until_eof()
+        began = time.monotonic()
+        until(lambda: running.server.connections == 0, "it is closed")
+        assert time.monotonic() - began < LINGER + 0.5
+
+
+async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
+    server = Server()
+    await server.start()
+    shell, transport = Shell(server, asyncio.get_running_loop()), FakeTransport()
+    shell.connection_made(transport)
+    shell.data_received(b"no preface, but an end of the connection")
+    assert shell.closing
+    shell.data_received(bytes(250_000))
+    assert transport.paused
+    await eventually(lambda: not transport.paused, "it reads on")
+    shell.connection_lost(None)
+
+
+async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
+    class Gone(FakeTransport):
+        aborted = False
+
+        def write_eof(self) -> None:
+            raise OSError(107, "Transport endpoint is not connected")
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    server = Server()
+    await server.start()
+    shell, transport = Shell(server, asyncio.get_running_loop()), Gone()
+    shell.connection_made(transport)
+    shell.close()
+    assert transport.aborted
+    shell.connection_lost(None)
+
+
+def test_a_drain_ends_an_idle_connection(running: ServerThread) -> None:
+    with RawClient(running.port) as client:
+        client.until(lambda: client.replies.settings_acks)
+        stopped = running.stop(SECONDS)
+        client.until(lambda: client.replies.goaways)
+        client.send(ping(b"draining", ack=True))
+        client.until_eof()
+        client.socket.close()
+        stopped.result(SECONDS)
+        assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
+
+
+def test_a_probe_that_connects_and_leaves_is_not_logged(
+    running: ServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "grpc_h2"):
+        socket.create_connection(("127.0.0.1", running.port)).close()
+        with RawClient(running.port) as client:
+            client.send(call(1))
+            client.until(lambda: client.replies.stream(1).ended)
+        until(lambda: running.server.connections == 0, "both are gone")
+    assert caplog.text == ""
+
+
+def test_an_attack_is_one_line_in_the_log(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "grpc_h2"), RawClient(running.port) as client:
+        client.send(ping() * 10)
+        client.until_eof()
+        assert client.replies.goaways[0][1:] == (ENHANCE_YOUR_CALM, b"too_many_pings")
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage() == "A client was cut off"
+    assert caplog.records[0].__dict__["error"] == "too_many_pings"
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def limited(loop: Any, **limits: Any) -> ServerThread:
+    return ServerThread(loop, prepare, limits=Limits(**limits))
+
+
+def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
+    with limited(loop, preface_timeout=0.1) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.settimeout(SECONDS)
+        while client.recv(1000):
+            pass
+
+
+def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any) -> None:
+    with limited(loop, header_timeout=0.2) as server, RawClient(server.port) as client:
+        client.send(call(1))
+        client.until(lambda: client.replies.stream(1).ended)
+        client.send(call(3) + headers(5, request_block(), end_headers=False))
+        client.until_eof()
+        assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
+
+
+def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 60.0)
+    with limited(loop, header_timeout=0.1) as server, RawClient(server.port) as client:
+        client.send(headers(1, request_block(), end_headers=False))
+        client.until_eof()
+        assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
+
+
+def test_a_dead_peer_is_asked_and_cut(loop: Any) -> None:
+    with limited(loop, keepalive_time=0.1, keepalive_timeout=0.1) as server, RawClient(server.port) as client:
+        client.send(call(1))
+        client.until_eof()
+        assert any(frame.kind == 6 and not frame.flags for frame in client.replies.frames)
+
+
+@pytest.mark.parametrize("limits", [{"max_connection_idle": 0.1}, {"max_connection_age": 0.1}])
+def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float]) -> None:
+    with limited(loop, drain_timeout=0.1, **limits) as server, RawClient(server.port) as client:
+        client.send(call(1))
+        client.until_eof()
+        assert client.replies.stream(1).ended
+        assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
+
+
+async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, shell, _ = await connected()
+    armed: list[float] = []
+    running = asyncio.get_running_loop()
+    real = running.call_at
+
+    def call_at(when: float, *args: Any, **kwargs: Any) -> Any:
+        armed.append(when)
+        return real(when, *args, **kwargs)
+
+    monkeypatch.setattr(running, "call_at", call_at)
+    for stream in range(1, 2001, 2):
+        shell.data_received(call(stream))
+    assert len(armed) <= 1
+    shell.connection_lost(None)
+
+
+async def test_an_idle_connection_takes_less_than_10_kb() -> None:
+    """Shell and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
+    server = Server()
+    prepare(server)
+    await server.start()
+    shells: list[Shell] = []
+    (await connected())[1].connection_lost(None)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(200):
+            shell = Shell(server, asyncio.get_running_loop())
+            transport = FakeTransport()
+            shell.connection_made(transport)
+            shell.data_received(HELLO + SETTINGS_ACK)
+            transport.writes.clear()
+            shells.append(shell)
+        each = (tracemalloc.get_traced_memory()[0] - before) / len(shells)
+    finally:
+        tracemalloc.stop()
+    for shell in shells:
+        shell.connection_lost(None)
+    assert each < 10_000

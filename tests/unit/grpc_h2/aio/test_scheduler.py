@@ -1,0 +1,274 @@
+"""Work left over by connections: shared fairly, and never more of it than a slice before the loop looks around."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from tests.support.h2_wire import HELLO, SETTINGS_ACK, call, data, headers, request_block
+from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, prepare, turns
+
+from grpc_h2.aio import scheduler as module
+from grpc_h2.aio.protocol import Shell
+from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.server import Server
+from grpc_h2.connection.limits import Limits
+
+CONNECTIONS = 8
+
+
+@pytest.fixture(autouse=True)
+def never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice comes in every turn of the loop, however slow the machine is."""
+    monkeypatch.setattr(module, "BUSY", 60.0)
+
+
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice is over with the first turn in it."""
+    monkeypatch.setattr(module, "SLICE", 0.0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_than_one() -> None:
+    server = Server(limits=Limits(answers_per_turn=10))
+    prepare(server)
+    await server.start()
+    transports = []
+    for _ in range(CONNECTIONS):
+        transport = FakeTransport()
+        shell = Shell(server, asyncio.get_running_loop())
+        shell.connection_made(transport)
+        shell.data_received(HELLO + SETTINGS_ACK)
+        transport.writes.clear()
+        shell.data_received(b"".join(call(stream) for stream in range(1, 101, 2)))
+        transports.append(transport)
+
+    def written() -> list[int]:
+        return [len(each.writes) for each in transports]
+
+    assert written() == [1] * CONNECTIONS, "the first ten answers at once"
+    for step in range(1, 4 * CONNECTIONS + 1):
+        await asyncio.sleep(0)
+        assert sum(written()) == CONNECTIONS + step, "one turn of one connection in one turn of the loop"
+        assert max(written()) - min(written()) <= 1, "each in its turn"
+    assert written() == [5] * CONNECTIONS
+    await turns(lambda: all(each.is_reading() for each in transports))
+    await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+@pytest.mark.parametrize(("busy", "loops"), [(60.0, 1), (0.0, 2)])
+async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
+    busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY", busy)
+    queue, loop, taken = Turns(), asyncio.get_running_loop(), 0
+
+    def turn() -> None:
+        nonlocal taken
+        taken += 1
+        if taken < 10:
+            queue.join(loop, turn)
+
+    queue.join(loop, turn)
+    for step in range(1, 10 * loops + 1):
+        await asyncio.sleep(0)
+        assert taken == step // loops
+    assert taken == 10
+
+
+async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 60.0)
+    queue, loop, taken = Turns(), asyncio.get_running_loop(), []
+    for number in range(6):
+        queue.join(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
+    seen = []
+    for _ in range(3):
+        await asyncio.sleep(0)
+        seen.append(len(taken))
+    assert seen == [2, 3, 6]
+
+
+async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end may come at once, outside of any slice."""
+    monkeypatch.setattr(module, "SLICE", 60.0)
+    server = Server()
+    await server.start()
+    transports = []
+    for _ in range(3):
+        transport = FakeTransport()
+        shell = Shell(server, asyncio.get_running_loop())
+        shell.connection_made(transport)
+        shell.data_received(b"no HTTP/2")
+        assert not transport.is_reading()
+        server.turns.join(asyncio.get_running_loop(), shell._hear_on)
+        transports.append(transport)
+    for expected in (1, 2, 3):
+        await asyncio.sleep(0)
+        assert sum(each.is_reading() for each in transports) == expected
+    await server.stop(0)
+
+
+async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> None:
+    server = Server()
+    prepare(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    listener._loop = asyncio.get_running_loop()
+    assert not listener._accept(), "nobody waits"
+    with socket.create_connection(("127.0.0.1", port)):
+        assert listener._accept()
+        await server.start()
+        await server.stop(0)
+
+
+async def test_a_slice_takes_several_short_turns() -> None:
+    told: list[int] = []
+    queue, loop = Turns(), asyncio.get_running_loop()
+    for number in range(3):
+        queue.join(loop, lambda number=number: told.append(number))  # type: ignore[misc]
+    await asyncio.sleep(0)
+    assert told == [0, 1, 2]
+
+
+async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
+    queue, loop, count = Turns(), asyncio.get_running_loop(), 0
+
+    def again() -> None:
+        nonlocal count
+        count += 1
+        if count < 5:
+            queue.join(loop, again)
+
+    queue.join(loop, again)
+    for expected in (1, 2, 3, 4, 5, 5):
+        await asyncio.sleep(0)
+        assert count == expected
+
+
+async def test_a_turn_that_raises_does_not_hold_up_the_others(
+    event_loop_errors: list[BaseException],
+) -> None:
+    told: list[str] = []
+    queue, loop = Turns(), asyncio.get_running_loop()
+
+    def fail() -> None:
+        raise RuntimeError("a turn failed")
+
+    queue.join(loop, fail)
+    queue.join(loop, lambda: told.append("served"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == ["served"]
+    assert [str(each) for each in event_loop_errors] == ["a turn failed"]
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
+    queue, loop = Turns(), asyncio.get_running_loop()
+    taken: list[int] = []
+    served = 0
+
+    def connection() -> None:
+        nonlocal served
+        served += 1
+        queue.join(loop, connection)
+
+    queue.join(loop, connection)
+    task = asyncio.create_task(queue.spread(taken.append(number) for number in range(50)))
+    before = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        assert len(taken) - before <= 1, "no more than a slice in a turn of the loop"
+        before = len(taken)
+    assert taken == list(range(50))
+    assert served >= 49, "a connection with leftovers has every other turn"
+
+
+async def test_short_steps_share_a_slice() -> None:
+    taken: list[int] = []
+    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(3)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert taken == [0, 1, 2]
+    await task
+
+
+async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
+    def steps() -> Iterator[None]:
+        yield
+        raise RuntimeError("a step failed")
+
+    with pytest.raises(RuntimeError, match="a step failed"):
+        await Turns().spread(steps())
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_work_that_nobody_waits_for_any_more_ends() -> None:
+    taken: list[int] = []
+    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(50)))
+    await turns(lambda: bool(taken))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    then = len(taken)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(taken) == then < 50
+
+
+@pytest.fixture
+async def event_loop_errors() -> list[BaseException]:
+    """What the loop's handler of exceptions is told."""
+    errors: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    return errors
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
+    server = Server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        held = 0
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            assert server.connections <= held + 1, "one connection in one turn of the loop"
+            held = server.connections
+            if held == CONNECTIONS:
+                break
+        assert held == CONNECTIONS
+        await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_the_streams_of_a_connection_that_ends_are_freed_a_few_at_a_time() -> None:
+    server = Server()
+    prepare(server)
+    await server.start()
+    shell = Shell(server, asyncio.get_running_loop())
+    shell.connection_made(FakeTransport())
+    shell.data_received(HELLO + SETTINGS_ACK)
+    begun = b"".join(headers(stream, request_block(b"/t.S/Get")) + data(stream, b"\0") for stream in range(1, 401, 2))
+    shell.data_received(begun)
+    await turns(lambda: shell.connection._streams.last_id == 399 and not shell.connection.backlog)
+    shell.close()
+    left = len(shell.connection.forgotten)
+    assert left == 200 - 32, "some at once"
+    for _ in range(10):
+        await asyncio.sleep(0)
+        now = len(shell.connection.forgotten)
+        assert left - now <= 32
+        left = now
+    assert left == 0
+    shell.connection_lost(None)
+    await server.stop(0)

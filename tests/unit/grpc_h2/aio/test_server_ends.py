@@ -1,0 +1,352 @@
+"""How calls of the native engine end otherwise than by their handler: deadlines, cancellation, loss, and a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from tests.support.h2_wire import (
+    CANCEL,
+    data,
+    grpc_message,
+    headers,
+    request_block,
+    rst_stream,
+)
+from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
+from tests.support.polling import until
+
+from grpc_h2.aio.server import Server
+from grpc_h2.connection.limits import Limits
+
+SECONDS = 10.0
+
+
+class Handlers:
+    """Handlers that wait until they are let go, and what became of them."""
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.cancelled = threading.Semaphore(0)
+        self.finished = threading.Semaphore(0)
+        self.release_thread = threading.Event()
+        self.stubborn_seconds = 0.0
+        self.seen_cancelled: list[bool] = []
+
+    def register(self, server: Server) -> None:
+        self.go = asyncio.Event()
+        methods: dict[str, Any] = {
+            "wait": grpc.unary_unary_rpc_method_handler(self.wait),
+            "stream": grpc.unary_stream_rpc_method_handler(self.stream),
+            "collect": grpc.stream_unary_rpc_method_handler(self.collect),
+            "thread": grpc.unary_unary_rpc_method_handler(self.thread),
+            "gives_up": grpc.unary_unary_rpc_method_handler(self.gives_up),
+            "stubborn": grpc.unary_unary_rpc_method_handler(self.stubborn),
+        }
+        server.add_generic_rpc_handlers((handlers(**methods),))
+
+    async def wait(self, request: bytes, context: Any) -> bytes:
+        context.add_done_callback(lambda context: self.finished.release())
+        self.started.release()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.seen_cancelled.append(context.cancelled())
+            self.cancelled.release()
+            raise
+        return b"done"
+
+    async def stream(self, request: bytes, context: Any) -> Any:
+        yield b"first"
+        yield await self.wait(request, context)
+
+    async def collect(self, requests: Any, context: Any) -> bytes:
+        self.started.release()
+        try:
+            return b"".join([request async for request in requests])
+        except asyncio.CancelledError:
+            self.cancelled.release()
+            raise
+
+    def thread(self, request: bytes, context: Any) -> bytes:
+        self.started.release()
+        self.release_thread.wait(SECONDS)
+        return b"done"
+
+    async def gives_up(self, request: bytes, context: Any) -> bytes:
+        raise asyncio.CancelledError
+
+    async def stubborn(self, request: bytes, context: Any) -> bytes:
+        self.started.release()
+        end = asyncio.get_running_loop().time() + self.stubborn_seconds
+        while (left := end - asyncio.get_running_loop().time()) > 0:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(left)
+        return b"done"
+
+
+@pytest.fixture
+def work() -> Handlers:
+    return Handlers()
+
+
+@pytest.fixture(params=LOOPS)
+def running(request: pytest.FixtureRequest, work: Handlers) -> Iterator[ServerThread]:
+    with ServerThread(LOOPS[request.param], work.register, limits=Limits(drain_timeout=0.2)) as server:
+        yield server
+        work.release_thread.set()
+
+
+@pytest.fixture
+def channel(running: ServerThread) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(running.target) as channel:
+        yield channel
+
+
+def acquired(semaphore: threading.Semaphore) -> bool:
+    return semaphore.acquire(timeout=SECONDS)
+
+
+def go(running: ServerThread, work: Handlers) -> None:
+    running.loop.call_soon_threadsafe(work.go.set)
+
+
+def request(method: bytes, *extra: tuple[bytes, bytes], stream: int = 1) -> bytes:
+    return headers(stream, request_block(b"/t.S/" + method, *extra)) + data(stream, grpc_message(b"x"), end_stream=True)
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_that_passes_cancels_the_handler_and_answers_deadline_exceeded(
+    running: ServerThread, work: Handlers
+) -> None:
+    with RawClient(running.port) as client:
+        client.send(request(b"wait", (b"grpc-timeout", b"50m")))
+        result = client.replies.stream(1)
+        client.until(lambda: result.ended)
+        assert result.status == 4
+        assert result.trailers is None, "a status is the whole answer while no headers are out"
+        assert acquired(work.cancelled)
+        assert acquired(work.finished)
+    assert work.seen_cancelled == [True]
+
+
+def test_a_deadline_that_passes_behind_the_headers_resets_the_stream(running: ServerThread, work: Handlers) -> None:
+    with RawClient(running.port) as client:
+        client.send(request(b"stream", (b"grpc-timeout", b"100m")))
+        result = client.replies.stream(1)
+        client.until(lambda: result.reset is not None)
+        assert result.reset == CANCEL
+        assert result.messages == [b"first"]
+        assert acquired(work.cancelled)
+
+
+def test_a_deadline_that_has_passed_on_arrival_starts_no_handler(running: ServerThread, work: Handlers) -> None:
+    with RawClient(running.port) as client:
+        client.send(request(b"wait", (b"grpc-timeout", b"0n")))
+        client.until(lambda: client.replies.stream(1).ended)
+        assert client.replies.stream(1).status == 4
+    assert not work.started.acquire(blocking=False)
+
+
+def test_a_deadline_of_thousands_of_years_is_kept(running: ServerThread, work: Handlers) -> None:
+    with RawClient(running.port) as client:
+        client.send(request(b"wait", (b"grpc-timeout", b"99999999H")))
+        assert acquired(work.started)
+        go(running, work)
+        client.until(lambda: client.replies.stream(1).ended)
+        assert client.replies.stream(1).status == 0
+
+
+def test_the_deadline_of_grpcio_is_kept_on_both_sides(channel: grpc.Channel, work: Handlers) -> None:
+    call: Any = channel.unary_unary("/t.S/wait")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"x", timeout=0.1)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert acquired(work.cancelled)
+
+
+# --- cancellation and loss -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["wait", "stream"])
+def test_a_client_that_cancels_cancels_the_handler(
+    running: ServerThread, channel: grpc.Channel, work: Handlers, method: str
+) -> None:
+    call: Any = channel.unary_stream(f"/t.S/{method}")
+    answers = call(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    answers.cancel()
+    assert acquired(work.cancelled)
+    assert acquired(work.finished)
+    until(lambda: running.server.open_calls == 0, "the call counts no more")
+    assert work.seen_cancelled == [True]
+
+
+def test_a_reset_of_a_half_sent_request_cancels_its_handler(running: ServerThread, work: Handlers) -> None:
+    with RawClient(running.port) as client:
+        client.send(headers(1, request_block(b"/t.S/collect")) + data(1, grpc_message(b"x")))
+        assert acquired(work.started)
+        client.send(rst_stream(1))
+        assert acquired(work.cancelled)
+        client.send(request(b"gives_up", stream=3))
+        client.until(lambda: client.replies.stream(3).ended)
+        assert client.replies.stream(3).status == 1
+
+
+@pytest.mark.parametrize("method", [b"wait", b"stream", b"collect"])
+def test_a_connection_that_breaks_cancels_its_handlers(running: ServerThread, work: Handlers, method: bytes) -> None:
+    with RawClient(running.port) as client:
+        client.send(
+            headers(1, request_block(b"/t.S/" + method)) + data(1, grpc_message(b"x"), end_stream=method != b"collect")
+        )
+        assert acquired(work.started)
+        # The kernel sends RST where SO_LINGER is zero: the client is gone at once, its octets with it.
+        client.socket.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")
+    assert acquired(work.cancelled)
+    until(lambda: running.server.connections == 0, "the connection is gone")
+
+
+def test_a_handler_that_cancels_itself_ends_its_call_as_cancelled(channel: grpc.Channel) -> None:
+    call: Any = channel.unary_unary("/t.S/gives_up")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"x", timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_a_thread_counts_as_a_call_until_it_has_really_ended(
+    running: ServerThread, channel: grpc.Channel, work: Handlers
+) -> None:
+    call: Any = channel.unary_unary("/t.S/thread")
+    future = call.future(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    future.cancel()
+    with RawClient(running.port) as other:  # a turn of the loop, and another: the reset has been seen
+        other.send(request(b"gives_up"))
+        other.until(lambda: other.replies.stream(1).ended)
+    assert running.server.open_calls == 1
+    work.release_thread.set()
+    until(lambda: running.server.open_calls == 0, "the thread has ended")
+
+
+# --- stop ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_waits_for_the_calls_that_run(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
+    call: Any = channel.unary_unary("/t.S/wait")
+    future = call.future(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    stopped = running.stop(SECONDS)
+    running.call(lambda: None)  # the stop has begun
+    with pytest.raises(OSError, match="refused"):
+        RawClient(running.port)
+    assert not stopped.done()
+    go(running, work)
+    assert future.result() == b"done"
+    stopped.result(SECONDS)
+    assert running.run(running.server.wait_for_termination(SECONDS)) is False
+
+
+def test_a_stop_without_grace_ends_calls_as_unavailable(
+    running: ServerThread, channel: grpc.Channel, work: Handlers
+) -> None:
+    call: Any = channel.unary_unary("/t.S/wait")
+    future = call.future(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    running.stop(None).result(SECONDS)
+    assert future.code() is grpc.StatusCode.UNAVAILABLE
+    assert acquired(work.cancelled)
+
+
+def test_grace_that_is_over_ends_calls(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
+    call: Any = channel.unary_stream("/t.S/stream")
+    answers = call(b"x", timeout=SECONDS)
+    assert next(answers) == b"first"
+    running.stop(0.1).result(SECONDS)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_shortest_grace_counts(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
+    call: Any = channel.unary_unary("/t.S/wait")
+    future = call.future(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    first = running.stop(1000)
+    began = time.monotonic()
+    running.stop(0.05).result(SECONDS)
+    first.result(SECONDS)
+    assert time.monotonic() - began < SECONDS / 2
+    assert future.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_calls_begun_before_the_client_heard_of_the_drain_are_served(running: ServerThread, work: Handlers) -> None:
+    with RawClient(running.port) as client:
+        client.send(request(b"wait"))
+        assert acquired(work.started)
+        stopped = running.stop(SECONDS)
+        client.until(lambda: client.replies.goaways)
+        assert client.replies.goaways[0][0] == 2**31 - 1
+        client.send(request(b"wait", stream=3))
+        assert acquired(work.started)
+        go(running, work)
+        client.until(lambda: client.replies.stream(1).ended and client.replies.stream(3).ended)
+        assert client.replies.stream(3).status == 0
+        client.until(lambda: len(client.replies.goaways) == 2)  # the PING was never answered
+        assert client.replies.goaways[1][0] == 3
+        client.until_eof()
+        client.socket.close()
+        stopped.result(SECONDS)
+
+
+def test_an_idle_server_stops_at_once(running: ServerThread) -> None:
+    began = time.monotonic()
+    running.stop(1000).result(SECONDS)
+    running.stop(None).result(SECONDS)
+    assert time.monotonic() - began < 1
+
+
+def test_a_handler_that_ignores_its_cancellation_is_logged_and_left(
+    running: ServerThread, channel: grpc.Channel, work: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    work.stubborn_seconds = 1.2
+    call: Any = channel.unary_unary("/t.S/stubborn")
+    future = call.future(b"x", timeout=SECONDS)
+    assert acquired(work.started)
+    with caplog.at_level(logging.WARNING, "grpc_h2"):
+        running.stop(None).result(SECONDS)
+    assert "do not end although cancelled" in caplog.text
+    assert future.code() is grpc.StatusCode.UNAVAILABLE
+    until(lambda: running.server.open_calls == 0, "it ends in its own time")
+
+
+def test_waiting_for_termination_may_time_out(running: ServerThread) -> None:
+    assert running.run(running.server.wait_for_termination(0.01)) is True
+
+
+def test_a_server_is_started_once(running: ServerThread) -> None:
+    with pytest.raises(RuntimeError, match="before"):
+        running.run(running.server.start())
+
+
+def test_a_call_that_begins_when_grace_is_over_is_refused(running: ServerThread, work: Handlers) -> None:
+    work.stubborn_seconds = 0.5
+    with RawClient(running.port) as client:
+        client.send(request(b"stubborn"))
+        assert acquired(work.started)
+        stopped = running.stop(None)
+        client.until(lambda: client.replies.stream(1).ended)
+        client.send(request(b"wait", stream=3))
+        client.until(lambda: client.replies.stream(3).ended)
+        assert client.replies.stream(3).status == 14
+        client.until_eof()
+        client.socket.close()
+        stopped.result(SECONDS)

@@ -1,0 +1,287 @@
+"""Flow control both ways, rows 18 to 22 of the requirements. A name's number is the row."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, Peer
+from tests.support.h2_wire import (
+    DATA,
+    FLOW_CONTROL_ERROR,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
+    PROTOCOL_ERROR,
+    WINDOW_UPDATE,
+    Feed,
+    call,
+    data,
+    grpc_message,
+    headers,
+    plain,
+    request_block,
+    rst_stream,
+    settings,
+    three_ways,
+    window_update,
+)
+
+from grpc_h2.connection.limits import Limits
+
+LARGEST_WINDOW = 2**31 - 1
+
+
+def handled(stream: int, *, end_stream: bool = True) -> bytes:
+    return headers(stream, request_block(HANDLED), end_stream=end_stream)
+
+
+# --- 18: the peer's HPACK table ------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize("size", [0, 100, 4095])
+def test_a18_the_first_block_after_a_smaller_table_starts_with_a_size_update(feed: Feed, size: int):
+    peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, size)), call(1), call(3), handled(5))
+    peer.answer(5, b"x")
+    blocks = [got.payload for got in peer.replies.frames if got.kind == HEADERS]
+    assert len(blocks) == 6
+    assert blocks[0][0] & 0xE0 == 0x20
+    assert [block[0] & 0xE0 == 0x20 for block in blocks[1:]] == [False] * 5
+    peer.assert_answered(1)
+    peer.assert_answered(3)
+    peer.assert_answered(5, b"x")
+
+
+@three_ways
+def test_a18_trailers_that_wait_get_the_size_update_too(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
+    peer.answer(1, b"x")
+    peer.send(settings((HEADER_TABLE_SIZE, 0)), window_update(1, 100))
+    peer.assert_answered(1, b"x")
+    trailers = [got.payload for got in peer.replies.frames if got.kind == HEADERS][-1]
+    assert trailers[0] == 0x20
+
+
+@three_ways
+def test_a18_a_table_that_shrinks_and_grows_in_one_frame_is_announced_or_unused(feed: Feed):
+    # RFC 7541 section 4.2: the smallest size in between must be signalled.
+    peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, 0), (HEADER_TABLE_SIZE, 4096)), call(1))
+    assert next(got.payload for got in peer.replies.frames if got.kind == HEADERS)[0] == 0x20
+    peer.assert_answered(1)
+
+
+@three_ways
+def test_a18_a_larger_table_needs_no_size_update(feed: Feed):
+    peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, 2**32 - 1)), call(1))
+    peer.assert_answered(1)
+
+
+# --- 19, 20: sending within windows --------------------------------------------------------------------------
+
+
+@three_ways
+def test_a19_a_change_of_the_initial_window_shifts_every_stream_even_below_zero(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 10)), handled(1), handled(3))
+    peer.answer(1, b"a" * 20)
+    peer.answer(3, b"b" * 20)
+    assert len(peer.result(1).body) == len(peer.result(3).body) == 10
+    peer.send(settings((INITIAL_WINDOW_SIZE, 4)), window_update(1, 6))
+    assert len(peer.result(1).body) == 10, "the window is at zero, not above"
+    peer.send(window_update(1, 1))
+    assert (len(peer.result(1).body), len(peer.result(3).body)) == (11, 10)
+    peer.send(settings((INITIAL_WINDOW_SIZE, 65535)))
+    peer.assert_answered(1, b"a" * 20)
+    peer.assert_answered(3, b"b" * 20)
+
+
+@three_ways
+def test_a19_the_connections_window_is_not_shifted(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 1_000_000)), handled(1))
+    peer.answer(1, bytes(200_000))
+    assert len(peer.result(1).body) == 65535
+    peer.send(window_update(0, 200_000))
+    peer.assert_answered(1, bytes(200_000))
+
+
+@three_ways
+def test_a19_a_shift_past_the_largest_window_ends_the_connection(feed: Feed):
+    peer = Peer(feed).send(handled(1), window_update(1, LARGEST_WINDOW - 65535))
+    peer.send(settings((INITIAL_WINDOW_SIZE, 65536)))
+    peer.assert_closed(FLOW_CONTROL_ERROR)
+
+
+@three_ways
+def test_a20_data_keeps_within_stream_connection_and_frame_size(feed: Feed):
+    peer = Peer(feed).send(handled(1), handled(3))
+    peer.answer(1, bytes(100_000))
+    peer.answer(3, b"small")
+    peer.send(*(window_update(0, 1) for _ in range(5)), window_update(0, 200_000))
+    assert len(peer.result(1).body) == 65535
+    peer.assert_answered(3, b"small")
+    peer.send(window_update(1, 100_000))
+    peer.assert_answered(1, bytes(100_000))
+
+
+@three_ways
+def test_a20_a_larger_frame_size_is_only_used_once_allowed(feed: Feed):
+    limits = settings((MAX_FRAME_SIZE, 2**24 - 1), (INITIAL_WINDOW_SIZE, 2**20))
+    peer = Peer(feed).send(handled(1), window_update(0, 2**24))
+    peer.answer(1, bytes(40_000))
+    assert max(len(got.payload) for got in peer.replies.frames if got.kind == DATA) == 16384
+    peer.send(limits, handled(3))
+    peer.answer(3, bytes(100_000))
+    peer.assert_answered(3, bytes(100_000))
+
+
+@three_ways
+def test_a20_a_status_alone_needs_no_window(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1, REFUSING), handled(3))
+    peer.answer(3, status=9)
+    assert (peer.result(1).status, peer.result(3).status) == (5, 9)
+
+
+@three_ways
+def test_a20_trailers_wait_behind_data(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1))
+    assert peer.result(1).status is None
+    for octet in range(len(grpc_message(ANSWER)) - 1):
+        peer.send(window_update(1, 1))
+        assert len(peer.result(1).body) == octet + 1
+        assert not peer.result(1).ended
+    peer.send(window_update(1, 1))
+    peer.assert_answered(1)
+
+
+@three_ways
+def test_a20_an_exhausted_connection_window_holds_all_streams(feed: Feed):
+    peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, LARGEST_WINDOW)), handled(1))
+    peer.answer(1, bytes(65530))
+    peer.assert_answered(1, bytes(65530))
+    peer.send(call(3), call(5, REFUSING))
+    assert peer.result(3).status is None
+    peer.assert_answered_with(5, 5)
+    peer.send(window_update(0, 1000))
+    peer.assert_answered(3)
+
+
+@three_ways
+def test_a20_a_large_static_answer_keeps_within_windows(feed: Feed):
+    large = bytes(range(256)) * 400
+    peer = Peer(feed).send(window_update(0, 10**6))
+    # The request of 102,405 octets goes in pieces of the largest frame; the door answers with what it was asked.
+    body = grpc_message(large)
+    parts = [body[at : at + 16384] for at in range(0, len(body), 16384)]
+    peer.send(headers(1, request_block()), *(data(1, part) for part in parts), data(1, end_stream=True))
+    assert len(peer.result(1).body) == 65535
+    peer.send(window_update(1, 65535))
+    peer.assert_answered(1, large)
+
+
+# --- 21: WINDOW_UPDATE ---------------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize(
+    ("increments", "code"), [([0], PROTOCOL_ERROR), ([LARGEST_WINDOW], FLOW_CONTROL_ERROR), ([5, 0], PROTOCOL_ERROR)]
+)
+def test_a21_a_wrong_increment_is_the_error_of_its_stream(feed: Feed, increments: list[int], code: int):
+    peer = Peer(feed).send(handled(1, end_stream=False), *(window_update(1, increment) for increment in increments))
+    peer.assert_reset(1, code)
+    assert peer.cancelled == {1: code}
+
+
+@three_ways
+@pytest.mark.parametrize(("increments", "code"), [([0], PROTOCOL_ERROR), ([2**30, 2**30], FLOW_CONTROL_ERROR)])
+def test_a21_a_wrong_increment_of_the_connection_ends_it(feed: Feed, increments: list[int], code: int):
+    peer = Peer(feed).send(*(window_update(0, increment) for increment in increments))
+    peer.assert_closed(code)
+
+
+@three_ways
+def test_a21_the_largest_window_is_legal(feed: Feed):
+    peer = Peer(feed).send(
+        window_update(0, LARGEST_WINDOW - 65535), handled(1), window_update(1, LARGEST_WINDOW - 65535)
+    )
+    peer.answer(1, b"x")
+    peer.assert_answered(1, b"x")
+
+
+# --- 22: receiving within windows ----------------------------------------------------------------------------
+
+
+def credit(peer: Peer, stream: int) -> int:
+    """Octets that the server has allowed on a stream (0: the connection) since the beginning."""
+    initial = 65535 if not stream else peer.replies.settings.get(INITIAL_WINDOW_SIZE, 65535)
+    given = (got for got in peer.replies.frames if got.kind == WINDOW_UPDATE and got.stream == stream)
+    return initial + sum(got.words[0] for got in given)
+
+
+BODY = grpc_message(bytes(16_000))
+PIECES = {
+    "static": (request_block(), [data(1, BODY, pad=100, end_stream=True)]),
+    "refused key": (request_block(GUARDED, authorization=b"wrong"), [data(1, BODY, pad=255, end_stream=True)]),
+    "handled": (request_block(HANDLED), [data(1, BODY), data(1, b"", pad=255), data(1, end_stream=True)]),
+    "not gRPC": (request_block(method=b"GET"), [data(1, BODY, pad=9, end_stream=True)]),
+    "malformed": (request_block() + plain(b"Upper", b""), [data(1, BODY), data(1, BODY, end_stream=True)]),
+    "reset by us": (
+        request_block(HANDLED),
+        [window_update(1, 0), data(1, BODY, pad=1), data(1, BODY, end_stream=True)],
+    ),
+    "reset by the client": (request_block(HANDLED), [data(1, BODY), rst_stream(1)]),
+    "cut": (request_block(), [data(1, BODY[:-1], end_stream=True)]),
+    "too long": (request_block(content_length=b"5"), [data(1, BODY), data(1, BODY, end_stream=True)]),
+    "answered early": (request_block(HANDLED), ["answer", data(1, BODY), data(1, BODY, end_stream=True)]),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a22_all_data_is_counted_on_the_connection_and_given_back(name: str):
+    peer = Peer(limits=Limits(glitches=100_000)).send(window_update(0, 2**28))
+    block, frames = PIECES[name]
+    used = 0
+    for stream in range(1, 400, 2):
+        peer.send(headers(stream, block))
+        for piece in frames:
+            if piece == "answer":
+                peer.answer(stream, status=9)
+                continue
+            moved = piece[:5] + stream.to_bytes(4, "big") + piece[9:]
+            if piece[3] == DATA:
+                used += len(piece) - 9
+                assert used <= credit(peer, 0), f"a leak: the window is spent after {stream // 2} calls"
+            peer.send(moved)
+        if stream in peer.calls and stream not in peer.cancelled and "answer" not in frames:
+            peer.answer(stream, status=9)
+    peer.assert_alive()
+
+
+def test_a22_data_past_our_window_is_a_flow_control_error():
+    peer = Peer(consumes=False).send(handled(1, end_stream=False))
+    body = grpc_message(bytes(1000)) * 16
+    for _ in range(4096):
+        left = credit(peer, 1) - sum(len(message) + 5 for message in peer.received.get(1, ()))
+        peer.send(data(1, body))
+        if left < len(body):
+            break
+    assert FLOW_CONTROL_ERROR in (peer.code, peer.result(1).reset)
+
+
+def test_a22_what_a_handler_takes_is_given_back():
+    peer = Peer().send(handled(1, end_stream=False))
+    spent = 0
+    for _ in range(300):
+        spent += len(BODY)
+        assert spent <= min(credit(peer, 0), credit(peer, 1))
+        peer.send(data(1, BODY))
+    assert len(peer.received[1]) == 300
+
+
+def test_a22_a_message_larger_than_the_window_is_taken_whole():
+    peer = Peer().send(handled(1, end_stream=False))
+    body = grpc_message(bytes(4 * 1024 * 1024))
+    for at in range(0, len(body), 16384):
+        part = body[at : at + 16384]
+        assert at + len(part) <= min(credit(peer, 0), credit(peer, 1)), f"no window for the rest after {at} octets"
+        peer.send(data(1, part))
+    assert [len(message) for message in peer.received[1]] == [4 * 1024 * 1024]
+    peer.assert_alive()

@@ -1,0 +1,358 @@
+"""Header compression on a connection, rows 23 to 28 of the requirements. A name's number is the row."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.h2_peer import HANDLED, STATIC, Peer
+from tests.support.h2_wire import (
+    COMPRESSION_ERROR,
+    ENHANCE_YOUR_CALM,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    Feed,
+    call,
+    continuation,
+    data,
+    grpc_message,
+    headers,
+    indexed,
+    inserting,
+    integer,
+    plain,
+    request_block,
+    size_update,
+    string,
+    three_ways,
+)
+
+from grpc_h2.connection.exchanges import FIELDS_AT_ONCE
+from grpc_h2.connection.limits import Limits
+from grpc_h2.wire.hpack import Decoder
+
+LITERAL = b"\x00\x01a"  # a literal without indexing, its name "a", its value to follow
+
+BROKEN = {
+    "a23_index_zero": b"\x80",
+    "a23_index_past_the_static_table": indexed(62),
+    "a23_index_far_past": indexed(2**31),
+    "a23_name_index_past_the_table": b"\x0f\x7f" + string(b"x"),
+    "a23_inserting_name_index_past_the_table": b"\x7f\x7f" + string(b"x"),
+    "a23_index_of_six_octets": b"\xff" + b"\xff" * 5 + b"\x0f",
+    "a23_endless_integer": b"\xff" + b"\x80" * 40,
+    "a23_integer_above_32_bits": b"\xff\xff\xff\xff\xff\x7f",
+    "a23_unfinished_integer": b"\xff\x80",
+    "a23_string_past_the_block": LITERAL + b"\x05abcd",
+    "a23_string_of_four_gigabytes": LITERAL + integer(2**32 - 1, 7) + b"a",
+    "a23_name_past_the_block": b"\x00\x09abc",
+    "a23_literal_without_value": LITERAL,
+    "a23_literal_without_anything": b"\x40",
+    "a24_huffman_padding_of_eleven_bits": LITERAL + b"\x82\x1f\xff",
+    "a24_huffman_padding_of_eight_bits": LITERAL + b"\x81\xff",
+    "a24_huffman_padding_not_ones": LITERAL + b"\x81\x18",
+    "a24_huffman_end_of_string": LITERAL + b"\x84\xff\xff\xff\xff",
+    "a24_huffman_end_of_string_inside": LITERAL + b"\x85\x1f\xff\xff\xff\xff",
+    "a24_huffman_broken_name": b"\x00\x81\x18\x01a",
+    "a25_size_update_after_a_field": size_update(0),
+    "a25_size_update_above_the_limit": size_update(4097),
+}
+
+
+@three_ways
+@pytest.mark.parametrize("name", BROKEN)
+def test_a23_to_a25_what_cannot_be_decoded_ends_the_connection(feed: Feed, name: str):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED) + BROKEN[name], end_stream=True))
+    peer.assert_closed(COMPRESSION_ERROR)
+    assert not peer.calls
+
+
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a25_a_size_update_in_front_is_legal(size: int):
+    peer = Peer().send(headers(1, size_update(0) + size_update(size) + request_block(HANDLED)))
+    assert 1 in peer.calls
+    peer.assert_alive()
+
+
+@three_ways
+def test_a25_a_size_update_above_the_limit_in_front_ends_the_connection(feed: Feed):
+    peer = Peer(feed)
+    advertised = peer.replies.settings.get(1, 4096)
+    assert advertised >= 4096
+    peer.send(headers(1, size_update(advertised + 1) + request_block(HANDLED)))
+    peer.assert_closed(COMPRESSION_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize("name", ["a24_huffman_padding_not_ones", "a23_index_zero"])
+@pytest.mark.parametrize("where", ["trailers", "refused", "reset", "continuation", "malformed"])
+def test_a27_every_block_is_decoded_whatever_becomes_of_it(feed: Feed, name: str, where: str):
+    broken = BROKEN[name]
+    peer = Peer(feed, limits=Limits(max_concurrent_streams=1)).send(headers(1, request_block(HANDLED)))
+    if where == "refused":
+        peer.send(headers(3, request_block() + broken))
+    elif where == "continuation":
+        peer.send(
+            headers(1, broken[:1], end_stream=True, end_headers=False), continuation(1, broken[1:], end_headers=True)
+        )
+    elif where == "malformed":
+        peer.send(headers(3, plain(b"Upper", b"") + broken))
+    else:
+        if where == "reset":
+            peer.connection.cancel(peer.calls[1])
+            peer.read()
+        peer.send(headers(1, broken, end_stream=True))
+    peer.assert_closed(COMPRESSION_ERROR)
+
+
+# --- 26: the dynamic table -----------------------------------------------------------------------------------
+
+
+def metadata_of(peer: Peer, stream: int) -> list[tuple[str, str | bytes]]:
+    request = peer.calls[stream].request
+    assert request is not None
+    return list(request.metadata)
+
+
+@three_ways
+def test_a26_an_oversize_entry_empties_the_table_and_is_no_error(feed: Feed):
+    peer = Peer(feed).send(
+        headers(1, request_block(HANDLED) + inserting(b"a", b"1")),
+        headers(3, request_block(HANDLED) + indexed(62)),
+        headers(5, request_block(HANDLED) + inserting(b"big", b"x" * 4100)),
+        headers(7, request_block(HANDLED) + inserting(b"b", b"2") + indexed(62)),
+    )
+    assert ("a", "1") in metadata_of(peer, 3)
+    assert ("big", "x" * 4100) in metadata_of(peer, 5)
+    assert metadata_of(peer, 7).count(("b", "2")) == 2
+    peer.send(headers(9, request_block(HANDLED) + indexed(63)))
+    peer.assert_closed(COMPRESSION_ERROR)
+
+
+@three_ways
+def test_a26_the_name_of_an_entry_that_its_own_insertion_evicts_stays_usable(feed: Feed):
+    # RFC 7541 section 4.4: the referenced entry may be evicted before the new one is added.
+    peer = Peer(feed).send(
+        headers(1, request_block(HANDLED) + inserting(b"name", b"v" * 4000)),
+        headers(3, request_block(HANDLED) + b"\x7e" + string(b"w" * 4000)),
+        headers(5, request_block(HANDLED) + indexed(62)),
+    )
+    assert ("name", "w" * 4000) in metadata_of(peer, 5)
+
+
+@three_ways
+def test_a26_an_entry_counts_thirty_two_octets_more_than_its_strings(feed: Feed):
+    # 4096 = 2 * (16 + 2000 + 32): exactly two fit.
+    entry = [inserting(b"n" * 15 + bytes((97 + n,)), bytes((97 + n,)) * 2000) for n in range(3)]
+    peer = Peer(feed).send(
+        headers(1, request_block(HANDLED) + entry[0] + entry[1]), headers(3, request_block(HANDLED) + indexed(63))
+    )
+    assert ("n" * 15 + "a", "a" * 2000) in metadata_of(peer, 3)
+    peer.send(headers(5, request_block(HANDLED) + entry[2]), headers(7, request_block(HANDLED) + indexed(63)))
+    assert ("n" * 15 + "b", "b" * 2000) in metadata_of(peer, 7)
+    peer.send(headers(9, request_block(HANDLED) + indexed(64))).assert_closed(COMPRESSION_ERROR)
+
+
+@three_ways
+def test_a26_duplicates_in_the_table_are_legal(feed: Feed):
+    twice = inserting(b"a", b"1") * 2
+    peer = Peer(feed).send(headers(1, request_block(HANDLED) + twice), headers(3, request_block(HANDLED) + indexed(63)))
+    assert metadata_of(peer, 1).count(("a", "1")) == 2
+    assert metadata_of(peer, 3).count(("a", "1")) == 1
+
+
+# --- 27: in step after errors --------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "fault",
+    [
+        plain(b"Upper", b"x"),
+        plain(b"", b"x"),
+        plain(b"value", b"a\r\nb"),
+        plain(b"te", b"gzip"),
+        plain(b"connection", b"close"),
+        plain(b"bytes-bin", b"*"),
+        plain(b":unknown", b"x"),
+        plain(b"long", b"x" * 20_000),
+        plain(b"grpc-timeout", b"soon"),
+    ],
+)
+@pytest.mark.parametrize("path", [STATIC, HANDLED])
+def test_a27_one_fields_error_reaches_neither_the_table_nor_the_next_field(feed: Feed, fault: bytes, path: bytes):
+    block = request_block(path) + inserting(b"first", b"1") + fault + inserting(b"second", b"2")
+    peer = Peer(feed).send(
+        headers(1, block[:16000], end_headers=False, end_stream=True),
+        continuation(1, block[16000:], end_headers=True),
+        headers(3, request_block(HANDLED) + indexed(62) + indexed(63)),
+    )
+    assert peer.code is None, peer.closing
+    assert [pair for pair in metadata_of(peer, 3) if pair[0] in ("first", "second")] == [
+        ("second", "2"),
+        ("first", "1"),
+    ]
+    assert peer.result(1).reset is not None or peer.result(1).status not in (None, 0)
+    peer.assert_alive()
+
+
+@three_ways
+def test_a27_blocks_after_goaway_are_decoded(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)))
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.advance(30)
+    peer.send(headers(3, request_block(HANDLED) + inserting(b"a", b"1"), end_stream=True))
+    assert 3 not in peer.calls
+    assert peer.result(3).reset in (None, REFUSED_STREAM)
+    peer.send(headers(1, indexed(62), end_stream=True))
+    assert peer.half_closed == {1}, "the table is in step"
+    peer.send(headers(5, b"\x80"))
+    peer.assert_closed(COMPRESSION_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize("broken", [b"\x80", indexed(70)])
+def test_a27_a_connection_that_is_out_of_step_takes_nothing_more(feed: Feed, broken: bytes):
+    peer = Peer(feed).send(headers(1, request_block() + broken), call(3), call(5, HANDLED))
+    peer.assert_closed(COMPRESSION_ERROR)
+    assert not peer.calls
+    assert 3 not in peer.replies.streams
+
+
+# --- 28: lists too large -------------------------------------------------------------------------------------
+
+
+@three_ways
+@pytest.mark.parametrize("path", [STATIC, HANDLED])
+@pytest.mark.parametrize("extra", [plain(b"a", b"x" * 17_000), plain(b"cookie", b"a=b") * 110, plain(b"a", b"") * 101])
+def test_a28_a_header_list_over_the_limit_fails_the_call(feed: Feed, path: bytes, extra: bytes):
+    block = request_block(path) + extra
+    peer = Peer(feed).send(
+        headers(1, block[:9000], end_headers=False),
+        continuation(1, block[9000:], end_headers=True),
+        data(1, grpc_message(b"world"), end_stream=True),
+    )
+    peer.assert_status(1, 8)
+    assert not peer.calls
+
+
+@three_ways
+def test_a28_a_list_of_eight_kilobytes_is_fine(feed: Feed):
+    extra = b"".join(plain(b"k%d" % number, b"v" * 80) for number in range(60))
+    peer = Peer(feed).send(headers(1, request_block() + extra), data(1, grpc_message(b"world"), end_stream=True))
+    peer.assert_answered(1)
+
+
+def test_a28_a_hopeless_list_ends_the_connection():
+    block = request_block(HANDLED) + inserting(b"n", b"v" * 4000) + indexed(62) * 12_000
+    peer = Peer().send(headers(1, block[:16_384], end_headers=False), continuation(1, block[16_384:], end_headers=True))
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+@three_ways
+def test_a28_so_does_one_of_far_too_many_fields(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block() + plain(b"cookie", b"a=b") * 600))
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+def test_a28_a_hopeless_list_is_not_decoded_to_its_end():
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_list_size=131_072)
+    decoder.decode(inserting(b"n", b"v" * 4000) + indexed(62) * 12_000)
+    assert 131_072 < decoder.list_size <= 131_072 + 4033
+    assert decoder.hopeless
+
+
+@pytest.mark.parametrize(("count", "hopeless"), [(128, False), (129, True), (600, True)])
+def test_a28_nor_is_one_of_hopelessly_many_fields(count: int, hopeless: bool):
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_fields=128)
+    fields = decoder.decode(plain(b"a", b"") * count)
+    assert len(fields) == 100
+    assert decoder.overflow
+    assert decoder.hopeless is hopeless
+    assert decoder.list_size == 33 * min(count, 129)
+
+
+MANY = plain(b"a", b"bcd") * 85  # with the request's own, within the limit of 100
+
+
+@three_ways
+@pytest.mark.parametrize("path", [STATIC, HANDLED])
+@pytest.mark.parametrize("continued", [False, True])
+def test_a28_a_long_block_is_decoded_in_turns_and_what_follows_it_waits(feed: Feed, path: bytes, continued: bool):
+    block = request_block(path) + MANY + inserting(b"kept", b"1")
+    frames = headers(3, block)
+    if continued:
+        frames = headers(3, block[:200], end_headers=False) + continuation(3, block[200:], end_headers=True)
+    peer = Peer(feed).send(call(1))
+    before = peer.turns
+    peer.send(frames, data(3, grpc_message(b"world"), end_stream=True), headers(5, request_block() + indexed(62)))
+    peer.send(data(5, grpc_message(b"world"), end_stream=True))
+    peer.assert_answered(1)
+    peer.assert_answered(5)
+    if path == STATIC:
+        peer.assert_answered(3)
+    else:
+        assert peer.received[3] == [b"world"]
+    assert peer.turns > before
+
+
+@three_ways
+def test_a28_long_trailers_are_decoded_in_turns(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)), data(1, grpc_message(b"world")))
+    before = peer.turns
+    peer.send(headers(1, plain(b"a", b"x") * 98, end_stream=True), call(3))
+    assert peer.half_closed == {1}
+    peer.assert_answered(3)
+    assert peer.turns > before
+
+
+@pytest.mark.parametrize("block", [MANY, MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["many", "tiny", "small"])
+def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
+    done: list[int] = []
+    decode_some = Decoder.decode_some
+
+    def counted(self: Decoder, block: bytes, most: int) -> object:
+        done[-1] += most
+        return decode_some(self, block, most)
+
+    monkeypatch.setattr(Decoder, "decode_some", counted)
+    peer = Peer()
+    block = (request_block() + block)[:16_384]
+    frames = headers(1, block) + data(1, grpc_message(b"world"), end_stream=True)
+    done.append(0)
+    peer.connection.receive_data(frames, peer.now)
+    while peer.connection.backlog:
+        done.append(0)
+        peer.connection.receive_data(b"", peer.now)
+    assert max(done) <= 2 * FIELDS_AT_ONCE
+    assert sum(done) >= 90
+
+
+def test_a28_while_a_block_is_decoded_no_shorter_way_is_taken():
+    peer = Peer().send(call(1))
+    connection = peer.connection
+    connection.receive_data(headers(3, request_block() + MANY), peer.now)
+    assert connection.backlog
+    assert connection.answer_one(call(5), peer.now) is None
+    peer.send(data(3, grpc_message(b"world"), end_stream=True), call(5))
+    for stream in (1, 3, 5):
+        peer.assert_answered(stream)
+
+
+def test_a28_the_limit_is_told():
+    assert 8 * 1024 <= Peer().replies.settings[6] <= 64 * 1024
+
+
+@three_ways
+@pytest.mark.parametrize("path", [STATIC, HANDLED])
+def test_a28_trailers_over_the_limit_fail_the_stream_only(feed: Feed, path: bytes):
+    block = plain(b"a", b"x" * 17_000) + inserting(b"kept", b"1")
+    peer = Peer(feed).send(
+        headers(1, request_block(path)),
+        data(1, grpc_message(b"world")),
+        headers(1, block[:9000], end_headers=False, end_stream=True),
+        continuation(1, block[9000:], end_headers=True),
+        headers(3, request_block(HANDLED) + indexed(62)),
+    )
+    assert ("kept", "1") in metadata_of(peer, 3)
+    assert peer.result(1).reset in (None, PROTOCOL_ERROR, ENHANCE_YOUR_CALM)
+    peer.assert_alive()

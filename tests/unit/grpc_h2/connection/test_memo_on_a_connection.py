@@ -1,0 +1,294 @@
+"""The memo of decoded header blocks changes no answer: what comes back is what a decoder without memory would give.
+
+The door under test answers with the metadata that it was shown, so a wrong header list cannot hide; the oracle is the
+independent `hpack` library, which decodes every block.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.h2_oracle import A1, B2, BODY, FIRST, OVERSIZE, REPLAYS, REQUEST, Oracle, placed, replay
+from tests.support.h2_peer import GUARDED, HANDLED, STATIC, Keys, Peer, some_doors
+from tests.support.h2_wire import (
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    Feed,
+    continuation,
+    data,
+    headers,
+    indexed,
+    inserting,
+    plain,
+    request_block,
+    rst_stream,
+    size_update,
+    three_ways,
+    window_update,
+)
+
+from grpc_h2.connection.limits import Limits
+from grpc_h2.static.routes import Answer, Doors
+from grpc_h2.wire import hpack as engine_hpack
+
+
+@three_ways
+@pytest.mark.parametrize("name", REPLAYS)
+def test_a_block_replayed_between_changes_of_the_table_means_what_it_means_now(feed: Feed, name: str):
+    replay(Oracle(feed), name)
+
+
+@three_ways
+def test_the_witness(feed: Feed):
+    oracle = Oracle(feed)
+    for atoms in ("4001610131", "be", "4001620132", "be"):
+        oracle.call(bytes.fromhex(atoms))
+
+
+@three_ways
+@pytest.mark.parametrize("emptied", [OVERSIZE, size_update(0), size_update(0) + size_update(4096)])
+def test_a_block_replayed_after_the_table_was_emptied_cannot_be_decoded(feed: Feed, emptied: bytes):
+    oracle = Oracle(feed)
+    for atoms in (A1, FIRST, FIRST):
+        oracle.call(atoms)
+    update, rest = placed(emptied)
+    oracle.call(rest, update + REQUEST)
+    oracle.assert_out_of_step(FIRST)
+
+
+CHANGING_ELSEWHERE = {
+    "trailers": lambda s: headers(s, REQUEST) + data(s, BODY) + headers(s, B2, end_stream=True),
+    "malformed trailers": lambda s: headers(s, REQUEST) + data(s, BODY) + headers(s, inserting(b"b", b"2")),
+    "a malformed request": lambda s: headers(s, REQUEST + plain(b"Bad", b"") + B2, end_stream=True),
+    "a request for nobody": lambda s: headers(s, request_block(b"nowhere") + B2, end_stream=True),
+    "a request that is not gRPC": lambda s: headers(s, request_block(method=b"GET") + B2, end_stream=True),
+    "a handled call": lambda s: headers(s, request_block(HANDLED) + B2, end_stream=True),
+    "continuations": lambda s: (
+        headers(s, REQUEST + B2[:2], end_headers=False, end_stream=True)
+        + continuation(s, B2[2:4])
+        + continuation(s, B2[4:], end_headers=True)
+    ),
+    "a padded request": lambda s: headers(s, REQUEST + B2, pad=30, end_stream=True),
+    "a request that depends on itself": lambda s: headers(s, REQUEST + B2, depends=s, end_stream=True),
+    "a stream that we reset": lambda s: headers(s, REQUEST) + window_update(s, 0) + headers(s, B2, end_stream=True),
+    "a list that is too large": lambda s: headers(
+        s, REQUEST + inserting(b"b", b"2") + plain(b"a", b"") * 101, end_stream=True
+    ),
+}
+
+
+@three_ways
+@pytest.mark.parametrize("name", CHANGING_ELSEWHERE)
+def test_a_change_of_the_table_counts_wherever_it_comes_from(feed: Feed, name: str):
+    oracle = Oracle(feed)
+    for atoms in (A1, FIRST, FIRST):
+        oracle.call(atoms)
+    oracle.stream += 2
+    oracle.send(CHANGING_ELSEWHERE[name](oracle.stream))
+    oracle.decoder.decode(B2)
+    oracle.call(FIRST)
+    oracle.call(indexed(63))
+
+
+@three_ways
+def test_a_refused_streams_block_counts(feed: Feed):
+    oracle = Oracle(feed, Limits(max_concurrent_streams=1))
+    for atoms in (A1, FIRST, FIRST):
+        oracle.call(atoms)
+    held = oracle.stream + 2
+    oracle.send(headers(held, request_block(HANDLED)))
+    oracle.send(headers(held + 2, REQUEST + B2))
+    assert oracle.peer.result(held + 2).reset == REFUSED_STREAM
+    oracle.send(rst_stream(held))
+    oracle.stream = held + 2
+    oracle.decoder.decode(B2)
+    oracle.call(FIRST)
+
+
+# --- the same fragment in other clothes --------------------------------------------------------------------------
+
+
+@three_ways
+def test_padding_priority_and_continuations_are_no_part_of_the_key(feed: Feed):
+    oracle = Oracle(feed)
+    oracle.call(A1)
+    octets = REQUEST + FIRST
+    for _ in range(2):
+        for clothes in (
+            lambda s: headers(s, octets),
+            lambda s: headers(s, octets, pad=17),
+            lambda s: headers(s, octets, depends=0),
+            lambda s: headers(s, octets, depends=3, pad=0),
+            lambda s: headers(s, octets[:5], end_headers=False) + continuation(s, octets[5:], end_headers=True),
+            lambda s: headers(s, b"", end_headers=False) + continuation(s, octets, end_headers=True),
+        ):
+            oracle.stream += 2
+            oracle.send(clothes(oracle.stream) + data(oracle.stream, BODY, end_stream=True))
+            oracle.judge("a=1*1")
+
+
+@three_ways
+def test_a_remembered_request_is_no_trailers(feed: Feed):
+    oracle = Oracle(feed)
+    oracle.call(b"")
+    oracle.call(b"")
+    oracle.stream += 2
+    oracle.send(
+        headers(oracle.stream, REQUEST) + data(oracle.stream, BODY) + headers(oracle.stream, REQUEST, end_stream=True)
+    )
+    oracle.peer.assert_reset(oracle.stream, PROTOCOL_ERROR)
+
+
+@three_ways
+def test_trailers_are_no_remembered_request(feed: Feed):
+    oracle = Oracle(feed)
+    for _ in range(2):
+        oracle.stream += 2
+        oracle.send(
+            headers(oracle.stream, REQUEST)
+            + data(oracle.stream, BODY)
+            + headers(oracle.stream, plain(b"q", b"1"), end_stream=True)
+        )
+        oracle.judge("")
+    oracle.stream += 2
+    oracle.send(headers(oracle.stream, plain(b"q", b"1"), end_stream=True))
+    oracle.peer.assert_reset(oracle.stream, PROTOCOL_ERROR)
+
+
+@three_ways
+@pytest.mark.parametrize(
+    "octets",
+    [
+        request_block(STATIC) + plain(b"Bad", b""),
+        request_block(b""),
+        request_block(STATIC, (b"a-bin", b"*")),
+        request_block(STATIC, grpc_timeout=b"soon"),
+        request_block(STATIC, grpc_timeout=b"0S"),
+        request_block(STATIC, content_type=b"text/plain"),
+        request_block(b"t.S/Get"),
+    ],
+)
+def test_an_error_is_the_same_error_the_next_time(feed: Feed, octets: bytes):
+    peer = Peer(feed)
+    for stream in (1, 3, 5):
+        peer.send(headers(stream, octets), data(stream, BODY, end_stream=True))
+    seen = [(r.status, r.http_status, r.reset, bytes(r.body)) for r in map(peer.result, (1, 3, 5))]
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] != 0
+    peer.assert_alive()
+
+
+@three_ways
+def test_what_is_no_matter_of_the_block_is_judged_for_each_call(feed: Feed):
+    octets = request_block(STATIC, content_length=b"10")
+    peer = Peer(feed)
+    for stream, body in ((1, BODY), (3, BODY[:-1]), (5, BODY), (7, BODY + b"x"), (9, BODY)):
+        peer.send(headers(stream, octets), data(stream, body, end_stream=True))
+    assert [peer.result(stream).reset for stream in (1, 3, 5, 7, 9)] == [None, 1, None, 1, None]
+    peer.send(headers(11, octets, depends=11))
+    assert peer.result(11).reset == PROTOCOL_ERROR
+    peer.send(headers(9, octets))
+    assert peer.result(9).reset is not None or peer.code is not None
+
+
+@three_ways
+def test_each_handled_call_has_its_own_timeout(feed: Feed):
+    peer = Peer(feed)
+    for stream in (1, 3):
+        peer.send(headers(stream, request_block(HANDLED, grpc_timeout=b"5S")))
+    peer.send(headers(5, request_block(HANDLED)), headers(7, request_block(HANDLED, grpc_timeout=b"7S")))
+    assert [peer.calls[stream].request.timeout for stream in (1, 3, 5, 7)] == [5.0, 5.0, None, 7.0]
+
+
+@three_ways
+def test_a_draining_connection_answers_no_remembered_block(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block(HANDLED)))
+    for stream in (3, 5):
+        peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))
+        peer.assert_answered(stream)
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.advance(30)
+    peer.send(headers(7, request_block()), data(7, BODY, end_stream=True))
+    assert peer.result(7).headers is None
+
+
+# --- bounds --------------------------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a_full_memo_still_answers_rightly(feed: Feed):
+    oracle = Oracle(feed)
+    for _ in range(2):
+        for number in range(150):
+            oracle.call(plain(b"n", b"%d" % number))
+            oracle.call(plain(b"n", b"%d" % (number // 2)))
+
+
+@three_ways
+@pytest.mark.parametrize("size", [100, 400, 513, 1024, 3000])
+def test_blocks_of_every_size_are_answered_rightly(feed: Feed, size: int):
+    oracle = Oracle(feed)
+    for atoms in (A1, FIRST + plain(b"n", b"v" * size), B2, FIRST + plain(b"n", b"v" * size)):
+        oracle.call(atoms)
+        oracle.call(atoms)
+
+
+def test_a_repeated_block_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch):
+    decoded: list[bytes] = []
+    original = engine_hpack.Decoder.decode
+
+    def decode(self: engine_hpack.Decoder, octets: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        decoded.append(octets)
+        return original(self, octets)
+
+    monkeypatch.setattr(engine_hpack.Decoder, "decode", decode)
+    oracle = Oracle()
+    oracle.call(A1)
+    for _ in range(100):
+        oracle.call(FIRST)
+    assert decoded.count(REQUEST + FIRST) == 1
+
+
+# --- authorisation ----------------------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_rotated_keys_count_from_the_next_call_on_open_connections_too(feed: Feed):
+    keys = Keys("Bearer k1")
+    doors = some_doors(keys)
+    peers = [Peer(feed, doors=doors), Peer(feed, doors=doors)]
+    octets = request_block(GUARDED)
+
+    def status(stream: int) -> set[int | None]:
+        for peer in peers:
+            peer.send(headers(stream, octets), data(stream, BODY, end_stream=True))
+        return {peer.result(stream).status for peer in peers}
+
+    assert status(1) == status(3) == {0}
+    keys.valid = {"Bearer k2"}
+    doors.forget_authorizations()
+    assert status(5) == status(7) == {16}
+    keys.valid = {"Bearer k1"}
+    doors.forget_authorizations()
+    assert status(9) == status(11) == {0}
+
+
+def test_remembered_answers_are_dropped_when_the_data_changes():
+    current = [b"old"]
+    doors = Doors()
+    door = doors.add_static_unary("/t.S/Get", lambda message: Answer.unary(current[0]))
+    peer = Peer(doors=doors)
+    for stream in (1, 3):
+        peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))
+        peer.assert_answered(stream, b"old")
+    current[0] = b"new"
+    door.forget()
+    peer.send(headers(5, request_block()), data(5, BODY, end_stream=True))
+    peer.assert_answered(5, b"new")
+
+
+def test_two_metadata_do_not_share_a_route():
+    peer = Peer()
+    for stream, key in ((1, b"Bearer k1"), (3, b"Bearer k2"), (5, b"Bearer k1"), (7, b"bearer k1"), (9, b"Bearer k2")):
+        peer.send(headers(stream, request_block(GUARDED, authorization=key)), data(stream, BODY, end_stream=True))
+    assert [peer.result(stream).status for stream in (1, 3, 5, 7, 9)] == [0, 16, 0, 16, 16]

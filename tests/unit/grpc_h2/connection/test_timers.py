@@ -1,0 +1,367 @@
+"""How a connection ends, rows 47 to 50 of the requirements, and what has its time. A name's number is the row."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from tests.support.h2_peer import ANSWER, HANDLED, Peer
+from tests.support.h2_wire import (
+    CANCEL,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    HELLO,
+    INITIAL_WINDOW_SIZE,
+    NO_ERROR,
+    PING,
+    PREFACE,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    SETTINGS_ACK,
+    Feed,
+    call,
+    continuation,
+    data,
+    goaway,
+    grpc_message,
+    headers,
+    ping,
+    request_block,
+    rst_stream,
+    settings,
+    three_ways,
+    window_update,
+)
+
+from grpc_h2.connection.limits import Limits
+
+LARGEST_ID = 2**31 - 1
+
+
+def handled(stream: int, *, end_stream: bool = True) -> bytes:
+    return headers(stream, request_block(HANDLED), end_stream=end_stream)
+
+
+def drain_ping(peer: Peer) -> bytes:
+    """The payload of the last PING the server sent."""
+    return [got.payload for got in peer.replies.frames if got.kind == PING and not got.flags & 1][-1]
+
+
+# --- header blocks ---
+
+
+def test_a_block_that_is_finished_has_no_time_limit_any_more():
+    begun, rest = request_block()[:5], request_block()[5:]
+    peer = Peer(limits=Limits(header_timeout=1.0))
+    peer.send(headers(1, begun, end_headers=False), continuation(1, rest, end_headers=True)).advance(5.0)
+    peer.send(data(1, grpc_message(b"world"), end_stream=True)).assert_answered(1)
+    peer.send(headers(3, begun, end_headers=False)).advance(5.0)
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+# --- 47: drain -----------------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a47_a_drain_announces_itself_then_names_the_last_stream(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    peer.connection.drain(peer.now)
+    peer.read()
+    assert [goodbye[:2] for goodbye in peer.replies.goaways] == [(LARGEST_ID, NO_ERROR)]
+    peer.send(handled(3))
+    assert 3 in peer.calls, "until the second GOAWAY, calls are taken"
+    peer.send(ping(drain_ping(peer), ack=True))
+    assert [goodbye[:2] for goodbye in peer.replies.goaways] == [(LARGEST_ID, NO_ERROR), (3, NO_ERROR)]
+    peer.send(handled(5), data(5, b"ignored"), rst_stream(5))
+    assert 5 not in peer.calls
+    assert peer.result(5).headers is None
+    peer.answer(1, b"x")
+    assert not peer.connection.terminated
+    peer.answer(3, b"y")
+    peer.send(b"")
+    peer.assert_answered(1, b"x")
+    peer.assert_answered(3, b"y")
+    assert peer.connection.terminated
+    assert [goodbye[0] for goodbye in peer.replies.goaways][-1] == 3
+
+
+def test_a47_without_an_answer_the_second_goaway_comes_after_the_timeout():
+    peer = Peer().send(handled(1))
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.advance(Limits().drain_timeout - 0.01)
+    assert len(peer.replies.goaways) == 1
+    peer.advance(0.02)
+    assert peer.replies.goaways[-1][:2] == (1, NO_ERROR)
+    peer.answer(1, status=5)
+    peer.advance(0)
+    assert peer.connection.terminated
+
+
+def test_a47_a_drained_connection_without_streams_closes():
+    peer = Peer().send(call(1))
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.send(ping(drain_ping(peer), ack=True))
+    assert peer.connection.terminated
+    assert peer.closing is not None
+    assert peer.closing.code == NO_ERROR
+    assert peer.replies.goaways[-1][:2] == (1, NO_ERROR)
+
+
+def test_a47_static_calls_are_answered_until_the_second_goaway():
+    peer = Peer().send(handled(1))
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.send(call(3))
+    peer.assert_answered(3)
+    peer.send(ping(drain_ping(peer), ack=True), call(5))
+    assert peer.result(5).status is None
+    assert peer.result(5).reset in (None, REFUSED_STREAM)
+    assert peer.replies.goaways[-1][0] == 3
+
+
+@pytest.mark.parametrize("opening", [b"", PREFACE[:9], PREFACE])
+def test_a47_a_connection_that_is_not_introduced_closes_at_once(opening: bytes):
+    peer = Peer(hello=None).send(opening)
+    peer.connection.drain(peer.now)
+    peer.advance(0)
+    assert peer.connection.terminated
+    assert peer.code == NO_ERROR
+
+
+def test_a47_two_drains_are_one():
+    peer = Peer().send(handled(1))
+    peer.connection.drain(peer.now)
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.send(ping(drain_ping(peer), ack=True))
+    peer.connection.drain(peer.now)
+    peer.read()
+    assert len(peer.replies.goaways) == 2
+
+
+def test_a47_a_ping_answered_with_another_payload_is_no_answer_to_the_drain():
+    peer = Peer().send(handled(1))
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.send(ping(b"mistaken", ack=True))
+    assert len(peer.replies.goaways) == 1
+
+
+# --- 48: age, idleness, keepalive ----------------------------------------------------------------------------
+
+
+def test_a48_nothing_ends_an_honest_idle_connection_by_default():
+    assert (Limits().max_connection_age, Limits().max_connection_idle, Limits().age_grace) == (inf, inf, inf)
+    peer = Peer()
+    peer.advance(7000)
+    peer.assert_alive()
+
+
+def test_a48_an_old_connection_is_drained_within_its_jitter():
+    ages = set()
+    for _ in range(20):
+        peer = Peer(limits=Limits(max_connection_age=100.0, age_grace=50.0))
+        start = peer.now
+        peer.send(handled(1))
+        while not peer.replies.goaways:
+            peer.advance(0.5)
+            assert peer.now - start <= 111
+        ages.add(peer.now - start)
+        assert peer.now - start >= 89.5
+        assert peer.replies.goaways[0][0] == LARGEST_ID
+    assert len(ages) > 3, "all at the same moment"
+
+
+def test_a48_calls_get_their_grace_and_are_then_cancelled():
+    peer = Peer(limits=Limits(max_connection_age=100.0, age_grace=50.0)).send(handled(1))
+    peer.advance(115)
+    assert not peer.connection.terminated
+    peer.advance(60)
+    assert peer.connection.terminated
+    assert 1 in peer.cancelled
+    assert peer.closing is not None
+
+
+def test_a48_an_idle_connection_is_drained():
+    peer = Peer(limits=Limits(max_connection_idle=30.0)).send(call(1))
+    peer.advance(29)
+    assert not peer.replies.goaways
+    peer.send(call(3))
+    peer.advance(29)
+    assert not peer.replies.goaways
+    peer.advance(2)
+    assert peer.code == NO_ERROR
+    peer.advance(10)
+    assert peer.connection.terminated
+
+
+def test_a48_a_connection_with_a_call_is_not_idle():
+    peer = Peer(limits=Limits(max_connection_idle=30.0)).send(handled(1))
+    peer.advance(300)
+    assert not peer.replies.goaways
+    peer.answer(1, status=5)
+    peer.advance(31)
+    assert peer.replies.goaways
+
+
+def test_a48_silence_is_asked_and_a_dead_peer_is_left():
+    peer = Peer().send(handled(1))
+    peer.advance(7199)
+    assert not [got for got in peer.replies.frames if got.kind == PING]
+    peer.advance(2)
+    assert len([got for got in peer.replies.frames if got.kind == PING]) == 1
+    peer.advance(21)
+    assert peer.connection.terminated
+    assert 1 in peer.cancelled
+
+
+@three_ways
+def test_a48_a_peer_that_answers_lives_on(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    for _ in range(3):
+        peer.advance(7201)
+        peer.send(ping(drain_ping(peer), ack=True))
+    assert not peer.replies.goaways
+    peer.answer(1, b"x")
+    peer.assert_answered(1, b"x")
+
+
+# --- 49: too many pings --------------------------------------------------------------------------------------
+
+
+@three_ways
+def test_a49_the_third_strike_ends_the_connection(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    for _ in range(8):
+        if peer.code is not None:
+            break
+        peer.advance(1)
+        peer.send(ping())
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+    assert peer.replies.goaways[-1][2] == b"too_many_pings"
+    # One PING is free, two strikes are forgiven.
+    assert 3 <= len(peer.replies.pongs) <= 4
+
+
+@three_ways
+def test_a49_a_ping_after_every_answer_is_no_strike(feed: Feed):
+    peer = Peer(feed)
+    for stream in range(1, 200, 2):
+        peer.send(call(stream))
+        peer.send(window_update(0, 5), ping(b"\x02\x04\x10\x10\x09\x0e\x07\x07"))
+        peer.assert_answered(stream)
+    assert len(peer.replies.pongs) == 100
+    peer.assert_alive()
+
+
+def test_a49_pings_at_the_allowed_pace_are_no_strikes():
+    peer = Peer(limits=Limits(keepalive_time=inf)).send(handled(1))
+    for _ in range(20):
+        peer.advance(301)
+        peer.send(ping())
+    assert len(peer.replies.pongs) == 20
+    peer.answer(1, status=5)
+    peer.assert_alive()
+
+
+def test_a49_without_streams_the_pace_is_two_hours():
+    peer = Peer(limits=Limits(keepalive_time=inf))
+    for _ in range(5):
+        if peer.code is None:
+            peer.advance(301)
+            peer.send(ping())
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+# --- 50 and the client's own end -----------------------------------------------------------------------------
+
+
+@three_ways
+def test_a50_after_the_last_goaway_what_still_comes_is_read_and_ignored(feed: Feed):
+    peer = Peer(feed).send(handled(1), frame_error())
+    peer.assert_closed(PROTOCOL_ERROR)
+    assert [type(event).__name__ for event in peer.events[-2:]] == ["CallCancelled", "ConnectionClosing"]
+    peer.send(bytes(100_000))
+    assert peer.connection.data_to_send() == []
+    assert peer.connection.next_deadline() in (None, inf) or peer.connection.next_deadline() > peer.now
+
+
+def frame_error() -> bytes:
+    return data(0, b"x")
+
+
+@three_ways
+def test_a50_close_tells_the_code_and_cancels_the_calls(feed: Feed):
+    peer = Peer(feed).send(handled(1))
+    peer.connection.close(NO_ERROR, "bye")
+    peer.read()
+    assert peer.replies.goaways[-1][1] == NO_ERROR
+    assert peer.connection.terminated
+
+
+@three_ways
+def test_a_client_that_says_goaway_still_gets_its_answers(feed: Feed):
+    peer = Peer(feed).send(handled(1), goaway(0, NO_ERROR, b"client shuts down"), goaway())
+    peer.answer(1, b"x")
+    peer.assert_answered(1, b"x")
+    peer.send(call(3))
+    peer.assert_answered(3)
+
+
+# --- timers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opening", [b"", PREFACE[:10], PREFACE, HELLO[:-1]])
+def test_a_client_that_does_not_introduce_itself_is_left(opening: bytes):
+    peer = Peer(hello=None).send(opening)
+    peer.advance(9.9)
+    assert not peer.connection.terminated
+    peer.advance(0.2)
+    assert peer.connection.terminated
+    assert peer.closing is not None
+
+
+@three_ways
+def test_a_header_block_must_be_finished_in_time(feed: Feed):
+    peer = Peer(feed).send(headers(1, request_block()[:9], end_headers=False))
+    peer.advance(9.9)
+    assert not peer.connection.terminated
+    peer.advance(0.2)
+    assert peer.connection.terminated
+    assert peer.code in (ENHANCE_YOUR_CALM, PROTOCOL_ERROR, CANCEL)
+
+
+def test_a_peer_that_reads_nothing_is_cut():
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), call(1), handled(3))
+    peer.answer(3, bytes(100_000))
+    peer.advance(Limits().stall_timeout + 1)
+    assert peer.connection.terminated
+
+
+def test_a_transport_that_takes_nothing_is_cut_and_one_that_takes_again_is_not():
+    for resumes in (True, False):
+        peer = Peer().send(handled(1))
+        peer.connection.pause_writing(peer.now)
+        assert not peer.connection.wants_read
+        peer.answer(1, bytes(10_000))
+        assert peer.connection.data_to_send() == []
+        peer.advance(Limits().stall_timeout - 1)
+        if resumes:
+            peer.connection.resume_writing(peer.now)
+            assert peer.connection.wants_read
+            peer.read()
+            peer.assert_answered(1, bytes(10_000))
+        peer.advance(2)
+        assert peer.connection.terminated != resumes
+
+
+def test_a_peer_that_reads_slowly_is_not_cut():
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
+    peer.answer(1, ANSWER)
+    for _ in range(len(grpc_message(ANSWER))):
+        peer.advance(Limits().stall_timeout * 0.9)
+        peer.send(window_update(1, 1), SETTINGS_ACK[:0])
+    peer.assert_answered(1)
+    assert not [got for got in peer.replies.frames if got.kind == GOAWAY]

@@ -1,0 +1,213 @@
+"""Cutting DATA into gRPC messages: every piece-wise arrival gives the same, and limits hold before anything is kept."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import time
+import tracemalloc
+import zlib
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpc_h2.rpc.messages import MessageReader, compress_gzip, decompress, frame_message
+from grpc_h2.wire.errors import CallFault
+
+MIB = 1024 * 1024
+
+
+def prefixed(payload: bytes, flag: int = 0) -> bytes:
+    return bytes([flag]) + len(payload).to_bytes(4, "big") + payload
+
+
+def status_of(data: bytes, encoding: str = "identity", limit: int = 4 * MIB) -> int:
+    """The status of the fault, which must not depend on how the octets arrive."""
+    statuses = set()
+    for pieces in ([data], [data[i : i + 1] for i in range(len(data))], [data + b"\0\0\0\0\1z"]):
+        reader = MessageReader(limit, encoding)
+        with pytest.raises(CallFault) as raised:
+            list(map(reader.feed, pieces))
+        assert reader.buffered == 0
+        for again in (lambda reader=reader: reader.feed(b""), reader.finish):
+            with pytest.raises(CallFault) as repeated:
+                again()
+            assert (repeated.value.status, repeated.value.message) == (raised.value.status, raised.value.message)
+        statuses.add(raised.value.status)
+    assert len(statuses) == 1
+    return statuses.pop()
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.data())
+def test_row_40_messages_and_pieces_need_not_be_aligned(messages: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(map(prefixed, messages))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    edges = [0, *cuts, len(stream)]
+    random = [stream[a:b] for a, b in pairwise(edges)]
+    for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))], random):
+        for kind in (bytes, bytearray, memoryview):
+            reader = MessageReader()
+            taken = [message for piece in pieces for message in reader.feed(kind(piece))]
+            assert taken == messages
+            assert all(type(message) is bytes for message in taken)
+            assert reader.buffered == 0
+            reader.finish()
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.data())
+def test_row_40_a_request_that_ends_within_a_message_fails(first: bytes, second: bytes, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, 4 + len(second)))
+    reader = MessageReader()
+    assert reader.feed(prefixed(first) + prefixed(second)[:cut]) == [first]
+    assert reader.buffered == cut
+    with pytest.raises(CallFault) as raised:
+        reader.finish()
+    assert raised.value.status == 13
+
+
+def test_an_empty_request_ends_well() -> None:
+    reader = MessageReader()
+    assert reader.feed(b"") == []
+    reader.finish()
+
+
+@pytest.mark.parametrize("encoding", ["snappy", "GZIP", "x" * 5000])
+def test_row_38_an_unknown_encoding_fails_a_compressed_message_and_no_other(encoding: str) -> None:
+    assert status_of(prefixed(b"x", flag=1), encoding) == 12
+    assert MessageReader(encoding=encoding).feed(prefixed(b"plain")) == [b"plain"]
+
+
+def test_row_38_a_compressed_message_without_encoding_fails() -> None:
+    assert status_of(prefixed(gzip.compress(b"x"), flag=1)) == 13
+
+
+@pytest.mark.parametrize("flag", [2, 3, 0x80, 0xFF])
+def test_row_38_reserved_flags_fail(flag: int) -> None:
+    assert status_of(prefixed(b"x", flag), "gzip") == 13
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"x",
+        gzip.compress(b"hello", mtime=0)[:-1],
+        gzip.compress(b"hello", mtime=0)[:-8] + bytes(8),
+        gzip.compress(b"hello", mtime=0) + b"x",
+        gzip.compress(b"hello", mtime=0) * 2,
+        zlib.compress(b"hello"),
+    ],
+)
+def test_row_38_corrupt_cut_or_surplus_octets_fail(payload: bytes) -> None:
+    assert status_of(prefixed(payload, flag=1), "gzip") == 13
+
+
+@given(st.binary(max_size=300))
+def test_row_38_any_octets_inflate_or_fail(payload: bytes) -> None:
+    for encoding in ("gzip", "deflate"):
+        with suppress(CallFault):
+            assert len(decompress(payload, encoding, 100)) <= 100
+
+
+def test_compressed_and_plain_messages_may_alternate() -> None:
+    stream = prefixed(b"a") + prefixed(gzip.compress(b"b" * 500), flag=1) + prefixed(b"c")
+    assert MessageReader(encoding="gzip").feed(stream) == [b"a", b"b" * 500, b"c"]
+    assert MessageReader(encoding="deflate").feed(prefixed(zlib.compress(b"d"), flag=1)) == [b"d"]
+
+
+def test_row_39_a_declared_length_is_judged_by_the_prefix_alone() -> None:
+    assert MessageReader(limit=10).feed(prefixed(bytes(10))) == [bytes(10)]
+    assert status_of(b"\0" + (11).to_bytes(4, "big"), limit=10) == 8
+    assert status_of(b"\1" + (2**32 - 1).to_bytes(4, "big"), "gzip") == 8
+    assert status_of(b"\0" + (4 * MIB + 1).to_bytes(4, "big")) == 8
+
+
+def test_row_39_an_inflated_length_is_bounded() -> None:
+    for size, fits in ((1000, True), (1001, False)):
+        stream = prefixed(gzip.compress(bytes(size)), flag=1)
+        if fits:
+            assert MessageReader(1000, "gzip").feed(stream) == [bytes(size)]
+        else:
+            assert status_of(stream, "gzip", limit=1000) == 8
+
+
+def test_row_39_a_bomb_costs_no_more_than_the_limit() -> None:
+    bomb = prefixed(gzip.compress(bytes(64 * MIB)), flag=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CallFault) as raised:
+            MessageReader(MIB, "gzip").feed(bomb)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert raised.value.status == 8
+    assert peak < 4 * MIB
+
+
+def test_tiny_pieces_take_linear_time_and_no_more_memory_than_the_message() -> None:
+    def seconds(size: int) -> float:
+        reader, started = MessageReader(), time.process_time()
+        reader.feed(b"\0" + size.to_bytes(4, "big"))
+        for _ in range(size - 1):
+            reader.feed(b"x")
+        assert reader.feed(b"x") == [b"x" * size]
+        return time.process_time() - started
+
+    small = min(seconds(20_000) for _ in range(3))
+    assert min(seconds(160_000) for _ in range(2)) < 8 * small * 3  # quadratic would be 64 times as long
+
+    reader = MessageReader()
+    tracemalloc.start()
+    try:
+        reader.feed(b"\0" + (MIB).to_bytes(4, "big"))
+        for _ in range(100_000):
+            reader.feed(b"x")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reader.buffered == 100_005
+    assert held < 200_000
+
+
+def test_a_large_buffer_is_let_go_with_its_message() -> None:
+    reader = MessageReader()
+    tracemalloc.start()
+    try:
+        half = bytes(2 * MIB)
+        reader.feed(b"\0" + (4 * MIB).to_bytes(4, "big") + half)
+        assert len(reader.feed(half)) == 1
+        del half
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+
+
+@given(st.binary(max_size=300))
+def test_a_framed_message_is_read_back(message: bytes) -> None:
+    assert frame_message(message) == prefixed(message)
+    compressed = frame_message(message, compress=True)
+    assert MessageReader(encoding="gzip").feed(compressed) == [message]
+    assert gzip.decompress(compressed[5:]) == message == gzip.decompress(compress_gzip(memoryview(message)))
+
+
+def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
+    """A fault kept by the reader would keep its traceback, the frames in it, and 4 MiB in one of those."""
+    bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)
+    gc.disable()
+    try:
+        readers = []
+        tracemalloc.start()
+        for _ in range(8):
+            reader = MessageReader(4 * MIB, "gzip")
+            with suppress(CallFault):
+                reader.feed(bomb)
+            readers.append(reader)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < MIB

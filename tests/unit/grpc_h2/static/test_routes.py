@@ -1,0 +1,256 @@
+"""Ready answers: what a door remembers, for how long, and that it is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from grpc_h2.static import routes as doors
+from grpc_h2.static.routes import Answer, Doors, StaticUnary
+
+
+def payload(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Catalogue:
+    """Answers a message with itself and an edition, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.edition = b"1"
+        self.door = StaticUnary("/t.S/Get", self.lookup, None)
+
+    def lookup(self, message: bytes) -> Answer:
+        self.asked.append(message)
+        return Answer.unary(message + self.edition)
+
+    def ask(self, message: bytes) -> bytes:
+        answer = self.door.answer_payload(payload(message))
+        assert answer is not None
+        assert answer.message is not None
+        return bytes(answer.message)
+
+
+def test_an_answer_is_looked_up_once() -> None:
+    catalogue = Catalogue()
+    assert [catalogue.ask(b"a"), catalogue.ask(b"a")] == [b"a1", b"a1"]
+    assert catalogue.asked == [b"a"]
+
+
+def test_after_forget_nothing_old_is_answered() -> None:
+    catalogue = Catalogue()
+    for number in range(doors._REMEMBERED_ANSWERS + 10):
+        catalogue.ask(b"%d" % number)
+    catalogue.edition = b"2"
+    catalogue.door.forget()
+    for number in (0, 5, doors._REMEMBERED_ANSWERS, doors._REMEMBERED_ANSWERS + 9):
+        assert catalogue.ask(b"%d" % number) == b"%d2" % number
+
+
+def test_the_bound_method_of_a_route_outlives_forget() -> None:
+    catalogue = Catalogue()
+    answer_payload = catalogue.door.answer_payload
+    catalogue.ask(b"a")
+    catalogue.edition = b"2"
+    catalogue.door.forget()
+    answer = answer_payload(payload(b"a"))
+    assert answer is not None
+    assert answer.message == b"a2"
+
+
+def test_what_is_asked_again_survives_a_generation_and_the_rest_is_dropped() -> None:
+    catalogue = Catalogue()
+    for number in range(3 * doors._REMEMBERED_ANSWERS):
+        catalogue.ask(b"%d" % number)
+        catalogue.ask(b"hot")
+    assert catalogue.asked.count(b"hot") == 1
+    remembered = catalogue.door._remembered
+    held = len(remembered) + len(remembered._old) + sum(map(len, remembered.dropped))
+    assert held <= 3 * doors._REMEMBERED_ANSWERS
+
+
+def test_dropped_answers_are_freed_bit_by_bit() -> None:
+    catalogue = Catalogue()
+    for number in range(1000):
+        catalogue.ask(b"%d" % number)
+    catalogue.door.forget()
+    dropped = catalogue.door._remembered.dropped
+    assert sum(map(len, dropped)) == 1000
+    for number in range(1000 // doors._FREED_AT_ONCE):
+        catalogue.ask(b"new %d" % number)
+    assert dropped == []
+
+
+@pytest.mark.parametrize(
+    "request_payload",
+    [b"", b"\0\0\0\0", payload(b"a")[:-1], payload(b"a") + b"x", b"\1" + payload(b"a")[1:], payload(b"a") * 2],
+)
+def test_what_is_not_one_plain_message_is_left_to_the_long_way(request_payload: bytes) -> None:
+    catalogue = Catalogue()
+    assert catalogue.door.answer_payload(request_payload) is None
+    assert catalogue.asked == []
+
+
+def test_long_requests_are_not_remembered() -> None:
+    catalogue = Catalogue()
+    for _ in range(2):
+        catalogue.ask(b"x" * 300)
+    assert catalogue.asked == [b"x" * 300] * 2
+
+
+def test_a_flood_of_failures_drives_out_no_answer_and_is_bounded() -> None:
+    asked = []
+
+    def lookup(message: bytes) -> Answer:
+        asked.append(message)
+        return Answer.unary(b"ok") if message == b"hot" else Answer.failure(5, "no")
+
+    door = StaticUnary("/t.S/Get", lookup, None)
+    for number in range(3 * doors._REMEMBERED_ANSWERS):
+        assert door.answer_payload(payload(b"%d" % number)) is not None
+        assert door.answer_payload(payload(b"hot")) is not None
+        assert door.answer_payload(payload(b"%d" % number)) is not None
+    assert len(asked) == 3 * doors._REMEMBERED_ANSWERS + 1
+    assert len(door._remembered._failures) <= doors._REMEMBERED_FAILURES
+    door.forget()
+    door.answer_payload(payload(b"1"))
+    assert asked.count(b"1") == 2
+
+
+def test_an_answer_too_large_for_a_frame_is_kept_uncopied() -> None:
+    body = memoryview(bytes(20_000))
+    answer = Answer.unary(body)
+    assert answer.pieces is None
+    assert answer.message is body
+
+
+def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
+    asked = []
+
+    def lookup(message: bytes) -> Answer:
+        asked.append(message)
+        return Answer.failure(13, "a bug", lasting=False)
+
+    door = StaticUnary("/t.S/Get", lookup, None)
+    for _ in range(2):
+        door.answer_payload(payload(b"x"))
+    assert len(asked) == 2
+
+
+def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
+    judged = []
+
+    def authorize(metadata: object) -> Answer | None:
+        judged.append(metadata)
+        return Answer.failure(13, "a bug", lasting=False) if len(judged) == 1 else None
+
+    served = Doors()
+    served.add_static_unary("/t.S/Get", lambda message: Answer.unary(message), authorize)
+    fields = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/t.S/Get"),
+        (b"content-type", b"application/grpc"),
+    )
+    first, second, third = (served.route(fields, 200) for _ in range(3))
+    assert not first.lasting
+    assert second is third
+    assert len(judged) == 2
+
+
+# -- answers prepared before the data changes --------------------------------------------------------------------------
+
+
+def remembering(*messages: bytes) -> Catalogue:
+    catalogue = Catalogue()
+    for message in messages:
+        catalogue.ask(message)
+    catalogue.asked.clear()
+    return catalogue
+
+
+def to_come(catalogue: Catalogue) -> Callable[[bytes], Answer]:
+    """What the catalogue answers in its next edition."""
+
+    def lookup(message: bytes) -> Answer:
+        catalogue.asked.append(message)
+        return Answer.unary(message + b"2")
+
+    return lookup
+
+
+def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> None:
+    catalogue = remembering(b"a", b"b")
+    answer_payload = catalogue.door.answer_payload
+    for steps, _ in enumerate(catalogue.door.prepare(to_come(catalogue)), 1):
+        assert len(catalogue.asked) == steps, "one look-up a step"
+        assert catalogue.ask(b"a") == b"a1", "until then the old ones are"
+    assert catalogue.asked == [b"a", b"b"]
+    catalogue.edition = b"2"
+    catalogue.door.renew()
+    assert [catalogue.ask(b"a"), catalogue.ask(b"b")] == [b"a2", b"b2"]
+    answer = answer_payload(payload(b"a"))
+    assert answer is not None
+    assert answer.message == b"a2", "routes of open connections too"
+    assert catalogue.asked == [b"a", b"b"]
+    assert catalogue.ask(b"c") == b"c2"
+
+
+def test_everything_that_is_remembered_is_prepared_first_what_was_asked_of_late() -> None:
+    def lookup(message: bytes) -> Answer:
+        return Answer.failure(5, "no") if message.startswith(b"no") else Answer.unary(message)
+
+    door = StaticUnary("/t.S/Get", lookup, None)
+    for number in range(doors._REMEMBERED_ANSWERS + 10):
+        door.answer_payload(payload(b"%d" % number))
+    door.answer_payload(payload(b"no"))
+    asked: list[bytes] = []
+
+    def counted(message: bytes) -> Answer:
+        asked.append(message)
+        return lookup(message)
+
+    for _ in door.prepare(counted):
+        pass
+    assert len(asked) == doors._REMEMBERED_ANSWERS + 11
+    assert set(asked[:10]) == {b"%d" % number for number in range(doors._REMEMBERED_ANSWERS, len(asked) - 1)}
+    assert asked[10] == b"no"
+
+
+def test_what_there_was_no_time_to_prepare_is_looked_up_when_it_is_asked_for() -> None:
+    catalogue = remembering(b"a", b"b", b"c")
+    next(catalogue.door.prepare(to_come(catalogue)))
+    catalogue.edition = b"2"
+    catalogue.door.renew()
+    assert [catalogue.ask(each) for each in (b"a", b"b", b"c")] == [b"a2", b"b2", b"c2"]
+    assert catalogue.asked == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_data_that_nothing_was_prepared_for_is_looked_up(prepared: bool) -> None:
+    catalogue = remembering(b"a")
+    if prepared:
+        list(catalogue.door.prepare(to_come(catalogue)))
+    catalogue.edition = b"3"
+    catalogue.door.forget()
+    assert catalogue.ask(b"a") == b"a3"
+    catalogue.edition = b"4"
+    catalogue.door.renew()
+    assert catalogue.ask(b"a") == b"a4"
+
+
+def test_what_was_replaced_is_freed_bit_by_bit_without_another_call() -> None:
+    catalogue = remembering(*(b"%d" % number for number in range(1000)))
+    for _ in range(3):
+        list(catalogue.door.prepare(to_come(catalogue)))
+        catalogue.door.renew()
+        dropped = catalogue.door._remembered.dropped
+        left = sum(map(len, dropped))
+        assert left == 1000
+        for _ in catalogue.door.tidy():
+            now = sum(map(len, dropped))
+            assert left - now <= doors._FREED_AT_ONCE
+            left = now
+        assert left == 0
