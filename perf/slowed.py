@@ -18,7 +18,7 @@ from collections.abc import Callable
 from time import thread_time
 
 from definition_server.data_plane.worker import main as worker_main
-from grpc_h2.aio.protocol import Shell
+from grpc_h2.aio.protocol import Http2Protocol
 
 BUSY_SHARE = 0.10
 DELAY_SECONDS = 0.003
@@ -26,14 +26,14 @@ ONE_IN = 100
 _BATCHES = 16
 """Batches between two times of burning: asking for the time costs a microsecond, which is a lot beside one batch."""
 
-Receive = Callable[[Shell, bytes], None]
+Receive = Callable[[Http2Protocol, bytes], None]
 
 
 def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float] = thread_time) -> Receive:
     """``receive``, and for every second of CPU time that the thread takes otherwise, ``share`` of one on top."""
     last, batches = clock(), 0
 
-    def slowed(shell: Shell, data: bytes) -> None:
+    def slowed(shell: Http2Protocol, data: bytes) -> None:
         nonlocal last, batches
         receive(shell, data)
         batches += 1
@@ -52,12 +52,12 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
     held: dict[int, list[bytes]] = {}
     batches = 0
 
-    def release(shell: Shell) -> None:
+    def release(shell: Http2Protocol) -> None:
         waiting = b"".join(held.pop(id(shell)))
         if not shell.closing:
             receive(shell, waiting)
 
-    def slowed(shell: Shell, data: bytes) -> None:
+    def slowed(shell: Http2Protocol, data: bytes) -> None:
         nonlocal batches
         waiting = held.get(id(shell))
         if waiting is not None:
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
         print(f"the first argument wants to be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2
     # By name: the method of a class is replaced, which is exactly what a type checker should object to elsewhere.
-    setattr(Shell, "data_received", INJECTIONS[arguments[0]](Shell.data_received))  # noqa: B010
+    setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010
     return worker_main(arguments[1:])
 
 

@@ -34,7 +34,7 @@ from tests.support.polling import until
 from tests.support.providers import EmbeddedServer, available_providers
 
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
-from definition_server.control_plane.retirement import HELD_SECONDS
+from definition_server.control_plane.delayed_release import HELD_SECONDS
 from definition_server.settings import DEFAULT_TRANSPORT
 
 RESULTS = Path(__file__).parents[2] / "perf" / "results"

@@ -12,14 +12,14 @@ from tests.support.h2_wire import GOAWAY, HELLO, SETTINGS_ACK, call, split_frame
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import CallCancelled, CallStarted, ConnectionClosing, Event, MessageReceived
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Doors
+from grpc_h2.static.routes import Router
 
 
 class Attacker:
     """Sends as fast as the connection lets it. All at one instant, so that no bucket leaks."""
 
     def __init__(
-        self, doors: Doors | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
+        self, doors: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
     ) -> None:
         self.connection = Connection(doors or some_doors(), limits or Limits(), 0.0)
         self.slow_handlers = slow_handlers

@@ -24,7 +24,7 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Doors, Metadata
+from grpc_h2.static.routes import Answer, Metadata, Router
 
 SHOWN = b"/t.S/Shown"
 BODY = grpc_message(b"world")
@@ -50,7 +50,7 @@ def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def showing_doors() -> Doors:
+def showing_doors() -> Router:
     doors = some_doors()
 
     def show(metadata: Metadata) -> Answer:

@@ -23,7 +23,7 @@ from grpc_h2.connection.events import (
 )
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Answer, Doors, Metadata
+from grpc_h2.static.routes import Answer, Metadata, Router
 
 STATIC = b"/t.S/Get"
 REFUSING = b"/t.S/Missing"
@@ -43,17 +43,17 @@ class Keys:
         self.asked += 1
         if any(name == "authorization" and value in self.valid for name, value in metadata):
             return None
-        return Answer.failure(16, "who are you?", tally=16)
+        return Answer.failure(16, "who are you?", answer_id=16)
 
 
-def some_doors(keys: Keys | None = None) -> Doors:
+def some_doors(keys: Keys | None = None) -> Router:
     """Static doors: one that answers, one that fails, one that asks for a key. Any other path is a handler's."""
-    doors = Doors()
-    answer = Answer.unary(ANSWER, tally=1)
+    doors = Router()
+    answer = Answer.unary(ANSWER, answer_id=1)
     doors.add_static_unary(
-        STATIC.decode(), lambda message: Answer.unary(message, tally=2) if message != b"world" else answer
+        STATIC.decode(), lambda message: Answer.unary(message, answer_id=2) if message != b"world" else answer
     )
-    doors.add_static_unary(REFUSING.decode(), lambda message: Answer.failure(5, "no such thing", tally=3))
+    doors.add_static_unary(REFUSING.decode(), lambda message: Answer.failure(5, "no such thing", answer_id=3))
     doors.add_static_unary(GUARDED.decode(), lambda message: answer, (keys or Keys("Bearer k1")).authorize)
     return doors
 
@@ -69,7 +69,7 @@ class Peer:
         self,
         feed: Feed = whole,
         *,
-        doors: Doors | None = None,
+        doors: Router | None = None,
         limits: Limits | None = None,
         hello: bytes | None = HELLO,
         slow_handlers: bool = False,

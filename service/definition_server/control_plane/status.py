@@ -7,7 +7,7 @@ import time
 from definition_server import __version__
 from definition_server.catalog.validation import Suspect, Unserved
 from definition_server.control_plane.publisher import Publisher
-from definition_server.control_plane.supervisor import Post, Supervisor
+from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
 from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, StatsPage
 from definition_server.observability.status import (
@@ -75,7 +75,7 @@ def _sync(state: SyncState) -> SyncStatus:
     )
 
 
-def _worker(post: Post, counts_connections: bool) -> WorkerStatus:
+def _worker(post: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     worker = post.worker
     if worker is None:
         return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.crash_loop.looping, None)

@@ -1,9 +1,9 @@
 """Keeps the wanted number of workers alive: spawn, watch, murder, reap, roll, drain.
 
-Each worker number is a `Post` with a task that keeps it filled: start a process, wait for its end, start the next. A
-roll puts a successor into the post itself; the task then waits for that one. Beside it, a tick several times a second
-compares what every worker has with what it should have (keys, snapshot, heartbeat, READY in time) and sends or kills
-accordingly: level rather than edge, so nothing that is missed once is missed for good.
+Each worker number is a `WorkerSlot` with a task that keeps it filled: start a process, wait for its end, start the
+next. A roll puts a successor into the slot itself; the task then waits for that one. Beside it, a tick several times
+a second compares what every worker has with what it should have (keys, snapshot, heartbeat, READY in time) and sends
+or kills accordingly: level rather than edge, so nothing that is missed once is missed for good.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KILL_MARGIN_SECONDS = 2.0
 
 
 @dataclass(slots=True)
-class Post:
+class WorkerSlot:
     """One worker number and who fills it."""
 
     number: int
@@ -62,7 +62,7 @@ class Supervisor:
         self._certificate = Certificate(0)
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
-        self.posts = [Post(number) for number in range(workers)]
+        self.posts = [WorkerSlot(number) for number in range(workers)]
         # A rolling worker runs beside its successor, so there are slots for both.
         self.page = StatsPage.create(2 * workers)
         self._free_slots = list(range(2 * workers))
@@ -150,7 +150,7 @@ class Supervisor:
         _, late = await asyncio.wait(waited, timeout=timeout)
         return not late
 
-    async def _fill(self, post: Post) -> None:
+    async def _fill(self, post: WorkerSlot) -> None:
         """Keep ``post`` filled until the supervisor leaves."""
         while not self._leaving.is_set():
             worker = post.worker
@@ -164,15 +164,15 @@ class Supervisor:
             await asyncio.wait((worker.ended,))
             if post.worker is worker and not self._leaving.is_set():
                 post.worker = None
-                self._mourn(post, worker)
+                self._on_exit(post, worker)
                 await self._pause(post)
 
-    async def _pause(self, post: Post) -> None:
+    async def _pause(self, post: WorkerSlot) -> None:
         post.restarts += 1
         with suppress(TimeoutError):
             await asyncio.wait_for(self._leaving.wait(), post.backoff.next())
 
-    def _mourn(self, post: Post, worker: WorkerProcess) -> None:
+    def _on_exit(self, post: WorkerSlot, worker: WorkerProcess) -> None:
         """A worker ended unasked: say so, and judge whether this is a crash loop."""
         lived = asyncio.get_running_loop().time() - worker.started
         if lived > _STABLE_SECONDS:
@@ -203,18 +203,18 @@ class Supervisor:
             self._free_slots.append(slot)
             raise
 
-        def bury(_: asyncio.Task[int]) -> None:
+        def release(_: asyncio.Task[int]) -> None:
             del self._living[worker]
             self._free_slots.append(slot)
 
         self._living[worker] = Heartbeat(self._heartbeat_timeout)
-        worker.ended.add_done_callback(bury)
-        worker.bring_level(self._keys, self._certificate, self._publisher.current)
+        worker.ended.add_done_callback(release)
+        worker.reconcile(self._keys, self._certificate, self._publisher.current)
         if self._leaving.is_set():
             worker.kill()
         return worker
 
-    async def _roll(self, post: Post, old: WorkerProcess) -> None:
+    async def _roll(self, post: WorkerSlot, old: WorkerProcess) -> None:
         successor = await self._spawn(post.number)
         ready = asyncio.create_task(successor.ready.wait())
         await asyncio.wait((ready, successor.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -254,4 +254,4 @@ class Supervisor:
     def _bring_level(self) -> None:
         for worker in self._living:
             if not worker.draining:
-                worker.bring_level(self._keys, self._certificate, self._publisher.current)
+                worker.reconcile(self._keys, self._certificate, self._publisher.current)

@@ -21,8 +21,8 @@ from definition_server.catalog.signing import UNSIGNED, SignatureError, Signer
 from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
 from definition_server.control_plane.background import Background
+from definition_server.control_plane.delayed_release import DelayedRelease
 from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
-from definition_server.control_plane.retirement import Retirement
 from definition_server.control_plane.schedule import Backoff
 from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -87,7 +87,7 @@ class Synchronizer:
         self._storing: asyncio.Future[None] | None = None
         self._publishing = asyncio.Lock()
         self._background = Background()
-        self._retirement = Retirement(self._background)
+        self._retirement = DelayedRelease(self._background)
         self.state = SyncState()
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class WorkerProcess:
         if self._process.returncode is None:
             self._process.kill()
 
-    def bring_level(self, keys: Keys, certificate: Certificate, publication: Publication | None) -> None:
+    def reconcile(self, keys: Keys, certificate: Certificate, publication: Publication | None) -> None:
         """Send whatever the worker has not been sent yet; call again and again.
 
         A worker that does not read now (its queue is full) gets the newest state at a later call, not a backlog.

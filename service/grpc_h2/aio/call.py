@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
-from grpc_h2.aio.protocol import Shell
+from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.messages import compress_gzip
 from grpc_h2.rpc.responses import metadata_fields
@@ -84,7 +84,7 @@ class ServicerContext:
     )
 
     def __init__(
-        self, shell: Shell, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
+        self, shell: Http2Protocol, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
     ) -> None:
         self._shell = shell
         self._stream = stream

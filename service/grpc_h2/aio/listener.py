@@ -15,8 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from grpc_h2.aio.protocol import LINGER, Shell
-from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.protocol import LINGER, Http2Protocol
+from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
 
 log = logging.getLogger("grpc_h2")
@@ -58,10 +58,10 @@ class Listener:
         *,
         gate: Gate | None,
         tls: TlsCredentials | None,
-        protocol: Callable[[], Shell],
+        protocol: Callable[[], Http2Protocol],
         has_room: Callable[[], bool],
         handshake_timeout: float,
-        turns: Turns,
+        turns: FairScheduler,
     ) -> None:
         """``protocol`` makes the protocol of a connection, ``has_room`` says whether one more may be held. A connection
         is accepted when it is its turn."""
@@ -80,8 +80,8 @@ class Listener:
         self._protocol = protocol
         self._has_room = has_room
         self._handshake_timeout = handshake_timeout
-        self._gated: set[Shell] = set()
-        self._pending: set[Shell] = set()
+        self._gated: set[Http2Protocol] = set()
+        self._pending: set[Http2Protocol] = set()
         self._pausing: asyncio.TimerHandle | None = None
         self._adopting: set[asyncio.Task[None]] = set()
         self._told_exhausted = False
@@ -114,11 +114,11 @@ class Listener:
             for task in self._adopting:
                 task.cancel()
 
-    def established(self, shell: Shell) -> None:
+    def established(self, shell: Http2Protocol) -> None:
         """``shell``'s connection has begun, whichever listener accepted it."""
         self._pending.discard(shell)
 
-    def closed(self, shell: Shell) -> None:
+    def closed(self, shell: Http2Protocol) -> None:
         """``shell``'s connection is gone, whichever listener accepted it."""
         if shell in self._gated and self._gate is not None:
             self._gated.discard(shell)
@@ -185,7 +185,7 @@ class Listener:
         self._adopting.add(task)
         task.add_done_callback(functools.partial(self._adopted, shell, connection))
 
-    async def _adopt(self, shell: Shell, connection: socket.socket) -> None:
+    async def _adopt(self, shell: Http2Protocol, connection: socket.socket) -> None:
         context = None if self._tls is None else self._tls.context
         tls: dict[str, Any] = {}
         if context is not None:
@@ -200,7 +200,7 @@ class Listener:
         except OSError as error:  # TimeoutError and ssl.SSLError are its children
             log.info("A connection was not established", extra={"error": str(error)})
 
-    def _adopted(self, shell: Shell, connection: socket.socket, task: asyncio.Task[None]) -> None:
+    def _adopted(self, shell: Http2Protocol, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._adopting.discard(task)
         self._pending.discard(shell)
         if not shell.established:  # nobody else will report its end

@@ -5,7 +5,7 @@
 reading. What handlers send within one turn of the loop is written together (`wake`).
 
 **Fairness.** A turn is bounded on both sides: ``backlog`` says that input is left over, a full budget that output is.
-Either is taken up when `Turns` says so, behind whatever other connections have to do; meanwhile nothing is read.
+Either is taken up when the `FairScheduler` says so, behind the work of other connections; meanwhile nothing is read.
 
 **Time.** Ten thousand idle connections must cost nothing, and a busy one no clock arithmetic per packet. So an idle
 connection has one timer at its next deadline; traffic may bring that forward, and asks for a second look within
@@ -28,8 +28,8 @@ from termios import FIONREAD
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from grpc_h2.aio.rate_limited_log import Complaints
-from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.rate_limited_log import RateLimitedLog
+from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import peer_identity
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
@@ -42,7 +42,7 @@ from grpc_h2.connection.events import (
 )
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Doors
+from grpc_h2.static.routes import Router
 from grpc_h2.wire.errors import ErrorCode
 
 LINGER = 1.0
@@ -62,27 +62,27 @@ _LARGE = 16 * 1024
 class Host(Protocol):
     """What a shell needs of its server."""
 
-    complaints: Complaints
-    doors: Doors
+    complaints: RateLimitedLog
+    doors: Router
     limits: Limits
     timer_slack: float
     """Seconds by which a deadline may be noticed late once traffic has brought it forward."""
-    turns: Turns
+    turns: FairScheduler
 
-    def connected(self, shell: Shell) -> None:
+    def connected(self, shell: Http2Protocol) -> None:
         """The connection begins."""
 
-    def disconnected(self, shell: Shell) -> None:
+    def disconnected(self, shell: Http2Protocol) -> None:
         """The connection is gone, its calls have been told."""
 
-    def call_started(self, shell: Shell, stream: Stream) -> None:
+    def call_started(self, shell: Http2Protocol, stream: Stream) -> None:
         """A call needs a handler. Set ``stream.call``, or end the call."""
 
-    def answered(self, tallies: list[int], seconds: float) -> None:
+    def answered(self, answer_ids: list[int], seconds: float) -> None:
         """A batch of ready answers was written ``seconds`` after its requests were read. The list is not kept."""
 
 
-class Shell(asyncio.Protocol):
+class Http2Protocol(asyncio.Protocol):
     """One connection. Made by the protocol factory of a listening socket."""
 
     __slots__ = (

@@ -10,7 +10,7 @@ BURST = 20
 PER_SECOND = 2.0
 
 
-class Complaints:
+class RateLimitedLog:
     """Writes to a log, at most `BURST` lines at once and `PER_SECOND` in the long run.
 
     What is left out is counted, and the next line tells it as ``left_out``. Time is an argument, in seconds.

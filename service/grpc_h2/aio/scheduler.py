@@ -6,7 +6,8 @@ beyond the budget, is taken up here: first come, first served, for about `SLICE`
 sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most,
 and not also for what else the loop had to do in that turn (reads, new connections, timers): see `BUSY`.
 
-What a server has to do beside its connections, and all at once would hold up calls, queues here too (`Turns.spread`).
+What a server has to do beside its connections, and all at once would hold up calls, queues here too
+(`FairScheduler.spread`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BUSY = 0.00006
 look at its sockets first. Once: those who wait here must not wait for ever."""
 
 
-class Turns:
+class FairScheduler:
     """What waits for a turn in one loop."""
 
     __slots__ = ("_gave_way", "_left_at", "_scheduled", "_waiting")

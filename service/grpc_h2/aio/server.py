@@ -22,13 +22,13 @@ from typing import Any
 from grpc_h2.aio.call import EOF, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.listener import Gate, Listener, listen
-from grpc_h2.aio.protocol import LINGER, Shell
-from grpc_h2.aio.rate_limited_log import Complaints
-from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.protocol import LINGER, Http2Protocol
+from grpc_h2.aio.rate_limited_log import RateLimitedLog
+from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Authorize, Doors, Lookup, StaticUnary
+from grpc_h2.static.routes import Authorize, Lookup, Router, StaticUnary
 
 log = logging.getLogger("grpc_h2")
 
@@ -38,7 +38,7 @@ _UNWINDING = 1.0
 Observe = Callable[[list[int], float], None]
 
 
-def _unobserved(tallies: list[int], seconds: float) -> None:
+def _unobserved(answer_ids: list[int], seconds: float) -> None:
     """Nobody wants to know."""
 
 
@@ -65,11 +65,11 @@ class Server:
             max_connections: Beyond it connections are accepted and closed.
             executor: Where handlers that are ordinary functions run; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
-            observe: Told of ready answers: their tally numbers, and the seconds from reading to writing.
+            observe: Told of ready answers: their answer_id numbers, and the seconds from reading to writing.
             eof: What ``context.read()`` returns behind the last message (``grpc.aio.EOF``, where servicers compare).
         """
         self.limits = limits = Limits() if limits is None else limits
-        self.doors = Doors()
+        self.doors = Router()
         self.timer_slack = min(1.0, limits.header_timeout, limits.keepalive_timeout, limits.max_connection_idle)
         self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
         self._interceptors = tuple(interceptors)
@@ -78,15 +78,15 @@ class Server:
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
-        self.complaints = Complaints(log)
-        self.turns = Turns()
+        self.complaints = RateLimitedLog(log)
+        self.turns = FairScheduler()
         self.answered = observe or _unobserved
         """See `shell.Host`: called with every batch, hence no method that would call it."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
         self._listeners: list[Listener] = []
-        self._shells: set[Shell] = set()
+        self._shells: set[Http2Protocol] = set()
         self._calls: set[ServicerContext] = set()
         self._started = False
         self._stopping = False
@@ -106,7 +106,7 @@ class Server:
             self._methods[f"/{service_name}/{method}"] = handler
 
     def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
-        """Serve ``path`` with ready answers: see `Doors.add_static_unary`."""
+        """Serve ``path`` with ready answers: see `Router.add_static_unary`."""
         return self.doors.add_static_unary(path, lookup, authorize)
 
     def forget_authorizations(self) -> None:
@@ -143,7 +143,7 @@ class Server:
             listening,
             gate=gate,
             tls=tls,
-            protocol=lambda: Shell(self, asyncio.get_running_loop()),
+            protocol=lambda: Http2Protocol(self, asyncio.get_running_loop()),
             has_room=self._has_room,
             handshake_timeout=self.limits.preface_timeout,
             turns=self.turns,
@@ -235,7 +235,7 @@ class Server:
 
     # -- what shells tell -----------------------------------------------------------------------------------------
 
-    def connected(self, shell: Shell) -> None:
+    def connected(self, shell: Http2Protocol) -> None:
         """See `shell.Host`."""
         self._shells.add(shell)
         for listener in self._listeners:
@@ -243,14 +243,14 @@ class Server:
         if self._stopping:
             self._loop.call_soon(shell.drain)
 
-    def disconnected(self, shell: Shell) -> None:
+    def disconnected(self, shell: Http2Protocol) -> None:
         """See `shell.Host`."""
         self._shells.discard(shell)
         for listener in self._listeners:
             listener.closed(shell)
         self._note_change()
 
-    def call_started(self, shell: Shell, stream: Stream) -> None:
+    def call_started(self, shell: Http2Protocol, stream: Stream) -> None:
         """See `shell.Host`."""
         request = stream.request
         if request is None:
@@ -283,7 +283,7 @@ class Server:
         context.task = self._loop.create_task(run(handler, resolve))
         context.task.add_done_callback(functools.partial(self._task_done, context, run))
 
-    def _refuse(self, shell: Shell, stream: Stream, code: int, details: str) -> None:
+    def _refuse(self, shell: Http2Protocol, stream: Stream, code: int, details: str) -> None:
         shell.connection.send_status(stream, code, details)
         shell.connection.finished(stream)
         shell.wake()

@@ -5,12 +5,12 @@ What has to be said at once (acknowledgements, resets, ready answers) goes to th
 becomes an event. `Connection.data_to_send` hands out what may be written. Neither raises on any input: a peer's fault
 ends its stream (`Core._refuse`) or the connection (`Core.close`), each in one place.
 
-**Turns.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its neighbours).
-Where input is left over, ``backlog`` says so, and the shell comes back after it has looked at other connections.
+**Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
+neighbours). Where input is left over, ``backlog`` says so, and the caller comes back after other connections.
 
 **Who holds what.** Ids: `Streams`. Windows and queues outwards: `Sender`; inwards: `ReceiveWindow` and the
 streams' own. Instants: `Lifetime`. Misdeeds: one `LeakyBucket`, `PingPolicy`, and a balance of WINDOW_UPDATEs. Ready
-answers: `Doors`.
+answers: `Router`.
 """
 
 from __future__ import annotations

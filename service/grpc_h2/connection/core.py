@@ -19,10 +19,10 @@ from grpc_h2.connection.flow_control import ReceiveWindow
 from grpc_h2.connection.limits import LeakyBucket, Limits
 from grpc_h2.connection.outbound import Piece, Sender
 from grpc_h2.connection.stream import Stream
-from grpc_h2.connection.streams import Standing, Streams
+from grpc_h2.connection.streams import Streams, StreamStatus
 from grpc_h2.connection.timers import Lifetime
 from grpc_h2.rpc.responses import http_block, initial_block, trailers_block, trailers_only_block
-from grpc_h2.static.routes import Answer, Doors, Route
+from grpc_h2.static.routes import Answer, Route, Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import CallFault, ConnectionFault, ErrorCode, HttpFault, StreamFault
 from grpc_h2.wire.frame_parsing import (
@@ -83,7 +83,7 @@ class Core:
         "terminated",
     )
 
-    def __init__(self, doors: Doors, limits: Limits, now: float) -> None:
+    def __init__(self, doors: Router, limits: Limits, now: float) -> None:
         self.limits = limits
         self.backlog = False
         """Input is left over: call ``receive_data(b"", now)`` again soon, and read no more until then."""
@@ -106,8 +106,8 @@ class Core:
         self._decoder = Decoder(
             max_list_size=limits.max_header_list,
             max_fields=limits.max_header_fields,
-            hopeless_list_size=limits.hopeless_header_list,
-            hopeless_fields=limits.hopeless_header_fields,
+            hard_list_size=limits.hard_header_list,
+            hard_fields=limits.hard_header_fields,
         )
         self._memo: dict[bytes, Route] = {}
         self._memo_epoch = self._decoder.epoch
@@ -167,7 +167,7 @@ class Core:
 
     def _answer(self, stream: Stream, answer: Answer) -> None:
         """Give a ready answer the long way: under flow control."""
-        self.answered.append(answer.tally)
+        self.answered.append(answer.answer_id)
         if answer.message is None:
             self._end_with(stream, answer.block)
             return
@@ -217,7 +217,7 @@ class Core:
         self._streams.pending.pop(stream_id, None)
         self._streams.pending_windows.pop(stream_id, None)
         stream = self._streams.open.get(stream_id)
-        if stream is None and self._streams.standing(stream_id) is Standing.RESET:
+        if stream is None and self._streams.standing(stream_id) is StreamStatus.RESET:
             return
         self._sender.out.append(frames.rst_stream(stream_id, fault.code))
         if stream_id <= self._streams.last_id:

@@ -115,7 +115,7 @@ class Exchanges(Core):
         lifetime = self._lifetime
         self._now = lifetime.read_at = lifetime.idle_at = now
         lifetime.asked_at = inf
-        self.answered.append(answer.tally)
+        self.answered.append(answer.answer_id)
         return data[body - 4 : body].join(answer.pieces)
 
     def _answer_batch(self, data: bytes, position: int, end: int) -> int:
@@ -184,7 +184,7 @@ class Exchanges(Core):
                 if streams.pending_windows:
                     streams.pending_windows.pop(stream_id, None)
                 push(data[body - 4 : body].join(answer.pieces))
-                answered.append(answer.tally)
+                answered.append(answer.answer_id)
                 window -= answer.size
                 received += length
                 position = body + length
@@ -251,7 +251,7 @@ class Exchanges(Core):
         if decoder.epoch != self._memo_epoch:
             self._memo.clear()
             self._memo_epoch = decoder.epoch
-        if decoder.hopeless:
+        if decoder.beyond_hard_limit:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list far beyond the limit")
         return fields
 

@@ -10,7 +10,7 @@ from grpc_h2.connection.events import (
 )
 from grpc_h2.connection.exchanges import Exchanges
 from grpc_h2.connection.flow_control import grown
-from grpc_h2.connection.streams import Standing
+from grpc_h2.connection.streams import StreamStatus
 from grpc_h2.static.routes import UNKNOWN_LENGTH
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
@@ -200,11 +200,11 @@ class Inbound(Exchanges):
             self._trailers(stream, self._decode(block), end_stream=end_stream)
             return
         standing = self._streams.standing(stream_id)
-        if standing is Standing.SKIPPED:
+        if standing is StreamStatus.SKIPPED:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} is opened after a higher one")
-        if standing is not Standing.IDLE:
+        if standing is not StreamStatus.IDLE:
             self._decode(block)
-            if standing is Standing.CLOSED:
+            if standing is StreamStatus.CLOSED:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
             self._glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
             return
@@ -230,10 +230,10 @@ class Inbound(Exchanges):
         content = unpadded(flags, payload)
         if stream is None:
             standing = self._streams.standing(stream_id)
-            if standing in (Standing.IDLE, Standing.SKIPPED):
+            if standing in (StreamStatus.IDLE, StreamStatus.SKIPPED):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
             self._take_in(size, size)
-            if standing is Standing.CLOSED:
+            if standing is StreamStatus.CLOSED:
                 raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
             self._glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
             return
@@ -259,7 +259,7 @@ class Inbound(Exchanges):
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._find(stream_id)
-        if stream is None and self._streams.standing(stream_id) in (Standing.IDLE, Standing.SKIPPED):
+        if stream is None and self._streams.standing(stream_id) in (StreamStatus.IDLE, StreamStatus.SKIPPED):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
         self._glitch("resets")  # CVE-2023-44487
         if stream is not None:
@@ -282,7 +282,7 @@ class Inbound(Exchanges):
                 return
         stream = self._find(stream_id)
         if stream is None:
-            if streams.standing(stream_id) in (Standing.IDLE, Standing.SKIPPED):
+            if streams.standing(stream_id) in (StreamStatus.IDLE, StreamStatus.SKIPPED):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
             return  # legal for a while on a closed stream (section 5.1)
         if increment == 0:

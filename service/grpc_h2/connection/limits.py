@@ -46,10 +46,10 @@ class Limits:
     max_header_fields: int = 100
     """Fields of a request; Envoy 100. Stops 16,000 one-octet references to an empty field."""
 
-    hopeless_header_list: int = 128 * 1024
+    hard_header_list: int = 128 * 1024
     """A list beyond this is no mistake: the connection ends rather than the call."""
 
-    hopeless_header_fields: int = 128
+    hard_header_fields: int = 128
     """The same for the number of fields. A block has to be decoded to its end, or the tables part; 16,000 references
     take 2 ms."""
 

@@ -14,7 +14,7 @@ _REMEMBERED_RESETS = 1024
 _REMEMBERED_GAPS = 64
 
 
-class Standing(Enum):
+class StreamStatus(Enum):
     """What a stream id stands for when a frame names it and no open stream has it."""
 
     IDLE = auto()
@@ -60,15 +60,15 @@ class Streams:
         """The open streams by id."""
         return self.open.items()
 
-    def standing(self, stream_id: int) -> Standing:
+    def standing(self, stream_id: int) -> StreamStatus:
         """What ``stream_id`` stands for, given that it is not open."""
         if stream_id > self.last_id or not stream_id & 1:
-            return Standing.IDLE
+            return StreamStatus.IDLE
         if stream_id in self._resets:
-            return Standing.RESET
+            return StreamStatus.RESET
         if any(stream_id in gap for gap in self._gaps):
-            return Standing.SKIPPED
-        return Standing.CLOSED
+            return StreamStatus.SKIPPED
+        return StreamStatus.CLOSED
 
     def use(self, stream_id: int) -> None:
         """The client opens a stream.

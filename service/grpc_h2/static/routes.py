@@ -6,7 +6,7 @@ them, and ``stream_id.join(pieces)`` is the whole encoding. Three memories lead 
 a reason of its own:
 
 - *block → route*, per connection (``connection.py``): valid while the connection's HPACK table does not change.
-- *fields → route* (`Doors`): interpreting fields is pure; what may change is who is let in, so key rotation drops it.
+- *fields → route* (`Router`): interpreting fields is pure; what may change is who is let in, so key rotation drops it.
 - *message → answer* (`StaticUnary`): valid until the application says that its data changed. Then everything would have
   to be looked up again by the calls that come next, all at once; so answers to what is remembered can be prepared
   beforehand, bit by bit, and take the place of the old ones.
@@ -45,14 +45,19 @@ class Answer:
     """The ready answer to a unary call.
 
     ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
-    peer accepts; ``size`` is what they take of the flow-control windows. ``tally`` is the application's own number: the
+    peer accepts; ``size`` is what they take of the flow-control windows. ``answer_id`` is the application's own: the
     connection reports it once for each time the answer is given.
     """
 
-    __slots__ = ("block", "lasting", "message", "pieces", "size", "tally")
+    __slots__ = ("answer_id", "block", "lasting", "message", "pieces", "size")
 
     def __init__(
-        self, pieces: tuple[bytes, ...] | None, size: int, message: bytes | memoryview | None, block: bytes, tally: int
+        self,
+        pieces: tuple[bytes, ...] | None,
+        size: int,
+        message: bytes | memoryview | None,
+        block: bytes,
+        answer_id: int,
     ) -> None:
         self.pieces = pieces
         self.size = size
@@ -60,17 +65,17 @@ class Answer:
         """What to frame; None: there is no message, only a status."""
         self.block = block
         """The terminal header block."""
-        self.tally = tally
+        self.answer_id = answer_id
         self.lasting = True
         """Whether the same request is answered the same until the application's data changes."""
 
     @classmethod
-    def unary(cls, message: bytes | memoryview, tally: int = 0) -> Answer:
+    def unary(cls, message: bytes | memoryview, answer_id: int = 0) -> Answer:
         """Status OK and a serialized message. A large message is kept as it is, uncopied."""
         size = _PREFIX + len(message)
         prefix = b"\0" + len(message).to_bytes(4, "big")
         if size > frames.DEFAULT_FRAME_SIZE:
-            return cls(None, size, message, _OK_TRAILERS, tally)
+            return cls(None, size, message, _OK_TRAILERS, answer_id)
         pieces = (
             frames.head(frames.HEADERS, frames.END_HEADERS, len(_OK_HEADERS)),
             _OK_HEADERS + frames.head(frames.DATA, 0, size),
@@ -83,14 +88,14 @@ class Answer:
             ),
             _OK_TRAILERS,
         )
-        return cls(pieces, size, message, _OK_TRAILERS, tally)
+        return cls(pieces, size, message, _OK_TRAILERS, answer_id)
 
     @classmethod
-    def failure(cls, status: int, message: str, tally: int = 0, *, lasting: bool = True) -> Answer:
+    def failure(cls, status: int, message: str, answer_id: int = 0, *, lasting: bool = True) -> Answer:
         """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time."""
         block = trailers_only_block(status, message, ())
         head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
-        answer = cls((head, block), 0, None, block, tally)
+        answer = cls((head, block), 0, None, block, answer_id)
         answer.lasting = lasting
         return answer
 
@@ -174,7 +179,7 @@ class _Remembered(dict[bytes, Answer | None]):
 
 
 class StaticUnary:
-    """A unary method with ready answers: `Doors.add_static_unary`."""
+    """A unary method with ready answers: `Router.add_static_unary`."""
 
     __slots__ = ("_prepared", "_remembered", "answer_payload", "authorize", "lookup", "path")
 
@@ -252,7 +257,7 @@ class Route:
             self.answer_payload = door.answer_payload
 
 
-class Doors:
+class Router:
     """The static methods of a server, shared by all its connections."""
 
     def __init__(self) -> None:

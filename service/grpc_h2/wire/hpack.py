@@ -7,8 +7,8 @@ eviction nor the limit on the list has to add up lengths again. Fields are immut
 lists they are in and by whoever remembers a decoded block.
 
 *What must be kept in step.* A block is decoded to its end whatever is in it; a list that is too long is cut, not left.
-The only ways out are `HpackError` and a list beyond ``hopeless``, after which the connection must end (RFC 9113 section
-4.3). Every change of the table,
+The only ways out are `HpackError` and a list beyond a hard limit, after which the connection must end (RFC 9113
+section 4.3). Every change of the table,
 also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
 in, and only if decoding it did not move the epoch.
 
@@ -145,16 +145,16 @@ class Decoder:
     __slots__ = (
         "_allowed",
         "_capacity",
-        "_hopeless_fields",
-        "_hopeless_list_size",
+        "_hard_fields",
+        "_hard_list_size",
         "_max_fields",
         "_max_list_size",
         "_suspended",
         "_table",
         "_used",
+        "beyond_hard_limit",
         "changed",
         "epoch",
-        "hopeless",
         "list_size",
         "overflow",
     )
@@ -165,22 +165,22 @@ class Decoder:
         max_list_size: int,
         max_fields: int,
         max_table_size: int = DEFAULT_TABLE_SIZE,
-        hopeless_list_size: float = inf,
-        hopeless_fields: int = maxsize - 1,
+        hard_list_size: float = inf,
+        hard_fields: int = maxsize - 1,
     ) -> None:
         """
         Args:
             max_list_size: octets of a field list, each field counted as name + value + 32.
             max_fields: fields of a list.
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
-            hopeless_list_size: octets of a field list beyond which a block is not decoded any further. The table is
-                then not what the peer thinks it is, so the connection has to end: ``hopeless`` tells.
-            hopeless_fields: the same for fields.
+            hard_list_size: octets of a field list beyond which a block is not decoded any further. The table is
+                then not what the peer thinks it is, so the connection has to end: ``beyond_hard_limit`` tells.
+            hard_fields: the same for fields.
         """
         self._max_list_size = max_list_size
         self._max_fields = max_fields
-        self._hopeless_list_size = hopeless_list_size
-        self._hopeless_fields = hopeless_fields
+        self._hard_list_size = hard_list_size
+        self._hard_fields = hard_fields
         self._suspended: tuple[list[Field], int, int, int] | None = None
         self._allowed = max_table_size
         self._capacity = max_table_size
@@ -194,8 +194,8 @@ class Decoder:
         self.overflow = False
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
-        """Octets of the last block's whole list, what was cut off included; of a hopeless one, of its beginning."""
-        self.hopeless = False
+        """Octets of the last block's whole list, what was cut off included; beyond a hard limit, of its beginning."""
+        self.beyond_hard_limit = False
         """Whether the last block was given up: this decoder is of no more use."""
 
     @property
@@ -237,7 +237,7 @@ class Decoder:
                 raise HpackError("no size update after the table was made smaller")
             fields: list[Field] = []
             position = total = 0
-            left = self._hopeless_fields + 1
+            left = self._hard_fields + 1
         else:
             fields, position, total, left = self._suspended
             self._suspended = None
@@ -273,14 +273,14 @@ class Decoder:
             # Fields are at least 32 octets each, so this alone bounds what is kept; their number is judged at the end.
             if total <= limit:
                 fields.append(field)
-            elif total > self._hopeless_list_size:
-                self.hopeless = True
+            elif total > self._hard_list_size:
+                self.beyond_hard_limit = True
                 break
         else:
             if most < left:
                 self._suspended = fields, position, total, left - most
                 return None
-            self.hopeless = True
+            self.beyond_hard_limit = True
         self.list_size = total
         self.overflow = total > limit
         if len(fields) > self._max_fields:

@@ -40,43 +40,43 @@ def keeps_every_connection() -> None:
 
 def waits_for_slow_readers() -> None:
     """Holds up everybody until a full buffer has room."""
-    from grpc_h2.aio.protocol import Shell
+    from grpc_h2.aio.protocol import Http2Protocol
 
-    pause = Shell.pause_writing
+    pause = Http2Protocol.pause_writing
 
     def pause_writing(self: Any) -> None:
         pause(self)
         time.sleep(6)
 
-    Shell.pause_writing = pause_writing  # type: ignore[method-assign]
+    Http2Protocol.pause_writing = pause_writing  # type: ignore[method-assign]
 
 
 def dies_of_a_reset() -> None:
     """Does not expect a connection to end in an error."""
-    from grpc_h2.aio.protocol import Shell
+    from grpc_h2.aio.protocol import Http2Protocol
 
-    lost = Shell.connection_lost
+    lost = Http2Protocol.connection_lost
 
     def connection_lost(self: Any, exc: Exception | None) -> None:
         lost(self, exc)
         if exc is not None:
             os._exit(1)
 
-    Shell.connection_lost = connection_lost  # type: ignore[method-assign]
+    Http2Protocol.connection_lost = connection_lost  # type: ignore[method-assign]
 
 
 def dies_of_an_attack() -> None:
     """Does not expect a client to do what attackers do."""
-    from grpc_h2.aio.protocol import Shell
+    from grpc_h2.aio.protocol import Http2Protocol
 
-    tell = Shell._tell_closing
+    tell = Http2Protocol._tell_closing
 
     def tell_closing(self: Any, event: Any) -> None:
         tell(self, event)
         if event.code:
             os._exit(1)
 
-    Shell._tell_closing = tell_closing  # type: ignore[method-assign]
+    Http2Protocol._tell_closing = tell_closing  # type: ignore[method-assign]
 
 
 def makes_all_wait_for_wrong_keys() -> None:

@@ -72,14 +72,14 @@ def never_kills_hung_workers() -> None:
 def forgets_to_hand_over() -> None:
     """A worker that follows another gets keys, but no catalogue."""
     process = of("control_plane.worker_process").WorkerProcess
-    level = process.bring_level
+    level = process.reconcile
     seen: dict[int, Any] = {}
 
-    def bring_level(self: Any, keys: Any, certificate: Any, publication: Any) -> None:
+    def reconcile(self: Any, keys: Any, certificate: Any, publication: Any) -> None:
         first = seen.setdefault(self.number, self) is self
         level(self, keys, certificate, publication if first else None)
 
-    process.bring_level = bring_level
+    process.reconcile = reconcile
 
 
 def rolls_before_the_successor_is_ready() -> None:

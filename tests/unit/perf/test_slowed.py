@@ -8,7 +8,7 @@ import pytest
 from perf import slowed
 from perf.slowed import ONE_IN, busy, delayed
 
-from grpc_h2.aio.protocol import Shell
+from grpc_h2.aio.protocol import Http2Protocol
 
 
 class Cpu:
@@ -33,7 +33,7 @@ def test_busy_burns_a_tenth_of_what_was_used() -> None:
 
     slow = busy(receive, 0.10, cpu)
     for _ in range(1600):
-        slow(cast(Shell, None), b"")
+        slow(cast(Http2Protocol, None), b"")
     assert (cpu.now - worked) / worked == pytest.approx(0.10, rel=0.05)
 
 

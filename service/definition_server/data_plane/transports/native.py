@@ -174,7 +174,7 @@ class _Method:
 
     def lookup(self, engine: DefinitionEngine) -> Lookup:
         """Message → answer, from what ``engine`` serves."""
-        answer, found = self._answer, self._tally(Status.OK)
+        answer, found = self._answer, self._answer_id(Status.OK)
 
         def lookup(request: bytes) -> Answer:
             try:
@@ -194,11 +194,11 @@ class _Method:
 
     def _failure(self, error: Exception) -> Answer:
         if isinstance(error, CallFailed):
-            return Answer.failure(error.status, error.message, self._tally(error.status))
+            return Answer.failure(error.status, error.message, self._answer_id(error.status))
         log.error("Unexpected failure in a call", method=self._name, exc_info=error)
-        return Answer.failure(Status.INTERNAL, "Internal error", self._tally(Status.INTERNAL), lasting=False)
+        return Answer.failure(Status.INTERNAL, "Internal error", self._answer_id(Status.INTERNAL), lasting=False)
 
-    def _tally(self, status: Status) -> int:
+    def _answer_id(self, status: Status) -> int:
         return METHODS.index(self._name) * len(STATUSES) + STATUS_INDEX[status]
 
 
@@ -211,8 +211,8 @@ def _observer(slot: Slot) -> Callable[[list[int], float], None]:
         if len(answered) == 1:  # one call at a time: what a script that waits for each answer does
             slot.count_many(answered[0] // kinds, answered[0] % kinds, 1, elapsed)
             return
-        for tally in set(answered):
-            slot.count_many(tally // kinds, tally % kinds, answered.count(tally), elapsed)
+        for answer_id in set(answered):
+            slot.count_many(answer_id // kinds, answer_id % kinds, answered.count(answer_id), elapsed)
 
     return observe
 

@@ -23,7 +23,7 @@ from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import retirement, sync
+from definition_server.control_plane import delayed_release, sync
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -179,7 +179,7 @@ async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
         raise StoreError("No space left on device")
 
     monkeypatch.setattr(store, "save", full)
-    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.1)
+    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.1)
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()

@@ -35,7 +35,7 @@ from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
 from grpc_h2.aio import protocol as module
-from grpc_h2.aio.protocol import LINGER, Shell
+from grpc_h2.aio.protocol import LINGER, Http2Protocol
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 from grpc_h2.static.routes import Answer
@@ -110,16 +110,16 @@ def prepare(server: Server) -> None:
         "slow": grpc.unary_unary_rpc_method_handler(slow),
     }
     server.add_generic_rpc_handlers((handlers(**methods),))
-    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S" * 100, tally=7))
+    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S" * 100, answer_id=7))
     server.add_static_unary("/t.S/No", lambda request: Answer.failure(5, "no"))
 
 
-async def connected(**kwargs: Any) -> tuple[Server, Shell, FakeTransport]:
+async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport]:
     server = Server(**kwargs)
     prepare(server)
     await server.start()
     transport = FakeTransport()
-    shell = Shell(server, asyncio.get_running_loop())
+    shell = Http2Protocol(server, asyncio.get_running_loop())
     shell.connection_made(transport)
     shell.data_received(HELLO + SETTINGS_ACK)
     return server, shell, transport
@@ -150,7 +150,7 @@ def running(loop: Any) -> Iterator[ServerThread]:
 
 async def test_a_batch_of_requests_is_answered_by_one_write() -> None:
     observed: list[list[int]] = []
-    _, shell, transport = await connected(observe=lambda tallies, seconds: observed.append(list(tallies)))
+    _, shell, transport = await connected(observe=lambda answer_ids, seconds: observed.append(list(answer_ids)))
     transport.writes.clear()
     shell.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
     assert len(transport.writes) == 1
@@ -332,7 +332,7 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
 async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
     server = Server()
     await server.start()
-    shell, transport = Shell(server, asyncio.get_running_loop()), FakeTransport()
+    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
     shell.connection_made(transport)
     shell.data_received(b"no preface, but an end of the connection")
     assert shell.closing
@@ -354,7 +354,7 @@ async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
 
     server = Server()
     await server.start()
-    shell, transport = Shell(server, asyncio.get_running_loop()), Gone()
+    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), Gone()
     shell.connection_made(transport)
     shell.close()
     assert transport.aborted
@@ -460,17 +460,17 @@ async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPat
 
 
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
-    """Shell and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
+    """Protocol and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
     server = Server()
     prepare(server)
     await server.start()
-    shells: list[Shell] = []
+    shells: list[Http2Protocol] = []
     (await connected())[1].connection_lost(None)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(200):
-            shell = Shell(server, asyncio.get_running_loop())
+            shell = Http2Protocol(server, asyncio.get_running_loop())
             transport = FakeTransport()
             shell.connection_made(transport)
             shell.data_received(HELLO + SETTINGS_ACK)

@@ -12,8 +12,8 @@ from tests.support.h2_wire import HELLO, SETTINGS_ACK, call, data, headers, requ
 from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, prepare, turns
 
 from grpc_h2.aio import scheduler as module
-from grpc_h2.aio.protocol import Shell
-from grpc_h2.aio.scheduler import Turns
+from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 
@@ -40,7 +40,7 @@ async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_tha
     transports = []
     for _ in range(CONNECTIONS):
         transport = FakeTransport()
-        shell = Shell(server, asyncio.get_running_loop())
+        shell = Http2Protocol(server, asyncio.get_running_loop())
         shell.connection_made(transport)
         shell.data_received(HELLO + SETTINGS_ACK)
         transport.writes.clear()
@@ -66,7 +66,7 @@ async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
     busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUSY", busy)
-    queue, loop, taken = Turns(), asyncio.get_running_loop(), 0
+    queue, loop, taken = FairScheduler(), asyncio.get_running_loop(), 0
 
     def turn() -> None:
         nonlocal taken
@@ -83,7 +83,7 @@ async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
 
 async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 60.0)
-    queue, loop, taken = Turns(), asyncio.get_running_loop(), []
+    queue, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(6):
         queue.join(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
     seen = []
@@ -103,7 +103,7 @@ async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
     transports = []
     for _ in range(3):
         transport = FakeTransport()
-        shell = Shell(server, asyncio.get_running_loop())
+        shell = Http2Protocol(server, asyncio.get_running_loop())
         shell.connection_made(transport)
         shell.data_received(b"no HTTP/2")
         assert not transport.is_reading()
@@ -130,7 +130,7 @@ async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> No
 
 async def test_a_slice_takes_several_short_turns() -> None:
     told: list[int] = []
-    queue, loop = Turns(), asyncio.get_running_loop()
+    queue, loop = FairScheduler(), asyncio.get_running_loop()
     for number in range(3):
         queue.join(loop, lambda number=number: told.append(number))  # type: ignore[misc]
     await asyncio.sleep(0)
@@ -138,7 +138,7 @@ async def test_a_slice_takes_several_short_turns() -> None:
 
 
 async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
-    queue, loop, count = Turns(), asyncio.get_running_loop(), 0
+    queue, loop, count = FairScheduler(), asyncio.get_running_loop(), 0
 
     def again() -> None:
         nonlocal count
@@ -156,7 +156,7 @@ async def test_a_turn_that_raises_does_not_hold_up_the_others(
     event_loop_errors: list[BaseException],
 ) -> None:
     told: list[str] = []
-    queue, loop = Turns(), asyncio.get_running_loop()
+    queue, loop = FairScheduler(), asyncio.get_running_loop()
 
     def fail() -> None:
         raise RuntimeError("a turn failed")
@@ -171,7 +171,7 @@ async def test_a_turn_that_raises_does_not_hold_up_the_others(
 
 @pytest.mark.usefixtures("no_time")
 async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
-    queue, loop = Turns(), asyncio.get_running_loop()
+    queue, loop = FairScheduler(), asyncio.get_running_loop()
     taken: list[int] = []
     served = 0
 
@@ -193,7 +193,7 @@ async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
 
 async def test_short_steps_share_a_slice() -> None:
     taken: list[int] = []
-    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(3)))
+    task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(3)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert taken == [0, 1, 2]
@@ -206,13 +206,13 @@ async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
         raise RuntimeError("a step failed")
 
     with pytest.raises(RuntimeError, match="a step failed"):
-        await Turns().spread(steps())
+        await FairScheduler().spread(steps())
 
 
 @pytest.mark.usefixtures("no_time")
 async def test_work_that_nobody_waits_for_any_more_ends() -> None:
     taken: list[int] = []
-    task = asyncio.create_task(Turns().spread(taken.append(number) for number in range(50)))
+    task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(50)))
     await turns(lambda: bool(taken))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -255,7 +255,7 @@ async def test_the_streams_of_a_connection_that_ends_are_freed_a_few_at_a_time()
     server = Server()
     prepare(server)
     await server.start()
-    shell = Shell(server, asyncio.get_running_loop())
+    shell = Http2Protocol(server, asyncio.get_running_loop())
     shell.connection_made(FakeTransport())
     shell.data_received(HELLO + SETTINGS_ACK)
     begun = b"".join(headers(stream, request_block(b"/t.S/Get")) + data(stream, b"\0") for stream in range(1, 401, 2))

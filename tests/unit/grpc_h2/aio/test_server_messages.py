@@ -274,10 +274,10 @@ def test_ready_answers_are_observed_in_batches(loop: str, work: Handlers) -> Non
     batches: list[tuple[list[int], float]] = []
 
     def prepare(server: Server) -> None:
-        server.add_static_unary("/t.S/static", lambda request: Answer.unary(request, tally=len(request)))
+        server.add_static_unary("/t.S/static", lambda request: Answer.unary(request, answer_id=len(request)))
 
-    def observe(tallies: list[int], seconds: float) -> None:
-        batches.append((list(tallies), seconds))
+    def observe(answer_ids: list[int], seconds: float) -> None:
+        batches.append((list(answer_ids), seconds))
 
     with ServerThread(LOOPS[loop], prepare, observe=observe) as server, RawClient(server.port) as client:
         client.until(lambda: client.replies.settings_acks)
@@ -288,6 +288,6 @@ def test_ready_answers_are_observed_in_batches(loop: str, work: Handlers) -> Non
         client.send(window_update(0, 2**20))
         client.until(lambda: client.replies.stream(599).ended)
         assert client.replies.stream(599).messages == [b"x" * 599]
-    assert sorted(tally for tallies, _ in batches for tally in tallies) == list(range(1, 601, 2))
+    assert sorted(answer_id for answer_ids, _ in batches for answer_id in answer_ids) == list(range(1, 601, 2))
     assert all(0 <= seconds < 1 for _, seconds in batches)
-    assert max(len(tallies) for tallies, _ in batches) <= Limits().answers_per_turn
+    assert max(len(answer_ids) for answer_ids, _ in batches) <= Limits().answers_per_turn

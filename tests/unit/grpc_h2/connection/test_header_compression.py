@@ -242,7 +242,7 @@ def test_a28_a_list_of_eight_kilobytes_is_fine(feed: Feed):
     peer.assert_answered(1)
 
 
-def test_a28_a_hopeless_list_ends_the_connection():
+def test_a28_a_hard_list_ends_the_connection():
     block = request_block(HANDLED) + inserting(b"n", b"v" * 4000) + indexed(62) * 12_000
     peer = Peer().send(headers(1, block[:16_384], end_headers=False), continuation(1, block[16_384:], end_headers=True))
     peer.assert_closed(ENHANCE_YOUR_CALM)
@@ -254,20 +254,20 @@ def test_a28_so_does_one_of_far_too_many_fields(feed: Feed):
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
-def test_a28_a_hopeless_list_is_not_decoded_to_its_end():
-    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_list_size=131_072)
+def test_a28_a_hard_list_is_not_decoded_to_its_end():
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hard_list_size=131_072)
     decoder.decode(inserting(b"n", b"v" * 4000) + indexed(62) * 12_000)
     assert 131_072 < decoder.list_size <= 131_072 + 4033
-    assert decoder.hopeless
+    assert decoder.beyond_hard_limit
 
 
-@pytest.mark.parametrize(("count", "hopeless"), [(128, False), (129, True), (600, True)])
-def test_a28_nor_is_one_of_hopelessly_many_fields(count: int, hopeless: bool):
-    decoder = Decoder(max_list_size=16_384, max_fields=100, hopeless_fields=128)
+@pytest.mark.parametrize(("count", "beyond_hard_limit"), [(128, False), (129, True), (600, True)])
+def test_a28_nor_is_one_of_fields_beyond_the_hard_limit(count: int, beyond_hard_limit: bool):
+    decoder = Decoder(max_list_size=16_384, max_fields=100, hard_fields=128)
     fields = decoder.decode(plain(b"a", b"") * count)
     assert len(fields) == 100
     assert decoder.overflow
-    assert decoder.hopeless is hopeless
+    assert decoder.beyond_hard_limit is beyond_hard_limit
     assert decoder.list_size == 33 * min(count, 129)
 
 

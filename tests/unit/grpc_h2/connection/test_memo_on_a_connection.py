@@ -27,7 +27,7 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Doors
+from grpc_h2.static.routes import Answer, Router
 from grpc_h2.wire import hpack as engine_hpack
 
 
@@ -275,7 +275,7 @@ def test_rotated_keys_count_from_the_next_call_on_open_connections_too(feed: Fee
 
 def test_remembered_answers_are_dropped_when_the_data_changes():
     current = [b"old"]
-    doors = Doors()
+    doors = Router()
     door = doors.add_static_unary("/t.S/Get", lambda message: Answer.unary(current[0]))
     peer = Peer(doors=doors)
     for stream in (1, 3):

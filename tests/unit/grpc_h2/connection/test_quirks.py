@@ -46,7 +46,7 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Doors
+from grpc_h2.static.routes import Router
 
 CAPTURES = {
     path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[3] / "data/captures").glob("*.bin"))
@@ -106,7 +106,7 @@ def test_a_captured_connection_is_answered_call_by_call(feed: Feed, name: str):
 @three_ways
 @pytest.mark.parametrize("name", [name for name in CAPTURES if name != TOO_LARGE])
 def test_a_captured_connection_gives_a_handler_what_the_client_meant(feed: Feed, name: str):
-    peer = Peer(feed, hello=None, doors=Doors())
+    peer = Peer(feed, hello=None, doors=Router())
     decoder = hpack.Decoder()
     for step in step_by_step(name):
         peer.send(step)

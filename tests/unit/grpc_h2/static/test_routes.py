@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from grpc_h2.static import routes as doors
-from grpc_h2.static.routes import Answer, Doors, StaticUnary
+from grpc_h2.static.routes import Answer, Router, StaticUnary
 
 
 def payload(message: bytes) -> bytes:
@@ -146,7 +146,7 @@ def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
         judged.append(metadata)
         return Answer.failure(13, "a bug", lasting=False) if len(judged) == 1 else None
 
-    served = Doors()
+    served = Router()
     served.add_static_unary("/t.S/Get", lambda message: Answer.unary(message), authorize)
     fields = (
         (b":method", b"POST"),

@@ -48,13 +48,13 @@ from tests.support.h2_wire import (
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Doors
+from grpc_h2.static.routes import Router
 
 # --- 1: the preface ------------------------------------------------------------------------------------------
 
 
 def test_a01_our_settings_are_the_first_frame_and_wait_for_nothing():
-    connection = Connection(Doors(), Limits(), 0.0)
+    connection = Connection(Router(), Limits(), 0.0)
     octets = b"".join(connection.data_to_send())
     assert octets[3] == SETTINGS
     assert octets[4] == 0

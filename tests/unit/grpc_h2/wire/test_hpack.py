@@ -463,7 +463,7 @@ def outcome(subject: Decoder, decode: object, block: bytes) -> object:
         fields = decode(subject, block)  # type: ignore[operator]
     except HpackError as error:
         return str(error)
-    seen = (subject.changed, subject.epoch, subject.overflow, subject.list_size, subject.hopeless)
+    seen = (subject.changed, subject.epoch, subject.overflow, subject.list_size, subject.beyond_hard_limit)
     return fields, seen, subject.dynamic_table, subject.dynamic_table_size
 
 
@@ -473,16 +473,16 @@ def outcome(subject: Decoder, decode: object, block: bytes) -> object:
     st.sampled_from([5, 32, 64, 10_000]),
 )
 def test_a_block_decoded_in_pieces_is_the_block_decoded_whole(
-    blocks: list[tuple[list[bytes], list[bytes]]], most: int, hopeless: int
+    blocks: list[tuple[list[bytes], list[bytes]]], most: int, beyond_hard_limit: int
 ) -> None:
     first, second = (
-        Decoder(max_list_size=1000, max_fields=20, hopeless_list_size=8000, hopeless_fields=hopeless) for _ in range(2)
+        Decoder(max_list_size=1000, max_fields=20, hard_list_size=8000, hard_fields=beyond_hard_limit) for _ in range(2)
     )
     for updates, fields in blocks:
         block = b"".join((*updates, *fields))
         seen = outcome(first, whole, block)
         assert outcome(second, in_pieces(most), block) == seen
-        if isinstance(seen, str) or first.hopeless:
+        if isinstance(seen, str) or first.beyond_hard_limit:
             return  # of no more use
 
 

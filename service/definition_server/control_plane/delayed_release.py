@@ -21,7 +21,7 @@ HELD_SECONDS = 2.0
 """A worker takes up to a second to prepare its answers and lets go half a second after the swap."""
 
 
-class Retirement:
+class DelayedRelease:
     """Holds one snapshot at a time: publications in quick succession must not pile up in memory."""
 
     def __init__(self, background: Background) -> None:

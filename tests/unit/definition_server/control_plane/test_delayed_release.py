@@ -15,9 +15,9 @@ from tests.support.loop import eventually
 from tests.support.snapshots import opened
 
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import retirement
+from definition_server.control_plane import delayed_release
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.retirement import Retirement
+from definition_server.control_plane.delayed_release import DelayedRelease
 
 
 class Memory:
@@ -41,18 +41,18 @@ def _nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def retired() -> Iterator[Retirement]:
+def retired() -> Iterator[DelayedRelease]:
     background = Background()
-    retired = Retirement(background)
+    retired = DelayedRelease(background)
     yield retired
     retired.close()
     background.close()
 
 
 async def test_a_snapshot_is_held_for_its_time_and_freed_in_the_background(
-    retired: Retirement, monkeypatch: pytest.MonkeyPatch
+    retired: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.2)
     memory = Memory()
     began = asyncio.get_running_loop().time()
     retired.take(memory.snapshot())
@@ -61,7 +61,7 @@ async def test_a_snapshot_is_held_for_its_time_and_freed_in_the_background(
     assert memory.freed_in != [threading.get_ident()]
 
 
-async def test_no_more_than_one_is_held(retired: Retirement) -> None:
+async def test_no_more_than_one_is_held(retired: DelayedRelease) -> None:
     memories = [Memory() for _ in range(5)]
     for memory in memories:
         retired.take(memory.snapshot())
@@ -71,9 +71,9 @@ async def test_no_more_than_one_is_held(retired: Retirement) -> None:
 
 
 async def test_what_failed_while_it_was_served_does_not_hold_it(
-    retired: Retirement, monkeypatch: pytest.MonkeyPatch
+    retired: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retirement, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.2)
     memory = Memory()
 
     def fail(served: Snapshot) -> Snapshot:
@@ -92,7 +92,7 @@ async def test_what_failed_while_it_was_served_does_not_hold_it(
         gc.enable()
 
 
-async def test_closed_it_holds_nothing_and_waits_for_nothing(retired: Retirement) -> None:
+async def test_closed_it_holds_nothing_and_waits_for_nothing(retired: DelayedRelease) -> None:
     memory = Memory()
     retired.take(memory.snapshot())
     retired.close()
