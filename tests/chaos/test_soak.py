@@ -1,4 +1,4 @@
-"""The soak: a short one holds, its plan follows from the seed, and its leak check can fail."""
+"""The soak: a short one holds, the seed determines its plan, and its leak check can fail."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
         ("client-resets", "dies-of-a-reset", "failed that were not in flight"),
     ],
 )
-def test_a_soak_of_a_broken_server_says_so(fault: str, variant: str, tells: str) -> None:
+def test_a_soak_of_a_server_with_a_defect_fails(fault: str, variant: str, tells: str) -> None:
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     found = soak(Options(0.1, 1, faults=(fault,), settings=settings), lambda line: None)
     assert any(tells in sentence for sentence in judge(found.outcome)), told(found.outcome)
     assert "verdict: BROKEN" in summary(found)
 
 
-def test_the_seed_alone_decides_what_comes() -> None:
+def test_the_seed_alone_determines_the_plan() -> None:
     first, second = ([*islice(plan(7, faults), 12)] for faults in (FAULTS, FAULTS[::-1]))
     assert first == second
     assert first != [*islice(plan(8, FAULTS), 12)]
@@ -78,14 +78,14 @@ def test_the_seed_alone_decides_what_comes() -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_every_fault_is_played_or_left_out_for_a_reason(transport: str) -> None:
+def test_every_fault_is_included_or_left_out_for_a_reason(transport: str) -> None:
     assert set(LEFT_OUT) | set(LEFT_OUT_ON_GRPCIO) <= set(every_fault())
     left_out = set(LEFT_OUT) | (set(LEFT_OUT_ON_GRPCIO) if transport == "grpcio" else set())
     assert not left_out & set(eligible(transport))
 
 
-def test_the_summary_tells_availability_and_both_looks() -> None:
-    """Its figures come from the load's report, not from what was planned."""
+def test_the_summary_has_availability_and_the_usage_before_and_after() -> None:
+    """The figures come from the load's report, not from the plan."""
     from tests.chaos.drills.model import Allowance, LoadReport, Outcome, SetReport
 
     load = LoadReport(plain=SetReport(500, 499, {"UNAVAILABLE": 1}), retrying=SetReport(500, 500), seconds=10, rate=100)
@@ -99,7 +99,7 @@ def test_the_summary_tells_availability_and_both_looks() -> None:
     assert "verdict: BROKEN" in summary(found), "a call without a retry failed, and nothing allowed that"
 
 
-def test_a_record_keeps_a_few_failures_and_the_judge_sees_them_all() -> None:
+def test_a_record_keeps_some_failures_and_the_judge_gets_all() -> None:
     from tests.chaos.drills.model import Allowance, Failure, LoadReport, Loss, Outcome, SetReport
 
     failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0) for _ in range(7000)]
@@ -113,7 +113,7 @@ def test_a_record_keeps_a_few_failures_and_the_judge_sees_them_all() -> None:
     assert len(outcome.load.plain.failures) == 7000
 
 
-def test_the_command_names_what_it_may_play_and_refuses_what_it_may_not() -> None:
+def test_the_command_lists_its_faults_and_refuses_others() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "tests.chaos.soak", *arguments]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -91,14 +91,14 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in service["environment"].items()}
 
 
-def test_every_port_is_published_on_the_loopback_alone(services: dict[str, Any]) -> None:
+def test_every_port_is_published_on_the_loopback_address_only(services: dict[str, Any]) -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert len(published) == 4
     hosts = [port["host_ip"] if isinstance(port, dict) else port.split(":")[0] for port in published]
     assert set(hosts) == {"127.0.0.1"}
 
 
-def test_the_server_runs_with_as_few_rights_as_can_be(services: dict[str, Any]) -> None:
+def test_the_server_runs_with_minimal_privileges(services: dict[str, Any]) -> None:
     server = services[SERVER]
     assert server["read_only"] is True
     assert server["cap_drop"] == ["ALL"]
@@ -115,14 +115,14 @@ def test_every_variable_of_the_server_is_a_setting_and_secrets_are_files(service
     assert not names & {"DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY"}
 
 
-def test_the_engine_waits_longer_than_a_drain_takes(services: dict[str, Any]) -> None:
+def test_the_stop_grace_period_is_longer_than_a_drain(services: dict[str, Any]) -> None:
     grace = str(services[SERVER]["stop_grace_period"])
     assert grace.endswith("s")
     drain = Settings.model_fields["drain_timeout_seconds"].default
     assert float(grace.removesuffix("s")) >= drain + 5
 
 
-def test_secrets_are_made_once_and_are_not_thrown_away(tmp_path: Path) -> None:
+def test_secrets_are_made_once_and_not_overwritten(tmp_path: Path) -> None:
     directory = make_secrets(tmp_path / "made")
     files = {path.name: path.read_text() for path in directory.iterdir()}
     assert files.keys() == {"api-key", "database-url", "postgres-password", "reader-password"}
@@ -217,7 +217,7 @@ def ask(port: int, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_whole_stack_comes_up_and_serves(stack: tuple[Project, dict[str, int]], secrets_directory: Path) -> None:
+def test_the_whole_stack_starts_and_serves(stack: tuple[Project, dict[str, int]], secrets_directory: Path) -> None:
     project, ports = stack
     key = (secrets_directory / "api-key").read_text()
     with Client(ports["PORT"], key=key) as client:

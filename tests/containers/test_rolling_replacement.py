@@ -110,7 +110,7 @@ def test_no_call_fails_while_both_containers_are_replaced(
     assert load.result.answered == load.result.offered
 
 
-def test_the_load_sees_a_replacement_that_is_not_orderly(start: StartContainer, count: int) -> None:
+def test_the_load_detects_a_replacement_without_a_drain(start: StartContainer, count: int) -> None:
     """Both are killed, and the clients do not retry: the same load must find failures, or it proves nothing above."""
     fleet = Fleet(start, "native")
     with FleetLoad(fleet.ports, NAMES, count, rate=RATE, retries=False) as load:

@@ -44,7 +44,7 @@ def http(server: Running, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_it_serves_on_a_read_only_root_without_a_single_right(start: StartContainer, transport: str) -> None:
+def test_it_serves_on_a_read_only_root_without_any_capability(start: StartContainer, transport: str) -> None:
     server = start(TRANSPORT=transport)
     server.wait_log("Serving")
     with Client(server.port(GRPC)) as client:
@@ -92,7 +92,7 @@ def _first_and_second(start: StartContainer, volume: str) -> None:
     second.remove()
 
 
-def test_the_health_probe_of_kubernetes_gets_its_answer(start: StartContainer) -> None:
+def test_the_health_probe_of_kubernetes_is_answered(start: StartContainer) -> None:
     """What `grpc:` probes send: ``grpc.health.v1.Health/Check`` without a key."""
     server = start()
     server.wait_log("Serving")
@@ -127,7 +127,7 @@ def _ready(server: Running) -> bool:
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1.0, 1), (2.0, 2)])
-def test_workers_follow_the_quota_of_the_container(start: StartContainer, cpus: float, workers: int) -> None:
+def test_the_number_of_workers_is_that_of_the_containers_cpus(start: StartContainer, cpus: float, workers: int) -> None:
     if (os.cpu_count() or 1) < cpus:
         pytest.skip(f"this machine has no {cpus:g} CPUs")
     server = start(options={"nano_cpus": int(cpus * 1e9)}, WORKERS="")
@@ -205,7 +205,7 @@ def test_sigterm_is_not_lost_before_the_server_has_started(start: StartContainer
     assert "Starting" not in server.output(), "it took the signal only when it had started"
 
 
-def test_the_first_process_reaps_what_an_exec_leaves_behind(start: StartContainer) -> None:
+def test_the_first_process_reaps_orphans_of_an_exec(start: StartContainer) -> None:
     server = start()
     server.wait_log("Serving")
     zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || true"
@@ -225,7 +225,7 @@ def test_a_worker_that_dies_is_reaped_and_replaced_with_its_exit_status(start: S
     assert server.wait_log("Worker ended; starting another")["how"] == "signal 9"
 
 
-def test_secrets_are_files_and_show_nowhere(start: StartContainer, mounted: Secrets) -> None:
+def test_secrets_are_files_and_appear_nowhere_else(start: StartContainer, mounted: Secrets) -> None:
     server = start()
     server.wait_log("Serving")
     password = (mounted.directory / "database-url").read_text().split(":")[2].split("@")[0]
@@ -248,7 +248,7 @@ def _accepts(server: Running, key: str) -> bool:
             return False
 
 
-def test_a_wrong_password_is_told_and_survived(start: StartContainer, mounted: Secrets) -> None:
+def test_a_wrong_password_is_logged_and_does_not_end_the_container(start: StartContainer, mounted: Secrets) -> None:
     right = (mounted.directory / "database-url").read_text().strip()
     wrong = right.replace(right.split(":")[2].split("@")[0], "not-the-password")
     mounted.write("database-url", wrong)
@@ -265,7 +265,7 @@ def test_a_wrong_password_is_told_and_survived(start: StartContainer, mounted: S
     server.wait_log("Serving")
 
 
-def test_a_wrong_environment_is_told_and_ends_with_78(start: StartContainer) -> None:
+def test_a_wrong_environment_is_logged_and_exits_with_78(start: StartContainer) -> None:
     server = start(PORT="many", SYNC_INTERVAL_SECONDS="-1")
     assert server.wait_exit() == 78
     assert "PORT" in server.output()

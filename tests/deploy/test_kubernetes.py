@@ -70,7 +70,7 @@ def test_the_page_names_the_releases() -> None:
     assert f"Kubernetes {RELEASES[0]} to {RELEASES[-1]}" in " ".join(page.split())
 
 
-def test_a_field_that_kubernetes_does_not_know_is_told(guide: Manifests) -> None:
+def test_a_field_that_kubernetes_does_not_know_is_detected(guide: Manifests) -> None:
     guide.container["readinessProbe"]["grpc"]["tls"] = True
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(guide.one("Deployment"), RELEASES[0], strict=True)
@@ -220,12 +220,12 @@ BREAKINGS: list[tuple[Promise, Breaking]] = [
 
 
 @pytest.mark.parametrize(("promise", "breaking"), BREAKINGS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_broken_promise_is_told(guide: Manifests, promise: Promise, breaking: Breaking) -> None:
+def test_a_broken_promise_is_reported(guide: Manifests, promise: Promise, breaking: Breaking) -> None:
     breaking(guide)
     assert list(promise(guide)), promise.__doc__
 
 
-def test_every_promise_is_broken_once() -> None:
+def test_a_test_breaks_every_promise() -> None:
     assert {promise for promise, _ in BREAKINGS} == set(PROMISES)
 
 
@@ -251,14 +251,14 @@ def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
 
-def test_the_user_is_the_one_of_the_image(manifests: Manifests) -> None:
+def test_the_user_is_that_of_the_image(manifests: Manifests) -> None:
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert user
     context = manifests.pod["securityContext"]
     assert (context["runAsUser"], context["runAsGroup"]) == (int(user[1]), int(user[2]))
 
 
-def test_a_changed_setting_is_a_rollout(tmp_path: Path, guide: Manifests) -> None:
+def test_a_changed_setting_causes_a_rollout(tmp_path: Path, guide: Manifests) -> None:
     changed = with_components(tmp_path, "signing")
     assert changed.container["envFrom"] != guide.container["envFrom"]
 
@@ -284,5 +284,5 @@ def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path)
         assert volume["secret"]["secretName"] == "definition-server-tls"
 
 
-def test_every_overlay_is_judged() -> None:
+def test_every_overlay_is_tested() -> None:
     assert set(OVERLAYS) == {"guide", "right-sized"}

@@ -123,7 +123,7 @@ def rows(database: str) -> list[tuple[str, ...]]:
 
 
 @may_build
-def test_a_command_that_fails_is_told_with_its_block(database: str, tmp_path: Path) -> None:
+def test_a_failing_command_is_reported_with_its_block(database: str, tmp_path: Path) -> None:
     parts = [Block("sh", "sleep 600 &\n", 3), Block("sh", "false | cat\n", 7), Block("sh", "true\n", 9)]
     done = run(script(parts), environment(database, tmp_path, False), tmp_path)
     assert done.returncode == 1
@@ -139,7 +139,7 @@ def cluster_commands() -> list[list[str]]:
     return [shlex.split(line) for block in found for line in block.text.splitlines()]
 
 
-def test_pages_have_no_commands_but_executed_ones_and_marked_ones() -> None:
+def test_every_command_of_a_page_is_executed_or_marked() -> None:
     assert languages(PAGE) <= {"sh", "console"}
     # A page of its own: its commands all need a cluster. What is left are layouts and manifests.
     assert languages(PAGES[1]) <= {"console", "yaml", ""}
@@ -147,7 +147,7 @@ def test_pages_have_no_commands_but_executed_ones_and_marked_ones() -> None:
 
 @pytest.mark.parametrize("words", cluster_commands(), ids=" ".join)
 @may_build
-def test_a_cluster_command_names_only_what_is_there(words: list[str], guide: Manifests) -> None:
+def test_a_cluster_command_names_only_objects_that_exist(words: list[str], guide: Manifests) -> None:
     assert words[0] == "kubectl"
     namespace = guide.one("Namespace")["metadata"]["name"]
     named = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in guide.objects}
@@ -187,5 +187,5 @@ def test_every_command_that_is_run_inside_a_pod_exists() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+def test_every_link_of_the_pages_has_a_target(page: Path) -> None:
     assert broken_links(page) == []

@@ -62,7 +62,7 @@ def pod(variables: dict[str, str], transport: str) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.transports
-def test_the_server_takes_the_environment_of_the_pod(variables: dict[str, str]) -> None:
+def test_the_server_accepts_the_environment_of_the_pod(variables: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "definition_server", "config"],
         env=variables,
@@ -86,7 +86,7 @@ def test_a_pod_without_a_table_is_alive_not_ready_and_then_serves(
     assert [kubelet(guide, probe, port) for probe in PROBES] == [True, True, True]
 
 
-def test_a_pod_that_is_ended_leaves_the_service_first_and_in_time(
+def test_a_terminated_pod_is_not_ready_first_and_exits_in_time(
     guide: Manifests, pod: ServerProcess, database_url: str
 ) -> None:
     Table(database_url).add_commands(3)

@@ -131,7 +131,7 @@ def test_every_query_of_the_dashboard_has_data_of_the_right_shape(
         assert all(one.get(column) for one in labels for column in shown)
 
 
-def test_the_panels_show_what_happens(scraped: Scraped) -> None:
+def test_the_panels_show_the_outcomes_and_reasons_of_the_test(scraped: Scraped) -> None:
     """Not merely some data: the outcomes and reasons that the traffic and the table of this test have."""
     prometheus, _ = scraped
     by_title = {panel["title"]: panel for panel in PANELS}
@@ -146,7 +146,7 @@ def test_the_panels_show_what_happens(scraped: Scraped) -> None:
     assert shown("Rows left out or suspect", "reason", 1) == {"interface_not_json_array"}
 
 
-def test_the_variables_of_the_dashboard_offer_the_instance(scraped: Scraped) -> None:
+def test_the_variables_of_the_dashboard_list_the_instance(scraped: Scraped) -> None:
     prometheus, _ = scraped
     asked = [v["query"] for v in json.loads(DASHBOARD.read_text())["templating"]["list"] if v["type"] == "query"]
     assert len(asked) == 2
@@ -158,7 +158,7 @@ def test_the_variables_of_the_dashboard_offer_the_instance(scraped: Scraped) -> 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
-def test_every_series_that_a_rule_asks_for_is_there(scraped: Scraped, rule: dict[str, Any]) -> None:
+def test_every_series_of_a_rule_exists(scraped: Scraped, rule: dict[str, Any]) -> None:
     """An alert on a name that nobody exports is silent for ever."""
     prometheus, transport = scraped
     asked = selectors(rule["expr"])
@@ -179,7 +179,7 @@ def test_prometheus_evaluates_every_rule_without_an_error(scraped: Scraped) -> N
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
 
 
-def test_only_the_flood_of_wrong_keys_is_told_and_its_text_is_whole(scraped: Scraped) -> None:
+def test_only_the_flood_of_wrong_keys_fires_and_its_text_is_complete(scraped: Scraped) -> None:
     prometheus, _ = scraped
     alert = prometheus.wait_firing("DefinitionServerUnauthorizedFlood")
     assert prometheus.alerts().keys() == {"DefinitionServerUnauthorizedFlood"}

@@ -35,7 +35,7 @@ def told(moment: Document) -> set[str]:
     return {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in moment["exp_samples"]}
 
 
-def test_promtool_takes_the_rules_and_the_configuration() -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert "rules found" in promtool("check", "rules", *RULES)
     promtool("check", "config", SHIPPED / "prometheus.yml")
 
@@ -46,7 +46,7 @@ def test_the_unit_tests_of_the_alerts_pass(path: Path) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_fires_in_a_scenario_and_is_silent_at_another_moment_of_it(alert: str) -> None:
+def test_every_alert_fires_and_is_silent_in_some_scenario(alert: str) -> None:
     moments = [scenario["promql_expr_test"] for scenario in scenarios()]
     assert all(moment["expr"] == FIRING for test in moments for moment in test), "a moment tells every firing alert"
     turning = [
@@ -57,12 +57,12 @@ def test_every_alert_fires_in_a_scenario_and_is_silent_at_another_moment_of_it(a
     assert turning
 
 
-def test_no_scenario_waits_for_an_alert_that_does_not_exist() -> None:
+def test_no_scenario_expects_an_alert_that_does_not_exist() -> None:
     assert {name for s in scenarios() for moment in s["promql_expr_test"] for name in told(moment)} <= ALERTS.keys()
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_says_how_grave_it_is_what_to_do_and_where_to_read_on(alert: str) -> None:
+def test_every_alert_has_severity_description_and_runbook(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"].keys() == {"severity"}
     assert rule["labels"]["severity"] in {"critical", "warning"}
@@ -81,12 +81,12 @@ def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
     assert port == fields["metrics_port"].default
 
 
-def test_the_alerts_of_the_operations_guide_are_there_with_their_thresholds() -> None:
+def test_the_alerts_of_the_operations_guide_exist_with_their_thresholds() -> None:
     assert ALERTS["DefinitionServerCacheSmall"]["expr"] == "avap_cache_size < 100"
     assert ALERTS["DefinitionServerUnauthorizedFlood"]["expr"] == 'rate(avap_requests_total{status="401"}[1m]) > 10'
     assert "avap_start_time_seconds" in ALERTS["DefinitionServerRestarts"]["expr"]
 
 
-def test_every_recorded_series_is_asked_for() -> None:
+def test_every_recorded_series_is_used() -> None:
     recorded = {rule["record"] for rule in shipped_rules() if "record" in rule}
     assert recorded <= set(re.findall(r"[\w]+:[\w:]+", "\n".join(rule["expr"] for rule in ALERTS.values())))

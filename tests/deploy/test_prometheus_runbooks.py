@@ -84,7 +84,7 @@ def texts_of_the_service() -> str:
 
 
 @each_page
-def test_a_page_has_the_six_sections_and_says_something_in_each(page: Path) -> None:
+def test_a_page_has_the_six_sections_and_none_is_empty(page: Path) -> None:
     assert list(sections(page)) == SECTIONS
     assert all(text.strip() for text in sections(page).values())
 
@@ -102,7 +102,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 @each_page
-def test_every_alert_and_message_that_is_seen_exists(page: Path) -> None:
+def test_every_alert_and_message_of_a_page_exists(page: Path) -> None:
     assert set(seen(page, "alert")) <= ALERTS.keys()
     texts = texts_of_the_service()
     fields = {"ts", "removed", "SIGHUP"}
@@ -111,13 +111,13 @@ def test_every_alert_and_message_that_is_seen_exists(page: Path) -> None:
     ] == []
 
 
-def test_every_fault_of_the_drills_has_its_runbook_and_no_runbook_invents_one() -> None:
+def test_every_fault_of_the_drills_is_on_one_runbook_and_no_other_fault_is() -> None:
     named = [(drill, page.name) for page in PAGES for drill in quoted(sections(page)["Drill"])]
     assert sorted(drill for drill, _ in named) == sorted(every_fault())
 
 
 @pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).is_file(), target
 
@@ -136,7 +136,7 @@ def cli_calls(line: str) -> Iterator[list[str]]:
 
 
 @each_page
-def test_commands_use_known_programs_and_ours_takes_their_options(page: Path) -> None:
+def test_commands_use_known_programs_and_valid_options(page: Path) -> None:
     for line in commands(page):
         first = re.sub(r"'[^']*'", "", line)
         assert {part.split()[0] for part in re.split(r"\|", first)} <= PROGRAMS, line
@@ -180,7 +180,7 @@ def keys_of(document: Any) -> set[str]:
 
 
 @pytest.mark.transports
-def test_questions_to_the_server_are_answered(server: ServerProcess) -> None:
+def test_the_servers_answers_have_the_fields_that_a_page_reads(server: ServerProcess) -> None:
     tools_or_skip()
     asked = [line for page in [*PAGES, INDEX] for line in commands(page) if line.startswith("curl ")]
     assert len(asked) > 8
@@ -199,7 +199,7 @@ def test_questions_to_the_server_are_answered(server: ServerProcess) -> None:
 
 
 @pytest.mark.transports
-def test_queries_are_understood_and_name_series_that_there_are(server: ServerProcess, tmp_path: Path) -> None:
+def test_queries_are_valid_and_their_series_exist(server: ServerProcess, tmp_path: Path) -> None:
     queries = [query for page in PAGES for query in blocks("promql", page)]
     assert len(queries) > 10
     directory = tmp_path / "prometheus"

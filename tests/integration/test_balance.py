@@ -48,7 +48,7 @@ def connect(clients: ExitStack, server: ServerProcess, count: int) -> list[Clien
     return made
 
 
-def test_sixteen_clients_one_after_the_other_fall_evenly_on_four_workers(
+def test_sixteen_clients_in_sequence_are_spread_evenly_over_four_workers(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server)
@@ -60,7 +60,7 @@ def test_sixteen_clients_one_after_the_other_fall_evenly_on_four_workers(
     assert server.metric("avap_connections", worker="0") == CLIENTS // WORKERS
 
 
-def test_a_burst_of_clients_falls_evenly_too(table: Table, start_server: StartServer, clients: ExitStack) -> None:
+def test_a_burst_of_clients_is_spread_evenly(table: Table, start_server: StartServer, clients: ExitStack) -> None:
     server = start(table, start_server)
     for _ in range(40):
         clients.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
@@ -68,7 +68,7 @@ def test_a_burst_of_clients_falls_evenly_too(table: Table, start_server: StartSe
     assert max(held(server)) - min(held(server)) <= 1
 
 
-def test_a_dead_workers_share_moves_on_and_connections_spread_anew(
+def test_connections_of_a_dead_worker_move_to_others_and_are_spread_again(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     """Those of the dead one go to the living at once; as connections come of age, its successor gets its share."""
@@ -87,7 +87,7 @@ def test_a_dead_workers_share_moves_on_and_connections_spread_anew(
     until(spread, lambda: f"an even spread over all workers: {held(server)}", seconds=60)
 
 
-def test_a_worker_that_hangs_holds_up_no_connection(
+def test_a_hung_worker_does_not_delay_new_connections(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server, HEARTBEAT_TIMEOUT_SECONDS="60")

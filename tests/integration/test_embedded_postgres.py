@@ -111,7 +111,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def test_a_started_server_answers_on_the_loopback_address_only(server: EmbeddedPostgres) -> None:
+def test_a_started_server_listens_on_the_loopback_address_only(server: EmbeddedPostgres) -> None:
     assert server.running
     assert server.url == f"postgresql://postgres@127.0.0.1:{server.port}/avap"
     with connect(server) as connection:
@@ -133,13 +133,13 @@ def test_start_of_a_running_server_changes_nothing(server: EmbeddedPostgres) -> 
     assert server.pid == before
 
 
-def test_psql_takes_sql_arguments_and_standard_input(server: EmbeddedPostgres) -> None:
+def test_psql_accepts_sql_arguments_and_standard_input(server: EmbeddedPostgres) -> None:
     assert server.psql("SELECT 1, 'ñandú'") == "1|ñandú\n"
     assert server.psql(["-f", "-"], "CREATE TEMP TABLE t (i int);\nCOPY t FROM STDIN;\n7\n\\.\nTABLE t;") == "7\n"
     assert server.psql("SELECT 1; SELECT 2") == "1\n2\n"
 
 
-def test_psql_stops_at_the_first_error_and_tells_it(server: EmbeddedPostgres) -> None:
+def test_psql_stops_at_the_first_error_and_reports_it(server: EmbeddedPostgres) -> None:
     with pytest.raises(PsqlFailed, match='relation "nowhere" does not exist'):
         server.psql(["-f", "-"], "TABLE nowhere;\nINSERT INTO kept VALUES ('after the error');")
     assert "after the error" not in server.psql("TABLE kept")
@@ -188,7 +188,7 @@ def test_restart_of_a_running_server_is_orderly(server: EmbeddedPostgres) -> Non
     assert "before the restart" in server.psql("TABLE kept")
 
 
-def test_a_query_hangs_in_a_pause_and_then_goes_on(server: EmbeddedPostgres) -> None:
+def test_a_query_waits_during_a_pause_and_then_continues(server: EmbeddedPostgres) -> None:
     answers: list[object] = []
     with connect(server) as connection:
         server.pause()
@@ -206,7 +206,7 @@ def test_a_query_hangs_in_a_pause_and_then_goes_on(server: EmbeddedPostgres) -> 
     assert server.psql("SELECT 2") == "2\n"
 
 
-def test_open_connections_go_on_while_the_postmaster_is_paused(server: EmbeddedPostgres) -> None:
+def test_open_connections_work_while_the_postmaster_is_paused(server: EmbeddedPostgres) -> None:
     with connect(server) as connection:
         server.pause_postmaster()
         try:
@@ -226,7 +226,7 @@ def test_a_name_that_needs_quoting_and_settings_are_honoured() -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "connected", "paused", "killed"])
-def test_stop_leaves_nothing(state: str, directories: list[Path]) -> None:
+def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Path]) -> None:
     server = EmbeddedPostgres().start()
     processes, segments = family(server), shared_memory(server)
     with contextlib.ExitStack() as stack:
@@ -263,7 +263,7 @@ def test_a_port_in_use_fails_the_start_with_the_logs_reason(directories: list[Pa
     assert not directories[0].exists()
 
 
-def test_another_server_on_the_port_is_not_taken_for_ours(server: EmbeddedPostgres) -> None:
+def test_another_server_on_the_port_fails_the_start(server: EmbeddedPostgres) -> None:
     with pytest.raises(PostgresStartFailed, match="Address already in use"):
         EmbeddedPostgres(server.port, binaries=server.binaries).start()
 
@@ -274,13 +274,15 @@ def test_a_wrong_setting_fails_the_start_with_the_logs_reason(directories: list[
     assert not directories[0].exists()
 
 
-def test_binaries_that_are_not_there_fail_the_start(tmp_path: Path, directories: list[Path]) -> None:
+def test_missing_binaries_fail_the_start(tmp_path: Path, directories: list[Path]) -> None:
     with pytest.raises(PostgresStartFailed, match="postgres"):
         EmbeddedPostgres(binaries=PostgresBinaries(tmp_path)).start()
     assert not directories[0].exists()
 
 
-def test_an_interrupted_start_leaves_nothing(directories: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_start_leaves_no_process_or_file(
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = EmbeddedPostgres()
     pids: list[int | None] = []
 
@@ -296,7 +298,7 @@ def test_an_interrupted_start_leaves_nothing(directories: list[Path], monkeypatc
     assert not directories[0].exists()
 
 
-def test_what_needs_a_started_server_says_so() -> None:
+def test_methods_of_a_server_that_is_not_started_raise() -> None:
     server = EmbeddedPostgres()
     for act in (server.restart, lambda: server.psql("SELECT 1")):
         with pytest.raises(PostgresStartFailed, match="not started"):
@@ -305,7 +307,9 @@ def test_what_needs_a_started_server_says_so() -> None:
         act()
 
 
-def test_without_binaries_the_error_names_places_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_binaries_the_error_names_searched_places_and_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(embedded_postgres, "_SYSTEM_INSTALLATIONS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -318,9 +322,7 @@ def test_without_binaries_the_error_names_places_and_remedy(monkeypatch: pytest.
         assert place in message
 
 
-def test_binaries_are_found_newest_first_and_incomplete_ones_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_newest_complete_binaries_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for version in ("9", "15", "17", "other"):
         directory = tmp_path / version / "bin"
         directory.mkdir(parents=True)

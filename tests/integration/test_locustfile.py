@@ -56,7 +56,7 @@ def server(table: Table, start_server: StartServer) -> ServerProcess:
     return start_server(table.url).wait_ready()
 
 
-def test_users_sync_and_ask_in_the_mix_that_was_set(server: ServerProcess) -> None:
+def test_users_call_in_the_configured_mix(server: ServerProcess) -> None:
     done = locust(server.port, "--unknown", "0.2", "--bad-key", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     seen = rows(done)
@@ -73,7 +73,7 @@ def test_users_sync_and_ask_in_the_mix_that_was_set(server: ServerProcess) -> No
     assert 0.03 < seen["GetCommand, wrong key"]["num_requests"] / total < 0.2
 
 
-def test_a_catalogue_that_changes_is_read_again_and_no_failure(server: ServerProcess, table: Table) -> None:
+def test_a_changed_catalogue_is_read_again_without_a_failure(server: ServerProcess, table: Table) -> None:
     command = [sys.executable, "-m", "locust", "-f", "perf/locustfile.py", "--headless", "--json", "--only-summary"]
     command += ["-u", "2", "-r", "100", "-t", "6s", "--host", f"127.0.0.1:{server.port}", "--pause", "0.005"]
     with subprocess.Popen(
@@ -88,7 +88,7 @@ def test_a_catalogue_that_changes_is_read_again_and_no_failure(server: ServerPro
     assert sum(row["num_failures"] for row in seen.values()) == 0
 
 
-def test_a_key_that_the_server_does_not_know_is_a_failure(server: ServerProcess) -> None:
+def test_a_refused_key_is_a_failure(server: ServerProcess) -> None:
     done = locust(server.port, key="another key")
     assert done.returncode == 1
     seen = rows(done)
@@ -106,7 +106,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("options", "key", "told"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be_measured_is_told_at_once(transport: str, options: tuple[str, ...], key: str, told: str) -> None:
+def test_wrong_options_are_reported_at_once(transport: str, options: tuple[str, ...], key: str, told: str) -> None:
     done = locust(1, *options, key=key, seconds=60)
     assert done.returncode == 2
     assert told in done.stderr

@@ -115,7 +115,7 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(server: ServerProcess) -
     assert not server.logged("Worker ended; starting another")
 
 
-def test_workers_leave_when_their_master_is_killed(server: ServerProcess) -> None:
+def test_workers_exit_when_their_master_is_killed(server: ServerProcess) -> None:
     workers = server.worker_pids()
     assert len(workers) == 2
     os.kill(server.pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_workers_leave_when_their_master_is_killed(server: ServerProcess) -> Non
     assert len(server.logged("The master is gone; leaving")) == 2
 
 
-def test_a_new_server_takes_the_port_of_a_killed_one(
+def test_a_new_server_binds_the_port_of_a_killed_one(
     server: ServerProcess, table: Table, start_server: StartServer
 ) -> None:
     port = server.port
@@ -134,7 +134,7 @@ def test_a_new_server_takes_the_port_of_a_killed_one(
         assert client.get("command1").name == "command1"
 
 
-def test_shutdown_reports_not_serving_then_waits_then_leaves(table: Table, start_server: StartServer) -> None:
+def test_a_shutdown_reports_not_serving_then_waits_then_exits(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     server = start_server(table.url, DRAIN_WAIT_SECONDS="1.5", DRAIN_TIMEOUT_SECONDS="8", WORKERS="1").wait_ready()
     with Client(server.port) as client:
@@ -154,7 +154,7 @@ def test_shutdown_reports_not_serving_then_waits_then_leaves(table: Table, start
     assert server.logged("Stopped")
 
 
-def test_calls_in_flight_finish_before_the_server_leaves(table: Table, start_server: StartServer) -> None:
+def test_calls_in_flight_finish_before_the_server_exits(table: Table, start_server: StartServer) -> None:
     """A slow reader holds a SyncCatalog of 30 MB open while the server is told to stop."""
     table.add_commands(15_000, size=2000)
     server = start_server(table.url, WORKERS="1").wait_ready()
@@ -172,7 +172,7 @@ def client_empty() -> object:
     return avap_pb2.Empty()
 
 
-def test_a_second_signal_cuts_the_drain_short(table: Table, start_server: StartServer) -> None:
+def test_a_second_signal_ends_the_drain(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     server = start_server(table.url, DRAIN_WAIT_SECONDS="60", DRAIN_TIMEOUT_SECONDS="90").wait_ready()
     server.signal(signal.SIGTERM)
@@ -181,7 +181,7 @@ def test_a_second_signal_cuts_the_drain_short(table: Table, start_server: StartS
     assert server.wait_exit(15) == 0
 
 
-def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_others_serve(
+def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
     server: ServerProcess,
 ) -> None:
     """Kill the same worker five times: the master reports a crash loop and still brings the worker back."""
@@ -199,7 +199,7 @@ def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_othe
     until(lambda: _serving(server) == 2, server.tail)
 
 
-def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_server: StartServer) -> None:
+def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table, start_server: StartServer) -> None:
     """Its memory is freed by whoever is, and calls would wait for that."""
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
@@ -217,7 +217,7 @@ def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_
     until(lambda: old not in mapped(server.pid), server.tail)
 
 
-def test_no_descriptor_is_left_behind_by_publications(table: Table, start_server: StartServer) -> None:
+def test_publications_leave_no_descriptor_open(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 

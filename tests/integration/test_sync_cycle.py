@@ -65,7 +65,7 @@ def test_every_kind_of_change_is_served_by_every_worker(table: Table, start_serv
     server.wait_version(after["version_hash"])
 
 
-def test_an_unchanged_table_is_neither_read_nor_published(table: Table, start_server: StartServer) -> None:
+def test_an_unchanged_table_is_not_read_and_not_published(table: Table, start_server: StartServer) -> None:
     table.add_commands(2000, size=2000)
     with Proxy(table.url) as proxy:
         server = start_server(proxy.url).wait_ready()
@@ -139,7 +139,7 @@ def _note_state(sync: Callable[[], object], states: set[bytes]) -> int:
     return len(states)
 
 
-def test_the_server_never_writes_and_needs_select_alone(table: Table, start_server: StartServer) -> None:
+def test_the_server_never_writes_and_needs_only_select(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     table.run(
         "DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'reader'; "
@@ -167,7 +167,7 @@ def test_sighup_syncs_at_once(table: Table, start_server: StartServer) -> None:
     server.wait_count(4)
 
 
-def test_sighup_takes_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_sighup_reads_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:  # type: ignore[no-untyped-def]
     import signal
 
     table.add_commands(3)

@@ -1,4 +1,4 @@
-"""Says of an outcome which promises were broken, and whether it proves anything at all."""
+"""Determines which promises an outcome broke, and whether the outcome proves anything."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tests.chaos.drills.run import PATIENCE, memory_back
 Verdict = Literal["held", "BROKEN", "invalid"]
 
 MOST_CYCLES = 3
-"""The cycle that was under way at the commit, the next one, and one that may pass before we look."""
+"""The cycle under way at the commit, the next one, and one that may pass before the check."""
 LEAST_OFFERED = 0.98
 
 
 def verdict(outcome: Outcome) -> Verdict:
-    """``BROKEN`` where a promise was; else ``invalid`` where the drill proves nothing; else ``held``."""
+    """``BROKEN`` if a promise was broken; otherwise ``invalid`` if the drill proves nothing; otherwise ``held``."""
     if judge(outcome):
         return "BROKEN"
     return "invalid" if doubts(outcome) else "held"
 
 
 def told(outcome: Outcome) -> str:
-    """Everything that speaks against it, for a failing test."""
+    """All broken promises and doubts, for the message of a failing test."""
     return "\n".join([verdict(outcome), *judge(outcome), *doubts(outcome)])
 
 
@@ -32,7 +32,7 @@ def judge(outcome: Outcome) -> list[str]:
 
 
 def doubts(outcome: Outcome) -> list[str]:
-    """Why the drill proves nothing, whatever it saw: its load or its fault was not what it should have been."""
+    """Why the drill proves nothing: its load or its fault was not as intended."""
     load = outcome.load
     found = []
     if outcome.trouble:
