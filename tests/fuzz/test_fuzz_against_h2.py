@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, STATIC, some_doors
 from tests.support.h2_wire import grpc_message, request_fields
+from tests.support.hypothesis_profiles import examples
 
 from definition_server.http2.connection import Connection
 from definition_server.http2.events import (
@@ -27,7 +28,7 @@ from definition_server.http2.events import (
 from definition_server.http2.limits import Limits
 from definition_server.http2.stream import Stream
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or examples(40))
 WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: (b"0", grpc_message(ANSWER))}
 
 
