@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nox
+import nox.command
 
 nox.options.sessions = ["lint", "types", "tests"]
 
@@ -46,10 +49,28 @@ def install(session: nox.Session, extra: str = "dev") -> None:
     if installed.get("of") == wanted and installed.get("extra") in (extra, "dev"):
         return
     stamp.unlink(missing_ok=True)
-    if not (ENVIRONMENT / "bin/python").exists():
-        session.run(sys.executable, "-m", "venv", str(ENVIRONMENT), external=True)
-    run(session, "python", "-m", "pip", "install", "-q", "--no-compile", "-e", f".[{extra}]", "-c", str(CONSTRAINTS))
+    what = ("-e", f".[{extra}]", "-c", str(CONSTRAINTS))
+    if not _install_by_uv(session, *what):
+        if not (ENVIRONMENT / "bin/pip").exists():
+            session.run(sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT), external=True)
+        run(session, "python", "-m", "pip", "install", "-q", "--no-compile", *what)
     stamp.write_text(json.dumps({"of": wanted, "extra": extra}))
+
+
+def _install_by_uv(session: nox.Session, *what: str) -> bool:
+    """Install with uv; False where there is none or it fails, as behind an index that only pip is told of."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        return False
+    python = str(ENVIRONMENT / "bin/python")
+    try:
+        if not Path(python).exists():
+            session.run(uv, "venv", "-q", "--python", sys.executable, str(ENVIRONMENT), external=True)
+        session.run(uv, "pip", "install", "-q", "--python", python, *what, external=True)
+    except nox.command.CommandFailed:
+        session.log("uv cannot install: pip is tried")
+        return False
+    return True
 
 
 def run(session: nox.Session, command: str, *arguments: str, **options: Any) -> Any:
@@ -82,7 +103,17 @@ def run_suites(session: nox.Session, *suites: str) -> None:
 def quick(session: nox.Session) -> None:
     """The unit tests that answer fast, side by side: while you work on something."""
     install(session, "test")
-    run(session, "pytest", "tests/unit", "-q", "-m", "not slow and not quiet", *SIDE_BY_SIDE, *session.posargs)
+    run(
+        session,
+        "pytest",
+        "tests/unit",
+        "-q",
+        "-m",
+        "not slow and not quiet",
+        "--cpu-limit=3",
+        *SIDE_BY_SIDE,
+        *session.posargs,
+    )
 
 
 @nox.session
@@ -94,7 +125,7 @@ def unit(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Any octets to the engine, from a kept corpus and from Hypothesis, for a bounded time."""
-    session.env.setdefault("HYPOTHESIS_PROFILE", "long")
+    session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run_suites(session, "fuzz")
 
 
@@ -127,28 +158,31 @@ def containers(session: nox.Session) -> None:
     run_suites(session, "containers")
 
 
-def run_all(session: nox.Session, *pytest: str) -> None:
+def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
     """Run unit, fuzz, integration and chaos tests, without the drills: side by side, then the quiet ones alone."""
     suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
-    run(session, *pytest, *suites, "-q", "-m", "not quiet", *SIDE_BY_SIDE, *session.posargs)
-    run(session, *pytest, *suites, "-q", "-m", "quiet", *session.posargs, success_codes=[0, NOTHING_COLLECTED])
+    run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
+    run(
+        session, *pytest, *suites, "-q", "-m", "quiet", *options, *session.posargs, success_codes=[0, NOTHING_COLLECTED]
+    )
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit, fuzz, integration and chaos tests, side by side, and at the end those that want the machine for themselves.
 
-    Without the drills, which take their time: `nox -s chaos` plays them.
+    Without the drills, which take their time: `nox -s chaos` plays them. Tests that are about the master run on one
+    transport, each in turn; `nox -s coverage` runs them on all.
     """
     install(session, "test")
-    run_all(session, "pytest")
+    run_all(session, "pytest", options=["--one-transport"])
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The same tests with coverage of every process (at least 95 %), and with all that Hypothesis tries."""
+    """The same tests with coverage of every process (at least 95 %), on every transport, with all of Hypothesis."""
     install(session)
-    session.env.setdefault("HYPOTHESIS_PROFILE", "long")
+    session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
     run_all(session, "coverage", "run", "-m", "pytest")
     run(session, "coverage", "combine", "-q")

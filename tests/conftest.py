@@ -74,24 +74,60 @@ TRANSPORTS = ("grpcio", "native")
 StartServer = Callable[..., ServerProcess]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-transport",
+        action="store_true",
+        help="run tests that are about the master (marker any_transport) on one transport, each in turn, not on all",
+    )
+    parser.addoption(
+        "--cpu-limit",
+        type=float,
+        metavar="SECONDS",
+        help="fail a test that takes more CPU time, its child processes included: it is to be marked slow",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
     config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
+    config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever starts a server runs on every transport, unless it is about one of them or about the master alone."""
 
+    turn: dict[str, str] = {}
+    """Test function -> the one transport it runs on."""
+
     def wanted(item: pytest.Item) -> bool:
-        mark = item.get_closest_marker("transports")
         transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
-        return mark is None or transport is None or transport in (mark.args or (DEFAULT_TRANSPORT,))
+        if transport is None:
+            return True
+        if mark := item.get_closest_marker("transports"):
+            return transport in (mark.args or (DEFAULT_TRANSPORT,))
+        if config.getoption("one_transport") and item.get_closest_marker("any_transport"):
+            function = item.nodeid.partition("[")[0]
+            return transport == turn.setdefault(function, TRANSPORTS[len(turn) % len(TRANSPORTS)])
+        return True
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:
         raise pytest.UsageError(f"test ids must be printable ASCII; rename these, or give them an id: {odd!a}")
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Hold a test to ``--cpu-limit``."""
+    limit: float | None = item.config.getoption("cpu_limit")
+    before = sum(os.times()[:4])
+    yield
+    if limit is not None and (spent := sum(os.times()[:4]) - before) > limit:
+        pytest.fail(
+            f"{spent:.1f} s of CPU time where {limit:g} are allowed: mark it slow, or make it fast", pytrace=False
+        )
 
 
 def is_portable_id(node_id: str) -> bool:

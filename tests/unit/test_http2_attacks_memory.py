@@ -25,6 +25,8 @@ from definition_server.http2.connection import Connection
 from definition_server.http2.doors import Answer, Doors
 from definition_server.http2.limits import Limits
 
+pytestmark = pytest.mark.slow
+
 BUCKET = Limits().glitches
 MIB = 1024 * 1024
 BODY = grpc_message(b"world")

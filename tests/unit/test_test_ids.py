@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.conftest import is_portable_id
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
