@@ -16,9 +16,11 @@ import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
 from tests.support.polling import until
-from tests.support.providers import provider_or_skip
+from tests.support.providers import DatabaseServer, need_provider
 from tests.support.server import KEY, ServerProcess, _group_exists
-from tests.support.table import Table
+from tests.support.table import Table, shared_table
+
+pytestmark = pytest.mark.any_transport
 
 PROGRAM = [sys.executable, "-m", "definition_server"]
 
@@ -74,7 +76,7 @@ class Demo:
 
 @pytest.fixture
 def demo() -> Iterator[Demo]:
-    provider_or_skip("embedded").close()
+    need_provider("embedded")
     demo = Demo(PORT="0", METRICS_PORT="0", WORKERS="1")
     yield demo
     demo.end()
@@ -120,10 +122,13 @@ def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> Non
     assert "PostgreSQL" not in done.stdout
 
 
-@pytest.fixture
-def server(table: Table, start_server: StartServer) -> ServerProcess:
-    table.add_commands(5)
-    return start_server(table.url).wait_ready()
+@pytest.fixture(scope="module")
+def server(postgres: DatabaseServer, transport: str) -> Iterator[ServerProcess]:
+    """One server for tests that only read."""
+    with shared_table(postgres, f"cli_{transport}") as table:
+        table.add_commands(5)
+        with ServerProcess(table.url, TRANSPORT=transport, WORKERS="1") as server:
+            yield server.wait_ready()
 
 
 def test_validate_tells_what_would_be_served(table: Table) -> None:

@@ -14,6 +14,8 @@ from perf import simulation
 from perf.database_cost import Cost, costs
 from perf.simulation import Fleet, Sharing, at, one_change, rest, rewritten, simulate, slowest_fetch, tables
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[3] / "docs" / "capacity.md"
 COST = Cost(
     definitions=100_000, look_cpu_seconds=0.01, look_octets=300, read_seconds=0.8, octets=200e6, build_seconds=0.7

@@ -28,6 +28,8 @@ from definition_server.control_plane.supervisor import Supervisor
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.ipc.messages import Configure, Keys
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 HEARTBEAT_TIMEOUT = 1.5
 LONG = 120.0

@@ -25,6 +25,8 @@ from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
 from grpc_h2.static.routes import Answer, Router
 
+pytestmark = pytest.mark.slow
+
 BUCKET = Limits().glitches
 MIB = 1024 * 1024
 BODY = grpc_message(b"world")

@@ -19,6 +19,7 @@ from tests.support.h2_wire import (
     size_update,
     string,
 )
+from tests.support.hypothesis_profiles import examples
 
 from grpc_h2.connection import core
 from grpc_h2.wire import hpack as engine_hpack
@@ -60,7 +61,7 @@ def _concrete(oracle: Oracle, updates: list[int], atoms: list[object]) -> tuple[
     return front, out
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(_BLOCK, min_size=1, max_size=8), st.lists(st.integers(0, 7), max_size=20))
 def test_random_blocks_in_random_order_mean_what_they_mean_now(
     blocks: list[tuple[list[int], list[object]]], order: list[int]
