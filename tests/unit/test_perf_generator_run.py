@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hdrh.histogram import HdrHistogram
 from perf import generator
 from perf.catalogue import Catalogue
 from perf.generator_job import Job
 from perf.generator_loops import Load
+from perf.hdr import HdrHistogram
 from perf.histogram import share_above
 from perf.processes import children
 from perf.scenarios import Scenario
