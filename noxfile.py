@@ -217,7 +217,7 @@ def proto(session: nox.Session) -> None:
     run(
         session, "python", "-m", "grpc_tools.protoc",
         # The virtual path makes the generated imports absolute.
-        "-Idefinition_server/rpc=proto",
+        "-Idefinition_server/rpc=service/definition_server/proto",
         "--python_out=service", "--grpc_python_out=service", "--mypy_out=service",
         "definition_server/rpc/avap.proto",
     )  # fmt: skip

@@ -35,7 +35,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 class Demo:
     """``definition-server demo`` in a process group of its own."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, umask: int = -1, cwd: Path | None = None, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
         self.process = subprocess.Popen(
             [*PROGRAM, "demo"],
@@ -44,6 +44,8 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            umask=umask,
+            cwd=cwd,
         )
         self.output = ""
         self._reader = threading.Thread(target=self._read)
@@ -112,6 +114,25 @@ def _listens(port: int) -> bool:
 
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_demo_serves_without_home_path_locale_or_a_writable_folder_and_despite_libpq_s_variables(
+    tmp_path: Path,
+) -> None:
+    provider_or_skip("embedded").close()
+    tmp_path.chmod(0o500)
+    nothing = {"HOME": "/nonexistent", "PATH": "/nonexistent", "TMPDIR": "/nonexistent", "LC_ALL": "POSIX"}
+    narrow = {"COLUMNS": "80", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    libpq = {"PGSERVICE": "none", "PGHOST": "192.0.2.1", "PGSSLMODE": "require", "PGOPTIONS": "-c nonsense=1"}
+    demo = Demo(0o077, tmp_path, PORT="0", METRICS_PORT="0", WORKERS="1", **nothing, **narrow, **libpq)
+    try:
+        port, key = demo.find(r"gRPC +127\.0\.0\.1:(\d+)"), demo.find(r"x-avap-auth: (\S+)")
+        until(lambda: "Serving" in demo.output, lambda: demo.output)
+        got = run("get", "if", "--json", API_KEY=key, PORT=port, **nothing, **narrow)
+        assert json.loads(got.stdout)["name"] == "if"
+        assert demo.interrupt() == 0
+    finally:
+        demo.end()
 
 
 def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> None:

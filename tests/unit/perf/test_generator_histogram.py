@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hdrh.histogram import HdrHistogram
 from perf import histogram
+from perf.hdr import HdrHistogram
 
 
 def test_percentiles_are_those_of_the_values() -> None:

@@ -189,10 +189,8 @@ def test_a_certificate_of_another_authority_exits_69_and_names_the_option(
     assert "certificate is not trusted: set --ca-file (DEFINITION_SERVER_CA_FILE)" in result.stderr
 
 
-def test_a_certificate_for_another_name_exits_69_and_asks_for_that_name(serve: Serve, tmp_path: Path) -> None:
-    authority = Authority(tmp_path, "nameless")
-    nameless = Certificate(authority.cert, tmp_path / "nameless.key")
-    with serve(nameless) as port:
+def test_a_certificate_for_another_name_exits_69_and_asks_for_that_name(serve: Serve, authority: Authority) -> None:
+    with serve(authority.sign("elsewhere", "DNS:elsewhere.example")) as port:
         result = run(client.get, "plus", PORT=str(port), CA_FILE=str(authority.cert))
     assert result.exit_code == 69
     assert "failed. Call it by a name that its certificate holds: set --host" in result.stderr
