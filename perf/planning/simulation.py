@@ -235,7 +235,8 @@ def tables(found: dict[int, Cost], source: str) -> str:
 
 def _costs(which: Sequence[Cost]) -> list[str]:
     lines = [
-        "| definitions | a change check | octets of a check | a reading of all rows | octets of a reading | build and publish |"
+        "| definitions | a change check | octets of a check | a reading of all rows | octets of a reading "
+        "| build and publish |"
     ]
     lines.append("|--:|--:|--:|--:|--:|--:|")
     lines += [

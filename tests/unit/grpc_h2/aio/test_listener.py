@@ -163,6 +163,7 @@ def test_a_stop_while_the_gate_is_closed_leaves_nothing(loop: Any) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-slow-client")
 def test_connections_above_the_limit_are_closed_and_there_is_room_again(
     loop: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,13 +33,13 @@ class Catalogue:
         return bytes(answer.message)
 
 
-def test_an_answer_is_looked_up_once() -> None:
+def test_a_repeated_request_is_looked_up_once() -> None:
     catalogue = Catalogue()
     assert [catalogue.ask(b"a"), catalogue.ask(b"a")] == [b"a1", b"a1"]
     assert catalogue.asked == [b"a"]
 
 
-def test_after_forget_nothing_old_is_answered() -> None:
+def test_after_forget_no_old_answer_is_given() -> None:
     catalogue = Catalogue()
     for number in range(doors._REMEMBERED_ANSWERS + 10):
         catalogue.ask(b"%d" % number)
@@ -49,7 +49,7 @@ def test_after_forget_nothing_old_is_answered() -> None:
         assert catalogue.ask(b"%d" % number) == b"%d2" % number
 
 
-def test_the_bound_method_of_a_route_outlives_forget() -> None:
+def test_a_bound_method_that_a_route_holds_gives_new_answers_after_forget() -> None:
     catalogue = Catalogue()
     answer_payload = catalogue.door.answer_payload
     catalogue.ask(b"a")
@@ -60,7 +60,8 @@ def test_the_bound_method_of_a_route_outlives_forget() -> None:
     assert answer.message == b"a2"
 
 
-def test_what_is_asked_again_survives_a_generation_and_the_rest_is_dropped() -> None:
+@pytest.mark.requirement("D5")
+def test_an_answer_asked_for_again_survives_a_generation_and_others_are_dropped() -> None:
     catalogue = Catalogue()
     for number in range(3 * doors._REMEMBERED_ANSWERS):
         catalogue.ask(b"%d" % number)
@@ -71,7 +72,7 @@ def test_what_is_asked_again_survives_a_generation_and_the_rest_is_dropped() -> 
     assert held <= 3 * doors._REMEMBERED_ANSWERS
 
 
-def test_dropped_answers_are_freed_bit_by_bit() -> None:
+def test_dropped_answers_are_freed_a_few_at_a_time() -> None:
     catalogue = Catalogue()
     for number in range(1000):
         catalogue.ask(b"%d" % number)
@@ -87,12 +88,13 @@ def test_dropped_answers_are_freed_bit_by_bit() -> None:
     "request_payload",
     [b"", b"\0\0\0\0", payload(b"a")[:-1], payload(b"a") + b"x", b"\1" + payload(b"a")[1:], payload(b"a") * 2],
 )
-def test_what_is_not_one_plain_message_is_left_to_the_long_way(request_payload: bytes) -> None:
+def test_a_payload_that_is_not_one_plain_message_is_left_to_the_long_path(request_payload: bytes) -> None:
     catalogue = Catalogue()
     assert catalogue.door.answer_payload(request_payload) is None
     assert catalogue.asked == []
 
 
+@pytest.mark.requirement("D5")
 def test_long_requests_are_not_remembered() -> None:
     catalogue = Catalogue()
     for _ in range(2):
@@ -100,7 +102,8 @@ def test_long_requests_are_not_remembered() -> None:
     assert catalogue.asked == [b"x" * 300] * 2
 
 
-def test_a_flood_of_failures_drives_out_no_answer_and_is_bounded() -> None:
+@pytest.mark.requirement("D5")
+def test_a_flood_of_failures_evicts_no_answer_and_is_bounded() -> None:
     asked = []
 
     def lookup(message: bytes) -> Answer:
@@ -119,14 +122,14 @@ def test_a_flood_of_failures_drives_out_no_answer_and_is_bounded() -> None:
     assert asked.count(b"1") == 2
 
 
-def test_an_answer_too_large_for_a_frame_is_kept_uncopied() -> None:
+def test_an_answer_too_large_for_a_frame_is_not_copied() -> None:
     body = memoryview(bytes(20_000))
     answer = Answer.unary(body)
     assert answer.pieces is None
     assert answer.message is body
 
 
-def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
+def test_a_failure_that_is_not_lasting_is_looked_up_again() -> None:
     asked = []
 
     def lookup(message: bytes) -> Answer:
@@ -139,7 +142,8 @@ def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
     assert len(asked) == 2
 
 
-def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
+@pytest.mark.requirement("D4")
+def test_a_refusal_that_is_not_lasting_is_authorized_again() -> None:
     judged = []
 
     def authorize(metadata: object) -> Answer | None:
@@ -181,7 +185,7 @@ def to_come(catalogue: Catalogue) -> Callable[[bytes], Answer]:
     return lookup
 
 
-def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> None:
+def test_prepared_answers_are_given_after_renew_without_a_look_up() -> None:
     catalogue = remembering(b"a", b"b")
     answer_payload = catalogue.door.answer_payload
     for steps, _ in enumerate(catalogue.door.prepare(to_come(catalogue)), 1):
@@ -198,7 +202,7 @@ def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> Non
     assert catalogue.ask(b"c") == b"c2"
 
 
-def test_everything_that_is_remembered_is_prepared_first_what_was_asked_of_late() -> None:
+def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
     def lookup(message: bytes) -> Answer:
         return Answer.failure(5, "no") if message.startswith(b"no") else Answer.unary(message)
 
@@ -219,7 +223,7 @@ def test_everything_that_is_remembered_is_prepared_first_what_was_asked_of_late(
     assert asked[10] == b"no"
 
 
-def test_what_there_was_no_time_to_prepare_is_looked_up_when_it_is_asked_for() -> None:
+def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
     catalogue = remembering(b"a", b"b", b"c")
     next(catalogue.door.prepare(to_come(catalogue)))
     catalogue.edition = b"2"
@@ -229,7 +233,7 @@ def test_what_there_was_no_time_to_prepare_is_looked_up_when_it_is_asked_for() -
 
 
 @pytest.mark.parametrize("prepared", [True, False])
-def test_data_that_nothing_was_prepared_for_is_looked_up(prepared: bool) -> None:
+def test_after_forget_prepared_answers_are_not_used(prepared: bool) -> None:
     catalogue = remembering(b"a")
     if prepared:
         list(catalogue.door.prepare(to_come(catalogue)))
@@ -241,7 +245,7 @@ def test_data_that_nothing_was_prepared_for_is_looked_up(prepared: bool) -> None
     assert catalogue.ask(b"a") == b"a4"
 
 
-def test_what_was_replaced_is_freed_bit_by_bit_without_another_call() -> None:
+def test_replaced_answers_are_freed_a_few_at_a_time_without_another_call() -> None:
     catalogue = remembering(*(b"%d" % number for number in range(1000)))
     for _ in range(3):
         list(catalogue.door.prepare(to_come(catalogue)))
