@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
 from tests.support.polling import until
-from tests.support.providers import provider_or_skip, DatabaseServer, need_provider
+from tests.support.providers import DatabaseServer, need_provider, provider_or_skip
 from tests.support.server import KEY, ServerProcess, _group_exists
 from tests.support.table import Table, shared_table
 
