@@ -15,17 +15,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, STATIC, some_doors
 from tests.support.h2_wire import grpc_message, request_fields
 
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import (
+from grpc_h2 import (
     CallCancelled,
     CallStarted,
+    Connection,
     ConnectionClosing,
     Event,
     HalfClosed,
+    Limits,
     MessageReceived,
+    Stream,
 )
-from grpc_h2.connection.limits import Limits
-from grpc_h2.connection.stream import Stream
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: (b"0", grpc_message(ANSWER))}

@@ -23,7 +23,8 @@ from tests.support.h2_wire import (
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
 
 BUCKET = Limits().glitches
 MIB = 1024 * 1024
@@ -140,7 +141,7 @@ def test_what_a_static_method_is_asked_is_inflated_to_a_name_not_to_megabytes():
 
 def test_large_answers_held_by_a_shut_window_are_shared():
     doors = Router()
-    answer = Answer.unary(bytes(8 * MIB))
+    answer = StaticAnswer.unary(bytes(8 * MIB))
     doors.add_static_unary("/t.S/Get", lambda message: answer)
     attacker = Attacker(doors)
     attack = [settings((INITIAL_WINDOW_SIZE, 0)), *(call(stream) for stream in ids(300))]
