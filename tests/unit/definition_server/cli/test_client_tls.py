@@ -22,8 +22,7 @@ from tests.support.native_server import LOOPS, ServerThread
 from definition_server.cli import client
 from definition_server.cli.tls import system_authorities
 from definition_server.rpc import avap_pb2
-from grpc_h2.aio.server import Server
-from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2 import Server, TlsCredentials
 
 VARIABLES = ("CA_FILE", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
 NO_SETTINGS = {"API_KEY_FILE": None, "DEFINITION_SERVER_HOST": None, "PORT": None} | {

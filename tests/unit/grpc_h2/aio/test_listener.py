@@ -16,13 +16,13 @@ from tests.support.polling import until
 
 from grpc_h2.aio.listener import listen
 from grpc_h2.aio.server import Server
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 10.0
 
 
 def prepare(server: Server) -> None:
-    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S"))
+    server.add_static_unary("/t.S/Get", lambda request: StaticAnswer.unary(b"S"))
 
 
 @pytest.fixture(params=LOOPS)

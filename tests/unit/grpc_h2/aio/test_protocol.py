@@ -38,7 +38,7 @@ from grpc_h2.aio import protocol as module
 from grpc_h2.aio.protocol import LINGER, Http2Protocol
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 10.0
 
@@ -110,8 +110,8 @@ def prepare(server: Server) -> None:
         "slow": grpc.unary_unary_rpc_method_handler(slow),
     }
     server.add_generic_rpc_handlers((handlers(**methods),))
-    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S" * 100, answer_id=7))
-    server.add_static_unary("/t.S/No", lambda request: Answer.failure(5, "no"))
+    server.add_static_unary("/t.S/Get", lambda request: StaticAnswer.unary(b"S" * 100, answer_id=7))
+    server.add_static_unary("/t.S/No", lambda request: StaticAnswer.failure(5, "no"))
 
 
 async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport]:

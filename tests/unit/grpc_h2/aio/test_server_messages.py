@@ -26,7 +26,7 @@ from tests.support.polling import until
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 from grpc_h2.rpc.messages import decompress
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 20.0
 COMPRESSIBLE = b"definition " * 1000
@@ -49,7 +49,7 @@ class Handlers:
             "slow": grpc.stream_unary_rpc_method_handler(self.slow),
         }
         server.add_generic_rpc_handlers((handlers(**methods),))
-        server.add_static_unary("/t.S/static", lambda request: Answer.unary(b"S" * 1500))
+        server.add_static_unary("/t.S/static", lambda request: StaticAnswer.unary(b"S" * 1500))
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         return request
@@ -279,7 +279,7 @@ def test_ready_answers_are_observed_in_batches(loop: str, work: Handlers) -> Non
     batches: list[tuple[list[int], float]] = []
 
     def prepare(server: Server) -> None:
-        server.add_static_unary("/t.S/static", lambda request: Answer.unary(request, answer_id=len(request)))
+        server.add_static_unary("/t.S/static", lambda request: StaticAnswer.unary(request, answer_id=len(request)))
 
     def observe(answer_ids: list[int], seconds: float) -> None:
         batches.append((list(answer_ids), seconds))

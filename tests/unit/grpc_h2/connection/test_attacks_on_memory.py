@@ -23,7 +23,8 @@ from tests.support.h2_wire import (
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
 
 pytestmark = pytest.mark.slow
 
@@ -152,7 +153,7 @@ def test_a_static_request_that_inflates_above_its_limit_ends_with_resource_exhau
 @pytest.mark.requirement("B-slow-read")
 def test_large_answers_held_back_by_a_closed_window_are_not_copied():
     doors = Router()
-    answer = Answer.unary(bytes(8 * MIB))
+    answer = StaticAnswer.unary(bytes(8 * MIB))
     doors.add_static_unary("/t.S/Get", lambda message: answer)
     attacker = Attacker(doors)
     attack = [settings((INITIAL_WINDOW_SIZE, 0)), *(call(stream) for stream in ids(300))]

@@ -27,7 +27,8 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import hpack as engine_hpack
 
 
@@ -293,7 +294,7 @@ def test_rotated_keys_apply_to_the_next_call_on_open_connections(feed: Feed):
 def test_remembered_answers_are_dropped_when_the_data_changes():
     current = [b"old"]
     doors = Router()
-    door = doors.add_static_unary("/t.S/Get", lambda message: Answer.unary(current[0]))
+    door = doors.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(current[0]))
     peer = Peer(doors=doors)
     for stream in (1, 3):
         peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))

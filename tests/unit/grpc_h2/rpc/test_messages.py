@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import MessageReader, compress_gzip, decompress, frame_message
-from grpc_h2.wire.errors import CallFault
 
 MIB = 1024 * 1024
 

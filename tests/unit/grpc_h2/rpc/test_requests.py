@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpc_h2.rpc import requests as module
+from grpc_h2.rpc.faults import CallFault, HttpFault
 from grpc_h2.rpc.requests import (
     Field,
     Request,
@@ -25,7 +26,7 @@ from grpc_h2.rpc.requests import (
     parse_timeout,
     split_timeout,
 )
-from grpc_h2.wire.errors import CallFault, ErrorCode, Http2Error, HttpFault, StreamFault
+from grpc_h2.wire.errors import ErrorCode, Http2Error, StreamFault
 
 PSEUDO: tuple[Field, ...] = (
     (b":method", b"POST"),

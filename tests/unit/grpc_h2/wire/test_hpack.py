@@ -436,25 +436,24 @@ def test_an_insertion_before_an_error_advances_the_epoch() -> None:
 
 @pytest.mark.requirement("D6")
 def test_the_huffman_memo_is_bounded_and_gives_the_decoded_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = hpack._HuffmanMemo()
-    monkeypatch.setattr(hpack._HuffmanMemo, "GENERATION", 10)
+    memo = hpack._HuffmanMemo(10)
     coded = [reference.hpack.Encoder().huffman_coder.encode(b"text-%d" % n) for n in range(100)]
     for _ in range(2):
         for n, string in enumerate(coded):
-            assert memo.decode(string) == b"text-%d" % n
-            assert memo.decode(coded[0]) == b"text-0"
-            assert len(memo) <= 20
-    assert coded[0] in memo._young | memo._old  # what is asked for again and again stays
-    size = len(memo)
+            assert memo[string] == b"text-%d" % n
+            assert memo[coded[0]] == b"text-0"
+            assert memo.held <= 20
+    assert coded[0] in memo | memo.old  # what is asked for again and again stays
+    size = memo.held
     long = reference.hpack.Encoder().huffman_coder.encode(b"x" * 200)
-    assert memo.decode(long) == b"x" * 200
-    assert len(memo) == size
+    assert memo[long] == b"x" * 200
+    assert memo.held == size
 
 
 @pytest.mark.requirement("D6")
 def test_a_never_indexed_field_is_not_kept_in_the_huffman_memo(monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = hpack._HuffmanMemo()
-    monkeypatch.setattr(hpack, "_remembered", memo.decode)
+    memo = hpack._HuffmanMemo(10)
+    monkeypatch.setattr(hpack, "_remembered", memo.__getitem__)
     coded = reference.hpack.Encoder().huffman_coder.encode(b"secret")
     block = b"\x00\x01a" + bytes([0x80 | len(coded)]) + coded
     assert decoder().decode(b"\x10" + block[1:]) == ((b"a", b"secret"),)
