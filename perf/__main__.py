@@ -2,7 +2,7 @@
 
 import sys
 
-from perf.cli import main
+from perf.harness.measure import main
 
 if __name__ == "__main__":
     sys.exit(main())

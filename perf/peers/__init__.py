@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Protocol
 
 from definition_server.catalog.snapshot import Snapshot
-from perf import targets
 from perf.peers.stacks import STACKS, Stack, tool_version
+from perf.targets import target as targets
 
 NGHTTPD = "nghttpd"
 NAMES = (*STACKS, NGHTTPD)
@@ -42,7 +42,7 @@ class PeerMissing(targets.TargetFailed):
 
 
 class Served(Protocol):
-    """What a peer serves; a `perf.catalogue.Catalogue` is one."""
+    """What a peer serves; a `perf.targets.catalogue.Catalogue` is one."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -80,8 +80,8 @@ def start(
 ) -> Iterator[targets.Target]:
     """The peer ``name``, one of `NAMES`, serving ``catalogue``; it has ended when the block is left.
 
-    ``tls``: as `perf.targets.self_signed` gives it. ``cpus``: where it may run. nghttpd serves the catalogue's first
-    answer as the file ``/answer``, in one thread and without TLS.
+    ``tls``: as `perf.targets.target.self_signed` gives it. ``cpus``: where it may run. nghttpd serves the
+    catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:
         PeerMissing: where it is not built, or a tool is missing.

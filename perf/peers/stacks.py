@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from importlib.metadata import version
 from pathlib import Path
 
-from perf.peers.builds import built, make, place, run
+from tests.support.builds import built, make, place, run
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("PEERS_CACHE") or Path.home() / ".cache" / "definition-server-peers")

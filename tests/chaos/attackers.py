@@ -22,8 +22,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 
 from hpack.hpack import Decoder
-from perf import wire
-from perf.attacks import ATTACKS, HONEST, PIECE, Attack, Blocks
+from tests.support import wire
+from tests.support.attacks import ATTACKS, HONEST, PIECE, Attack, Blocks
 
 CONNECT_SECONDS = 60.0
 """Time for opening one connection: when thousands are opened at once, the kernel sends some SYNs three or four

@@ -45,10 +45,6 @@ def make_stage(transport: str, request: pytest.FixtureRequest, tmp_path: Path) -
         yield make
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "quiet: needs the machine to itself; other drills run side by side")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the outcomes of a test's drills to its report, which xdist sends to the main process."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perf.attacks import ATTACKS, HONEST
 from tests.chaos.attackers import Job
 from tests.chaos.drills.model import Allowance, Fault
 from tests.chaos.drills.stage import Stage
+from tests.support.attacks import ATTACKS, HONEST
 
 BEGIN_SECONDS = 90.0
 """Time until a fault is in force. Ten thousand connections take longest, some seconds."""

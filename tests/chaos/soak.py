@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from perf import machine
 from tests.chaos.drills.judge import doubts, judge, verdict
 from tests.chaos.drills.load import DrillLoad, LoadFailed
 from tests.chaos.drills.model import Allowance, Fault, Loss, Outcome, Usage
@@ -30,6 +29,7 @@ from tests.chaos.drills.table import to_json
 from tests.chaos.drills.usage import usage
 from tests.chaos.soak_plan import Step, eligible, plan, unavailable
 from tests.conftest import TRANSPORTS
+from tests.support import machine
 from tests.support.polling import until
 from tests.support.providers import EmbeddedServer, available_providers
 

@@ -83,6 +83,7 @@ def test_connections_at_their_maximum_age_cost_no_call_and_no_retry(table: Table
     assert_nothing_failed(load)
 
 
+@pytest.mark.any_transport
 def test_no_call_fails_during_frequent_publications(server: ServerProcess, table: Table) -> None:
     with Load(server.port, NAMES, connections=6) as load:
         for number in range(20):
@@ -92,6 +93,7 @@ def test_no_call_fails_during_frequent_publications(server: ServerProcess, table
     assert_nothing_failed(load)
 
 
+@pytest.mark.any_transport
 def test_a_restarted_server_serves_again_under_load(table: Table, start_server: StartServer) -> None:
     """Two servers on two ports are restarted in turn; the other one must not be affected."""
     table.add_commands(100)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from perf.peers.builds import BuildFailed, built, make, run
 from tests.judges.tools import CACHE, command
+from tests.support.builds import BuildFailed, built, make, run
 
 HERE = Path(__file__).parent
 KUBERNETES = HERE.parents[1] / "deploy/kubernetes"

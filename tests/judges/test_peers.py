@@ -19,12 +19,12 @@ from pathlib import Path
 import grpc
 import pytest
 from perf import peers
-from perf.peers import __main__ as program
+from perf.peers import command as program
 from perf.peers import stacks
-from perf.peers.builds import BuildFailed
 from perf.peers.stacks import STACKS
-from perf.targets import KEY, ROOT, Target, TargetFailed, self_signed
+from perf.targets.target import KEY, ROOT, Target, TargetFailed, self_signed
 from tests.judges.tools import command, may_build, missing
+from tests.support.builds import BuildFailed
 from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 from tests.support.snapshots import opened, row

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from perf.report_page import page
-from perf.report_record import load
-from perf.report_text import number
+from perf.report.page import page
+from perf.report.record import load
+from perf.report.text import number
 from tests.judges.tools import command
 from tests.support.perf_record import sample, write
 

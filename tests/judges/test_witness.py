@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from perf import witness
-from perf.catalogue import Catalogue
-from perf.machine import TooFewCpus, need_cpus
-from perf.targets import TargetFailed
-from perf.witness import latency, parsed_ghz, throughput
+from perf.benches import witness
+from perf.benches.witness import latency, parsed_ghz, throughput
+from perf.targets.catalogue import Catalogue
+from perf.targets.target import TargetFailed
 from tests.judges.tools import command, may_build, missing
+from tests.support.machine import TooFewCpus, need_cpus
 
 SECONDS = 2.0
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from perf.peers.builds import BUILD_SECONDS, BuildFailed, built, make, run
+from tests.support.builds import BUILD_SECONDS, BuildFailed, built, make, run
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("JUDGES_CACHE") or Path.home() / ".cache" / "definition-server-judges")

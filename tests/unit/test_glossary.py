@@ -44,9 +44,7 @@ REPLACED = {
 """Pattern of a replaced term → the term to use."""
 
 # Not the replaced terms: the shell of an operating system, the front door of a package, the word in sample commands.
-ALLOWED = re.compile(
-    r"(a|no|without a|password, a|as) shells?\b|\bfront door\b|shell in between|/bin/(ba)?sh|\bPOST\b"
-)
+ALLOWED = re.compile(r"(a|no|without a|password, a|as) shells?\b|\bfront door\b|shell in between|/bin/(ba)?sh|\bPOST\b")
 SAMPLE = "sample_catalogue.toml"
 
 

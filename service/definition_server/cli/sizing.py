@@ -1,6 +1,6 @@
 """How much machine a load takes: arithmetic on figures that were measured.
 
-The figures are ``capacity_figures.json`` beside this module. ``python -m perf.capacity_figures`` writes that file from
+The figures are ``capacity_figures.json`` beside this module. ``python -m perf capacity`` writes that file from
 a record of measurements; nobody types a number into it. ``docs/capacity.md`` derives the formulas used here.
 """
 

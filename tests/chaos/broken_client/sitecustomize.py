@@ -12,7 +12,7 @@ from typing import Any
 
 def evicts_the_oldest() -> None:
     """Reduces load by closing the oldest connections."""
-    from grpc_h2.aio.server import Server
+    from grpc_h2 import Server
 
     connected, held = Server.connected, []
 
@@ -27,7 +27,7 @@ def evicts_the_oldest() -> None:
 
 def keeps_every_connection() -> None:
     """Leaks the memory of each connection."""
-    from grpc_h2.aio.server import Server
+    from grpc_h2 import Server
 
     connected, kept = Server.connected, []
 
@@ -40,7 +40,7 @@ def keeps_every_connection() -> None:
 
 def waits_for_slow_readers() -> None:
     """Blocks all clients until a full buffer has room."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     pause = Http2Protocol.pause_writing
 
@@ -53,7 +53,7 @@ def waits_for_slow_readers() -> None:
 
 def dies_of_a_reset() -> None:
     """Does not handle a connection that ends with an error."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     lost = Http2Protocol.connection_lost
 
@@ -67,7 +67,7 @@ def dies_of_a_reset() -> None:
 
 def dies_of_an_attack() -> None:
     """Has no limits against attackers."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     tell = Http2Protocol._tell_closing
 

@@ -1,0 +1,1 @@
+"""Measurements with a question of their own, each outside the gates."""

@@ -1,0 +1,231 @@
+"""What 100,000 definitions of 2 kB cost: start, unchanged cycle, one changed row, memory, and a publish under load.
+
+    python -m perf.benches.catalogue_100k [--rows N] [--workers N] [--rate N]
+
+Needs a PostgreSQL provider of the tests. The load comes from a process of its own, on a schedule, and latency counts
+from the scheduled instant. The record goes to ``perf/results/``; the limits are those the project has promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from tests.support.client import Client
+from tests.support.polling import until
+from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("grpcio", "psycopg", "protobuf", "structlog")
+CODE_BYTES = 2000
+PUBLISHES = 3
+STARTS = 5
+
+
+class Figures:
+    """Measured values beside their limits."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, name: str, value: float, unit: str, limit: float | None = None) -> None:
+        """Note ``value``; ``limit`` is the most it may be."""
+        self.rows.append({"name": name, "value": round(value, 3), "unit": unit, "limit": limit})
+
+    @property
+    def kept(self) -> bool:
+        """Whether every limit is kept."""
+        return all(row["limit"] is None or row["value"] < row["limit"] for row in self.rows)
+
+    def show(self) -> None:
+        """Print the table."""
+        table = RichTable("figure", "value", "limit")
+        for row in self.rows:
+            limit = "" if row["limit"] is None else f"< {row['limit']:g} {row['unit']}"
+            table.add_row(row["name"], f"{row['value']:g} {row['unit']}", limit)
+        Console().print(table)
+
+
+@contextmanager
+def load_process(port: int, rate: int, rows: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Load from another process; the function it yields ends it and returns what it saw."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perf.benches.steady_load", str(port), str(rate), str(rows)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+
+    def finish() -> dict[str, Any]:
+        output, _ = process.communicate("stop\n", timeout=60)
+        result: dict[str, Any] = json.loads(output)
+        return result
+
+    try:
+        yield finish
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def pss_beyond_snapshot(pid: int) -> float:
+    """Proportional set size in MB of a process, without its mapping of the snapshot."""
+    total = _kilobytes(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss:")
+    shared, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = "avap-snapshot" in line
+        elif inside and line.startswith("Pss:"):
+            shared += int(line.split()[1])
+    return (total - shared) / 1024
+
+
+def _kilobytes(text: str, label: str) -> int:
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(label))
+
+
+def start_to_serving(server: ServerProcess) -> float:
+    """Seconds from process start until a client's health check says SERVING on every worker."""
+    started = time.monotonic()
+    server.start()
+    server.wait_log("Serving", seconds=120)
+    with Client(server.port) as client:
+        until(lambda: client.health() == "SERVING", "SERVING")
+    return time.monotonic() - started
+
+
+def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
+    """All figures, on one server."""
+    table = Table(url)
+    table.add_commands(arguments.rows, CODE_BYTES)
+    table.run("VACUUM ANALYZE obex_dapl_functions")
+    settings = {"WORKERS": str(arguments.workers), "STATEMENT_TIMEOUT_SECONDS": "30", "SYNC_INTERVAL_SECONDS": "1"}
+    starts = []
+    for _ in range(STARTS):
+        server = ServerProcess(url, **settings)
+        starts.append(start_to_serving(server))
+        server.end()
+    # Other work on the machine can only add to a start, so the least of several is the server's own.
+    figures.add(f"process start to SERVING, best of {STARTS}", min(starts), "s", 3)
+    figures.add(f"process start to SERVING, median of {STARTS}", statistics.median(starts), "s")
+    with Proxy(url) as proxy, ServerProcess(proxy.url, **settings) as server:
+        server.wait_ready(120)
+        unchanged_cycle(server, proxy, figures)
+        figures.add("sync cycle, unchanged", server.statusz()["sync"]["last_duration_seconds"] * 1000, "ms")
+        changed_row(server, table, figures)
+    with ServerProcess(url, **settings) as server:
+        server.wait_ready(120)
+        publish_under_load(server, table, arguments, figures)
+        for number, pid in enumerate(server.worker_pids()):
+            figures.add(f"worker {number}: PSS beyond the snapshot", pss_beyond_snapshot(pid), "MB", 60)
+
+
+def unchanged_cycle(server: ServerProcess, proxy: Proxy, figures: Figures) -> None:
+    """Bytes from the database per cycle, over five cycles."""
+
+    def cycles() -> int:
+        return int(server.statusz()["sync"]["cycles"]["unchanged"])
+
+    first = until(cycles, "the first unchanged cycle")
+    moved = proxy.bytes_from_database
+    until(lambda: cycles() >= first + 5, "five more cycles")
+    figures.add("bytes from the database in an unchanged cycle", (proxy.bytes_from_database - moved) / 5, "B", 100_000)
+    figures.add("publications so far", server.statusz()["sync"]["cycles"]["published"], "", 2)
+
+
+def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
+    """From COMMIT until the last worker serves the changed row, the wait for the cycle included."""
+    table.run("UPDATE obex_dapl_functions SET code = 'changed' WHERE name = 'command7'")
+    committed = time.monotonic()
+    until(lambda: {worker["generation"] for worker in server.statusz()["workers"]} == {2}, server.tail)
+    figures.add("one changed row: COMMIT to served by every worker", time.monotonic() - committed, "s")
+    figures.add(
+        "of which the cycle", server.wait_log("Definitions Broadcasted", generation=2)["duration_ms"] / 1000, "s"
+    )
+
+
+def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.Namespace, figures: Figures) -> None:
+    """The slowest request while nothing happens, and while whole catalogues are published."""
+    for name, publishes in (("quiet", 0), ("publishing", PUBLISHES)):
+        with load_process(server.port, arguments.rate, arguments.rows) as finish:
+            time.sleep(5)  # the measured time itself, not a wait for something
+            for _ in range(publishes):
+                generation = server.statusz()["catalog"]["generation"]
+                # One row is enough for all of them to be read, built and published again, and leaves the CPUs to that.
+                table.run("UPDATE obex_dapl_functions SET code = code || '#' WHERE name = 'command7'")
+                until(
+                    lambda generation=generation: server.statusz()["catalog"]["generation"] > generation,
+                    server.tail,
+                    seconds=120,
+                )
+            seen = finish()
+        limit = 50 if publishes else None
+        figures.add(f"{name}: requests answered at {arguments.rate}/s", seen["answered"], "")
+        figures.add(f"{name}: requests failed", seen["failed"], "", 1)
+        for percentile in ("p50", "p95", "p99", "p999"):
+            figures.add(f"{name}: {percentile}", seen[percentile], "ms")
+        figures.add(f"{name}: slowest request", seen["max"], "ms", limit)
+
+
+def main() -> int:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--rate", type=int, default=1000)
+    arguments = parser.parse_args()
+    figures = Figures()
+    began, load_before = time.monotonic(), os.getloadavg()
+    database = any_provider_or_skip()
+    try:
+        measure(create_database(database.url, "catalogue_100k"), arguments, figures)
+    finally:
+        database.close()
+    figures.show()
+    record = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_seconds": round(time.monotonic() - began, 1),
+        "arguments": vars(arguments),
+        "code_bytes": CODE_BYTES,
+        "machine": {
+            "cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
+            "load_before": load_before, "load_after": os.getloadavg(),
+        },
+        "versions": {package: version(package) for package in PACKAGES},
+        "database": database.name,
+        "figures": figures.rows,
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-catalogue-100k.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {path}")
+    return 0 if figures.kept else 1
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What a server costs its database: ``python -m perf.benches.database_cost`` measures a look and a reading of all rows.
+
+The queries are the server's own (`PostgresSource`), on a real PostgreSQL; time is the least of several, since other
+work on the machine can only add to it. The record goes to ``perf/results/<date>-database-cost.json``; `costs` reads
+the newest one. Needs a PostgreSQL provider of the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.proxy import Proxy
+from tests.support.table import Table
+
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.control_plane.postgres import PostgresSource
+
+RESULTS = Path(__file__).parents[1] / "results"
+NAME = "database-cost"
+DEFINITIONS = (1000, 100_000)
+CODE_OCTETS = 2000
+TURNS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one catalogue. A look and a reading are the time of one core of the database, when nobody hinders it."""
+
+    definitions: int
+    look_cpu_seconds: float
+    """From BEGIN to ROLLBACK; the scan is all but nothing of it, so it counts as the database's."""
+    look_octets: float
+    read_seconds: float
+    octets: float
+    """What the database sends for a reading."""
+    build_seconds: float
+    """From the last row to a snapshot that could be published."""
+
+
+def costs() -> tuple[dict[int, Cost], str]:
+    """Definitions → cost, from the newest record, and the record's name.
+
+    Raises:
+        OSError: where there is none.
+    """
+    files = sorted(RESULTS.glob(f"*-{NAME}.json"))
+    if not files:
+        raise FileNotFoundError(f"no record {NAME} in perf/results: run `python -m perf.benches.database_cost`")
+    told = json.loads(files[-1].read_text(encoding="utf-8"))
+    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, files[-1].name
+
+
+async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
+    source = PostgresSource(url, connect_timeout=10, statement_timeout=60)
+    looks, reads, builds, moved = [], [], [], []
+    try:
+        async with source.read():  # connects, and lets the database have read its table once
+            pass
+        for _ in range(TURNS):
+            sent, began = proxy.bytes_from_database, time.perf_counter()
+            async with source.read():
+                pass
+            looks.append(time.perf_counter() - began)
+            look_octets = proxy.bytes_from_database - sent
+        for _ in range(TURNS if definitions < 10_000 else 3):
+            builder = SnapshotBuilder()
+            sent, began = proxy.bytes_from_database, time.perf_counter()
+            async with source.read() as reading:
+                batches = [batch async for batch in reading.batches()]
+            reads.append(time.perf_counter() - began - min(looks))
+            moved.append(proxy.bytes_from_database - sent)
+            began = time.perf_counter()
+            for batch in batches:
+                builder.add(batch)
+            builder.build(generation=1, created_at_ns=0)
+            builds.append(time.perf_counter() - began)
+    finally:
+        await source.close()
+    figures = (min(looks), float(look_octets), min(reads), float(min(moved)), min(builds))
+    return Cost(definitions, *(round(figure, 4) for figure in figures))
+
+
+def main() -> int:
+    """Measure, and keep. 1 where there is no PostgreSQL."""
+    found = []
+    try:
+        database = any_provider_or_skip()
+    except pytest.skip.Exception as error:
+        print(f"nothing measured: {error}", file=sys.stderr)
+        return 1
+    try:
+        for count in DEFINITIONS:
+            table = Table(create_database(database.url, f"cost_{count}"))
+            table.add_commands(count, CODE_OCTETS)
+            table.run("VACUUM ANALYZE obex_dapl_functions")
+            with Proxy(table.url) as proxy:
+                found.append(asyncio.run(_measured(proxy.url, proxy, count)))
+            print(found[-1], flush=True)
+    finally:
+        database.close()
+    record = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_octets": CODE_OCTETS,
+        "database": database.name,
+        "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load_after": os.getloadavg()},
+        "costs": [asdict(cost) for cost in found],
+    }
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{NAME}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

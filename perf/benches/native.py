@@ -1,0 +1,361 @@
+"""What the native transport costs: ``python -m perf.benches.native [--quick] [--only TEXT] [--transport grpcio]``.
+
+The server has one CPU, the generators another. A figure "per core" is answers per second of the server's own CPU
+time, read from /proc, so that it does not depend on how fast the generator is; where the server is not kept busy
+it is the cost of work in small batches. Figures that are compared are measured in turns, and their medians are taken.
+Every promise of the transport is a row; the record goes to ``perf/results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.support import wire
+from tests.support.attacks import ATTACKS, HONEST
+
+from perf.benches.record import Record, Row
+from perf.benches.victim import VICTIM, Looks
+from perf.generator.run import run as generate
+from perf.generator.scenarios import Scenario
+from perf.targets.catalogue import Catalogue, name_of
+from perf.targets.processes import private
+from perf.targets.target import (
+    Target,
+    TargetFailed,
+    Worker,
+    h2load,
+    keep_to_client_cpu,
+    nghttpd,
+    raise_descriptor_limit,
+    self_signed,
+    worker,
+)  # fmt: skip
+
+ANSWER = 1500
+PATH = wire.GET_COMMAND.decode()
+PER_CORE = "req/s per core"
+FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
+TURNS = 3
+MB = 1 << 20
+
+Result = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What all rows need."""
+
+    record: Record
+    transport: str
+    seconds: float
+    """How long one measurement takes."""
+    folder: Path
+    catalogue: Catalogue
+    large: Catalogue
+    larger: Catalogue
+    """As ``large``, one definition changed."""
+
+    def worker(self, catalogue: Catalogue, transport: str = "", **settings: Any) -> Any:
+        """A worker that serves ``catalogue``."""
+        return worker(transport or self.transport, catalogue.descriptor, catalogue.built, **settings)
+
+    @property
+    def request(self) -> Path:
+        """A file with the request for one definition, as a gRPC message."""
+        return self.folder / "request"
+
+    def add(self, name: str, unit: str, how: Callable[[], tuple[float, Any]], **promise: float | None) -> Row:
+        """Measure a row."""
+        return self.record.measure(
+            Row(name, unit, least=promise.get("least"), most=promise.get("most")), how, *FAILURES
+        )
+
+    def ratio(self, name: str, value: str, other: str, least: float) -> None:
+        """A row that divides two others."""
+        upper, lower = self.record.value(value), self.record.value(other)
+        missing = "" if upper and lower else "a figure is missing"
+        quotient = upper / lower if upper and lower else None
+        self.record.add(Row(name, "×", quotient, least=least, error=missing))
+
+
+def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[float, list[Result]]:
+    """The middle one, and all of them as details."""
+    return statistics.median(result[key] for result in results), results
+
+
+def steady(target: Target, path: str, connections: int, streams: int, seconds: float, **more: Any) -> Result:
+    """h2load for about ``seconds``: a short run tells how many requests that takes, and warms the server up."""
+    shortest = h2load(target, path, 20 * connections * streams, connections, streams, **more)
+    probe = h2load(target, path, max(100, int(shortest["rate"] * 0.3)), connections, streams, **more)
+    return h2load(target, path, max(100, int(probe["rate"] * seconds)), connections, streams, **more)
+
+
+def load(target: Target, catalogue: Catalogue, kind: str, **more: Any) -> Result:
+    """One run by our own generator, which checks every answer.
+
+    Raises:
+        TargetFailed: where it is not valid.
+    """
+    scenario = Scenario("native-bench", "", "", kind, rate=more.pop("rate", 0.0))
+    run = generate(target, scenario, catalogue, **more)
+    if not run["valid"]:
+        raise TargetFailed(run["reason"])
+    return {name: value for name, value in run.items() if name != "histogram"}
+
+
+def hot(bench: Bench) -> None:
+    """GetCommand beside nghttpd and grpcio, in turns."""
+    shapes = {"8 × 32": (8, 32, 250_000), "8 × 1": (8, 1, 70_000)}
+    results: dict[str, list[Result]] = {}
+    errors: dict[str, str] = {}
+    with ExitStack() as stack:
+        served = stack.enter_context(bench.worker(bench.catalogue)).target
+        reference = stack.enter_context(bench.worker(bench.catalogue, "grpcio")).target
+        file = stack.enter_context(nghttpd(bench.folder))
+        grpc = {"octets": ANSWER + 5, "request": bench.request}
+        for turn in range(TURNS):
+            for shape, (connections, streams, _) in shapes.items():
+                for name, target, path, more in (
+                    ("GetCommand", served, PATH, grpc),
+                    ("nghttpd, a file of that size", file, "/answer", {"octets": ANSWER + 5}),
+                    ("GetCommand on grpcio", reference, PATH, grpc),
+                ):
+                    if target is reference and turn > 1:
+                        continue
+                    try:
+                        run = steady(target, path, connections, streams, bench.seconds, **more)
+                        results.setdefault(f"{name}, {shape}", []).append(run)
+                    except FAILURES as error:
+                        errors[f"{name}, {shape}"] = str(error)[:300]
+    for shape, (_, _, least) in shapes.items():
+        for name in ("GetCommand", "nghttpd, a file of that size", "GetCommand on grpcio"):
+            row = Row(f"{name}, {shape}", PER_CORE, least=float(least) if name == "GetCommand" else None)
+            row.error = errors.get(row.name, "")
+            if row.name in results:
+                row.value, row.detail = median(results[row.name])
+            bench.record.add(row)
+        ours, theirs = f"GetCommand, {shape}", f"nghttpd, a file of that size, {shape}"
+        bench.ratio(f"GetCommand ÷ nghttpd, {shape}", ours, theirs, 0.8)
+    bench.ratio("GetCommand ÷ grpcio, 8 × 32", "GetCommand, 8 × 32", "GetCommand on grpcio, 8 × 32", 40)
+
+
+def checked(bench: Bench) -> None:
+    """Every answer compared octet for octet, by our own generator: found, not found, not let in, with deadlines."""
+    rows: list[tuple[str, float | None, dict[str, Any]]] = [
+        ("GetCommand, one definition, every answer checked", None, {"names": "one"}),
+        ("GetCommand, 1,000 definitions in turn", None, {}),
+        ("a fresh deadline per call, as grpc-go sends it", 60_000, {"deadlines": 10_000}),
+        ("a deadline that never repeats", 60_000, {"deadlines": 100_000}),
+        ("as grpc-go: deadline, WINDOW_UPDATE and PING", None, {"deadlines": 10_000, "acknowledge": True}),
+        ("404, one name", 100_000, {"unknown": 1.0, "unknown_names": 1}),
+        ("404, 20,000 names in turn", 100_000, {"unknown": 1.0}),
+        ("401, a wrong key", 100_000, {"bad_key": 1.0}),
+    ]
+    with bench.worker(bench.catalogue) as served:
+        for name, least, job in rows:
+            runs = lambda job=job: median(  # noqa: E731
+                [load(served.target, bench.catalogue, "closed", seconds=bench.seconds, **job)
+                 for _ in range(2)]
+            )  # fmt: skip
+            bench.add(f"{name}, 8 × 32", PER_CORE, runs, least=least)
+
+
+def tls(bench: Bench) -> None:
+    """GetCommand over TLS."""
+
+    def measured() -> tuple[float, Any]:
+        with bench.worker(bench.catalogue, **self_signed(bench.folder)) as served:
+            more = {"octets": ANSWER + 5, "request": bench.request, "tls": True}
+            return median([steady(served.target, PATH, 8, 32, bench.seconds, **more) for _ in range(2)])
+
+    bench.add("GetCommand over TLS, 8 × 32", PER_CORE, measured, least=60_000)
+
+
+def catalogue(bench: Bench) -> None:
+    """SyncCatalog, whole and often."""
+
+    def measured() -> tuple[float, Any]:
+        with bench.worker(bench.large) as served:
+            result = load(served.target, bench.large, "sync", connections=1, seconds=bench.seconds)
+        return result["octets_per_server_cpu_second"] / 1e9, result
+
+    size = bench.large.built.footer.body_length / 1e6
+    bench.add(f"SyncCatalog of {size:.0f} MB", "GB/s per core", measured, least=1.0)
+
+
+def scheduled(bench: Bench) -> None:
+    """35,000 calls a second on one worker, at rest and while a catalogue of 100,000 is published."""
+    job: dict[str, Any] = {"kind": "open", "spread": 997, "connections": 64, "rate": 35_000.0, "warmup": 1.0}
+    with bench.worker(bench.large) as served:
+        runs: list[Result] = []
+        error = ""
+        for _ in range(TURNS):
+            try:
+                runs.append(load(served.target, bench.large, seconds=2 * bench.seconds, **job))
+            except FAILURES as failure:
+                error = str(failure)[:300]
+        for percentile, most in (("p50", None), ("p95", 1.0), ("p99", 2.0), ("p999", None), ("max", None)):
+            row = Row(f"35,000 req/s on a schedule, 64 connections: {percentile}", "ms", most=most)
+            if runs:
+                row.value = statistics.median(run["latency"][percentile] for run in runs)
+                row.detail = runs if percentile == "p95" else None
+            else:
+                row.error = error
+            bench.record.add(row)
+        slowest = "the slowest call while 100,000 definitions are published, above that at rest"
+        bench.add(slowest, "ms", lambda: publishing(bench, served, job, 1), most=5.0)
+        last = f"{slowest}, the worker being the last to hold the old ones"
+        bench.add(last, "ms", lambda: publishing(bench, served, job, 100, keep=False))
+
+
+def publishing(
+    bench: Bench, served: Worker, job: dict[str, Any], generation: int, *, keep: bool = True
+) -> tuple[float, Any]:
+    """Pairs of runs, without and with publications; the median of the differences of their slowest calls.
+
+    The generations are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
+    Without ``keep`` nobody but the worker holds a generation that it serves, so that it has to free 200 MB of memory
+    when it moves on to the next.
+    """
+    differences, details = [], []
+    kept: list[int] = []
+
+    def publish(made: list[tuple[int, Any]]) -> None:
+        for descriptor, built in made:
+            time.sleep(bench.seconds / 5)
+            served.publish(descriptor, built)
+            if not keep:
+                os.close(descriptor)
+
+    for _ in range(TURNS):
+        slowest = []
+        for publications in (0, 3):
+            made = []
+            for number in range(publications):
+                generation += 1
+                made.append((bench.larger, bench.large)[number % 2].generation(generation))
+            kept += [descriptor for descriptor, _ in made if keep]
+            measuring = partial(publish, made)
+            result = load(served.target, bench.large, seconds=bench.seconds, measuring=measuring, **job)
+            slowest.append(result["latency"]["max"])
+            details.append({"publications": publications, **result})
+        differences.append(slowest[1] - slowest[0])
+    for descriptor in kept:
+        os.close(descriptor)
+    return statistics.median(differences), {"differences_ms": differences, "runs": details}
+
+
+def idle(bench: Bench) -> None:
+    """10,000 connections that say nothing."""
+    count = min(10_000, raise_descriptor_limit() - 200)
+    measured: Result = {}
+
+    def held() -> tuple[float, Any]:
+        with bench.worker(bench.catalogue) as served:
+            once = partial(load, served.target, bench.catalogue, "closed", seconds=bench.seconds)
+            before = [once() for _ in range(TURNS)]
+            during = [once(idle=count) for _ in range(TURNS)]
+        measured.update(before=before, during=during)
+        # The first time: later ones find memory that the worker has kept.
+        return during[0]["idle"]["resident_kb_each"], {"connections": count}
+
+    def kept() -> tuple[float, Any]:
+        if not measured:
+            raise TargetFailed("no measurement")
+        return median(measured["during"])[0] / median(measured["before"])[0], measured
+
+    bench.add(f"{count:,} idle connections: resident memory of each", "kB", held, most=10.0)
+    bench.add("throughput of 8 busy connections beside them", "× before", kept, least=0.9)
+
+
+def attacks(bench: Bench) -> None:
+    """Every attack of the list from one client, and what another client's calls feel of it.
+
+    How calm the machine is changes within seconds, so each look at the victim under attack lies between two at the
+    victim alone. What is judged is the median of the former divided by the median of the latter, which others that use
+    the machine make larger alike. Attacks that come near to what is promised are looked at more often.
+    An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for its
+    turn. Each row's detail has the ratio. Latency ends in the client's kernel (`perf.benches.victim.VICTIM`).
+    """
+    names = [name for name in ATTACKS if name != HONEST]
+    with bench.worker(bench.large) as served:
+        job = VICTIM | {"seconds": max(1.0, bench.seconds / 2)}
+        looks = Looks(served, partial(load, served.target, bench.large, **job), FAILURES)
+        for _ in range(_ATTACKS_TURNS):
+            looks.take((HONEST, *names))
+        close = [name for name in names if looks.seen(name) and looks.ratio(name) > _CLOSE]
+        for _ in range(_MORE_TURNS):
+            looks.take(close)
+        alive = served.alive
+        end = {"private_mb": private(served.target.pid) / MB} if alive else {}
+
+    bench.add("a victim's P99 without an attack", "ms", looks.calm)
+    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(looks.row, HONEST))
+    for name in names:
+        row = bench.add(f"{name}: a victim's P99", "× calm", partial(looks.row, name), most=_BESIDE_AN_ATTACK)
+        row.detail = {"attack": ATTACKS[name].what, "turns": row.detail}
+        if looks.seen(name) and looks.seen(HONEST):
+            row.detail["of_what_an_honest_client_makes"] = looks.ratio(name) / looks.ratio(HONEST)
+        grown = looks.grown(name)
+        bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
+    bench.record.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
+
+
+_BESIDE_AN_ATTACK = 3.0
+"""Times a calm P99: what is promised."""
+_CLOSE = 0.5 * _BESIDE_AN_ATTACK
+_ATTACKS_TURNS, _MORE_TURNS = 5, 4
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "hot": hot, "checked": checked, "tls": tls, "catalogue": catalogue, "scheduled": scheduled, "idle": idle,
+    "attacks": attacks,
+}  # fmt: skip
+
+
+def main() -> int:
+    """Measure, keep, print. 1 where a promise is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short measurements: whether it works, not how well")
+    parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; more than once for several")
+    parser.add_argument("--transport", default="native")
+    parser.add_argument("--name", default="native", help="of the record")
+    arguments = parser.parse_args()
+    keep_to_client_cpu()
+    raise_descriptor_limit()
+    record = Record("native transport", vars(arguments))
+    seconds = 0.6 if arguments.quick else 2.5
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "answer").write_bytes(bytes(ANSWER + 5))
+        (folder / "request").write_bytes(wire.message(wire.command_request(name_of(0).encode())))
+        rows = 10_000 if arguments.quick else 100_000
+        made = [Catalogue(1000, ANSWER), Catalogue(rows, 2000), Catalogue(rows, 2000, variant=1)]
+        try:
+            bench = Bench(record, arguments.transport, seconds, folder, *made)
+            for name, part in PARTS.items():
+                if not arguments.only or name in arguments.only:
+                    part(bench)
+        finally:
+            for each in made:
+                each.close()
+    record.finish()
+    record.show()
+    print(f"kept in {record.save(arguments.name)}")
+    return 0 if record.kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

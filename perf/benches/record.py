@@ -1,0 +1,157 @@
+"""What a run measured, beside what was promised: kept as JSON, shown as a table that is rendered from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from tests.support import machine
+
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("grpcio", "protobuf", "uvloop", "hpack")
+
+
+@dataclass
+class Row:
+    """One figure. ``least`` and ``most`` are promises; a row without any is there to be read."""
+
+    name: str
+    unit: str
+    value: float | None = None
+    least: float | None = None
+    most: float | None = None
+    error: str = ""
+    detail: Any = None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the promise is kept; None where there is none. A figure that is missing keeps no promise."""
+        if self.least is None and self.most is None:
+            return None if not self.error else False
+        if self.value is None:
+            return False
+        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.error:
+            return f"**no figure**: {self.error}"
+        return {None: "", True: "kept", False: "**missed**"}[self.kept]
+
+
+@dataclass
+class Record:
+    """All rows of one run, and where it ran."""
+
+    title: str
+    arguments: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    measured: str = ""
+    duration_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+        self.measured = datetime.now(UTC).isoformat(timespec="seconds")
+        self.versions = _versions()
+        self.machine = {
+            "cpu": machine.cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
+            "python": platform.python_version(),
+            "memory_mb": machine.memory_mb(),
+            "load_before": os.getloadavg(), "steal_ticks_before": machine.steal_ticks(),
+        }  # fmt: skip
+
+    def add(self, row: Row) -> Row:
+        """Keep ``row`` and say that it is there."""
+        self.rows.append(row)
+        shown = "–" if row.value is None else _number(row.value)
+        print(f"{time.monotonic() - self._began:6.1f} s  {row.name}: {shown} {row.unit}  {row.verdict}", flush=True)
+        return row
+
+    def measure(self, row: Row, how: Callable[[], tuple[float, Any]], *failures: type[Exception]) -> Row:
+        """Fill ``row`` in by ``how``, which returns the value and the details; ``failures`` become its error."""
+        try:
+            row.value, row.detail = how()
+        except failures as error:
+            row.error = " ".join(str(error).split())[:300] or type(error).__name__
+        return self.add(row)
+
+    def value(self, name: str) -> float | None:
+        """The value of the row called ``name``; None where there is none."""
+        return next((row.value for row in self.rows if row.name == name), None)
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise is kept and every figure there."""
+        return all(row.kept is not False for row in self.rows)
+
+    def finish(self) -> None:
+        """Note what is known at the end only."""
+        self.duration_seconds = round(time.monotonic() - self._began, 1)
+        self.machine |= {"load_after": os.getloadavg(), "steal_ticks_after": machine.steal_ticks()}
+
+    def save(self, name: str) -> Path:
+        """Write ``perf/results/<date>-<name>.json``."""
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
+        rows = [asdict(row) | {"kept": row.kept} for row in self.rows]
+        path.write_text(json.dumps(asdict(self) | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    def show(self) -> None:
+        """Print the table."""
+        table, console = markdown(self.rows), Console()
+        if console.is_terminal:
+            console.print(Markdown(table))
+        else:
+            print(table)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, for a README."""
+    lines = ["| figure | measured | promised | verdict |", "|---|---|---|---|"]
+    for row in rows:
+        value = "–" if row.value is None else f"{_number(row.value)} {row.unit}"
+        promise = f"≥ {_number(row.least)}" if row.least is not None else ""
+        promise += f"≤ {_number(row.most)}" if row.most is not None else ""
+        lines.append(f"| {row.name} | {value} | {promise} | {row.verdict} |")
+    return "\n".join(lines)
+
+
+def table_of(path: Path) -> str:
+    """The table of a record kept earlier."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return markdown([Row(**{name: value for name, value in row.items() if name != "kept"}) for row in rows])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    for program in ("h2load", "nghttpd"):
+        try:
+            run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+            found[program] = run.stdout.strip()
+        except OSError:
+            found[program] = "not installed"
+    return found

@@ -1,0 +1,382 @@
+"""Independent witnesses of our generator: the same server and the same load, measured by h2load and by ghz.
+
+    python -m perf.benches.witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
+    python -m perf.benches.witness          compares, and prints a table; 1 where a difference is not explained
+
+What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
+cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where
+rates differ and the server's CPU time per call differs alike, the server was asked differently and both have counted
+right. That is said as the reason. *P95* with a server whose latency is known (`delayed.py`), at a rate that
+costs neither side anything; and with ours, whose answer is there before ghz has turned around: it takes some 80 µs of
+CPU for a call, and that is said as the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tests.support import machine, wire
+from tests.support.builds import BuildFailed, built, make, place
+
+from perf.benches.delayed import delayed
+from perf.generator.run import run as generate
+from perf.generator.scenarios import Scenario
+from perf.harness.outcome import save
+from perf.targets.catalogue import Catalogue, name_of
+from perf.targets.processes import on_cpu
+from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target, TargetFailed, h2load, keep_to_client_cpu, worker
+
+SOURCES = Path(__file__).parent / "witnesses"
+CACHE = Path.home() / ".cache" / "definition-server-witnesses"
+THROUGHPUT, P95 = 0.15, 0.20
+"""How far a witness may be from ours, as a share of what it says."""
+ANSWER = 1500
+ATTEMPTS = 4
+_BUSY = 0.9
+_MESSAGE_HEAD = 5
+_SHAPES = (("native", 8, 32), ("native", 8, 1), ("grpcio", 8, 32))
+_OWN_SHARE = 0.5
+"""Of the P95 to be told: a generator that takes more of its own time than this for a call measures itself."""
+Run = dict[str, Any]
+
+
+class WitnessMissing(Exception):
+    """The program is not on this machine; the text tells how to get it."""
+
+
+class Unmeasured(TargetFailed):
+    """Our own run is not valid, and the server is not to blame: another attempt may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One quantity, told by us and by a witness."""
+
+    witness: str
+    what: str
+    unit: str
+    ours: float
+    theirs: float
+    allowed: float
+    reason: str = ""
+    """Why they differ by more than is allowed; empty where they do not, or where nobody knows."""
+
+    @property
+    def difference(self) -> float:
+        """Ours above theirs, as a share of theirs."""
+        return self.ours / self.theirs - 1
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they are as near as is allowed."""
+        return abs(self.difference) <= self.allowed
+
+    @property
+    def verdict(self) -> str:
+        """``agrees``, ``explained`` or ``disagrees``."""
+        return "agrees" if self.agrees else "explained" if self.reason else "disagrees"
+
+
+# -- ghz -----------------------------------------------------------------------------------------------------------
+
+
+def build() -> Path:
+    """ghz, built where it is not there yet.
+
+    Raises:
+        WitnessMissing: where there is no Go.
+        BuildFailed: where Go cannot build it.
+    """
+    go = shutil.which("go")
+    if go is None:
+        raise WitnessMissing("ghz is built with Go 1.26 or newer, and there is none")
+    command = [go, "build", "-p", "1", "-buildvcs=false"]
+    return built(SOURCES, CACHE, lambda out: make([*command, "-o", f"{out}/", "tool"], SOURCES)) / "ghz"
+
+
+def ghz_program() -> Path:
+    """The built ghz.
+
+    Raises:
+        WitnessMissing: where it is not built.
+    """
+    program = place(SOURCES, CACHE) / "ghz"
+    if not program.exists():
+        raise WitnessMissing("ghz is not built: run `python -m perf.benches.witness build`")
+    return program
+
+
+def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds: float) -> Run:
+    """Calls at ``rate`` by ghz, all answered with OK; latencies in ms.
+
+    Raises:
+        TargetFailed: where it is not so, or ghz says nothing that can be read.
+    """
+    command = [
+        str(program), "--insecure", "--proto", str(ROOT / "service/definition_server/proto/avap.proto"), "-O", "json",
+        "--call", "avap.DefinitionEngine/GetCommand", "-d", json.dumps({"name": name_of(0)}),
+        "-m", json.dumps({"x-avap-auth": KEY}), "-r", f"{rate:.0f}", "-n", f"{rate * seconds:.0f}",
+        "-c", f"{connections * 8}", "--connections", str(connections), f"127.0.0.1:{target.port}",
+    ]  # fmt: skip
+    used = _children_cpu_seconds()
+    try:
+        done = subprocess.run(
+            on_cpu(CLIENT_CPU, command), capture_output=True, text=True, timeout=60 + 3 * seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TargetFailed("ghz did not end") from None
+    run = parsed_ghz(done.stdout, done.stderr)
+    return run | {"client_us_per_call": (_children_cpu_seconds() - used) / run["answered"] * 1e6}
+
+
+def _children_cpu_seconds() -> float:
+    """Of the children that have ended, and been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def parsed_ghz(text: str, errors: str = "") -> Run:
+    """What ghz printed as JSON: ``rate``, ``answered`` and ``latency`` in ms.
+
+    Raises:
+        TargetFailed: where an answer was not OK, or it is no report of ghz.
+    """
+    try:
+        told = json.loads(text)
+        statuses, rate = told["statusCodeDistribution"], float(told["rps"])
+        latency = {f"p{each['percentage']}": each["latency"] / 1e6 for each in told["latencyDistribution"]}
+        count = int(told["count"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TargetFailed(f"ghz: {type(error).__name__}: {error}: {(errors or text)[-300:]}") from None
+    if statuses != {"OK": count} or not count:
+        raise TargetFailed(f"ghz: of {count} answers {statuses.get('OK', 0)} were OK: {statuses}")
+    if "p95" not in latency:
+        raise TargetFailed("ghz: its report has no P95")
+    return {"rate": rate, "answered": count, "latency": latency}
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def throughput(ours: Run, theirs: Run, witness: str, what: str) -> Comparison:
+    """Rates in a closed loop. The reason, if any: the server was busy with both, and a call cost it more with one."""
+    made = Comparison(witness, what, "req/s", ours["rate"], theirs["rate"], THROUGHPUT)
+    if made.agrees:
+        return made
+    reason = _other_batches(ours, theirs, witness) or _at_its_limit(ours)
+    return Comparison(**asdict(made) | {"reason": reason})
+
+
+def _other_batches(ours: Run, theirs: Run, witness: str) -> str:
+    """Whether both kept the server busy, and a call cost it more with one: then both have counted right."""
+    costs = [run["server_cpu_seconds"] / run["answered"] * 1e6 for run in (ours, theirs)]
+    busy = [run["rate"] * cost / 1e6 for run, cost in zip((ours, theirs), costs, strict=True)]
+    if min(busy) < _BUSY or abs(busy[0] / busy[1] - 1) > THROUGHPUT:
+        return ""
+    return (
+        f"calls arrived in other batches: the server was busy with both ({busy[0]:.0%} and {busy[1]:.0%}), and took "
+        f"{costs[0]:.2f} µs a call with ours, {costs[1]:.2f} µs with {witness}"
+    )
+
+
+def _at_its_limit(ours: Run) -> str:
+    """Whether our generator had no time left, and the server had: then the rate is the generator's."""
+    client, server = (ours[key] / ours["seconds"] for key in ("client_cpu_seconds", "server_cpu_seconds"))
+    if client < _BUSY or server >= _BUSY:
+        return ""
+    return (
+        f"our generator, which checks every octet, was at its limit ({client:.0%} of its core) and the server was not "
+        f"({server:.0%}): the rate is the generator's, and what holds is the rate per core of the server's time"
+    )
+
+
+def by_h2load(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
+    """Throughput of both transports, beside h2load."""
+    for transport, connections, streams in _SHAPES:
+        what = f"{transport}, {connections} connections × {streams} calls"
+        with worker(transport, catalogue.descriptor, catalogue.built) as served:
+            scenario = Scenario(
+                name="witness", title=what, why="compare", kind="closed", connections=connections, streams=streams,
+                names="one", answer_octets=ANSWER, seconds=seconds,
+            )  # fmt: skip
+            theirs, before = _h2load(served.target, scenario), served.answered
+            ours = _valid(generate(served.target, scenario, catalogue))
+            # Differing batches explain differing rates, so what we counted is held against the server's own count too.
+            if ours["answered"] > (there := served.answered - before):
+                raise TargetFailed(f"we have counted {ours['answered']} answers, the server only {there}")
+            yield throughput(ours, theirs, "h2load", what)
+
+
+def _h2load(target: Target, scenario: Scenario) -> Run:
+    """About so many seconds; a short run before tells how many calls that takes."""
+    with tempfile.TemporaryDirectory(prefix="definition-server-perf-") as folder:
+        request = Path(folder) / "request"
+        request.write_bytes(wire.message(wire.command_request(name_of(0).encode())))
+        run: Run = {"rate": 0.0}
+        for seconds in (0.0, 0.3, scenario.seconds):
+            count = max(4 * scenario.connections * scenario.streams, int(run["rate"] * seconds))
+            run = h2load(
+                target, wire.GET_COMMAND.decode(), count, scenario.connections, scenario.streams,
+                octets=scenario.answer_octets + _MESSAGE_HEAD, request=request,
+            )  # fmt: skip
+    return run
+
+
+def by_ghz(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
+    """P95, beside ghz: of a server whose P95 is known, and of ours at the rated load.
+
+    Raises:
+        WitnessMissing: where ghz is not built.
+    """
+    program = ghz_program()
+    with delayed(catalogue) as target:
+        yield _p95(program, target, catalogue, 300.0, seconds, "known delays")
+    with worker("native", catalogue.descriptor, catalogue.built) as served:
+        yield _p95(program, served.target, catalogue, 8750.0, seconds, "native")
+
+
+def _p95(program: Path, target: Target, catalogue: Catalogue, rate: float, seconds: float, name: str) -> Comparison:
+    what = f"{name}, {rate:,.0f} calls a second"
+    scenario = Scenario(
+        name="witness", title=what, why="compare", kind="open", connections=8, rate=rate, names="one",
+        answer_octets=ANSWER, seconds=seconds,
+    )  # fmt: skip
+    ours = _valid(generate(target, scenario, catalogue))
+    return latency(ours, ghz(program, target, rate=rate, connections=8, seconds=seconds), what)
+
+
+def latency(ours: Run, theirs: Run, what: str) -> Comparison:
+    """P95 in ms. The reason, if any: what ghz itself takes for a call is no small part of what it measures."""
+    made = Comparison("ghz", what, "ms (P95)", ours["latency"]["p95"], theirs["latency"]["p95"], P95)
+    own_ms = theirs["client_us_per_call"] / 1000
+    if made.agrees or made.theirs < made.ours or own_ms < _OWN_SHARE * made.ours:
+        return made
+    reason = (
+        f"ghz measures itself: it takes {own_ms * 1000:.0f} µs of CPU for a call, and with ours 95 % of the answers "
+        f"are there after {made.ours * 1000:.0f} µs"
+    )
+    return Comparison(**asdict(made) | {"reason": reason})
+
+
+def _valid(run: Run) -> Run:
+    if not run["valid"]:
+        failure = TargetFailed if run["fault"] == "server" else Unmeasured
+        raise failure(f"our own run is not valid: {run['reason']}")
+    return run
+
+
+def settled(compare: Callable[[], Iterator[Comparison]]) -> list[Comparison]:
+    """The comparisons of the first attempt in which none disagrees; else those of the last.
+
+    The machine may be shared: two measurements, one after the other, may have had different machines. An instrument
+    that tells something else does so every time.
+
+    Raises:
+        Unmeasured: where no attempt gave a figure.
+        TargetFailed: where a server or a witness fails.
+    """
+    found: list[Comparison] = []
+    failure: Unmeasured | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            found = list(compare())
+        except Unmeasured as error:
+            failure = error
+            continue
+        if all(each.verdict != "disagrees" for each in found):
+            return found
+    if not found and failure is not None:
+        raise failure
+    return found
+
+
+def witnesses(seconds: float = 2.0) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """For a record: its ``witnesses``, and what had to be ``skipped`` with the reason."""
+    found: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    parts = {"h2load": by_h2load, "ghz": by_ghz}
+    catalogue = Catalogue(1000, ANSWER)
+    try:
+        for name, part in parts.items():
+            try:
+                found += [_entry(each) for each in settled(partial(part, catalogue, seconds))]
+            except (WitnessMissing, TargetFailed, OSError) as error:
+                skipped.append({"what": f"witness {name}", "why": str(error)})
+    finally:
+        catalogue.close()
+    return found, skipped
+
+
+def _entry(each: Comparison) -> dict[str, Any]:
+    return asdict(each) | {"difference": each.difference, "verdict": each.verdict}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("build", "compare"), default="compare")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
+    parser.add_argument("--keep", action="store_true", help="keep a record, for the report")
+    given = parser.parse_args(arguments)
+    if given.what == "build":
+        try:
+            print(build())
+        except (WitnessMissing, BuildFailed) as error:
+            print(f"ghz is not built: {error}", file=sys.stderr)
+            return 1
+        return 0
+    try:
+        machine.need_cpus()
+    except machine.TooFewCpus as error:
+        print(error, file=sys.stderr)
+        return 1
+    began, facts = time.monotonic(), machine.facts()
+    keep_to_client_cpu()
+    found, skipped = witnesses(given.seconds)
+    if given.keep:
+        print(f"kept in {_keep(found, skipped, facts, time.monotonic() - began)}")
+    _show(found, skipped)
+    return int(any(each["verdict"] == "disagrees" for each in found))
+
+
+def _keep(found: list[Run], skipped: list[dict[str, str]], facts: Run, seconds: float) -> Path:
+    """A record with nothing but witnesses: the report takes them from there."""
+    record = {
+        "schema": 1, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_seconds": round(seconds, 1), "arguments": {}, "commit": machine.commit(),
+        "machine": facts | machine.after(), "versions": machine.versions(), "runs": [], "gates": [], "knee": [],
+        "memory": [], "selftest": None, "skipped": skipped, "witnesses": found,
+    }  # fmt: skip
+    return save(record, f"{machine.label()}-witnesses")
+
+
+def _show(found: Sequence[Run], skipped: Sequence[dict[str, str]]) -> None:
+    table = Table("witness", "what", "ours", "theirs", "difference", "verdict")
+    for each in found:
+        numbers = (f"{each[key]:,.4g} {each['unit']}" for key in ("ours", "theirs"))
+        table.add_row(each["witness"], each["what"], *numbers, f"{each['difference']:+.1%}", each["verdict"])
+    Console().print(table)
+    for each in found:
+        if each["reason"]:
+            print(f"{each['what']}: {each['reason']}")
+    for line in skipped:
+        print(f"skipped: {line['what']}: {line['why']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

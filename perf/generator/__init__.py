@@ -1,0 +1,1 @@
+"""The load generator: scenarios become calls, every answer is compared, latencies become histograms."""

@@ -1,0 +1,78 @@
+"""Latencies as HdrHistograms: values in ns, three significant digits, from 100 ns to an hour.
+
+A generator notes every latency as a float; counting is done afterwards, because recording one costs a microsecond.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+from perf.generator.hdr import HdrHistogram
+
+UNIT = "ns"
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
+_PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
+_STEP = 100
+"""What a latency is rounded to before it is counted, in ns: a thousandth of what a call takes at the least."""
+_LONGEST = 3600 * 10**9
+
+
+def empty() -> HdrHistogram:
+    """A histogram without values."""
+    return HdrHistogram(1, _LONGEST, 3)
+
+
+def counted(seconds: Iterable[float]) -> HdrHistogram:
+    """A histogram of latencies in seconds. One below 0 counts as 0, one beyond an hour as an hour."""
+    made = empty()
+    steps_per_second = 1e9 / _STEP
+    for steps, count in Counter([int(value * steps_per_second) for value in seconds]).items():
+        made.record_value(min(max(steps * _STEP, 0), _LONGEST), count)
+    return made
+
+
+def merged(encoded: Iterable[str]) -> HdrHistogram:
+    """The sum of histograms that `encode` made."""
+    made = empty()
+    for each in encoded:
+        made.add(_decoded(each))
+    return made
+
+
+def encode(histogram: HdrHistogram) -> str:
+    """HdrHistogram's V2 format, compressed, as base64."""
+    told = histogram.encode()
+    return told.decode() if isinstance(told, bytes) else str(told)
+
+
+def latency(histogram: HdrHistogram) -> dict[str, float]:
+    """Percentiles and the longest in ms; nothing where there is no value."""
+    if not histogram.get_total_count():
+        return {}
+    told = histogram.get_percentile_to_value_dict(list(PERCENTILES.values()))
+    found = {name: round(told[percentile] / 1e6, 4) for name, percentile in PERCENTILES.items()}
+    return found | {"max": round(histogram.get_max_value() / 1e6, 4)}
+
+
+def share_above(encoded: str, unit: str, milliseconds: float) -> float:
+    """The share of values above ``milliseconds``, to the histogram's three digits; 0 where there are none.
+
+    Raises:
+        ValueError: for a ``unit`` that is none of ns, µs, ms.
+    """
+    if unit not in _PER_MS:
+        raise ValueError(f"histogram_unit {unit!r} is none of {', '.join(_PER_MS)}")
+    limit = milliseconds * _PER_MS[unit]
+    above = total = 0
+    for item in _decoded(encoded).get_recorded_iterator():
+        total += item.count_added_in_this_iter_step
+        if item.value_iterated_to > limit:
+            above += item.count_added_in_this_iter_step
+    return above / total if total else 0.0
+
+
+@lru_cache(maxsize=8)
+def _decoded(encoded: str) -> HdrHistogram:
+    return HdrHistogram.decode(encoded)

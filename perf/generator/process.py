@@ -1,0 +1,122 @@
+"""One process of a load generator: ``python -m perf.generator.process``, started by `perf.generator.run`.
+
+Reads a `perf.generator.job.Job` as one line of JSON, connects, and says ``{"ready": …}``. A second line tells the
+instant (of the monotonic clock) at which all processes begin: ``{"start": …}``. Says ``{"measuring": true}`` when the
+measurement begins, and at the end ``{"result": …}``, or ``{"error": …, "fault": "server" | "machine" | "generator"}``.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import monotonic
+from typing import Any
+
+from tests.support.attacks import ATTACKS, Attackers
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.ipc.memory import map_sealed
+from perf.generator.answers import WrongAnswer
+from perf.generator.beside import IdleConnections, SlowReaders
+from perf.generator.job import Job
+from perf.generator.loops import LOOPS, Beside, Load
+from perf.generator.sync import Catalogues, sync
+from perf.targets.processes import forget_peak
+
+_OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOMEM, errno.ENOBUFS}
+"""What the machine lacks when a connection cannot be made."""
+DESCRIPTORS_BESIDE = 64
+
+
+def say(**what: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(what), flush=True)
+
+
+def told() -> dict[str, Any]:
+    """The next line of standard input; empty where it has ended: the one who started us is gone."""
+    line = sys.stdin.readline()
+    found: dict[str, Any] = json.loads(line) if line else {}
+    return found
+
+
+def asked(job: Job) -> dict[str, Any] | None:
+    """Do the job. None where nobody tells us to start.
+
+    Raises:
+        WrongAnswer: for an answer that is wrong or does not come.
+        OSError: where there is nobody to ask, or the machine lacks something.
+    """
+    snapshot = Snapshot(map_sealed(job.snapshot))
+    with ExitStack() as stack:
+        idle = IdleConnections(job) if job.idle else None
+        load: Load | Catalogues = Catalogues(job, snapshot) if job.kind == "sync" else Load(job, snapshot)
+        stack.callback(load.close)
+        beside: dict[str, Beside] = {"idle": idle} if idle else {}
+        if job.slow:
+            beside["slow_readers"] = SlowReaders(job)
+        if job.attack:
+            beside["attack"] = Attackers(ATTACKS[job.attack], job.port, job.key.encode())
+        for pid in job.pids:
+            if not job.member:
+                _forget_peak(pid)
+        gc.collect()
+        gc.disable()  # the generator's own pauses are not the server's
+        say(ready=True)
+        start = told().get("start")
+        if start is None:
+            return None
+        working = [each for each in beside.values() if each is not idle]
+        measure: Callable[[], None] = lambda: say(measuring=True)  # noqa: E731
+        if isinstance(load, Catalogues):
+            result = sync(load, working, start, measure)
+        else:
+            result = LOOPS[job.kind](load, working, start, measure)
+        result["ended_at"] = monotonic()
+        return result | {name: each.close() for name, each in beside.items()}
+
+
+def _forget_peak(pid: int) -> None:
+    try:
+        forget_peak(pid)
+    except OSError:
+        return  # not ours to write: the peak is then since the server's start
+
+
+def main() -> int:
+    """Do the job. 1 where there is no figure, but an ``error``."""
+    job = Job(**told())
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = job.connections + job.idle + job.slow + DESCRIPTORS_BESIDE
+    if wanted > hard:
+        limit = f"this process may open {hard} files and needs {wanted}: raise it (ulimit -n)"
+        say(error=limit, fault="machine")
+        return 1
+    try:
+        result = asked(job)
+    except WrongAnswer as error:
+        say(error=str(error), fault="server")
+    except ProcessLookupError as error:
+        say(error=f"the server died: {error}", fault="server")
+    except ConnectionRefusedError:
+        say(error=f"nobody listens on port {job.port}", fault="server")
+    except OSError as error:
+        fault = "machine" if error.errno in _OURS else "server"
+        say(error=f"port {job.port}: {type(error).__name__}: {error}", fault=fault)
+    except ValueError as error:
+        say(error=str(error), fault="generator")
+    else:
+        if result is not None:
+            say(result=result)
+            return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

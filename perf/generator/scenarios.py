@@ -1,0 +1,166 @@
+"""Scenarios as data: what is asked of a server, and how. Their file is ``scenarios.toml``; its head tells the keys."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parents[1] / "scenarios.toml"
+
+KINDS = ("closed", "open", "sync", "idle", "publish", "slow-reader")
+SETS = ("quick", "standard", "full")
+"""Each contains those before it."""
+NAMES = ("one", "all", "zipf")
+GENERATORS = ("own", "h2load")
+SATURATE = "saturate"
+OURS = ("native", "grpcio")
+"""Our own two transports."""
+SERVERS = (*OURS, "grpc-js", "grpc-go", "tonic", "grpcio-sync", "grpcio-aio", "nghttpd")
+ALL = "all"
+"""Every server that speaks the contract: all but nghttpd, which sends files."""
+
+
+class ScenarioError(ValueError):
+    """The file does not say what can be measured; the text tells where and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One way of asking. Rates are calls per second and core of the server; times are in seconds."""
+
+    name: str
+    title: str
+    why: str
+    kind: str
+    connections: int = 8
+    streams: int = 32
+    """Calls under way on each connection, in a closed loop."""
+    rate: float | str = 0.0
+    """Offered on a schedule, or ``saturate``: in steps, up to what the server can do and beyond. 0: a closed loop."""
+    definitions: int = 1000
+    answer_octets: int = 1500
+    names: str = "all"
+    """Which definitions are asked for: ``one``, ``all`` in turn, ``zipf``: few of them often."""
+    unknown: float = 0.0
+    """Share of calls for a name that there is not."""
+    bad_key: float = 0.0
+    """Share of calls with a wrong key."""
+    deadlines: bool = False
+    """A fresh ``grpc-timeout`` in every call."""
+    tls: bool = False
+    idle: int = 0
+    """Connections that stand beside and say nothing."""
+    publications: int = 0
+    """Catalogues published while the calls are made."""
+    generator: str = "own"
+    """``own``, or ``h2load``: for what does not speak the contract, and whatever is compared with that."""
+    seconds: float = 2.0
+    sets: tuple[str, ...] = field(default=("full",))
+    servers: tuple[str, ...] = SERVERS[:-1]
+
+    def __post_init__(self) -> None:
+        self._one_of("kind", self.kind, KINDS)
+        self._one_of("names", self.names, NAMES)
+        self._one_of("generator", self.generator, GENERATORS)
+        for key, allowed in (("sets", SETS), ("servers", SERVERS)):
+            for value in getattr(self, key):
+                self._one_of(key, value, allowed)
+        for key, least in _LEAST.items():
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
+                raise ScenarioError(f"scenario {self.name}: {key} = {value!r}, but at least {least} is wanted")
+        if isinstance(self.rate, str) and self.rate != SATURATE:
+            raise ScenarioError(f"scenario {self.name}: rate = {self.rate!r}, but a number or {SATURATE!r} is wanted")
+        if self.kind == "open" and not self.rate:
+            raise ScenarioError(f"scenario {self.name}: an open loop needs a rate")
+        if self.kind == "publish" and not (self.rate and self.publications):
+            raise ScenarioError(f"scenario {self.name}: kind publish needs a rate and publications")
+        if self.unknown + self.bad_key > 1:
+            raise ScenarioError(f"scenario {self.name}: unknown and bad_key together exceed 1")
+
+    def _one_of(self, key: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            raise ScenarioError(f"scenario {self.name}: {key} = {value!r} is none of {', '.join(allowed)}")
+
+    @property
+    def known(self) -> float:
+        """Share of calls that are answered with a definition."""
+        return 1.0 - self.unknown - self.bad_key
+
+
+_LEAST: Mapping[str, float] = {
+    "connections": 1, "streams": 1, "definitions": 1, "answer_octets": 200, "seconds": 0.1,
+    "unknown": 0, "bad_key": 0, "idle": 0, "publications": 0,
+}  # fmt: skip
+_KEYS = {each.name for each in fields(Scenario)} | {"each"}
+_NEEDED = ("name", "title", "why", "kind")
+
+
+def load(path: Path = FILE) -> dict[str, Scenario]:
+    """All scenarios by name, in the order of the file.
+
+    Raises:
+        ScenarioError: where the file cannot be read or says something that is not understood.
+    """
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ScenarioError(f"{path.name}: {error}") from error
+    if set(told) != {"scenario"}:
+        raise ScenarioError(f"{path.name}: only [[scenario]] tables are wanted, found {', '.join(sorted(told))}")
+    found: dict[str, Scenario] = {}
+    for table in told["scenario"]:
+        for scenario in _scenarios(table, path.name):
+            if scenario.name in found:
+                raise ScenarioError(f"{path.name}: scenario {scenario.name} stands there twice")
+            found[scenario.name] = scenario
+    return found
+
+
+def _scenarios(table: dict[str, Any], file: str) -> list[Scenario]:
+    """Those of one table: one, or one for each value of ``each``."""
+    name = table.get("name", "?")
+    if unknown := sorted(set(table) - _KEYS):
+        known = ", ".join(sorted(_KEYS))
+        raise ScenarioError(f"{file}: scenario {name}: unknown key {', '.join(unknown)}; known are {known}")
+    if missing := [key for key in _NEEDED if key not in table]:
+        raise ScenarioError(f"{file}: scenario {name}: {', '.join(missing)} is missing")
+    values = {key: value for key, value in table.items() if key != "each"}
+    servers = values.get("servers", ALL)
+    values["servers"] = SERVERS[:-1] if servers == ALL else _words(servers, name, "servers")
+    values["sets"] = _words(values.get("sets", ["full"]), name, "sets")
+    each = table.get("each", {})
+    if not each:
+        return [Scenario(**values)]
+    if len(each) != 1 or not set(each) <= _KEYS:
+        raise ScenarioError(f"{file}: scenario {name}: each wants one key with a list of values")
+    ((key, variants),) = each.items()
+    first = Scenario(**values)
+    return [
+        replace(first, name=f"{name}-{value}", title=f"{first.title}: {value:,}", **{key: value}) for value in variants
+    ]
+
+
+def _words(value: Any, name: str, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ScenarioError(f"scenario {name}: {key} wants a list of names")
+    return tuple(value)
+
+
+def chosen(scenarios: Mapping[str, Scenario], which: str, only: Iterable[str] = ()) -> list[Scenario]:
+    """Those of the set ``which`` and the sets within it; with ``only``, those of any set whose name contains one of
+    these words.
+
+    Raises:
+        ScenarioError: where a word fits none.
+    """
+    words = list(only)
+    for word in words:
+        if not any(word in name for name in scenarios):
+            raise ScenarioError(f"no scenario is called {word}; there are {', '.join(scenarios)}")
+    if words:
+        return [each for name, each in scenarios.items() if any(word in name for word in words)]
+    return [each for each in scenarios.values() if which in each.sets]

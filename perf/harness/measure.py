@@ -1,0 +1,175 @@
+"""``python -m perf``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from tests.support import machine
+
+from perf.generator import scenarios
+from perf.generator.run import run as generate
+from perf.generator.scenarios import OURS, Scenario, ScenarioError
+from perf.harness import compare, outcome, selftest, sla
+from perf.harness.run import Effort, Plan, Session
+from perf.harness.servers import Starter
+from perf.targets.target import keep_to_client_cpu, raise_descriptor_limit
+
+EFFORTS = {
+    "quick": Effort(seconds=0.5, rounds=6, looks=0, extra=2),
+    "standard": Effort(seconds=1.0, rounds=6, looks=3, extra=4),
+    "full": Effort(seconds=2.0, rounds=6, looks=2, extra=6),
+}
+OPTION_ERROR = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m perf", description="Measure the server and judge it by perf/sla.toml."
+    )
+    made.add_argument("--quick", action="store_true", help="the gates of every change, under a minute")
+    made.add_argument("--full", action="store_true", help="every scenario on every server: the table of the README")
+    made.add_argument("--only", action="append", default=[], metavar="SCENARIO", help="those whose name contains this")
+    made.add_argument("--servers", metavar="NAMES", help="instead of the usual ones: " + ",".join(scenarios.SERVERS))
+    made.add_argument("--against", metavar="REV", help="judge the working tree beside this revision, pairwise")
+    made.add_argument("--selftest", type=int, metavar="N", help="slow the server down on purpose, N times")
+    made.add_argument(
+        "--attempts", type=int, default=1, metavar="N",
+        help="measure again, so often at the most, where gates are invalid and none is missed",
+    )  # fmt: skip
+    made.add_argument("--name", default="", help="of the record's file, after the date")
+    made.add_argument("--no-record", action="store_true", help="keep nothing")
+    made.add_argument("--list", action="store_true", help="tell what would be measured, and how long it takes")
+    return made
+
+
+def usual_servers(scenario: Scenario, which: str, gates: Sequence[sla.Gate]) -> list[str]:
+    """Quick: those that a gate is about; standard: our own two beside them; full: all that the scenario names."""
+    gated = {name for gate in gates for name in gate.servers}
+    if which == "quick":
+        return [name for name in scenario.servers if name in gated]
+    return [name for name in scenario.servers if which == "full" or name in gated or name in OURS]
+
+
+def plans(arguments: argparse.Namespace, rules: sla.Sla, known: dict[str, Scenario]) -> list[Plan]:
+    """What is to be measured.
+
+    Raises:
+        ScenarioError: where an option names what there is not.
+    """
+    which = _which(arguments)
+    effort = EFFORTS[which]
+    wanted = scenarios.chosen(known, which, arguments.only)
+    if arguments.against:
+        names = {each.name for each in wanted}
+        return compare.plans(
+            known, rules.comparison, dict.fromkeys(names, (compare.CANDIDATE,)), replace(effort, fresh=True)
+        )
+    named = arguments.servers.split(",") if arguments.servers else None
+    if named and (unknown := sorted(set(named) - set(scenarios.SERVERS))):
+        raise ScenarioError(f"there is no server {', '.join(unknown)}; there are {', '.join(scenarios.SERVERS)}")
+    made = []
+    for scenario in wanted:
+        gates = [gate for gate in rules.gates if gate.scenario == scenario.name]
+        if named:
+            gates = [gate for gate in gates if set(gate.servers) <= set(named)]
+        servers = [name for name in scenario.servers if name in named] if named else None
+        made.append(effort.plan(scenario, usual_servers(scenario, which, gates) if servers is None else servers, gates))
+    return [plan for plan in made if plan.servers]
+
+
+def _which(arguments: argparse.Namespace) -> str:
+    return "quick" if arguments.quick else "full" if arguments.full else "standard"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 where every gate is kept, 1 where one is missed or invalid, 2 for what cannot be measured at all."""
+    options = parser()
+    arguments = options.parse_args(argv)
+    if arguments.quick and arguments.full:
+        options.error("either --quick or --full")
+    if arguments.attempts < 1:
+        options.error("--attempts wants a number, at least 1")
+    if arguments.selftest is not None and arguments.selftest < 1:
+        options.error("--selftest wants a number of runs, at least 1")
+    try:
+        machine.need_cpus()
+        known = scenarios.load()
+        rules = sla.load(scenarios=known)
+        planned = plans(arguments, rules, known)
+        if arguments.list:
+            outcome.show_plans(planned)
+            return 0
+        with ExitStack() as stack:
+            others: dict[str, Starter] = {}
+            if arguments.against:
+                others = compare.starters(stack.enter_context(compare.worktree(arguments.against)))
+            for attempt in range(1, arguments.attempts + 1):
+                kept = measured(arguments, rules, known, planned, others)
+                if outcome.passed(kept) or not outcome.proves_nothing(kept):
+                    break
+                if attempt < arguments.attempts:
+                    print(f"invalid, and nothing is missed: attempt {attempt + 1} of {arguments.attempts}")
+            return 0 if outcome.passed(kept) else 1
+    except (ScenarioError, sla.SlaError, machine.TooFewCpus, compare.NoRevision) as error:
+        print(f"perf: {error}", file=sys.stderr)
+        return OPTION_ERROR
+
+
+@contextmanager
+def on_the_clients_cpu() -> Iterator[None]:
+    """Keeps this process off the server's CPU, and lets it open as many descriptors as it may."""
+    allowed = os.sched_getaffinity(0)
+    keep_to_client_cpu()
+    raise_descriptor_limit()
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def measured(
+    arguments: argparse.Namespace,
+    rules: sla.Sla,
+    known: dict[str, Scenario],
+    planned: list[Plan],
+    others: dict[str, Starter],
+) -> outcome.Record:
+    """Measure what is planned; the record, which is kept if that is wanted."""
+    began, before = time.monotonic(), machine.facts()
+    console = outcome.console()
+    session = Session(generate, rules.noise, others=others, say=outcome.Line(console, began))
+    proof = None
+    with on_the_clients_cpu():
+        # With --selftest alone that is all that is asked for.
+        if arguments.selftest is None or arguments.quick or arguments.full or arguments.only or arguments.against:
+            session.measure(planned)
+        if arguments.selftest:
+            say = outcome.SelfTestLine(console, began)
+            proof = selftest.prove(arguments.selftest, known, rules, generate, say)
+    whole = arguments.full and not (arguments.only or arguments.servers or arguments.against)
+    memory = outcome.memory(session) if whole else []
+    record = outcome.record(session, _told(arguments), before, time.monotonic() - began, proof, memory, known)
+    outcome.show(console, record)
+    if not arguments.no_record:
+        print(f"kept in {outcome.save(record, arguments.name or _name(arguments))}")
+    return record
+
+
+def _told(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if value not in (None, False, "", [])}
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """``xeon-2cpu-quick``: so that a short run does not replace a long one of the same day."""
+    kind = ["against"] if arguments.against else []
+    kind += ["selftest"] if arguments.selftest else []
+    kind += ["only"] if arguments.only or arguments.servers else []
+    return "-".join([machine.label(), *([_which(arguments)] if _which(arguments) != "standard" else []), *kind])

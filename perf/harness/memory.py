@@ -1,0 +1,183 @@
+"""What a server's memory is made of: ``python -m perf.harness.memory [--definitions N …] [--workers N …]``.
+
+A whole server (master and workers) on a real PostgreSQL, once at rest and once while a changed row makes it publish
+everything again. What counts is what a pod is charged for: private pages and the pages of files of every process, and
+each snapshot once, however many processes map it. Needs a PostgreSQL provider of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import wire
+from tests.support.polling import until
+from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+from perf.targets.processes import cpu_seconds
+
+DEFINITIONS = (1000, 10_000, 100_000)
+WORKERS = (1, 2, 4)
+CODE_OCTETS = 2000
+IDLE = 1000
+"""Connections opened to learn what one takes."""
+MB = 1 << 20
+_SAMPLE_SECONDS = 0.02
+_SNAPSHOT = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +/memfd:avap-snapshot")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What some processes hold, in octets."""
+
+    own: dict[int, int]
+    """Process → its private pages and its share of the pages of files (``smaps_rollup``: Pss_Anon and Pss_File)."""
+    snapshots: int
+    """Every snapshot that any of them maps or has open, once."""
+
+    @property
+    def total(self) -> int:
+        """What a pod with these processes is charged for."""
+        return sum(self.own.values()) + self.snapshots
+
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Memory:
+        """What ``pids`` hold now; a process that is gone holds nothing."""
+        own, snapshots = {}, {}
+        for pid in pids:
+            try:
+                own[pid] = _own(Path(f"/proc/{pid}/smaps_rollup").read_text())
+                snapshots.update(_snapshots(pid))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return cls(own, sum(snapshots.values()))
+
+
+def _own(rollup: str) -> int:
+    lines = (line.split() for line in rollup.splitlines())
+    return sum(int(words[1]) for words in lines if words[0] in ("Pss_Anon:", "Pss_File:")) * 1024
+
+
+def _snapshots(pid: int) -> dict[str, int]:
+    """Inode → octets of the snapshots that a process maps or has open. The master writes one before anyone maps it."""
+    found: dict[str, int] = {}
+    for begin, end, inode in _SNAPSHOT.findall(Path(f"/proc/{pid}/maps").read_text()):
+        found[inode] = max(found.get(inode, 0), int(end, 16) - int(begin, 16))
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if "memfd:avap-snapshot" in str(descriptor.readlink()):
+                status = descriptor.stat()
+                found[str(status.st_ino)] = max(found.get(str(status.st_ino), 0), status.st_blocks * 512)
+        except FileNotFoundError:
+            continue  # closed since it was listed
+    return found
+
+
+class Peak(threading.Thread):
+    """Watches processes until it is told to stop; ``octets`` is the most that they held at one time."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__()
+        self._pids, self._stop_asked = pids, threading.Event()
+        self.octets = 0
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(_SAMPLE_SECONDS):
+            self.octets = max(self.octets, Memory.of(self._pids).total)
+
+    def finish(self) -> int:
+        """Stop watching; the peak in octets."""
+        self._stop_asked.set()
+        self.join()
+        return self.octets
+
+
+def measure(table: Table, workers: int) -> dict[str, Any]:
+    """Serve ``table`` with so many workers; the entry for ``memory`` of a record. All sizes in MB (2²⁰ octets).
+
+    Raises:
+        AssertionError: where the server does not come up or does not publish.
+    """
+    settings = {"WORKERS": str(workers), "STATEMENT_TIMEOUT_SECONDS": "60", "SYNC_INTERVAL_SECONDS": "1"}
+    with ServerProcess(table.url, **settings) as server:
+        server.wait_ready(180)
+        catalogue, pids = server.statusz()["catalog"], [server.pid, *server.worker_pids()]
+        rest, cpu = Memory.of(pids), cpu_seconds(pids[:1])
+        watch = Peak(pids)
+        watch.start()
+        try:
+            table.run("UPDATE obex_dapl_functions SET code = code || '#' WHERE name = 'command7'")
+            generation = catalogue["generation"]
+            until(lambda: server.statusz()["catalog"]["generation"] > generation, server.tail, seconds=180)
+            told = server.wait_log("Definitions Broadcasted", generation=generation + 1)
+        finally:
+            peak = watch.finish()
+        cpu = cpu_seconds(pids[:1]) - cpu
+        connection = idle_connection(server.port, pids[1:])
+    own = [rest.own[pid] for pid in pids[1:]]
+    return {
+        "definitions": catalogue["definitions"], "workers": workers, "snapshot_octets": catalogue["bytes"],
+        "shared_mb": round(rest.snapshots / MB, 2), "private_mb_per_worker": round(sum(own) / workers / MB, 2),
+        "master_mb": round(rest.own[pids[0]] / MB, 2), "resident_mb": round(rest.total / MB, 2),
+        "peak_mb": round(peak / MB, 2), "publication_seconds": round(told["duration_ms"] / 1000, 3),
+        "publication_cpu_seconds": round(cpu, 2), "kb_per_connection": round(connection / 1000, 2),
+    }  # fmt: skip
+
+
+def idle_connection(port: int, pids: list[int]) -> float:
+    """Octets that the workers ``pids`` hold for a connection that says nothing, on the average of `IDLE`."""
+    before = sum(Memory.of(pids).own.values())
+    with ExitStack() as held:
+        for _ in range(IDLE):
+            sock = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            sock.sendall(wire.opening())
+            if not sock.recv(4096):  # the server's SETTINGS: it has the connection
+                raise AssertionError("the server closed an idle connection")
+        return (sum(Memory.of(pids).own.values()) - before) / IDLE
+
+
+def grid(definitions: Iterable[int], workers: Iterable[int]) -> list[dict[str, Any]]:
+    """`measure` for every pair, on a database of its own for each catalogue."""
+    measured = []
+    database = any_provider_or_skip()
+    try:
+        for count in definitions:
+            table = Table(create_database(database.url, f"memory_{count}"))
+            table.add_commands(count, CODE_OCTETS)
+            table.run("VACUUM ANALYZE obex_dapl_functions")
+            for number in workers:
+                measured.append(measure(table, number))
+                print(json.dumps(measured[-1]), file=sys.stderr, flush=True)
+    finally:
+        database.close()
+    return measured
+
+
+def main() -> int:
+    """Measure, and print the entries as JSON. 1 where there is no PostgreSQL."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--definitions", type=int, nargs="+", default=DEFINITIONS)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    arguments = parser.parse_args()
+    try:
+        print(json.dumps(grid(arguments.definitions, arguments.workers), indent=1))
+    except pytest.skip.Exception as error:
+        print(f"nothing measured: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

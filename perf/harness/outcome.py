@@ -1,0 +1,198 @@
+"""What a measurement has come to: its record file, and what is printed meanwhile and at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tests.support import machine
+
+from perf import peers
+from perf.generator.scenarios import OURS, SERVERS, Scenario
+from perf.harness import sla
+from perf.harness.run import Plan, Session
+from perf.peers import PeerMissing
+
+SCHEMA = 1
+RESULTS = Path(__file__).parents[1] / "results"
+Record = dict[str, Any]
+_LOG_WIDTH = 150
+_COLOURS = {sla.KEPT: "green", sla.MISSED: "bold red", sla.INVALID: "bold magenta"}
+
+
+def console() -> Console:
+    """Where to print; a file or a log gets lines as long as they are."""
+    made = Console()
+    return made if made.is_terminal else Console(width=_LOG_WIDTH)
+
+
+class Line:
+    """Prints a line for each run when it is there."""
+
+    def __init__(self, console: Console, began: float) -> None:
+        self._console, self._began = console, began
+
+    def __call__(self, run: Mapping[str, Any]) -> None:
+        passed = time.monotonic() - self._began
+        what = f"{passed:6.1f} s  {run['scenario']:<20} {run['server']:<12} round {run['round'] + 1:<3}"
+        if not run["valid"]:
+            self._console.print(f"{what} [bold magenta]invalid[/]: {escape(run['reason'])}", highlight=False)
+            return
+        latency = run.get("latency") or {}
+        p95 = f"P95 {latency['p95']:8.3f} ms" if latency.get("p95") is not None else ""
+        told = f"{run['per_server_cpu_second']:12,.0f} per core  {run['rate']:10,.0f} / s  {p95}"
+        self._console.print(f"{what} {told}", highlight=False)
+
+
+class SelfTestLine:
+    """Prints a line for each run of the self-test."""
+
+    def __init__(self, console: Console, began: float) -> None:
+        self._console, self._began = console, began
+
+    def __call__(self, number: int, run: Mapping[str, Any]) -> None:
+        passed = time.monotonic() - self._began
+        told = "  ".join(f"{name}: {_gates_in_words(each['gates'])}" for name, each in run.items())
+        self._console.print(f"{passed:6.1f} s  self-test {number}: {escape(told)}", highlight=False)
+
+
+def _gates_in_words(gates: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        gate["verdict"] + (f" ({gate['value']:.4g})" if gate["value"] is not None else f" ({gate['reason']})")
+        for gate in gates
+    )
+
+
+def record(
+    session: Session,
+    arguments: Mapping[str, Any],
+    before: Mapping[str, Any],
+    seconds: float,
+    proof: Mapping[str, Any] | None,
+    memory: Sequence[Mapping[str, Any]],
+    scenarios: Mapping[str, Scenario],
+) -> Record:
+    """Everything that is kept of a measurement."""
+    measured = {run["scenario"] for run in session.runs}
+    return {
+        "schema": SCHEMA,
+        "title": "Performance",
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_seconds": round(seconds, 1),
+        "arguments": dict(arguments),
+        "commit": machine.commit(),
+        "machine": {**before, **machine.after()},
+        "versions": machine.versions() | _peer_versions(session),
+        "scenarios": {
+            name: {"title": each.title, "why": each.why} for name, each in scenarios.items() if name in measured
+        },
+        "runs": session.runs,
+        "gates": [verdict.as_dict() for verdict in session.verdicts],
+        "knee": session.knee,
+        "memory": list(memory),
+        "selftest": proof,
+        "skipped": session.skipped,
+        "witnesses": [],
+    }
+
+
+def _peer_versions(session: Session) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in sorted({run["server"] for run in session.runs} & (set(SERVERS) - set(OURS))):
+        try:
+            found |= {f"{name}: {what}": told for what, told in peers.versions(name).items()}
+        except PeerMissing:
+            continue
+    return found
+
+
+def memory(session: Session) -> list[dict[str, Any]]:
+    """Memory against catalogue size and workers; where this machine has no PostgreSQL, a line in ``skipped``."""
+    try:
+        from perf.harness.memory import DEFINITIONS, WORKERS, grid
+
+        return grid(DEFINITIONS, WORKERS)
+    except (pytest.skip.Exception, AssertionError, OSError, RuntimeError) as error:
+        session.skipped.append({"what": "memory", "why": " ".join(str(error).split())[:300] or type(error).__name__})
+        return []
+
+
+def passed(kept: Record) -> bool:
+    """Whether a release may go out: there is something to go by, every gate is kept, and the self-test has passed."""
+    gates, proof = kept["gates"], proof_passed(kept)
+    judged = bool(gates) or proof is not None or bool(kept["runs"])
+    return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and proof is not False
+
+
+def proves_nothing(kept: Record) -> bool:
+    """Whether all that keeps it from passing are gates without a verdict, because runs were disturbed."""
+    verdicts = {gate["verdict"] for gate in kept["gates"]}
+    return sla.INVALID in verdicts and sla.MISSED not in verdicts and (proof_passed(kept) is not False)
+
+
+def proof_passed(kept: Record) -> bool | None:
+    """Whether the self-test has passed; None where there was none."""
+    return None if kept["selftest"] is None else bool(kept["selftest"]["passed"])
+
+
+def save(kept: Record, name: str, folder: Path = RESULTS) -> Path:
+    """Write ``<date>-<name>.json``."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{kept['measured'][:10]}-{name}.json"
+    path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def show(console: Console, kept: Record) -> None:
+    """Print the verdicts, and what was left out."""
+    if kept["gates"]:
+        console.print(_gate_table(kept["gates"]))
+    for gate in kept["gates"]:
+        if gate["reason"]:
+            where = f"{gate['gate']} ({gate['server']})"
+            console.print(f"{escape(where)}: {gate['verdict']}: {escape(gate['reason'])}", highlight=False)
+    for each in kept["skipped"]:
+        console.print(f"left out: {escape(each['what'])}: {escape(each['why'])}", highlight=False)
+    for case in (kept["selftest"] or {}).get("cases", ()):
+        told = f"{sum(case['alarms'])} alarms in {len(case['alarms'])} runs"
+        wanted = f"{'at least' if case['alarm_expected'] else 'at most'} {case['limit']} wanted"
+        verdict = "kept" if case["kept"] else "missed"
+        console.print(f"self-test, {case['name']} ({case['what']}): {told}, {wanted}: {verdict}", highlight=False)
+    verdict = "all gates are kept" if passed(kept) else "NOT KEPT: see above"
+    console.print(f"{kept['duration_seconds']:.0f} s; {verdict}", highlight=False)
+
+
+def _gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("gate", "server", "median", "95 % of it lie in", "limit", "verdict")
+    for gate in gates:
+        value = "–" if gate["value"] is None else f"{_number(gate['value'])} {gate['unit']}"
+        low, high = (("∞" if end is None else _number(end)) for end in (gate["low"], gate["high"]))
+        limit = f"{'≥' if gate['bound'] == 'least' else '≤'} {_number(gate['limit'])}"
+        colour = _COLOURS[gate["verdict"]]
+        between = "–" if gate["value"] is None else f"{low} … {high}"
+        table.add_row(gate["gate"], gate["server"], value, between, limit, f"[{colour}]{gate['verdict']}[/]")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def show_plans(plans: Sequence[Plan]) -> None:
+    """Print what would be measured, and how long it takes at least."""
+    table = Table("scenario", "servers", "rounds", "gates", "seconds")
+    for plan in plans:
+        seconds, gates = f"{plan.seconds_at_least:.0f}", "\n".join(gate.name for gate in plan.gates)
+        rounds = f"{plan.rounds} / {plan.looks}" if plan.gates else str(plan.looks)
+        table.add_row(plan.scenario.name, ", ".join(plan.servers), rounds, gates, seconds)
+    to = console()
+    to.print(table)
+    to.print(f"about {sum(plan.seconds_at_least for plan in plans) / 60:.1f} min, if no round has to be repeated")

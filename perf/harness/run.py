@@ -1,0 +1,278 @@
+"""Measuring: scenarios × servers, in rounds, until the gates are decided.
+
+**Why rounds.** A round measures every server once, in an order that changes from round to round. What disturbs the
+machine for longer than a round then disturbs all of them, and what comes and goes hits now one and now another. A run
+that the generator or the machine has spoilt is kept in the record, and its round is measured again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from perf.generator.histogram import UNIT, share_above
+from perf.generator.scenarios import SATURATE, Scenario
+from perf.harness import sla
+from perf.harness.servers import Servers, Starter
+from perf.harness.yardstick import by_h2load
+from perf.peers import PeerMissing
+from perf.targets.catalogue import Catalogue
+from perf.targets.target import TargetFailed
+
+Run = dict[str, Any]
+Generate = Callable[..., Run]
+"""`perf.generator.run.run`: target, scenario, catalogue, overrides → run."""
+Say = Callable[[Run], None]
+FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
+SLOW_MS = 2.0
+"""A call that takes longer counts as slow (``slow_share``): ten times what is usual at the rated load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One scenario, as it is to be measured now."""
+
+    scenario: Scenario
+    servers: tuple[str, ...]
+    rounds: int
+    """For servers that a gate is about."""
+    looks: int
+    """Rounds for the others."""
+    extra: int = 0
+    """Rounds that may be added, for gates that are undecided and for runs that are spoilt."""
+    gates: tuple[sla.Gate, ...] = ()
+    fresh: bool = False
+    """A new process in every round: two processes of the same code differ by some per cent in speed, for as long as
+    they live (where their memory lies, how their hashes fall), and only many of them tell that from a change."""
+
+    @property
+    def gated(self) -> frozenset[str]:
+        """Servers that a gate is about."""
+        return frozenset(name for gate in self.gates for name in gate.servers)
+
+    @property
+    def seconds_at_least(self) -> float:
+        """How long it takes if nothing is added, as far as that is known: each run starts a process and warms up."""
+        runs = sum(self.rounds if name in self.gated else self.looks for name in self.servers)
+        return (runs if self.scenario.rate != SATURATE else KNEE_STEPS) * (self.scenario.seconds + OVERHEAD_SECONDS)
+
+    def next_round(self, number: int, runs: Sequence[Run], noise: Mapping[str, str]) -> list[str]:
+        """Who is to be measured in the round ``number``, after ``runs``; nobody: there is nothing left to learn.
+
+        A server that has failed is not measured again: its gates are invalid, whatever would follow.
+        """
+        failed = {run["server"] for run in runs if sla.is_failure(run)}
+        left = [name for name in self.servers if name not in failed]
+        if number < max(self.rounds if self.gates else 0, self.looks):
+            return [name for name in left if number < (self.rounds if name in self.gated else self.looks)]
+        if number >= max(self.rounds, self.looks) + self.extra:
+            return []
+        good = {name: sum(run["valid"] for run in runs if run["server"] == name) for name in left}
+        lacking = {name for name in left if good[name] < (self.rounds if name in self.gated else self.looks)}
+        judged = [gate for gate in self.gates if not failed & set(gate.servers)]
+        undecided = any(not sla.judge(gate, runs, noise).decided for gate in judged)
+        # A pair needs both of its servers in the same round.
+        again = self.gated if undecided or lacking & self.gated else frozenset()
+        return [name for name in left if name in lacking or name in again]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured."""
+
+    seconds: float
+    """Of one run, at most."""
+    rounds: int
+    looks: int
+    extra: int
+    fresh: bool = False
+    """See `Plan`."""
+
+    def plan(self, scenario: Scenario, servers: Sequence[str], gates: Sequence[sla.Gate]) -> Plan:
+        """``scenario`` with this effort."""
+        short = replace(scenario, seconds=min(self.seconds, scenario.seconds))
+        return Plan(short, tuple(servers), self.rounds, self.looks, self.extra, tuple(gates), self.fresh)
+
+
+OVERHEAD_SECONDS = 1.0
+KNEE_STEPS = 12
+_KNEE_FIRST, _KNEE_FACTOR = 0.25, 1.5
+"""The first rate of a knee, as a share of what the server does in a closed loop, and the factor to the next."""
+
+
+@dataclass
+class Session:
+    """What has been measured so far."""
+
+    generate: Generate
+    noise: Mapping[str, str]
+    say: Say = lambda run: None
+    others: Mapping[str, Starter] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+    verdicts: list[sla.Verdict] = field(default_factory=list)
+    knee: list[Run] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def measure(self, plans: Sequence[Plan]) -> None:
+        """Measure ``plans``, those on the same catalogue one after the other so that it is built once."""
+        for (count, octets, tls), group in groupby(sorted(plans, key=_catalogue), _catalogue):
+            with ExitStack() as stack:
+                catalogue = Catalogue(count, octets)
+                stack.callback(catalogue.close)
+                try:
+                    servers = stack.enter_context(Servers(catalogue, tls=tls, others=self.others))
+                except FAILURES as error:
+                    self._skip_all(list(group), f"no certificate for TLS: {error}")
+                    continue
+                for plan in group:
+                    if plan.scenario.rate == SATURATE:
+                        self._knee(plan, servers)
+                    else:
+                        self._plan(plan, servers)
+
+    def _skip_all(self, plans: Sequence[Plan], why: str) -> None:
+        for plan in plans:
+            self.skipped.append({"what": plan.scenario.name, "why": why})
+            self.verdicts += [sla.judge(gate, [], self.noise) for gate in plan.gates]
+
+    def _plan(self, plan: Plan, servers: Servers) -> None:
+        names = [name for name in plan.servers if self._is_there(plan.scenario, name, servers)]
+        plan = replace(plan, servers=tuple(names))
+        mine: list[Run] = []
+        number = 0
+        while wanted := plan.next_round(number, mine, self.noise):
+            turn = number % len(wanted)
+            if plan.fresh and number:
+                self._renew(wanted, servers)
+            mine += [self._run(plan.scenario, name, servers, number) for name in wanted[turn:] + wanted[:turn]]
+            number += 1
+        self.runs += mine
+        self.verdicts += [sla.judge(gate, mine, self.noise) for gate in plan.gates if not self._pardoned(gate)]
+
+    def _renew(self, names: Sequence[str], servers: Servers) -> None:
+        """Replace the processes. One that has ended before shows in its next run, or has shown in its last."""
+        for name in names:
+            with suppress(TargetFailed):
+                servers.stop(name)
+
+    def _is_there(self, scenario: Scenario, name: str, servers: Servers) -> bool:
+        """Whether the machine has the server ``name``. One that is there and does not start is measured, as invalid."""
+        try:
+            servers.target(name)
+        except PeerMissing as error:
+            if not any(each["what"] == name for each in self.skipped):
+                self.skipped.append({"what": name, "why": str(error)})
+            return False
+        except FAILURES:
+            return True
+        return True
+
+    def _pardoned(self, gate: sla.Gate) -> bool:
+        """Whether ``gate`` compares with a peer that this machine has not got: said in ``skipped``, not judged.
+
+        Where the environment says ``CI`` nothing is pardoned: what should be there has to be.
+        """
+        if os.environ.get("CI"):
+            return False
+        missing = [each for each in self.skipped if each["what"] in gate.servers[1:]]
+        self.skipped += [{"what": f"gate: {gate.name}", "why": each["why"]} for each in missing]
+        return bool(missing)
+
+    def _run(self, scenario: Scenario, name: str, servers: Servers, number: int, **overrides: Any) -> Run:
+        """One run; whatever goes wrong, it is one, with the reason."""
+        try:
+            run = self._generated(scenario, name, servers, overrides)
+        except FAILURES as error:
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            run = {"valid": False, "reason": reason, "fault": "server"}
+        run = {"kind": scenario.kind, "fault": ""} | run | {"scenario": scenario.name, "server": name, "round": number}
+        self.say(run)
+        return run
+
+    def _generated(self, scenario: Scenario, name: str, servers: Servers, overrides: Mapping[str, Any]) -> Run:
+        target = servers.target(name)
+        if scenario.generator == "h2load":
+            return by_h2load(target, scenario)
+        if scenario.kind != "publish":
+            run = self.generate(target, scenario, servers.catalogue, **overrides)
+        else:
+            run = self._publishing(scenario, name, servers, overrides)
+        return run | slow_share(run)
+
+    def _publishing(self, scenario: Scenario, name: str, servers: Servers, overrides: Mapping[str, Any]) -> Run:
+        """A run during which catalogues are published, at even distances from when it begins to measure."""
+        count, failures = scenario.publications, list[Exception]()
+        published, over = 0, threading.Event()
+
+        def publishing() -> None:
+            nonlocal published
+            while published < count and not over.wait(scenario.seconds / (count + 1)):
+                try:
+                    publish()
+                except FAILURES as error:
+                    failures.append(error)
+                    return
+                published += 1
+
+        target = servers.target(name)
+        with servers.publications(name, count) as publish:
+            thread = threading.Thread(target=publishing, name="publisher")
+            try:
+                run = self.generate(target, scenario, servers.catalogue, measuring=thread.start, **overrides)
+            finally:
+                over.set()
+                if thread.ident is not None:
+                    thread.join()
+        if failures:
+            raise failures[0]
+        if run["valid"] and published < count:
+            told = f"only {published} of {count} catalogues were published before the end"
+            run |= {"valid": False, "reason": told, "fault": "machine"}
+        return run | {"publications": published}
+
+    def _knee(self, plan: Plan, servers: Servers) -> None:
+        """Offer more and more, from well below what the server does in a closed loop, until it does not follow."""
+        scenario = plan.scenario
+        for name in plan.servers:
+            if not self._is_there(scenario, name, servers):
+                continue
+            closed = replace(scenario, kind="closed", rate=0.0, streams=1)
+            most = self._run(closed, name, servers, 0)
+            self.runs.append(most)
+            if not most["valid"]:
+                continue
+            rate = _KNEE_FIRST * most["rate"]
+            for step in range(KNEE_STEPS):
+                run = self._run(replace(scenario, rate=rate), name, servers, step)
+                self.runs.append(run)
+                self.knee.append(knee_point(run, rate))
+                if not run["valid"] or run["rate"] < 0.97 * rate:
+                    break
+                rate *= _KNEE_FACTOR if rate < 0.6 * most["rate"] else 1.2
+
+
+def knee_point(run: Run, offered: float) -> Run:
+    """A point of the knee curve."""
+    latency = run.get("latency") or {}
+    return {
+        "server": run["server"], "offered_rate": offered, "rate": run.get("rate"), "valid": run["valid"],
+        "reason": run.get("reason", ""), **{name: latency.get(name) for name in ("p50", "p95", "p99")},
+    }  # fmt: skip
+
+
+def slow_share(run: Run) -> Run:
+    """The share of calls slower than `SLOW_MS`, of a run that has a histogram."""
+    if not run.get("histogram"):
+        return {}
+    return {"slow_share": share_above(run["histogram"], run.get("histogram_unit", UNIT), SLOW_MS)}
+
+
+def _catalogue(plan: Plan) -> tuple[int, int, bool]:
+    """What plans have to have in common to be measured on the same servers."""
+    return plan.scenario.definitions, plan.scenario.answer_octets, plan.scenario.tls

@@ -1,0 +1,114 @@
+"""The servers of one measurement, each started when it is first asked for, all on the same catalogue."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from perf import peers
+from perf.generator.scenarios import OURS
+from perf.targets.catalogue import Catalogue
+from perf.targets.target import Target, TargetFailed, Worker, self_signed, worker
+
+Starter = Callable[["Servers"], AbstractContextManager[Target]]
+"""Starts a server that is neither ours nor a peer: a candidate, a base."""
+
+
+class Servers:
+    """Starts and keeps servers. Close it."""
+
+    def __init__(self, catalogue: Catalogue, *, tls: bool = False, others: Mapping[str, Starter] | None = None) -> None:
+        """``others``: name → how to start it; such a name hides one of ours or a peer of the same name."""
+        self.catalogue = catalogue
+        self._others = others or {}
+        self._stack = ExitStack()
+        self._running: dict[str, tuple[ExitStack, Target]] = {}
+        self._workers: dict[str, Worker] = {}
+        self._failures: dict[str, Exception] = {}
+        self._generations: dict[str, int] = {}
+        self.tls: dict[str, str] = {}
+        if tls:
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="definition-server-perf-"))
+            self.tls = self_signed(Path(folder))
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def target(self, name: str) -> Target:
+        """The running server ``name``. One that could not be started is not tried again.
+
+        Raises:
+            TargetFailed: where it does not start; `perf.peers.PeerMissing` where this machine has not got it.
+            OSError: where a program is missing.
+        """
+        if name in self._failures:
+            raise self._failures[name]
+        if name not in self._running:
+            with ExitStack() as stack:
+                try:
+                    target = self._start(name, stack)
+                except Exception as error:
+                    self._failures[name] = error
+                    raise
+                self._running[name] = stack.pop_all(), target
+        return self._running[name][1]
+
+    def _start(self, name: str, stack: ExitStack) -> Target:
+        if name in self._others:
+            return stack.enter_context(self._others[name](self))
+        if name in OURS:
+            self._workers[name] = stack.enter_context(self.worker(name))
+            return self._workers[name].target
+        return stack.enter_context(peers.start(name, self.catalogue, tls=self.tls or None))
+
+    def worker(self, transport: str, **more: Any) -> AbstractContextManager[Worker]:
+        """A worker of ours with these servers' catalogue and certificate."""
+        return worker(transport, self.catalogue.descriptor, self.catalogue.built, **self.tls, **more)
+
+    def stop(self, name: str) -> None:
+        """End the server ``name``, if it runs; whoever asks for it next gets a new one.
+
+        Raises:
+            TargetFailed: where it had ended before.
+        """
+        self._workers.pop(name, None)
+        self._generations.pop(name, None)
+        if name in self._running:
+            self._running.pop(name)[0].close()
+
+    @contextmanager
+    def publications(self, name: str, count: int) -> Iterator[Callable[[], None]]:
+        """A function that publishes the next of ``count`` generations.
+
+        They are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
+
+        Raises:
+            TargetFailed: where ``name`` is no worker of ours.
+        """
+        self.target(name)
+        published = self._workers.get(name)
+        if published is None:
+            raise TargetFailed(f"{name} cannot be told to publish: only {' and '.join(OURS)} can")
+        first = self._generations.get(name, self.catalogue.built.footer.generation) + 1
+        self._generations[name] = first + count - 1
+        made = [self.catalogue.generation(first + number) for number in range(count)]
+        waiting = iter(made)
+        try:
+            yield lambda: published.publish(*next(waiting))
+        finally:
+            for descriptor, _ in made:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """End all of them. That one had ended before is no news by now: its runs have told."""
+        for name in list(self._running):
+            with suppress(TargetFailed):
+                self.stop(name)
+        self._stack.close()

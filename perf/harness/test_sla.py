@@ -1,0 +1,20 @@
+"""The gates of ``sla.toml``, each as one test: ``PERF_SET=quick pytest perf -m perf``."""
+
+from __future__ import annotations
+
+import pytest
+
+from perf.harness import sla
+from perf.harness.run import Session
+
+# All gates share one measurement, which the first of them waits for.
+pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
+
+
+def test_gate(gate: sla.Gate, measured: Session) -> None:
+    """Kept; what is missed or invalid fails, and tells why."""
+    left_out = [each["why"] for each in measured.skipped if each["what"] == f"gate: {gate.name}"]
+    if left_out:
+        pytest.skip(left_out[0])
+    (verdict,) = [each for each in measured.verdicts if each.gate == gate]
+    assert verdict.verdict == sla.KEPT, f"{verdict.verdict}: {verdict.reason}; samples {verdict.samples}"

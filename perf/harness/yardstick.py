@@ -1,0 +1,43 @@
+"""Runs by h2load, for servers that do not speak the contract and whatever is compared with them.
+
+h2load has every answer's HTTP status and the octets of all bodies checked, not what is in them: enough to compare what
+servers cost, and the reason why everything else is measured by our own generator.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.support import wire
+
+from perf.generator.scenarios import Scenario
+from perf.targets.catalogue import name_of
+from perf.targets.target import Target, h2load
+
+_FIRST = 20
+"""Calls on each stream of the first, shortest run, which warms the server up."""
+_PROBE_SECONDS = 0.15
+_MESSAGE_HEAD = 5
+"""Octets before a gRPC message: compressed flag and length."""
+
+
+def by_h2load(target: Target, scenario: Scenario) -> dict[str, Any]:
+    """One closed loop of about ``scenario.seconds``: shorter ones before it tell how many calls that takes.
+
+    Raises:
+        TargetFailed: where h2load is missing, or not every answer came.
+    """
+    connections, streams = scenario.connections, scenario.streams
+    octets = scenario.answer_octets + _MESSAGE_HEAD
+    with tempfile.TemporaryDirectory(prefix="definition-server-perf-") as folder:
+        request = Path(folder) / "request"
+        request.write_bytes(wire.message(wire.command_request(name_of(0).encode())))
+        grpc = target.name != "nghttpd"
+        path = wire.GET_COMMAND.decode() if grpc else "/answer"
+        run: dict[str, Any] = {"rate": 0.0}
+        for seconds in (0.0, _PROBE_SECONDS, scenario.seconds):
+            count = max(_FIRST * connections * streams if not seconds else 100, int(run["rate"] * seconds))
+            run = h2load(target, path, count, connections, streams, octets=octets, request=request if grpc else None)
+    return run | {"valid": True, "reason": "", "generator": "h2load", "offered_rate": None}

@@ -1,0 +1,60 @@
+"""``python -m perf.peers build [NAME…]`` builds what is to be measured beside us, ``list`` tells what there is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.support.builds import BuildFailed
+
+from perf.peers import NAMES, missing, versions
+from perf.peers.stacks import CACHE, STACKS
+
+
+def build(names: list[str]) -> int:
+    """Build ``names``, a line for each; 1 where a build failed. A missing toolchain skips a peer."""
+    failed = 0
+    for name in names:
+        stack = STACKS[name]
+        if stack.missing_tools:
+            print(f"{name:<12} skipped: {stack.missing_tools}", flush=True)
+            continue
+        began = time.monotonic()
+        try:
+            kept = stack.missing == ""
+            stack.build()
+        except BuildFailed as error:
+            failed = 1
+            print(f"{name:<12} failed: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"{name:<12} {'ready' if kept else f'built in {time.monotonic() - began:.0f} s'}", flush=True)
+    return failed
+
+
+def show() -> int:
+    """A line for each peer."""
+    print(f"builds are kept in {CACHE}")
+    for name in NAMES:
+        told = ", ".join(f"{what} {number}" for what, number in versions(name).items())
+        print(f"{name:<12} {missing(name) or 'ready':<45} {told}".rstrip())
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.peers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build").add_argument("names", nargs="*", metavar="NAME", help=", ".join(STACKS))
+    commands.add_parser("list")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "list":
+        return show()
+    unknown = set(parsed.names) - set(STACKS)
+    if unknown:
+        parser.error(f"there is no peer {', '.join(sorted(unknown))} to build; there are {', '.join(STACKS)}")
+    return build(parsed.names or list(STACKS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Figures for planning a fleet, from what was measured."""

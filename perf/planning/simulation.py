@@ -1,0 +1,322 @@
+"""A thousand replicas on paper: how stale they get, and what they ask of the database. No replica is run for it.
+
+    python -m perf.planning.simulation                            the tables of docs/capacity.md, on the screen
+    python -m perf.planning.simulation --docs docs/capacity.md    rewrites them there
+    python -m perf.planning.simulation --docs … --check           only tells whether they are stale
+
+**Model.** Every replica looks at the table every ``interval`` seconds, counted from its own start. A look that begins
+after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and from that
+instant its answers are new. The database is a processor-sharing queue: looks and readings that are under way divide its
+cores evenly, none gets more than one core, and readings divide its network as well. So the readings that one change
+brings about hinder each other, which is what makes a thousand differ from ten.
+
+What a look, a reading and a publication cost is measured (``database_cost.py``) and stands in its record; the rest of a
+`Fleet` is assumed, and said in the tables. All chance comes from one seed: the same numbers every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perf.benches.database_cost import Cost, costs
+
+SEED = 20_261_125
+CHANGES = 20
+"""Commits that are simulated one by one, each at another moment; their replicas are counted together."""
+STATEMENTS_PER_LOOK = 4
+"""BEGIN, SELECT set_config, SELECT of the fingerprint, ROLLBACK."""
+STATEMENTS_PER_READING = 2
+"""DECLARE CURSOR and CLOSE; beside them one FETCH for each `BATCH_ROWS` begun, and one that finds no more."""
+BATCH_ROWS = 1000
+TOGETHER_SECONDS = 1.0
+"""Replicas in step look within this time."""
+BUILD_SPREAD = 0.25
+"""Standard deviation of the logarithm of how long a publication takes: nodes differ, neighbours disturb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Replicas and their database. Times in seconds."""
+
+    replicas: int
+    interval: float
+    cost: Cost
+    together: bool = False
+    """Whether all look at once, as they would ever after a common start if the server did not scatter its second look;
+    otherwise they are spread evenly."""
+    cores: int = 4
+    network: float = 1.25e9
+    """Octets a second that the database can send: 10 Gbit/s."""
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1 or self.cores < 1 or not (self.interval > 0 and self.network > 0):
+            raise ValueError("a fleet wants at least one replica and core, and an interval and a network above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a fleet asks of its database while nothing changes, each second on the average."""
+
+    looks: float
+    statements: float
+    cores: float
+    octets: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one change, or several, brought about."""
+
+    staleness: tuple[float, ...]
+    """For every replica and change: seconds from the commit until its answers were new. Ascending."""
+    readings: tuple[float, ...]
+    """Seconds that each reading of all rows took. Ascending."""
+    at_once: int
+    """The most readings under way at one time."""
+    fan_out: float
+    """Seconds from the first replica with new answers to the last; the longest of all changes."""
+
+    def percentile(self, share: float) -> float:
+        """Staleness that ``share`` of the replicas stay below or reach."""
+        return at(self.staleness, share)
+
+
+def at(ordered: Sequence[float], share: float) -> float:
+    """The least value that ``share`` of ``ordered`` does not exceed (nearest rank)."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def rest(fleet: Fleet) -> Rest:
+    """What ``fleet`` costs its database while nothing changes."""
+    looks = fleet.replicas / fleet.interval
+    return Rest(looks, looks * STATEMENTS_PER_LOOK, looks * fleet.cost.look_cpu_seconds, looks * fleet.cost.look_octets)
+
+
+class Sharing:
+    """The database: jobs that divide its cores and its network evenly.
+
+    Looks and readings are two classes with a speed each, common to all jobs of the class, so a job is done when the
+    *service* of its class, the sum of speed × time, has grown by what the job needs: two heaps and no job is ever
+    touched in between.
+    """
+
+    LOOK, READING = 0, 1
+
+    def __init__(self, cores: int, network: float, stream: float) -> None:
+        """``stream``: octets a second of one reading that nobody hinders."""
+        self._cores, self._readings_at_full_speed = cores, network / stream
+        self._jobs: tuple[list[tuple[float, int]], ...] = ([], [])
+        self._service = [0.0, 0.0]
+        self.now = 0.0
+
+    def _speeds(self) -> tuple[float, float]:
+        looks, readings = (len(jobs) for jobs in self._jobs)
+        share = min(1.0, self._cores / max(1, looks + readings))
+        return share, min(share, self._readings_at_full_speed / max(1, readings))
+
+    def readings(self) -> int:
+        """How many readings are under way."""
+        return len(self._jobs[self.READING])
+
+    def add(self, kind: int, replica: int, seconds: float) -> None:
+        """Begin a job now that takes ``seconds`` when nobody hinders it."""
+        heapq.heappush(self._jobs[kind], (self._service[kind] + seconds, replica))
+
+    def next(self) -> tuple[float, int]:
+        """When the next job is done if nothing is added, and its class; infinity where there is none."""
+        speeds = self._speeds()
+        ends = [
+            (self.now + max(0.0, jobs[0][0] - self._service[kind]) / speeds[kind], kind)
+            for kind, jobs in enumerate(self._jobs)
+            if jobs
+        ]
+        return min(ends, default=(math.inf, self.LOOK))
+
+    def advance(self, now: float) -> None:
+        """Let the time pass until ``now``, which is not after `next`."""
+        for kind, speed in enumerate(self._speeds()):
+            self._service[kind] += speed * (now - self.now)
+        self.now = now
+
+    def finish(self, kind: int) -> int:
+        """Take away the job that is done; whose it was."""
+        return heapq.heappop(self._jobs[kind])[1]
+
+
+def one_change(fleet: Fleet, chance: random.Random) -> Outcome:
+    """A commit at the instant 0, and what follows until every replica has it."""
+    cost = fleet.cost
+    commit = chance.uniform(0, fleet.interval)
+    phases = [
+        chance.uniform(0, TOGETHER_SECONDS) if fleet.together else number * fleet.interval / fleet.replicas
+        for number in range(fleet.replicas)
+    ]
+    looks = sorted(((phase - commit) % fleet.interval, replica) for replica, phase in enumerate(phases))
+    database = Sharing(fleet.cores, fleet.network, cost.octets / cost.read_seconds)
+    begun = [0.0] * fleet.replicas
+    fresh: list[float] = []
+    readings: list[float] = []
+    most = 0
+    arrivals: Iterator[tuple[float, int]] = iter([*looks, (math.inf, -1)])
+    due, who = next(arrivals)
+    while len(fresh) < fleet.replicas:
+        done, kind = database.next()
+        if due <= done:
+            database.advance(due)
+            database.add(Sharing.LOOK, who, cost.look_cpu_seconds)
+            due, who = next(arrivals)
+            continue
+        database.advance(done)
+        replica = database.finish(kind)
+        if kind == Sharing.LOOK:
+            begun[replica] = done
+            database.add(Sharing.READING, replica, cost.read_seconds)
+            most = max(most, database.readings())
+        else:
+            readings.append(done - begun[replica])
+            fresh.append(done + cost.build_seconds * chance.lognormvariate(0, BUILD_SPREAD))
+    return Outcome(tuple(sorted(fresh)), tuple(sorted(readings)), most, max(fresh) - min(fresh))
+
+
+def simulate(fleet: Fleet, *, changes: int = CHANGES, seed: int = SEED) -> Outcome:
+    """`one_change` so many times, counted together. The same seed, the same outcome."""
+    chance = random.Random(seed)
+    every = [one_change(fleet, chance) for _ in range(changes)]
+    return Outcome(
+        tuple(sorted(value for each in every for value in each.staleness)),
+        tuple(sorted(value for each in every for value in each.readings)),
+        max(each.at_once for each in every),
+        max(each.fan_out for each in every),
+    )
+
+
+def slowest_fetch(fleet: Fleet, outcome: Outcome) -> float:
+    """Seconds that one FETCH of the slowest reading took: what STATEMENT_TIMEOUT_SECONDS must exceed."""
+    return outcome.readings[-1] / math.ceil(fleet.cost.definitions / BATCH_ROWS)
+
+
+# -- the tables of docs/capacity.md ------------------------------------------------------------------------------
+
+
+def tables(found: dict[int, Cost], source: str) -> str:
+    """All tables, in Markdown. ``found``: definitions → what they cost; ``source``: the record these stand in."""
+    small, large = found[min(found)], found[max(found)]
+    cells = [f"Measured costs: `perf/results/{source}`. Seed {SEED}, {CHANGES} changes for each row.", ""]
+    cells += _costs([small, large])
+    base = Fleet(1000, 60.0, large)
+    cells += ["", "While nothing changes:", "", *_rest_rows(base, small)]
+    fleets = [
+        ("10 replicas", replace(base, replicas=10)),
+        ("100 replicas", replace(base, replicas=100)),
+        ("1,000 replicas", base),
+        ("1,000, in step", replace(base, together=True)),
+        ("1,000, interval 10 s", replace(base, interval=10.0)),
+        ("1,000, interval 300 s", replace(base, interval=300.0)),
+        ("1,000, database with 16 cores", replace(base, cores=16)),
+        ("1,000, 16 cores and 40 Gbit/s", replace(base, cores=16, network=5e9)),
+        (f"1,000, {small.definitions:,} definitions", replace(base, cost=small)),
+        (f"1,000, {small.definitions:,} definitions, in step", replace(base, cost=small, together=True)),
+    ]
+    title = (
+        f"One change ({large.definitions:,} definitions, 60 s, spread, 4 cores and 10 Gbit/s unless said otherwise):"
+    )
+    cells += ["", title, "", *_change_rows(fleets)]
+    return "\n".join(cells)
+
+
+def _costs(which: Sequence[Cost]) -> list[str]:
+    lines = [
+        "| definitions | a change check | octets of a check | a reading of all rows | octets of a reading "
+        "| build and publish |"
+    ]
+    lines.append("|--:|--:|--:|--:|--:|--:|")
+    lines += [
+        f"| {cost.definitions:,} | {cost.look_cpu_seconds * 1000:.1f} ms | {cost.look_octets:,.0f} | "
+        f"{cost.read_seconds:.2f} s | {cost.octets / 1e6:,.1f} MB | {cost.build_seconds:.2f} s |"
+        for cost in which
+    ]
+    return lines
+
+
+def _rest_rows(base: Fleet, small: Cost) -> list[str]:
+    lines = [
+        "| replicas | interval | definitions | checks/s | statements/s | busy cores of the database | sent by it |"
+    ]
+    lines.append("|--:|--:|--:|--:|--:|--:|--:|")
+    for cost, replicas, interval in (
+        (base.cost, 10, 60.0), (base.cost, 100, 60.0), (base.cost, 1000, 300.0), (base.cost, 1000, 60.0),
+        (base.cost, 1000, 10.0), (small, 1000, 60.0), (small, 1000, 10.0),
+    ):  # fmt: skip
+        asked = rest(replace(base, cost=cost, replicas=replicas, interval=interval))
+        lines.append(
+            f"| {replicas:,} | {interval:g} s | {cost.definitions:,} | {asked.looks:.1f} | {asked.statements:.0f} | "
+            f"{asked.cores:.2f} | {asked.octets / 1000:.1f} kB/s |"
+        )
+    return lines
+
+
+def _change_rows(fleets: Sequence[tuple[str, Fleet]]) -> list[str]:
+    lines = [
+        "| fleet | stale: P50 | P95 | P99 | longest | first to last | readings at once | slowest reading | its FETCH |"
+    ]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for title, fleet in fleets:
+        outcome = simulate(fleet)
+        stale = " | ".join(f"{outcome.percentile(share):,.0f} s" for share in (0.5, 0.95, 0.99, 1.0))
+        lines.append(
+            f"| {title} | {stale} | {outcome.fan_out:,.0f} s | {outcome.at_once:,} | {outcome.readings[-1]:,.1f} s | "
+            f"{slowest_fetch(fleet, outcome):.2f} s |"
+        )
+    return lines
+
+
+BEGIN, END = "<!-- simulation -->", "<!-- /simulation -->"
+
+
+def rewritten(page: str, content: str) -> str:
+    """``page`` with ``content`` between the marks.
+
+    Raises:
+        ValueError: where the marks are not there, once each and in order.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"the page wants {BEGIN} and {END}, once each and in this order")
+    before, _, after = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{content}\n{END}{after.partition(END)[2]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print, rewrite or check. 1 where a page is stale or something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, help="page to rewrite")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is stale")
+    given: Any = parser.parse_args(arguments)
+    try:
+        content = tables(*costs())
+        if given.docs is None:
+            print(content)
+            return 0
+        page = given.docs.read_text(encoding="utf-8")
+        made = rewritten(page, content)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        print(f"no tables: {error}", file=sys.stderr)
+        return 1
+    if given.check and made != page:
+        print(f"{given.docs} is stale: run `python -m perf.planning.simulation --docs {given.docs}`", file=sys.stderr)
+        return 1
+    if not given.check:
+        given.docs.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""Records of ``python -m perf``, read and put together for whoever shows them: runs of one thing become a `Cell`.
+
+Nothing here trusts a record: files of other programs, older or damaged ones are refused with what is wrong and where.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perf.generator.hdr import UNDECODABLE, HdrHistogram
+from perf.harness.statistics import Interval, median_interval
+
+SCHEMA = 1
+RESULTS = Path(__file__).parents[1] / "results"
+SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync", "nghttpd")
+"""The order of columns, bars and colours; servers of other names follow."""
+_UNITS_PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
+_UNDECODABLE = (
+    ValueError, TypeError, LookupError, RuntimeError, zlib.error, *UNDECODABLE,
+)  # fmt: skip
+
+Figure = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class RecordError(ValueError):
+    """A file is no record that can be shown; the text tells which file, what is wrong with it and what to do."""
+
+
+class _Told(BaseModel):
+    """A part of a record. Other keys than these may be there: they are for other readers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Run(_Told):
+    """One measurement. Times in seconds, memory in MB, latencies in milliseconds by percentile (``p50`` … ``max``)."""
+
+    scenario: str
+    server: str
+    kind: str
+    valid: bool
+    reason: str = ""
+    offered_rate: Figure = None
+    answered: int = 0
+    seconds: Figure = None
+    rate: Figure = None
+    per_server_cpu_second: Figure = None
+    server_cpu_seconds: Figure = None
+    server_user_seconds: Figure = None
+    server_system_seconds: Figure = None
+    server_softirq_seconds: Figure = None
+    client_us_per_call: Figure = None
+    latency: dict[str, Figure] | None = None
+    histogram: str | None = None
+    histogram_unit: str = "ns"
+    resident_mb: Figure = None
+    peak_resident_mb: Figure = None
+    late: Figure = None
+
+
+class Gate(_Told):
+    """A verdict, as `perf.harness.sla.Verdict.as_dict` writes it."""
+
+    gate: str
+    verdict: str
+    scenario: str = ""
+    value: Figure = None
+    low: Figure = None
+    high: Figure = None
+    limit: Figure = None
+    bound: str = "least"
+    unit: str = ""
+    noise_model: str = ""
+    reason: str = ""
+    samples: list[Figure] = []
+
+
+class KneePoint(_Told):
+    """What was answered, and how fast (ms), while ``offered_rate`` calls a second were asked."""
+
+    offered_rate: float
+    valid: bool
+    server: str = "native"
+    rate: Figure = None
+    p50: Figure = None
+    p95: Figure = None
+    p99: Figure = None
+    reason: str = ""
+
+
+class MemoryPoint(_Told):
+    """A whole server at rest, as `perf.harness.memory.measure` writes it; MB."""
+
+    definitions: int
+    workers: int
+    shared_mb: float
+    private_mb_per_worker: float
+    master_mb: float
+    peak_mb: Figure = None
+
+    @property
+    def total_mb(self) -> float:
+        """What a pod is charged for."""
+        return self.shared_mb + self.workers * self.private_mb_per_worker + self.master_mb
+
+
+class Scenario(_Told):
+    """What was asked."""
+
+    title: str = ""
+    why: str = ""
+
+
+class Skipped(_Told):
+    """What was not measured."""
+
+    what: str
+    why: str
+
+
+class Case(_Told):
+    """One kind of run of the self-test: whether an alarm was raised in each."""
+
+    name: str
+    alarm_expected: bool
+    alarms: list[bool]
+    what: str = ""
+    limit: int | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether there were as many alarms as are wanted, or as few as are allowed."""
+        raised, limit = sum(self.alarms), self.limit
+        if self.alarm_expected:
+            return raised >= (len(self.alarms) if limit is None else limit)
+        return raised <= (0 if limit is None else limit)
+
+
+class SelfTest(_Told):
+    """Whether the harness notices what it is there for."""
+
+    cases: list[Case]
+
+
+class Witness(_Told):
+    """The same thing measured by a program of others, as `perf.benches.witness` writes it."""
+
+    witness: str
+    verdict: str
+    what: str = ""
+    unit: str = ""
+    ours: Figure = None
+    theirs: Figure = None
+    allowed: Figure = None
+    difference: Figure = None
+    reason: str = ""
+
+
+class Record(_Told):
+    """A whole record file."""
+
+    path: Path = Field(exclude=True)
+    title: str = "Performance"
+    measured: str
+    duration_seconds: Figure = None
+    arguments: dict[str, Any] = {}
+    commit: str = ""
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    scenarios: dict[str, Scenario] = {}
+    runs: list[Run]
+    gates: list[Gate] = []
+    knee: list[KneePoint] = []
+    memory: list[MemoryPoint] = []
+    selftest: SelfTest | None = None
+    skipped: list[Skipped] = []
+    witnesses: list[Witness] = []
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Runs put together by scenario and server."""
+        found: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            found.setdefault((run.scenario, run.server), []).append(run)
+        return {key: Cell(runs, self.path.name) for key, runs in found.items()}
+
+    @cached_property
+    def measured_scenarios(self) -> list[str]:
+        """In the order of ``scenarios``, which is that of the file; those that it does not tell at the end."""
+        ranks = {name: rank for rank, name in enumerate(self.scenarios)}
+        return sorted(dict.fromkeys(run.scenario for run in self.runs), key=lambda name: ranks.get(name, len(ranks)))
+
+    def title_of(self, scenario: str) -> str:
+        """Empty where the record does not tell."""
+        return self.scenarios[scenario].title if scenario in self.scenarios else ""
+
+    @cached_property
+    def servers(self) -> list[str]:
+        """Those that were measured, in the order of `SERVERS`."""
+        return in_order(run.server for run in self.runs)
+
+    @property
+    def machine_name(self) -> str:
+        """CPU and number of CPUs: figures of different machines are not compared."""
+        return f"{self.machine.get('cpu', 'unknown CPU')}, {self.machine.get('cpus', '?')} CPUs"
+
+    @property
+    def partial(self) -> bool:
+        """Whether less was measured than a release shows: a quick run, a choice, a comparison, a self-test alone."""
+        return not self.runs or any(self.arguments.get(name) for name in ("quick", "only", "servers", "against"))
+
+
+class Cell:
+    """All runs of one scenario on one server. Figures are medians of the valid ones; None where there is none."""
+
+    def __init__(self, runs: Sequence[Run], file: str) -> None:
+        self.runs, self._file = runs, file
+        self.in_steps = len({run.offered_rate for run in runs if run.valid}) > 1
+        """Whether the load went up from run to run."""
+        self.valid = _alike([run for run in runs if run.valid])
+        self.invalid = [run for run in runs if not run.valid]
+
+    @property
+    def kind(self) -> str:
+        """Of the scenario."""
+        return (self.valid or self.runs)[0].kind
+
+    @property
+    def reason(self) -> str:
+        """Why there is no figure; empty where there is one."""
+        return "" if self.valid else (self.invalid[0].reason or "no reason was given")
+
+    def figure(self, name: str) -> float | None:
+        """The median of the attribute ``name``."""
+        return _middle(getattr(run, name) for run in self.valid)
+
+    def latency(self, percentile: str) -> float | None:
+        """The median of the runs' ``p50``, ``p95`` …, in milliseconds."""
+        return _middle((run.latency or {}).get(percentile) for run in self.valid)
+
+    @property
+    def per_core(self) -> Interval | None:
+        """Answers for each second of the server's CPU time, with its interval (infinite below six runs)."""
+        samples = [run.per_server_cpu_second for run in self.valid if run.per_server_cpu_second]
+        return median_interval(samples) if samples else None
+
+    def us_per_answer(self, name: str) -> float | None:
+        """Microseconds of one kind of the server's time (``server_user_seconds`` …) for each answer."""
+        spent = [(getattr(run, name), run.answered) for run in self.valid]
+        return _middle(None if seconds is None or not count else seconds / count * 1e6 for seconds, count in spent)
+
+    def curve(self, percentiles: Sequence[float]) -> list[tuple[float, float]]:
+        """(percentile, milliseconds) of all valid runs together, at those of ``percentiles`` that the number of answers
+        can tell anything about; empty where no histogram was kept.
+
+        Raises:
+            RecordError: where a histogram cannot be read.
+        """
+        whole, per_ms = None, 1.0
+        for run in self.valid:
+            if not run.histogram:
+                continue
+            per_ms = _UNITS_PER_MS.get(run.histogram_unit, 0.0)
+            if not per_ms:
+                raise RecordError(f"{self._where}: histogram_unit {run.histogram_unit!r} is none of ns, µs, ms")
+            try:
+                one = HdrHistogram.decode(run.histogram)
+                if whole is None:
+                    whole = one
+                else:
+                    whole.add(one)
+            except _UNDECODABLE as error:
+                raise RecordError(f"{self._where}: a histogram cannot be decoded: {error!r}") from error
+        if whole is None or not (count := whole.get_total_count()):
+            return []
+        last = 100 * (1 - 1 / count)
+        wanted = [each for each in percentiles if each < last] + [last]
+        values = whole.get_percentile_to_value_dict(wanted)
+        return [(each, values[each] / per_ms) for each in wanted]
+
+    @property
+    def _where(self) -> str:
+        return f"{self._file}: {self.runs[0].scenario}, {self.runs[0].server}"
+
+
+def _alike(runs: list[Run]) -> list[Run]:
+    """Those that may be put together. Where the load goes up in steps these are the runs without a schedule, which show
+    what the server can do; the steps are the knee's."""
+    if len({run.offered_rate for run in runs}) < 2:
+        return runs
+    return [run for run in runs if not run.offered_rate] or [max(runs, key=lambda run: run.rate or 0.0)]
+
+
+def _middle(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return median(there) if there else None
+
+
+def in_order(servers: Iterable[str]) -> list[str]:
+    """Without repetition, in the order of `SERVERS`; unknown ones at the end, by name."""
+    ranks = {name: rank for rank, name in enumerate(SERVERS)}
+    return sorted(set(servers), key=lambda name: (ranks.get(name, len(ranks)), name))
+
+
+def load(path: Path) -> Record:
+    """Read a record file.
+
+    Raises:
+        RecordError: where it is none.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read: {error}") from error
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if schema != SCHEMA:
+        found = "none" if schema is None else f"{schema!r}"
+        raise RecordError(f"{path}: no record of `python -m perf`: schema {SCHEMA} is wanted, {found} found")
+    try:
+        return Record(**told | {"path": path})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RecordError(f"{path}: {where}: {first['msg']}{more}; measure again, or repair the file") from error
+
+
+def kept(folder: Path = RESULTS) -> list[Record]:
+    """All records of ``folder``, oldest first. Files of other measurements, which have no ``schema``, are left out.
+
+    Raises:
+        RecordError: where one of them is damaged.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RecordError(f"{path}: cannot be read: {error}") from error
+        if isinstance(told, dict) and "schema" in told:
+            found.append(load(path))
+    return sorted(found, key=lambda record: record.measured)

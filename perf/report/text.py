@@ -1,0 +1,210 @@
+"""How figures are written, and the tables of a record in Markdown: rendered, never typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from math import floor, log10
+from pathlib import Path
+
+from perf.report.record import Cell, Gate, Record, RecordError
+
+BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
+_BLOCK = re.compile(rf"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+SCHEDULED = ("open", "publish", "slow-reader")
+CERTIFIED = ("upstream-stress",)
+"""Closed loops whose latency is shown all the same: another server was certified with theirs."""
+NOTHING = "–"
+_P95_HEAD = f"P95 in ms, counted from the moment a call was due ({', '.join(CERTIFIED)}: a closed loop, from sending):"
+
+
+def number(value: float | None) -> str:
+    """Three figures, which is what a measurement is good for: 546,000 · 27.5 · 0.312."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    # Rounded before the digits are counted: 9.996 becomes 10.0, which has one digit less behind the point.
+    rounded = round(value, 2 - floor(log10(abs(value))))
+    return f"{rounded:,.{max(0, 2 - floor(log10(abs(rounded))))}f}"
+
+
+def bound(gate: Gate) -> str:
+    """The limit as it stands in ``sla.toml``, with its direction."""
+    sign = "≥" if gate.bound == "least" else "≤"
+    return f"{sign} {NOTHING if gate.limit is None else f'{gate.limit:,.10g}'}"
+
+
+def interval(gate: Gate) -> str:
+    """Between which limits the median lies, where that is known."""
+    return "" if gate.low is None or gate.high is None else f"{number(gate.low)} – {number(gate.high)}"
+
+
+def machine_line(record: Record) -> str:
+    """Where and when, in one line."""
+    told = record.machine
+    parts = [str(told.get("cpu", "unknown CPU")), f"{told.get('cpus', '?')} CPUs", f"Linux {told.get('kernel', '?')}"]
+    if told.get("python"):
+        parts.append(f"Python {told['python']}")
+    return f"{record.measured[:10]}, {', '.join(parts)}"
+
+
+def rates(record: Record) -> str:
+    """Scenario × server: answers per second of server CPU."""
+    wanted = [name for name in record.measured_scenarios if any(cell.per_core for cell in _row(record, name).values())]
+    return _grid(record, wanted, lambda cell: number(cell.per_core.median) if cell.per_core else NOTHING)
+
+
+def latencies(record: Record) -> str:
+    """Scenario × server: P95 in milliseconds, where calls came on a schedule."""
+    return _grid(record, scheduled(record), lambda cell: number(cell.latency("p95")))
+
+
+def scheduled(record: Record) -> list[str]:
+    """Scenarios whose latency is what a client feels."""
+    return [
+        name
+        for name in record.measured_scenarios
+        if name in CERTIFIED
+        or any(cell.kind in SCHEDULED and not cell.in_steps for cell in _row(record, name).values())
+    ]
+
+
+def generator_cost(record: Record) -> str:
+    """What the harness itself takes, so that nobody counts it as the server's."""
+    rows = []
+    for (scenario, server), cell in record.cells.items():
+        ours, theirs = cell.figure("client_us_per_call"), cell.us_per_answer("server_cpu_seconds")
+        if ours is not None and theirs is not None:
+            rows.append([scenario, server, f"{number(theirs)} µs", f"{number(ours)} µs"])
+    return _table(["scenario", "server", "server, for each answer", "generator, for each call"], rows)
+
+
+def gates(record: Record) -> str:
+    """All verdicts."""
+    rows = []
+    for gate in record.gates:
+        verdict = gate.verdict if gate.verdict == "kept" else f"**{gate.verdict}**: {gate.reason}"
+        rows.append([gate.gate, number(gate.value), interval(gate), bound(gate), gate.unit, verdict])
+    return _table(["gate", "median", "95 %", "limit", "unit", "verdict"], rows)
+
+
+def selftest(record: Record) -> str:
+    """How often the harness raised an alarm, and how often it should have."""
+    rows = []
+    for case in record.selftest.cases if record.selftest else []:
+        wanted = ("≥ " if case.alarm_expected else "≤ ") + str(case.limit if case.limit is not None else NOTHING)
+        marks = "".join("●" if alarm else "○" for alarm in case.alarms)
+        verdict = "kept" if case.kept else "**missed**"
+        rows.append([case.name, case.what, f"{sum(case.alarms)} of {len(case.alarms)}", wanted, marks, verdict])
+    return _table(["case", "what was done", "alarms", "wanted", "run by run", "verdict"], rows)
+
+
+def knee(record: Record) -> str:
+    """The knee, in numbers."""
+    rows = [
+        [point.server, number(point.offered_rate), number(point.rate), number(point.p50), number(point.p95),
+         number(point.p99), "" if point.valid else f"**invalid**: {point.reason}"]
+        for point in record.knee
+    ]  # fmt: skip
+    return _table(["server", "offered / s", "answered / s", "P50 ms", "P95 ms", "P99 ms", ""], rows)
+
+
+def memory(record: Record) -> str:
+    """What a pod is charged for."""
+    rows = [
+        [f"{point.definitions:,}", str(point.workers), number(point.shared_mb), number(point.private_mb_per_worker),
+         number(point.master_mb), number(point.total_mb), number(point.peak_mb)]
+        for point in record.memory
+    ]  # fmt: skip
+    head = ["definitions", "workers", "snapshot MB", "each worker MB", "master MB", "together MB", "peak MB"]
+    return _table(head, rows)
+
+
+def readme(record: Record, link: str) -> str:
+    """What stands between the markers in the README. ``link``: where the record is, seen from there."""
+    count = max((len(cell.valid) for cell in record.cells.values()), default=0)
+    runs = f"{count} run{'s' * (count != 1)}"
+    kept = sum(gate.verdict == "kept" for gate in record.gates)
+    parts = [f"Answers for each second of a server's CPU time, median of up to {runs} in turns ([record]({link})):",
+             rates(record)]  # fmt: skip
+    if scheduled(record):
+        parts += [_P95_HEAD, latencies(record)]
+    parts += notes(record)
+    verdicts = f" {kept} of {len(record.gates)} gates kept." if record.gates else ""
+    parts.append(f"{machine_line(record)}.{verdicts}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def whole(record: Record) -> str:
+    """All tables, each under a heading."""
+    parts = [f"# {record.title}", f"{machine_line(record)}; commit {record.commit or 'unknown'}."]
+    for heading, table in (
+        ("Answers per second of server CPU", rates(record)), ("P95, ms", latencies(record)), ("Gates", gates(record)),
+        ("Knee", knee(record)), ("Memory", memory(record)), ("Cost of the harness", generator_cost(record)),
+        ("Self-test", selftest(record)),
+    ):  # fmt: skip
+        if table:
+            parts += [f"## {heading}", table]
+    if told := notes(record):
+        parts += ["## Invalid and not measured", *told]
+    return "\n\n".join(parts) + "\n"
+
+
+def notes(record: Record) -> list[str]:
+    """What is not in the tables, and why."""
+    invalid = [f"- {scenario} on {server}: invalid: {_cut(cell.reason)}" for (scenario, server), cell
+               in record.cells.items() if cell.reason]  # fmt: skip
+    skipped = [f"- {each.what}: not measured: {_cut(each.why)}" for each in record.skipped]
+    return ["\n".join(invalid + skipped)] if invalid or skipped else []
+
+
+def rewritten(text: str, block: str, name: str) -> str:
+    """``text`` with ``block`` between the markers; ``name`` is the file's, for the error.
+
+    Raises:
+        RecordError: where the markers do not stand there exactly once.
+    """
+    if len(_BLOCK.findall(text)) != 1 or text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise RecordError(f"{name}: wants the line {BEGIN} and after it the line {END}, each once")
+    return _BLOCK.sub(lambda found: found[1] + block + found[2], text)
+
+
+def link_from(readme_path: Path, record: Path) -> str:
+    """The record's path, seen from the folder of the README; its name alone where it lies outside of it."""
+    try:
+        return record.resolve().relative_to(readme_path.resolve().parent).as_posix()
+    except ValueError:
+        return record.name
+
+
+def _row(record: Record, scenario: str) -> Mapping[str, Cell]:
+    return {server: cell for (name, server), cell in record.cells.items() if name == scenario}
+
+
+def _grid(record: Record, scenarios: Sequence[str], show: Callable[[Cell], str]) -> str:
+    rows = []
+    for scenario in scenarios:
+        cells = _row(record, scenario)
+        rows.append([scenario, *(_shown(cells.get(server), show) for server in record.servers)])
+    return _table(["scenario", *record.servers], rows)
+
+
+def _shown(cell: Cell | None, show: Callable[[Cell], str]) -> str:
+    if cell is None:
+        return NOTHING
+    return "**invalid**" if cell.reason else show(cell)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Empty where there are no rows."""
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cut(each) for each in line)} |" for line in lines)
+
+
+def _cut(text: str) -> str:
+    """One line, short, and without what would end a cell."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    return line if len(line) <= 300 else line[:299] + "…"

@@ -1,0 +1,295 @@
+"""Servers to measure, each on a CPU of its own: one worker of ours without master and database, and nghttpd."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from definition_server.catalog.builder import BuiltSnapshot
+from definition_server.ipc.channel import Channel, ChannelClosed
+from definition_server.ipc.messages import Configure, Keys, Publish, Ready
+from definition_server.ipc.stats import StatsPage
+from perf.targets.processes import children, cpu_seconds, on_cpu
+
+ROOT = Path(__file__).parents[2]
+SERVER_CPU, CLIENT_CPU = 0, 1
+KEY = "perf-0123456789abcdef"
+START_SECONDS = 30.0
+_STARTS = 3
+"""A port that was free may be taken before the worker listens there: then another one is tried."""
+_EXIT_CANNOT_START = 3
+"""As in `definition_server.data_plane.worker`, which older revisions may not have."""
+_PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+_FINISHED = re.compile(r"finished in .*?, ([\d.]+) req/s")
+_REQUESTS = re.compile(r"(\d+) total, \d+ started, \d+ done, (\d+) succeeded, (\d+) failed, (\d+) errored")
+_STATUS = re.compile(r"status codes: (\d+) 2xx")
+_DATA = re.compile(r"\((\d+)\) data")
+
+
+class TargetFailed(Exception):
+    """A server or a generator did not do its part: there is no figure."""
+
+
+class CannotListen(TargetFailed):
+    """A worker could not start, most likely because its port is in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server that listens."""
+
+    name: str
+    port: int
+    pid: int
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return children(self.pid)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time it has taken so far."""
+        return cpu_seconds(self.pids)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Worker:
+    """One worker process with this process in the master's place."""
+
+    def __init__(
+        self,
+        transport: str,
+        descriptor: int,
+        built: BuiltSnapshot,
+        *,
+        program: Sequence[str] = (sys.executable, "-c", _PROGRAM),
+        name: str = "",
+        **settings: Any,
+    ) -> None:
+        """``program`` runs the worker's ``main`` with the arguments that are added to it; ``name`` is the target's."""
+        self._channel, theirs = Channel.pair()
+        self._page = StatsPage.create(1)
+        port = settings.get("port") or free_port()
+        values: dict[str, Any] = {
+            "host": "127.0.0.1", "port": port, "transport": transport, "reflection": False,
+            "max_connection_age_seconds": 0.0, "threadpool_size": 4, "app_env": "production", "log_level": "INFO",
+            "drain_timeout_seconds": 5.0,
+        }  # fmt: skip
+        self._say(Configure(**values | settings))
+        self._say(Keys((sha256(KEY.encode()).hexdigest(),)))
+        command = [*program, str(theirs.fileno()), str(self._page.descriptor), "0"]
+        self._process = subprocess.Popen(
+            on_cpu(SERVER_CPU, command),
+            pass_fds=[theirs.fileno(), self._page.descriptor],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            text=True,
+        )
+        theirs.close()
+        self.target = Target(name or transport, port, self._process.pid)
+        self.output: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.publish(descriptor, built)
+        except TargetFailed:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        if self._process.stdout is not None:
+            self.output.extend(self._process.stdout)
+
+    def _say(self, message: Any, descriptor: int | None = None) -> None:
+        try:
+            sent = self._channel.send(message, descriptor)
+        except ChannelClosed:
+            raise self._ended() from None
+        if not sent:
+            raise TargetFailed("the worker does not read its control socket")
+
+    def _ended(self) -> TargetFailed:
+        """What there is to say of a worker that has ended by itself."""
+        self._process.wait(START_SECONDS)
+        self._reader.join()
+        told = f"the worker ended with {self._process.returncode}: {''.join(self.output)[-2000:]}"
+        return CannotListen(told) if self._process.returncode == _EXIT_CANNOT_START else TargetFailed(told)
+
+    def publish(self, descriptor: int, built: BuiltSnapshot, *, wait: bool = True) -> None:
+        """Publish; with ``wait``, until it is served.
+
+        Raises:
+            TargetFailed: where the worker does not say so in time.
+        """
+        self._say(Publish(built.footer.generation, built.footer.version_hash.hex()), descriptor)
+        if wait:
+            self.wait_ready(built.footer.generation)
+
+    def wait_ready(self, generation: int) -> None:
+        """Wait until the worker serves ``generation``.
+
+        Raises:
+            TargetFailed: where it does not within `START_SECONDS`.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            try:
+                received = self._channel.receive()
+            except ChannelClosed:
+                break
+            if received is not None and isinstance(received[0], Ready) and received[0].generation == generation:
+                return
+            time.sleep(0.005)
+        if time.monotonic() < deadline:
+            raise self._ended()
+        raise TargetFailed(f"the worker does not serve generation {generation}: {''.join(self.output)[-2000:]}")
+
+    @property
+    def answered(self) -> int:
+        """Calls that the worker itself has counted so far, whatever their status."""
+        return sum(self._page.slot(0).read().requests.values())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it: a worker whose master is gone drains and exits."""
+        self._channel.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._page.close()
+
+
+@contextmanager
+def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: Any) -> Iterator[Worker]:
+    """A worker that serves ``built``; ``settings`` as of `Worker`.
+
+    Raises:
+        TargetFailed: where it does not start. `CannotListen`: on several ports one after the other.
+    """
+    for attempt in range(_STARTS):
+        try:
+            made = Worker(transport, descriptor, built, **settings)
+            break
+        except CannotListen:
+            if attempt == _STARTS - 1 or "port" in settings:
+                raise
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def nghttpd(folder: Path) -> Iterator[Target]:
+    """nghttp2's server, one thread, with the files of ``folder``."""
+    program = shutil.which("nghttpd")
+    if program is None:
+        raise TargetFailed("nghttpd is not installed")
+    port = free_port()
+    command = on_cpu(SERVER_CPU, [program, "--no-tls", "-a", "127.0.0.1", "-d", str(folder), str(port)])
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TargetFailed("nghttpd does not listen")
+            time.sleep(0.01)
+        yield Target("nghttpd", port, process.pid)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def h2load(target: Target, path: str, count: int, connections: int, streams: int, *, octets: int,
+           request: Path | None = None, tls: bool = False) -> dict[str, Any]:  # fmt: skip
+    """``count`` requests by h2load, an independent generator; every answer must be 2xx with a body of ``octets``.
+
+    Raises:
+        TargetFailed: where it is not so.
+    """
+    program = shutil.which("h2load")
+    if program is None:
+        raise TargetFailed("h2load is not installed")
+    url = f"http{'s' if tls else ''}://127.0.0.1:{target.port}{path}"
+    command = [program, f"-c{connections}", f"-m{streams}", f"-n{count}", "-t1", url]
+    if request is not None:
+        fields = ("content-type: application/grpc", "te: trailers", f"x-avap-auth: {KEY}")
+        command += [f"-d{request}", *(f"-H{field}" for field in fields)]
+    before, began = target.cpu_seconds, time.monotonic()
+    run = subprocess.run(on_cpu(CLIENT_CPU, command), capture_output=True, text=True, timeout=120, check=False)
+    seconds, server = time.monotonic() - began, target.cpu_seconds - before
+    finished, requests = _FINISHED.search(run.stdout), _REQUESTS.search(run.stdout)
+    status, data = _STATUS.search(run.stdout), _DATA.search(run.stdout)
+    if not (finished and requests and status and data):
+        raise TargetFailed(f"h2load: {(run.stdout + run.stderr)[-500:]}")
+    if int(status[1]) != count or int(requests[2]) != count or int(data[1]) != count * octets:
+        told = f"of {count} answers {requests[2]} came, {status[1]} with 2xx, {data[1]} octets"
+        raise TargetFailed(f"h2load: {told}; {requests[0]}")
+    return {
+        "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 2),
+        "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
+    }  # fmt: skip
+
+
+def self_signed(folder: Path) -> dict[str, str]:
+    """A certificate for 127.0.0.1 in ``folder``, as settings of a worker.
+
+    Raises:
+        OSError: where there is no ``openssl``.
+        CalledProcessError: where it fails.
+    """
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    return {"tls_cert_file": str(cert), "tls_key_file": str(key)}
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process and those it starts open as many descriptors as the system grants; that many."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def keep_to_client_cpu() -> None:
+    """Keep this process off the server's CPU."""
+    os.sched_setaffinity(0, {CLIENT_CPU})

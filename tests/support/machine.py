@@ -1,0 +1,113 @@
+"""What a measurement ran on: a figure without its machine says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("grpcio", "protobuf", "uvloop", "hpack", "hdrhistogram")
+PROGRAMS = {"h2load": "--version", "nghttpd": "--version", "ghz": "--version", "node": "--version", "go": "version"}
+ROOT = Path(__file__).parents[2]
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+class TooFewCpus(Exception):
+    """Server and generator cannot have a CPU each."""
+
+
+def facts() -> dict[str, Any]:
+    """The machine, before the measurement. `after` tells what has become of it."""
+    return {
+        "cpu": cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
+        "python": platform.python_version(), "governor": governor(), "memory_mb": memory_mb(),
+        "load_before": list(os.getloadavg()), "steal_ticks_before": steal_ticks(),
+    }  # fmt: skip
+
+
+def after() -> dict[str, Any]:
+    """What the same machine says at the end."""
+    return {"load_after": list(os.getloadavg()), "steal_ticks_after": steal_ticks()}
+
+
+def need_cpus(cpus: int | None = None) -> None:
+    """Make sure that server and generator can have a CPU each.
+
+    Raises:
+        TooFewCpus: where they cannot.
+    """
+    found = len(os.sched_getaffinity(0)) if cpus is None else cpus
+    if found < 2:
+        raise TooFewCpus(
+            f"this process may use {found} CPU: server and generator would share it, and every figure would be about "
+            "both. At least 2 CPUs are needed (look at taskset, cgroups, or take a larger machine)."
+        )
+
+
+def memory_mb() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def cpu() -> str:
+    """What the CPU calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    told = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    numbers = f"family {told.get('cpu family', '?')}, model {told.get('model', '?')}"
+    return f"{told.get('model name', platform.machine())} ({numbers})"
+
+
+def governor() -> str:
+    """Who decides the clock rate; a virtual machine is not told."""
+    try:
+        return _GOVERNOR.read_text().strip()
+    except OSError:
+        return "not told"
+
+
+def steal_ticks() -> int:
+    """Ticks that the hypervisor gave to others: a run with many of them has measured somebody else."""
+    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+
+
+def versions() -> dict[str, str]:
+    """Of packages and programs that take part."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    for program, option in PROGRAMS.items():
+        try:
+            run = subprocess.run([program, option], capture_output=True, text=True, timeout=10, check=False)
+            found[program] = (run.stdout or run.stderr).strip().split("\n")[0]
+        except (OSError, subprocess.TimeoutExpired):
+            found[program] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The revision of the working tree, with ``+`` where it holds changes; empty outside a repository."""
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except OSError:
+        return ""
+    return told.stdout.strip()
+
+
+def label() -> str:
+    """A name for the kind of machine, fit for a file name: ``epyc-2cpu``. No host name: that says nothing to others."""
+    words = re.findall(r"[a-z0-9]+", cpu().lower())
+    kind = next((word for word in words if word in _FAMILIES), platform.machine().replace("_", "-"))
+    return f"{kind}-{os.cpu_count()}cpu"
+
+
+_FAMILIES = ("epyc", "ryzen", "xeon", "core", "graviton", "neoverse", "ampere", "apple")

@@ -1,0 +1,88 @@
+"""Scenarios as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from perf.generator.scenarios import SERVERS, SETS, ScenarioError, chosen, load
+
+LEAST = '[[scenario]]\nname = "a"\ntitle = "t"\nwhy = "w"\nkind = "closed"\n'
+PROMISED = (
+    "get-hot", "get-zipf", "get-missing", "auth-flood", "deadlines", "few-connections-2", "few-connections-4",
+    "few-connections-8", "few-connections-16", "many-connections", "idle-connections-1000", "idle-connections-10000",
+    "sync-small", "sync-200MB", "publish-under-load", "tls", "slow-reader", "rated", "saturate", "upstream-stress",
+)  # fmt: skip
+
+
+def refused(folder: Path, text: str) -> str:
+    """Why a file with ``text`` is refused."""
+    file = folder / "scenarios.toml"
+    file.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        load(file)
+    return str(caught.value)
+
+
+def test_every_promised_scenario_is_there_and_says_why() -> None:
+    found = load()
+    assert set(PROMISED) <= set(found)
+    assert all(each.why and each.title for each in found.values())
+
+
+def test_the_sets_contain_each_other() -> None:
+    for each in load().values():
+        assert each.sets == SETS[-len(each.sets) :], f"{each.name} is in {each.sets}"
+
+
+def test_the_profile_of_todays_certificate() -> None:
+    stress = load()["upstream-stress"]
+    assert (stress.connections * stress.streams, stress.known, stress.unknown) == (500, 0.8, 0.2)
+
+
+def test_each_makes_one_scenario_for_every_value(tmp_path: Path) -> None:
+    file = tmp_path / "scenarios.toml"
+    file.write_text(LEAST + "each = { connections = [2, 16] }\n")
+    found = load(file)
+    assert {name: each.connections for name, each in found.items()} == {"a-2": 2, "a-16": 16}
+    assert found["a-2"].servers == SERVERS[:-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("conections = 4\n", "unknown key conections; known are"),
+        ('kind = "endless"\n', "kind = 'endless' is none of closed, open"),
+        ('names = "some"\n', "names = 'some' is none of one, all, zipf"),
+        ('servers = ["apache"]\n', "servers = 'apache' is none of native, grpcio"),
+        ('servers = "native"\n', "servers wants a list of names"),
+        ('sets = ["nightly"]\n', "sets = 'nightly' is none of quick, standard, full"),
+        ("connections = 0\n", "connections = 0, but at least 1 is wanted"),
+        ('seconds = "long"\n', "seconds = 'long', but at least 0.1 is wanted"),
+        ('rate = "fast"\n', "rate = 'fast', but a number or 'saturate' is wanted"),
+        ('kind = "open"\n', "an open loop needs a rate"),
+        ('kind = "publish"\nrate = 5\n', "kind publish needs a rate and publications"),
+        ("unknown = 0.8\nbad_key = 0.3\n", "unknown and bad_key together exceed 1"),
+        ("each = { connections = [1], streams = [1] }\n", "each wants one key with a list of values"),
+    ],
+)
+def test_what_is_not_understood_is_told(tmp_path: Path, more: str, told: str) -> None:
+    kind = "" if "kind" in more else 'kind = "closed"\n'
+    reason = refused(tmp_path, LEAST.replace('kind = "closed"\n', kind) + more)
+    assert "scenario a: " in reason
+    assert told in reason
+
+
+def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+    assert "scenarios.toml: " in refused(tmp_path, "[[scenario")
+    assert "only [[scenario]] tables" in refused(tmp_path, "[gate]\n")
+    assert "title, why, kind is missing" in refused(tmp_path, '[[scenario]]\nname = "a"\n')
+    assert "stands there twice" in refused(tmp_path, LEAST + LEAST)
+
+
+def test_a_choice_by_words_is_from_all_sets() -> None:
+    found = load()
+    assert [each.name for each in chosen(found, "quick", ["few"])] == [name for name in found if "few" in name]
+    assert {each.name for each in chosen(found, "quick")} < {each.name for each in chosen(found, "standard")}
+    with pytest.raises(ScenarioError, match="no scenario is called cold; there are get-hot"):
+        chosen(found, "quick", ["cold"])

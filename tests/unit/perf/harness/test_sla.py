@@ -1,0 +1,181 @@
+"""Gates: what they keep, what they miss, and what they say nothing about."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perf.generator import scenarios
+from perf.harness import sla
+from perf.harness.sla import INVALID, KEPT, MISSED, Gate, SlaError, judge
+
+NOISE = {"cpu-time": "why it can be believed"}
+
+
+def gate(**values: Any) -> Gate:
+    """A gate on ``figure`` of ``hot``, at least 100 unless ``values`` says otherwise."""
+    given = {"name": "g", "scenario": "hot", "figure": "figure", "unit": "x", "noise": "cpu-time", "server": "ours"}
+    limit = {} if "most" in values else {"least": 100.0}
+    return Gate(**given | limit | values)
+
+
+def runs(server: str, figures: Sequence[float], **more: Any) -> list[dict[str, Any]]:
+    """One run for each figure, in rounds from 0 on."""
+    run = {"scenario": "hot", "server": server, "valid": True, "reason": ""}
+    return [run | {"round": number, "figure": value} | more for number, value in enumerate(figures)]
+
+
+def spoilt(server: str, number: int, fault: str = "generator", reason: str = "late") -> dict[str, Any]:
+    """A run that is none."""
+    told = {"valid": False, "reason": reason, "fault": fault}
+    return {"scenario": "hot", "server": server, "round": number, "figure": 1e9} | told
+
+
+def test_kept_and_missed() -> None:
+    assert judge(gate(), runs("ours", [110, 120, 130, 140, 150, 160]), NOISE).verdict == KEPT
+    missed = judge(gate(), runs("ours", [90, 80, 70, 95, 85, 99]), NOISE)
+    assert missed.verdict == MISSED
+    assert missed.decided
+    assert missed.interval == (87.5, 70, 99)
+    assert "why it can be believed" in missed.reason
+
+
+def test_the_most_is_the_other_way_round() -> None:
+    assert judge(gate(most=100), runs("ours", [90, 80, 70, 95, 85, 99]), NOISE).verdict == KEPT
+    assert judge(gate(most=100), runs("ours", [110, 120, 130, 140, 150, 160]), NOISE).verdict == MISSED
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_no_verdict_from_a_single_run_nor_from_five(count: int) -> None:
+    verdict = judge(gate(), runs("ours", [200.0] * count), NOISE)
+    assert verdict.verdict == INVALID
+    assert verdict.reason
+
+
+def test_a_limit_within_the_interval_asks_for_more_and_then_the_median_decides() -> None:
+    for figures, verdict in (([90, 95, 101, 102, 103, 104], KEPT), ([90, 95, 96, 98, 103, 104], MISSED)):
+        found = judge(gate(), runs("ours", figures), NOISE)
+        assert (found.verdict, found.decided) == (verdict, False)
+        assert "the median of 6 rounds decides" in found.reason
+
+
+def test_noise_that_could_hide_what_is_looked_for_gives_no_verdict() -> None:
+    figures = [60.0, 105, 106, 107, 108, 109]
+    assert judge(gate(blur=50.0), runs("ours", figures), NOISE).verdict == KEPT
+    found = judge(gate(blur=10.0), runs("ours", figures), NOISE)
+    assert (found.verdict, found.decided) == (INVALID, False)
+    assert "too noisy" in found.reason
+    found = judge(gate(most=100.0, blur=10.0), runs("ours", [90.0, 90, 90, 90, 90, 140]), NOISE)
+    assert found.verdict == INVALID
+    guilty = [60.0, 60, 60, 60, 60, 109]
+    assert judge(gate(blur=10.0), runs("ours", guilty), NOISE).verdict == MISSED, "noise acquits nobody"
+
+
+def test_one_failure_of_the_server_makes_the_gate_invalid_however_many_others_are_good() -> None:
+    good = runs("ours", [200.0] * 50)
+    for fault in ("server", "", "anything new"):
+        found = judge(gate(), [*good, spoilt("ours", 50, fault, "a wrong answer")], NOISE)
+        assert found.verdict == INVALID
+        assert found.reason == "ours: a wrong answer"
+
+
+def test_an_invalid_run_gives_no_sample() -> None:
+    found = judge(gate(), [*runs("ours", [50.0] * 6), spoilt("ours", 6)], NOISE)
+    assert found.verdict == MISSED
+    assert found.samples == (50.0,) * 6
+
+
+def test_more_spoilt_runs_than_good_ones_are_no_measurement() -> None:
+    many = [spoilt("ours", number) for number in range(6, 13)]
+    found = judge(gate(), runs("ours", [200.0] * 6) + many, NOISE)
+    assert found.verdict == INVALID
+    assert "7 of 13 runs are invalid: ours: late" in found.reason
+
+
+def test_a_ratio_is_taken_within_the_rounds() -> None:
+    chance = random.Random(1)
+    speeds = [chance.uniform(0.2, 5) for _ in range(8)]
+    both = runs("ours", [110 * speed for speed in speeds]) + runs("theirs", [100 * speed for speed in speeds])
+    found = judge(gate(over="theirs", least=1.05), both, NOISE)
+    assert found.verdict == KEPT
+    assert found.interval == pytest.approx((1.1, 1.1, 1.1))
+    assert judge(gate(over="theirs", least=1.15), both, NOISE).verdict == MISSED
+
+
+def test_a_round_without_its_other_half_is_no_pair() -> None:
+    both = runs("ours", [200.0] * 8) + runs("theirs", [100.0] * 5) + [spoilt("theirs", 5)]
+    assert judge(gate(over="theirs", least=1), both, NOISE).verdict == INVALID
+
+
+def test_a_difference() -> None:
+    both = runs("ours", [0.012] * 6) + runs("base", [0.001] * 6)
+    found = judge(gate(minus="base", most=0.005), both, NOISE)
+    assert found.verdict == MISSED
+    assert found.interval is not None
+    assert found.interval.median == pytest.approx(0.011)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], "ours was not measured in hot"),
+        (runs("ours", [1.0] * 6), "theirs was not measured in hot"),
+        (runs("ours", [1.0] * 6) + runs("theirs", [0.0] * 6), "no run of hot has the figure figure"),
+        (runs("ours", [float("nan")] * 6) + runs("theirs", [1.0] * 6), "no run of hot has the figure figure"),
+    ],
+)
+def test_what_is_missing_is_told(found: list[dict[str, Any]], told: str) -> None:
+    verdict = judge(gate(over="theirs"), found, NOISE)
+    assert verdict.verdict == INVALID
+    assert told in verdict.reason
+
+
+def test_a_record_can_hold_every_verdict() -> None:
+    for found in (runs("ours", [200.0] * 6), runs("ours", [200.0]), []):
+        told = judge(gate(), found, NOISE).as_dict()
+        assert json.loads(json.dumps(told, allow_nan=False))["noise_model"] == "why it can be believed"
+
+
+def test_the_projects_gates_are_about_scenarios_that_there_are_and_servers_that_they_measure() -> None:
+    known = scenarios.load()
+    rules = sla.load(scenarios=known)
+    assert rules.gates
+    assert rules.comparison
+    for each in rules.gates:
+        assert set(each.servers) <= set(known[each.scenario].servers), each.name
+    for each in rules.comparison:
+        assert each.server == sla.CANDIDATE
+        assert sla.BASE in (each.over, each.minus), each.name
+        assert each.blur < 1, f"{each.name}: noise could hide a regression"
+    in_ci = {name for name, scenario in known.items() if "quick" in scenario.sets}
+    assert {each.scenario for each in rules.comparison} <= in_ci
+    assert in_ci <= {each.scenario for each in rules.gates}, "CI measures what no gate is about"
+
+
+GATE = '[noise]\nn = "x"\n[[gate]]\nname = "g"\nscenario = "get-hot"\nfigure = "f"\nunit = "u"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GATE + 'noise = "n"\nleast = 1\nworst = 2\n', "gate 'g': unknown key worst; known are"),
+        (GATE + 'noise = "n"\n', "gate 'g': it wants either least or most"),
+        (GATE + 'noise = "n"\nleast = 1\nmost = 2\n', "gate 'g': it wants either least or most"),
+        (GATE + 'noise = "m"\nleast = 1\n', "noise model 'm' is not described in [noise]: n"),
+        (GATE + "least = 1\n", "gate 'g': noise is missing"),
+        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nminus = "b"\n', "it wants over or minus, not both"),
+        (GATE.replace("get-hot", "get-cold") + 'noise = "n"\nleast = 1\n', "there is no scenario 'get-cold'"),
+        ("[[door]]\n", "unknown table door"),
+        ("[[gate", "sla.toml: "),
+    ],
+)
+def test_what_is_not_understood_is_told(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "sla.toml"
+    file.write_text(text)
+    with pytest.raises(SlaError) as caught:
+        sla.load(file, ["get-hot"])
+    assert told in str(caught.value)

@@ -1,0 +1,98 @@
+"""Slowing a worker down on purpose."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from perf.harness import slowed
+from perf.harness.slowed import ONE_IN, busy, delayed
+
+from grpc_h2 import Http2Protocol
+
+
+class Cpu:
+    """A clock of CPU time that moves when work is done or time is asked for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-7
+        return self.now
+
+
+def test_busy_burns_a_tenth_of_what_was_used() -> None:
+    cpu = Cpu()
+    worked = 0.0
+
+    def receive(shell: Any, data: bytes) -> None:
+        nonlocal worked
+        worked += 50e-6
+        cpu.now += 50e-6
+
+    slow = busy(receive, 0.10, cpu)
+    for _ in range(1600):
+        slow(cast(Http2Protocol, None), b"")
+    assert (cpu.now - worked) / worked == pytest.approx(0.10, rel=0.05)
+
+
+class Loop:
+    """What a delayed connection asks of its loop."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, Any, Any]] = []
+
+    def call_later(self, seconds: float, what: Any, argument: Any) -> None:
+        """Note it."""
+        self.later.append((seconds, what, argument))
+
+
+class Connection:
+    """A connection that notes what it was given."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.closing = False
+        self.octets = b""
+
+
+def receive(shell: Any, data: bytes) -> None:
+    """Note what came."""
+    shell.octets += data
+
+
+def test_one_batch_in_a_hundred_waits_and_the_order_stays() -> None:
+    loop = Loop()
+    first, second = Connection(loop), Connection(loop)
+    slow = cast(Any, delayed(receive))
+    for number in range(ONE_IN - 1):
+        slow(first, b"%d" % (number % 10))
+    before = first.octets
+    assert len(before) == ONE_IN - 1
+    slow(first, b"late")
+    slow(first, b", then this")
+    slow(second, b"not me")
+    assert (first.octets, second.octets) == (before, b"not me")
+    ((seconds, release, argument),) = loop.later
+    assert seconds == slowed.DELAY_SECONDS
+    release(argument)
+    assert first.octets == before + b"late, then this"
+    slow(first, b"!")
+    assert first.octets.endswith(b"this!")
+
+
+def test_a_connection_that_closes_meanwhile_gets_nothing() -> None:
+    loop = Loop()
+    only = Connection(loop)
+    slow = cast(Any, delayed(receive, one_in=1))
+    slow(only, b"late")
+    only.closing = True
+    ((_, release, argument),) = loop.later
+    release(argument)
+    assert only.octets == b""
+
+
+def test_an_unknown_injection_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert slowed.main(["sabotage"]) == 2
+    assert "busy, delay, none" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""What several measurements say together."""
+
+from __future__ import annotations
+
+import random
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from perf.harness.statistics import coverage, difference_interval, least_samples, median_interval, ratio_interval
+
+FIGURES = st.floats(min_value=-1e9, max_value=1e9)
+
+
+def test_six_samples_are_the_least_for_95_percent() -> None:
+    assert least_samples(0.95) == 6
+    assert least_samples(0.5) == 2
+    assert median_interval([1, 2, 3, 4, 5]) == (3, -inf, inf)
+    assert median_interval([1, 2, 3, 4, 5, 6]) == (3.5, 1, 6)
+
+
+def test_one_sample_tells_nothing() -> None:
+    assert median_interval([7]) == (7, -inf, inf)
+
+
+def test_coverage_of_known_tables() -> None:
+    # Conover, table of confidence intervals of a median: n = 10, the second smallest to the second largest: 97.85 %.
+    assert coverage(10, 2) == pytest.approx(0.9785, abs=1e-4)
+    assert coverage(6, 1) == pytest.approx(0.96875)
+
+
+@given(st.lists(FIGURES, min_size=1, max_size=60))
+def test_the_median_lies_within_its_interval_and_order_does_not_matter(samples: list[float]) -> None:
+    middle, low, high = median_interval(samples)
+    assert low <= middle <= high
+    shuffled = random.Random(1).sample(samples, len(samples))
+    assert median_interval(shuffled) == (middle, low, high)
+
+
+def test_the_true_median_lies_within_as_often_as_promised() -> None:
+    chance = random.Random(4)
+    hits = 0
+    for _ in range(2000):
+        samples = [chance.lognormvariate(0, 1) for _ in range(9)]  # skewed, as times are; its median is 1
+        _, low, high = median_interval(samples)
+        hits += low <= 1 <= high
+    assert hits / 2000 >= 0.94
+
+
+def test_what_disturbs_both_of_a_pair_cancels() -> None:
+    chance = random.Random(5)
+    pairs = []
+    for _ in range(9):
+        speed = chance.uniform(0.3, 3)  # of the machine at that time
+        pairs.append((110 * speed * chance.uniform(0.99, 1.01), 100 * speed))
+    middle, low, high = ratio_interval(pairs)
+    assert 1.085 < low <= middle <= high < 1.115
+
+
+def test_differences() -> None:
+    assert difference_interval([(3, 1), (5, 2), (9, 4), (3, 2), (4, 2), (8, 2)]) == (2.5, 1, 6)
+
+
+def test_nothing_to_work_with_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        median_interval([])
+    with pytest.raises(ValueError, match="ratio to nothing"):
+        ratio_interval([(1.0, 0.0)])
+    with pytest.raises(ValueError, match="confidence"):
+        median_interval([1.0], 1.0)
