@@ -90,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
-    config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
+    config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
