@@ -1,4 +1,4 @@
-"""What is in the image, and what is not."""
+"""The contents of the image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.containers.conftest import StartContainer
 
 OWN_LIMIT_MB = 78
-"""Of our part: 78 MB on a base of 72 MB make the 150 MB that were promised."""
+"""Limit of our layers: 78 MB on a base of 72 MB make the promised 150 MB."""
 
 INVENTORY = """
 import importlib.metadata, json, pathlib, shutil
@@ -106,7 +106,7 @@ def test_our_layers_of_the_image_are_small(
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 def test_every_module_that_is_imported_was_compiled(start: StartContainer, transport: str) -> None:
-    """Run once as root on a writable root: what Python compiles then, the image lacks."""
+    """Run once as root on a writable file system: modules that Python compiles then are missing in the image."""
     writable = {"read_only": False, "user": "0:0"}
     server = start(options=writable, TRANSPORT=transport)
     server.wait_log("Serving")
@@ -119,8 +119,8 @@ def test_every_module_that_is_imported_was_compiled(start: StartContainer, trans
 
 
 def test_missing_bytecode_is_written_and_so_detected(engine: docker.DockerClient, image: str) -> None:
-    """The test above would see it."""
-    program = ["-c", "import wave"]  # which the server has no use for
+    """Shows that the test above can fail."""
+    program = ["-c", "import wave"]  # a module that the server does not use
     with Running(engine, image, program, entrypoint="/opt/venv/bin/python", user="0:0") as container:
         assert container.wait_exit() == 0, container.output()
         assert [path for path in (change["Path"] for change in container.container.diff()) if "wave" in path]

@@ -1,4 +1,4 @@
-"""The dashboard is what its source says, is a dashboard by Grafana's own types, and can be read.
+"""The dashboard is the output of its source, is valid by Grafana's own types, and can be read.
 
 That its queries have data is shown on a real Prometheus: test_prometheus_live.py.
 """
@@ -22,7 +22,7 @@ DASHBOARD: dict[str, Any] = json.loads(WRITTEN.read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 UNITS = {"s", "short", "reqps", "bytes", "percentunit"}
-"""Of Grafana's units, those that our metrics have: Prometheus's base units and plain counts."""
+"""Those of Grafana's units that our metrics have: Prometheus's base units and plain counts."""
 
 
 def test_the_dashboard_is_the_output_of_its_source() -> None:
@@ -30,7 +30,7 @@ def test_the_dashboard_is_the_output_of_its_source() -> None:
 
 
 def unknown_fields(written: Any, known: Any, at: str = "") -> list[str]:
-    """Where ``written`` has something that was lost on the way through Grafana's types."""
+    """Paths of values in ``written`` that are lost when they pass through Grafana's types."""
     if isinstance(written, dict) and isinstance(known, dict):
         return [
             lost

@@ -1,4 +1,4 @@
-"""The manifests are valid, keep every promise, and each promise is one that can be broken."""
+"""The manifests are valid and keep every promise, and the test of each promise can fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_components(tmp_path: Path, *names: str) -> Manifests:
 
 
 def closed(schema: Object) -> Object:
-    """``schema`` such that a field it does not name is an error, as kubectl's strict validation has it."""
+    """``schema`` changed so that an unknown field is an error, as in kubectl's strict validation."""
     result = {key: closed(value) if isinstance(value, dict) else value for key, value in schema.items()}
     if "properties" in schema and "additionalProperties" not in schema:
         result["additionalProperties"] = False
@@ -51,7 +51,7 @@ def closed(schema: Object) -> Object:
 
 
 def judge(manifests: Manifests) -> list[str]:
-    """Every promise that is broken."""
+    """All violations of promises."""
     return [f"{promise.__name__}: {told}" for promise in PROMISES for told in promise(manifests)]
 
 
@@ -78,7 +78,7 @@ def test_a_field_that_kubernetes_does_not_know_is_detected(guide: Manifests) -> 
 
 def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> None:
     monitor = manifests.one("ServiceMonitor")
-    # The API server checks metadata itself; the schema of a custom kind says no more than that it is an object.
+    # The API server checks metadata itself; the schema of a custom kind only states that it is an object.
     schema = closed(service_monitor_schema())
     schema["properties"]["metadata"].pop("additionalProperties", None)
     jsonschema.validate(monitor, schema)
@@ -89,7 +89,7 @@ def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_renders_to_valid_objects(component: str, tmp_path: Path) -> None:
-    # The overlays have service-monitor already; adding it twice would be an error of the operator's.
+    # The overlays have service-monitor already; adding it twice would be a mistake of the operator.
     names = () if component == "service-monitor" else (component,)
     for each in with_components(tmp_path, *names).objects:
         if each["kind"] != "ServiceMonitor":
@@ -132,7 +132,7 @@ def probe(name: str, **fields: object) -> Breaking:
 
 
 def label(**fields: str) -> Breaking:
-    """Change what selectors pick the pods by."""
+    """Change the labels that selectors match."""
     return lambda m: m.pod_labels.update({"app.kubernetes.io/name": fields["name"]})
 
 

@@ -1,7 +1,7 @@
-"""Alert drills: a fault, a real server, a real Prometheus with the shipped rules in quick motion, and the alert fires.
+"""Alert drills: a fault, a real server, a real Prometheus with the rules in fast motion, and the alert fires.
 
-Quick motion is this test's own: `for` is a second, and the numbers that are multiples of SYNC_INTERVAL_SECONDS are
-multiples of the interval of the test's server.
+Fast motion means: `for` is a second, and multiples of SYNC_INTERVAL_SECONDS are multiples of the interval of the test's
+server.
 """
 
 from __future__ import annotations

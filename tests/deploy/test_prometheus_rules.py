@@ -1,4 +1,6 @@
-"""The rules are sound, each alert has unit tests in which it fires and does not, and their numbers are the server's."""
+"""The rules are valid, each alert has unit tests in which it fires and is silent, and the numbers are the server's
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def scenarios() -> list[Document]:
 
 
 def told(moment: Document) -> set[str]:
-    """Names of the alerts that a moment of a scenario expects."""
+    """Names of the alerts that a scenario expects at a moment."""
     return {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in moment["exp_samples"]}
 
 
@@ -72,7 +74,7 @@ def test_every_alert_has_severity_description_and_runbook(alert: str) -> None:
 
 
 def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
-    """Whoever changes a default must see that the alerts speak of another server."""
+    """A changed default must also be changed in the alerts."""
     text = "\n".join(path.read_text() for path in RULES)
     fields = Settings.model_fields
     assert f"> 3 * {fields['sync_interval_seconds'].default:g}\n" in text

@@ -1,4 +1,4 @@
-"""Runbooks speak of what there is: alerts, metrics, messages, commands, drills; and their commands and queries work."""
+"""Runbooks name only existing alerts, metrics, messages, commands and drills; their commands and queries work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 @cache
 def sections(page: Path) -> dict[str, str]:
-    """Title of each section, and its text."""
+    """The title of each section → its text."""
     parts = re.split(r"^## (.+)$", page.read_text(), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -53,14 +53,14 @@ def quoted(text: str) -> list[str]:
 
 
 def seen(page: Path, kind: str) -> list[str]:
-    """What a page says is seen, of a kind."""
+    """The names of one kind in the section "What you see" of a page."""
     rows = re.findall(r"^\| (\w+) \| (.+) \|$", sections(page)["What you see"], flags=re.MULTILINE)
     assert {of for of, _ in rows} - {"kind"} <= KINDS
     return [name for of, text in rows if of == kind for name in quoted(text)]
 
 
 def blocks(language: str, page: Path) -> list[str]:
-    """Code blocks of a language, freed of their indent."""
+    """Code blocks of a language, without their indent."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
@@ -71,8 +71,8 @@ def commands(page: Path) -> list[str]:
 
 @cache
 def texts_of_the_service() -> str:
-    """Every string of the service's code, f-strings with holes for their values."""
-    files = (ROOT / "service/definition_server").rglob("*.py")
+    """Every string of the service's code, f-strings with placeholders for their values."""
+    files = (ROOT / "service").rglob("*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     texts += [
@@ -173,7 +173,7 @@ def server(table: Table, start_server: StartServer, tmp_path: Path) -> ServerPro
 
 
 def keys_of(document: Any) -> set[str]:
-    """Every key in a JSON document, at whatever depth."""
+    """Every key in a JSON document, at any depth."""
     if isinstance(document, dict):
         return set(document) | {key for value in document.values() for key in keys_of(value)}
     return {key for value in document for key in keys_of(value)} if isinstance(document, list) else set()
@@ -193,7 +193,7 @@ def test_the_servers_answers_have_the_fields_that_a_page_reads(server: ServerPro
         )
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout.strip(), line
-        # jq answers null for a key that does not exist: it must not pass for an answer.
+        # For a missing key jq prints null, which must not count as an answer.
         for key in set(re.findall(r"\b[a-z_]{3,}\b", " ".join(re.findall(r"'([^']*)'", line)))):
             assert key in known, f"{key}: {line}"
 
@@ -207,7 +207,7 @@ def test_queries_are_valid_and_their_series_exist(server: ServerProcess, tmp_pat
     with Prometheus(directory, [server.metrics_port]) as prometheus:
         prometheus.wait_series("rate(avap_requests_total[5m])")
         for query in queries:
-            # No traffic: quantiles are NaN, and still a series.
+            # Without traffic quantiles are NaN, which still is a series.
             assert prometheus.query(query), query
 
 

@@ -1,4 +1,4 @@
-"""The SQL of ``deploy/sql``, by psql, on a real PostgreSQL: what the role may, and what it may not."""
+"""The SQL of ``deploy/sql``, run with psql on a real PostgreSQL: the privileges of the role."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSWORD = "a 'quoted' pass\\word"
 
 
 def psql(url: str, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as its head says."""
+    """Run a script as described at its head."""
     given = [f"-v{name}={value}" for name, value in variables.items()]
     command = [first_binaries().psql, "-X", "-q", url, *given, "-f", SQL / script]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Whatever stands in the table, the rest of the catalogue is served, and what is left out is told."""
+"""Rows that cannot be served or look wrong: all others are served, and rows left out are reported."""
 
 from __future__ import annotations
 

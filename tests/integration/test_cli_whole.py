@@ -1,4 +1,4 @@
-"""The commands as a newcomer and an operator run them, against the real thing."""
+"""The commands as a new user and an operator run them, against real servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 class Demo:
-    """``definition-server demo`` in a process group of its own."""
+    """``definition-server demo`` in its own process group."""
 
     def __init__(self, umask: int = -1, cwd: Path | None = None, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
@@ -57,7 +57,7 @@ class Demo:
             self.output += line
 
     def find(self, pattern: str) -> str:
-        """The first group of ``pattern`` in the output, waited for."""
+        """Wait for ``pattern`` in the output. Returns its first group."""
         return until(lambda: re.search(pattern, self.output), lambda: self.output)[1]
 
     def interrupt(self) -> int:

@@ -1,4 +1,4 @@
-"""The PostgreSQL child process: real servers, real signals; nothing may be left behind."""
+"""The PostgreSQL child process: real servers, real signals; no process, file or memory may be left behind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def directories(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every temporary directory that is made from here on."""
+    """Every temporary directory that is created during the test."""
     made: list[Path] = []
     make = tempfile.mkdtemp
 
@@ -70,7 +70,7 @@ def connect(server: EmbeddedPostgres) -> psycopg.Connection:
 
 
 def alive(pid: int) -> bool:
-    """Neither gone nor a zombie that only its parent keeps."""
+    """Whether the process runs; a zombie does not."""
     return any(pid == other and state not in "ZX" for other, _, state in embedded_postgres._process_table())
 
 
@@ -101,7 +101,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Without coverage: a child that is another user could not write its data here.
+        # Without coverage: a child of another user could not write its data here.
         env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")} | {"PYTHONPATH": str(SOURCE_ROOT)},
     )
     with child:
@@ -353,7 +353,7 @@ def test_a_killed_parent_leaves_no_server() -> None:
             child.send_signal(signal.SIGKILL)
             wait_for(lambda: not alive(int(pid)))
         finally:
-            shutil.rmtree(directory)  # what nobody was left to remove
+            shutil.rmtree(directory)  # no process was left to remove it
 
 
 @on_linux

@@ -1,4 +1,4 @@
-"""The locustfile: its users read the catalogue, ask in the mix that was set, and tell wrong answers as failures."""
+"""The locustfile: its users read the catalogue, call in the configured mix, and report wrong answers as failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("SyncCatalog", "GetCommand", "GetCommand, unknown name", "GetCommand, w
 
 
 def locust(port: int, *options: str, key: str = KEY, seconds: int = 3) -> subprocess.CompletedProcess[str]:
-    """Four users for some seconds; what locust printed."""
+    """Run four users for some seconds. Returns the output of locust."""
     command = [sys.executable, "-m", "locust", "-f", "perf/locustfile.py", "--headless", "--json", "--only-summary"]
     command += [
         "-u",
@@ -65,7 +65,7 @@ def test_users_call_in_the_configured_mix(server: ServerProcess) -> None:
     total = sum(row["num_requests"] for row in seen.values()) - 4
     assert total > 100
     assert sum(row["num_failures"] for row in seen.values()) == 0
-    # What locust counted is what the server counted, but for a call of each user that the end may have cut off.
+    # The counts of locust and the server agree, except for one call of each user that the end may have cut.
     for name, status in zip(NAMES[2:], ("404", "401"), strict=True):
         counted = server.metric("avap_requests_total", status=status)
         assert 0 <= counted - seen[name]["num_requests"] <= 4

@@ -1,4 +1,4 @@
-"""Master and workers: what each may hold, what becomes of them, and how they leave."""
+"""Master and workers: their resources, their replacement, and their end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_replaced_and_its_counters_stay(server: ServerProcess
             client.get("command1")
     served = 20
     server.wait_metric(served, "avap_requests_total", status="200")
-    # Three times: by then a worker stands where another one counted.
+    # Three times: by then a worker uses a slot in which another one has counted.
     for deaths in (1, 2, 3):
         for victim in server.worker_pids():
             os.kill(victim, signal.SIGKILL)
@@ -153,14 +153,14 @@ def test_a_shutdown_reports_not_serving_then_waits_then_exits(table: Table, star
         assert server.http("/readyz")[0] == 503
         assert server.wait_exit() == 0
         assert time.monotonic() - told >= 1.5
-        # An open watch must not hold the server until the drain timeout.
+        # An open watch must not keep the server running until the drain timeout.
         assert time.monotonic() - told < 8
         watch.cancel()
     assert server.logged("Stopped")
 
 
 def test_calls_in_flight_finish_before_the_server_exits(table: Table, start_server: StartServer) -> None:
-    """A slow reader holds a SyncCatalog of 30 MB open while the server is told to stop."""
+    """A slow reader keeps a SyncCatalog of 30 MB in flight while the server is stopped."""
     table.add_commands(15_000, size=2000)
     server = start_server(table.url, WORKERS="1").wait_ready()
     with Client(server.port) as client:
@@ -206,7 +206,7 @@ def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
 
 
 def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table, start_server: StartServer) -> None:
-    """Its memory is freed by whoever is, and calls would wait for that."""
+    """The last process to release it frees its memory; in a worker, calls would wait for that."""
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 

@@ -1,4 +1,4 @@
-"""Every provider of a database gives the same server: it works, and it survives the faults made on it."""
+"""Every provider of a database gives an equivalent server: it works, and it survives the faults made on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on every PostgreSQL there is: rows in the table become answers to a stock client, byte for byte."""
+"""The main task on every available PostgreSQL: a standard client gets the rows of the table, byte for byte."""
 
 from __future__ import annotations
 

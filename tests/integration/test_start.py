@@ -1,4 +1,4 @@
-"""A start: whatever the database does, the server comes up, says what is wrong, and serves what it can."""
+"""A start: whatever the database does, the server starts, logs the fault, and serves what it has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.any_transport
 
 
 def store_snapshot(table: Table, start_server: StartServer, directory: Path, **settings: str) -> str:
-    """Let a server store its catalogue; the version hash."""
+    """Let a server store its catalogue. Returns the version hash."""
     server = start_server(table.url, SNAPSHOT_DIR=str(directory), **settings).wait_ready()
     version = str(server.wait_log("Definitions Broadcasted")["version_hash"])
     server.end()
@@ -197,7 +197,7 @@ def _as(url: str, user: str, password: str) -> str:
 
 @pytest.fixture
 def container_url() -> str:
-    """A server that asks for a password: the embedded one trusts everybody."""
+    """A PostgreSQL that requires a password: the embedded one trusts all connections."""
     from tests.support.providers import provider_or_skip
 
     server = provider_or_skip("container")

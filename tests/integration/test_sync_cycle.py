@@ -1,4 +1,4 @@
-"""A cycle notices every change, moves nothing where there is none, and reads what it reads in one transaction."""
+"""A cycle notices every change, reads no rows if there is none, and reads all rows in one transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cycles(server: ServerProcess, outcome: str) -> int:
 
 
 def wait_cycles(server: ServerProcess, count: int, outcome: str = "unchanged") -> None:
-    """Wait for ``count`` further cycles with that outcome."""
+    """Wait for ``count`` more cycles with that outcome."""
     goal = cycles(server, outcome) + count
     until(lambda: cycles(server, outcome) >= goal, lambda: f"{count} more cycles {outcome}\n{server.tail()}")
 
@@ -127,7 +127,7 @@ def test_an_uncommitted_change_is_not_served(table: Table, start_server: StartSe
 
 
 def test_no_answer_mixes_two_states_of_the_table(table: Table, start_server: StartServer) -> None:
-    """Every transaction gives all rows the same body; whatever is served must be one of those states, whole."""
+    """Every transaction gives all rows the same body; each answer must be exactly one of these states."""
     table.add_commands(3000, size=1000)
     table.run("UPDATE obex_dapl_functions SET code = 'state 0'")
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()

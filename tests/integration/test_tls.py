@@ -1,4 +1,4 @@
-"""TLS: who is let in, and a certificate that is replaced while the server runs."""
+"""TLS: which clients are accepted, and replacement of a certificate while the server runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def start(table: Table, start_server: StartServer, shown: Certificate, **setting
 
 
 def common_name(server: ServerProcess, authority: Authority) -> str:
-    """Of the certificate that a new connection is shown."""
+    """Serial number of the certificate that a new connection gets."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     context.set_alpn_protocols(["h2"])
     with (
