@@ -1,4 +1,4 @@
-"""Stages for drills, and their table at the end of the run, also for a run in several processes (xdist)."""
+"""Stages for drills, and the table of their outcomes at the end of a run, also with several processes (xdist)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Misbehaviour:
     happened: Check
     """Checks that the clients did misbehave."""
     promise: Check | None = None
-    """Checks of what the server owes even to these clients."""
+    """Checks of the promises that hold for these clients too."""
     rate: float = 0.0
     seconds: float = 0.5
 

@@ -45,7 +45,9 @@ class TargetDatabase:
 
     @contextmanager
     def _locked(self, stage: Stage) -> Iterator[None]:
-        """Lock the table against reads and writes, from before the servers' next change check until the block ends."""
+        """Lock the table against reads and writes until the block ends. The block starts when a server waits for the
+        lock.
+        """
         with session(self._url) as watching:
             sessions = Sessions(watching)
             with session(self._url) as locking:

@@ -18,7 +18,7 @@ PATIENT_SECONDS = 30.0
 
 
 def server_of(stage: Stage) -> ServerProcess:
-    """The server, which must be one that the stage started."""
+    """The stage's server; the stage must have started it."""
     assert stage.server is not None, "process faults are for a server that the drill has started itself"
     return stage.server
 

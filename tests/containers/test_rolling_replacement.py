@@ -30,7 +30,7 @@ CALLS_BEFORE_NEXT = 200
 """Calls that a replacement must have answered before the other container is stopped, as with ``minReadySeconds``."""
 STOP_SECONDS = 20
 LATE_SECONDS = 0.5
-"""Maximum delay of the generator; if it was later, it has not offered its rate."""
+"""Maximum delay of the generator; with a longer delay it has not offered its rate."""
 
 MORE, OCTETS = 1000, 2000
 """Number of definitions; the catalogue has 2 MB, so that sending it takes some time."""

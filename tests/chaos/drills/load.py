@@ -150,7 +150,7 @@ class DrillLoad:
         return self._so_far("failed")
 
     def everywhere(self, version: str) -> float | None:
-        """The time (monotonic clock) when every connection's last answer was first of ``version``; None: not yet."""
+        """When all connections had first seen ``version`` (monotonic clock); None: not yet."""
         self._alive()
         found: float | None = self._progress.get("everywhere", {}).get(version)
         return found
