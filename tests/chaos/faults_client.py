@@ -257,6 +257,6 @@ def on_transport(fault: Fault, transport: str) -> Fault:
 
 BEYOND_GRPCIO = ("client-crowd", "client-attacks", "client-wrong-keys")
 """Faults that, in full strength, cost other clients calls on grpcio. Slow readers and resets are not tried in full
-strength on grpcio: the workers grew to 3.8 GB for 200 slow readers of 0.6 MB, because all requested answers are kept
-for them, and to as much after a few seconds of resets, when no client was answered in time.
+strength on grpcio. With 200 slow readers of 0.6 MB the workers grew to 3.8 GB, because all requested answers are kept
+for them. A few seconds of resets had the same effect, and no client was answered in time.
 """

@@ -294,5 +294,5 @@ NEEDS: dict[str, Need] = {
 
 
 def on_transport(fault: Fault, transport: str) -> Fault:
-    """``fault`` with what ``transport`` is allowed: see `faults_process.on_transport`."""
+    """``fault`` with the allowance of ``transport``: see `faults_process.on_transport`."""
     return with_burst(fault) if transport == "grpcio" and fault.id in ("snapshot-damaged", "port-taken") else fault

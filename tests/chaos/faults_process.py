@@ -291,7 +291,7 @@ FAULTS = (
 
 
 NEEDS: dict[str, Need] = {"worker-oom-killed": needs_cgroup("memory")}
-"""What a fault needs of the machine, by its id."""
+"""Requirements of a fault on the machine, by its id."""
 
 
 def on_transport(fault: Fault, transport: str) -> Fault:

@@ -1,4 +1,6 @@
-"""Tests of the judge: for each promise an outcome that breaks only this one, for each doubt an outcome that has it."""
+"""Tests of the judge. For each promise there is an outcome that breaks only this promise, for each doubt one that has
+it.
+"""
 
 from __future__ import annotations
 

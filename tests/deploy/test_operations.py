@@ -136,7 +136,7 @@ def test_a_failing_command_is_reported_with_its_block(database: str, tmp_path: P
 
 
 def cluster_commands() -> list[list[str]]:
-    """Every command of every block for a cluster, in words."""
+    """Every command of every block for a cluster, split into words."""
     found = [block for page in PAGES for block in blocks(page, "console")]
     return [shlex.split(line) for block in found for line in block.text.splitlines()]
 

@@ -152,7 +152,7 @@ def test_commands_use_known_programs_and_valid_options(page: Path) -> None:
 
 
 @each_page
-def test_commands_of_ours_in_the_text_exist(page: Path) -> None:
+def test_our_commands_in_the_text_exist(page: Path) -> None:
     for words in (text.split()[1:] for text in quoted(page.read_text()) if text.startswith("definition-server ")):
         assert cli.get_command(click.Context(cli), words[0]), words
 

@@ -38,7 +38,7 @@ class Allowance:
     fresh: bool = True
     """Fresh rows must be served within one cycle after the fault's end."""
     memory: bool = True
-    """Memory, descriptors and threads must come back to what they were before the fault."""
+    """Memory, descriptors and threads must return to their values before the fault."""
     may_go_back: bool = False
     """An older version may be served after a newer one, because the database itself went back."""
     grace_seconds: float = 0.0
