@@ -52,12 +52,12 @@ def chosen(ids: Sequence[str], database: TargetDatabase | None) -> list[Fault]:
     found = []
     for each in ids:
         if each not in known:
-            text = f"there is no fault {each}; --list names those that there are."
+            text = f"there is no fault {each}; --list names all faults."
             if each in every_fault():
-                text = f"{each} breaks what a drill has started itself; on a target it cannot be played (--list)."
+                text = f"{each} needs a server that the drill has started; it is not possible on a target (--list)."
             raise click.UsageError(text)
         if known[each].kind == "database" and database is None:
-            raise click.UsageError(f"{each} wants the target's database: give --database, or DATABASE_URL.")
+            raise click.UsageError(f"{each} needs the target's database: give --database, or DATABASE_URL.")
         found.append(known[each])
     return found
 
@@ -106,7 +106,7 @@ def list_faults() -> None:
         asks = "asks first" if fault.harms else "by default"
         wants = ", wants --database" if fault.kind == "database" else ""
         click.echo(f"{fault.id:{width}}  {asks}{wants}: {fault.title}")
-    click.echo("\nPlayed by `nox -s chaos` on servers of its own, never on a target:")
+    click.echo("\nRun by `nox -s chaos` on its own servers, never on a target:")
     for fault in every_fault().values():
         if fault.id not in known:
             click.echo(f"{fault.id:{width}}  {fault.kind}: {fault.title}")

@@ -126,7 +126,7 @@ class _Clients:
         """Wait until the fault is in force."""
         self._started.wait(BEGIN_SECONDS)
         if "started" not in self._said:
-            raise ClientsFailed(f"the clients ({self._job.kind}) did not begin: {self._told()}")
+            raise ClientsFailed(f"the clients ({self._job.kind}) did not start: {self._told()}")
 
     def finish(self) -> Told:
         """End the clients. Returns what they did."""

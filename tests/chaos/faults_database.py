@@ -311,7 +311,7 @@ FAULTS = (
     ),
     _fault("connection-limit", "no connection left", connection_limit, tells(FAILED, *FULL)),
     _fault(
-        "wrong-password", "password rotated, server not told", wrong_password,
+        "wrong-password", "password rotated, server not signalled", wrong_password,
         tells(FAILED, "password authentication failed"),
     ),
     _fault("role-revoked", "SELECT revoked", revoked, tells(FAILED, "permission denied")),

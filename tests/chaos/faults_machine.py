@@ -55,7 +55,7 @@ def pids_of(stage: Stage) -> list[int]:
 
 def none_may_die(stage: Stage, pids: list[int]) -> None:
     """Check that ``pids`` are still the server's processes."""
-    must(stage, lambda: pids_of(stage) == pids, "no process dies of what the machine lacks", 0)
+    must(stage, lambda: pids_of(stage) == pids, "no process dies because of the missing resource", 0)
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ def workers_without_descriptors(stage: Stage) -> Iterator[None]:
 def no_threads(stage: Stage) -> Iterator[None]:
     """The limit of processes is reached; a new version is served nevertheless, and the admin port answers."""
     with no_further_threads(pids_of(stage)) as group:
-        must_publish(stage, "where no thread can be started")
+        must_publish(stage, "while no thread can be started")
         yield
-        assert group.counter("pids.events", "max"), "the server wanted no thread"
+        assert group.counter("pids.events", "max"), "the server needed no thread"
 
 
 # -- disk --------------------------------------------------------------------------------------------------------------

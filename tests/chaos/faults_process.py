@@ -134,7 +134,7 @@ def worker_without_memory(stage: Stage) -> Iterator[None]:
     with stage.wound():
         with limited([victim], resource.RLIMIT_AS, address_space(victim)):
             stage.table.advance()
-            must(stage, lambda: stage.logged("Snapshot refused"), "a worker that cannot map a snapshot says so")
+            must(stage, lambda: stage.logged("Snapshot refused"), "a worker that cannot map a snapshot logs that")
         with limited([victim], resource.RLIMIT_AS, address_space(victim) + ROOM_FOR_A_SNAPSHOT):
             must_publish(stage, "with little memory left")
             yield
@@ -164,10 +164,10 @@ def bad_build(stage: Stage) -> Iterator[None]:
     try:
         server.signal(signal.SIGUSR2)
         must(stage, lambda: stage.logged("Roll stopped"), "a roll stops at a successor that dies")
-        must(stage, lambda: server.worker_pids() == old, "where a successor dies, its predecessor stays")
+        must(stage, lambda: server.worker_pids() == old, "if a successor dies, its predecessor stays")
         with stage.wound():
             kill(old[:1])
-        must(stage, lambda: stage.logged("Worker crash loop"), "a crash loop is told")
+        must(stage, lambda: stage.logged("Worker crash loop"), "a crash loop is logged")
         must(stage, lambda: backs_off(server), "each start waits twice as long as the one before", 0)
         yield
     finally:

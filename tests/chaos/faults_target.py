@@ -62,7 +62,7 @@ class TargetDatabase:
                 except psycopg.errors.InsufficientPrivilege as error:
                     raise CannotHarm(f"the role of --database may not lock the table: {error}") from None
                 except psycopg.errors.LockNotAvailable:
-                    text = f"somebody else holds a lock on the table for more than {LOCK_SECONDS:.0f} s"
+                    text = f"another session holds a lock on the table for more than {LOCK_SECONDS:.0f} s"
                     raise CannotHarm(text) from None
             self._see_look(stage, sessions)
 

@@ -43,8 +43,8 @@ def have(need: Need | None) -> None:
         need()
     except Unavailable as error:
         if os.environ.get("CI"):
-            pytest.fail(f"this drill cannot be played here: {error}", pytrace=False)
-        pytest.skip(f"this drill cannot be played here: {error}")
+            pytest.fail(f"this drill cannot run here: {error}", pytrace=False)
+        pytest.skip(f"this drill cannot run here: {error}")
 
 
 # -- control groups ----------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class ControlGroup:
             self.path.mkdir()
         except OSError as error:
             raise Unavailable(
-                f"{self.path} cannot be made ({error.strerror}): wants root and a writable cgroup"
+                f"{self.path} cannot be made ({error.strerror}): needs root and a writable cgroup"
             ) from None
 
     def set(self, name: str, value: int) -> None:

@@ -65,7 +65,7 @@ def must_publish(stage: Stage, when: str) -> None:
     version = stage.table.advance()
     load = stage.load
     must(stage, lambda: load.everywhere(version), f"a version that is written {when} is served", stage.cycle_seconds)
-    must(stage, lambda: all_serve(stage), f"all workers tell that they serve what was written {when}", 1)
+    must(stage, lambda: all_serve(stage), f"all workers report the version that was written {when}", 1)
 
 
 def exit_code(server: ServerProcess) -> int | None:

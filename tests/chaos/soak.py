@@ -276,12 +276,12 @@ def summary(found: Soak) -> str:
         f"{len(found.played)} faults of {len({each.fault for each in found.played})} kinds in {load.seconds:.0f} s",
         f"offered {load.offered}, answered {load.offered - load.lost}, failed without a retry {load.plain.lost}, "
         f"with the default retry {load.retrying.lost}; worst {load.worst_ms:.0f} ms",
-        f"availability with the default retry {shares['retrying']:.5%} (aim {AIM:.3%}), without a retry "
+        f"availability with the default retry {shares['retrying']:.5%} (target {AIM:.3%}), without a retry "
         f"{shares['plain']:.5%}, of all calls {shares['all']:.5%}",
         *(_told_usage(*each) for each in (("master", found.master), ("workers", found.workers)) if len(each[1]) == 2),
         *(f"logged {count} times: {message}" for message, count in found.logged.items()),
         *judge(outcome), *doubts(outcome),
-        f"verdict: {verdict(outcome)}; played again by --seed {found.options.seed}",
+        f"verdict: {verdict(outcome)}; repeat with --seed {found.options.seed}",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -330,7 +330,7 @@ def main(
     if unknown := set(faults) - set(known):
         raise click.UsageError(f"no such fault in a soak: {', '.join(sorted(unknown))} (--list).")
     if why := available_providers()["embedded"]:
-        raise CommandFailed(f"a soak wants a PostgreSQL of its own: {why}", Exit.UNAVAILABLE)
+        raise CommandFailed(f"a soak needs its own PostgreSQL: {why}", Exit.UNAVAILABLE)
     options = Options(minutes, secrets.randbelow(1_000_000) if seed is None else seed, transport, rate, faults)
     click.echo(f"soak: {minutes:g} minutes on {transport}, seed {options.seed}")
     found = soak(options, click.echo)

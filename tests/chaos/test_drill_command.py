@@ -193,8 +193,8 @@ def test_a_refused_key_is_reported(served: tuple[ServerProcess, Table]) -> None:
         (("--target", "staging"), 2, "is not HOST:PORT"),
         (("--target", "127.0.0.1:1"), 69, "no answer from 127.0.0.1:1"),
         (("--target", "127.0.0.1:1", "--fault", "no-such"), 2, "there is no fault no-such"),
-        (("--target", "127.0.0.1:1", "--fault", "worker-killed"), 2, "on a target it cannot be played"),
-        (("--target", "127.0.0.1:1", "--fault", "target-table-locked"), 2, "wants the target's database"),
+        (("--target", "127.0.0.1:1", "--fault", "worker-killed"), 2, "it is not possible on a target"),
+        (("--target", "127.0.0.1:1", "--fault", "target-table-locked"), 2, "needs the target's database"),
         (("--target", "127.0.0.1:1", "--key-file", __file__), 2, "give the key once"),
     ],
 )

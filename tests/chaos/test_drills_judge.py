@@ -91,9 +91,9 @@ def one_more_snapshot(outcome: Outcome) -> None:
 BREACHES: dict[Callable[[Outcome], None], str] = {
     plain_fails: "1 calls without a retry failed: GetCommand on connection 4: UNAVAILABLE (Socket closed)",
     retrying_fails: "1 calls failed in spite of the default retry",
-    half_a_catalogue: "1 answers were not whole of one version: one catalogue with rows",
-    unknown_version: "versions were served that nobody wrote: 7",
-    goes_back: "what is served went back: version 1 on connection 3",
+    half_a_catalogue: "1 answers were incomplete or of several versions: one catalogue with rows",
+    unknown_version: "versions were served that were never written: 7",
+    goes_back: "an older version was served after a newer one: version 1 on connection 3",
     never_fresh: "fresh rows were not served 6.0 s after the fault's end",
     late_fresh: "fresh rows took 4.1 s, one cycle is 4.0 s at the most",
     fresh_after_many_cycles: "fresh rows took 4 cycles",
@@ -166,7 +166,7 @@ def test_failures_without_details_are_not_considered_allowed() -> None:
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(1.0, 1.1))
     outcome.load.plain.failed, outcome.load.plain.answered = {"UNAVAILABLE": 2}, 998
-    assert "too many to look at each" in "\n".join(judge(outcome))
+    assert "too many to judge each" in "\n".join(judge(outcome))
 
 
 def nothing_offered(outcome: Outcome) -> None:
@@ -197,8 +197,8 @@ DOUBTS: dict[Callable[[Outcome], None], str] = {
     nothing_offered: "0 calls without a retry were offered of 0",
     too_little_offered: "970 calls with a retry were offered of 1000",
     unaccounted: "1 calls without a retry are unaccounted for",
-    left_late: "41 of 2000 calls left late",
-    not_felt: "the fault was never felt",
+    left_late: "41 of 2000 calls were sent late",
+    not_felt: "the fault had no effect",
     trouble: "PostgreSQL did not come back",
 }
 

@@ -41,7 +41,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(record.read_text())
     assert "seed 5" in done.stdout.splitlines()[0]
-    assert "verdict: held; played again by --seed 5" in done.stdout
+    assert "verdict: held; repeat with --seed 5" in done.stdout
     played = [each["fault"] for each in found["played"]]
     assert len(played) >= 3
     assert played == [step.fault for step in islice(plan(5, list(eligible("native"))), len(played))]
@@ -93,7 +93,7 @@ def test_the_summary_has_availability_and_the_usage_before_and_after() -> None:
     looks = [Usage(10 << 20, 20 << 20, 5, 3, 1, 1), Usage(11 << 20, 22 << 20, 6, 4, 2, 1)]
     found = Soak(Options(1, 3), outcome, [Played(1.0, "db-killed", 1.0)], master=looks, workers=looks)
     assert found.availability == {"retrying": 1.0, "plain": 0.998, "all": 0.999}
-    shares = "with the default retry 100.00000% (aim 99.999%), without a retry 99.80000%, of all calls 99.90000%"
+    shares = "with the default retry 100.00000% (target 99.999%), without a retry 99.80000%, of all calls 99.90000%"
     assert f"availability {shares}" in summary(found)
     assert "descriptors 5 → 6, threads 3 → 4, memfds 1 → 2" in summary(found)
     assert "verdict: BROKEN" in summary(found), "a call without a retry failed, and nothing allowed that"

@@ -41,7 +41,9 @@ pytestmark = pytest.mark.skipif(
     not find_binaries() and "embedded" not in required_providers(),
     reason="no PostgreSQL binaries on this machine",
 )
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells no child of its parent's death")
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel does not report a parent's end to its children"
+)
 
 
 @pytest.fixture(scope="module", params=find_binaries(), ids=lambda binaries: f"postgres-{binaries.version}")

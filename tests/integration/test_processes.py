@@ -148,7 +148,7 @@ def test_a_shutdown_reports_not_serving_then_waits_then_exits(table: Table, star
         server.signal(signal.SIGTERM)
         told = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - told < 1.5, "health tells before the wait, not after"
+        assert time.monotonic() - told < 1.5, "health reports before the wait, not after"
         assert client.get("command1").name == "command1", "calls are answered during the wait"
         assert server.http("/readyz")[0] == 503
         assert server.wait_exit() == 0

@@ -36,9 +36,9 @@ def doubts(outcome: Outcome) -> list[str]:
     load = outcome.load
     found = []
     if outcome.trouble:
-        found.append(f"the drill could not be played to its end: {outcome.trouble}")
+        found.append(f"the drill could not be finished: {outcome.trouble}")
     if not outcome.felt:
-        found.append("the fault was never felt")
+        found.append("the fault had no effect")
     for name, each in (("without", load.plain), ("with", load.retrying)):
         wanted = load.rate * load.seconds / 2
         if each.offered == 0 or each.offered < LEAST_OFFERED * wanted:
@@ -46,7 +46,7 @@ def doubts(outcome: Outcome) -> list[str]:
         if each.answered + each.lost != each.offered:
             found.append(f"{each.offered - each.answered - each.lost} calls {name} a retry are unaccounted for")
     if load.too_late:
-        found.append(f"{load.late} of {load.offered} calls left late: the machine was too busy for the load")
+        found.append(f"{load.late} of {load.offered} calls were sent late: the machine was too busy for the load")
     return found
 
 
@@ -66,7 +66,7 @@ def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], to
     if outside:
         found.append(f"{len(outside)} calls {told} that were not in flight at the fault: {_examples(outside)}")
     if calls.lost > len(calls.failures):
-        found.append(f"{calls.lost} calls {told}, too many to look at each")
+        found.append(f"{calls.lost} calls {told}, too many to judge each")
     return found
 
 
@@ -82,11 +82,11 @@ def _answers(outcome: Outcome) -> list[str]:
     load = outcome.load
     found = []
     if load.wrong_count:
-        found.append(f"{load.wrong_count} answers were not whole of one version: {'; '.join(load.wrong[:3])}")
+        found.append(f"{load.wrong_count} answers were incomplete or of several versions: {'; '.join(load.wrong[:3])}")
     if outcome.written and (unknown := load.versions.keys() - set(outcome.written)):
-        found.append(f"versions were served that nobody wrote: {', '.join(sorted(unknown)[:5])}")
+        found.append(f"versions were served that were never written: {', '.join(sorted(unknown)[:5])}")
     if load.went_back and not outcome.allows.may_go_back:
-        found.append(f"what is served went back: {'; '.join(load.went_back[:3])}")
+        found.append(f"an older version was served after a newer one: {'; '.join(load.went_back[:3])}")
     return found
 
 

@@ -206,7 +206,7 @@ class Outcome:
     after: Usage | None = None
     felt: bool = True
     trouble: str | None = None
-    """Why the drill could not be played to its end."""
+    """Why the drill could not be finished."""
 
     def to_json(self) -> dict[str, Any]:
         """Used in a record: `table.to_json`."""
