@@ -64,7 +64,7 @@ def test_a_dead_database_raises_the_alerts_on_the_age_and_no_others(
 
 
 @pytest.mark.transports
-def test_an_emptied_table_raises_the_alerts_that_the_size_of_the_cache_cannot(
+def test_an_emptied_table_raises_alerts_although_the_cache_size_stays(
     table: Table, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     table.add_commands(COMMANDS)

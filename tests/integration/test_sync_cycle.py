@@ -58,7 +58,7 @@ CHANGES: dict[str, tuple[str, int]] = {
 
 @pytest.fixture(scope="module")
 def changing(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerProcess, Table, str]]:
-    """A server for all changes, its table, and the version hash of the ten commands that each change begins with."""
+    """One server for all changes, its table, and the version hash of the ten commands before each change."""
     with shared_table(postgres, f"changing_{transport}") as table:
         table.add_commands(10)
         with ServerProcess(table.url, TRANSPORT=transport) as server:

@@ -63,7 +63,7 @@ class VersionedTable:
     """``obex_dapl_functions`` with ``rows`` commands, all of one version; a new version is one transaction."""
 
     def __init__(self, url: str, *, rows: int = 100, size: int = 200) -> None:
-        """Creates and fills the table in the database of ``url``, a role that may do so."""
+        """Creates and fills the table in the database of ``url``, whose role may do so."""
         self.url = url
         self.rows = rows
         self.size = size
