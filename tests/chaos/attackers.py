@@ -61,7 +61,7 @@ class Job:
     rate: float = 0.0
     """Maximum of resets, calls with a wrong key, or calls of a crowd per second, over all connections. 0: no limit."""
     seconds: float = 1.0
-    """Time for each attack of ``perf/attacks.py``."""
+    """Time for each attack of ``tests/support/attacks.py``."""
     ca_file: str | None = None
     """Call over TLS and trust these authorities."""
 
@@ -270,7 +270,7 @@ class Attackers:
         await self.many(flood)
 
     async def attacks(self) -> None:
-        """Run every attack of ``perf/attacks.py`` in turn, repeatedly until asked to end, at least once each."""
+        """Run every attack of ``tests/support/attacks.py`` in turn, repeatedly until asked to end, at least once each."""
         self.started()
         while True:
             for name, attack in ATTACKS.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.deploy.manifests import Manifests
-from tests.deploy.pages import Block, blocks, broken_links, languages
+from tests.deploy.pages import Block, blocks, languages
 from tests.deploy.tools import kustomize
 from tests.judges.tools import command, may_build
 from tests.support.polling import until
@@ -186,8 +186,3 @@ def test_every_command_that_is_run_inside_a_pod_exists() -> None:
             assert done.returncode == 0, done.stderr
         else:
             assert words[0] in {"sh", "grep"}, "the image has no other program"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_the_pages_has_a_target(page: Path) -> None:
-    assert broken_links(page) == []
