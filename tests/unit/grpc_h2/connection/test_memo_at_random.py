@@ -20,7 +20,7 @@ from tests.support.h2_wire import (
     string,
 )
 
-from grpc_h2.connection import core
+from grpc_h2.connection import headers as module
 from grpc_h2.wire import hpack as engine_hpack
 
 # --- at random, and mutants -------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class StandingEpoch(engine_hpack.Decoder):
 def test_a_memo_without_either_half_of_its_law_is_found_out(
     monkeypatch: pytest.MonkeyPatch, mutant: type[engine_hpack.Decoder]
 ):
-    monkeypatch.setattr(core, "Decoder", mutant)
+    monkeypatch.setattr(module, "Decoder", mutant)
     caught = set()
     for name in REPLAYS:
         try:
@@ -142,7 +142,7 @@ def test_a_memo_that_misses_one_kind_of_change_is_found_out(
     monkeypatch: pytest.MonkeyPatch, unseen: str, emptying: bytes, blind: bool
 ):
     if blind:
-        monkeypatch.setattr(core, "Decoder", _blind_to(unseen))
+        monkeypatch.setattr(module, "Decoder", _blind_to(unseen))
     oracle = Oracle()
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)
