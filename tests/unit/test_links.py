@@ -37,6 +37,13 @@ def test_every_file_and_module_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in MODULE.findall(text) if find_spec(name) is None] == []
 
 
+def test_the_index_of_the_documentation_links_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = set(re.findall(r"\]\(([^)#]+\.md)\)", index.read_text(encoding="utf-8")))
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/decisions").glob("*.md")]
+    assert {path.relative_to(index.parent).as_posix() for path in pages if path != index} <= linked
+
+
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A heading\n[a](#a-heading) [b](#no-heading) [c](nowhere.md) [d](page.md#a-heading)\n")
