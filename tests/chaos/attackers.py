@@ -53,7 +53,7 @@ class Job:
     host: str
     port: int
     key: str
-    """The right key; the flood of wrong ones does not use it."""
+    """The right key. Attackers with wrong keys do not use it."""
     name: str
     """A definition that is served."""
     size: int = 1

@@ -98,7 +98,7 @@ def no_threads(stage: Stage) -> Iterator[None]:
 
 
 def snapshot_directory(stage: Stage) -> Path:
-    """``SNAPSHOT_DIR``, which the server must have."""
+    """``SNAPSHOT_DIR`` of the server, which must be set."""
     assert stage.settings.get("SNAPSHOT_DIR"), "disk faults are for a server that has a SNAPSHOT_DIR"
     return Path(stage.settings["SNAPSHOT_DIR"])
 

@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 
 @contextmanager
 def echo(prefix: bytes) -> Iterator[str]:
-    """A server that answers each connection's bytes with ``prefix`` and the same bytes; its URL."""
+    """Start a server that answers each connection's bytes with ``prefix`` and the same bytes. Returns its URL."""
     threads: list[threading.Thread] = []
 
     def answer(peer: socket.socket) -> None:
