@@ -39,7 +39,7 @@ def install(session: nox.Session, extra: str = "dev") -> None:
     ``extra`` is ``test``, the requirements of the README's test command, or ``dev``, which contains it.
     """
     session.env |= {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    # Imported modules are then compiled once, not again by each process.
+    # What is imported is compiled once, then, and not by each process anew.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
     wanted = hashlib.sha256(
         b"\0".join([Path("pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes(), bytes(Path.cwd())])

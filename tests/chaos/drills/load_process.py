@@ -103,7 +103,7 @@ class Load:
                     break
             elif -early >= LATE_SECONDS:
                 self._late += 1
-                if number % 50 == 0:  # late, but the answers of other calls must be processed
+                if number % 50 == 0:  # behind, yet the answers of the others must be seen
                     await asyncio.sleep(0)
             self._offer(number, due)
             number += 1
