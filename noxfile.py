@@ -38,7 +38,9 @@ def install(session: nox.Session, extra: str = "dev") -> None:
 
     ``extra`` is ``test``, what the tests of the README need, or ``dev``, which contains it.
     """
-    session.env |= {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    session.env.update(
+        {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    )
     # What is imported is compiled once, then, and not by each process anew.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
     wanted = hashlib.sha256(
