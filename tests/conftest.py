@@ -157,12 +157,19 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """Settings of the servers of a module's tests; for the module to override."""
+    return {}
+
+
 @pytest.fixture
-def start_server(transport: str) -> Iterator[StartServer]:
+def start_server(transport: str, usual_settings: dict[str, str]) -> Iterator[StartServer]:
     """``start_server(database_url, VARIABLE=value, …)``; every server ends with the test."""
     with ExitStack() as stack:
 
         def start(database_url: str, **settings: str) -> ServerProcess:
-            return stack.enter_context(ServerProcess(database_url, **{"TRANSPORT": transport} | settings))
+            chosen = {"TRANSPORT": transport} | usual_settings | settings
+            return stack.enter_context(ServerProcess(database_url, **chosen))
 
         yield start
