@@ -71,6 +71,10 @@ StartServer = Callable[..., ServerProcess]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
+    # examples in memory.
+    config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The database setting is not configured")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
 
