@@ -92,6 +92,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
     config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
+    # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
+    # examples in memory.
+    config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The database setting is not configured")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
 
