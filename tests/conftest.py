@@ -1,4 +1,4 @@
-"""Fixtures that all suites share: a PostgreSQL server per provider, a database per test, and no leftovers."""
+"""Fixtures of all suites: a PostgreSQL server per provider, a database per test; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 load_profile()  # here: the tests' own settings are derived from it when their modules are imported
 
-# The external server takes part only where someone names one.
+# The external server is used only if one is named.
 _PARAMETERS = [name for name in PROVIDERS if name != "external" or os.environ.get("TEST_DATABASE_URL")]
 
 
@@ -49,7 +49,7 @@ def postgres() -> Iterator[DatabaseServer]:
 
 @pytest.fixture
 def frail_postgres() -> Iterator[DatabaseServer]:
-    """A server of a test's own, to be broken."""
+    """A server for one test, which may break it."""
     server = any_provider_or_skip(faults=True)
     yield server
     server.close()
@@ -57,7 +57,7 @@ def frail_postgres() -> Iterator[DatabaseServer]:
 
 @pytest.fixture
 def database_url(postgres: DatabaseServer) -> Iterator[str]:
-    """A database of the test's own, empty."""
+    """An empty database for the test."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     yield create_database(postgres.url, name)
     drop_database(postgres.url, name)
@@ -90,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
-    config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
+    config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
     # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
     # examples in memory.

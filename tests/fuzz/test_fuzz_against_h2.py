@@ -241,6 +241,7 @@ class Client(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             assert self.engine.open_calls == len(self._live())
             assert not self.engine.terminated
+            self.engine.check_invariants()
 
     def teardown(self) -> None:
         """Open every window: now each call must come to its end."""

@@ -46,6 +46,7 @@ class Attacker:
             while connection.backlog and read:
                 self._events(connection.receive_data(b"", 0.0), keep=keep)
                 self.drain()
+        connection.check_invariants()
         return self
 
     def drain(self) -> int:

@@ -77,9 +77,10 @@ class Peer:
         slow_handlers: bool = False,
         reads: bool = True,
         consumes: bool = True,
+        jitter: float = 0.0,
     ) -> None:
         self.now = 1000.0
-        self.connection = Connection(doors or some_doors(), limits or Limits(), self.now)
+        self.connection = Connection(doors or some_doors(), limits or Limits(), self.now, jitter)
         self.replies = Replies()
         self.events: list[Event] = []
         self.calls: dict[int, Stream] = {}
@@ -117,6 +118,7 @@ class Peer:
                 self._take_events(self.connection.receive_data(b"", self.now))
             if self._reads:
                 self.read()
+        self.connection.check_invariants()
         return self
 
     def read(self, budget: int = 262144) -> None:
@@ -142,6 +144,7 @@ class Peer:
         self.now = end
         self._take_events(self.connection.tick(end))
         self.read()
+        self.connection.check_invariants()
 
     def _take_events(self, events: list[Event]) -> None:
         for event in events:
@@ -177,6 +180,7 @@ class Peer:
             self.connection.send_message(handled, message)
         self.connection.send_status(handled, status, text)
         self.connection.finished(handled)
+        self.connection.check_invariants()
         self.read()
 
     # -- judgements ---------------------------------------------------------------------------------------------

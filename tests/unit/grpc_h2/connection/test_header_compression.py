@@ -25,7 +25,7 @@ from tests.support.h2_wire import (
     three_ways,
 )
 
-from grpc_h2.connection.exchanges import FIELDS_AT_ONCE
+from grpc_h2.connection.headers import FIELDS_AT_ONCE
 from grpc_h2.connection.limits import Limits
 from grpc_h2.wire.hpack import Decoder
 

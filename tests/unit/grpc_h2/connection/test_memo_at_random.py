@@ -21,7 +21,7 @@ from tests.support.h2_wire import (
 )
 from tests.support.hypothesis_profiles import examples
 
-from grpc_h2.connection import core
+from grpc_h2.connection import headers as module
 from grpc_h2.wire import hpack as engine_hpack
 
 # --- at random, and mutants -------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class StandingEpoch(engine_hpack.Decoder):
 def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
     monkeypatch: pytest.MonkeyPatch, mutant: type[engine_hpack.Decoder]
 ):
-    monkeypatch.setattr(core, "Decoder", mutant)
+    monkeypatch.setattr(module, "Decoder", mutant)
     caught = set()
     for name in REPLAYS:
         try:
@@ -146,7 +146,7 @@ def test_a_memo_that_misses_one_kind_of_change_gives_a_wrong_answer(
     monkeypatch: pytest.MonkeyPatch, unseen: str, emptying: bytes, blind: bool
 ):
     if blind:
-        monkeypatch.setattr(core, "Decoder", _blind_to(unseen))
+        monkeypatch.setattr(module, "Decoder", _blind_to(unseen))
     oracle = Oracle()
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)
