@@ -117,7 +117,7 @@ def deploy(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Build the servers on other stacks that ours is measured beside; a missing toolchain skips one with a line."""
     install(session)
-    session.run("python", "-m", "perf.peers.command", "build", *session.posargs)
+    session.run("python", "-m", "perf", "peers", "build", *session.posargs)
 
 
 @nox.session
@@ -141,35 +141,35 @@ def proto(session: nox.Session) -> None:
 def perf(session: nox.Session) -> None:
     """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Wants quiet."""
     install(session)
-    session.run("python", "-m", "perf", *session.posargs)
+    session.run("python", "-m", "perf", "measure", *session.posargs)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Write a page with charts of the newest kept measurement; a file after -- names another."""
     install(session)
-    session.run("python", "-m", "perf.report.command", *session.posargs)
+    session.run("python", "-m", "perf", "report", *session.posargs)
 
 
 @nox.session
 def witness(session: nox.Session) -> None:
     """Measure with h2load and ghz beside our own generator: do they agree? `-- --keep` keeps the record."""
     install(session)
-    session.run("python", "-m", "perf.benches.witness", *session.posargs)
+    session.run("python", "-m", "perf", "witness", *session.posargs)
 
 
 @nox.session(name="perf-catalogue")
 def perf_catalogue(session: nox.Session) -> None:
     """Measure 100,000 definitions of 2 kB; fails where a promised limit is not kept. Wants a quiet machine."""
     install(session)
-    session.run("python", "-m", "perf.benches.catalogue_100k", *session.posargs)
+    session.run("python", "-m", "perf", "catalogue", *session.posargs)
 
 
 @nox.session(name="perf-native")
 def perf_native(session: nox.Session) -> None:
     """Measure the native transport beside nghttpd and grpcio, and under attack. Wants h2load, nghttpd and quiet."""
     install(session)
-    session.run("python", "-m", "perf.benches.native", *session.posargs)
+    session.run("python", "-m", "perf", "native", *session.posargs)
 
 
 @nox.session

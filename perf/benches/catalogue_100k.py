@@ -1,6 +1,6 @@
 """What 100,000 definitions of 2 kB cost: start, unchanged cycle, one changed row, memory, and a publish under load.
 
-    python -m perf.benches.catalogue_100k [--rows N] [--workers N] [--rate N]
+    python -m perf catalogue [--rows N] [--workers N] [--rate N]
 
 Needs a PostgreSQL provider of the tests. The load comes from a process of its own, on a schedule, and latency counts
 from the scheduled instant. The record goes to ``perf/results/``; the limits are those the project has promised.
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -187,13 +187,15 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
         figures.add(f"{name}: slowest request", seen["max"], "ms", limit)
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf catalogue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     figures = Figures()
     began, load_before = time.monotonic(), os.getloadavg()
     database = any_provider_or_skip()
@@ -225,7 +227,3 @@ def main() -> int:
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the native transport costs: ``python -m perf.benches.native [--quick] [--only TEXT] [--transport grpcio]``.
+"""What the native transport costs: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
 
 The server has one CPU, the generators another. A figure "per core" is answers per second of the server's own CPU
 time, read from /proc, so that it does not depend on how fast the generator is; where the server is not kept busy
@@ -12,10 +12,9 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -325,14 +324,16 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, keep, print. 1 where a promise is not kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="short measurements: whether it works, not how well")
     parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; more than once for several")
     parser.add_argument("--transport", default="native")
     parser.add_argument("--name", default="native", help="of the record")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     keep_to_client_cpu()
     raise_descriptor_limit()
     record = Record("native transport", vars(arguments))
@@ -355,7 +356,3 @@ def main() -> int:
     record.show()
     print(f"kept in {record.save(arguments.name)}")
     return 0 if record.kept else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

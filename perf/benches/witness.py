@@ -1,7 +1,7 @@
 """Independent witnesses of our generator: the same server and the same load, measured by h2load and by ghz.
 
-    python -m perf.benches.witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
-    python -m perf.benches.witness          compares, and prints a table; 1 where a difference is not explained
+    python -m perf witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
+    python -m perf witness          compares, and prints a table; 1 where a difference is not explained
 
 What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
 cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where
@@ -117,7 +117,7 @@ def ghz_program() -> Path:
     """
     program = place(SOURCES, CACHE) / "ghz"
     if not program.exists():
-        raise WitnessMissing("ghz is not built: run `python -m perf.benches.witness build`")
+        raise WitnessMissing("ghz is not built: run `python -m perf witness build`")
     return program
 
 
@@ -328,7 +328,9 @@ def _entry(each: Comparison) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf witness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("build", "compare"), default="compare")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
     parser.add_argument("--keep", action="store_true", help="keep a record, for the report")
@@ -376,7 +378,3 @@ def _show(found: Sequence[Run], skipped: Sequence[dict[str, str]]) -> None:
             print(f"{each['what']}: {each['reason']}")
     for line in skipped:
         print(f"skipped: {line['what']}: {line['why']}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``python -m perf``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
+"""``python -m perf measure``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.support import machine
 
-from perf.generator.run import run as generate
 from perf.generator import scenarios
+from perf.generator.run import run as generate
 from perf.generator.scenarios import OURS, Scenario, ScenarioError
 from perf.harness import compare, outcome, selftest, sla
 from perf.harness.run import Effort, Plan, Session
@@ -32,7 +32,7 @@ OPTION_ERROR = 2
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
-        prog="python -m perf", description="Measure the server and judge it by perf/sla.toml."
+        prog="python -m perf measure", description="Measure the server and judge it by perf/sla.toml."
     )
     made.add_argument("--quick", action="store_true", help="the gates of every change, under a minute")
     made.add_argument("--full", action="store_true", help="every scenario on every server: the table of the README")

@@ -89,9 +89,11 @@ def _point(point: Record) -> Record:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write, or check. 1 where the record is of no use or the file is stale."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", type=Path)
-    parser.add_argument("--memory", type=Path, help="what `python -m perf.harness.memory` printed")
+    parser.add_argument("--memory", type=Path, help="what `python -m perf memory` printed")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -107,12 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.check:
         if OUTPUT.exists() and OUTPUT.read_text(encoding="utf-8") == text:
             return 0
-        print(f"{OUTPUT.name} is stale: run `python -m perf.planning.capacity_figures {given.record}`", file=sys.stderr)
+        print(f"{OUTPUT.name} is stale: run `python -m perf capacity {given.record}`", file=sys.stderr)
         return 1
     OUTPUT.write_text(text, encoding="utf-8")
     print(f"written: {OUTPUT.name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
