@@ -24,6 +24,8 @@ from perf.peers import PeerMissing
 SCHEMA = 1
 RESULTS = Path(__file__).parents[1] / "results"
 Record = dict[str, Any]
+PASSED, NOT_KEPT, CANNOT_MEASURE, DISTURBED = range(4)
+"""Exit codes: every gate is kept; one is missed, or the server failed; nothing can be measured; the run is invalid."""
 _LOG_WIDTH = 150
 _COLOURS = {sla.KEPT: "green", sla.MISSED: "bold red", sla.INVALID: "bold magenta"}
 
@@ -132,10 +134,19 @@ def passed(kept: Record) -> bool:
     return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and proof is not False
 
 
-def proves_nothing(kept: Record) -> bool:
-    """Whether all that keeps it from passing are gates without a verdict, because runs were disturbed."""
-    verdicts = {gate["verdict"] for gate in kept["gates"]}
-    return sla.INVALID in verdicts and sla.MISSED not in verdicts and (proof_passed(kept) is not False)
+def disturbed(kept: Record) -> bool:
+    """Whether all that keeps it from passing are gates that the machine or the generator left without a verdict.
+
+    A gate that is invalid because the server failed, or because something is missing, is not one of them; nor is a
+    self-test that has failed, for whatever reason.
+    """
+    rest = [gate for gate in kept["gates"] if gate["verdict"] != sla.KEPT]
+    return bool(rest) and all(gate["disturbed"] for gate in rest) and proof_passed(kept) is not False
+
+
+def exit_code(kept: Record) -> int:
+    """`PASSED`, `NOT_KEPT` or `DISTURBED`."""
+    return PASSED if passed(kept) else DISTURBED if disturbed(kept) else NOT_KEPT
 
 
 def proof_passed(kept: Record) -> bool | None:
@@ -166,8 +177,20 @@ def show(console: Console, kept: Record) -> None:
         wanted = f"{'at least' if case['alarm_expected'] else 'at most'} {case['limit']} wanted"
         verdict = "kept" if case["kept"] else "missed"
         console.print(f"self-test, {case['name']} ({case['what']}): {told}, {wanted}: {verdict}", highlight=False)
-    verdict = "all gates are kept" if passed(kept) else "NOT KEPT: see above"
-    console.print(f"{kept['duration_seconds']:.0f} s; {verdict}", highlight=False)
+    console.print(f"{kept['duration_seconds']:.0f} s; {conclusion(kept)}", highlight=False, markup=False)
+
+
+def conclusion(kept: Record) -> str:
+    """The verdict on the whole measurement, in one line."""
+    if passed(kept):
+        return "all gates are kept"
+    if not disturbed(kept):
+        return "NOT KEPT: see above"
+    gates = [gate for gate in kept["gates"] if gate["verdict"] == sla.INVALID]
+    return (
+        f"INVALID: the measurement was disturbed, and {len(gates)} of {len(kept['gates'])} gates have no verdict: "
+        f"{gates[0]['gate']}: {gates[0]['reason']}"
+    )
 
 
 def _gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
