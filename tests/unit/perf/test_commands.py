@@ -57,7 +57,7 @@ def test_options_reach_the_command_after_its_own_first_arguments(monkeypatch: py
 STARTED_BY_OTHERS = {
     "perf.commands", "perf.__main__",
     "perf.benches.delayed", "perf.benches.steady_load", "perf.generator.process", "perf.harness.serve",
-    "perf.harness.slowed", "perf.peers.grpcio.server",
+    "perf.harness.reference_work", "perf.harness.slowed", "perf.peers.grpcio.server",
 }  # fmt: skip
 """Modules with a ``main`` that a measurement starts as a process of its own; and the command itself."""
 
