@@ -1,9 +1,9 @@
-# The image of the definition server; docs/containers.md tells how it is built, run and replaced, and why it is as it is.
+# The image of the definition server; docs/containers.md describes how to build, run and replace it, with reasons.
 #   docker build -t definition-server .
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS build
-# pip's own variables, for builds with a package index of their own: --build-arg PIP_INDEX_URL. None is kept in the image.
+# pip's own variables, for builds with another package index: --build-arg PIP_INDEX_URL. None is kept in the image.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
@@ -11,9 +11,9 @@ ARG PIP_DEFAULT_TIMEOUT
 ARG PIP_RETRIES
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
-# An environment without pip: the base image's pip fills it from outside, and what runs cannot install anything.
+# An environment without pip: the base image's pip fills it from outside, and the server cannot install anything.
 RUN python3 -m venv --without-pip /opt/venv
-# The dependencies alone, in a layer that lasts until they change. Wheels only: the base image has no compiler.
+# The dependencies alone, in a layer that is reused until they change. Wheels only: the base image has no compiler.
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > requirements.txt \
@@ -26,25 +26,25 @@ COPY deploy/image/precompile.py ./
 RUN PYTHONPYCACHEPREFIX=/opt/bytecode /opt/venv/bin/python precompile.py
 
 FROM ${BASE_IMAGE}
-# An account without a password, a shell or a home. The numbers are what Kubernetes checks (runAsNonRoot).
+# An account without a password, a shell or a home directory. Kubernetes checks the numbers (runAsNonRoot).
 RUN printf 'avap:x:10001:10001::/nonexistent:/sbin/nologin\n' >> /etc/passwd \
  && printf 'avap:x:10001:\n' >> /etc/group \
  && mkdir -p /var/lib/definition-server \
  && chown 10001:10001 /var/lib/definition-server
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bytecode /opt/bytecode
-# Bytecode comes from one tree that nobody writes to; modules come from where they were installed, not from the directory
-# in which a process happens to be started.
+# Bytecode comes from one read-only tree; modules come from where they were installed, not from the directory in which
+# a process is started.
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONSAFEPATH=1
 USER 10001:10001
 WORKDIR /
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
-# No shell between: this process is PID 1, and takes SIGTERM itself. No HEALTHCHECK: gRPC health and /readyz are probed
-# from outside, and a probe that starts a Python every few seconds costs more than the answer is worth.
+# No shell in between: this process is PID 1, and handles SIGTERM itself. No HEALTHCHECK: gRPC health and /readyz are
+# probed from outside, and a HEALTHCHECK would start a Python interpreter every few seconds.
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "definition_server"]
 CMD ["serve"]
-# Last, since they change with every build.
+# Last, because they change with every build.
 ARG BASE_IMAGE
 ARG VERSION=unknown
 ARG REVISION=unknown

@@ -2,45 +2,118 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nox
+import nox.command
 
-nox.options.default_venv_backend = "venv"
-nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests"]
 
-CONSTRAINTS = "constraints.txt"
+CONSTRAINTS = Path("constraints.txt")
 GENERATED = Path("service/definition_server/rpc")
 DRILLS = ("*/test_drill*.py", "*/test_soak.py")
 SUITES = ("unit", "fuzz", "integration", "chaos")
+SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
+"""pytest's options; one process more than CPUs, since many tests wait."""
+NOTHING_COLLECTED = 5
+"""pytest's exit code."""
+
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+ENVIRONMENT = Path(os.environ.get("NOX_ENVIRONMENT") or f".nox/python{VERSION}").absolute()
+"""The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` names another."""
+
+# Every session brings its own way to the environment above: nox itself makes none.
+nox.options.default_venv_backend = "none"
 
 
-def install(session: nox.Session) -> None:
-    """The project as it lies here, with the pinned versions of everything else."""
-    session.install("-q", "-e", ".[dev]", "-c", CONSTRAINTS)
+def install(session: nox.Session, extra: str = "dev") -> None:
+    """The project as it lies here and the pinned versions of everything else; nothing to do where they are installed.
+
+    ``extra`` is ``test``, what the tests of the README need, or ``dev``, which contains it.
+    """
+    session.env |= {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    # What is imported is compiled once, then, and not by each process anew.
+    session.env["PYTHONDONTWRITEBYTECODE"] = None
+    wanted = hashlib.sha256(
+        b"\0".join([Path("pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes(), bytes(Path.cwd())])
+    ).hexdigest()
+    stamp = ENVIRONMENT / "installed.json"
+    installed = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if installed.get("of") == wanted and installed.get("extra") in (extra, "dev"):
+        return
+    stamp.unlink(missing_ok=True)
+    what = ("-e", f".[{extra}]", "-c", str(CONSTRAINTS))
+    if not _install_by_uv(session, *what):
+        if not (ENVIRONMENT / "bin/pip").exists():
+            session.run(sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT), external=True)
+        run(session, "python", "-m", "pip", "install", "-q", "--no-compile", *what)
+    stamp.write_text(json.dumps({"of": wanted, "extra": extra}))
+
+
+def _install_by_uv(session: nox.Session, *what: str) -> bool:
+    """Install with uv; False where there is none or it fails, as behind an index that only pip is told of."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        return False
+    python = str(ENVIRONMENT / "bin/python")
+    try:
+        if not Path(python).exists():
+            session.run(uv, "venv", "-q", "--python", sys.executable, str(ENVIRONMENT), external=True)
+        session.run(uv, "pip", "install", "-q", "--python", python, *what, external=True)
+    except nox.command.CommandFailed:
+        session.log("uv cannot install: pip is tried")
+        return False
+    return True
+
+
+def run(session: nox.Session, command: str, *arguments: str, **options: Any) -> Any:
+    """Run a command of the environment."""
+    return session.run(str(ENVIRONMENT / "bin" / command), *arguments, external=True, **options)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style: ruff check and format."""
     install(session)
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Types: mypy, strict."""
     install(session)
-    session.run("mypy")
+    run(session, "mypy")
 
 
 def run_suites(session: nox.Session, *suites: str) -> None:
     """Run test suites; what follows ``--`` on nox's command line goes to pytest."""
     install(session)
-    session.run("python", "-m", "pytest", *(f"tests/{suite}" for suite in suites), *session.posargs)
+    run(session, "pytest", *(f"tests/{suite}" for suite in suites), *session.posargs)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The unit tests that answer fast, side by side: while you work on something."""
+    install(session, "test")
+    run(
+        session,
+        "pytest",
+        "tests/unit",
+        "-q",
+        "-m",
+        "not slow and not quiet",
+        "--cpu-limit=3",
+        *SIDE_BY_SIDE,
+        *session.posargs,
+    )
 
 
 @nox.session
@@ -52,6 +125,7 @@ def unit(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Any octets to the engine, from a kept corpus and from Hypothesis, for a bounded time."""
+    session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run_suites(session, "fuzz")
 
 
@@ -66,7 +140,7 @@ def chaos(session: nox.Session) -> None:
     """Faults under load; with `-- --target HOST:PORT` or `-- --list`: drills on a server that runs (docs/drills.md)."""
     if any(each.partition("=")[0] in ("--target", "--list") for each in session.posargs):
         install(session)
-        session.run("python", "-m", "tests.chaos.drill", *session.posargs)
+        run(session, "python", "-m", "tests.chaos.drill", *session.posargs)
     else:
         run_suites(session, "chaos")
 
@@ -75,7 +149,7 @@ def chaos(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Random faults under load for hours: `-- --minutes N [--seed S]` (docs/drills.md)."""
     install(session)
-    session.run("python", "-m", "tests.chaos.soak", *session.posargs)
+    run(session, "python", "-m", "tests.chaos.soak", *session.posargs)
 
 
 @nox.session
@@ -84,27 +158,42 @@ def containers(session: nox.Session) -> None:
     run_suites(session, "containers")
 
 
+def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
+    """Run unit, fuzz, integration and chaos tests, without the drills: side by side, then the quiet ones alone."""
+    suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
+    run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
+    run(
+        session, *pytest, *suites, "-q", "-m", "quiet", *options, *session.posargs, success_codes=[0, NOTHING_COLLECTED]
+    )
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, fuzz, integration and chaos tests in one run, with coverage of every process (at least 95 %).
+    """Unit, fuzz, integration and chaos tests, side by side, and at the end those that want the machine for themselves.
 
-    Without the drills, which take their time and want a quiet machine: `nox -s chaos` plays them.
+    Without the drills, which take their time: `nox -s chaos` plays them. Tests that are about the master run on one
+    transport, each in turn; `nox -s coverage` runs them on all.
     """
+    install(session, "test")
+    run_all(session, "pytest", options=["--one-transport"])
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The same tests with coverage of every process (at least 95 %), on every transport, with all of Hypothesis."""
     install(session)
-    session.run("coverage", "erase")
-    suites = [f"tests/{suite}" for suite in SUITES]
-    session.run(
-        "coverage", "run", "-m", "pytest", *suites, *(f"--ignore-glob={each}" for each in DRILLS), *session.posargs
-    )
-    session.run("coverage", "combine", "-q")
-    session.run("coverage", "report")
+    session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
+    run(session, "coverage", "erase")
+    run_all(session, "coverage", "run", "-m", "pytest")
+    run(session, "coverage", "combine", "-q")
+    run(session, "coverage", "report")
 
 
 @nox.session
 def judges(session: nox.Session) -> None:
     """Programs of others judge the transport: docs/conformance.md, with what has to be installed."""
     install(session)
-    session.run("python", "-m", "pytest", "tests/judges", *session.posargs)
+    run(session, "pytest", "tests/judges", *session.posargs)
 
 
 @nox.session
@@ -117,7 +206,7 @@ def deploy(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Build the servers on other stacks that ours is measured beside; a missing toolchain skips one with a line."""
     install(session)
-    session.run("python", "-m", "perf", "peers", "build", *session.posargs)
+    run(session, "python", "-m", "perf", "peers", "build", *session.posargs)
 
 
 @nox.session
@@ -125,10 +214,10 @@ def proto(session: nox.Session) -> None:
     """Regenerate the protobuf code; in CI (CI is set) fail where the committed code is stale."""
     install(session)
     before = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
-    session.run(
-        "python", "-m", "grpc_tools.protoc",
+    run(
+        session, "python", "-m", "grpc_tools.protoc",
         # The virtual path makes the generated imports absolute.
-        "-Idefinition_server/rpc=proto",
+        "-Idefinition_server/rpc=service/definition_server/proto",
         "--python_out=service", "--grpc_python_out=service", "--mypy_out=service",
         "definition_server/rpc/avap.proto",
     )  # fmt: skip
@@ -141,40 +230,40 @@ def proto(session: nox.Session) -> None:
 def perf(session: nox.Session) -> None:
     """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Wants quiet."""
     install(session)
-    session.run("python", "-m", "perf", "measure", *session.posargs)
+    run(session, "python", "-m", "perf", "measure", *session.posargs)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Write a page with charts of the newest kept measurement; a file after -- names another."""
     install(session)
-    session.run("python", "-m", "perf", "report", *session.posargs)
+    run(session, "python", "-m", "perf", "report", *session.posargs)
 
 
 @nox.session
 def witness(session: nox.Session) -> None:
     """Measure with h2load and ghz beside our own generator: do they agree? `-- --keep` keeps the record."""
     install(session)
-    session.run("python", "-m", "perf", "witness", *session.posargs)
+    run(session, "python", "-m", "perf", "witness", *session.posargs)
 
 
 @nox.session(name="perf-catalogue")
 def perf_catalogue(session: nox.Session) -> None:
     """Measure 100,000 definitions of 2 kB; fails where a promised limit is not kept. Wants a quiet machine."""
     install(session)
-    session.run("python", "-m", "perf", "catalogue", *session.posargs)
+    run(session, "python", "-m", "perf", "catalogue", *session.posargs)
 
 
 @nox.session(name="perf-native")
 def perf_native(session: nox.Session) -> None:
     """Measure the native transport beside nghttpd and grpcio, and under attack. Wants h2load, nghttpd and quiet."""
     install(session)
-    session.run("python", "-m", "perf", "native", *session.posargs)
+    run(session, "python", "-m", "perf", "native", *session.posargs)
 
 
 @nox.session
 def reference(session: nox.Session) -> None:
     """Write docs/settings.md from the declaration of the settings."""
     install(session)
-    page = session.run("definition-server", "config", "--reference", silent=True)
+    page = run(session, "definition-server", "config", "--reference", silent=True)
     Path("docs/settings.md").write_text(page or "", encoding="utf-8")

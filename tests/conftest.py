@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
+from tests.support.hypothesis_profiles import load_profile
 from tests.support.providers import (
     PROVIDERS,
     DatabaseServer,
@@ -22,6 +24,8 @@ from tests.support.table import Table
 from definition_server.settings import DEFAULT_TRANSPORT
 
 _numbers = itertools.count()
+
+load_profile()  # here: the tests' own settings are derived from it when their modules are imported
 
 # The external server takes part only where someone names one.
 _PARAMETERS = [name for name in PROVIDERS if name != "external" or os.environ.get("TEST_DATABASE_URL")]
@@ -70,20 +74,81 @@ TRANSPORTS = ("grpcio", "native")
 StartServer = Callable[..., ServerProcess]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-transport",
+        action="store_true",
+        help="run tests that are about the master (marker any_transport) on one transport, each in turn, not on all",
+    )
+    parser.addoption(
+        "--cpu-limit",
+        type=float,
+        metavar="SECONDS",
+        help="fail a test that takes more CPU time, its child processes included: it is to be marked slow",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
+    config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
+    config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever starts a server runs on every transport, unless it is about one of them or about the master alone."""
 
-    def wanted(item: pytest.Item) -> bool:
-        mark = item.get_closest_marker("transports")
-        transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
-        return mark is None or transport is None or transport in (mark.args or (DEFAULT_TRANSPORT,))
+    turn: dict[str, str] = {}
+    """Test function -> the one transport it runs on."""
 
+    def wanted(item: pytest.Item) -> bool:
+        transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
+        if transport is None:
+            return True
+        if mark := item.get_closest_marker("transports"):
+            return transport in (mark.args or (DEFAULT_TRANSPORT,))
+        if config.getoption("one_transport") and item.get_closest_marker("any_transport"):
+            function = item.nodeid.partition("[")[0]
+            return transport == turn.setdefault(function, TRANSPORTS[len(turn) % len(TRANSPORTS)])
+        return True
+
+    if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:
+        raise pytest.UsageError(f"test ids must be printable ASCII; rename these, or give them an id: {odd!a}")
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Hold a test to ``--cpu-limit``."""
+    limit: float | None = item.config.getoption("cpu_limit")
+    before = sum(os.times()[:4])
+    yield
+    if limit is not None and (spent := sum(os.times()[:4]) - before) > limit:
+        pytest.fail(
+            f"{spent:.1f} s of CPU time where {limit:g} are allowed: mark it slow, or make it fast", pytrace=False
+        )
+
+
+def is_portable_id(node_id: str) -> bool:
+    """Whether every runner, terminal and report format can carry the id of a test."""
+    return node_id.isascii() and node_id.isprintable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Make a report's texts encodable: xdist sends them as UTF-8, and aborts the run on a captured lone surrogate."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_encodable(each) for each in value)
+    return value
 
 
 @pytest.fixture(scope="session", params=TRANSPORTS)

@@ -1,4 +1,4 @@
--- The table as deployments have it, and three commands to look at; does nothing where the table exists.
+-- The table as deployments have it, and three sample commands; does nothing if the table exists.
 SET client_min_messages = warning;
 DO $$
 BEGIN

@@ -61,20 +61,20 @@ class Shown:
 
 AT_A_GLANCE = (
     Shown(
-        "Ready", "Instances that serve a catalogue.", "server-down",
+        "Ready", "Number of instances that serve a catalogue.", "server-down",
         (("sum(avap_ready{<HERE>})", "ready"),), kind=STAT, columns=4, steps=((0, "red"), (1, "green")),
     ),
     Shown(
-        "Definitions", "The fewest that an instance serves.", "table-damaged",
+        "Definitions", "The smallest number that an instance serves.", "table-damaged",
         (("min(avap_cache_size{<HERE>})", "definitions"),), kind=STAT, columns=4, steps=((0, "red"), (100, "green")),
     ),
     Shown(
-        "Catalogues", "Different version hashes that are served. More than 1 for longer than two cycles is wrong.",
+        "Catalogues", "Number of version hashes that are served. More than 1 for longer than two cycles is a fault.",
         "replicas-differ", (("count(count by (version_hash) (avap_snapshot_info{<HERE>}))", "versions"),),
         kind=STAT, columns=4, steps=((0, "red"), (1, "green"), (2, "orange")),
     ),
     Shown(
-        "Oldest look at the table", "Time since the last successful cycle, of the instance where it is longest.",
+        "Oldest change check", "Time since the last successful cycle, of the instance where it is longest.",
         "database-unreachable", (("max(avap_sync_age_seconds{<HERE>})", "age"),), unit="s", kind=STAT, columns=4,
         steps=((0, "green"), (180, "orange"), (1800, "red")),
     ),
@@ -83,7 +83,7 @@ AT_A_GLANCE = (
         (("sum(rate(avap_requests_total{<HERE>}[$__rate_interval]))", "calls"),), unit="reqps", kind=STAT, columns=4,
     ),
     Shown(
-        "Slowest P95", "In the worker, of the slower method. Queues, HTTP/2 and the network are not in it.",
+        "Slowest P95", "In the worker, of the slower method. Without queues, HTTP/2 and the network.",
         "slow-answers",
         (
             (
@@ -102,7 +102,7 @@ TRAFFIC = (
         unit="reqps",
     ),
     Shown(
-        "Calls by method", "Those that reached the service: also refused ones.", "slow-answers",
+        "Calls by method", "Calls that reached the service, refused ones included.", "slow-answers",
         (
             (
                 "sum by (method) (rate(avap_request_duration_seconds_count{<HERE>}[$__rate_interval]))",
@@ -112,7 +112,7 @@ TRAFFIC = (
         unit="reqps",
     ),
     Shown(
-        "Calls by instance", "Uneven: clients keep their connections. Lower MAX_CONNECTION_AGE_SECONDS to even it out.",
+        "Calls by instance", "If uneven, clients keep old connections: lower MAX_CONNECTION_AGE_SECONDS.",
         "slow-answers",
         (("sum by (instance) (rate(avap_requests_total{<HERE>}[$__rate_interval]))", "{{instance}}"),), unit="reqps",
     ),
@@ -120,7 +120,7 @@ TRAFFIC = (
 
 LATENCY = (
     Shown(
-        "GetCommand in the worker", "From the request read to the answer ready.", "slow-answers",
+        "GetCommand in the worker", "From the request's arrival to the ready answer.", "slow-answers",
         tuple(
             (
                 f"histogram_quantile({share}, sum by (le) (rate(avap_request_duration_seconds_bucket"
@@ -132,7 +132,7 @@ LATENCY = (
         unit="s",
     ),
     Shown(
-        "SyncCatalog in the worker", "The same for whole catalogues. Sending the octets is not in it.", "slow-answers",
+        "SyncCatalog in the worker", "The same for whole catalogues, without sending them.", "slow-answers",
         tuple(
             (
                 f"histogram_quantile({share}, sum by (le) (rate(avap_request_duration_seconds_bucket"
@@ -158,21 +158,21 @@ LATENCY = (
 
 FRESHNESS = (
     Shown(
-        "Time since the table was read", "A saw of SYNC_INTERVAL_SECONDS is right; a line that rises is not.",
+        "Time since the table was read", "A sawtooth of SYNC_INTERVAL_SECONDS is normal; a rising line is a fault.",
         "database-unreachable", (("avap_sync_age_seconds{<HERE>}", "{{instance}}"),), unit="s",
         steps=((0, "transparent"), (180, "orange"), (1800, "red")),
     ),
     Shown(
-        "Cycles by outcome", "In each interval of the graph. refused: the table has nothing to serve.",
+        "Cycles by outcome", "Per interval of the graph. refused: the table has nothing to serve.",
         "database-unreachable",
         (("sum by (outcome) (increase(avap_sync_cycles_total{<HERE>}[$__rate_interval]))", "{{outcome}}"),),
     ),
     Shown(
-        "Duration of the last cycle", "A look: milliseconds. After a change the whole table is read.", "database-slow",
+        "Duration of the last cycle", "A change check takes milliseconds, a reading seconds.", "database-slow",
         (("avap_sync_duration_seconds{<HERE>}", "{{instance}}"),), unit="s",
     ),
     Shown(
-        "Rows and definitions", "Rows of the last reading less those left out must equal what is served.",
+        "Rows and definitions", "Rows of the last reading minus rows left out must equal the definitions served.",
         "table-damaged",
         (
             ("avap_source_rows{<HERE>}", "{{instance}} rows"),
@@ -180,7 +180,7 @@ FRESHNESS = (
         ),
     ),
     Shown(
-        "Age of the catalogue", "Since it was built. Grows as long as nobody changes the table.", "replicas-differ",
+        "Age of the catalogue", "Since it was built. Rises as long as the table does not change.", "replicas-differ",
         (("time() - avap_snapshot_created_timestamp_seconds{<HERE>}", "{{instance}}"),), unit="s", least=None,
     ),
     Shown(
@@ -192,11 +192,11 @@ FRESHNESS = (
 
 WORKERS = (
     Shown(
-        "Workers that serve", "Of each instance.", "workers",
+        "Workers that serve", "By instance.", "workers",
         (("sum by (instance) (avap_worker_up{<HERE>})", "{{instance}}"),), columns=6,
     ),
     Shown(
-        "Restarts", "Unasked ends of workers in an hour.", "workers",
+        "Restarts", "Unexpected ends of workers in an hour.", "workers",
         (("sum by (instance, worker) (increase(avap_worker_restarts_total{<HERE>}[1h]))", "{{instance}} {{worker}}"),),
         columns=6,
     ),
@@ -206,7 +206,7 @@ WORKERS = (
         columns=6,
     ),
     Shown(
-        "Generations behind", "How far the worker that is furthest behind has to catch up.", "workers",
+        "Generations behind", "Of the worker that is furthest behind.", "workers",
         (
             (
                 "max by (instance) (avap_snapshot_generation{<HERE>}"
@@ -220,24 +220,24 @@ WORKERS = (
 
 MEMORY = (
     Shown(
-        "Memory of the master", "Resident. Workers are other processes: see the container's memory for the whole.",
+        "Memory of the master", "Resident, without the workers: see the container's memory for the total.",
         "machine-limits",
         (("process_resident_memory_bytes{<HERE>} and on (job, instance) avap_ready", "{{instance}}"),), unit="bytes",
         columns=6,
     ),
     Shown(
-        "Size of the catalogue", "One copy in the machine, however many workers; two while a new one is published.",
+        "Size of the catalogue", "One copy for all workers; two while a new one is published.",
         "machine-limits", (("avap_snapshot_bytes{<HERE>}", "{{instance}}"),), unit="bytes", columns=6,
     ),
     Shown(
-        "CPU of the master", "Next to nothing between changes of the table; one core while it publishes.",
+        "CPU of the master", "Nearly none between changes of the table; one core while it publishes.",
         "slow-answers",
         (("rate(process_cpu_seconds_total{<HERE>}[$__rate_interval]) and on (job, instance) avap_ready",
           "{{instance}}"),),
         columns=6,
     ),
     Shown(
-        "Connections, of the files allowed", "Of the fullest worker. At 100 % connections wait. Native transport only.",
+        "Connections per allowed file", "Of the worker with the most. At 100 % they wait. Native transport only.",
         "machine-limits",
         (
             (
@@ -252,7 +252,7 @@ MEMORY = (
 
 REFUSALS = (
     Shown(
-        "Calls refused", "Everything but OK. What the engine cuts off before it is a call stands in the log only.",
+        "Calls refused", "All outcomes except OK. Connections that the engine ends before a call are only in the log.",
         "clients",
         (
             (
@@ -267,7 +267,7 @@ REFUSALS = (
         "machine-limits", (("avap_connections{<HERE>}", "{{instance}} {{worker}}"),), columns=6,
     ),
     Shown(
-        "Rows left out or suspect", "By reason. `Rows not served` in the log names some.", "table-damaged",
+        "Rows left out or suspect", "By reason. `Rows not served` in the log names examples.", "table-damaged",
         (
             ("max by (reason) (avap_rows_unserved{<HERE>}) > 0", "left out: {{reason}}"),
             ("max by (reason) (avap_rows_suspect{<HERE>}) > 0", "suspect: {{reason}}"),
@@ -275,7 +275,7 @@ REFUSALS = (
         columns=6,
     ),
     Shown(
-        "Fallbacks in use", "1: the catalogue of the last-known-good file is served; 1: that file is not up to date.",
+        "Fallbacks in use", "1: the last-known-good file is served, or that file is not up to date.",
         "last-known-good",
         (
             ("avap_last_known_good_served{<HERE>}", "{{instance}} served from file"),
@@ -359,9 +359,7 @@ def variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable |
         return made.multi(True).include_all(True).all_value(".*").current(every)
 
     runbooks = dashboard.TextBoxVariable("runbooks").label("runbooks").default_value("docs/runbooks")
-    runbooks = runbooks.description(
-        "Where the project's docs/runbooks can be read: an address without a slash at the end"
-    )
+    runbooks = runbooks.description("Address of the project's docs/runbooks, without a slash at the end")
     return [
         dashboard.DatasourceVariable("datasource").label("data source").type("prometheus"),
         labels("job", "avap_ready"),

@@ -1,12 +1,12 @@
-"""Compile what the server imports, the standard library's part included, while the image is built.
+"""Compile all modules that the server imports, those of the standard library included, while the image is built.
 
 ``PYTHONPYCACHEPREFIX=/opt/bytecode python precompile.py``. Base images come without the bytecode of the standard
-library (it would double its size), and a process that may not write cannot make up for it: each start of each process,
-workers included, would compile some hundred modules again. So every module of the package is imported here, and
-whatever was loaded by that is compiled; the rest of the library stays as it is.
+library (it would double its size), and a process on a read-only file system cannot write it: each start of each
+process, workers included, would compile some hundred modules again. So this program imports every module of the package
+and compiles all modules that this loads; the rest of the standard library is not compiled.
 
 ``UNCHECKED_HASH`` (PEP 552): the files of an image do not change, but their dates may, where a tool repacks its layers.
-Bytecode that is checked by date would then be thrown away at every start, without a word.
+Bytecode that is checked by date would then be silently ignored at every start.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from importlib.util import cache_from_source, find_spec
 from py_compile import PycInvalidationMode, compile  # noqa: A004 - its name
 
 LATE = ("grpc._channel", "encodings.idna", "rich._emoji_codes")
-"""Imported by what a function does: the first call of a client command; a host name that is looked up; a table.
+"""Modules that are imported inside functions: at the first call of a client command, the first look-up of a host name,
+the first table.
 
-`tests/containers` finds out whether any is missing.
+`tests/containers` checks that none is missing.
 """
 
 
 def main() -> int:
-    """Import all, compile what came with it. Returns the exit code: 1 where bytecode would lie beside the sources."""
+    """Import all modules and compile them. Returns the exit code: 1 if bytecode would be written beside the sources."""
     if sys.pycache_prefix is None:
         sys.stderr.write("PYTHONPYCACHEPREFIX names no directory for the bytecode\n")
         return 1
     wanted: set[str] = set()
-    # Every attempt counts, not only what is loaded in the end: structlog tries modules at every start that give up for
-    # want of a library, after they have been compiled.
+    # Every attempt counts, not only modules that are loaded in the end: at every start structlog tries modules that are
+    # compiled and then fail because a library is missing.
     sys.addaudithook(lambda event, told: wanted.add(str(told[0])) if event == "import" else None)
     package = import_module("definition_server")
     for module in pkgutil.walk_packages(package.__path__, "definition_server."):
@@ -47,7 +48,7 @@ def main() -> int:
 
 
 def _source(name: str) -> str | None:
-    """Path of a module's source; None where there is no such module, or it has none."""
+    """Path of a module's source; None if there is no such module, or it has no source."""
     try:
         spec = find_spec(name)
     except (ImportError, ValueError, AttributeError):  # no such parent; `__main__`; a parent that is no package

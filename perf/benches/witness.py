@@ -128,7 +128,7 @@ def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds
         TargetFailed: where it is not so, or ghz says nothing that can be read.
     """
     command = [
-        str(program), "--insecure", "--proto", str(ROOT / "proto/avap.proto"), "-O", "json",
+        str(program), "--insecure", "--proto", str(ROOT / "service/definition_server/proto/avap.proto"), "-O", "json",
         "--call", "avap.DefinitionEngine/GetCommand", "-d", json.dumps({"name": name_of(0)}),
         "-m", json.dumps({"x-avap-auth": KEY}), "-r", f"{rate:.0f}", "-n", f"{rate * seconds:.0f}",
         "-c", f"{connections * 8}", "--connections", str(connections), f"127.0.0.1:{target.port}",

@@ -20,7 +20,7 @@ from functools import partial
 from time import thread_time
 
 from definition_server.data_plane.worker import main as worker_main
-from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2 import Http2Protocol
 
 BUSY_SHARE = 0.10
 DELAY_SECONDS = 0.003

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from definition_server.cli import sizing
-from grpc_h2.static.routes import _REMEMBERED_ANSWERS
+from grpc_h2 import REMEMBERED_ANSWERS
 
 OUTPUT = Path(sizing.__file__).with_name(sizing.FILE)
 SERVER = "native"
@@ -53,7 +53,7 @@ def figures(record: Record, source: str, memory: Sequence[Record] | None = None)
         "knee": _knee(record),
         "memory": [_point(point) for point in points],
         "kb_per_connection": max(point["kb_per_connection"] for point in points),
-        "remembered_answers": _REMEMBERED_ANSWERS,
+        "remembered_answers": REMEMBERED_ANSWERS,
     }
     sizing.figures_from(told)
     return told

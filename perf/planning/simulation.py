@@ -235,7 +235,8 @@ def tables(found: dict[int, Cost], source: str) -> str:
 
 def _costs(which: Sequence[Cost]) -> list[str]:
     lines = [
-        "| definitions | a look | octets of a look | a reading of all rows | octets of a reading | build and publish |"
+        "| definitions | a change check | octets of a check | a reading of all rows | octets of a reading "
+        "| build and publish |"
     ]
     lines.append("|--:|--:|--:|--:|--:|--:|")
     lines += [
@@ -247,7 +248,9 @@ def _costs(which: Sequence[Cost]) -> list[str]:
 
 
 def _rest_rows(base: Fleet, small: Cost) -> list[str]:
-    lines = ["| replicas | interval | definitions | looks/s | statements/s | busy cores of the database | sent by it |"]
+    lines = [
+        "| replicas | interval | definitions | checks/s | statements/s | busy cores of the database | sent by it |"
+    ]
     lines.append("|--:|--:|--:|--:|--:|--:|--:|")
     for cost, replicas, interval in (
         (base.cost, 10, 60.0), (base.cost, 100, 60.0), (base.cost, 1000, 300.0), (base.cost, 1000, 60.0),

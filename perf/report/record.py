@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
-from hdrh.histogram import HdrHistogram
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from perf.generator.hdr import UNDECODABLE, HdrHistogram
 from perf.harness.statistics import Interval, median_interval
 
 SCHEMA = 1
@@ -25,8 +24,7 @@ SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grp
 """The order of columns, bars and colours; servers of other names follow."""
 _UNITS_PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
 _UNDECODABLE = (
-    ValueError, TypeError, LookupError, RuntimeError, zlib.error,
-    HdrCookieException, HdrHistogramSettingsException, HdrLengthException,
+    ValueError, TypeError, LookupError, RuntimeError, zlib.error, *UNDECODABLE,
 )  # fmt: skip
 
 Figure = Annotated[float, Field(allow_inf_nan=False)] | None

@@ -21,6 +21,15 @@ EX_CONFIG = 78
 """Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
 
 
+def forget_libpq_variables() -> None:
+    """Remove ``PGSERVICE``, ``PGSSLMODE`` and their like, which libpq adds to every address that it is given.
+
+    For a database of our own, whose address is complete. They belong to the servers that the user calls otherwise.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with the environment: which variable, the value found (secrets masked), what to do."""

@@ -84,7 +84,7 @@ class Settings(EnvironmentSettings):
     sync_interval_seconds: Seconds = Field(
         60.0,
         validation_alias="SYNC_INTERVAL_SECONDS",
-        description="Time between two looks at the table.",
+        description="Time between two change checks of the table.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("60 or 0.5")),
     )
     snapshot_dir: Path | None = Field(
@@ -197,7 +197,7 @@ class Settings(EnvironmentSettings):
     statement_timeout_seconds: Seconds = Field(
         30.0,
         validation_alias="STATEMENT_TIMEOUT_SECONDS",
-        description="Time allowed for each database statement (the look, and each batch of rows).",
+        description="Time allowed for each database statement (the change check, and each batch of rows).",
         json_schema_extra=advice(_SECONDS_REMEDY.format("30")),
     )
     drain_wait_seconds: SecondsOrZero = Field(

@@ -1,1 +1,116 @@
-"""gRPC over HTTP/2 in pure Python: a sans-IO connection, and a thin asyncio shell around it. Knows nothing of AVAP."""
+"""gRPC over HTTP/2 in pure Python: a server on asyncio, and the sans-IO connection that it is built on.
+
+This module is the package's interface. ``docs/engine-api.md`` shows how to serve with it; every other module of the
+package is internal and may change at any time.
+
+**Serving** (asyncio; imported when one of these names is first used, so that the sans-IO part needs no event loop):
+
+- `Server`: serves static methods, and method handlers as ``grpc.aio.Server`` does.
+- `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
+- `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
+  the files do not make a usable certificate.
+- `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.
+
+**Static methods**: unary methods whose answers exist before a client asks for them.
+
+- `StaticUnary`: such a method, made by `Server.add_static_unary`.
+- `StaticAnswer`: one answer: `StaticAnswer.unary` or `StaticAnswer.failure`.
+- `Lookup`: message → answer. `Authorize`: metadata → refusal, or None. `Metadata`: name-value pairs.
+- `PreparedAnswers`: answers made before the application changes its data: `StaticUnary.prepare`.
+- `REMEMBERED_ANSWERS`: how many answers one generation of a static method's memory holds; there are two.
+
+**Sans-IO**: no socket, no clock, no randomness.
+
+- `Connection`: one client's connection: octets in, events and octets out.
+- `Router`: the static methods that its calls are held against.
+- `Stream`: a call on it. `Event`: `CallStarted`, `MessageReceived`, `HalfClosed`, `CallCancelled`, `Writable`,
+  `ConnectionClosing`.
+
+**Of both**:
+
+- `Limits`: what one connection may ask for, with the reason of each limit.
+- `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
+- `frame_message`: a message with its prefix. `encode_block`: a header block that needs no dynamic table. `frames`:
+  builders and constants of frames, for programs that speak to a server in octets (warm-ups, load generators).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from grpc_h2.connection.connection import Connection
+from grpc_h2.connection.events import (
+    CallCancelled,
+    CallStarted,
+    ConnectionClosing,
+    Event,
+    HalfClosed,
+    MessageReceived,
+    Writable,
+)
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.stream import Stream
+from grpc_h2.rpc.messages import frame_message
+from grpc_h2.rpc.requests import Metadata
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.static.answer_cache import REMEMBERED_ANSWERS, Lookup, PreparedAnswers
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Authorize, Router, StaticUnary
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ErrorCode
+from grpc_h2.wire.hpack import encode_block
+
+if TYPE_CHECKING:
+    from grpc_h2.aio.call import ServicerContext
+    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2.aio.server import Server
+    from grpc_h2.aio.tls import CertificateFault, TlsCredentials
+
+__all__ = [
+    "REMEMBERED_ANSWERS",
+    "Authorize",
+    "CallCancelled",
+    "CallStarted",
+    "CertificateFault",
+    "Connection",
+    "ConnectionClosing",
+    "ErrorCode",
+    "Event",
+    "HalfClosed",
+    "Http2Protocol",
+    "Limits",
+    "Lookup",
+    "MessageReceived",
+    "Metadata",
+    "PreparedAnswers",
+    "Router",
+    "Server",
+    "ServicerContext",
+    "StaticAnswer",
+    "StaticUnary",
+    "StatusCode",
+    "Stream",
+    "TlsCredentials",
+    "Writable",
+    "encode_block",
+    "frame_message",
+    "frames",
+]
+
+_ASYNCIO = {
+    "CertificateFault": "grpc_h2.aio.tls",
+    "Http2Protocol": "grpc_h2.aio.protocol",
+    "Server": "grpc_h2.aio.server",
+    "ServicerContext": "grpc_h2.aio.call",
+    "TlsCredentials": "grpc_h2.aio.tls",
+}
+"""Names that need asyncio → the module that has them."""
+
+
+def __getattr__(name: str) -> Any:
+    home = _ASYNCIO.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value

@@ -45,10 +45,6 @@ def make_stage(transport: str, request: pytest.FixtureRequest, tmp_path: Path) -
         yield make
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "quiet: wants the machine for itself; other drills go side by side")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give a test's report the outcomes of its drills, to go wherever it goes."""

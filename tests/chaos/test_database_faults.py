@@ -14,10 +14,12 @@ from tests.support.polling import until
 from tests.support.providers import PROVIDERS, DatabaseServer, create_database, provider_or_skip
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
-from tests.support.table import Table
+from tests.support.table import Table, shared_table
 
 NAMES = [f"command{number}" for number in range(100)]
 FAILED_CYCLES = 3
+
+pytestmark = pytest.mark.any_transport
 
 
 @pytest.fixture(params=[name for name in PROVIDERS if name != "external"])
@@ -137,17 +139,32 @@ GARBAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def ruined(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerProcess, Table]]:
+    """A server for all ruins, on 100 commands; the table ``good`` keeps them."""
+    with shared_table(postgres, f"ruined_{transport}") as table:
+        table.add_commands(100)
+        table.run("CREATE TABLE good AS TABLE obex_dapl_functions")
+        with ServerProcess(table.url, TRANSPORT=transport, STATEMENT_TIMEOUT_SECONDS="1") as server:
+            yield server.wait_ready(), table
+
+
 @pytest.mark.parametrize("harm", GARBAGE)
-def test_a_ruined_table_never_replaces_a_good_catalogue(served: tuple[ServerProcess, Table, Proxy], harm: str) -> None:
-    server, table, _ = served
-    table.run(f"CREATE TABLE good AS TABLE obex_dapl_functions; {GARBAGE[harm]}")
+def test_a_ruined_table_never_replaces_a_good_catalogue(ruined: tuple[ServerProcess, Table], harm: str) -> None:
+    server, table = ruined
+    table.run("DELETE FROM obex_dapl_functions WHERE name = 'fresh'")
+    server.wait_count(100)
+    before, seen = server.statusz()["catalog"]["generation"], len(server.lines)
+    table.run(GARBAGE[harm])
     with Load(server.port, NAMES) as load:
         until(lambda: server.statusz()["sync"]["last_error"], server.tail)
-        told = until(lambda: [*server.logged("Sync failed"), *server.logged("Sync refused")], server.tail)
+        told = until(
+            lambda: [*server.logged("Sync failed", after=seen), *server.logged("Sync refused", after=seen)], server.tail
+        )
         assert {line["level"] for line in told} == {"ERROR"}
         load.wait_answered(100)
         status = server.statusz()
-        assert (status["catalog"]["generation"], status["ready"]) == (1, True)
+        assert (status["catalog"]["generation"], status["ready"]) == (before, True)
         table.run(
             "DROP TABLE IF EXISTS obex_dapl_functions; CREATE TABLE obex_dapl_functions (LIKE good); "
             "ALTER TABLE obex_dapl_functions ALTER id SET DEFAULT 1000; "

@@ -85,6 +85,7 @@ def test_connections_that_come_of_age_cost_no_client_anything_not_even_a_retry(
     assert_nothing_failed(load)
 
 
+@pytest.mark.any_transport
 def test_publication_after_publication_fails_no_call(server: ServerProcess, table: Table) -> None:
     with Load(server.port, NAMES, connections=6) as load:
         for number in range(20):
@@ -94,6 +95,7 @@ def test_publication_after_publication_fails_no_call(server: ServerProcess, tabl
     assert_nothing_failed(load)
 
 
+@pytest.mark.any_transport
 def test_a_restarted_server_serves_again_under_load(table: Table, start_server: StartServer) -> None:
     """Two servers on two ports take turns; the one that stays must not notice."""
     table.add_commands(100)

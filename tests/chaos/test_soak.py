@@ -16,7 +16,7 @@ from tests.chaos.soak import AIM, Options, Played, Soak, soak, summary
 from tests.chaos.soak_plan import LEFT_OUT, LEFT_OUT_ON_GRPCIO, eligible, plan
 from tests.chaos.test_drills_client import BROKEN
 from tests.conftest import TRANSPORTS
-from tests.support.providers import provider_or_skip
+from tests.support.providers import need_provider
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ("db-killed", "worker-killed", "client-resets")
@@ -25,7 +25,7 @@ FAULTS = ("db-killed", "worker-killed", "client-resets")
 @pytest.fixture
 def embedded() -> None:
     """A PostgreSQL that a soak can start for itself."""
-    provider_or_skip("embedded").close()
+    need_provider("embedded")
 
 
 @pytest.mark.quiet

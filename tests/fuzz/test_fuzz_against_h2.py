@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, STATIC, some_doors
 from tests.support.h2_wire import grpc_message, request_fields
+from tests.support.hypothesis_profiles import examples
 
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import (
+from grpc_h2 import (
     CallCancelled,
     CallStarted,
+    Connection,
     ConnectionClosing,
     Event,
     HalfClosed,
+    Limits,
     MessageReceived,
+    Stream,
 )
-from grpc_h2.connection.limits import Limits
-from grpc_h2.connection.stream import Stream
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or examples(40))
 WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: (b"0", grpc_message(ANSWER))}
 
 

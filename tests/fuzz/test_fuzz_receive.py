@@ -1,7 +1,8 @@
 """Any octets: no exception, bounded memory, and the same outcome however they are cut.
 
 Seeds are the captures of real clients and the files of `tests/fuzz/corpus` (what once failed, and openings of attacks).
-A file named there is replayed as it is in each run. `FUZZ_EXAMPLES` sets how many mutations are tried.
+A file named there is replayed as it is in each run. `FUZZ_EXAMPLES` sets how many mutations are tried;
+without it Hypothesis' profile does.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from tests.support.h2_wire import (
     request_block,
     split_frames,
 )
+from tests.support.hypothesis_profiles import examples
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or examples(150))
 _TESTS = Path(__file__).parents[1]
 SEEDS = {
     path.stem: path.read_bytes()

@@ -10,6 +10,8 @@ from tests.support.table import Table
 
 GOOD = ("good", "function", "[]", "pass")
 
+pytestmark = pytest.mark.any_transport
+
 
 def test_rows_that_cannot_be_served_are_counted_by_reason(table: Table, start_server: StartServer) -> None:
     table.add([GOOD, (None, "function", "[]", "x"), ("", "function", "[]", "x"), ("null code", "function", "[]", None)])

@@ -16,9 +16,11 @@ import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
 from tests.support.polling import until
-from tests.support.providers import provider_or_skip
+from tests.support.providers import DatabaseServer, need_provider, provider_or_skip
 from tests.support.server import KEY, ServerProcess, _group_exists
-from tests.support.table import Table
+from tests.support.table import Table, shared_table
+
+pytestmark = pytest.mark.any_transport
 
 PROGRAM = [sys.executable, "-m", "definition_server"]
 
@@ -33,7 +35,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 class Demo:
     """``definition-server demo`` in a process group of its own."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, umask: int = -1, cwd: Path | None = None, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
         self.process = subprocess.Popen(
             [*PROGRAM, "demo"],
@@ -42,6 +44,8 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            umask=umask,
+            cwd=cwd,
         )
         self.output = ""
         self._reader = threading.Thread(target=self._read)
@@ -74,7 +78,7 @@ class Demo:
 
 @pytest.fixture
 def demo() -> Iterator[Demo]:
-    provider_or_skip("embedded").close()
+    need_provider("embedded")
     demo = Demo(PORT="0", METRICS_PORT="0", WORKERS="1")
     yield demo
     demo.end()
@@ -112,6 +116,25 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def test_the_demo_serves_without_home_path_locale_or_a_writable_folder_and_despite_libpq_s_variables(
+    tmp_path: Path,
+) -> None:
+    provider_or_skip("embedded").close()
+    tmp_path.chmod(0o500)
+    nothing = {"HOME": "/nonexistent", "PATH": "/nonexistent", "TMPDIR": "/nonexistent", "LC_ALL": "POSIX"}
+    narrow = {"COLUMNS": "80", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    libpq = {"PGSERVICE": "none", "PGHOST": "192.0.2.1", "PGSSLMODE": "require", "PGOPTIONS": "-c nonsense=1"}
+    demo = Demo(0o077, tmp_path, PORT="0", METRICS_PORT="0", WORKERS="1", **nothing, **narrow, **libpq)
+    try:
+        port, key = demo.find(r"gRPC +127\.0\.0\.1:(\d+)"), demo.find(r"x-avap-auth: (\S+)")
+        until(lambda: "Serving" in demo.output, lambda: demo.output)
+        got = run("get", "if", "--json", API_KEY=key, PORT=port, **nothing, **narrow)
+        assert json.loads(got.stdout)["name"] == "if"
+        assert demo.interrupt() == 0
+    finally:
+        demo.end()
+
+
 def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> None:
     done = run("demo", PORT="x", WORKERS="-1")
     assert done.returncode == 78
@@ -120,10 +143,13 @@ def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> Non
     assert "PostgreSQL" not in done.stdout
 
 
-@pytest.fixture
-def server(table: Table, start_server: StartServer) -> ServerProcess:
-    table.add_commands(5)
-    return start_server(table.url).wait_ready()
+@pytest.fixture(scope="module")
+def server(postgres: DatabaseServer, transport: str) -> Iterator[ServerProcess]:
+    """One server for tests that only read."""
+    with shared_table(postgres, f"cli_{transport}") as table:
+        table.add_commands(5)
+        with ServerProcess(table.url, TRANSPORT=transport, WORKERS="1") as server:
+            yield server.wait_ready()
 
 
 def test_validate_tells_what_would_be_served(table: Table) -> None:

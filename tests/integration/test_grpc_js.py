@@ -19,7 +19,7 @@ from tests.support.table import Table
 from definition_server.catalog.signing import Signer
 
 HERE = Path(__file__).parent / "grpc_js"
-PROTO = Path(__file__).parents[2] / "proto" / "avap.proto"
+PROTO = Path(__file__).parents[2] / "service/definition_server/proto/avap.proto"
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def sockets_of(pid: int) -> list[str]:
     return remote
 
 
+@pytest.mark.any_transport
 def test_workers_hold_no_database_connection_and_no_credential(server: ServerProcess, table: Table) -> None:
     secrets = [KEY.encode(), SIGNING_KEY.encode(), table.url.encode(), b"DATABASE_URL", b"API_KEY"]
     port = int(table.url.rpartition(":")[2].split("/")[0])
@@ -51,6 +52,7 @@ def test_workers_hold_no_database_connection_and_no_credential(server: ServerPro
         assert not [end for end in sockets_of(pid) if end.endswith(f":{port:04X}")]
 
 
+@pytest.mark.any_transport
 def test_workers_share_one_copy_of_the_snapshot(server: ServerProcess) -> None:
     inodes = set()
     for pid in server.worker_pids():
@@ -59,6 +61,7 @@ def test_workers_share_one_copy_of_the_snapshot(server: ServerProcess) -> None:
     assert len(inodes) == 1
 
 
+@pytest.mark.any_transport
 def test_a_killed_worker_is_replaced_and_its_counters_stay(server: ServerProcess) -> None:
     with Client(server.port) as client:
         for _ in range(20):
@@ -79,6 +82,7 @@ def _serving(server: ServerProcess) -> int:
     return sum(worker["state"] == "serving" for worker in server.statusz()["workers"])
 
 
+@pytest.mark.any_transport
 def test_a_hung_worker_is_killed_and_replaced(server: ServerProcess) -> None:
     victim = server.worker_pids()[0]
     os.kill(victim, signal.SIGSTOP)
@@ -115,6 +119,7 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(server: ServerProcess) -
     assert not server.logged("Worker ended; starting another")
 
 
+@pytest.mark.any_transport
 def test_workers_leave_when_their_master_is_killed(server: ServerProcess) -> None:
     workers = server.worker_pids()
     assert len(workers) == 2
@@ -181,6 +186,7 @@ def test_a_second_signal_cuts_the_drain_short(table: Table, start_server: StartS
     assert server.wait_exit(15) == 0
 
 
+@pytest.mark.any_transport
 def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_others_serve(
     server: ServerProcess,
 ) -> None:
@@ -217,6 +223,7 @@ def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_
     until(lambda: old not in mapped(server.pid), server.tail)
 
 
+@pytest.mark.any_transport
 def test_no_descriptor_is_left_behind_by_publications(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()

@@ -65,6 +65,7 @@ def test_signed_code_verifies_with_the_key_and_carries_the_source(table: Table, 
             assert payload == row[3].encode()
 
 
+@pytest.mark.any_transport
 def test_hashes_are_the_same_on_every_server_signed_or_not_and_after_a_restart(
     table: Table, start_server: StartServer
 ) -> None:

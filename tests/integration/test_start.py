@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from tests.support.client import Client
 from tests.support.polling import until
 from tests.support.providers import DatabaseServer, create_database
 from tests.support.server import ServerProcess
-from tests.support.table import Table
+from tests.support.table import Table, shared_table
 
 CLOSED_PORT_URL = "postgresql://nobody@127.0.0.1:1/none"
 LAST_KNOWN_GOOD = "last-known-good.avapsnap"
+
+pytestmark = pytest.mark.any_transport
 
 
 def store_snapshot(table: Table, start_server: StartServer, directory: Path, **settings: str) -> str:
@@ -83,6 +87,16 @@ def test_a_database_that_hangs_at_the_start_does_not_hold_up_the_last_known_good
         server.end()
 
 
+@pytest.fixture(scope="module")
+def stored(postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A snapshot as a server stores it."""
+    directory = tmp_path_factory.mktemp("stored")
+    with shared_table(postgres, "stored") as table, ExitStack() as stack:
+        table.add_commands(5)
+        store_snapshot(table, lambda url, **more: stack.enter_context(ServerProcess(url, **more)), directory)
+    return (directory / LAST_KNOWN_GOOD).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("damage", "check"),
     [
@@ -95,14 +109,9 @@ def test_a_database_that_hangs_at_the_start_does_not_hold_up_the_last_known_good
     ],
 )
 def test_a_damaged_snapshot_is_refused_by_the_name_of_the_check(
-    table: Table, start_server: StartServer, tmp_path: Path, damage, check: str
+    stored: bytes, start_server: StartServer, tmp_path: Path, damage, check: str
 ) -> None:  # type: ignore[no-untyped-def]
-    import re
-
-    table.add_commands(5)
-    store_snapshot(table, start_server, tmp_path)
-    path = tmp_path / LAST_KNOWN_GOOD
-    path.write_bytes(damage(path.read_bytes()))
+    (tmp_path / LAST_KNOWN_GOOD).write_bytes(damage(stored))
     server = start_server(CLOSED_PORT_URL, SNAPSHOT_DIR=str(tmp_path))
     line = server.wait_log("Last-known-good snapshot not usable")
     assert line["level"] == "ERROR"

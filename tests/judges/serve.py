@@ -15,10 +15,7 @@ from tests.judges.interop_service import interop_handler
 from tests.judges.row_service import SERVICE as ROWS
 from tests.judges.row_service import row_handler
 
-from grpc_h2.aio.server import Server
-from grpc_h2.aio.tls import TlsCredentials
-from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer
+from grpc_h2 import Limits, Server, StaticAnswer, TlsCredentials
 
 GRACE_SECONDS = 1.0
 TRANSPORTS = ("native", "grpcio")
@@ -29,7 +26,7 @@ def create_server(transport: str, max_header_list: int | None = None) -> Any:
     server: Any
     if transport == "native":
         server = Server(limits=Limits() if max_header_list is None else Limits(max_header_list=max_header_list))
-        server.add_static_unary(f"/{ROWS}/Ready", Answer.unary)
+        server.add_static_unary(f"/{ROWS}/Ready", StaticAnswer.unary)
     else:
         server = grpc.aio.server()
     server.add_generic_rpc_handlers((interop_handler(), row_handler(static=transport != "native")))

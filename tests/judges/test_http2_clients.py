@@ -36,6 +36,7 @@ def body(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.requirement("A18", "C-nghttp-padding", "C-nghttp-table-size", "C-nghttp-priority")
 @paths
 @pytest.mark.parametrize("options", NGHTTP.values(), ids=NGHTTP)
 def test_nghttp_gets_the_message_and_the_status(roomy: int, body: str, path: str, options: tuple[str, ...]) -> None:
@@ -50,6 +51,7 @@ def test_nghttp_gets_the_message_and_the_status(roomy: int, body: str, path: str
     assert "recv GOAWAY" not in told
 
 
+@pytest.mark.requirement("C-curl")
 @paths
 def test_curl_with_prior_knowledge_gets_the_message(native: int, body: str, tmp_path: Path, path: str) -> None:
     out = tmp_path / "out"
@@ -62,6 +64,7 @@ def test_curl_with_prior_knowledge_gets_the_message(native: int, body: str, tmp_
     assert "grpc-status: 0" in done.stdout
 
 
+@pytest.mark.requirement("A1")
 def test_curl_and_nghttp_choose_http2_over_tls(secure: int, body: str) -> None:
     url = f"https://127.0.0.1:{secure}{PATHS['handler']}"
     arguments = ["-sSk", "--http2", "--data-binary", f"@{body}", *GRPC, "-D", "-", "-o", "/dev/null", url]
@@ -75,6 +78,7 @@ def test_curl_and_nghttp_choose_http2_over_tls(secure: int, body: str) -> None:
     assert re.search(r"grpc-status.*: 0", done.stdout)
 
 
+@pytest.mark.requirement("A33")
 @pytest.mark.parametrize(("extra", "status"), [((), "415"), (("-X", "GET"), "405")], ids=["no gRPC", "no POST"])
 def test_curl_learns_why_it_is_refused(native: int, body: str, extra: tuple[str, ...], status: str) -> None:
     url = f"http://127.0.0.1:{native}{PATHS['handler']}"
@@ -86,6 +90,7 @@ def test_curl_learns_why_it_is_refused(native: int, body: str, extra: tuple[str,
     assert len(text) >= 16
 
 
+@pytest.mark.requirement("C-h2load-first-flight")
 @paths
 def test_h2load_gets_every_answer(native: int, body: str, path: str) -> None:
     url = f"http://127.0.0.1:{native}{path}"

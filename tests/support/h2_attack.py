@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterable
 from tests.support.h2_peer import Peer, some_doors
 from tests.support.h2_wire import GOAWAY, HELLO, SETTINGS_ACK, call, split_frames
 
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import CallCancelled, CallStarted, ConnectionClosing, Event, MessageReceived
-from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Router
+from grpc_h2 import CallCancelled, CallStarted, Connection, ConnectionClosing, Event, Limits, MessageReceived, Router
 
 
 class Attacker:

@@ -23,8 +23,7 @@ from tests.support.h2_wire import (
     whole,
 )
 
-from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Metadata, Router
+from grpc_h2 import Limits, Metadata, Router, StaticAnswer
 
 SHOWN = b"/t.S/Shown"
 BODY = grpc_message(b"world")
@@ -53,10 +52,10 @@ def _text(value: object) -> str:
 def showing_doors() -> Router:
     doors = some_doors()
 
-    def show(metadata: Metadata) -> Answer:
-        return Answer.failure(9, shown(metadata))
+    def show(metadata: Metadata) -> StaticAnswer:
+        return StaticAnswer.failure(9, shown(metadata))
 
-    doors.add_static_unary(SHOWN.decode(), lambda message: Answer.unary(b"never"), show)
+    doors.add_static_unary(SHOWN.decode(), lambda message: StaticAnswer.unary(b"never"), show)
     return doors
 
 

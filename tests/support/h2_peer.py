@@ -12,18 +12,20 @@ from tests.support.h2_wire import (
     whole,
 )
 
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import (
+from grpc_h2 import (
     CallCancelled,
     CallStarted,
+    Connection,
     ConnectionClosing,
     Event,
     HalfClosed,
+    Limits,
     MessageReceived,
+    Metadata,
+    Router,
+    StaticAnswer,
+    Stream,
 )
-from grpc_h2.connection.limits import Limits
-from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Answer, Metadata, Router
 
 STATIC = b"/t.S/Get"
 REFUSING = b"/t.S/Missing"
@@ -39,21 +41,21 @@ class Keys:
         self.valid = set(valid)
         self.asked = 0
 
-    def authorize(self, metadata: Metadata) -> Answer | None:
+    def authorize(self, metadata: Metadata) -> StaticAnswer | None:
         self.asked += 1
         if any(name == "authorization" and value in self.valid for name, value in metadata):
             return None
-        return Answer.failure(16, "who are you?", answer_id=16)
+        return StaticAnswer.failure(16, "who are you?", answer_id=16)
 
 
 def some_doors(keys: Keys | None = None) -> Router:
     """Static doors: one that answers, one that fails, one that asks for a key. Any other path is a handler's."""
     doors = Router()
-    answer = Answer.unary(ANSWER, answer_id=1)
+    answer = StaticAnswer.unary(ANSWER, answer_id=1)
     doors.add_static_unary(
-        STATIC.decode(), lambda message: Answer.unary(message, answer_id=2) if message != b"world" else answer
+        STATIC.decode(), lambda message: StaticAnswer.unary(message, answer_id=2) if message != b"world" else answer
     )
-    doors.add_static_unary(REFUSING.decode(), lambda message: Answer.failure(5, "no such thing", answer_id=3))
+    doors.add_static_unary(REFUSING.decode(), lambda message: StaticAnswer.failure(5, "no such thing", answer_id=3))
     doors.add_static_unary(GUARDED.decode(), lambda message: answer, (keys or Keys("Bearer k1")).authorize)
     return doors
 

@@ -14,7 +14,7 @@ import uvloop
 from tests.support.h2_peer import Replies
 from tests.support.h2_wire import HELLO, SETTINGS_ACK
 
-from grpc_h2.aio.server import Server
+from grpc_h2 import Server
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from hdrh.histogram import HdrHistogram
+from perf.generator.hdr import HdrHistogram
 
 ROUNDS = 6
 FALLEN = "grpcio-sync"

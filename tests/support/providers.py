@@ -309,9 +309,15 @@ _SERVERS: dict[str, Callable[[], DatabaseServer]] = {
 
 def provider_or_skip(name: str) -> DatabaseServer:
     """A running server, which the caller closes. Without that provider: skip, or fail if it is required."""
+    need_provider(name)
+    return _SERVERS[name]()
+
+
+def need_provider(name: str) -> None:
+    """Without that provider: skip, or fail if it is required. Starts nothing."""
     reason = available_providers()[name]
     if reason is None:
-        return _SERVERS[name]()
+        return
     if name in required_providers():
         pytest.fail(f"the database provider {name} is required (REQUIRE_PROVIDERS): {reason}", pytrace=False)
     pytest.skip(f"no database provider {name}: {reason}")

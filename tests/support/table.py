@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from tests.support.providers import DatabaseServer, create_database, drop_database
 
 from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
 
@@ -43,3 +46,11 @@ class Table:
             (f"command{n}", "function", '[{"item": "target", "type": "var"}]', f"# {n}\n{filler}"[:size])
             for n in range(start, start + count)
         )
+
+
+@contextmanager
+def shared_table(server: DatabaseServer, name: str) -> Iterator[Table]:
+    """A table in a database of that name, for more than one test; processes side by side do not share it."""
+    name = f"shared_{name}_{os.getpid()}"
+    yield Table(create_database(server.url, name))
+    drop_database(server.url, name)

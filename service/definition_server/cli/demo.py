@@ -20,6 +20,7 @@ from definition_server.cli.embedded_postgres import (
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.sample_catalogue import COLUMNS, CREATE_TABLE_SQL, as_csv, load_sample_catalogue
+from definition_server.environment import forget_libpq_variables
 from definition_server.settings import Settings
 
 _KEY_BYTES = 12
@@ -40,6 +41,7 @@ def demo() -> None:
     """
     # Before PostgreSQL is started: a wrong environment must cost nothing.
     settings = _settings()
+    forget_libpq_variables()
     commands = load_sample_catalogue()
     console = Console(highlight=False, soft_wrap=True)
     try:

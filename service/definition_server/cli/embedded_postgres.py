@@ -345,6 +345,7 @@ class EmbeddedPostgres:
     def _create_cluster(self, binaries: PostgresBinaries) -> None:
         self._user = _server_user()
         self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
+        self.directory.chmod(0o700)  # whatever the umask takes away
         self._give_to_server(self.directory)
         self._installed = self._reachable(binaries)
         options = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
@@ -407,6 +408,7 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,
                 preexec_fn=_die_with_parent(),
                 **self._user,
             )

@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "definition_server.cli.demo",
     "get": "definition_server.cli.client",
     "health": "definition_server.cli.client",
+    "proto": "definition_server.cli.proto",
     "snapshot": "definition_server.cli.snapshot",
     "sync": "definition_server.cli.client",
     "validate": "definition_server.cli.validate",

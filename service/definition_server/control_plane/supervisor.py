@@ -221,17 +221,20 @@ class Supervisor:
         ready.cancel()
         if not successor.ready.is_set() or (self._publisher.current and not successor.generation):
             successor.kill()
+            await asyncio.wait((successor.ended,))
             raise TimeoutError("the new worker did not become READY with the catalogue; the old one stays")
         leave = Drain(False, 0.0, self._config.drain_timeout_seconds)
-        if post.worker is not old:  # it died meanwhile, and its post has been filled again
-            successor.drain(leave)
-            return
-        post.worker = successor
-        old.drain(leave)
-        await asyncio.wait((old.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
-        old.kill()
-        await asyncio.wait((old.ended,))  # its slot is free from then on
-        log.info("Worker rolled", worker=post.number, old_pid=old.pid, new_pid=successor.pid)
+        # Else it died meanwhile, its post is filled again, and the successor is one too many.
+        replaced = post.worker is old
+        if replaced:
+            post.worker = successor
+        leaver = old if replaced else successor
+        leaver.drain(leave)
+        await asyncio.wait((leaver.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
+        leaver.kill()
+        await asyncio.wait((leaver.ended,))  # its slot is free from then on; the next roll needs it
+        if replaced:
+            log.info("Worker rolled", worker=post.number, old_pid=old.pid, new_pid=successor.pid)
 
     def _judge(self, worker: WorkerProcess, heartbeat: Heartbeat, now: float) -> None:
         """Kill a worker that is not READY in time, or that hangs; its post then gets another."""

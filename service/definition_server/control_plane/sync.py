@@ -206,13 +206,16 @@ class Synchronizer:
         # A descriptor of its own: the publication's closes with the next publication.
         descriptor = os.dup(publication.descriptor)
         self._storing = asyncio.ensure_future(asyncio.to_thread(_save_and_close, self._store, descriptor))
-        try:
-            await asyncio.wait_for(asyncio.shield(self._storing), _STORE_PATIENCE_SECONDS)
-        except StoreError as error:
-            self._tell_store_error(str(error))
-        except TimeoutError:
+        # Waited for, not awaited: an exception raised through this frame would keep the publication in memory while
+        # `_storing` is kept, and beyond that until the garbage collector comes.
+        done, _ = await asyncio.wait((self._storing,), timeout=_STORE_PATIENCE_SECONDS)
+        if not done:
             self._storing.add_done_callback(_take_note)
             self._tell_store_error(f"the disk did not finish within {_STORE_PATIENCE_SECONDS:g} s")
+        elif isinstance(error := self._storing.exception(), StoreError):
+            self._tell_store_error(str(error))
+        elif error is not None:
+            raise error
         else:
             if self.state.store_error is not None:
                 log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)

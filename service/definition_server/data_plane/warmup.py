@@ -24,7 +24,8 @@ from definition_server.ipc.stats import StatsPage
 
 _YOUNG_OBJECTS = 5000
 """Objects of the youngest generation before they are collected. Calls make none on the native transport; an attacker's
-streams do, and by Python's 700 they are collected, and kept, twenty times a second (docs/runtime-flags.md)."""
+streams do, and by Python's 700 (2,000 from 3.14 on) they are collected, and kept, twenty times a second
+(docs/runtime-flags.md)."""
 
 
 async def warm_up(config: Configure) -> None:

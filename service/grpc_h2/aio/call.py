@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.connection.stream import Stream
+from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import compress_gzip
 from grpc_h2.rpc.responses import metadata_fields
-from grpc_h2.wire.errors import CallFault, ErrorCode, Http2Error
+from grpc_h2.wire.errors import ErrorCode, Http2Error
 
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 0, 1, 2, 4
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn
 
 from grpc_h2.aio.call import OK, UNIMPLEMENTED, UNKNOWN, AbortError, ServicerContext
-from grpc_h2.wire.errors import CallFault
+from grpc_h2.rpc.faults import CallFault
 
 log = logging.getLogger("grpc_h2")
 

@@ -28,7 +28,8 @@ from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Authorize, Lookup, Router, StaticUnary
+from grpc_h2.static.answer_cache import Lookup
+from grpc_h2.static.routes import Authorize, Router, StaticUnary
 
 log = logging.getLogger("grpc_h2")
 

@@ -27,8 +27,8 @@ from grpc_h2.connection.inbound import DRAIN_PING, KEEPALIVE_PING, Inbound
 from grpc_h2.connection.outbound import Piece
 from grpc_h2.connection.stream import Stream
 from grpc_h2.connection.timers import Due
+from grpc_h2.rpc.requests import Metadata
 from grpc_h2.rpc.responses import initial_block, trailers_block, trailers_only_block
-from grpc_h2.static.routes import Metadata
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode
 

@@ -16,18 +16,18 @@ from grpc_h2.connection.events import (
     Event,
 )
 from grpc_h2.connection.flow_control import ReceiveWindow
+from grpc_h2.connection.headers import BlockAssembly
 from grpc_h2.connection.limits import LeakyBucket, Limits
 from grpc_h2.connection.outbound import Piece, Sender
 from grpc_h2.connection.stream import Stream
 from grpc_h2.connection.streams import Streams, StreamStatus
 from grpc_h2.connection.timers import Lifetime
+from grpc_h2.rpc.faults import CallFault, HttpFault
 from grpc_h2.rpc.responses import http_block, initial_block, trailers_block, trailers_only_block
-from grpc_h2.static.routes import Answer, Route, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Route, Router
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import CallFault, ConnectionFault, ErrorCode, HttpFault, StreamFault
-from grpc_h2.wire.frame_parsing import (
-    BlockAssembly,
-)
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 from grpc_h2.wire.hpack import Decoder, Field
 
 PREFIX = 5
@@ -165,7 +165,7 @@ class Core:
 
     # -- the ends of streams ------------------------------------------------------------------------------------------
 
-    def _answer(self, stream: Stream, answer: Answer) -> None:
+    def _answer(self, stream: Stream, answer: StaticAnswer) -> None:
         """Give a ready answer the long way: under flow control."""
         self.answered.append(answer.answer_id)
         if answer.message is None:
@@ -187,7 +187,7 @@ class Core:
 
     def _fail_call(self, stream: Stream, fault: CallFault) -> None:
         """The client's messages make no call: tell it, and take the call from its handler."""
-        had_handler = stream.route.door is None and not stream.closed
+        had_handler = stream.route.method is None and not stream.closed
         self._sender.drop(stream)
         block = trailers_block if stream.headers_sent else trailers_only_block
         self._end_with(stream, block(fault.status, fault.message, ()))
@@ -227,7 +227,7 @@ class Core:
 
     def _abandon(self, stream: Stream, code: int) -> None:
         """Nothing more can be sent on ``stream``."""
-        told = not stream.closed and stream.route.door is None and stream.route.fault is None
+        told = not stream.closed and stream.route.method is None and stream.route.fault is None
         stream.cancelled = True
         self._sender.drop(stream)
         self._close_stream(stream)

@@ -30,11 +30,12 @@ from grpc_h2.connection.events import (
     MessageReceived,
 )
 from grpc_h2.connection.stream import Stream
+from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import MessageReader
 from grpc_h2.rpc.requests import check_trailers, parse_timeout, split_timeout
 from grpc_h2.static.routes import UNKNOWN_LENGTH, Route
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import CallFault, ConnectionFault, ErrorCode, StreamFault
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 from grpc_h2.wire.frame_parsing import (
     LAST_DATA,
     LONGEST_SHORT_BLOCK,
@@ -232,7 +233,7 @@ class Exchanges(Core):
             except CallFault as fault:
                 fault.content_length = route.request.content_length
                 return Route(None, fault=fault)
-            if route.door is None:
+            if route.method is None:
                 return Route(route.request.with_timeout(seconds))
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
         if sound and route.lasting and route.answer_payload is not None:
@@ -272,9 +273,9 @@ class Exchanges(Core):
             stream.reader = MessageReader(
                 self.limits.max_message,
                 "identity" if request is None else request.encoding,
-                None if route.door is None else self.limits.max_inflated_static,
+                None if route.method is None else self.limits.max_inflated_static,
             )
-            if route.door is None:
+            if route.method is None:
                 stream.finished = False
                 self.open_calls += 1
                 self._calls_left -= 1
@@ -306,7 +307,7 @@ class Exchanges(Core):
         except CallFault as fault:
             self._take_in(size, size)
             if fault.status == _RESOURCE_EXHAUSTED:
-                most = self.limits.max_message if stream.route.door is None else self.limits.max_inflated_static
+                most = self.limits.max_message if stream.route.method is None else self.limits.max_inflated_static
                 self._work_left -= most // OCTETS_OF_MESSAGE_PER_WORK
                 self._glitch("messages beyond the limit", _BOMB_GLITCH)
             self._fail_call(stream, fault)
@@ -322,7 +323,7 @@ class Exchanges(Core):
             self._take_in(size, size)
             return
         # What lies in a whole message is given back once it has been consumed; the rest at once, within bounds.
-        delivered = sum(len(message) + PREFIX for message in messages) if stream.route.door is None else 0
+        delivered = sum(len(message) + PREFIX for message in messages) if stream.route.method is None else 0
         free = max(0, size - delivered)
         if self._partial > self.limits.max_buffered and stream.partial:
             free = 0
@@ -346,7 +347,7 @@ class Exchanges(Core):
         if self._unread > self.limits.max_unread:
             self._fail_call(stream, CallFault(_RESOURCE_EXHAUSTED, "Too many octets in unread messages"))
             return False
-        if stream.route.door is None:
+        if stream.route.method is None:
             self._events.append(MessageReceived(stream, message))
         elif stream.message is None:
             stream.message = message
@@ -375,7 +376,7 @@ class Exchanges(Core):
                 self._fail_call(stream, fault)
                 return
             stream.reader = None
-        if route.door is None:
+        if route.method is None:
             self._events.append(HalfClosed(stream))
         elif stream.message is None:
             self._fail_call(stream, CallFault(_UNIMPLEMENTED, "No message in a unary request"))

@@ -10,13 +10,13 @@ from grpc_h2.connection.events import (
 )
 from grpc_h2.connection.exchanges import Exchanges
 from grpc_h2.connection.flow_control import grown
+from grpc_h2.connection.headers import BlockAssembly
 from grpc_h2.connection.streams import StreamStatus
 from grpc_h2.static.routes import UNKNOWN_LENGTH
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 from grpc_h2.wire.frame_parsing import (
     LONGEST_SHORT_BLOCK,
-    BlockAssembly,
     check_shape,
     depends_on_itself,
     unpadded,

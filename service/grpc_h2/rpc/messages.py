@@ -11,7 +11,8 @@ import zlib
 from struct import Struct
 from typing import Final
 
-from grpc_h2.wire.errors import CallFault
+from grpc_h2.rpc.faults import CallFault
+from grpc_h2.rpc.status import StatusCode
 
 DEFAULT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of a received message, as everywhere in gRPC."""
@@ -19,12 +20,10 @@ DEFAULT_LIMIT: Final = 4 * 1024 * 1024
 ENCODINGS: Final = ("identity", "deflate", "gzip")
 """What can be read, in the words of ``grpc-accept-encoding``; the same as grpcio."""
 
+PREFIX_SIZE: Final = 5
+"""Octets before each message on the wire."""
 _PREFIX: Final = Struct(">BI")
-_PREFIX_SIZE: Final = 5
-
-_RESOURCE_EXHAUSTED: Final = 8
-_UNIMPLEMENTED: Final = 12
-_INTERNAL: Final = 13
+assert _PREFIX.size == PREFIX_SIZE
 
 # zlib's window bits: 16 more selects the gzip wrapper (RFC 1952); without them it is that of RFC 1950, which both HTTP
 # and gRPC call "deflate".
@@ -82,7 +81,7 @@ class MessageReader:
             raise CallFault(*self._fault)
         if self._buffer:
             self._buffer = bytearray()
-            self._fault = _INTERNAL, "the request ended within a message"
+            self._fault = StatusCode.INTERNAL, "the request ended within a message"
             raise CallFault(*self._fault)
 
     def _cut(self, data: bytes | bytearray | memoryview) -> list[bytes]:
@@ -90,12 +89,12 @@ class MessageReader:
         position, end = 0, len(data)
         if self._buffer:
             position = self._fill(data, messages)
-        while end - position >= _PREFIX_SIZE:
+        while end - position >= PREFIX_SIZE:
             flag, length = _PREFIX.unpack_from(data, position)
             self._judge(flag, length)
-            start = position + _PREFIX_SIZE
+            start = position + PREFIX_SIZE
             if end - start < length:
-                self._size = _PREFIX_SIZE + length
+                self._size = PREFIX_SIZE + length
                 break
             position = start + length
             messages.append(self._message(flag, bytes(data[start:position])))
@@ -106,32 +105,32 @@ class MessageReader:
     def _fill(self, data: bytes | bytearray | memoryview, messages: list[bytes]) -> int:
         """Add to the message that is begun. Returns how much of ``data`` it took."""
         buffer, position = self._buffer, 0
-        if len(buffer) < _PREFIX_SIZE:
-            position = _PREFIX_SIZE - len(buffer)
+        if len(buffer) < PREFIX_SIZE:
+            position = PREFIX_SIZE - len(buffer)
             buffer += data[:position]
-            if len(buffer) < _PREFIX_SIZE:
+            if len(buffer) < PREFIX_SIZE:
                 return len(data)
             flag, length = _PREFIX.unpack_from(buffer)
             self._judge(flag, length)
-            self._size = _PREFIX_SIZE + length
+            self._size = PREFIX_SIZE + length
         until = position + self._size - len(buffer)
         buffer += data[position:until]
         if len(buffer) == self._size:
             flag = buffer[0]
-            del buffer[:_PREFIX_SIZE]  # moves the start, not the octets
+            del buffer[:PREFIX_SIZE]  # moves the start, not the octets
             messages.append(self._message(flag, bytes(buffer)))
             buffer.clear()
         return min(until, len(data))
 
     def _judge(self, flag: int, length: int) -> None:
         if flag > 1:
-            raise CallFault(_INTERNAL, f"message with reserved flags: {flag:#04x}")
+            raise CallFault(StatusCode.INTERNAL, f"message with reserved flags: {flag:#04x}")
         if length > self._limit:
             raise _too_large(length, self._limit)
         if flag == 1 and self._encoding not in _WINDOW_BITS:
             if self._encoding == "identity":
-                raise CallFault(_INTERNAL, "compressed message without grpc-encoding")
-            raise CallFault(_UNIMPLEMENTED, f"grpc-encoding {self._encoding[:32]!a} is not supported")
+                raise CallFault(StatusCode.INTERNAL, "compressed message without grpc-encoding")
+            raise CallFault(StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding[:32]!a} is not supported")
 
     def _message(self, flag: int, payload: bytes) -> bytes:
         return decompress(payload, self._encoding, self._inflated_limit) if flag else payload
@@ -147,13 +146,13 @@ def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
         # One octet more than allowed tells "too large" from "exactly the limit".
         message = inflater.decompress(payload, limit + 1)
     except zlib.error:
-        raise CallFault(_INTERNAL, "compressed message is corrupt") from None
+        raise CallFault(StatusCode.INTERNAL, "compressed message is corrupt") from None
     if len(message) > limit:
         length = len(message)
         del message  # or the traceback would keep it
         raise _too_large(length, limit)
     if not inflater.eof or inflater.unused_data:
-        raise CallFault(_INTERNAL, "compressed message is cut, or something follows it")
+        raise CallFault(StatusCode.INTERNAL, "compressed message is cut, or something follows it")
     return message
 
 
@@ -163,11 +162,24 @@ def compress_gzip(message: bytes | memoryview) -> bytes:
     return deflater.compress(message) + deflater.flush()
 
 
+def message_prefix(length: int, compressed: bool = False) -> bytes:
+    """The five octets that stand before a message of ``length`` octets (PROTOCOL-HTTP2.md, Length-Prefixed-Message)."""
+    return _PREFIX.pack(compressed, length)
+
+
 def frame_message(message: bytes, compress: bool = False) -> bytes:
     """A message with its prefix; ``compress``: gzip, which the initial metadata must have announced."""
     payload = compress_gzip(message) if compress else message
     return _PREFIX.pack(compress, len(payload)) + payload
 
 
+def plain_message(payload: bytes) -> bytes | None:
+    """The message in ``payload`` if that is one whole, uncompressed message with its prefix; else None."""
+    if len(payload) < PREFIX_SIZE:
+        return None
+    flag, length = _PREFIX.unpack_from(payload)
+    return None if flag or length != len(payload) - PREFIX_SIZE else payload[PREFIX_SIZE:]
+
+
 def _too_large(length: int, limit: int) -> CallFault:
-    return CallFault(_RESOURCE_EXHAUSTED, f"received message larger than max ({length} vs. {limit})")
+    return CallFault(StatusCode.RESOURCE_EXHAUSTED, f"received message larger than max ({length} vs. {limit})")

@@ -20,14 +20,14 @@ from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
-from grpc_h2.wire.errors import CallFault, ErrorCode, HttpFault, StreamFault
+from grpc_h2.rpc.faults import CallFault, HttpFault
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.wire.errors import ErrorCode, StreamFault
+from grpc_h2.wire.hpack import Field
 
-Field: TypeAlias = tuple[bytes, bytes]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
-_INTERNAL: Final = 13  # what C-core answers to metadata that it cannot read
-_RESOURCE_EXHAUSTED: Final = 8
-_UNIMPLEMENTED: Final = 12
+_UNREADABLE: Final = StatusCode.INTERNAL  # what C-core answers to metadata that it cannot read
 
 # RFC 9113 section 8.2.1: no upper case, no control, no space, nothing beyond ASCII; a colon only in front, where
 # pseudo-headers have it. Narrower, as RFC 9110 section 5.1 has it: a token.
@@ -175,7 +175,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
             metadata.append(("content-length", field[1].decode()))
         elif kind == _HOST:
             if host is not None:
-                fault = fault or (_INTERNAL, "more than one host")
+                fault = fault or (_UNREADABLE, "more than one host")
             host = meaning
             metadata.append(("host", meaning))
         elif kind == _CALL_FAULT:
@@ -189,7 +189,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         raise HttpFault(415, "the content-type of gRPC is application/grpc\n", length)
     # Before anything else may look at the path (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
     if path[:1] != "/":
-        fault = (_UNIMPLEMENTED, "a path is UTF-8 and begins with '/'")
+        fault = (StatusCode.UNIMPLEMENTED, "a path is UTF-8 and begins with '/'")
     if fault is not None:
         raise CallFault(fault[0], fault[1], length)
     return Request(
@@ -228,7 +228,7 @@ def parse_timeout(value: bytes) -> float:
     Raises `CallFault` for anything else.
     """
     if _TIMEOUT.fullmatch(value) is None:
-        raise CallFault(_INTERNAL, f"not a grpc-timeout: {value[:32]!a}")
+        raise CallFault(_UNREADABLE, f"not a grpc-timeout: {value[:32]!a}")
     amount, unit = int(value[:-1]), value[-1]
     # Dividing gives the nearest float, multiplying by 1e-3 does not.
     return float(amount * _MULTIPLES[unit]) if unit in _MULTIPLES else amount / _FRACTIONS[unit]
@@ -309,7 +309,7 @@ def _read_binary(name: bytes, value: bytes) -> tuple[int, Any]:
     """The values of a ``-bin`` field: base64 with or without padding, several of them joined by commas."""
     parts = value.split(b",", _MOST_BINARY_VALUES)
     if len(parts) > _MOST_BINARY_VALUES:
-        return _CALL_FAULT, (_RESOURCE_EXHAUSTED, f"too many values in {name.decode()}")
+        return _CALL_FAULT, (StatusCode.RESOURCE_EXHAUSTED, f"too many values in {name.decode()}")
     key, entries = name.decode(), []
     for part in parts:
         digits = part.strip(b" \t").rstrip(b"=")
@@ -319,7 +319,7 @@ def _read_binary(name: bytes, value: bytes) -> tuple[int, Any]:
             decoded = b""
         # The decoder skips what is not base64; encoding again finds that, and bits set beyond the last octet.
         if b2a_base64(decoded, newline=False).rstrip(b"=") != digits:
-            return _CALL_FAULT, (_INTERNAL, f"not base64: {key}")
+            return _CALL_FAULT, (_UNREADABLE, f"not base64: {key}")
         entries.append((key, decoded))
     return _METADATA, tuple(entries)
 

@@ -14,7 +14,8 @@ from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from grpc_h2.rpc.messages import ENCODINGS
-from grpc_h2.wire.hpack import encode_block, encode_field
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.wire.hpack import ENTRY_OVERHEAD, encode_block, encode_field
 
 Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
 
@@ -23,8 +24,6 @@ MAX_TRAILERS: Final = 8192
 
 _SURELY_FITS: Final = 500
 """Characters of a message of which each may take twelve octets ("%F0%9F%A6%8A"), far below `MAX_TRAILERS`."""
-_FIELD_OVERHEAD: Final = 32
-_UNIMPLEMENTED: Final = 12
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # PROTOCOL-HTTP2.md, Header-Name
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")  # ibid., ASCII-Value
 # Names that say how the exchange itself goes; a handler that set one would contradict us, or malform the response.
@@ -65,10 +64,10 @@ def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
 
 def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> bytes:
     """A whole answer in one block: a call that failed before anything else was sent. Raises as `trailers_block`."""
-    if len(message) <= _SURELY_FITS and not metadata and status != _UNIMPLEMENTED:
+    if len(message) <= _SURELY_FITS and not metadata and status != StatusCode.UNIMPLEMENTED:
         text = percent_encode(message)
         return _failed(status) + encode_field(b"grpc-message", text) if text else _failed(status)
-    if status != _UNIMPLEMENTED:
+    if status != StatusCode.UNIMPLEMENTED:
         return _HEAD + encode_block(_trailers(status, message, metadata, _HEAD_SIZE))
     # compression.md: the answer to an unknown encoding names those that are known. It harms no other UNIMPLEMENTED.
     fields = _trailers(status, message, metadata, _HEAD_SIZE + _size(*_ACCEPT))
@@ -147,7 +146,7 @@ def _fit(message: str, room: int) -> bytes:
 
 
 def _size(name: bytes, value: bytes) -> int:
-    return len(name) + len(value) + _FIELD_OVERHEAD
+    return len(name) + len(value) + ENTRY_OVERHEAD
 
 
 _ACCEPT: Final = (b"grpc-accept-encoding", ", ".join(ENCODINGS).encode())

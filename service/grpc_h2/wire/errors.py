@@ -1,7 +1,8 @@
-"""What can go wrong, each with the code it has on the wire.
+"""The peer's faults, each with the error code that it gets on the wire.
 
-One root. A fault is the *peer's*; it carries the code that GOAWAY, RST_STREAM, ``grpc-status`` or ``:status`` will tell
-it. Any other exception that leaves this package is a bug of ours.
+`Http2Error` is the root of every exception of this package. A fault is the *peer's* and carries the code that GOAWAY or
+RST_STREAM will name (``rpc/faults.py`` has those that are answered by a status). Any other exception that leaves this
+package is a bug of ours.
 """
 
 from __future__ import annotations
@@ -55,26 +56,3 @@ class StreamFault(Http2Error):
         super().__init__(reason)
         self.code = code
         self.reason = reason
-
-
-class CallFault(Http2Error):
-    """A call that fails before any handler sees it: ``grpc-status`` and ``grpc-message``.
-
-    ``content_length`` is what the request announced, if it did: the length of its body must be judged all the same.
-    """
-
-    def __init__(self, status: int, message: str, content_length: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.content_length = content_length
-
-
-class HttpFault(Http2Error):
-    """A request that is HTTP but not gRPC: ``status``, and a short ``text`` as the body."""
-
-    def __init__(self, status: int, text: str, content_length: int | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.content_length = content_length

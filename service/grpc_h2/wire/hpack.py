@@ -28,6 +28,7 @@ from sys import maxsize
 
 from grpc_h2.wire import huffman
 from grpc_h2.wire.errors import HpackError
+from grpc_h2.wire.generations import TwoGenerations
 from grpc_h2.wire.static_table import STATIC_INDICES, STATIC_NAMES, STATIC_TABLE
 
 Field = tuple[bytes, bytes]
@@ -76,39 +77,26 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
     raise HpackError("integer too large, too long or cut short")
 
 
-class _HuffmanMemo:
-    """Huffman-coded string -> octets, in two generations: what was not asked for during a whole generation is gone."""
+class _HuffmanMemo(TwoGenerations[bytes, bytes]):
+    """Huffman-coded string → octets."""
 
-    __slots__ = ("_old", "_young")
+    __slots__ = ()
 
-    GENERATION = 1024
     LONGEST = 64
     """Octets of the coded string. Longer ones are rarely seen twice outside blocks that are remembered whole."""
 
-    def __init__(self) -> None:
-        self._young: dict[bytes, bytes] = {}
-        self._old: dict[bytes, bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self._young) + len(self._old)
-
-    def decode(self, coded: bytes) -> bytes:
-        text = self._young.get(coded)
+    def __missing__(self, coded: bytes) -> bytes:
+        text = self.recall(coded)
         if text is None:
-            text = self._old.get(coded)
-            if text is None:
-                text = huffman.decode(coded)
-                if len(coded) > self.LONGEST:
-                    return text
-            if len(self._young) >= self.GENERATION:
-                self._old = self._young
-                self._young = {}
-            self._young[coded] = text
+            text = huffman.decode(coded)
+            if len(coded) > self.LONGEST:
+                return text
+        self.remember(coded, text)
         return text
 
 
-_memo = _HuffmanMemo()
-_remembered = _memo.decode
+_REMEMBERED_STRINGS = 1024
+_remembered = _HuffmanMemo(_REMEMBERED_STRINGS).__getitem__
 
 
 def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 def evicts_the_oldest() -> None:
     """Sheds load by throwing out those that have been there longest."""
-    from grpc_h2.aio.server import Server
+    from grpc_h2 import Server
 
     connected, held = Server.connected, []
 
@@ -27,7 +27,7 @@ def evicts_the_oldest() -> None:
 
 def keeps_every_connection() -> None:
     """Leaks what a connection took."""
-    from grpc_h2.aio.server import Server
+    from grpc_h2 import Server
 
     connected, kept = Server.connected, []
 
@@ -40,7 +40,7 @@ def keeps_every_connection() -> None:
 
 def waits_for_slow_readers() -> None:
     """Holds up everybody until a full buffer has room."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     pause = Http2Protocol.pause_writing
 
@@ -53,7 +53,7 @@ def waits_for_slow_readers() -> None:
 
 def dies_of_a_reset() -> None:
     """Does not expect a connection to end in an error."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     lost = Http2Protocol.connection_lost
 
@@ -67,7 +67,7 @@ def dies_of_a_reset() -> None:
 
 def dies_of_an_attack() -> None:
     """Does not expect a client to do what attackers do."""
-    from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2 import Http2Protocol
 
     tell = Http2Protocol._tell_closing
 

@@ -33,15 +33,19 @@ from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import METHODS, STATUSES, Slot
 from definition_server.observability.logs import get_logger
-from grpc_h2.aio.server import Server
-from grpc_h2.aio.tls import CertificateFault, TlsCredentials
-from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer
-from grpc_h2.wire import frames
-from grpc_h2.wire.hpack import encode_block
+from grpc_h2 import (
+    CertificateFault,
+    Limits,
+    PreparedAnswers,
+    Server,
+    StaticAnswer,
+    TlsCredentials,
+    encode_block,
+    frames,
+)
 
 if TYPE_CHECKING:
-    from grpc_h2.static.routes import Lookup, Metadata
+    from grpc_h2 import Lookup, Metadata
 
 log = get_logger(__name__)
 
@@ -84,6 +88,7 @@ class NativeTransport:
             self._server.add_static_unary(method.path, method.lookup(self._engine), method.authorize)
             for method in self._methods
         ]
+        self._preparations: list[PreparedAnswers] = []
         self._prepared: Snapshot | None = None
         """What the doors are prepared for, as far as they are."""
         self._engine.on_swap(self._swapped)
@@ -111,23 +116,28 @@ class NativeTransport:
         coming.snapshot = self._prepared = snapshot
         with suppress(TimeoutError):
             async with asyncio.timeout(_PREPARATION_SECONDS):
-                for door, method in zip(self._doors, self._methods, strict=True):
-                    await self._server.turns.spread(door.prepare(method.lookup(coming)))
+                self._preparations = [
+                    door.prepare(method.lookup(coming)) for door, method in zip(self._doors, self._methods, strict=True)
+                ]
+                for preparation in self._preparations:
+                    await self._server.turns.spread(preparation.steps())
 
     def _swapped(self) -> None:
         """Another snapshot is served."""
         prepared = self._prepared is not None and self._prepared is self._engine.snapshot
         self._prepared = None
-        for door in self._doors:
-            if prepared:
-                door.renew()
-            else:
+        preparations, self._preparations = self._preparations, []
+        if prepared:
+            for preparation in preparations:
+                preparation.install()
+        else:
+            for door in self._doors:
                 door.forget()
 
     async def tidy(self) -> None:
         """See `Transport.tidy`."""
         for door in self._doors:
-            await self._server.turns.spread(door.tidy())
+            await self._server.turns.spread(door.release())
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""
@@ -176,15 +186,15 @@ class _Method:
         """Message → answer, from what ``engine`` serves."""
         answer, found = self._answer, self._answer_id(Status.OK)
 
-        def lookup(request: bytes) -> Answer:
+        def lookup(request: bytes) -> StaticAnswer:
             try:
-                return Answer.unary(answer(engine, request), found)
+                return StaticAnswer.unary(answer(engine, request), found)
             except Exception as error:  # noqa: BLE001 - a bug of ours costs one call; it is logged
                 return self._failure(error)
 
         return lookup
 
-    def authorize(self, metadata: Metadata) -> Answer | None:
+    def authorize(self, metadata: Metadata) -> StaticAnswer | None:
         """See `Authorize`."""
         try:
             self._keys.authenticate(metadata)
@@ -192,11 +202,11 @@ class _Method:
             return self._failure(error)
         return None
 
-    def _failure(self, error: Exception) -> Answer:
+    def _failure(self, error: Exception) -> StaticAnswer:
         if isinstance(error, CallFailed):
-            return Answer.failure(error.status, error.message, self._answer_id(error.status))
+            return StaticAnswer.failure(error.status, error.message, self._answer_id(error.status))
         log.error("Unexpected failure in a call", method=self._name, exc_info=error)
-        return Answer.failure(Status.INTERNAL, "Internal error", self._answer_id(Status.INTERNAL), lasting=False)
+        return StaticAnswer.failure(Status.INTERNAL, "Internal error", self._answer_id(Status.INTERNAL), lasting=False)
 
     def _answer_id(self, status: Status) -> int:
         return METHODS.index(self._name) * len(STATUSES) + STATUS_INDEX[status]

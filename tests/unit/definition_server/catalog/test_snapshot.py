@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.hypothesis_profiles import examples
 from tests.support.leftovers import nothing_left
 
 from definition_server.catalog import builder as builder_module
@@ -106,7 +107,7 @@ def test_exactly_the_names_of_the_catalogue_are_found(names: list[bytes], other:
     assert (other in snapshot) is (other in names)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(1, 500), st.integers(0, 10**6))
 @example(4, 0)  # an index of 8 slots, half full
 @example(5, 0)

@@ -22,8 +22,7 @@ from tests.support.native_server import LOOPS, ServerThread
 from definition_server.cli import client
 from definition_server.cli.tls import system_authorities
 from definition_server.rpc import avap_pb2
-from grpc_h2.aio.server import Server
-from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2 import Server, TlsCredentials
 
 VARIABLES = ("CA_FILE", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
 NO_SETTINGS = {"API_KEY_FILE": None, "DEFINITION_SERVER_HOST": None, "PORT": None} | {
@@ -189,10 +188,8 @@ def test_a_certificate_of_another_authority_exits_69_and_names_the_option(
     assert "certificate is not trusted: set --ca-file (DEFINITION_SERVER_CA_FILE)" in result.stderr
 
 
-def test_a_certificate_for_another_name_exits_69_and_asks_for_that_name(serve: Serve, tmp_path: Path) -> None:
-    authority = Authority(tmp_path, "nameless")
-    nameless = Certificate(authority.cert, tmp_path / "nameless.key")
-    with serve(nameless) as port:
+def test_a_certificate_for_another_name_exits_69_and_asks_for_that_name(serve: Serve, authority: Authority) -> None:
+    with serve(authority.sign("elsewhere", "DNS:elsewhere.example")) as port:
         result = run(client.get, "plus", PORT=str(port), CA_FILE=str(authority.cert))
     assert result.exit_code == 69
     assert "failed. Call it by a name that its certificate holds: set --host" in result.stderr

@@ -16,7 +16,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "command", ["capacity", "config", "demo", "get", "health", "serve", "snapshot", "sync", "validate"]
+    "command", ["capacity", "config", "demo", "get", "health", "proto", "serve", "snapshot", "sync", "validate"]
 )
 def test_every_command_is_listed_and_explains_itself(command: str) -> None:
     assert f"  {command} " in run("--help").output

@@ -24,6 +24,8 @@ from definition_server.control_plane.publisher import Publisher, to_shared_memor
 from definition_server.control_plane.supervisor import Supervisor
 from definition_server.ipc.messages import Configure, Keys
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30.0
 
 

@@ -28,6 +28,8 @@ from definition_server.control_plane.supervisor import Supervisor
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.ipc.messages import Configure, Keys
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 HEARTBEAT_TIMEOUT = 1.5
 LONG = 120.0
@@ -278,6 +280,27 @@ async def test_a_roll_right_after_one_that_had_to_kill_is_carried_out(
     os.kill(supervised.workers[0].pid, signal.SIGSTOP)
     try:
         await supervised.supervisor.roll()
+        await supervised.supervisor.roll()
+    finally:
+        await supervised.end()
+
+
+async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
+    publisher.publish(published("if"))
+    supervised = Supervised(publisher, port, workers=1)
+    supervised.supervisor.start()
+    await eventually(lambda: supervised.supervisor.serving == 1, "the worker serves")
+    (old,), before = supervised.workers, child_processes()
+    rolling = asyncio.create_task(supervised.supervisor.roll())
+    try:
+        await eventually(lambda: child_processes() - before, "the successor's process")
+        (successor,) = child_processes() - before
+        os.kill(successor, signal.SIGSTOP)  # not READY before the dead worker's post is filled again
+        os.kill(old.pid, signal.SIGKILL)
+        await eventually(lambda: supervised.supervisor.posts[0].worker not in (None, old), "the post is filled again")
+        os.kill(successor, signal.SIGCONT)
+        await rolling
+        assert successor not in child_processes()
         await supervised.supervisor.roll()
     finally:
         await supervised.end()

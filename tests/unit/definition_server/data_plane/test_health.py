@@ -66,6 +66,7 @@ async def next_state(call: Any) -> int:
 # -- Check -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A51")
 @each_service
 async def test_a_check_answers_what_was_reported_last(health: Health, stub: Any, service: str) -> None:
     for serving, state in ((False, State.NOT_SERVING), (True, State.SERVING), (False, State.NOT_SERVING)):
@@ -79,6 +80,7 @@ async def test_a_worker_is_alive_with_a_catalogue_and_without_one(health: Health
         assert await check(stub, LIVENESS) == State.SERVING
 
 
+@pytest.mark.requirement("A51")
 async def test_a_check_of_another_service_is_not_found(health: Health, stub: Any) -> None:
     await health.report(True)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -89,6 +91,7 @@ async def test_a_check_of_another_service_is_not_found(health: Health, stub: Any
 # -- Watch -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A51")
 @each_service
 async def test_a_watch_tells_the_state_at_once_and_every_change(health: Health, stub: Any, service: str) -> None:
     await health.report(False)
@@ -101,6 +104,7 @@ async def test_a_watch_tells_the_state_at_once_and_every_change(health: Health, 
     call.cancel()
 
 
+@pytest.mark.requirement("A51")
 async def test_a_watch_of_another_service_tells_that_it_is_unknown(health: Health, stub: Any) -> None:
     await health.report(True)
     call = watch(stub, "avap.Other")

@@ -33,7 +33,7 @@ from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
-from grpc_h2.static.routes import StaticUnary
+from grpc_h2 import StaticUnary
 
 KEY = "the key"
 AUTHENTIC = (("x-avap-auth", KEY),)

@@ -13,18 +13,19 @@ PROGRAM = """
 import asyncio, gc, json, sys
 from definition_server.data_plane.warmup import warm_up
 from definition_server.ipc.messages import Configure
+before = gc.get_threshold()[0]
 asyncio.run(warm_up(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)))
-print(json.dumps([gc.get_freeze_count(), gc.get_threshold()[0], gc.isenabled()]))
+print(json.dumps([gc.get_freeze_count(), before, gc.get_threshold()[0], gc.isenabled()]))
 """
 
 
-@pytest.mark.parametrize(("name", "young"), [("native", 5000), ("grpcio", 700)])
-def test_what_was_allocated_is_frozen_and_the_young_generation_fits(name: str, young: int) -> None:
+@pytest.mark.parametrize(("name", "young"), [("native", 5000), ("grpcio", None)], ids=["native", "grpcio"])
+def test_what_was_allocated_is_frozen_and_the_young_generation_fits(name: str, young: int | None) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    frozen, threshold, enabled = json.loads(done.stdout.splitlines()[-1])
+    frozen, before, threshold, enabled = json.loads(done.stdout.splitlines()[-1])
     assert frozen > 10_000
-    assert threshold == young
+    assert threshold == (young or before), "None: as the interpreter has it, 700 objects, from 3.14 on 2,000"
     assert enabled, "connections that come and go make cycles"

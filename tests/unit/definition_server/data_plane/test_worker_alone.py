@@ -30,6 +30,8 @@ from definition_server.ipc.memory import create_sealed
 from definition_server.ipc.messages import Configure, Drain, Keys, Message, Publish, Ready
 from definition_server.ipc.stats import StatsPage
 
+pytestmark = pytest.mark.slow
+
 KEY = "the key"
 CONFIGURE = Configure(
     host="127.0.0.1",

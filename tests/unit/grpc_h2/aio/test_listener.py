@@ -16,13 +16,13 @@ from tests.support.polling import until
 
 from grpc_h2.aio.listener import listen
 from grpc_h2.aio.server import Server
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 10.0
 
 
 def prepare(server: Server) -> None:
-    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S"))
+    server.add_static_unary("/t.S/Get", lambda request: StaticAnswer.unary(b"S"))
 
 
 @pytest.fixture(params=LOOPS)
@@ -163,6 +163,7 @@ def test_a_stop_while_the_gate_is_closed_leaves_nothing(loop: Any) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-slow-client")
 def test_connections_above_the_limit_are_closed_and_there_is_room_again(
     loop: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,7 +38,7 @@ from grpc_h2.aio import protocol as module
 from grpc_h2.aio.protocol import LINGER, Http2Protocol
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 10.0
 
@@ -110,8 +110,8 @@ def prepare(server: Server) -> None:
         "slow": grpc.unary_unary_rpc_method_handler(slow),
     }
     server.add_generic_rpc_handlers((handlers(**methods),))
-    server.add_static_unary("/t.S/Get", lambda request: Answer.unary(b"S" * 100, answer_id=7))
-    server.add_static_unary("/t.S/No", lambda request: Answer.failure(5, "no"))
+    server.add_static_unary("/t.S/Get", lambda request: StaticAnswer.unary(b"S" * 100, answer_id=7))
+    server.add_static_unary("/t.S/No", lambda request: StaticAnswer.failure(5, "no"))
 
 
 async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport]:
@@ -226,6 +226,7 @@ async def test_a_large_answer_is_written_in_turns() -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-reply-flood")
 def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
     """Refusals take no window, so nothing but TCP bounds them. A neighbour does not notice."""
     with RawClient(running.port, receive_buffer=4096) as flood, RawClient(running.port) as victim:
@@ -256,6 +257,7 @@ def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> N
         assert sent < 50_000_000
 
 
+@pytest.mark.requirement("B-slow-read")
 def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
     with (
         ServerThread(loop, prepare, limits=Limits(stall_timeout=0.2)) as server,
@@ -288,6 +290,7 @@ def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(runni
         assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
 
 
+@pytest.mark.requirement("A50")
 def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
@@ -308,6 +311,7 @@ def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> N
         until(lambda: running.server.connections == 0, "it is gone", seconds=LINGER / 2)
 
 
+@pytest.mark.requirement("A50")
 def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 10)
@@ -320,6 +324,7 @@ def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -
         assert running.server.connections == 1
 
 
+@pytest.mark.requirement("A50")
 def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
@@ -361,6 +366,7 @@ async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
     shell.connection_lost(None)
 
 
+@pytest.mark.requirement("A47")
 def test_a_drain_ends_an_idle_connection(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.until(lambda: client.replies.settings_acks)
@@ -373,6 +379,7 @@ def test_a_drain_ends_an_idle_connection(running: ServerThread) -> None:
         assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
 
 
+@pytest.mark.requirement("A1")
 def test_a_probe_that_connects_and_leaves_is_not_logged(
     running: ServerThread, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -385,6 +392,7 @@ def test_a_probe_that_connects_and_leaves_is_not_logged(
     assert caplog.text == ""
 
 
+@pytest.mark.requirement("B-bucket")
 def test_an_attack_is_one_line_in_the_log(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "grpc_h2"), RawClient(running.port) as client:
         client.send(ping() * 10)
@@ -402,6 +410,7 @@ def limited(loop: Any, **limits: Any) -> ServerThread:
     return ServerThread(loop, prepare, limits=Limits(**limits))
 
 
+@pytest.mark.requirement("B-slow-client")
 def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
     with limited(loop, preface_timeout=0.1) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(SECONDS)
@@ -409,6 +418,7 @@ def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
             pass
 
 
+@pytest.mark.requirement("B-slow-client")
 def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any) -> None:
     with limited(loop, header_timeout=0.2) as server, RawClient(server.port) as client:
         client.send(call(1))
@@ -426,6 +436,7 @@ def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeyp
         assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
 
 
+@pytest.mark.requirement("A48")
 def test_a_dead_peer_is_asked_and_cut(loop: Any) -> None:
     with limited(loop, keepalive_time=0.1, keepalive_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(call(1))
@@ -433,6 +444,7 @@ def test_a_dead_peer_is_asked_and_cut(loop: Any) -> None:
         assert any(frame.kind == 6 and not frame.flags for frame in client.replies.frames)
 
 
+@pytest.mark.requirement("A48")
 @pytest.mark.parametrize("limits", [{"max_connection_idle": 0.1}, {"max_connection_age": 0.1}])
 def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float]) -> None:
     with limited(loop, drain_timeout=0.1, **limits) as server, RawClient(server.port) as client:
@@ -459,6 +471,7 @@ async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPat
     shell.connection_lost(None)
 
 
+@pytest.mark.requirement("B-slow-client")
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
     """Protocol and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
     server = Server()

@@ -292,6 +292,7 @@ def test_registered_methods_are_found(channel: grpc.Channel) -> None:
     assert call(b"x", timeout=SECONDS) == b"<x>"
 
 
+@pytest.mark.requirement("A35")
 @pytest.mark.parametrize("path", ["/t.S/nothing", "/nothing.S/unary", "/t.S/", "/"])
 def test_an_unknown_method_is_unimplemented(channel: grpc.Channel, path: str) -> None:
     call: Any = channel.unary_unary(path)
@@ -300,6 +301,7 @@ def test_an_unknown_method_is_unimplemented(channel: grpc.Channel, path: str) ->
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.requirement("A41")
 @pytest.mark.parametrize("count", [0, 2, 5])
 def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: int) -> None:
     call: Any = channel.stream_unary("/t.S/unary_unary_0")
@@ -308,6 +310,7 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.requirement("A46")
 def test_what_a_handler_raises_is_logged_and_not_told(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "grpc_h2"):
         error = refusal(channel, "raises")
@@ -316,6 +319,7 @@ def test_what_a_handler_raises_is_logged_and_not_told(channel: grpc.Channel, cap
     assert "the secret" in caplog.text
 
 
+@pytest.mark.requirement("A43")
 @pytest.mark.parametrize(
     ("method", "code", "details"),
     [
@@ -344,6 +348,7 @@ def test_abort_ends_the_call_whatever_the_handler_does_then(channel: grpc.Channe
     assert list(error.trailing_metadata()) == [("why-bin", b"\0\xff"), ("who", "me")]
 
 
+@pytest.mark.requirement("A42")
 @pytest.mark.parametrize("method", ["metadata", "metadata_in_thread"])
 def test_metadata_passes_both_ways(channel: grpc.Channel, method: str) -> None:
     sent = [("x-text", "a b"), ("x-octets-bin", bytes(range(256))), ("x-text", "second")]
@@ -361,6 +366,7 @@ def test_the_context_knows_its_peer_and_deadline(channel: grpc.Channel) -> None:
     assert call(b"x").endswith(b" None")
 
 
+@pytest.mark.requirement("A51")
 def test_the_health_servicer_plugs_in_unchanged(channel: grpc.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
@@ -434,6 +440,7 @@ def test_a_lookup_that_raises_costs_its_call_alone(loop: str) -> None:
         assert ask(channel, "good")[0] == b"<x>"
 
 
+@pytest.mark.requirement("A14")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_calls_above_the_limit_are_refused(loop: str) -> None:
     def register(server: Server) -> None:

@@ -125,6 +125,7 @@ def request(method: bytes, *extra: tuple[bytes, bytes], stream: int = 1) -> byte
 # --- deadlines -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A37")
 def test_a_deadline_that_passes_cancels_the_handler_and_answers_deadline_exceeded(
     running: ServerThread, work: Handlers
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_deadline_that_passes_cancels_the_handler_and_answers_deadline_exceede
     assert work.seen_cancelled == [True]
 
 
+@pytest.mark.requirement("A37")
 def test_a_deadline_that_passes_behind_the_headers_resets_the_stream(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"stream", (b"grpc-timeout", b"100m")))
@@ -149,6 +151,7 @@ def test_a_deadline_that_passes_behind_the_headers_resets_the_stream(running: Se
         assert acquired(work.cancelled)
 
 
+@pytest.mark.requirement("A36", "A37")
 def test_a_deadline_that_has_passed_on_arrival_starts_no_handler(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait", (b"grpc-timeout", b"0n")))
@@ -157,6 +160,7 @@ def test_a_deadline_that_has_passed_on_arrival_starts_no_handler(running: Server
     assert not work.started.acquire(blocking=False)
 
 
+@pytest.mark.requirement("A36")
 def test_a_deadline_of_thousands_of_years_is_kept(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait", (b"grpc-timeout", b"99999999H")))
@@ -166,6 +170,7 @@ def test_a_deadline_of_thousands_of_years_is_kept(running: ServerThread, work: H
         assert client.replies.stream(1).status == 0
 
 
+@pytest.mark.requirement("A37", "C-grpcio-cancel")
 def test_the_deadline_of_grpcio_is_kept_on_both_sides(channel: grpc.Channel, work: Handlers) -> None:
     call: Any = channel.unary_unary("/t.S/wait")
     with pytest.raises(grpc.RpcError) as caught:
@@ -177,6 +182,7 @@ def test_the_deadline_of_grpcio_is_kept_on_both_sides(channel: grpc.Channel, wor
 # --- cancellation and loss -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A46")
 @pytest.mark.parametrize("method", ["wait", "stream"])
 def test_a_client_that_cancels_cancels_the_handler(
     running: ServerThread, channel: grpc.Channel, work: Handlers, method: str
@@ -191,6 +197,7 @@ def test_a_client_that_cancels_cancels_the_handler(
     assert work.seen_cancelled == [True]
 
 
+@pytest.mark.requirement("A46")
 def test_a_reset_of_a_half_sent_request_cancels_its_handler(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(headers(1, request_block(b"/t.S/collect")) + data(1, grpc_message(b"x")))
@@ -202,6 +209,7 @@ def test_a_reset_of_a_half_sent_request_cancels_its_handler(running: ServerThrea
         assert client.replies.stream(3).status == 1
 
 
+@pytest.mark.requirement("A46")
 @pytest.mark.parametrize("method", [b"wait", b"stream", b"collect"])
 def test_a_connection_that_breaks_cancels_its_handlers(running: ServerThread, work: Handlers, method: bytes) -> None:
     with RawClient(running.port) as client:
@@ -215,6 +223,7 @@ def test_a_connection_that_breaks_cancels_its_handlers(running: ServerThread, wo
     until(lambda: running.server.connections == 0, "the connection is gone")
 
 
+@pytest.mark.requirement("A46")
 def test_a_handler_that_cancels_itself_ends_its_call_as_cancelled(channel: grpc.Channel) -> None:
     call: Any = channel.unary_unary("/t.S/gives_up")
     with pytest.raises(grpc.RpcError) as caught:
@@ -222,6 +231,7 @@ def test_a_handler_that_cancels_itself_ends_its_call_as_cancelled(channel: grpc.
     assert caught.value.code() is grpc.StatusCode.CANCELLED
 
 
+@pytest.mark.requirement("A14", "B-rapid-reset")
 def test_a_thread_counts_as_a_call_until_it_has_really_ended(
     running: ServerThread, channel: grpc.Channel, work: Handlers
 ) -> None:
@@ -266,6 +276,7 @@ def test_a_stop_without_grace_ends_calls_as_unavailable(
     assert acquired(work.cancelled)
 
 
+@pytest.mark.requirement("A47")
 def test_grace_that_is_over_ends_calls(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
     call: Any = channel.unary_stream("/t.S/stream")
     answers = call(b"x", timeout=SECONDS)
@@ -288,6 +299,7 @@ def test_the_shortest_grace_counts(running: ServerThread, channel: grpc.Channel,
     assert future.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.requirement("A47")
 def test_calls_begun_before_the_client_heard_of_the_drain_are_served(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait"))

@@ -26,7 +26,7 @@ from tests.support.polling import until
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 from grpc_h2.rpc.messages import decompress
-from grpc_h2.static.routes import Answer
+from grpc_h2.static.answers import StaticAnswer
 
 SECONDS = 20.0
 COMPRESSIBLE = b"definition " * 1000
@@ -49,7 +49,7 @@ class Handlers:
             "slow": grpc.stream_unary_rpc_method_handler(self.slow),
         }
         server.add_generic_rpc_handlers((handlers(**methods),))
-        server.add_static_unary("/t.S/static", lambda request: Answer.unary(b"S" * 1500))
+        server.add_static_unary("/t.S/static", lambda request: StaticAnswer.unary(b"S" * 1500))
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         return request
@@ -137,6 +137,7 @@ def test_an_answer_is_compressed_as_the_handler_chose(running: ServerThread) -> 
     assert decompress(first, "gzip", 10**6) == decompress(third, "gzip", 10**6) == COMPRESSIBLE
 
 
+@pytest.mark.requirement("A38")
 def test_nothing_is_compressed_for_a_client_that_cannot_read_it(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(headers(1, request_block(b"/t.S/gzip")) + data(1, grpc_message(COMPRESSIBLE), end_stream=True))
@@ -167,6 +168,7 @@ def test_a_server_may_compress_all_it_sends(loop: str, work: Handlers) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A39")
 def test_a_request_may_have_four_mebibytes_and_no_octet_more(channel: grpc.Channel) -> None:
     most = 4 * 1024 * 1024
     assert len(ask(channel, "echo", b"x" * most)) == most
@@ -175,6 +177,7 @@ def test_a_request_may_have_four_mebibytes_and_no_octet_more(channel: grpc.Chann
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.requirement("A39", "B-inflate-bomb")
 def test_a_bomb_is_refused_by_what_it_would_inflate_to(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         ask(channel, "echo", bytes(5 * 1024 * 1024), compression=grpc.Compression.Gzip)
@@ -195,6 +198,7 @@ def test_two_thousand_messages_stream_in_order(channel: grpc.Channel, work: Hand
     assert numbers == list(range(2000))
 
 
+@pytest.mark.requirement("B-slow-read")
 def test_a_handler_waits_for_a_client_that_does_not_read(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         block = request_block(b"/t.S/many")
@@ -211,6 +215,7 @@ def test_a_handler_waits_for_a_client_that_does_not_read(running: ServerThread, 
     assert [int(message[:8]) for message in result.messages] == list(range(500))
 
 
+@pytest.mark.requirement("A22", "B-unread-messages")
 def test_a_client_waits_for_a_handler_that_does_not_read(
     running: ServerThread, channel: grpc.Channel, work: Handlers
 ) -> None:
@@ -274,7 +279,7 @@ def test_ready_answers_are_observed_in_batches(loop: str, work: Handlers) -> Non
     batches: list[tuple[list[int], float]] = []
 
     def prepare(server: Server) -> None:
-        server.add_static_unary("/t.S/static", lambda request: Answer.unary(request, answer_id=len(request)))
+        server.add_static_unary("/t.S/static", lambda request: StaticAnswer.unary(request, answer_id=len(request)))
 
     def observe(answer_ids: list[int], seconds: float) -> None:
         batches.append((list(answer_ids), seconds))

@@ -124,6 +124,7 @@ def test_grpcio_speaks_to_it(loop: Any, certificate: Certificate, authority: Aut
         assert len(ask(secured.port, authority, "large")) == 10_000_000
 
 
+@pytest.mark.requirement("A1")
 @pytest.mark.parametrize("alpn", [[], ["http/1.1"], ["grpc-exp"]])
 def test_who_does_not_negotiate_h2_is_closed(loop: Any, certificate: Certificate, alpn: list[str]) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
@@ -137,6 +138,7 @@ def test_who_does_not_negotiate_h2_is_closed(loop: Any, certificate: Certificate
         assert got == b""
 
 
+@pytest.mark.requirement("A1")
 def test_h2_is_chosen_among_others_and_our_settings_come_first(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False), connect(secured.port, ["http/1.1", "h2"]) as client:
@@ -144,6 +146,7 @@ def test_h2_is_chosen_among_others_and_our_settings_come_first(loop: Any, certif
         assert client.recv(100)[3] == 4
 
 
+@pytest.mark.requirement("A50")
 def test_goaway_is_delivered_before_the_end(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False) as running, connect(secured.port, ["h2"]) as client:
@@ -166,6 +169,7 @@ def test_tls_older_than_1_2_is_refused(loop: Any, certificate: Certificate) -> N
         connect(secured.port, ["h2"], maximum_version=ssl.TLSVersion.TLSv1_2).close()
 
 
+@pytest.mark.requirement("B-slow-client")
 def test_a_client_that_never_shakes_hands_is_cut(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with (

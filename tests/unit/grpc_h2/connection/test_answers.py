@@ -36,8 +36,9 @@ BODY = grpc_message(bytes(16_000))
 # --- 43 to 46: the answer ------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A43")
 @three_ways
-def test_a43_an_answer_is_headers_data_trailers_or_one_headers(feed: Feed):
+def test_an_answer_is_headers_data_trailers_or_one_headers_frame(feed: Feed):
     peer = Peer(feed).send(call(1), call(3, REFUSING), handled(5), handled(7))
     peer.answer(5, b"one", b"two")
     peer.answer(7, status=10, text="aborted")
@@ -54,8 +55,9 @@ def test_a43_an_answer_is_headers_data_trailers_or_one_headers(feed: Feed):
     assert peer.result(7).text == b"aborted"
 
 
+@pytest.mark.requirement("A43", "A42")
 @three_ways
-def test_a43_a_stream_of_no_messages_still_has_a_status(feed: Feed):
+def test_a_call_answered_without_messages_still_has_a_status(feed: Feed):
     peer = Peer(feed).send(handled(1))
     peer.connection.send_initial_metadata(peer.calls[1], (("a", "b"), ("c-bin", b"\xff\x00")))
     peer.answer(1)
@@ -65,8 +67,9 @@ def test_a43_a_stream_of_no_messages_still_has_a_status(feed: Feed):
     assert (b"c-bin", b"/wA") in result.headers
 
 
+@pytest.mark.requirement("A43", "A20")
 @three_ways
-def test_a43_metadata_larger_than_a_frame_goes_on_in_continuations(feed: Feed):
+def test_metadata_larger_than_a_frame_continues_in_continuation_frames(feed: Feed):
     peer = Peer(feed).send(handled(1))
     metadata = tuple((f"key-{number}", "v" * 1000) for number in range(40))
     peer.connection.send_initial_metadata(peer.calls[1], metadata)
@@ -76,8 +79,9 @@ def test_a43_metadata_larger_than_a_frame_goes_on_in_continuations(feed: Feed):
     assert dict(peer.result(1).headers)[b"key-39"] == b"v" * 1000
 
 
+@pytest.mark.requirement("A43")
 @three_ways
-def test_a43_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
+def test_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
     peer = Peer(feed).send(handled(1))
     stream = peer.calls[1]
     peer.answer(1, b"x")
@@ -92,18 +96,20 @@ def test_a43_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
     assert peer.connection.open_calls == 0
 
 
+@pytest.mark.requirement("A44")
 @pytest.mark.parametrize(
     ("text", "wire"),
     [("plain ~", b"plain ~"), ("100%", b"100%25"), ("ä\r\n\x7f", b"%C3%A4%0D%0A%7F"), ("無\0", b"%E7%84%A1%00")],
 )
-def test_a44_the_message_is_percent_encoded(text: str, wire: bytes):
+def test_a_status_message_is_percent_encoded(text: str, wire: bytes):
     peer = Peer().send(handled(1))
     peer.answer(1, status=2, text=text)
     assert peer.result(1).text.upper() == wire.upper()
 
 
+@pytest.mark.requirement("A44")
 @pytest.mark.parametrize("text", ["無" * 9000, "a" * 20_000, "%" * 8191, "a" + "ä" * 8000])
-def test_a44_the_trailers_stay_below_what_clients_take(text: str):
+def test_trailers_with_a_long_message_stay_below_8_kib(text: str):
     peer = Peer().send(handled(1))
     peer.answer(1, status=2, text=text)
     result = peer.result(1)
@@ -120,8 +126,9 @@ def _percent_decoded(wire: bytes) -> str:
     return unquote_to_bytes(wire).decode(errors="ignore")
 
 
+@pytest.mark.requirement("A45")
 @three_ways
-def test_a45_an_early_status_is_followed_by_a_reset_without_error(feed: Feed):
+def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error(feed: Feed):
     peer = Peer(feed).send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     assert (peer.result(1).status, peer.result(1).reset) == (5, NO_ERROR)
@@ -131,8 +138,9 @@ def test_a45_an_early_status_is_followed_by_a_reset_without_error(feed: Feed):
     assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
 
 
+@pytest.mark.requirement("A45")
 @three_ways
-def test_a45_an_early_status_behind_waiting_data_resets_after_it(feed: Feed):
+def test_an_early_status_behind_queued_data_resets_after_the_data(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2)), handled(1, end_stream=False))
     peer.answer(1, b"abc")
     assert peer.result(1).reset is None
@@ -140,7 +148,8 @@ def test_a45_an_early_status_behind_waiting_data_resets_after_it(feed: Feed):
     assert (peer.result(1).messages, peer.result(1).status, peer.result(1).reset) == ([b"abc"], 0, NO_ERROR)
 
 
-def test_a45_a_large_early_answer_is_followed_by_one_reset():
+@pytest.mark.requirement("A45")
+def test_a_large_early_answer_is_followed_by_one_reset():
     large = 2**20
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, large)), window_update(0, large), handled(1, end_stream=False))
     peer.answer(1, bytes(150_000))
@@ -148,8 +157,9 @@ def test_a45_a_large_early_answer_is_followed_by_one_reset():
     assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
 
 
+@pytest.mark.requirement("A46")
 @three_ways
-def test_a46_a_reset_by_the_client_cancels_the_handler_and_drops_what_waits(feed: Feed):
+def test_a_reset_by_the_client_cancels_the_handler_and_drops_queued_data(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 4)), handled(1, end_stream=False))
     stream = peer.calls[1]
     peer.connection.send_initial_metadata(stream, ())
@@ -165,7 +175,8 @@ def test_a46_a_reset_by_the_client_cancels_the_handler_and_drops_what_waits(feed
     peer.send(settings((INITIAL_WINDOW_SIZE, 65535))).assert_alive()
 
 
-def test_a46_what_a_cancelled_calls_handler_still_sends_is_dropped():
+@pytest.mark.requirement("A46")
+def test_messages_of_a_cancelled_calls_handler_are_dropped():
     peer = Peer(slow_handlers=True).send(handled(1), handled(3), rst_stream(1))
     peer.answer(1, b"too late")
     assert peer.result(1).headers is None
@@ -173,7 +184,8 @@ def test_a46_what_a_cancelled_calls_handler_still_sends_is_dropped():
     peer.assert_answered(3, b"x")
 
 
-def test_a46_a_lost_connection_cancels_every_handler():
+@pytest.mark.requirement("A46", "C-grpcio-no-goaway")
+def test_a_lost_connection_cancels_every_handler():
     peer = Peer().send(handled(1), handled(3, end_stream=False), call(5))
     lost = peer.connection.connection_lost()
     assert sorted(event.stream.id for event in lost) == [1, 3]

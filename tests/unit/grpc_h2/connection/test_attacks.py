@@ -48,8 +48,9 @@ def ids(count: int) -> range:
 # --- resets ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-rapid-reset", "B-bucket")
 @pytest.mark.parametrize("path", [HANDLED, STATIC])
-def test_rapid_reset_ends_by_the_bucket(path: bytes):
+def test_rapid_reset_overflows_the_bucket(path: bytes):
     block = request_block(path)
     attack = b"".join(headers(stream, block) + rst_stream(stream) for stream in ids(20_000))
     with Beside() as attacker:
@@ -60,7 +61,8 @@ def test_rapid_reset_ends_by_the_bucket(path: bytes):
         assert attacker.most_started_in_a_turn <= 33
 
 
-def test_rapid_reset_frees_nothing_while_handlers_run():
+@pytest.mark.requirement("B-rapid-reset", "A14")
+def test_rapid_reset_frees_no_stream_while_handlers_run():
     block = request_block(HANDLED)
     attack = b"".join(headers(stream, block) + rst_stream(stream) for stream in ids(20_000))
     with Beside(slow_handlers=True) as attacker:
@@ -69,7 +71,8 @@ def test_rapid_reset_frees_nothing_while_handlers_run():
         assert attacker.code == ENHANCE_YOUR_CALM
 
 
-def test_rapid_reset_costs_no_more_than_honest_calls():
+@pytest.mark.requirement("B-rapid-reset")
+def test_rapid_reset_costs_at_most_three_times_the_cpu_of_honest_calls():
     block = request_block(HANDLED)
     attack = b"".join(headers(stream, block) + rst_stream(stream) for stream in ids(20_000))
     honest = b"".join(
@@ -98,8 +101,9 @@ PROVOKED_RESETS: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.requirement("B-made-you-reset", "B-bucket")
 @pytest.mark.parametrize("name", PROVOKED_RESETS)
-def test_provoked_resets_end_by_the_bucket(name: str):
+def test_provoked_resets_overflow_the_bucket(name: str):
     provoke = PROVOKED_RESETS[name]
     with Beside() as attacker:
         attacker.flood(provoke(stream) for stream in ids(3 * BUCKET))
@@ -107,15 +111,46 @@ def test_provoked_resets_end_by_the_bucket(name: str):
         assert attacker.started <= BUCKET + 100
 
 
-def test_refused_streams_end_by_the_bucket():
+@pytest.mark.requirement("B-bucket", "A14")
+def test_refused_streams_overflow_the_bucket():
     with Beside(Limits(max_concurrent_streams=100)) as attacker:
         attacker.flood(headers(stream, request_block(HANDLED)) for stream in ids(3 * BUCKET))
         assert attacker.code == ENHANCE_YOUR_CALM
         assert attacker.most_running == 100
 
 
+@pytest.mark.requirement("B-made-you-reset", "A45")
+def test_resets_that_we_send_with_no_error_or_cancel_do_not_count_as_misdeeds():
+    peer = Peer()
+    for stream in ids(2 * BUCKET):
+        peer.send(headers(stream, request_block(HANDLED)))
+        if stream % 4 == 1:
+            peer.answer(stream, status=5)
+        else:
+            peer.connection.cancel(peer.calls[stream])
+            peer.connection.finished(peer.calls[stream])
+            peer.read()
+    assert {peer.result(stream).reset for stream in ids(2 * BUCKET)} == {0, 8}
+    peer.assert_alive()
+
+
+@pytest.mark.requirement("B-bucket", "B-rapid-reset")
+@pytest.mark.parametrize(("share", "ends"), [(0.9, False), (1.1, True)], ids=["below", "above"])
+def test_resets_below_the_refill_rate_of_the_bucket_are_tolerated_for_ever(share: float, ends: bool):
+    limits = Limits(glitches=100, glitches_per_second=100.0)
+    peer = Peer(limits=limits)
+    for stream in ids(3000):
+        peer.send(headers(stream, request_block(HANDLED)) + rst_stream(stream))
+        peer.now += 1 / (share * limits.glitches_per_second)
+        if peer.connection.terminated:
+            break
+    assert peer.connection.terminated == ends
+    assert peer.code == (ENHANCE_YOUR_CALM if ends else None)
+
+
+@pytest.mark.requirement("B-long-reads")
 @pytest.mark.parametrize("between", [b"", window_update(0, 1)], ids=["calls", "and other frames"])
-def test_a_long_read_is_worked_through_in_turns(between: bytes):
+def test_a_long_read_is_answered_in_bounded_batches(between: bytes):
     connection = Attacker().connection
     flight = [call(stream) + between * (stream % 100 == 1) for stream in ids(3000)]
     connection.receive_data(b"".join(flight), 0.0)
@@ -131,7 +166,8 @@ def test_a_long_read_is_worked_through_in_turns(between: bytes):
     assert turns >= 3000 // Limits().answers_per_turn
 
 
-def test_before_our_settings_are_acknowledged_the_limit_holds_from_the_first_octet():
+@pytest.mark.requirement("B-before-settings-ack", "A14")
+def test_the_limit_of_streams_holds_before_our_settings_are_acknowledged():
     peer = Peer(hello=None)
     peer.send(HELLO, *(headers(stream, request_block(HANDLED)) for stream in ids(1000)), SETTINGS_ACK)
     limit = Limits().max_concurrent_streams
@@ -140,8 +176,9 @@ def test_before_our_settings_are_acknowledged_the_limit_holds_from_the_first_oct
     assert peer.code is None
 
 
+@pytest.mark.requirement("B-made-you-reset", "B-bucket")
 @pytest.mark.parametrize("late", [data(1), data(1, b"x"), headers(1, indexed(2)), data(1, b"", pad=0)])
-def test_frames_on_a_stream_that_we_reset_end_by_the_bucket(late: bytes):
+def test_frames_on_a_stream_that_we_reset_overflow_the_bucket(late: bytes):
     with Beside() as attacker:
         attacker.flood([headers(1, request_block(HANDLED)) + window_update(1, 0)])
         attacker.flood([late * 1000] * 20)
@@ -151,8 +188,9 @@ def test_frames_on_a_stream_that_we_reset_end_by_the_bucket(late: bytes):
 # --- header blocks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-continuation-flood")
 @pytest.mark.parametrize("fragment", [b"", b"\x88", b"x" * 16384])
-def test_a_continuation_flood_ends_after_a_few_frames(fragment: bytes):
+def test_a_continuation_flood_ends_within_nine_frames(fragment: bytes):
     with Beside() as attacker:
         opening = headers(1, plain(b"a", b"")[:2], end_headers=False)
         sent = 0
@@ -187,6 +225,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.requirement("B-hpack-bomb", "A28")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_header_bomb_is_stopped_while_it_is_decoded(name: str):
     bomb = BOMBS[name]
@@ -202,14 +241,16 @@ def test_a_header_bomb_is_stopped_while_it_is_decoded(name: str):
         assert attacker.code is not None or attacker.octets_out > 0
 
 
-def test_a_header_bomb_costs_no_more_than_honest_octets():
+@pytest.mark.requirement("B-hpack-bomb")
+def test_a_header_bomb_costs_at_most_ten_times_the_cpu_of_honest_octets():
     bomb = in_frames(1, request_block(HANDLED) + inserting(b"a", b"") + indexed(62) * 16_000)
     honest = b"".join(call(stream) for stream in ids(200))
     once = cpu(lambda: [Attacker().flood([bomb]) for _ in range(10)]) / 10 / len(bomb)
     assert once < 10 * cpu(lambda: [Attacker().flood([honest]) for _ in range(10)]) / 10 / len(honest) + 1e-6
 
 
-def test_the_largest_lists_on_all_streams_held_open_are_bounded():
+@pytest.mark.requirement("B-hpack-bomb")
+def test_the_largest_header_lists_on_all_streams_take_bounded_memory():
     # 256 streams of 16 KiB, plus what their fields cost as objects; the peer may send references to one entry.
     limits = Limits()
     value = b"v" * 1900
@@ -239,8 +280,11 @@ FLOODS = {
 }
 
 
+@pytest.mark.requirement(
+    "B-bucket", "B-reply-flood", "B-settings-abuse", "B-priority-flood", "B-empty-frames", "B-dribble"
+)
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_of_small_frames_ends_by_a_limit(name: str):
+def test_a_flood_of_small_frames_ends_the_connection(name: str):
     with Beside() as attacker:
         attacker.flood([call(1), headers(3, request_block(HANDLED))])
         attacker.flood([FLOODS[name] * 1000] * 100)
@@ -248,7 +292,8 @@ def test_a_flood_of_small_frames_ends_by_a_limit(name: str):
         assert attacker.octets_out < 100_000
 
 
-def test_window_toggling_with_all_streams_open_costs_no_more_than_honest_calls():
+@pytest.mark.requirement("B-settings-abuse")
+def test_window_toggling_with_all_streams_open_costs_at_most_five_times_the_cpu_of_honest_calls():
     limit = Limits().max_concurrent_streams
     streams = b"".join(headers(stream, request_block(HANDLED)) for stream in ids(limit))
     toggles = settings(*((INITIAL_WINDOW_SIZE, number % 2 * 65535) for number in range(32)))
@@ -260,8 +305,9 @@ def test_window_toggling_with_all_streams_open_costs_no_more_than_honest_calls()
     assert spent < 5 * cpu(lambda: Attacker().flood(honest))
 
 
+@pytest.mark.requirement("B-reply-flood")
 @pytest.mark.parametrize("name", ["PING", "SETTINGS", "self-dependent PRIORITY", "RST_STREAM of a closed stream"])
-def test_replies_that_are_never_read_do_not_pile_up(name: str):
+def test_replies_that_are_never_read_take_bounded_memory(name: str):
     limits = Limits(glitches=10**9, max_ping_strikes=10**9)
     attacker = Attacker(limits=limits)
     attacker.flood([call(1)])
@@ -270,7 +316,8 @@ def test_replies_that_are_never_read_do_not_pile_up(name: str):
     assert attacker.drain() < 200_000
 
 
-def test_answers_that_are_never_read_do_not_pile_up():
+@pytest.mark.requirement("B-slow-read")
+def test_answers_that_are_never_read_take_bounded_memory():
     attacker = Attacker()
     attacker.flood([window_update(0, 2**31 - 1 - 65535)])
     block = request_block()
@@ -279,8 +326,9 @@ def test_answers_that_are_never_read_do_not_pile_up():
     assert attacker.connection.backlog
 
 
+@pytest.mark.requirement("B-bucket")
 @pytest.mark.parametrize("name", ["goaways", "ping acks"])
-def test_frames_that_ask_for_nothing_cost_nothing(name: str):
+def test_goaway_and_ping_ack_floods_take_no_memory(name: str):
     frames = {"goaways": goaway(), "ping acks": ping(ack=True)}
     with Beside() as attacker:
         assert peak_memory(lambda: attacker.flood([frames[name] * 1000] * 50)) < MIB

@@ -23,7 +23,10 @@ from tests.support.h2_wire import (
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
+
+pytestmark = pytest.mark.slow
 
 BUCKET = Limits().glitches
 MIB = 1024 * 1024
@@ -37,7 +40,8 @@ def ids(count: int) -> range:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def test_tiny_data_is_joined_and_ends_or_stays_small():
+@pytest.mark.requirement("B-tiny-data")
+def test_tiny_data_frames_take_bounded_memory():
     with Beside() as attacker:
         prefix = grpc_message(bytes(4 * MIB - 5))[:5]
         attacker.flood([headers(1, request_block(HANDLED)) + data(1, prefix)])
@@ -45,7 +49,8 @@ def test_tiny_data_is_joined_and_ends_or_stays_small():
         assert peak_memory(lambda: attacker.flood(attack)) < 2 * MIB
 
 
-def test_an_honest_stream_of_small_messages_is_no_attack():
+@pytest.mark.requirement("B-tiny-data")
+def test_an_honest_stream_of_small_messages_is_served():
     peer = Peer().send(headers(1, request_block(HANDLED)))
     for _ in range(50):
         peer.send(data(1, grpc_message(b"twenty octets or so.")) * 1000)
@@ -53,7 +58,8 @@ def test_an_honest_stream_of_small_messages_is_no_attack():
     peer.assert_alive()
 
 
-def test_an_honest_upload_in_small_frames_is_no_attack():
+@pytest.mark.requirement("B-tiny-data")
+def test_an_honest_upload_in_small_frames_is_served():
     peer = Peer().send(headers(1, request_block(HANDLED)))
     body = grpc_message(bytes(MIB))
     peer.send(*(data(1, piece) for piece in pieces_of(body, 1000)))
@@ -61,8 +67,9 @@ def test_an_honest_upload_in_small_frames_is_no_attack():
     peer.assert_alive()
 
 
+@pytest.mark.requirement("B-unread-messages")
 @pytest.mark.parametrize("path", [HANDLED, STATIC])
-def test_unfinished_messages_of_all_streams_are_bounded(path: bytes):
+def test_unfinished_messages_of_all_streams_take_bounded_memory(path: bytes):
     with Beside() as attacker:
         block, body = request_block(path), grpc_message(bytes(4 * MIB))[: 3 * MIB]
         attack = (
@@ -73,7 +80,8 @@ def test_unfinished_messages_of_all_streams_are_bounded(path: bytes):
         assert peak_memory(lambda: attacker.flood(attack)) < 24 * MIB
 
 
-def test_whole_messages_of_static_calls_that_do_not_end_are_bounded():
+@pytest.mark.requirement("B-unread-messages")
+def test_whole_messages_of_static_calls_that_do_not_end_take_bounded_memory():
     with Beside() as attacker:
         block, body = request_block(STATIC), grpc_message(bytes(4 * MIB - 5))
         attack = (
@@ -84,8 +92,9 @@ def test_whole_messages_of_static_calls_that_do_not_end_are_bounded():
         assert peak_memory(lambda: attacker.flood(attack)) < 32 * MIB
 
 
+@pytest.mark.requirement("B-unread-messages")
 @pytest.mark.parametrize("size", [0, 1, 2, 10, 1000])
-def test_messages_that_no_handler_takes_are_bounded(size: int):
+def test_messages_that_no_handler_takes_use_bounded_memory(size: int):
     with Beside() as attacker:
         count = 16_000 // (size + 5)
         attack = data(1, grpc_message(b"m" * size) * count)
@@ -100,7 +109,8 @@ def test_messages_that_no_handler_takes_are_bounded(size: int):
         assert attacker.received < 200_000
 
 
-def test_an_inflated_bomb_is_never_held():
+@pytest.mark.requirement("B-inflate-bomb", "A39")
+def test_a_gzip_bomb_takes_bounded_memory():
     bomb = grpc_message(gzip.compress(bytes(64 * MIB)), 1)
     block = request_block(HANDLED, grpc_encoding=b"gzip")
     attack = [headers(1, block), *(data(1, part) for part in pieces_of(bomb, 16384))]
@@ -109,8 +119,9 @@ def test_an_inflated_bomb_is_never_held():
         assert attacker.received == 0
 
 
+@pytest.mark.requirement("B-inflate-bomb", "B-long-reads")
 @pytest.mark.parametrize("path", [HANDLED, STATIC])
-def test_inflating_does_not_hold_the_loop(path: bytes):
+def test_inflating_is_spread_over_several_reads(path: bytes):
     bomb = grpc_message(gzip.compress(bytes(4 * MIB - 5)), 1)
     block = request_block(path, grpc_encoding=b"gzip")
     flood = b"".join(headers(stream, block) + data(stream, bomb, end_stream=True) for stream in ids(30))
@@ -125,7 +136,8 @@ def test_inflating_does_not_hold_the_loop(path: bytes):
     assert turns >= 10, "120 MiB were inflated in fewer turns of the loop"
 
 
-def test_what_a_static_method_is_asked_is_inflated_to_a_name_not_to_megabytes():
+@pytest.mark.requirement("B-inflate-bomb", "A39")
+def test_a_static_request_that_inflates_above_its_limit_ends_with_resource_exhausted():
     most = Limits().max_inflated_static
     block = request_block(STATIC, grpc_encoding=b"gzip")
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, MIB)), window_update(0, MIB))  # the answer is as long
@@ -138,16 +150,18 @@ def test_what_a_static_method_is_asked_is_inflated_to_a_name_not_to_megabytes():
     peer.assert_alive()
 
 
-def test_large_answers_held_by_a_shut_window_are_shared():
+@pytest.mark.requirement("B-slow-read")
+def test_large_answers_held_back_by_a_closed_window_are_not_copied():
     doors = Router()
-    answer = Answer.unary(bytes(8 * MIB))
+    answer = StaticAnswer.unary(bytes(8 * MIB))
     doors.add_static_unary("/t.S/Get", lambda message: answer)
     attacker = Attacker(doors)
     attack = [settings((INITIAL_WINDOW_SIZE, 0)), *(call(stream) for stream in ids(300))]
     assert peak_memory(lambda: attacker.flood(attack)) < 2 * MIB
 
 
-def test_a_handler_is_told_to_wait_while_the_window_is_shut():
+@pytest.mark.requirement("B-slow-read")
+def test_a_stream_above_the_high_water_mark_is_not_writable_until_the_window_opens():
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), headers(1, request_block(HANDLED), end_stream=True))
     stream = peer.calls[1]
     peer.connection.send_initial_metadata(stream, ())
@@ -164,7 +178,8 @@ def test_a_handler_is_told_to_wait_while_the_window_is_shut():
 # --- many connections ------------------------------------------------------------------------------------------------
 
 
-def test_an_idle_connection_costs_a_few_kilobytes():
+@pytest.mark.requirement("B-slow-client")
+def test_an_idle_connection_takes_less_than_8_kib():
     doors, limits = some_doors(), Limits()
 
     def open_connections() -> list[Connection]:
@@ -179,7 +194,8 @@ def test_an_idle_connection_costs_a_few_kilobytes():
     assert peak_memory(open_connections) / 500 < 8192
 
 
-def test_what_is_remembered_of_past_streams_is_bounded():
+@pytest.mark.requirement("B-made-you-reset")
+def test_the_memory_of_reset_streams_is_bounded():
     limits = Limits(glitches=10**9)
     attacker = Attacker(limits=limits)
     block = request_block(HANDLED)
@@ -192,7 +208,8 @@ def test_what_is_remembered_of_past_streams_is_bounded():
     assert peak_memory(past(24_001)) < MIB // 2
 
 
-def test_names_of_many_values_do_not_fill_the_memories_of_the_doors():
+@pytest.mark.requirement("D5")
+def test_requests_that_all_differ_take_bounded_memory():
     attacker = Attacker()
 
     def many() -> Attacker:

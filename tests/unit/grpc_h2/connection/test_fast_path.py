@@ -78,7 +78,8 @@ def _long_call(stream: int, message: bytes = b"as long as is said") -> bytes:
     return wire.headers(stream, block) + wire.data(stream, wire.grpc_message(message), end_stream=True)
 
 
-def test_a_known_call_takes_the_shorter_way() -> None:
+@pytest.mark.requirement("D7")
+def test_a_known_call_takes_the_fast_path() -> None:
     pair = Pair()
     pair.send(wire.window_update(0, 1 << 24))
     pair.send(call(1))
@@ -115,8 +116,9 @@ UNTIL_NOW = {
 }  # fmt: skip
 
 
+@pytest.mark.requirement("D7")
 @pytest.mark.parametrize("before", UNTIL_NOW.values(), ids=UNTIL_NOW)
-def test_whatever_came_before_both_ways_say_the_same(before: tuple[bytes, ...]) -> None:
+def test_after_any_earlier_input_both_paths_answer_alike(before: tuple[bytes, ...]) -> None:
     pair = Pair()
     pair.send(call(1))
     for octets in before:
@@ -126,7 +128,8 @@ def test_whatever_came_before_both_ways_say_the_same(before: tuple[bytes, ...]) 
     pair.send(call(3))
 
 
-def test_the_connections_window_is_kept() -> None:
+@pytest.mark.requirement("D7", "A20")
+def test_the_fast_path_stays_within_the_connections_window() -> None:
     pair = Pair()
     pair.send(wire.settings((4, 1 << 20)))
     for stream in range(1, 501, 2):
@@ -134,7 +137,8 @@ def test_the_connections_window_is_kept() -> None:
     assert 200 < pair.shorter < 240, "then 65,535 octets are used up"
 
 
-def test_the_last_ids_are_left_to_the_long_way() -> None:
+@pytest.mark.requirement("D7", "A10")
+def test_the_largest_stream_ids_take_the_long_path() -> None:
     pair = Pair()
     pair.send(call(1))
     for each in pair.both:
@@ -165,8 +169,9 @@ IN_BETWEEN: dict[str, Callable[[Connection, float], object]] = {
 }
 
 
+@pytest.mark.requirement("D7", "D4")
 @pytest.mark.parametrize("change", IN_BETWEEN.values(), ids=IN_BETWEEN)
-def test_what_the_server_does_in_between_counts(change: Callable[[Connection, float], object]) -> None:
+def test_after_any_change_by_the_server_both_paths_answer_alike(change: Callable[[Connection, float], object]) -> None:
     pair = Pair()
     pair.send(wire.settings((4, 1 << 24)) + wire.window_update(0, 1 << 24))
     pair.send(call(1))
@@ -180,7 +185,8 @@ def test_what_the_server_does_in_between_counts(change: Callable[[Connection, fl
     pair.send(call(9))
 
 
-def test_a_call_answers_the_question_whether_the_peer_lives() -> None:
+@pytest.mark.requirement("D7", "A48")
+def test_a_call_on_the_fast_path_answers_the_keepalive_ping() -> None:
     pair = Pair()
     pair.send(call(1))
     pair.now += LIMITS.keepalive_time + 1
@@ -205,8 +211,9 @@ PIECES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.requirement("D7")
 @given(st.lists(PIECES, max_size=30))
-def test_in_any_order_both_ways_say_the_same(pieces: list[tuple[str, Any]]) -> None:
+def test_in_any_order_of_input_both_paths_answer_alike(pieces: list[tuple[str, Any]]) -> None:
     pair = Pair()
     stream = 1
     for kind, what in pieces:

@@ -38,9 +38,10 @@ def handled(stream: int, *, end_stream: bool = True) -> bytes:
 # --- 18: the peer's HPACK table ------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A18")
 @three_ways
 @pytest.mark.parametrize("size", [0, 100, 4095])
-def test_a18_the_first_block_after_a_smaller_table_starts_with_a_size_update(feed: Feed, size: int):
+def test_the_first_block_after_a_smaller_table_starts_with_a_size_update(feed: Feed, size: int):
     peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, size)), call(1), call(3), handled(5))
     peer.answer(5, b"x")
     blocks = [got.payload for got in peer.replies.frames if got.kind == HEADERS]
@@ -52,8 +53,9 @@ def test_a18_the_first_block_after_a_smaller_table_starts_with_a_size_update(fee
     peer.assert_answered(5, b"x")
 
 
+@pytest.mark.requirement("A18")
 @three_ways
-def test_a18_trailers_that_wait_get_the_size_update_too(feed: Feed):
+def test_trailers_that_were_queued_before_a_smaller_table_start_with_a_size_update(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
     peer.answer(1, b"x")
     peer.send(settings((HEADER_TABLE_SIZE, 0)), window_update(1, 100))
@@ -62,16 +64,18 @@ def test_a18_trailers_that_wait_get_the_size_update_too(feed: Feed):
     assert trailers[0] == 0x20
 
 
+@pytest.mark.requirement("A18")
 @three_ways
-def test_a18_a_table_that_shrinks_and_grows_in_one_frame_is_announced_or_unused(feed: Feed):
+def test_a_table_that_shrinks_and_grows_in_one_frame_is_signalled(feed: Feed):
     # RFC 7541 section 4.2: the smallest size in between must be signalled.
     peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, 0), (HEADER_TABLE_SIZE, 4096)), call(1))
     assert next(got.payload for got in peer.replies.frames if got.kind == HEADERS)[0] == 0x20
     peer.assert_answered(1)
 
 
+@pytest.mark.requirement("A18")
 @three_ways
-def test_a18_a_larger_table_needs_no_size_update(feed: Feed):
+def test_a_larger_table_needs_no_size_update(feed: Feed):
     peer = Peer(feed).send(settings((HEADER_TABLE_SIZE, 2**32 - 1)), call(1))
     peer.assert_answered(1)
 
@@ -79,8 +83,9 @@ def test_a18_a_larger_table_needs_no_size_update(feed: Feed):
 # --- 19, 20: sending within windows --------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A19")
 @three_ways
-def test_a19_a_change_of_the_initial_window_shifts_every_stream_even_below_zero(feed: Feed):
+def test_a_new_initial_window_shifts_every_stream_even_below_zero(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 10)), handled(1), handled(3))
     peer.answer(1, b"a" * 20)
     peer.answer(3, b"b" * 20)
@@ -94,8 +99,9 @@ def test_a19_a_change_of_the_initial_window_shifts_every_stream_even_below_zero(
     peer.assert_answered(3, b"b" * 20)
 
 
+@pytest.mark.requirement("A19")
 @three_ways
-def test_a19_the_connections_window_is_not_shifted(feed: Feed):
+def test_a_new_initial_window_leaves_the_connections_window_alone(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 1_000_000)), handled(1))
     peer.answer(1, bytes(200_000))
     assert len(peer.result(1).body) == 65535
@@ -103,15 +109,17 @@ def test_a19_the_connections_window_is_not_shifted(feed: Feed):
     peer.assert_answered(1, bytes(200_000))
 
 
+@pytest.mark.requirement("A19")
 @three_ways
-def test_a19_a_shift_past_the_largest_window_ends_the_connection(feed: Feed):
+def test_an_initial_window_that_shifts_a_stream_past_the_largest_window_is_a_connection_error(feed: Feed):
     peer = Peer(feed).send(handled(1), window_update(1, LARGEST_WINDOW - 65535))
     peer.send(settings((INITIAL_WINDOW_SIZE, 65536)))
     peer.assert_closed(FLOW_CONTROL_ERROR)
 
 
+@pytest.mark.requirement("A20")
 @three_ways
-def test_a20_data_keeps_within_stream_connection_and_frame_size(feed: Feed):
+def test_data_stays_within_the_windows_of_stream_and_connection(feed: Feed):
     peer = Peer(feed).send(handled(1), handled(3))
     peer.answer(1, bytes(100_000))
     peer.answer(3, b"small")
@@ -122,8 +130,9 @@ def test_a20_data_keeps_within_stream_connection_and_frame_size(feed: Feed):
     peer.assert_answered(1, bytes(100_000))
 
 
+@pytest.mark.requirement("A20")
 @three_ways
-def test_a20_a_larger_frame_size_is_only_used_once_allowed(feed: Feed):
+def test_a_larger_frame_is_sent_only_once_the_client_allows_it(feed: Feed):
     limits = settings((MAX_FRAME_SIZE, 2**24 - 1), (INITIAL_WINDOW_SIZE, 2**20))
     peer = Peer(feed).send(handled(1), window_update(0, 2**24))
     peer.answer(1, bytes(40_000))
@@ -133,15 +142,17 @@ def test_a20_a_larger_frame_size_is_only_used_once_allowed(feed: Feed):
     peer.assert_answered(3, bytes(100_000))
 
 
+@pytest.mark.requirement("A20")
 @three_ways
-def test_a20_a_status_alone_needs_no_window(feed: Feed):
+def test_a_status_without_messages_needs_no_window(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1, REFUSING), handled(3))
     peer.answer(3, status=9)
     assert (peer.result(1).status, peer.result(3).status) == (5, 9)
 
 
+@pytest.mark.requirement("A20", "B-dribble")
 @three_ways
-def test_a20_trailers_wait_behind_data(feed: Feed):
+def test_trailers_wait_behind_data_that_the_window_holds_back(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1))
     assert peer.result(1).status is None
     for octet in range(len(grpc_message(ANSWER)) - 1):
@@ -152,8 +163,9 @@ def test_a20_trailers_wait_behind_data(feed: Feed):
     peer.assert_answered(1)
 
 
+@pytest.mark.requirement("A20")
 @three_ways
-def test_a20_an_exhausted_connection_window_holds_all_streams(feed: Feed):
+def test_an_exhausted_connection_window_holds_back_all_streams(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, LARGEST_WINDOW)), handled(1))
     peer.answer(1, bytes(65530))
     peer.assert_answered(1, bytes(65530))
@@ -164,8 +176,9 @@ def test_a20_an_exhausted_connection_window_holds_all_streams(feed: Feed):
     peer.assert_answered(3)
 
 
+@pytest.mark.requirement("A20")
 @three_ways
-def test_a20_a_large_static_answer_keeps_within_windows(feed: Feed):
+def test_a_large_static_answer_stays_within_the_windows(feed: Feed):
     large = bytes(range(256)) * 400
     peer = Peer(feed).send(window_update(0, 10**6))
     # The request of 102,405 octets goes in pieces of the largest frame; the door answers with what it was asked.
@@ -180,25 +193,28 @@ def test_a20_a_large_static_answer_keeps_within_windows(feed: Feed):
 # --- 21: WINDOW_UPDATE ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A21", "B-made-you-reset")
 @three_ways
 @pytest.mark.parametrize(
     ("increments", "code"), [([0], PROTOCOL_ERROR), ([LARGEST_WINDOW], FLOW_CONTROL_ERROR), ([5, 0], PROTOCOL_ERROR)]
 )
-def test_a21_a_wrong_increment_is_the_error_of_its_stream(feed: Feed, increments: list[int], code: int):
+def test_a_wrong_window_increment_is_a_stream_error(feed: Feed, increments: list[int], code: int):
     peer = Peer(feed).send(handled(1, end_stream=False), *(window_update(1, increment) for increment in increments))
     peer.assert_reset(1, code)
     assert peer.cancelled == {1: code}
 
 
+@pytest.mark.requirement("A21")
 @three_ways
 @pytest.mark.parametrize(("increments", "code"), [([0], PROTOCOL_ERROR), ([2**30, 2**30], FLOW_CONTROL_ERROR)])
-def test_a21_a_wrong_increment_of_the_connection_ends_it(feed: Feed, increments: list[int], code: int):
+def test_a_wrong_window_increment_of_the_connection_is_a_connection_error(feed: Feed, increments: list[int], code: int):
     peer = Peer(feed).send(*(window_update(0, increment) for increment in increments))
     peer.assert_closed(code)
 
 
+@pytest.mark.requirement("A21")
 @three_ways
-def test_a21_the_largest_window_is_legal(feed: Feed):
+def test_the_largest_window_is_legal(feed: Feed):
     peer = Peer(feed).send(
         window_update(0, LARGEST_WINDOW - 65535), handled(1), window_update(1, LARGEST_WINDOW - 65535)
     )
@@ -234,8 +250,9 @@ PIECES = {
 }
 
 
+@pytest.mark.requirement("A22", "A6", "A13")
 @pytest.mark.parametrize("name", PIECES)
-def test_a22_all_data_is_counted_on_the_connection_and_given_back(name: str):
+def test_all_data_counts_on_the_connection_and_is_given_back(name: str):
     peer = Peer(limits=Limits(glitches=100_000)).send(window_update(0, 2**28))
     block, frames = PIECES[name]
     used = 0
@@ -255,7 +272,8 @@ def test_a22_all_data_is_counted_on_the_connection_and_given_back(name: str):
     peer.assert_alive()
 
 
-def test_a22_data_past_our_window_is_a_flow_control_error():
+@pytest.mark.requirement("A22")
+def test_data_beyond_our_window_is_a_flow_control_error():
     peer = Peer(consumes=False).send(handled(1, end_stream=False))
     body = grpc_message(bytes(1000)) * 16
     for _ in range(4096):
@@ -266,7 +284,8 @@ def test_a22_data_past_our_window_is_a_flow_control_error():
     assert FLOW_CONTROL_ERROR in (peer.code, peer.result(1).reset)
 
 
-def test_a22_what_a_handler_takes_is_given_back():
+@pytest.mark.requirement("A22")
+def test_octets_that_a_handler_takes_are_given_back():
     peer = Peer().send(handled(1, end_stream=False))
     spent = 0
     for _ in range(300):
@@ -276,7 +295,8 @@ def test_a22_what_a_handler_takes_is_given_back():
     assert len(peer.received[1]) == 300
 
 
-def test_a22_a_message_larger_than_the_window_is_taken_whole():
+@pytest.mark.requirement("A22")
+def test_a_message_larger_than_the_window_arrives_whole():
     peer = Peer().send(handled(1, end_stream=False))
     body = grpc_message(bytes(4 * 1024 * 1024))
     for at in range(0, len(body), 16384):

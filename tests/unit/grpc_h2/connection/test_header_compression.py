@@ -57,23 +57,26 @@ BROKEN = {
 }
 
 
+@pytest.mark.requirement("A23", "A24", "A25", "B-hpack-integer")
 @three_ways
 @pytest.mark.parametrize("name", BROKEN)
-def test_a23_to_a25_what_cannot_be_decoded_ends_the_connection(feed: Feed, name: str):
+def test_a_block_that_cannot_be_decoded_is_a_compression_error(feed: Feed, name: str):
     peer = Peer(feed).send(headers(1, request_block(HANDLED) + BROKEN[name], end_stream=True))
     peer.assert_closed(COMPRESSION_ERROR)
     assert not peer.calls
 
 
+@pytest.mark.requirement("A25")
 @pytest.mark.parametrize("size", [0, 4096])
-def test_a25_a_size_update_in_front_is_legal(size: int):
+def test_several_size_updates_before_the_first_field_are_legal(size: int):
     peer = Peer().send(headers(1, size_update(0) + size_update(size) + request_block(HANDLED)))
     assert 1 in peer.calls
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A25")
 @three_ways
-def test_a25_a_size_update_above_the_limit_in_front_ends_the_connection(feed: Feed):
+def test_a_size_update_above_the_advertised_limit_is_a_compression_error(feed: Feed):
     peer = Peer(feed)
     advertised = peer.replies.settings.get(1, 4096)
     assert advertised >= 4096
@@ -81,10 +84,11 @@ def test_a25_a_size_update_above_the_limit_in_front_ends_the_connection(feed: Fe
     peer.assert_closed(COMPRESSION_ERROR)
 
 
+@pytest.mark.requirement("A27")
 @three_ways
 @pytest.mark.parametrize("name", ["a24_huffman_padding_not_ones", "a23_index_zero"])
 @pytest.mark.parametrize("where", ["trailers", "refused", "reset", "continuation", "malformed"])
-def test_a27_every_block_is_decoded_whatever_becomes_of_it(feed: Feed, name: str, where: str):
+def test_a_broken_block_is_a_compression_error_even_where_its_request_is_dropped(feed: Feed, name: str, where: str):
     broken = BROKEN[name]
     peer = Peer(feed, limits=Limits(max_concurrent_streams=1)).send(headers(1, request_block(HANDLED)))
     if where == "refused":
@@ -112,8 +116,9 @@ def metadata_of(peer: Peer, stream: int) -> list[tuple[str, str | bytes]]:
     return list(request.metadata)
 
 
+@pytest.mark.requirement("A26")
 @three_ways
-def test_a26_an_oversize_entry_empties_the_table_and_is_no_error(feed: Feed):
+def test_an_oversize_entry_empties_the_table_and_is_no_error(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED) + inserting(b"a", b"1")),
         headers(3, request_block(HANDLED) + indexed(62)),
@@ -127,8 +132,9 @@ def test_a26_an_oversize_entry_empties_the_table_and_is_no_error(feed: Feed):
     peer.assert_closed(COMPRESSION_ERROR)
 
 
+@pytest.mark.requirement("A26")
 @three_ways
-def test_a26_the_name_of_an_entry_that_its_own_insertion_evicts_stays_usable(feed: Feed):
+def test_the_name_of_an_entry_that_its_own_insertion_evicts_can_be_used(feed: Feed):
     # RFC 7541 section 4.4: the referenced entry may be evicted before the new one is added.
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED) + inserting(b"name", b"v" * 4000)),
@@ -138,8 +144,9 @@ def test_a26_the_name_of_an_entry_that_its_own_insertion_evicts_stays_usable(fee
     assert ("name", "w" * 4000) in metadata_of(peer, 5)
 
 
+@pytest.mark.requirement("A26")
 @three_ways
-def test_a26_an_entry_counts_thirty_two_octets_more_than_its_strings(feed: Feed):
+def test_an_entry_weighs_32_octets_more_than_its_strings(feed: Feed):
     # 4096 = 2 * (16 + 2000 + 32): exactly two fit.
     entry = [inserting(b"n" * 15 + bytes((97 + n,)), bytes((97 + n,)) * 2000) for n in range(3)]
     peer = Peer(feed).send(
@@ -151,8 +158,9 @@ def test_a26_an_entry_counts_thirty_two_octets_more_than_its_strings(feed: Feed)
     peer.send(headers(9, request_block(HANDLED) + indexed(64))).assert_closed(COMPRESSION_ERROR)
 
 
+@pytest.mark.requirement("A26")
 @three_ways
-def test_a26_duplicates_in_the_table_are_legal(feed: Feed):
+def test_duplicates_in_the_table_are_legal(feed: Feed):
     twice = inserting(b"a", b"1") * 2
     peer = Peer(feed).send(headers(1, request_block(HANDLED) + twice), headers(3, request_block(HANDLED) + indexed(63)))
     assert metadata_of(peer, 1).count(("a", "1")) == 2
@@ -162,6 +170,7 @@ def test_a26_duplicates_in_the_table_are_legal(feed: Feed):
 # --- 27: in step after errors --------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A27")
 @three_ways
 @pytest.mark.parametrize(
     "fault",
@@ -178,7 +187,7 @@ def test_a26_duplicates_in_the_table_are_legal(feed: Feed):
     ],
 )
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a27_one_fields_error_reaches_neither_the_table_nor_the_next_field(feed: Feed, fault: bytes, path: bytes):
+def test_an_error_in_one_field_affects_neither_the_table_nor_the_next_field(feed: Feed, fault: bytes, path: bytes):
     block = request_block(path) + inserting(b"first", b"1") + fault + inserting(b"second", b"2")
     peer = Peer(feed).send(
         headers(1, block[:16000], end_headers=False, end_stream=True),
@@ -194,8 +203,9 @@ def test_a27_one_fields_error_reaches_neither_the_table_nor_the_next_field(feed:
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A27", "A47")
 @three_ways
-def test_a27_blocks_after_goaway_are_decoded(feed: Feed):
+def test_header_blocks_after_goaway_are_decoded(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)))
     peer.connection.drain(peer.now)
     peer.read()
@@ -209,9 +219,10 @@ def test_a27_blocks_after_goaway_are_decoded(feed: Feed):
     peer.assert_closed(COMPRESSION_ERROR)
 
 
+@pytest.mark.requirement("A27")
 @three_ways
 @pytest.mark.parametrize("broken", [b"\x80", indexed(70)])
-def test_a27_a_connection_that_is_out_of_step_takes_nothing_more(feed: Feed, broken: bytes):
+def test_nothing_behind_a_compression_error_is_read(feed: Feed, broken: bytes):
     peer = Peer(feed).send(headers(1, request_block() + broken), call(3), call(5, HANDLED))
     peer.assert_closed(COMPRESSION_ERROR)
     assert not peer.calls
@@ -221,10 +232,11 @@ def test_a27_a_connection_that_is_out_of_step_takes_nothing_more(feed: Feed, bro
 # --- 28: lists too large -------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A28", "B-hpack-bomb")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
 @pytest.mark.parametrize("extra", [plain(b"a", b"x" * 17_000), plain(b"cookie", b"a=b") * 110, plain(b"a", b"") * 101])
-def test_a28_a_header_list_over_the_limit_fails_the_call(feed: Feed, path: bytes, extra: bytes):
+def test_a_header_list_above_the_limit_ends_the_call_with_resource_exhausted(feed: Feed, path: bytes, extra: bytes):
     block = request_block(path) + extra
     peer = Peer(feed).send(
         headers(1, block[:9000], end_headers=False),
@@ -235,34 +247,39 @@ def test_a28_a_header_list_over_the_limit_fails_the_call(feed: Feed, path: bytes
     assert not peer.calls
 
 
+@pytest.mark.requirement("A28")
 @three_ways
-def test_a28_a_list_of_eight_kilobytes_is_fine(feed: Feed):
+def test_a_header_list_of_8_kib_is_accepted(feed: Feed):
     extra = b"".join(plain(b"k%d" % number, b"v" * 80) for number in range(60))
     peer = Peer(feed).send(headers(1, request_block() + extra), data(1, grpc_message(b"world"), end_stream=True))
     peer.assert_answered(1)
 
 
-def test_a28_a_hard_list_ends_the_connection():
+@pytest.mark.requirement("A28", "B-hpack-bomb")
+def test_a_header_list_above_the_hard_limit_ends_the_connection():
     block = request_block(HANDLED) + inserting(b"n", b"v" * 4000) + indexed(62) * 12_000
     peer = Peer().send(headers(1, block[:16_384], end_headers=False), continuation(1, block[16_384:], end_headers=True))
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
+@pytest.mark.requirement("A28", "B-hpack-bomb")
 @three_ways
-def test_a28_so_does_one_of_far_too_many_fields(feed: Feed):
+def test_a_header_list_of_600_fields_ends_the_connection(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block() + plain(b"cookie", b"a=b") * 600))
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
-def test_a28_a_hard_list_is_not_decoded_to_its_end():
+@pytest.mark.requirement("A28", "B-hpack-bomb")
+def test_decoding_stops_at_the_hard_limit_of_octets():
     decoder = Decoder(max_list_size=16_384, max_fields=100, hard_list_size=131_072)
     decoder.decode(inserting(b"n", b"v" * 4000) + indexed(62) * 12_000)
     assert 131_072 < decoder.list_size <= 131_072 + 4033
     assert decoder.beyond_hard_limit
 
 
+@pytest.mark.requirement("A28", "B-hpack-bomb")
 @pytest.mark.parametrize(("count", "beyond_hard_limit"), [(128, False), (129, True), (600, True)])
-def test_a28_nor_is_one_of_fields_beyond_the_hard_limit(count: int, beyond_hard_limit: bool):
+def test_decoding_stops_at_the_hard_limit_of_fields(count: int, beyond_hard_limit: bool):
     decoder = Decoder(max_list_size=16_384, max_fields=100, hard_fields=128)
     fields = decoder.decode(plain(b"a", b"") * count)
     assert len(fields) == 100
@@ -274,10 +291,11 @@ def test_a28_nor_is_one_of_fields_beyond_the_hard_limit(count: int, beyond_hard_
 MANY = plain(b"a", b"bcd") * 85  # with the request's own, within the limit of 100
 
 
+@pytest.mark.requirement("B-long-reads")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
 @pytest.mark.parametrize("continued", [False, True])
-def test_a28_a_long_block_is_decoded_in_turns_and_what_follows_it_waits(feed: Feed, path: bytes, continued: bool):
+def test_a_long_block_is_decoded_in_several_reads_and_later_frames_wait(feed: Feed, path: bytes, continued: bool):
     block = request_block(path) + MANY + inserting(b"kept", b"1")
     frames = headers(3, block)
     if continued:
@@ -295,8 +313,9 @@ def test_a28_a_long_block_is_decoded_in_turns_and_what_follows_it_waits(feed: Fe
     assert peer.turns > before
 
 
+@pytest.mark.requirement("B-long-reads")
 @three_ways
-def test_a28_long_trailers_are_decoded_in_turns(feed: Feed):
+def test_long_trailers_are_decoded_in_several_reads(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), data(1, grpc_message(b"world")))
     before = peer.turns
     peer.send(headers(1, plain(b"a", b"x") * 98, end_stream=True), call(3))
@@ -305,8 +324,9 @@ def test_a28_long_trailers_are_decoded_in_turns(feed: Feed):
     assert peer.turns > before
 
 
+@pytest.mark.requirement("B-long-reads")
 @pytest.mark.parametrize("block", [MANY, MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["many", "tiny", "small"])
-def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
+def test_no_read_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
     done: list[int] = []
     decode_some = Decoder.decode_some
 
@@ -327,7 +347,8 @@ def test_a28_no_turn_decodes_more_than_its_share_of_a_block(block: bytes, monkey
     assert sum(done) >= 90
 
 
-def test_a28_while_a_block_is_decoded_no_shorter_way_is_taken():
+@pytest.mark.requirement("B-long-reads", "D7")
+def test_while_a_block_is_being_decoded_the_fast_path_is_not_taken():
     peer = Peer().send(call(1))
     connection = peer.connection
     connection.receive_data(headers(3, request_block() + MANY), peer.now)
@@ -338,13 +359,15 @@ def test_a28_while_a_block_is_decoded_no_shorter_way_is_taken():
         peer.assert_answered(stream)
 
 
-def test_a28_the_limit_is_told():
+@pytest.mark.requirement("A28")
+def test_the_limit_of_the_header_list_is_advertised():
     assert 8 * 1024 <= Peer().replies.settings[6] <= 64 * 1024
 
 
+@pytest.mark.requirement("A28")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a28_trailers_over_the_limit_fail_the_stream_only(feed: Feed, path: bytes):
+def test_trailers_above_the_limit_end_their_stream_only(feed: Feed, path: bytes):
     block = plain(b"a", b"x" * 17_000) + inserting(b"kept", b"1")
     peer = Peer(feed).send(
         headers(1, request_block(path)),

@@ -19,6 +19,7 @@ from tests.support.h2_wire import (
     size_update,
     string,
 )
+from tests.support.hypothesis_profiles import examples
 
 from grpc_h2.connection import core
 from grpc_h2.wire import hpack as engine_hpack
@@ -60,9 +61,10 @@ def _concrete(oracle: Oracle, updates: list[int], atoms: list[object]) -> tuple[
     return front, out
 
 
-@settings(max_examples=150)
+@pytest.mark.requirement("D1", "D2")
+@settings(max_examples=examples(150))
 @given(st.lists(_BLOCK, min_size=1, max_size=8), st.lists(st.integers(0, 7), max_size=20))
-def test_random_blocks_in_random_order_mean_what_they_mean_now(
+def test_random_blocks_in_random_order_are_decoded_as_by_the_reference(
     blocks: list[tuple[list[int], list[object]]], order: list[int]
 ):
     oracle = Oracle()
@@ -99,8 +101,9 @@ class StandingEpoch(engine_hpack.Decoder):
         pass
 
 
+@pytest.mark.requirement("D1", "D2")
 @pytest.mark.parametrize("mutant", [NeverChanged, StandingEpoch])
-def test_a_memo_without_either_half_of_its_law_is_found_out(
+def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
     monkeypatch: pytest.MonkeyPatch, mutant: type[engine_hpack.Decoder]
 ):
     monkeypatch.setattr(core, "Decoder", mutant)
@@ -134,11 +137,12 @@ def _blind_to(unseen: str) -> type[engine_hpack.Decoder]:
     return Blind
 
 
+@pytest.mark.requirement("D2")
 @pytest.mark.parametrize(
     ("unseen", "emptying"), [("size update", size_update(0) + size_update(4096)), ("oversize insertion", OVERSIZE)]
 )
 @pytest.mark.parametrize("blind", [False, True])
-def test_a_memo_that_misses_one_kind_of_change_is_found_out(
+def test_a_memo_that_misses_one_kind_of_change_gives_a_wrong_answer(
     monkeypatch: pytest.MonkeyPatch, unseen: str, emptying: bytes, blind: bool
 ):
     if blind:

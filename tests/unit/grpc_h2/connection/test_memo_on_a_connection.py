@@ -27,26 +27,30 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
-from grpc_h2.static.routes import Answer, Router
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import hpack as engine_hpack
 
 
+@pytest.mark.requirement("D2")
 @three_ways
 @pytest.mark.parametrize("name", REPLAYS)
-def test_a_block_replayed_between_changes_of_the_table_means_what_it_means_now(feed: Feed, name: str):
+def test_a_block_replayed_after_a_change_of_the_table_is_decoded_anew(feed: Feed, name: str):
     replay(Oracle(feed), name)
 
 
+@pytest.mark.requirement("D1", "D2")
 @three_ways
-def test_the_witness(feed: Feed):
+def test_the_same_octet_after_another_insertion_gives_the_new_field(feed: Feed):
     oracle = Oracle(feed)
     for atoms in ("4001610131", "be", "4001620132", "be"):
         oracle.call(bytes.fromhex(atoms))
 
 
+@pytest.mark.requirement("D2")
 @three_ways
 @pytest.mark.parametrize("emptied", [OVERSIZE, size_update(0), size_update(0) + size_update(4096)])
-def test_a_block_replayed_after_the_table_was_emptied_cannot_be_decoded(feed: Feed, emptied: bytes):
+def test_a_block_replayed_after_the_table_was_emptied_is_a_compression_error(feed: Feed, emptied: bytes):
     oracle = Oracle(feed)
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)
@@ -76,9 +80,10 @@ CHANGING_ELSEWHERE = {
 }
 
 
+@pytest.mark.requirement("D2", "A27")
 @three_ways
 @pytest.mark.parametrize("name", CHANGING_ELSEWHERE)
-def test_a_change_of_the_table_counts_wherever_it_comes_from(feed: Feed, name: str):
+def test_a_change_of_the_table_by_any_block_empties_the_memo(feed: Feed, name: str):
     oracle = Oracle(feed)
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)
@@ -89,8 +94,9 @@ def test_a_change_of_the_table_counts_wherever_it_comes_from(feed: Feed, name: s
     oracle.call(indexed(63))
 
 
+@pytest.mark.requirement("D2", "A14")
 @three_ways
-def test_a_refused_streams_block_counts(feed: Feed):
+def test_a_change_of_the_table_by_a_refused_stream_empties_the_memo(feed: Feed):
     oracle = Oracle(feed, Limits(max_concurrent_streams=1))
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)
@@ -107,8 +113,9 @@ def test_a_refused_streams_block_counts(feed: Feed):
 # --- the same fragment in other clothes --------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D3")
 @three_ways
-def test_padding_priority_and_continuations_are_no_part_of_the_key(feed: Feed):
+def test_padding_priority_and_continuations_are_not_part_of_the_key(feed: Feed):
     oracle = Oracle(feed)
     oracle.call(A1)
     octets = REQUEST + FIRST
@@ -126,8 +133,9 @@ def test_padding_priority_and_continuations_are_no_part_of_the_key(feed: Feed):
             oracle.judge("a=1*1")
 
 
+@pytest.mark.requirement("D3")
 @three_ways
-def test_a_remembered_request_is_no_trailers(feed: Feed):
+def test_a_remembered_request_block_as_trailers_is_a_stream_error(feed: Feed):
     oracle = Oracle(feed)
     oracle.call(b"")
     oracle.call(b"")
@@ -138,8 +146,9 @@ def test_a_remembered_request_is_no_trailers(feed: Feed):
     oracle.peer.assert_reset(oracle.stream, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("D3")
 @three_ways
-def test_trailers_are_no_remembered_request(feed: Feed):
+def test_remembered_trailers_as_a_request_are_a_stream_error(feed: Feed):
     oracle = Oracle(feed)
     for _ in range(2):
         oracle.stream += 2
@@ -154,6 +163,7 @@ def test_trailers_are_no_remembered_request(feed: Feed):
     oracle.peer.assert_reset(oracle.stream, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("D1", "D4")
 @three_ways
 @pytest.mark.parametrize(
     "octets",
@@ -167,7 +177,7 @@ def test_trailers_are_no_remembered_request(feed: Feed):
         request_block(b"t.S/Get"),
     ],
 )
-def test_an_error_is_the_same_error_the_next_time(feed: Feed, octets: bytes):
+def test_a_request_that_failed_fails_alike_when_repeated(feed: Feed, octets: bytes):
     peer = Peer(feed)
     for stream in (1, 3, 5):
         peer.send(headers(stream, octets), data(stream, BODY, end_stream=True))
@@ -177,8 +187,9 @@ def test_an_error_is_the_same_error_the_next_time(feed: Feed, octets: bytes):
     peer.assert_alive()
 
 
+@pytest.mark.requirement("D4")
 @three_ways
-def test_what_is_no_matter_of_the_block_is_judged_for_each_call(feed: Feed):
+def test_content_length_and_stream_state_are_checked_for_each_call(feed: Feed):
     octets = request_block(STATIC, content_length=b"10")
     peer = Peer(feed)
     for stream, body in ((1, BODY), (3, BODY[:-1]), (5, BODY), (7, BODY + b"x"), (9, BODY)):
@@ -190,6 +201,7 @@ def test_what_is_no_matter_of_the_block_is_judged_for_each_call(feed: Feed):
     assert peer.result(9).reset is not None or peer.code is not None
 
 
+@pytest.mark.requirement("D4")
 @three_ways
 def test_each_handled_call_has_its_own_timeout(feed: Feed):
     peer = Peer(feed)
@@ -199,8 +211,9 @@ def test_each_handled_call_has_its_own_timeout(feed: Feed):
     assert [peer.calls[stream].request.timeout for stream in (1, 3, 5, 7)] == [5.0, 5.0, None, 7.0]
 
 
+@pytest.mark.requirement("D4", "A47")
 @three_ways
-def test_a_draining_connection_answers_no_remembered_block(feed: Feed):
+def test_a_drained_connection_does_not_answer_a_remembered_block(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)))
     for stream in (3, 5):
         peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))
@@ -215,8 +228,9 @@ def test_a_draining_connection_answers_no_remembered_block(feed: Feed):
 # --- bounds --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D5")
 @three_ways
-def test_a_full_memo_still_answers_rightly(feed: Feed):
+def test_a_full_memo_gives_the_right_answers(feed: Feed):
     oracle = Oracle(feed)
     for _ in range(2):
         for number in range(150):
@@ -224,16 +238,18 @@ def test_a_full_memo_still_answers_rightly(feed: Feed):
             oracle.call(plain(b"n", b"%d" % (number // 2)))
 
 
+@pytest.mark.requirement("D5")
 @three_ways
 @pytest.mark.parametrize("size", [100, 400, 513, 1024, 3000])
-def test_blocks_of_every_size_are_answered_rightly(feed: Feed, size: int):
+def test_blocks_of_every_size_get_the_right_answers(feed: Feed, size: int):
     oracle = Oracle(feed)
     for atoms in (A1, FIRST + plain(b"n", b"v" * size), B2, FIRST + plain(b"n", b"v" * size)):
         oracle.call(atoms)
         oracle.call(atoms)
 
 
-def test_a_repeated_block_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.requirement("D1")
+def test_a_repeated_block_is_decoded_once(monkeypatch: pytest.MonkeyPatch):
     decoded: list[bytes] = []
     original = engine_hpack.Decoder.decode
 
@@ -252,8 +268,9 @@ def test_a_repeated_block_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch):
 # --- authorisation ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D4")
 @three_ways
-def test_rotated_keys_count_from_the_next_call_on_open_connections_too(feed: Feed):
+def test_rotated_keys_apply_to_the_next_call_on_open_connections(feed: Feed):
     keys = Keys("Bearer k1")
     doors = some_doors(keys)
     peers = [Peer(feed, doors=doors), Peer(feed, doors=doors)]
@@ -273,10 +290,11 @@ def test_rotated_keys_count_from_the_next_call_on_open_connections_too(feed: Fee
     assert status(9) == status(11) == {0}
 
 
+@pytest.mark.requirement("D4")
 def test_remembered_answers_are_dropped_when_the_data_changes():
     current = [b"old"]
     doors = Router()
-    door = doors.add_static_unary("/t.S/Get", lambda message: Answer.unary(current[0]))
+    door = doors.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(current[0]))
     peer = Peer(doors=doors)
     for stream in (1, 3):
         peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))
@@ -287,7 +305,8 @@ def test_remembered_answers_are_dropped_when_the_data_changes():
     peer.assert_answered(5, b"new")
 
 
-def test_two_metadata_do_not_share_a_route():
+@pytest.mark.requirement("D3", "D4")
+def test_requests_with_different_metadata_do_not_share_a_route():
     peer = Peer()
     for stream, key in ((1, b"Bearer k1"), (3, b"Bearer k2"), (5, b"Bearer k1"), (7, b"bearer k1"), (9, b"Bearer k2")):
         peer.send(headers(stream, request_block(GUARDED, authorization=key)), data(stream, BODY, end_stream=True))

@@ -33,8 +33,9 @@ from grpc_h2.connection.limits import Limits
 # --- 8 to 11: priority, ping, ids ----------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A8", "C-nghttp-priority")
 @three_ways
-def test_a08_priority_is_legal_in_every_state(feed: Feed):
+def test_priority_is_legal_in_every_state_of_a_stream(feed: Feed):
     peer = Peer(feed).send(
         priority(3, 0, 200), priority(5, 3), priority(9, 7), headers(11, request_block(HANDLED), depends=9)
     )
@@ -45,8 +46,9 @@ def test_a08_priority_is_legal_in_every_state(feed: Feed):
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A8", "B-made-you-reset")
 @three_ways
-def test_a08_a_stream_that_depends_on_itself_is_a_stream_error(feed: Feed):
+def test_a_stream_that_depends_on_itself_is_a_stream_error(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block(HANDLED) + inserting(b"a", b"1"), depends=1))
     peer.assert_reset(1, PROTOCOL_ERROR)
     assert not peer.calls
@@ -54,8 +56,9 @@ def test_a08_a_stream_that_depends_on_itself_is_a_stream_error(feed: Feed):
     peer.assert_reset(1, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A9")
 @three_ways
-def test_a09_a_ping_is_echoed_ahead_of_data_and_an_ack_is_never_answered(feed: Feed):
+def test_a_ping_is_answered_ahead_of_data_and_an_ack_is_not(feed: Feed):
     peer = Peer(feed, reads=False).send(headers(1, request_block(HANDLED), end_stream=True))
     handled = peer.calls[1]
     peer.connection.send_initial_metadata(handled, ())
@@ -67,9 +70,10 @@ def test_a09_a_ping_is_echoed_ahead_of_data_and_an_ack_is_never_answered(feed: F
     assert peer.replies.pongs == [b"overtake"]
 
 
+@pytest.mark.requirement("A10")
 @three_ways
 @pytest.mark.parametrize(("first", "second"), [(2, None), (3, 1), (3, 2), (2**31 - 1, 5)])
-def test_a10_stream_ids_are_odd_and_grow(feed: Feed, first: int, second: int | None):
+def test_an_even_or_lower_stream_id_is_a_connection_error(feed: Feed, first: int, second: int | None):
     peer = Peer(feed).send(call(first))
     if second is not None:
         peer.assert_answered(first)
@@ -80,9 +84,10 @@ def test_a10_stream_ids_are_odd_and_grow(feed: Feed, first: int, second: int | N
     assert peer.connection.terminated
 
 
+@pytest.mark.requirement("A10")
 @three_ways
 @pytest.mark.parametrize("skipped", [3, 4, 2 * 3 * 199 - 1])
-def test_a10_ids_passed_over_are_closed_however_many_there_are(feed: Feed, skipped: int):
+def test_a_stream_id_that_was_skipped_is_closed_however_many_there_are(feed: Feed, skipped: int):
     peer = Peer(feed).send(*(call(stream) for stream in range(1, 6 * 200, 6)))
     for stream in range(1, 6 * 200, 6):
         peer.assert_answered(stream)
@@ -91,28 +96,31 @@ def test_a10_ids_passed_over_are_closed_however_many_there_are(feed: Feed, skipp
     assert peer.result(skipped).status is None
 
 
+@pytest.mark.requirement("A10")
 @three_ways
-def test_a10_after_the_last_id_there_is_no_next(feed: Feed):
+def test_a_call_after_the_largest_stream_id_is_a_connection_error(feed: Feed):
     peer = Peer(feed).send(call(2**31 - 1))
     peer.assert_answered(2**31 - 1)
     peer.send(call(2**31 + 1))  # the reserved bit and stream 1
     assert peer.code in (PROTOCOL_ERROR, STREAM_CLOSED)
 
 
+@pytest.mark.requirement("A11")
 @three_ways
 @pytest.mark.parametrize(
     "wrong", [data(5, b"x"), rst_stream(5), window_update(5, 1), data(2, b"x"), window_update(4, 1)]
 )
-def test_a11_an_idle_stream_takes_headers_and_priority_only(feed: Feed, wrong: bytes):
+def test_a_frame_other_than_headers_and_priority_on_an_idle_stream_is_a_connection_error(feed: Feed, wrong: bytes):
     Peer(feed).send(call(3), wrong).assert_closed(PROTOCOL_ERROR)
 
 
 # --- 12, 13: after the end -----------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A12")
 @three_ways
 @pytest.mark.parametrize("late", [data(1, b"x"), headers(1, request_block(), end_stream=True)])
-def test_a12_what_follows_the_clients_end_stream_is_stream_closed(feed: Feed, late: bytes):
+def test_headers_or_data_after_end_stream_are_a_stream_closed_error(feed: Feed, late: bytes):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), data(1, grpc_message(b"a"), end_stream=True), late)
     assert STREAM_CLOSED in (peer.result(1).reset, peer.code)
     assert peer.cancelled == {1: STREAM_CLOSED}
@@ -120,18 +128,20 @@ def test_a12_what_follows_the_clients_end_stream_is_stream_closed(feed: Feed, la
         peer.assert_reset(1, STREAM_CLOSED)
 
 
+@pytest.mark.requirement("A12")
 @three_ways
 @pytest.mark.parametrize(
     "late", [data(1, b"x"), data(1, end_stream=True), headers(1, request_block(), end_stream=True)]
 )
-def test_a12_what_follows_on_a_closed_stream_is_stream_closed(feed: Feed, late: bytes):
+def test_headers_or_data_on_a_closed_stream_are_a_stream_closed_error(feed: Feed, late: bytes):
     peer = Peer(feed).send(call(1), late)
     peer.assert_answered_until_reset(1)
     assert peer.result(1).reset == STREAM_CLOSED or peer.code in (STREAM_CLOSED, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A12")
 @three_ways
-def test_a12_window_update_priority_and_rst_are_ignored_on_closed_streams(feed: Feed):
+def test_window_update_priority_and_rst_stream_on_a_closed_stream_are_ignored(feed: Feed):
     harmless = (window_update(1, 5), priority(1, 3), rst_stream(1), window_update(1, 5), rst_stream(1))
     peer = Peer(feed).send(call(1))
     peer.send(*harmless)
@@ -142,8 +152,9 @@ def test_a12_window_update_priority_and_rst_are_ignored_on_closed_streams(feed: 
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A13")
 @three_ways
-def test_a13_what_was_in_flight_at_our_reset_is_decoded_counted_and_dropped(feed: Feed):
+def test_frames_in_flight_at_our_reset_are_decoded_and_counted_and_dropped(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), window_update(1, 0))
     peer.send(
         data(1, grpc_message(b"a")),
@@ -160,9 +171,10 @@ def test_a13_what_was_in_flight_at_our_reset_is_decoded_counted_and_dropped(feed
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A13")
 @three_ways
 @pytest.mark.parametrize("state", ["open", "reset by us", "answered"])
-def test_a13_a_reset_is_never_answered_with_a_reset(feed: Feed, state: str):
+def test_a_reset_is_never_answered_with_a_reset(feed: Feed, state: str):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)))
     if state == "reset by us":
         peer.send(window_update(1, 0))
@@ -182,8 +194,9 @@ def test_a13_a_reset_is_never_answered_with_a_reset(feed: Feed, state: str):
 # --- 14: too many streams ------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A14", "A27")
 @three_ways
-def test_a14_the_streams_above_the_limit_are_refused_and_their_blocks_decoded(feed: Feed):
+def test_streams_above_the_limit_are_refused_and_their_blocks_decoded(feed: Feed):
     peer = Peer(feed, limits=Limits(max_concurrent_streams=2))
     peer.send(*(headers(stream, request_block(HANDLED)) for stream in (1, 3)))
     peer.send(headers(5, request_block(HANDLED) + inserting(b"kept", b"in step")), data(5, b"dropped", end_stream=True))
@@ -196,8 +209,9 @@ def test_a14_the_streams_above_the_limit_are_refused_and_their_blocks_decoded(fe
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A14", "B-rapid-reset")
 @three_ways
-def test_a14_running_handlers_of_reset_streams_count(feed: Feed):
+def test_a_running_handler_of_a_reset_stream_counts_as_a_stream(feed: Feed):
     peer = Peer(feed, limits=Limits(max_concurrent_streams=2), slow_handlers=True)
     for stream in (1, 3):
         peer.send(headers(stream, request_block(HANDLED)), rst_stream(stream))
@@ -208,7 +222,8 @@ def test_a14_running_handlers_of_reset_streams_count(feed: Feed):
     assert 7 in peer.calls
 
 
-def test_a14_at_least_a_hundred_streams_are_allowed_and_the_limit_is_told():
+@pytest.mark.requirement("A14")
+def test_the_advertised_limit_of_streams_is_at_least_a_hundred():
     peer = Peer()
     assert peer.replies.settings[3] >= 100
 
@@ -216,14 +231,16 @@ def test_a14_at_least_a_hundred_streams_are_allowed_and_the_limit_is_told():
 # --- 15: trailers --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A15")
 @three_ways
-def test_a15_trailers_end_a_request(feed: Feed):
+def test_trailers_with_end_stream_end_a_request(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block()), data(1, grpc_message(b"world")), headers(1, inserting(b"a", b"b"), end_stream=True)
     )
     peer.assert_answered(1)
 
 
+@pytest.mark.requirement("A15")
 @three_ways
 @pytest.mark.parametrize("path", [HANDLED, b"/t.S/Get"])
 @pytest.mark.parametrize(
@@ -236,7 +253,7 @@ def test_a15_trailers_end_a_request(feed: Feed):
         headers(1, inserting(b"Upper", b"x"), end_stream=True),
     ],
 )
-def test_a15_trailers_without_end_stream_or_with_pseudo_headers_are_a_stream_error(
+def test_trailers_without_end_stream_or_with_pseudo_headers_are_a_stream_error(
     feed: Feed, path: bytes, trailers: bytes
 ):
     peer = Peer(feed).send(headers(1, request_block(path)), data(1, grpc_message(b"world")), trailers)
@@ -247,7 +264,7 @@ def test_a15_trailers_without_end_stream_or_with_pseudo_headers_are_a_stream_err
 
 
 @three_ways
-def test_a_call_with_a_handler_comes_as_events_in_order(feed: Feed):
+def test_the_events_of_a_handled_call_come_in_order(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED)), data(1, grpc_message(b"a") + grpc_message(b"b")), data(1, end_stream=True)
     )

@@ -50,7 +50,8 @@ def drain_ping(peer: Peer) -> bytes:
 # --- header blocks ---
 
 
-def test_a_block_that_is_finished_has_no_time_limit_any_more():
+@pytest.mark.requirement("B-slow-client")
+def test_a_finished_header_block_has_no_time_limit():
     begun, rest = request_block()[:5], request_block()[5:]
     peer = Peer(limits=Limits(header_timeout=1.0))
     peer.send(headers(1, begun, end_headers=False), continuation(1, rest, end_headers=True)).advance(5.0)
@@ -62,8 +63,9 @@ def test_a_block_that_is_finished_has_no_time_limit_any_more():
 # --- 47: drain -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A47")
 @three_ways
-def test_a47_a_drain_announces_itself_then_names_the_last_stream(feed: Feed):
+def test_a_drain_sends_goaway_twice_and_serves_calls_until_the_second(feed: Feed):
     peer = Peer(feed).send(handled(1))
     peer.connection.drain(peer.now)
     peer.read()
@@ -85,7 +87,8 @@ def test_a47_a_drain_announces_itself_then_names_the_last_stream(feed: Feed):
     assert [goodbye[0] for goodbye in peer.replies.goaways][-1] == 3
 
 
-def test_a47_without_an_answer_the_second_goaway_comes_after_the_timeout():
+@pytest.mark.requirement("A47")
+def test_without_a_ping_ack_the_second_goaway_comes_after_the_timeout():
     peer = Peer().send(handled(1))
     peer.connection.drain(peer.now)
     peer.read()
@@ -98,7 +101,8 @@ def test_a47_without_an_answer_the_second_goaway_comes_after_the_timeout():
     assert peer.connection.terminated
 
 
-def test_a47_a_drained_connection_without_streams_closes():
+@pytest.mark.requirement("A47")
+def test_a_drained_connection_without_streams_closes():
     peer = Peer().send(call(1))
     peer.connection.drain(peer.now)
     peer.read()
@@ -109,7 +113,8 @@ def test_a47_a_drained_connection_without_streams_closes():
     assert peer.replies.goaways[-1][:2] == (1, NO_ERROR)
 
 
-def test_a47_static_calls_are_answered_until_the_second_goaway():
+@pytest.mark.requirement("A47")
+def test_static_calls_are_answered_until_the_second_goaway():
     peer = Peer().send(handled(1))
     peer.connection.drain(peer.now)
     peer.read()
@@ -121,8 +126,9 @@ def test_a47_static_calls_are_answered_until_the_second_goaway():
     assert peer.replies.goaways[-1][0] == 3
 
 
+@pytest.mark.requirement("A47")
 @pytest.mark.parametrize("opening", [b"", PREFACE[:9], PREFACE])
-def test_a47_a_connection_that_is_not_introduced_closes_at_once(opening: bytes):
+def test_a_drain_before_the_preface_closes_at_once(opening: bytes):
     peer = Peer(hello=None).send(opening)
     peer.connection.drain(peer.now)
     peer.advance(0)
@@ -130,7 +136,8 @@ def test_a47_a_connection_that_is_not_introduced_closes_at_once(opening: bytes):
     assert peer.code == NO_ERROR
 
 
-def test_a47_two_drains_are_one():
+@pytest.mark.requirement("A47")
+def test_a_second_drain_changes_nothing():
     peer = Peer().send(handled(1))
     peer.connection.drain(peer.now)
     peer.connection.drain(peer.now)
@@ -141,7 +148,8 @@ def test_a47_two_drains_are_one():
     assert len(peer.replies.goaways) == 2
 
 
-def test_a47_a_ping_answered_with_another_payload_is_no_answer_to_the_drain():
+@pytest.mark.requirement("A47")
+def test_a_ping_ack_with_another_payload_does_not_advance_the_drain():
     peer = Peer().send(handled(1))
     peer.connection.drain(peer.now)
     peer.read()
@@ -152,14 +160,16 @@ def test_a47_a_ping_answered_with_another_payload_is_no_answer_to_the_drain():
 # --- 48: age, idleness, keepalive ----------------------------------------------------------------------------
 
 
-def test_a48_nothing_ends_an_honest_idle_connection_by_default():
+@pytest.mark.requirement("A48")
+def test_by_default_no_limit_ends_an_idle_connection():
     assert (Limits().max_connection_age, Limits().max_connection_idle, Limits().age_grace) == (inf, inf, inf)
     peer = Peer()
     peer.advance(7000)
     peer.assert_alive()
 
 
-def test_a48_an_old_connection_is_drained_within_its_jitter():
+@pytest.mark.requirement("A48")
+def test_an_old_connection_is_drained_within_the_jitter_of_its_age():
     ages = set()
     for _ in range(20):
         peer = Peer(limits=Limits(max_connection_age=100.0, age_grace=50.0))
@@ -174,7 +184,8 @@ def test_a48_an_old_connection_is_drained_within_its_jitter():
     assert len(ages) > 3, "all at the same moment"
 
 
-def test_a48_calls_get_their_grace_and_are_then_cancelled():
+@pytest.mark.requirement("A48")
+def test_calls_of_an_old_connection_are_cancelled_after_the_grace():
     peer = Peer(limits=Limits(max_connection_age=100.0, age_grace=50.0)).send(handled(1))
     peer.advance(115)
     assert not peer.connection.terminated
@@ -184,7 +195,8 @@ def test_a48_calls_get_their_grace_and_are_then_cancelled():
     assert peer.closing is not None
 
 
-def test_a48_an_idle_connection_is_drained():
+@pytest.mark.requirement("A48", "B-slow-client")
+def test_an_idle_connection_is_drained_after_the_idle_limit():
     peer = Peer(limits=Limits(max_connection_idle=30.0)).send(call(1))
     peer.advance(29)
     assert not peer.replies.goaways
@@ -197,7 +209,8 @@ def test_a48_an_idle_connection_is_drained():
     assert peer.connection.terminated
 
 
-def test_a48_a_connection_with_a_call_is_not_idle():
+@pytest.mark.requirement("A48")
+def test_a_connection_with_an_open_call_is_not_idle():
     peer = Peer(limits=Limits(max_connection_idle=30.0)).send(handled(1))
     peer.advance(300)
     assert not peer.replies.goaways
@@ -206,7 +219,8 @@ def test_a48_a_connection_with_a_call_is_not_idle():
     assert peer.replies.goaways
 
 
-def test_a48_silence_is_asked_and_a_dead_peer_is_left():
+@pytest.mark.requirement("A48")
+def test_a_client_that_does_not_answer_the_keepalive_ping_is_disconnected():
     peer = Peer().send(handled(1))
     peer.advance(7199)
     assert not [got for got in peer.replies.frames if got.kind == PING]
@@ -217,8 +231,9 @@ def test_a48_silence_is_asked_and_a_dead_peer_is_left():
     assert 1 in peer.cancelled
 
 
+@pytest.mark.requirement("A48")
 @three_ways
-def test_a48_a_peer_that_answers_lives_on(feed: Feed):
+def test_a_client_that_answers_the_keepalive_ping_stays_connected(feed: Feed):
     peer = Peer(feed).send(handled(1))
     for _ in range(3):
         peer.advance(7201)
@@ -231,8 +246,9 @@ def test_a48_a_peer_that_answers_lives_on(feed: Feed):
 # --- 49: too many pings --------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A49")
 @three_ways
-def test_a49_the_third_strike_ends_the_connection(feed: Feed):
+def test_the_third_ping_strike_ends_the_connection(feed: Feed):
     peer = Peer(feed).send(handled(1))
     for _ in range(8):
         if peer.code is not None:
@@ -245,8 +261,9 @@ def test_a49_the_third_strike_ends_the_connection(feed: Feed):
     assert 3 <= len(peer.replies.pongs) <= 4
 
 
+@pytest.mark.requirement("A49", "C-go-bdp-ping", "C-grpcio-bdp-ping")
 @three_ways
-def test_a49_a_ping_after_every_answer_is_no_strike(feed: Feed):
+def test_a_ping_after_every_answer_is_no_strike(feed: Feed):
     peer = Peer(feed)
     for stream in range(1, 200, 2):
         peer.send(call(stream))
@@ -256,7 +273,8 @@ def test_a49_a_ping_after_every_answer_is_no_strike(feed: Feed):
     peer.assert_alive()
 
 
-def test_a49_pings_at_the_allowed_pace_are_no_strikes():
+@pytest.mark.requirement("A49")
+def test_pings_at_the_allowed_interval_are_no_strikes():
     peer = Peer(limits=Limits(keepalive_time=inf)).send(handled(1))
     for _ in range(20):
         peer.advance(301)
@@ -266,7 +284,8 @@ def test_a49_pings_at_the_allowed_pace_are_no_strikes():
     peer.assert_alive()
 
 
-def test_a49_without_streams_the_pace_is_two_hours():
+@pytest.mark.requirement("A49")
+def test_without_streams_the_allowed_interval_of_pings_is_two_hours():
     peer = Peer(limits=Limits(keepalive_time=inf))
     for _ in range(5):
         if peer.code is None:
@@ -278,8 +297,9 @@ def test_a49_without_streams_the_pace_is_two_hours():
 # --- 50 and the client's own end -----------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A50")
 @three_ways
-def test_a50_after_the_last_goaway_what_still_comes_is_read_and_ignored(feed: Feed):
+def test_input_after_the_last_goaway_is_ignored(feed: Feed):
     peer = Peer(feed).send(handled(1), frame_error())
     peer.assert_closed(PROTOCOL_ERROR)
     assert [type(event).__name__ for event in peer.events[-2:]] == ["CallCancelled", "ConnectionClosing"]
@@ -292,8 +312,9 @@ def frame_error() -> bytes:
     return data(0, b"x")
 
 
+@pytest.mark.requirement("A50")
 @three_ways
-def test_a50_close_tells_the_code_and_cancels_the_calls(feed: Feed):
+def test_close_sends_goaway_with_the_code_and_cancels_the_calls(feed: Feed):
     peer = Peer(feed).send(handled(1))
     peer.connection.close(NO_ERROR, "bye")
     peer.read()
@@ -301,8 +322,9 @@ def test_a50_close_tells_the_code_and_cancels_the_calls(feed: Feed):
     assert peer.connection.terminated
 
 
+@pytest.mark.requirement("C-client-goaway")
 @three_ways
-def test_a_client_that_says_goaway_still_gets_its_answers(feed: Feed):
+def test_a_client_that_has_sent_goaway_still_gets_its_answers(feed: Feed):
     peer = Peer(feed).send(handled(1), goaway(0, NO_ERROR, b"client shuts down"), goaway())
     peer.answer(1, b"x")
     peer.assert_answered(1, b"x")
@@ -313,8 +335,9 @@ def test_a_client_that_says_goaway_still_gets_its_answers(feed: Feed):
 # --- timers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("B-slow-client")
 @pytest.mark.parametrize("opening", [b"", PREFACE[:10], PREFACE, HELLO[:-1]])
-def test_a_client_that_does_not_introduce_itself_is_left(opening: bytes):
+def test_a_connection_without_a_complete_preface_ends_after_the_timeout(opening: bytes):
     peer = Peer(hello=None).send(opening)
     peer.advance(9.9)
     assert not peer.connection.terminated
@@ -323,8 +346,9 @@ def test_a_client_that_does_not_introduce_itself_is_left(opening: bytes):
     assert peer.closing is not None
 
 
+@pytest.mark.requirement("B-slow-client", "B-continuation-flood")
 @three_ways
-def test_a_header_block_must_be_finished_in_time(feed: Feed):
+def test_an_unfinished_header_block_ends_the_connection_after_the_timeout(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block()[:9], end_headers=False))
     peer.advance(9.9)
     assert not peer.connection.terminated
@@ -333,14 +357,16 @@ def test_a_header_block_must_be_finished_in_time(feed: Feed):
     assert peer.code in (ENHANCE_YOUR_CALM, PROTOCOL_ERROR, CANCEL)
 
 
-def test_a_peer_that_reads_nothing_is_cut():
+@pytest.mark.requirement("B-slow-read")
+def test_a_client_that_opens_no_window_is_disconnected_after_the_stall_timeout():
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), call(1), handled(3))
     peer.answer(3, bytes(100_000))
     peer.advance(Limits().stall_timeout + 1)
     assert peer.connection.terminated
 
 
-def test_a_transport_that_takes_nothing_is_cut_and_one_that_takes_again_is_not():
+@pytest.mark.requirement("B-slow-read")
+def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_does_not():
     for resumes in (True, False):
         peer = Peer().send(handled(1))
         peer.connection.pause_writing(peer.now)
@@ -357,7 +383,8 @@ def test_a_transport_that_takes_nothing_is_cut_and_one_that_takes_again_is_not()
         assert peer.connection.terminated != resumes
 
 
-def test_a_peer_that_reads_slowly_is_not_cut():
+@pytest.mark.requirement("B-slow-read")
+def test_a_client_that_opens_its_window_slowly_stays_connected():
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
     peer.answer(1, ANSWER)
     for _ in range(len(grpc_message(ANSWER))):

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import MessageReader, compress_gzip, decompress, frame_message
-from grpc_h2.wire.errors import CallFault
 
 MIB = 1024 * 1024
 
@@ -41,8 +41,9 @@ def status_of(data: bytes, encoding: str = "identity", limit: int = 4 * MIB) -> 
     return statuses.pop()
 
 
+@pytest.mark.requirement("A40")
 @given(st.lists(st.binary(max_size=40), max_size=6), st.data())
-def test_row_40_messages_and_pieces_need_not_be_aligned(messages: list[bytes], data: st.DataObject) -> None:
+def test_messages_that_are_not_aligned_with_pieces_arrive_whole(messages: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(map(prefixed, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     edges = [0, *cuts, len(stream)]
@@ -57,8 +58,11 @@ def test_row_40_messages_and_pieces_need_not_be_aligned(messages: list[bytes], d
             reader.finish()
 
 
+@pytest.mark.requirement("A40")
 @given(st.binary(max_size=20), st.binary(max_size=20), st.data())
-def test_row_40_a_request_that_ends_within_a_message_fails(first: bytes, second: bytes, data: st.DataObject) -> None:
+def test_a_request_that_ends_within_a_message_fails_with_internal(
+    first: bytes, second: bytes, data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(1, 4 + len(second)))
     reader = MessageReader()
     assert reader.feed(prefixed(first) + prefixed(second)[:cut]) == [first]
@@ -68,27 +72,31 @@ def test_row_40_a_request_that_ends_within_a_message_fails(first: bytes, second:
     assert raised.value.status == 13
 
 
-def test_an_empty_request_ends_well() -> None:
+def test_a_request_without_octets_ends_without_a_fault() -> None:
     reader = MessageReader()
     assert reader.feed(b"") == []
     reader.finish()
 
 
+@pytest.mark.requirement("A38")
 @pytest.mark.parametrize("encoding", ["snappy", "GZIP", "x" * 5000])
-def test_row_38_an_unknown_encoding_fails_a_compressed_message_and_no_other(encoding: str) -> None:
+def test_an_unknown_encoding_fails_a_compressed_message_and_no_plain_one(encoding: str) -> None:
     assert status_of(prefixed(b"x", flag=1), encoding) == 12
     assert MessageReader(encoding=encoding).feed(prefixed(b"plain")) == [b"plain"]
 
 
-def test_row_38_a_compressed_message_without_encoding_fails() -> None:
+@pytest.mark.requirement("A38")
+def test_a_compressed_message_without_an_encoding_fails_with_internal() -> None:
     assert status_of(prefixed(gzip.compress(b"x"), flag=1)) == 13
 
 
+@pytest.mark.requirement("A38")
 @pytest.mark.parametrize("flag", [2, 3, 0x80, 0xFF])
-def test_row_38_reserved_flags_fail(flag: int) -> None:
+def test_a_message_flag_above_1_fails_with_internal(flag: int) -> None:
     assert status_of(prefixed(b"x", flag), "gzip") == 13
 
 
+@pytest.mark.requirement("A38")
 @pytest.mark.parametrize(
     "payload",
     [
@@ -101,31 +109,35 @@ def test_row_38_reserved_flags_fail(flag: int) -> None:
         zlib.compress(b"hello"),
     ],
 )
-def test_row_38_corrupt_cut_or_surplus_octets_fail(payload: bytes) -> None:
+def test_corrupt_cut_or_surplus_gzip_fails_with_internal(payload: bytes) -> None:
     assert status_of(prefixed(payload, flag=1), "gzip") == 13
 
 
+@pytest.mark.requirement("A38", "A39")
 @given(st.binary(max_size=300))
-def test_row_38_any_octets_inflate_or_fail(payload: bytes) -> None:
+def test_any_octets_inflate_within_the_limit_or_fail(payload: bytes) -> None:
     for encoding in ("gzip", "deflate"):
         with suppress(CallFault):
             assert len(decompress(payload, encoding, 100)) <= 100
 
 
-def test_compressed_and_plain_messages_may_alternate() -> None:
+@pytest.mark.requirement("A38")
+def test_compressed_and_plain_messages_in_one_stream_are_read() -> None:
     stream = prefixed(b"a") + prefixed(gzip.compress(b"b" * 500), flag=1) + prefixed(b"c")
     assert MessageReader(encoding="gzip").feed(stream) == [b"a", b"b" * 500, b"c"]
     assert MessageReader(encoding="deflate").feed(prefixed(zlib.compress(b"d"), flag=1)) == [b"d"]
 
 
-def test_row_39_a_declared_length_is_judged_by_the_prefix_alone() -> None:
+@pytest.mark.requirement("A39")
+def test_a_declared_length_above_the_limit_fails_from_the_prefix_alone() -> None:
     assert MessageReader(limit=10).feed(prefixed(bytes(10))) == [bytes(10)]
     assert status_of(b"\0" + (11).to_bytes(4, "big"), limit=10) == 8
     assert status_of(b"\1" + (2**32 - 1).to_bytes(4, "big"), "gzip") == 8
     assert status_of(b"\0" + (4 * MIB + 1).to_bytes(4, "big")) == 8
 
 
-def test_row_39_an_inflated_length_is_bounded() -> None:
+@pytest.mark.requirement("A39")
+def test_an_inflated_length_above_the_limit_fails_with_resource_exhausted() -> None:
     for size, fits in ((1000, True), (1001, False)):
         stream = prefixed(gzip.compress(bytes(size)), flag=1)
         if fits:
@@ -134,7 +146,8 @@ def test_row_39_an_inflated_length_is_bounded() -> None:
             assert status_of(stream, "gzip", limit=1000) == 8
 
 
-def test_row_39_a_bomb_costs_no_more_than_the_limit() -> None:
+@pytest.mark.requirement("A39", "B-inflate-bomb")
+def test_a_gzip_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = prefixed(gzip.compress(bytes(64 * MIB)), flag=1)
     tracemalloc.start()
     try:
@@ -147,6 +160,7 @@ def test_row_39_a_bomb_costs_no_more_than_the_limit() -> None:
     assert peak < 4 * MIB
 
 
+@pytest.mark.requirement("B-tiny-data")
 def test_tiny_pieces_take_linear_time_and_no_more_memory_than_the_message() -> None:
     def seconds(size: int) -> float:
         reader, started = MessageReader(), time.process_time()
@@ -172,7 +186,8 @@ def test_tiny_pieces_take_linear_time_and_no_more_memory_than_the_message() -> N
     assert held < 200_000
 
 
-def test_a_large_buffer_is_let_go_with_its_message() -> None:
+@pytest.mark.requirement("B-unread-messages")
+def test_a_large_buffer_is_released_with_its_message() -> None:
     reader = MessageReader()
     tracemalloc.start()
     try:
@@ -194,6 +209,7 @@ def test_a_framed_message_is_read_back(message: bytes) -> None:
     assert gzip.decompress(compressed[5:]) == message == gzip.decompress(compress_gzip(memoryview(message)))
 
 
+@pytest.mark.requirement("B-inflate-bomb")
 def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
     """A fault kept by the reader would keep its traceback, the frames in it, and 4 MiB in one of those."""
     bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)

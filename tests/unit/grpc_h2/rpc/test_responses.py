@@ -42,13 +42,15 @@ def list_size(fields: Fields) -> int:
     return sum(len(name) + len(value) + 32 for name, value in fields)
 
 
-def test_row_43_initial_headers_are_status_200_and_the_content_type() -> None:
+@pytest.mark.requirement("A43")
+def test_initial_headers_are_status_200_and_the_content_type() -> None:
     assert decoded(initial_block((), None)) == HEAD
     assert decoded(initial_block((), "gzip")) == (*HEAD, (b"grpc-encoding", b"gzip"), ACCEPT)
     assert decoded(initial_block([("x", "1"), ("x-bin", b"\1")], None)) == (*HEAD, (b"x", b"1"), (b"x-bin", b"AQ"))
 
 
-def test_row_43_trailers_carry_a_status_without_zeros_also_when_it_is_ok() -> None:
+@pytest.mark.requirement("A43")
+def test_trailers_carry_a_status_without_leading_zeros_for_ok_too() -> None:
     assert decoded(trailers_block(0, "")) == ((b"grpc-status", b"0"),)
     assert decoded(trailers_block(5, "no such command")) == (
         (b"grpc-status", b"5"),
@@ -57,7 +59,8 @@ def test_row_43_trailers_carry_a_status_without_zeros_also_when_it_is_ok() -> No
     assert decoded(trailers_block(0, "", [("x", "1")])) == ((b"grpc-status", b"0"), (b"x", b"1"))
 
 
-def test_row_43_one_block_can_be_the_whole_answer() -> None:
+@pytest.mark.requirement("A43")
+def test_one_block_can_be_the_whole_answer() -> None:
     assert decoded(trailers_only_block(13, "m", [("x", "1")])) == (
         *HEAD,
         (b"grpc-status", b"13"),
@@ -66,28 +69,32 @@ def test_row_43_one_block_can_be_the_whole_answer() -> None:
     )
 
 
-def test_row_38_unimplemented_names_the_encodings_that_are_known() -> None:
+@pytest.mark.requirement("A38")
+def test_an_unimplemented_status_names_the_known_encodings() -> None:
     assert decoded(trailers_only_block(12, "")) == (*HEAD, (b"grpc-status", b"12"), ACCEPT)
 
 
-def test_row_33_a_plain_answer_has_a_length_and_405_names_the_method() -> None:
+@pytest.mark.requirement("A33")
+def test_a_plain_http_answer_has_a_length_and_405_names_the_method() -> None:
     plain = ((b"content-type", b"text/plain"), (b"content-length", b"17"))
     assert decoded(http_block(415, 17)) == ((b":status", b"415"), *plain)
     assert decoded(http_block(405, 17)) == ((b":status", b"405"), *plain, (b"allow", b"POST"))
 
 
+@pytest.mark.requirement("A44")
 @given(TEXT)
 @example("100 %")
 @example(" spaces at the ends  ")
 @example("\r\ngrpc-status: 0")
 @example("")
-def test_row_44_a_message_is_printable_ascii_and_comes_back(message: str) -> None:
+def test_an_encoded_message_is_printable_ascii_and_decodes_to_the_original(message: str) -> None:
     encoded = percent_encode(message)
     assert set(encoded) <= set(range(0x20, 0x7F))
     assert encoded == encoded.strip(b" ")
     assert unquote(encoded.decode(), errors="strict") == message
 
 
+@pytest.mark.requirement("A44")
 @pytest.mark.parametrize(
     ("message", "encoded"),
     [
@@ -100,12 +107,13 @@ def test_row_44_a_message_is_printable_ascii_and_comes_back(message: str) -> Non
         ("\ud800", b"?"),
     ],
 )
-def test_row_44_a_message_is_percent_encoded(message: str, encoded: bytes) -> None:
+def test_a_message_is_percent_encoded(message: str, encoded: bytes) -> None:
     assert percent_encode(message) == encoded
 
 
+@pytest.mark.requirement("A44")
 @given(st.text(alphabet=" %aé€😀\n", min_size=1, max_size=3), st.integers(8200, 12_000), st.integers(1, 3))
-def test_row_44_a_long_message_is_cut_between_characters(part: str, repeats: int, lead: int) -> None:
+def test_a_long_message_is_cut_between_characters(part: str, repeats: int, lead: int) -> None:
     message = "x" * lead + part * repeats
     for block in (
         trailers_block(13, message),
@@ -121,8 +129,9 @@ def test_row_44_a_long_message_is_cut_between_characters(part: str, repeats: int
         assert MAX_TRAILERS - list_size(fields) <= 13 + len(part) or part.strip(" ") == ""
 
 
+@pytest.mark.requirement("A44")
 @given(st.integers(8060, 8130))
-def test_row_44_a_message_is_whole_as_long_as_it_fits(length: int) -> None:
+def test_a_message_is_whole_as_long_as_it_fits(length: int) -> None:
     fields = decoded(trailers_block(13, "m" * length))
     fits = list_size(((b"grpc-status", b"13"), (b"grpc-message", b"m" * length))) < MAX_TRAILERS
     assert (dict(fields)[b"grpc-message"] == b"m" * length) == fits
@@ -130,13 +139,15 @@ def test_row_44_a_message_is_whole_as_long_as_it_fits(length: int) -> None:
         assert list_size(fields) == MAX_TRAILERS - 1
 
 
-def test_row_44_metadata_goes_before_the_message() -> None:
+@pytest.mark.requirement("A44")
+def test_metadata_takes_precedence_over_the_message() -> None:
     fields = decoded(trailers_block(13, "message", [("x", "y" * 9000)]))
     assert fields == ((b"grpc-status", b"13"), (b"x", b"y" * 9000))
 
 
+@pytest.mark.requirement("A42")
 @given(st.binary(max_size=50))
-def test_row_42_binary_metadata_goes_out_unpadded(value: bytes) -> None:
+def test_binary_metadata_is_sent_unpadded(value: bytes) -> None:
     ((name, text),) = metadata_fields([("a-bin", value)])
     assert name == b"a-bin"
     assert b"=" not in text
@@ -144,7 +155,7 @@ def test_row_42_binary_metadata_goes_out_unpadded(value: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.text(max_size=6), st.one_of(st.text(max_size=6), st.binary(max_size=6))), max_size=4))
-def test_metadata_is_well_formed_or_refused(metadata: list[tuple[str, str | bytes]]) -> None:
+def test_metadata_is_encoded_well_formed_or_refused(metadata: list[tuple[str, str | bytes]]) -> None:
     try:
         fields = metadata_fields(metadata)
     except ValueError:
@@ -156,7 +167,7 @@ def test_metadata_is_well_formed_or_refused(metadata: list[tuple[str, str | byte
 @pytest.mark.parametrize(
     "name", ["", "X", ":status", "a b", "é", "a\n", "te", "grpc-status", "content-type", "connection", "content-length"]
 )
-def test_names_that_are_malformed_or_ours_are_refused(name: str) -> None:
+def test_malformed_and_reserved_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="metadata key"):
         trailers_block(0, "", [(name, "v")])
     with pytest.raises(ValueError, match="metadata key"):
@@ -169,7 +180,7 @@ def test_values_beyond_printable_ascii_are_refused(value: str | bytes) -> None:
         trailers_block(0, "", [("x", value)])
 
 
-def test_names_that_grpc_itself_defines_for_handlers_may_be_sent() -> None:
+def test_names_that_grpc_defines_for_handlers_are_accepted() -> None:
     metadata: list[tuple[str, str | bytes]] = [
         ("grpc-status-details-bin", b"\1"),
         ("grpc-retry-pushback-ms", "5"),
@@ -178,13 +189,15 @@ def test_names_that_grpc_itself_defines_for_handlers_may_be_sent() -> None:
     assert [name for name, _ in metadata_fields(metadata)] == [name.encode() for name, _ in metadata]
 
 
-def test_outer_spaces_of_a_value_are_not_sent() -> None:
+@pytest.mark.requirement("A29")
+def test_edge_spaces_of_a_value_are_not_sent() -> None:
     assert metadata_fields([("x", "  a b ")]) == ((b"x", b"a b"),)
 
 
+@pytest.mark.requirement("A44")
 @pytest.mark.parametrize("length", [499, 500, 501, 502])
 @pytest.mark.parametrize("character", ["x", "%", " ", "é", "🦊"])
-def test_messages_of_any_length_are_written_alike(character: str, length: int):
+def test_messages_on_both_sides_of_the_short_path_are_encoded_alike(character: str, length: int):
     """Short ones have a way of their own."""
     told = dict(decoded(trailers_only_block(5, character * length)))[b"grpc-message"]
     assert told == percent_encode(character * length)

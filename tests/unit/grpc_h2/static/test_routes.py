@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from grpc_h2.static import routes as doors
-from grpc_h2.static.routes import Answer, Router, StaticUnary
+from grpc_h2.static import answer_cache
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router, StaticUnary
 
 
 def payload(message: bytes) -> bytes:
@@ -22,9 +23,9 @@ class Catalogue:
         self.edition = b"1"
         self.door = StaticUnary("/t.S/Get", self.lookup, None)
 
-    def lookup(self, message: bytes) -> Answer:
+    def lookup(self, message: bytes) -> StaticAnswer:
         self.asked.append(message)
-        return Answer.unary(message + self.edition)
+        return StaticAnswer.unary(message + self.edition)
 
     def ask(self, message: bytes) -> bytes:
         answer = self.door.answer_payload(payload(message))
@@ -33,23 +34,23 @@ class Catalogue:
         return bytes(answer.message)
 
 
-def test_an_answer_is_looked_up_once() -> None:
+def test_a_repeated_request_is_looked_up_once() -> None:
     catalogue = Catalogue()
     assert [catalogue.ask(b"a"), catalogue.ask(b"a")] == [b"a1", b"a1"]
     assert catalogue.asked == [b"a"]
 
 
-def test_after_forget_nothing_old_is_answered() -> None:
+def test_after_forget_no_old_answer_is_given() -> None:
     catalogue = Catalogue()
-    for number in range(doors._REMEMBERED_ANSWERS + 10):
+    for number in range(answer_cache.REMEMBERED_ANSWERS + 10):
         catalogue.ask(b"%d" % number)
     catalogue.edition = b"2"
     catalogue.door.forget()
-    for number in (0, 5, doors._REMEMBERED_ANSWERS, doors._REMEMBERED_ANSWERS + 9):
+    for number in (0, 5, answer_cache.REMEMBERED_ANSWERS, answer_cache.REMEMBERED_ANSWERS + 9):
         assert catalogue.ask(b"%d" % number) == b"%d2" % number
 
 
-def test_the_bound_method_of_a_route_outlives_forget() -> None:
+def test_a_bound_method_that_a_route_holds_gives_new_answers_after_forget() -> None:
     catalogue = Catalogue()
     answer_payload = catalogue.door.answer_payload
     catalogue.ask(b"a")
@@ -60,25 +61,26 @@ def test_the_bound_method_of_a_route_outlives_forget() -> None:
     assert answer.message == b"a2"
 
 
-def test_what_is_asked_again_survives_a_generation_and_the_rest_is_dropped() -> None:
+@pytest.mark.requirement("D5")
+def test_an_answer_asked_for_again_survives_a_generation_and_others_are_dropped() -> None:
     catalogue = Catalogue()
-    for number in range(3 * doors._REMEMBERED_ANSWERS):
+    for number in range(3 * answer_cache.REMEMBERED_ANSWERS):
         catalogue.ask(b"%d" % number)
         catalogue.ask(b"hot")
     assert catalogue.asked.count(b"hot") == 1
-    remembered = catalogue.door._remembered
-    held = len(remembered) + len(remembered._old) + sum(map(len, remembered.dropped))
-    assert held <= 3 * doors._REMEMBERED_ANSWERS
+    remembered = catalogue.door._answers
+    held = remembered.held + sum(map(len, remembered.replaced))
+    assert held <= 3 * answer_cache.REMEMBERED_ANSWERS
 
 
-def test_dropped_answers_are_freed_bit_by_bit() -> None:
+def test_dropped_answers_are_freed_a_few_at_a_time() -> None:
     catalogue = Catalogue()
     for number in range(1000):
         catalogue.ask(b"%d" % number)
     catalogue.door.forget()
-    dropped = catalogue.door._remembered.dropped
+    dropped = catalogue.door._answers.replaced
     assert sum(map(len, dropped)) == 1000
-    for number in range(1000 // doors._FREED_AT_ONCE):
+    for number in range(1000 // answer_cache.RELEASED_AT_ONCE):
         catalogue.ask(b"new %d" % number)
     assert dropped == []
 
@@ -87,12 +89,13 @@ def test_dropped_answers_are_freed_bit_by_bit() -> None:
     "request_payload",
     [b"", b"\0\0\0\0", payload(b"a")[:-1], payload(b"a") + b"x", b"\1" + payload(b"a")[1:], payload(b"a") * 2],
 )
-def test_what_is_not_one_plain_message_is_left_to_the_long_way(request_payload: bytes) -> None:
+def test_a_payload_that_is_not_one_plain_message_is_left_to_the_long_path(request_payload: bytes) -> None:
     catalogue = Catalogue()
     assert catalogue.door.answer_payload(request_payload) is None
     assert catalogue.asked == []
 
 
+@pytest.mark.requirement("D5")
 def test_long_requests_are_not_remembered() -> None:
     catalogue = Catalogue()
     for _ in range(2):
@@ -100,38 +103,39 @@ def test_long_requests_are_not_remembered() -> None:
     assert catalogue.asked == [b"x" * 300] * 2
 
 
-def test_a_flood_of_failures_drives_out_no_answer_and_is_bounded() -> None:
+@pytest.mark.requirement("D5")
+def test_a_flood_of_failures_evicts_no_answer_and_is_bounded() -> None:
     asked = []
 
-    def lookup(message: bytes) -> Answer:
+    def lookup(message: bytes) -> StaticAnswer:
         asked.append(message)
-        return Answer.unary(b"ok") if message == b"hot" else Answer.failure(5, "no")
+        return StaticAnswer.unary(b"ok") if message == b"hot" else StaticAnswer.failure(5, "no")
 
     door = StaticUnary("/t.S/Get", lookup, None)
-    for number in range(3 * doors._REMEMBERED_ANSWERS):
+    for number in range(3 * answer_cache.REMEMBERED_ANSWERS):
         assert door.answer_payload(payload(b"%d" % number)) is not None
         assert door.answer_payload(payload(b"hot")) is not None
         assert door.answer_payload(payload(b"%d" % number)) is not None
-    assert len(asked) == 3 * doors._REMEMBERED_ANSWERS + 1
-    assert len(door._remembered._failures) <= doors._REMEMBERED_FAILURES
+    assert len(asked) == 3 * answer_cache.REMEMBERED_ANSWERS + 1
+    assert len(door._answers._failures) <= answer_cache.REMEMBERED_FAILURES
     door.forget()
     door.answer_payload(payload(b"1"))
     assert asked.count(b"1") == 2
 
 
-def test_an_answer_too_large_for_a_frame_is_kept_uncopied() -> None:
+def test_an_answer_too_large_for_a_frame_is_not_copied() -> None:
     body = memoryview(bytes(20_000))
-    answer = Answer.unary(body)
+    answer = StaticAnswer.unary(body)
     assert answer.pieces is None
     assert answer.message is body
 
 
-def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
+def test_a_failure_that_is_not_lasting_is_looked_up_again() -> None:
     asked = []
 
-    def lookup(message: bytes) -> Answer:
+    def lookup(message: bytes) -> StaticAnswer:
         asked.append(message)
-        return Answer.failure(13, "a bug", lasting=False)
+        return StaticAnswer.failure(13, "a bug", lasting=False)
 
     door = StaticUnary("/t.S/Get", lookup, None)
     for _ in range(2):
@@ -139,15 +143,16 @@ def test_a_failure_that_need_not_last_is_looked_up_anew() -> None:
     assert len(asked) == 2
 
 
-def test_a_refusal_that_need_not_last_is_judged_anew() -> None:
+@pytest.mark.requirement("D4")
+def test_a_refusal_that_is_not_lasting_is_authorized_again() -> None:
     judged = []
 
-    def authorize(metadata: object) -> Answer | None:
+    def authorize(metadata: object) -> StaticAnswer | None:
         judged.append(metadata)
-        return Answer.failure(13, "a bug", lasting=False) if len(judged) == 1 else None
+        return StaticAnswer.failure(13, "a bug", lasting=False) if len(judged) == 1 else None
 
     served = Router()
-    served.add_static_unary("/t.S/Get", lambda message: Answer.unary(message), authorize)
+    served.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(message), authorize)
     fields = (
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -171,25 +176,26 @@ def remembering(*messages: bytes) -> Catalogue:
     return catalogue
 
 
-def to_come(catalogue: Catalogue) -> Callable[[bytes], Answer]:
+def to_come(catalogue: Catalogue) -> Callable[[bytes], StaticAnswer]:
     """What the catalogue answers in its next edition."""
 
-    def lookup(message: bytes) -> Answer:
+    def lookup(message: bytes) -> StaticAnswer:
         catalogue.asked.append(message)
-        return Answer.unary(message + b"2")
+        return StaticAnswer.unary(message + b"2")
 
     return lookup
 
 
-def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> None:
+def test_prepared_answers_are_given_after_renew_without_a_look_up() -> None:
     catalogue = remembering(b"a", b"b")
     answer_payload = catalogue.door.answer_payload
-    for steps, _ in enumerate(catalogue.door.prepare(to_come(catalogue)), 1):
+    prepared = catalogue.door.prepare(to_come(catalogue))
+    for steps, _ in enumerate(prepared.steps(), 1):
         assert len(catalogue.asked) == steps, "one look-up a step"
         assert catalogue.ask(b"a") == b"a1", "until then the old ones are"
     assert catalogue.asked == [b"a", b"b"]
     catalogue.edition = b"2"
-    catalogue.door.renew()
+    prepared.install()
     assert [catalogue.ask(b"a"), catalogue.ask(b"b")] == [b"a2", b"b2"]
     answer = answer_payload(payload(b"a"))
     assert answer is not None
@@ -198,59 +204,76 @@ def test_prepared_answers_are_given_from_renew_on_and_looked_up_no_more() -> Non
     assert catalogue.ask(b"c") == b"c2"
 
 
-def test_everything_that_is_remembered_is_prepared_first_what_was_asked_of_late() -> None:
-    def lookup(message: bytes) -> Answer:
-        return Answer.failure(5, "no") if message.startswith(b"no") else Answer.unary(message)
+def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
+    def lookup(message: bytes) -> StaticAnswer:
+        return StaticAnswer.failure(5, "no") if message.startswith(b"no") else StaticAnswer.unary(message)
 
     door = StaticUnary("/t.S/Get", lookup, None)
-    for number in range(doors._REMEMBERED_ANSWERS + 10):
+    for number in range(answer_cache.REMEMBERED_ANSWERS + 10):
         door.answer_payload(payload(b"%d" % number))
     door.answer_payload(payload(b"no"))
     asked: list[bytes] = []
 
-    def counted(message: bytes) -> Answer:
+    def counted(message: bytes) -> StaticAnswer:
         asked.append(message)
         return lookup(message)
 
-    for _ in door.prepare(counted):
+    for _ in door.prepare(counted).steps():
         pass
-    assert len(asked) == doors._REMEMBERED_ANSWERS + 11
-    assert set(asked[:10]) == {b"%d" % number for number in range(doors._REMEMBERED_ANSWERS, len(asked) - 1)}
+    assert len(asked) == answer_cache.REMEMBERED_ANSWERS + 11
+    assert set(asked[:10]) == {b"%d" % number for number in range(answer_cache.REMEMBERED_ANSWERS, len(asked) - 1)}
     assert asked[10] == b"no"
 
 
-def test_what_there_was_no_time_to_prepare_is_looked_up_when_it_is_asked_for() -> None:
+def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
     catalogue = remembering(b"a", b"b", b"c")
-    next(catalogue.door.prepare(to_come(catalogue)))
+    prepared = catalogue.door.prepare(to_come(catalogue))
+    next(prepared.steps())
     catalogue.edition = b"2"
-    catalogue.door.renew()
+    prepared.install()
     assert [catalogue.ask(each) for each in (b"a", b"b", b"c")] == [b"a2", b"b2", b"c2"]
     assert catalogue.asked == [b"a", b"b", b"c"]
 
 
-@pytest.mark.parametrize("prepared", [True, False])
-def test_data_that_nothing_was_prepared_for_is_looked_up(prepared: bool) -> None:
+def test_answers_prepared_from_data_that_is_not_served_are_never_given() -> None:
     catalogue = remembering(b"a")
-    if prepared:
-        list(catalogue.door.prepare(to_come(catalogue)))
+    prepared = catalogue.door.prepare(to_come(catalogue))
+    list(prepared.steps())
     catalogue.edition = b"3"
     catalogue.door.forget()
+    assert prepared.state is answer_cache.Preparation.DISCARDED
+    with pytest.raises(RuntimeError, match="discarded"):
+        prepared.install()
     assert catalogue.ask(b"a") == b"a3"
-    catalogue.edition = b"4"
-    catalogue.door.renew()
-    assert catalogue.ask(b"a") == b"a4"
 
 
-def test_what_was_replaced_is_freed_bit_by_bit_without_another_call() -> None:
+def test_a_preparation_ends_early_when_another_begins_or_it_is_installed() -> None:
+    catalogue = remembering(b"a", b"b", b"c")
+    first = catalogue.door.prepare(to_come(catalogue))
+    steps = first.steps()
+    next(steps)
+    second = catalogue.door.prepare(to_come(catalogue))
+    assert first.state is answer_cache.Preparation.DISCARDED
+    assert list(steps) == []
+    steps = second.steps()
+    next(steps)
+    second.install()
+    assert list(steps) == []
+    with pytest.raises(RuntimeError, match="installed"):
+        second.install()
+
+
+def test_replaced_answers_are_freed_a_few_at_a_time_without_another_call() -> None:
     catalogue = remembering(*(b"%d" % number for number in range(1000)))
     for _ in range(3):
-        list(catalogue.door.prepare(to_come(catalogue)))
-        catalogue.door.renew()
-        dropped = catalogue.door._remembered.dropped
+        prepared = catalogue.door.prepare(to_come(catalogue))
+        list(prepared.steps())
+        prepared.install()
+        dropped = catalogue.door._answers.replaced
         left = sum(map(len, dropped))
         assert left == 1000
-        for _ in catalogue.door.tidy():
+        for _ in catalogue.door.release():
             now = sum(map(len, dropped))
-            assert left - now <= doors._FREED_AT_ONCE
+            assert left - now <= answer_cache.RELEASED_AT_ONCE
             left = now
         assert left == 0

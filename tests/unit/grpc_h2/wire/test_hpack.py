@@ -114,8 +114,9 @@ EXAMPLES: dict[str, tuple[int, Exchange]] = {
 }  # fmt: skip
 
 
+@pytest.mark.requirement("A26")
 @pytest.mark.parametrize("section", EXAMPLES)
-def test_the_examples_of_appendix_c(section: str) -> None:
+def test_the_examples_of_rfc_7541_appendix_c_are_decoded(section: str) -> None:
     table_size, exchange = EXAMPLES[section]
     subject = decoder(table_size)
     for octets, (fields, (table, size)) in exchange:
@@ -126,10 +127,11 @@ def test_the_examples_of_appendix_c(section: str) -> None:
         assert not subject.overflow
 
 
+@pytest.mark.requirement("A23")
 @pytest.mark.parametrize(
     ("value", "prefix", "octets"), [(10, 0x1F, "0a"), (1337, 0x1F, "1f9a0a"), (42, 0xFF, "2a")], ids=str
 )
-def test_the_integers_of_appendix_c_1(value: int, prefix: int, octets: str) -> None:
+def test_the_integers_of_rfc_7541_appendix_c_1_are_encoded_and_decoded(value: int, prefix: int, octets: str) -> None:
     assert hpack.encode_integer(value, prefix, 0) == bytes.fromhex(octets)
     if len(octets) > 2:
         assert hpack.decode_integer(bytes.fromhex(octets), 1, prefix) == (value, len(octets) // 2)
@@ -138,9 +140,10 @@ def test_the_integers_of_appendix_c_1(value: int, prefix: int, octets: str) -> N
 # -- integers (5.1) ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A23")
 @given(st.integers(0, hpack.MAX_INTEGER), st.sampled_from([0x0F, 0x1F, 0x3F, 0x7F]), st.binary(max_size=2))
 @example(hpack.MAX_INTEGER, 0x0F, b"\xff")
-def test_an_integer_is_read_back(value: int, prefix: int, behind: bytes) -> None:
+def test_an_encoded_integer_is_decoded_and_a_cut_one_refused(value: int, prefix: int, behind: bytes) -> None:
     octets = hpack.encode_integer(value, prefix, 0)
     if value < prefix:
         assert octets == bytes([value])
@@ -151,17 +154,20 @@ def test_an_integer_is_read_back(value: int, prefix: int, behind: bytes) -> None
             hpack.decode_integer(octets[:end], 1, prefix)
 
 
+@pytest.mark.requirement("A23")
 def test_an_integer_above_the_limit_is_refused() -> None:
     with pytest.raises(HpackError):
         hpack.decode_integer(hpack.encode_integer(hpack.MAX_INTEGER + 1, 0x7F, 0), 1, 0x7F)
 
 
-def test_five_octets_follow_a_prefix_at_most() -> None:
+@pytest.mark.requirement("A23")
+def test_a_sixth_octet_after_the_prefix_of_an_integer_is_refused() -> None:
     assert hpack.decode_integer(b"\x80\x80\x80\x80\x00", 0, 0x7F) == (0x7F, 5)
     with pytest.raises(HpackError):
         hpack.decode_integer(b"\x80\x80\x80\x80\x80\x00", 0, 0x7F)
 
 
+@pytest.mark.requirement("A23", "B-hpack-integer")
 @pytest.mark.parametrize("first", ["ff", "7f", "3f", "0f", "1f", "007f", "00ff", "0001617f", "000161ff", "047f"])
 @pytest.mark.parametrize(
     "rest",
@@ -175,7 +181,7 @@ def test_endless_large_and_cut_integers_are_refused_wherever_they_stand(first: s
 # -- indices (6.1) -------------------------------------------------------------------------------------------------
 
 
-def test_the_static_table_is_that_of_the_rfc() -> None:
+def test_the_static_table_is_that_of_rfc_7541() -> None:
     assert HeaderTable.STATIC_TABLE == STATIC_TABLE
     for index, field in enumerate(STATIC_TABLE, 1):
         assert decoder().decode(bytes([0x80 | index])) == (field,)
@@ -185,12 +191,14 @@ def test_the_static_table_is_that_of_the_rfc() -> None:
     assert STATIC_NAMES[b":status"] == 8
 
 
+@pytest.mark.requirement("A23")
 @pytest.mark.parametrize("block", ["80", "be", "c0", "ff00", "ffff07", "7e0131", "0f2f0131", "1f2f0131", "7f000131"])
 def test_an_index_that_does_not_exist_is_refused(block: str) -> None:
     refused(bytes.fromhex(block), "index")
 
 
-def test_the_newest_entry_is_62_and_the_oldest_the_last() -> None:
+@pytest.mark.requirement("A23")
+def test_the_newest_entry_has_index_62_and_the_oldest_the_largest() -> None:
     subject = decoder()
     subject.decode(b"".join(literal(b"a", b"%d" % n) for n in range(70)))
     assert subject.decode(b"\xbe") == ((b"a", b"69"),)
@@ -204,8 +212,9 @@ def test_an_inserted_entry_can_be_used_in_the_same_block() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.requirement("D1")
 @pytest.mark.parametrize("pattern", [0x00, 0x10])
-def test_literals_without_and_never_indexed_leave_the_table_alone(pattern: int) -> None:
+def test_literals_without_indexing_leave_the_table_alone(pattern: int) -> None:
     subject = decoder()
     assert subject.decode(literal(b"a", b"1", pattern)) == ((b"a", b"1"),)
     assert (subject.dynamic_table, subject.changed, subject.epoch) == ((), False, 0)
@@ -214,43 +223,49 @@ def test_literals_without_and_never_indexed_leave_the_table_alone(pattern: int) 
 # -- strings (5.2) -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A23")
 @pytest.mark.parametrize("block", ["00", "40", "10", "0001", "000161", "00016102", "0001610231", "01", "0102", "0f01"])
 def test_a_block_that_ends_early_is_refused(block: str) -> None:
     refused(bytes.fromhex(block), "block|cut")
 
 
-def test_a_length_is_judged_before_anything_is_copied() -> None:
+@pytest.mark.requirement("A23", "B-hpack-integer")
+def test_a_string_longer_than_its_block_is_refused_before_it_is_copied() -> None:
     refused(b"\x00\x7f\x80\xff\xff\xff\x0f" + b"a" * 100, "longer than its block")
     refused(b"\x00\xff\x80\xff\xff\xff\x0f" + b"a" * 100, "longer than its block")
 
 
-def test_an_empty_string_is_a_string() -> None:
+def test_an_empty_string_is_decoded() -> None:
     for block in (b"\x00\x00\x00", b"\x00\x80\x80"):
         assert decoder().decode(block) == ((b"", b""),)
 
 
+@pytest.mark.requirement("A24")
 @pytest.mark.parametrize("tail", ["82ffff", "8118", "84ffffffff", "81ff"], ids=["padding", "zeros", "eos", "octet"])
 @pytest.mark.parametrize("head", ["00", "10", "40", "000161", "100161", "01", "41"])
-def test_wrong_huffman_coding_is_refused_in_names_and_values(head: str, tail: str) -> None:
+def test_wrong_huffman_coding_in_a_name_or_value_is_refused(head: str, tail: str) -> None:
     refused(bytes.fromhex(head + tail) + b"\x00", "Huffman")
 
 
 # -- size updates (6.3, 4.2) ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A25")
 @pytest.mark.parametrize("before", ["82", "000000", "400000", "2082"])
 def test_a_size_update_after_a_field_is_refused(before: str) -> None:
     refused(bytes.fromhex(before) + b"\x20", "after a field")
 
 
-def test_several_size_updates_may_begin_a_block() -> None:
+@pytest.mark.requirement("A25")
+def test_several_size_updates_before_the_first_field_are_applied() -> None:
     subject = decoder()
     subject.decode(literal(b"a", b"1"))
     assert subject.decode(b"\x20\x3f\xe1\x1f\x82") == ((b":method", b"GET"),)
     assert subject.dynamic_table == ()
 
 
-def test_a_size_update_beyond_the_acknowledged_limit_is_refused() -> None:
+@pytest.mark.requirement("A25")
+def test_a_size_update_above_the_acknowledged_limit_is_refused() -> None:
     refused(hpack.encode_size_update(4097), "beyond our limit")
     subject = decoder()
     subject.set_max_table_size(8192)
@@ -258,8 +273,9 @@ def test_a_size_update_beyond_the_acknowledged_limit_is_refused() -> None:
     refused(hpack.encode_size_update(8193), "beyond our limit", subject)
 
 
+@pytest.mark.requirement("A25")
 @pytest.mark.parametrize("block", [b"", b"\x82", literal(b"a", b"1")])
-def test_after_a_smaller_limit_a_block_must_begin_with_a_size_update(block: bytes) -> None:
+def test_after_a_smaller_limit_a_block_without_a_size_update_is_refused(block: bytes) -> None:
     subject = decoder()
     subject.set_max_table_size(100)
     refused(block, "no size update", subject)
@@ -267,14 +283,16 @@ def test_after_a_smaller_limit_a_block_must_begin_with_a_size_update(block: byte
     subject.decode(block)
 
 
-def test_a_smaller_limit_needs_no_update_where_the_peer_uses_less_already() -> None:
+@pytest.mark.requirement("A25")
+def test_a_smaller_limit_needs_no_size_update_where_the_peer_already_uses_less() -> None:
     subject = decoder()
     subject.decode(hpack.encode_size_update(50))
     subject.set_max_table_size(100)
     assert subject.decode(b"\x82") == ((b":method", b"GET"),)
 
 
-def test_a_size_update_evicts_the_oldest() -> None:
+@pytest.mark.requirement("A26")
+def test_a_smaller_table_evicts_the_oldest_entries() -> None:
     subject = decoder()
     subject.decode(b"".join(literal(b"a", b"%d" % n) for n in range(3)))
     subject.decode(hpack.encode_size_update(68))
@@ -286,6 +304,7 @@ def test_a_size_update_evicts_the_oldest() -> None:
 # -- eviction (4.4) ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A26")
 def test_the_name_of_an_entry_that_its_own_insertion_evicts_can_be_used() -> None:
     subject = decoder(40)
     subject.decode(literal(b"name", b"1"))
@@ -295,7 +314,8 @@ def test_the_name_of_an_entry_that_its_own_insertion_evicts_can_be_used() -> Non
     assert subject.dynamic_table == ()
 
 
-def test_an_entry_that_is_too_large_empties_the_table_and_is_no_error() -> None:
+@pytest.mark.requirement("A26")
+def test_an_entry_larger_than_the_table_empties_it_and_is_no_error() -> None:
     subject = decoder(100)
     subject.decode(literal(b"a", b"1"))
     assert subject.decode(literal(b"b", b"2" * 68)) == ((b"b", b"2" * 68),)
@@ -304,13 +324,14 @@ def test_an_entry_that_is_too_large_empties_the_table_and_is_no_error() -> None:
     assert subject.dynamic_table_size == 100
 
 
+@pytest.mark.requirement("A26")
 def test_duplicates_are_entries_of_their_own() -> None:
     subject = decoder()
     subject.decode(literal(b"a", b"1") * 3)
     assert subject.dynamic_table == ((b"a", b"1"),) * 3
 
 
-def test_connections_do_not_see_each_other() -> None:
+def test_decoders_do_not_share_a_table() -> None:
     first, second = decoder(), decoder()
     first.decode(literal(b"a", b"1"))
     second.decode(literal(b"b", b"2"))
@@ -318,7 +339,8 @@ def test_connections_do_not_see_each_other() -> None:
     refused(b"\xbe", "beyond the table")
 
 
-def test_an_idle_connection_holds_no_table() -> None:
+@pytest.mark.requirement("B-slow-client")
+def test_a_decoder_without_insertions_holds_no_table_of_its_own() -> None:
     subject = decoder()
     held = sys.getsizeof(subject)
     assert not hasattr(subject, "__dict__")
@@ -330,7 +352,8 @@ def test_an_idle_connection_holds_no_table() -> None:
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_that_is_too_large_is_cut_and_the_table_stays_in_step() -> None:
+@pytest.mark.requirement("A27", "A28")
+def test_a_list_above_the_limit_is_cut_and_the_table_stays_in_step() -> None:
     subject, peer = decoder(max_list_size=100), decoder()
     block = literal(b"a", b"1") + literal(b"b", b"2" * 100) + literal(b"c", b"3") + b"\xbe"
     whole = peer.decode(block)
@@ -342,7 +365,8 @@ def test_a_list_that_is_too_large_is_cut_and_the_table_stays_in_step() -> None:
     assert (subject.overflow, subject.list_size) == (False, 34)
 
 
-def test_a_list_as_large_as_allowed_is_whole() -> None:
+@pytest.mark.requirement("A28")
+def test_a_list_exactly_at_the_limit_is_whole() -> None:
     subject = decoder(max_list_size=68)
     subject.decode(literal(b"a", b"1") * 2)
     assert not subject.overflow
@@ -350,7 +374,8 @@ def test_a_list_as_large_as_allowed_is_whole() -> None:
     assert subject.overflow
 
 
-def test_fields_are_counted() -> None:
+@pytest.mark.requirement("A28")
+def test_a_list_of_too_many_fields_is_cut() -> None:
     subject = decoder(max_fields=3)
     assert len(subject.decode(b"\x82" * 3)) == 3
     assert not subject.overflow
@@ -358,11 +383,13 @@ def test_fields_are_counted() -> None:
     assert subject.overflow
 
 
-def test_an_error_behind_the_limit_is_an_error() -> None:
+@pytest.mark.requirement("A27")
+def test_an_error_behind_the_limit_of_the_list_is_an_error() -> None:
     refused(b"\x82" * 100 + b"\x80", "index 0", decoder(max_fields=3, max_list_size=100))
 
 
-def test_a_bomb_of_references_keeps_no_more_than_the_limit() -> None:
+@pytest.mark.requirement("B-hpack-bomb")
+def test_sixteen_thousand_references_keep_no_more_than_the_limit() -> None:
     # CVE-2016-6581: one entry as large as the table, and sixteen thousand references to it.
     subject = decoder(max_list_size=16384, max_fields=100)
     fields = subject.decode(literal(b"a", b"x" * 4000) + b"\xbe" * 16000)
@@ -374,12 +401,13 @@ def test_a_bomb_of_references_keeps_no_more_than_the_limit() -> None:
 # -- what moves the epoch ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D2")
 @pytest.mark.parametrize(
     "block",
     [literal(b"a", b"1"), literal(b"a", b"1" * 5000), b"\x20", b"\x3f\xe1\x1f", b"\x20\x3f\xe1\x1f"],
     ids=["insertion", "oversize insertion", "size 0", "same size", "size 0, then 4096"],
 )
-def test_every_change_moves_the_epoch(block: bytes) -> None:
+def test_every_change_of_the_table_advances_the_epoch(block: bytes) -> None:
     subject = decoder()
     before = subject.epoch
     subject.decode(block)
@@ -389,13 +417,15 @@ def test_every_change_moves_the_epoch(block: bytes) -> None:
     assert (subject.changed, subject.epoch) == (False, before)
 
 
-def test_an_acknowledged_table_size_moves_the_epoch() -> None:
+@pytest.mark.requirement("D2")
+def test_an_acknowledged_table_size_advances_the_epoch() -> None:
     subject = decoder()
     subject.set_max_table_size(4096)
     assert subject.epoch == 1
 
 
-def test_an_insertion_before_an_error_moves_the_epoch() -> None:
+@pytest.mark.requirement("D2")
+def test_an_insertion_before_an_error_advances_the_epoch() -> None:
     subject = decoder()
     refused(literal(b"a", b"1") + b"\x80", "index 0", subject)
     assert (subject.changed, subject.epoch) == (True, 1)
@@ -404,25 +434,26 @@ def test_an_insertion_before_an_error_moves_the_epoch() -> None:
 # -- the Huffman memo ----------------------------------------------------------------------------------------------
 
 
-def test_the_huffman_memo_is_bounded_and_pure(monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = hpack._HuffmanMemo()
-    monkeypatch.setattr(hpack._HuffmanMemo, "GENERATION", 10)
+@pytest.mark.requirement("D6")
+def test_the_huffman_memo_is_bounded_and_gives_the_decoded_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = hpack._HuffmanMemo(10)
     coded = [reference.hpack.Encoder().huffman_coder.encode(b"text-%d" % n) for n in range(100)]
     for _ in range(2):
         for n, string in enumerate(coded):
-            assert memo.decode(string) == b"text-%d" % n
-            assert memo.decode(coded[0]) == b"text-0"
-            assert len(memo) <= 20
-    assert coded[0] in memo._young | memo._old  # what is asked for again and again stays
-    size = len(memo)
+            assert memo[string] == b"text-%d" % n
+            assert memo[coded[0]] == b"text-0"
+            assert memo.held <= 20
+    assert coded[0] in memo | memo.old  # what is asked for again and again stays
+    size = memo.held
     long = reference.hpack.Encoder().huffman_coder.encode(b"x" * 200)
-    assert memo.decode(long) == b"x" * 200
-    assert len(memo) == size
+    assert memo[long] == b"x" * 200
+    assert memo.held == size
 
 
-def test_a_field_that_is_never_indexed_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = hpack._HuffmanMemo()
-    monkeypatch.setattr(hpack, "_remembered", memo.decode)
+@pytest.mark.requirement("D6")
+def test_a_never_indexed_field_is_not_kept_in_the_huffman_memo(monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = hpack._HuffmanMemo(10)
+    monkeypatch.setattr(hpack, "_remembered", memo.__getitem__)
     coded = reference.hpack.Encoder().huffman_coder.encode(b"secret")
     block = b"\x00\x01a" + bytes([0x80 | len(coded)]) + coded
     assert decoder().decode(b"\x10" + block[1:]) == ((b"a", b"secret"),)
@@ -467,12 +498,13 @@ def outcome(subject: Decoder, decode: object, block: bytes) -> object:
     return fields, seen, subject.dynamic_table, subject.dynamic_table_size
 
 
+@pytest.mark.requirement("B-long-reads")
 @given(
     st.lists(st.tuples(_UPDATES, st.lists(_FIELDS, max_size=90)), min_size=1, max_size=3),
     st.integers(1, 40),
     st.sampled_from([5, 32, 64, 10_000]),
 )
-def test_a_block_decoded_in_pieces_is_the_block_decoded_whole(
+def test_a_block_decoded_in_steps_equals_the_block_decoded_at_once(
     blocks: list[tuple[list[bytes], list[bytes]]], most: int, beyond_hard_limit: int
 ) -> None:
     first, second = (
@@ -486,7 +518,8 @@ def test_a_block_decoded_in_pieces_is_the_block_decoded_whole(
             return  # of no more use
 
 
-def test_a_piece_is_no_more_than_was_asked_for() -> None:
+@pytest.mark.requirement("B-long-reads")
+def test_a_step_decodes_no_more_fields_than_asked_for() -> None:
     subject = decoder()
     block = b"".join(literal(b"n", b"%d" % number) for number in range(10))
     for done in (4, 8):

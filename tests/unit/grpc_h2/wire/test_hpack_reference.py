@@ -32,8 +32,9 @@ FIELDS = st.lists(st.tuples(FIELD, st.booleans()), max_size=12)
 BLOCKS = st.lists(st.tuples(FIELDS, st.booleans(), st.none() | st.sampled_from([0, 40, 300, 4096])), max_size=8)
 
 
+@pytest.mark.requirement("A26", "A27")
 @given(BLOCKS)
-def test_whatever_the_reference_encodes_is_decoded(
+def test_blocks_of_the_reference_encoder_are_decoded(
     blocks: list[tuple[list[tuple[Field, bool]], bool, int | None]],
 ) -> None:
     encoder, subject, peer = reference.Encoder(), decoder(), reference.Decoder(LARGE)
@@ -56,8 +57,9 @@ PIECE = st.one_of(
 )
 
 
+@pytest.mark.requirement("A23", "A24", "A25", "A26")
 @given(st.lists(st.lists(PIECE, max_size=8).map(b"".join), max_size=6), st.sampled_from([0, 64, 4096]))
-def test_any_octets_are_accepted_and_refused_as_by_the_reference(blocks: list[bytes], table_size: int) -> None:
+def test_any_octets_are_decoded_or_refused_as_by_the_reference(blocks: list[bytes], table_size: int) -> None:
     subject, peer = decoder(table_size), reference.Decoder(LARGE)
     peer.max_allowed_table_size = peer.header_table_size = table_size
     for block in blocks:
@@ -76,8 +78,9 @@ def test_any_octets_are_accepted_and_refused_as_by_the_reference(blocks: list[by
 # -- the encoder, for which the reference decodes ------------------------------------------------------------
 
 
+@pytest.mark.requirement("A18")
 @given(st.lists(FIELD, max_size=12))
-def test_what_is_encoded_is_decoded_by_anyone_at_any_time(fields: list[Field]) -> None:
+def test_encoded_blocks_are_decoded_in_any_state_of_the_table(fields: list[Field]) -> None:
     block = hpack.encode_block(fields)
     peer = reference.Decoder(LARGE)
     for _ in range(2):
@@ -95,9 +98,10 @@ def test_what_is_encoded_is_decoded_by_anyone_at_any_time(fields: list[Field]) -
         ((b"grpc-status", b"0"), "000b677270632d7374617475730130"),
     ],
 )
-def test_the_encoding_is_the_shortest_without_state(field: Field, octets: str) -> None:
+def test_the_encoding_is_the_shortest_without_the_dynamic_table(field: Field, octets: str) -> None:
     assert hpack.encode_field(*field) == bytes.fromhex(octets)
 
 
+@pytest.mark.requirement("A18")
 def test_a_size_update_of_zero_is_one_octet() -> None:
     assert hpack.encode_size_update(0) == b"\x20"

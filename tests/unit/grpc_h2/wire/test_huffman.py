@@ -27,12 +27,12 @@ def bits_of(symbol: int) -> str:
     return format(REQUEST_CODES[symbol], f"0{REQUEST_CODES_LENGTH[symbol]}b")
 
 
-def test_the_code_lengths_are_those_of_the_rfc() -> None:
+def test_the_code_lengths_are_those_of_rfc_7541() -> None:
     assert list(huffman.CODE_LENGTHS) == list(REQUEST_CODES_LENGTH)
 
 
 @pytest.mark.parametrize("symbol", range(256))
-def test_each_octet_has_the_code_of_the_rfc(symbol: int) -> None:
+def test_each_octet_has_the_code_of_rfc_7541(symbol: int) -> None:
     for count in (1, 2, 3, 8):
         assert huffman.decode(encode(bytes([symbol]) * count)) == bytes([symbol]) * count
 
@@ -50,17 +50,18 @@ def test_each_octet_has_the_code_of_the_rfc(symbol: int) -> None:
         ("9d29ad171863c78f0b97c8e9ae82ae43d3", b"https://www.example.com"),
     ],
 )
-def test_strings_of_appendix_c(octets: str, text: bytes) -> None:
+def test_the_strings_of_rfc_7541_appendix_c_are_decoded(octets: str, text: bytes) -> None:
     assert huffman.decode(bytes.fromhex(octets)) == text
 
 
 @given(st.binary(max_size=200))
-def test_what_is_encoded_is_decoded(text: bytes) -> None:
+def test_any_encoded_text_is_decoded(text: bytes) -> None:
     assert huffman.decode(encode(text)) == text
 
 
+@pytest.mark.requirement("A24")
 @given(st.binary(max_size=64))
-def test_any_octets_give_what_the_reference_gives_or_the_error(data: bytes) -> None:
+def test_any_octets_are_decoded_or_refused_as_by_the_reference(data: bytes) -> None:
     try:
         expected = decode_huffman(data)
     except Exception:  # noqa: BLE001 - whatever the reference raises, it is a refusal
@@ -72,10 +73,11 @@ def test_any_octets_give_what_the_reference_gives_or_the_error(data: bytes) -> N
         assert huffman.decode(data) == expected
 
 
-def test_nothing_is_the_empty_string() -> None:
+def test_no_octets_are_the_empty_string() -> None:
     assert huffman.decode(b"") == b""
 
 
+@pytest.mark.requirement("A24")
 @pytest.mark.parametrize("ones", range(1, 8))
 def test_up_to_seven_ones_are_padding(ones: int) -> None:
     # Symbols of 5, 6, 7 and 8 bits, in a number that leaves this much room.
@@ -89,6 +91,7 @@ def code_length(symbol: int) -> int:
     return int(REQUEST_CODES_LENGTH[symbol])
 
 
+@pytest.mark.requirement("A24")
 @pytest.mark.parametrize("octets", [1, 2, 3])
 def test_padding_of_more_than_seven_bits_is_refused(octets: int) -> None:
     for text in (b"", b"0", b"/path", b"&"):  # "&" has eight bits: nothing is left to pad
@@ -97,6 +100,7 @@ def test_padding_of_more_than_seven_bits_is_refused(octets: int) -> None:
         assert caught.value.code is ErrorCode.COMPRESSION_ERROR
 
 
+@pytest.mark.requirement("A24")
 def test_padding_that_is_not_ones_is_refused() -> None:
     whole = encode(b"0")  # five bits and three of padding
     for padding in range(7):
@@ -104,6 +108,7 @@ def test_padding_that_is_not_ones_is_refused() -> None:
             huffman.decode(bytes([whole[0] & 0xF8 | padding]))
 
 
+@pytest.mark.requirement("A24")
 @pytest.mark.parametrize("before", [b"", b"0", b"00", b"A"])
 @pytest.mark.parametrize("after", [b"", b"0", b"A"])
 def test_the_end_of_string_symbol_is_refused(before: bytes, after: bytes) -> None:
@@ -112,7 +117,8 @@ def test_the_end_of_string_symbol_is_refused(before: bytes, after: bytes) -> Non
         huffman.decode(coded(bits + "1" * (-len(bits) % 8)))
 
 
-def test_a_refusal_is_repeated_and_leaves_no_trace() -> None:
+@pytest.mark.requirement("D6")
+def test_a_refused_string_is_refused_again_and_changes_nothing() -> None:
     for _ in range(3):
         with pytest.raises(HpackError):
             huffman.decode(b"\xff\xff\xff\xff")

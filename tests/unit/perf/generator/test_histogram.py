@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hdrh.histogram import HdrHistogram
 from perf.generator import histogram
+from perf.generator.hdr import HdrHistogram
 
 
 def test_percentiles_are_those_of_the_values() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hdrh.histogram import HdrHistogram
 from perf.generator import run as generator
+from perf.generator.hdr import HdrHistogram
 from perf.generator.histogram import share_above
 from perf.generator.job import Job
 from perf.generator.loops import Load
@@ -31,7 +31,10 @@ SCENARIO = Scenario("test", "", "", "closed", connections=4, streams=8, seconds=
 SHORT = {"warmup": 0.1, "patience": 5.0}
 Run = dict[str, Any]
 
-pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="server and generator need a CPU each")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="server and generator need a CPU each"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +68,15 @@ def run(target: Target, catalogue: Catalogue, **more: Any) -> Run:
 
 
 def good(made: Run) -> Run:
-    """``made``, which is valid; on a machine that is busy with other things it may say so."""
-    if made["fault"] == "machine":
-        pytest.skip(made["reason"])
-    assert made["valid"], made["reason"]
+    """``made``, which is valid, or invalid only because the machine was busy with other things: it has all figures."""
+    assert made["valid"] or made["fault"] == "machine", made["reason"]
+    assert made["fault"] != "machine" or "answered" in made, made["reason"]
     return made
 
 
 def test_a_closed_loop_tells_what_was_answered_and_what_it_cost(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue))
-    assert (made["scenario"], made["server"], made["kind"], made["reason"]) == ("test", "native", "closed", "")
+    assert (made["scenario"], made["server"], made["kind"]) == ("test", "native", "closed")
     assert made["offered_rate"] is None
     assert made["rate"] == pytest.approx(made["answered"] / made["seconds"], rel=1e-6)
     assert made["per_server_cpu_second"] == pytest.approx(made["answered"] / made["server_cpu_seconds"], rel=1e-6)
@@ -128,12 +130,13 @@ def test_what_the_generator_delays_counts_unless_the_kernel_is_asked(
         began = time.monotonic()
         connection.send([(load.calls[0], began)])
         assert select.select([connection], [], [], 5)[0]
-        while time.monotonic() < began + delay:
+        delayed = time.monotonic() - began + delay  # from the arrival: how long the server takes does not matter
+        while time.monotonic() < began + delayed:
             pass
         assert load.turn(1.0)
         (latency,) = load.latencies
         assert latency > 0
-        assert (latency < delay) is stamped
+        assert (latency < delayed) is stamped
     finally:
         load.close()
 

@@ -19,6 +19,8 @@ from perf.targets.processes import is_alive
 from perf.targets.target import ROOT, CannotListen, TargetFailed, worker
 from tests.support.leftovers import open_descriptors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def catalogue() -> Iterator[Catalogue]:

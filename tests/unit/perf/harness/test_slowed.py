@@ -8,7 +8,7 @@ import pytest
 from perf.harness import slowed
 from perf.harness.slowed import ONE_IN, busy, delayed
 
-from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2 import Http2Protocol
 
 
 class Cpu:

@@ -14,6 +14,8 @@ from perf.benches.database_cost import Cost, costs
 from perf.planning import simulation
 from perf.planning.simulation import Fleet, Sharing, at, one_change, rest, rewritten, simulate, slowest_fetch, tables
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[4] / "docs" / "capacity.md"
 COST = Cost(
     definitions=100_000, look_cpu_seconds=0.01, look_octets=300, read_seconds=0.8, octets=200e6, build_seconds=0.7

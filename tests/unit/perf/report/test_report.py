@@ -19,6 +19,8 @@ from perf.report.text import BEGIN, END
 from tests.support import perf_record
 from tests.support.perf_record import FALLEN, histogram, sample, write
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[dict[str, Any]], object]
 
 

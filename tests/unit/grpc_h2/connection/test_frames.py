@@ -53,37 +53,42 @@ from grpc_h2.static.routes import Router
 # --- 1: the preface ------------------------------------------------------------------------------------------
 
 
-def test_a01_our_settings_are_the_first_frame_and_wait_for_nothing():
+@pytest.mark.requirement("A1")
+def test_our_settings_are_the_first_frame_sent_before_any_input():
     connection = Connection(Router(), Limits(), 0.0)
     octets = b"".join(connection.data_to_send())
     assert octets[3] == SETTINGS
     assert octets[4] == 0
 
 
+@pytest.mark.requirement("A1")
 @three_ways
 @pytest.mark.parametrize(
     "opening", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", PREFACE[:-1] + b"x" + settings(), b"\x16\x03\x01" * 9]
 )
-def test_a01_another_preface_ends_the_connection(feed: Feed, opening: bytes):
+def test_a_wrong_preface_is_a_connection_error(feed: Feed, opening: bytes):
     peer = Peer(feed, hello=opening)
     assert peer.connection.terminated
     assert peer.code in (None, PROTOCOL_ERROR)
     assert peer.closing is not None
 
 
+@pytest.mark.requirement("A1")
 @three_ways
 @pytest.mark.parametrize("first", [ping(), call(1), window_update(0, 1), SETTINGS_ACK, frame(0x42)])
-def test_a01_the_first_frame_after_the_preface_must_be_settings(feed: Feed, first: bytes):
+def test_a_first_frame_other_than_settings_is_a_connection_error(feed: Feed, first: bytes):
     Peer(feed, hello=PREFACE + first).assert_closed(PROTOCOL_ERROR)
 
 
-def test_a01_a_bare_tcp_probe_leaves_no_event():
+@pytest.mark.requirement("A1")
+def test_a_tcp_probe_without_a_preface_raises_no_event():
     peer = Peer(hello=None)
     assert peer.connection.connection_lost() == []
 
 
+@pytest.mark.requirement("A1", "C-h2load-first-flight")
 @three_ways
-def test_a01_requests_may_follow_in_the_first_flight(feed: Feed):
+def test_requests_in_the_first_flight_are_answered(feed: Feed):
     peer = Peer(feed, hello=None).send(HELLO, call(1), call(3), SETTINGS_ACK)
     peer.assert_answered(1)
     peer.assert_answered(3)
@@ -92,10 +97,11 @@ def test_a01_requests_may_follow_in_the_first_flight(feed: Feed):
 # --- 2, 3: sizes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A2")
 @three_ways
 @pytest.mark.parametrize("kind", [DATA, HEADERS, SETTINGS, PING, CONTINUATION, GOAWAY])
 @pytest.mark.parametrize("excess", [1, 2**24 - 1 - 16384])
-def test_a02_a_frame_too_long_is_judged_by_its_header(feed: Feed, kind: int, excess: int):
+def test_a_frame_above_the_maximum_size_is_rejected_from_its_header(feed: Feed, kind: int, excess: int):
     peer = Peer(feed)
     longest = peer.replies.settings.get(MAX_FRAME_SIZE, 16384)
     stream = 0 if kind in (SETTINGS, PING, GOAWAY) else 1
@@ -103,6 +109,7 @@ def test_a02_a_frame_too_long_is_judged_by_its_header(feed: Feed, kind: int, exc
     peer.assert_closed(FRAME_SIZE_ERROR)
 
 
+@pytest.mark.requirement("A3")
 @three_ways
 @pytest.mark.parametrize(
     "wrong",
@@ -116,23 +123,25 @@ def test_a02_a_frame_too_long_is_judged_by_its_header(feed: Feed, kind: int, exc
         *(frame(GOAWAY, 0, 0, bytes(size)) for size in (0, 7)),
     ],
 )
-def test_a03_a_wrong_fixed_length_is_a_frame_size_error(feed: Feed, wrong: bytes):
+def test_a_wrong_fixed_length_is_a_frame_size_error(feed: Feed, wrong: bytes):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), wrong)
     peer.assert_closed(FRAME_SIZE_ERROR)
     assert peer.cancelled.keys() == {1}
 
 
+@pytest.mark.requirement("A3", "B-made-you-reset")
 @three_ways
 @pytest.mark.parametrize("size", [0, 4, 6])
-def test_a03_a_wrong_priority_length_is_the_streams_error(feed: Feed, size: int):
+def test_a_wrong_priority_length_is_a_stream_error(feed: Feed, size: int):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), frame(PRIORITY, 0, 1, bytes(size)))
     peer.assert_reset(1, FRAME_SIZE_ERROR)
     assert peer.cancelled == {1: FRAME_SIZE_ERROR}
 
 
+@pytest.mark.requirement("A3", "A8", "A21", "A15")
 @three_ways
 @pytest.mark.parametrize("wrong", [frame(PRIORITY, 0, 1, b""), priority(1, 1), window_update(1, 0), headers(1, b"")])
-def test_a03_a_static_call_whose_data_is_still_to_come_is_reset_as_well(feed: Feed, wrong: bytes):
+def test_a_stream_error_resets_a_static_call_whose_data_has_not_come(feed: Feed, wrong: bytes):
     peer = Peer(feed).send(headers(1, request_block()), wrong, data(1, grpc_message(b"world"), end_stream=True))
     assert peer.result(1).headers is None
     peer.assert_reset(1, FRAME_SIZE_ERROR, PROTOCOL_ERROR)
@@ -142,6 +151,7 @@ def test_a03_a_static_call_whose_data_is_still_to_come_is_reset_as_well(feed: Fe
 # --- 4, 5: kinds and ids -------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A4")
 @three_ways
 @pytest.mark.parametrize(
     "wrong",
@@ -158,12 +168,13 @@ def test_a03_a_static_call_whose_data_is_still_to_come_is_reset_as_well(feed: Fe
         frame(PUSH_PROMISE, END_HEADERS, 1, (2).to_bytes(4, "big") + request_block()),
     ],
 )
-def test_a04_a_frame_on_the_wrong_kind_of_stream_is_a_protocol_error(feed: Feed, wrong: bytes):
+def test_a_frame_on_the_wrong_kind_of_stream_is_a_connection_error(feed: Feed, wrong: bytes):
     Peer(feed).send(headers(1, request_block(HANDLED)), wrong).assert_closed(PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A5")
 @three_ways
-def test_a05_what_is_unknown_is_ignored(feed: Feed):
+def test_unknown_types_flags_settings_and_error_codes_are_ignored(feed: Feed):
     peer = Peer(feed).send(
         frame(0x0B, 0xFF, 0, b"anything"),
         frame(0xFF, 0, 77, b""),
@@ -179,8 +190,9 @@ def test_a05_what_is_unknown_is_ignored(feed: Feed):
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A5")
 @three_ways
-def test_a05_the_reserved_bit_is_ignored(feed: Feed):
+def test_the_reserved_bit_is_ignored(feed: Feed):
     reserved = 1 << 31
     peer = Peer(feed).send(
         headers(1 | reserved, request_block()), data(1 | reserved, grpc_message(b"world"), end_stream=True)
@@ -189,8 +201,9 @@ def test_a05_the_reserved_bit_is_ignored(feed: Feed):
     peer.send(window_update(0, 1 | reserved)).assert_alive()
 
 
+@pytest.mark.requirement("A5", "A7")
 @three_ways
-def test_a05_an_unknown_type_inside_a_header_block_is_a_protocol_error(feed: Feed):
+def test_an_unknown_frame_type_inside_a_header_block_is_a_connection_error(feed: Feed):
     block = request_block()
     peer = Peer(feed).send(headers(1, block[:9], end_headers=False), frame(0x42, 0, 1), continuation(1, block[9:]))
     peer.assert_closed(PROTOCOL_ERROR)
@@ -199,18 +212,20 @@ def test_a05_an_unknown_type_inside_a_header_block_is_a_protocol_error(feed: Fee
 # --- 6: padding and priority ---------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A6", "C-java-priority", "C-nghttp-padding")
 @three_ways
 @pytest.mark.parametrize("pad", [None, 0, 1, 255])
 @pytest.mark.parametrize("depends", [None, 0, 77])
-def test_a06_padding_and_priority_fields_are_stripped(feed: Feed, pad: int | None, depends: int | None):
+def test_padding_and_priority_fields_are_removed_from_a_request(feed: Feed, pad: int | None, depends: int | None):
     peer = Peer(feed).send(
         headers(3, request_block(), pad=pad, depends=depends), data(3, grpc_message(b"world"), end_stream=True, pad=pad)
     )
     peer.assert_answered(3)
 
 
+@pytest.mark.requirement("A6", "A7", "C-nghttp-padding")
 @three_ways
-def test_a06_a_padded_request_may_go_on_in_continuations(feed: Feed):
+def test_a_padded_request_that_continues_in_continuation_frames_is_answered(feed: Feed):
     block = request_block()
     peer = Peer(feed).send(
         headers(1, block[:20], pad=7, depends=0, end_headers=False),
@@ -222,15 +237,17 @@ def test_a06_a_padded_request_may_go_on_in_continuations(feed: Feed):
     peer.assert_answered(1)
 
 
+@pytest.mark.requirement("A6")
 @three_ways
 @pytest.mark.parametrize("payload", [b"\x01", b"\x05abcd", b"\xffabcd"])
 @pytest.mark.parametrize("kind", [DATA, HEADERS])
-def test_a06_padding_as_long_as_the_payload_is_a_protocol_error(feed: Feed, kind: int, payload: bytes):
+def test_padding_as_long_as_the_payload_is_a_connection_error(feed: Feed, kind: int, payload: bytes):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)))
     peer.send(frame(kind, PADDED | END_HEADERS | END_STREAM, 1 if kind == DATA else 3, payload))
     peer.assert_closed(PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A6")
 @three_ways
 @pytest.mark.parametrize(
     "wrong",
@@ -241,7 +258,7 @@ def test_a06_padding_as_long_as_the_payload_is_a_protocol_error(feed: Feed, kind
         frame(HEADERS, PRIORITISED | PADDED | END_HEADERS, 3, b"\x02\0\0\0\0\0\0"),
     ],
 )
-def test_a06_fields_that_are_cut_end_the_connection(feed: Feed, wrong: bytes):
+def test_cut_padding_or_priority_fields_are_a_connection_error(feed: Feed, wrong: bytes):
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), wrong)
     peer.assert_closed(FRAME_SIZE_ERROR, PROTOCOL_ERROR)
 
@@ -249,6 +266,7 @@ def test_a06_fields_that_are_cut_end_the_connection(feed: Feed, wrong: bytes):
 # --- 7: header blocks in parts -------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A7")
 @three_ways
 @pytest.mark.parametrize(
     "between",
@@ -264,7 +282,7 @@ def test_a06_fields_that_are_cut_end_the_connection(feed: Feed, wrong: bytes):
         goaway(),
     ],
 )
-def test_a07_nothing_may_come_inside_a_header_block(feed: Feed, between: bytes):
+def test_any_other_frame_inside_a_header_block_is_a_connection_error(feed: Feed, between: bytes):
     block = request_block()
     peer = Peer(feed).send(
         headers(1, block[:9], end_headers=False), between, continuation(1, block[9:], end_headers=True)
@@ -273,17 +291,19 @@ def test_a07_nothing_may_come_inside_a_header_block(feed: Feed, between: bytes):
     assert not peer.calls
 
 
+@pytest.mark.requirement("A7")
 @three_ways
 @pytest.mark.parametrize("before", [b"", headers(1, request_block(HANDLED)), call(1)])
-def test_a07_a_continuation_without_a_header_block_is_a_protocol_error(feed: Feed, before: bytes):
+def test_a_continuation_without_a_header_block_is_a_connection_error(feed: Feed, before: bytes):
     Peer(feed).send(before, continuation(1, b"", end_headers=True)).assert_closed(PROTOCOL_ERROR)
 
 
 # --- 16, 17: settings ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A16")
 @three_ways
-def test_a16_each_settings_frame_is_applied_in_order_and_acknowledged(feed: Feed):
+def test_each_settings_frame_is_applied_in_order_and_acknowledged(feed: Feed):
     size = INITIAL_WINDOW_SIZE
     peer = Peer(feed).send(
         settings((size, 0), (size, 3)), settings(), headers(1, request_block(HANDLED), end_stream=True)
@@ -295,13 +315,15 @@ def test_a16_each_settings_frame_is_applied_in_order_and_acknowledged(feed: Feed
     peer.assert_answered(1, b"hello")
 
 
+@pytest.mark.requirement("A16")
 @three_ways
-def test_a16_an_acknowledgement_nobody_asked_for_is_a_protocol_error(feed: Feed):
+def test_an_ack_without_settings_is_a_connection_error(feed: Feed):
     peer = Peer(feed)
     peer.send(SETTINGS_ACK)
     peer.assert_closed(PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A17")
 @three_ways
 @pytest.mark.parametrize(
     ("setting", "value", "code"),
@@ -314,21 +336,21 @@ def test_a16_an_acknowledgement_nobody_asked_for_is_a_protocol_error(feed: Feed)
     ],
 )
 @pytest.mark.parametrize("where", ["first", "later"])
-def test_a17_a_setting_out_of_its_range_ends_the_connection(
-    feed: Feed, setting: int, value: int, code: int, where: str
-):
+def test_a_setting_out_of_its_range_is_a_connection_error(feed: Feed, setting: int, value: int, code: int, where: str):
     wrong = settings((0x7777, 1), (setting, value))
     peer = Peer(feed, hello=PREFACE + wrong) if where == "first" else Peer(feed).send(wrong)
     peer.assert_closed(code)
 
 
+@pytest.mark.requirement("A17")
 @three_ways
-def test_a17_the_edges_of_the_ranges_are_legal(feed: Feed):
+def test_the_edges_of_the_ranges_of_settings_are_legal(feed: Feed):
     for value in ((ENABLE_PUSH, 0), (ENABLE_PUSH, 1), (MAX_FRAME_SIZE, 2**14), (MAX_FRAME_SIZE, 2**24 - 1)):
         Peer(feed).send(settings(value)).assert_alive()
     Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2**31 - 1))).assert_alive()
 
 
-def test_a17_more_settings_than_anybody_needs_end_the_connection():
+@pytest.mark.requirement("B-settings-abuse")
+def test_more_than_32_settings_in_a_frame_end_the_connection():
     peer = Peer().send(settings(*((0x1000 + n, n) for n in range(2700))))
     peer.assert_closed(ENHANCE_YOUR_CALM)

@@ -76,10 +76,11 @@ MALFORMED = {
 }
 
 
+@pytest.mark.requirement("A29", "A30", "A31", "B-empty-names", "B-made-you-reset")
 @three_ways
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("end", ["with HEADERS", "with DATA", "later"])
-def test_a29_to_a31_a_malformed_request_is_a_stream_error(feed: Feed, name: str, end: str):
+def test_a_malformed_request_is_a_stream_error(feed: Feed, name: str, end: str):
     peer = Peer(feed).send(headers(1, MALFORMED[name], end_stream=end == "with HEADERS"))
     if end == "with DATA":
         peer.send(data(1, BODY, end_stream=True))
@@ -87,8 +88,9 @@ def test_a29_to_a31_a_malformed_request_is_a_stream_error(feed: Feed, name: str,
     assert not peer.calls
 
 
+@pytest.mark.requirement("A29")
 @three_ways
-def test_a29_other_octets_in_values_are_no_error(feed: Feed):
+def test_other_octets_in_values_are_no_error(feed: Feed):
     odd = bytes(range(1, 256)).replace(b"\n", b"").replace(b"\r", b"")
     assert odd[:1] != b" "
     peer = Peer(feed).send(requested(request_block() + plain(b"a", odd) + plain(b"b", b"") + plain(b"c", b"x  y")))
@@ -98,24 +100,27 @@ def test_a29_other_octets_in_values_are_no_error(feed: Feed):
     peer.assert_answered(3, b"x")
 
 
+@pytest.mark.requirement("A31")
 @three_ways
 @pytest.mark.parametrize("announced", [b"9", b"11", b"0", b"99999999999999999999"])
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a31_a_body_of_another_length_is_a_stream_error(feed: Feed, announced: bytes, path: bytes):
+def test_a_body_of_another_length_than_announced_is_a_stream_error(feed: Feed, announced: bytes, path: bytes):
     peer = Peer(feed).send(requested(request_block(path, content_length=announced)))
     peer.assert_reset(1, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A31")
 @three_ways
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_a31_the_length_is_judged_even_where_the_answer_is_plain_http(feed: Feed, method: bytes):
+def test_a_wrong_content_length_is_a_stream_error_even_for_a_plain_http_answer(feed: Feed, method: bytes):
     fields = request_block(method=method, content_type=b"text/plain", content_length=b"11")
     Peer(feed).send(requested(fields)).assert_reset(1, PROTOCOL_ERROR)
     Peer(feed).send(headers(1, fields, end_stream=True)).assert_reset(1, PROTOCOL_ERROR)
 
 
+@pytest.mark.requirement("A31", "C-h2load-first-flight", "C-curl")
 @three_ways
-def test_a31_the_right_length_is_fine(feed: Feed):
+def test_a_body_of_the_announced_length_is_answered(feed: Feed):
     peer = Peer(feed)
     peer.send(requested(request_block(content_length=b"10")))
     peer.send(requested(request_block() + plain(b"content-length", b"10") * 2, stream=3))
@@ -129,8 +134,9 @@ def test_a31_the_right_length_is_fine(feed: Feed):
 # --- 32 to 35: authority, method, type, path -----------------------------------------------------------------
 
 
+@pytest.mark.requirement("A32")
 @three_ways
-def test_a32_authority_wins_over_host_and_host_alone_is_used(feed: Feed):
+def test_authority_wins_over_host_and_host_alone_is_used(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED, (b"host", b"other"))),
         headers(3, request_block(HANDLED, (b"host", b"other"), authority=None)),
@@ -141,12 +147,14 @@ def test_a32_authority_wins_over_host_and_host_alone_is_used(feed: Feed):
     assert peer.calls[5].request.authority == ""
 
 
+@pytest.mark.requirement("A32")
 @three_ways
-def test_a32_two_hosts_fail_the_call(feed: Feed):
+def test_two_host_fields_end_the_call_with_internal(feed: Feed):
     peer = Peer(feed).send(requested(request_block(STATIC, (b"host", b"a"), (b"host", b"b"), authority=None)))
     peer.assert_status(1, 13)
 
 
+@pytest.mark.requirement("A33")
 @three_ways
 @pytest.mark.parametrize(
     ("status", "replaced"),
@@ -161,7 +169,9 @@ def test_a32_two_hosts_fail_the_call(feed: Feed):
         (415, {"content_type": b""}),
     ],
 )
-def test_a33_what_is_not_grpc_gets_a_plain_http_answer_at_its_end(feed: Feed, status: int, replaced: dict[str, bytes]):
+def test_a_request_that_is_not_grpc_gets_a_plain_http_answer_at_its_end(
+    feed: Feed, status: int, replaced: dict[str, bytes]
+):
     peer = Peer(feed).send(headers(1, request_block(**replaced)))
     assert 1 not in peer.replies.streams, "decided at END_STREAM"
     peer.send(data(1, BODY), data(1, end_stream=True))
@@ -174,8 +184,9 @@ def test_a33_what_is_not_grpc_gets_a_plain_http_answer_at_its_end(feed: Feed, st
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A33", "A20")
 @three_ways
-def test_a33_the_plain_answer_keeps_within_windows(feed: Feed):
+def test_a_plain_http_answer_stays_within_the_windows(feed: Feed):
     from tests.support.h2_wire import INITIAL_WINDOW_SIZE, settings
 
     peer = Peer(feed).send(
@@ -187,22 +198,25 @@ def test_a33_the_plain_answer_keeps_within_windows(feed: Feed):
     assert [got.flags for got in peer.replies.frames if got.kind == DATA][-1] == 1
 
 
+@pytest.mark.requirement("A33")
 @three_ways
 @pytest.mark.parametrize(
     "kind", [b"application/grpc", b"application/grpc+proto", b"application/grpc;charset=utf-8", b"application/grpc+"]
 )
-def test_a33_every_grpc_content_type_is_taken(feed: Feed, kind: bytes):
+def test_every_grpc_content_type_is_accepted(feed: Feed, kind: bytes):
     Peer(feed).send(requested(request_block(content_type=kind))).assert_answered(1)
 
 
+@pytest.mark.requirement("A34")
 @three_ways
-def test_a34_a_missing_te_is_accepted(feed: Feed):
+def test_a_request_without_te_is_answered(feed: Feed):
     Peer(feed).send(requested(request_block(te=None))).assert_answered(1)
 
 
+@pytest.mark.requirement("A35")
 @three_ways
 @pytest.mark.parametrize("path", [b"t.S/Guarded", b"t.S/Get", b"*", b"?/t.S/Guarded"])
-def test_a35_a_path_without_a_leading_slash_is_refused_before_anybody_is_asked(feed: Feed, path: bytes):
+def test_a_path_without_a_leading_slash_is_refused_before_authorization(feed: Feed, path: bytes):
     keys = Keys("Bearer k1")
     peer = Peer(feed, doors=some_doors(keys)).send(requested(request_block(path)))
     peer.assert_status(1, 12)
@@ -210,11 +224,12 @@ def test_a35_a_path_without_a_leading_slash_is_refused_before_anybody_is_asked(f
     assert not peer.calls
 
 
+@pytest.mark.requirement("A35")
 @three_ways
 @pytest.mark.parametrize(
     "path", [b"/t.S/get", b"/T.S/Get", b"/t.S/Get/", b"//t.S/Get", b"/t.S/./Get", b"/t.S/%47et", b"/t.S/Get?a=b", b"/"]
 )
-def test_a35_a_path_is_taken_exactly_as_it_is(feed: Feed, path: bytes):
+def test_a_path_is_compared_exactly(feed: Feed, path: bytes):
     peer = Peer(feed).send(requested(request_block(path)))
     if 1 in peer.calls:
         assert peer.calls[1].request.path == path.decode()
@@ -225,28 +240,31 @@ def test_a35_a_path_is_taken_exactly_as_it_is(feed: Feed, path: bytes):
 # --- 36: timeouts --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A36")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
 @pytest.mark.parametrize(
     "value", [b"", b"S", b"1", b"123456789S", b"1x", b"-1S", b"+1S", b"1.5S", b"1 S", b"0x1S", b"1s", b"1SS"]
 )
-def test_a36_a_timeout_of_another_form_fails_the_call(feed: Feed, path: bytes, value: bytes):
+def test_a_malformed_timeout_ends_the_call_with_internal(feed: Feed, path: bytes, value: bytes):
     peer = Peer(feed).send(requested(request_block(path, grpc_timeout=value)))
     peer.assert_status(1, 13)
     assert not peer.calls
 
 
+@pytest.mark.requirement("A36", "A37")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
 @pytest.mark.parametrize("value", [b"0S", b"0n", b"00000000H"])
-def test_a36_a_timeout_of_zero_expires_at_once(feed: Feed, path: bytes, value: bytes):
+def test_a_timeout_of_zero_expires_at_once(feed: Feed, path: bytes, value: bytes):
     peer = Peer(feed).send(requested(request_block(path, grpc_timeout=value)))
     peer.assert_status(1, 4)
 
 
+@pytest.mark.requirement("A36")
 @three_ways
 @pytest.mark.parametrize("value", [b"1H", b"1M", b"1S", b"5000m", b"4999976u", b"99999999n", b"99999999H"])
-def test_a36_every_unit_and_the_largest_value_are_taken(feed: Feed, value: bytes):
+def test_every_unit_and_the_largest_timeout_are_accepted(feed: Feed, value: bytes):
     peer = Peer(feed).send(requested(request_block(grpc_timeout=value)))
     peer.assert_answered(1)
     peer.send(requested(request_block(HANDLED, grpc_timeout=value), stream=3))
@@ -262,14 +280,16 @@ def zipped(message: bytes, flag: int = 1) -> bytes:
     return grpc_message(gzip.compress(message, mtime=0), flag)
 
 
+@pytest.mark.requirement("A38")
 @three_ways
-def test_a38_an_unknown_encoding_is_told_which_ones_are_known(feed: Feed):
+def test_an_unknown_encoding_is_answered_with_the_known_ones(feed: Feed):
     peer = Peer(feed).send(requested(request_block(grpc_encoding=b"snappy"), grpc_message(b"?", 1)))
     peer.assert_status(1, 12)
     accepted = dict(peer.result(1).headers + (peer.result(1).trailers or []))[b"grpc-accept-encoding"]
     assert {b"identity", b"gzip"} <= {name.strip() for name in accepted.split(b",")}
 
 
+@pytest.mark.requirement("A38", "A40")
 @three_ways
 @pytest.mark.parametrize(
     ("encoding", "body"),
@@ -286,21 +306,23 @@ def test_a38_an_unknown_encoding_is_told_which_ones_are_known(feed: Feed):
         (None, BODY + b"\0"),
     ],
 )
-def test_a38_a40_a_message_that_cannot_be_read_fails_the_call(feed: Feed, encoding: bytes | None, body: bytes):
+def test_a_message_that_cannot_be_read_ends_the_call_with_internal(feed: Feed, encoding: bytes | None, body: bytes):
     extra = {} if encoding is None else {"grpc_encoding": encoding}
     peer = Peer(feed).send(requested(request_block(**extra), body))
     peer.assert_status(1, 13)
 
 
+@pytest.mark.requirement("A38")
 @three_ways
 @pytest.mark.parametrize("body", [grpc_message(b"world"), zipped(b"world")])
-def test_a38_gzip_is_understood_and_the_flag_decides(feed: Feed, body: bytes):
+def test_gzip_is_understood_and_the_flag_of_the_message_decides(feed: Feed, body: bytes):
     Peer(feed).send(requested(request_block(grpc_encoding=b"gzip"), body)).assert_answered(1)
 
 
+@pytest.mark.requirement("A39")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a39_a_declared_length_over_the_limit_is_judged_by_the_prefix(feed: Feed, path: bytes):
+def test_a_declared_length_above_the_limit_is_rejected_from_the_prefix(feed: Feed, path: bytes):
     peer = Peer(feed).send(headers(1, request_block(path)), data(1, b"\0" + (4 * 1024 * 1024 + 1).to_bytes(4, "big")))
     peer.send(data(1, b"more", end_stream=True))
     result = peer.result(1)
@@ -308,17 +330,19 @@ def test_a39_a_declared_length_over_the_limit_is_judged_by_the_prefix(feed: Feed
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A39", "B-inflate-bomb")
 @three_ways
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a39_an_inflated_length_over_the_limit_fails_the_call(feed: Feed, path: bytes):
+def test_an_inflated_length_above_the_limit_ends_the_call_with_resource_exhausted(feed: Feed, path: bytes):
     peer = Peer(feed).send(requested(request_block(path, grpc_encoding=b"gzip"), zipped(bytes(8 * 1024 * 1024))))
     assert (peer.result(1).status, peer.result(1).ended) == (8, True)
     assert 1 not in peer.received
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A40")
 @three_ways
-def test_a40_frames_and_messages_need_not_align(feed: Feed):
+def test_messages_that_are_not_aligned_with_frames_arrive_whole(feed: Feed):
     octets = b"".join(grpc_message(bytes((n,)) * n) for n in range(30))
     pieces = [*bytewise(octets[:50]), octets[50:300], b"", octets[300:]]
     peer = Peer(feed).send(headers(1, request_block(HANDLED)), *(data(1, piece) for piece in pieces))
@@ -327,15 +351,17 @@ def test_a40_frames_and_messages_need_not_align(feed: Feed):
     assert peer.half_closed == {1}
 
 
+@pytest.mark.requirement("A40", "A41")
 @three_ways
-def test_a40_a_static_call_may_come_octet_by_octet(feed: Feed):
+def test_a_static_call_sent_octet_by_octet_is_answered(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block()), *(data(1, octet) for octet in bytewise(BODY)))
     assert 1 not in peer.replies.streams
     peer.send(data(1, end_stream=True)).assert_answered(1)
 
 
+@pytest.mark.requirement("A40")
 @three_ways
-def test_a40_a_message_cut_by_the_end_fails_a_handled_call(feed: Feed):
+def test_a_message_that_end_stream_cuts_ends_the_call_with_internal(feed: Feed):
     peer = Peer(feed).send(requested(request_block(HANDLED), BODY + BODY[:-1]))
     assert peer.received[1] == [b"world"]
     assert (peer.result(1).status, peer.result(1).ended) == (13, True)
@@ -343,24 +369,28 @@ def test_a40_a_message_cut_by_the_end_fails_a_handled_call(feed: Feed):
     peer.assert_alive()
 
 
+@pytest.mark.requirement("A41")
 @three_ways
 @pytest.mark.parametrize("body", [b"", BODY + BODY, BODY * 3, BODY + grpc_message(b"")])
-def test_a41_a_unary_call_has_exactly_one_message(feed: Feed, body: bytes):
+def test_a_static_call_without_exactly_one_message_is_unimplemented(feed: Feed, body: bytes):
     Peer(feed).send(requested(request_block(), body)).assert_status(1, 12)
 
 
+@pytest.mark.requirement("A41")
 @three_ways
-def test_a41_no_body_at_all_is_no_message(feed: Feed):
+def test_a_static_call_without_a_body_is_unimplemented(feed: Feed):
     Peer(feed).send(headers(1, request_block(), end_stream=True)).assert_status(1, 12)
 
 
+@pytest.mark.requirement("A41")
 @three_ways
-def test_a41_an_empty_message_is_one_message(feed: Feed):
+def test_an_empty_message_is_one_message(feed: Feed):
     Peer(feed).send(requested(request_block(), grpc_message(b""))).assert_answered(1, b"")
 
 
+@pytest.mark.requirement("A41")
 @three_ways
-def test_a41_a_unary_answer_comes_at_the_end_of_the_request_only(feed: Feed):
+def test_a_static_answer_waits_for_end_stream(feed: Feed):
     peer = Peer(feed).send(headers(1, request_block()), data(1, BODY))
     assert 1 not in peer.replies.streams
     peer.send(data(1, end_stream=True)).assert_answered(1, ANSWER)
@@ -369,8 +399,9 @@ def test_a41_a_unary_answer_comes_at_the_end_of_the_request_only(feed: Feed):
 # --- 42: binary metadata -------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("A42")
 @three_ways
-def test_a42_binary_metadata_is_split_decoded_and_kept_in_order(feed: Feed):
+def test_binary_metadata_is_split_decoded_and_kept_in_order(feed: Feed):
     raw = [b"\xff\x00\x01", b"a", b"", b"ab"]
     joined = b",".join([base64.b64encode(raw[0]), base64.b64encode(raw[1]).rstrip(b"=")])
     fields = (
@@ -385,17 +416,18 @@ def test_a42_binary_metadata_is_split_decoded_and_kept_in_order(feed: Feed):
     assert seen == [("x-bin", raw[0]), ("x-bin", raw[1]), ("y", "1"), ("x-bin", raw[2]), ("x-bin", raw[3]), ("y", "0")]
 
 
+@pytest.mark.requirement("A42")
 @three_ways
 @pytest.mark.parametrize("value", [b"*", b"Y", b"YWI=x", b"YW I", b"\xff\xfe", b"YQ==,*"])
 @pytest.mark.parametrize("path", [STATIC, GUARDED, HANDLED])
-def test_a42_a_bad_value_fails_the_call_and_nothing_else(feed: Feed, value: bytes, path: bytes):
+def test_a_bad_binary_value_ends_its_call_and_nothing_else(feed: Feed, value: bytes, path: bytes):
     peer = Peer(feed).send(requested(request_block(path) + plain(b"x-bin", value)))
     peer.assert_status(1, 13)
     assert not peer.calls
 
 
 @three_ways
-def test_a_guarded_door_lets_in_whom_it_knows(feed: Feed):
+def test_a_static_method_with_a_key_answers_its_holders_only(feed: Feed):
     peer = Peer(feed)
     peer.send(requested(request_block(GUARDED)), requested(request_block(GUARDED, authorization=b"Bearer x"), stream=3))
     peer.assert_answered(1)

@@ -162,19 +162,21 @@ ALPHABET: list[Step] = [
 STEPS = st.lists(st.sampled_from(ALPHABET) | st.binary(max_size=5), max_size=40)
 
 
+@pytest.mark.requirement("D1", "D2")
 @given(STEPS)
 @example(WITNESS)
-def test_a_memo_that_keeps_the_law_changes_nothing(steps: list[Step]) -> None:
+def test_a_memo_that_follows_the_epoch_changes_no_result(steps: list[Step]) -> None:
     assert first_difference(steps) is None
 
 
+@pytest.mark.requirement("D2")
 @pytest.mark.parametrize(
     "change",
     [A1, A1 * 3, OVERSIZE, EMPTY, REFILL, SAME_SIZE, encode_size_update(34), BROKEN, A1 + b"\x80", 0, TABLE_SIZE],
     ids=["insertion", "eviction", "oversize", "size 0", "size 0 and back", "same size", "size 34", "error",
          "insertion and error", "acknowledged 0", "acknowledged same"],
 )  # fmt: skip
-def test_replay_after_each_kind_of_change(change: Step) -> None:
+def test_blocks_replayed_after_each_kind_of_change_give_the_present_fields(change: Step) -> None:
     blocks = [NEWEST, OLDER, NEWEST * 2, b"\x82", b"\x7e\x0133", BROKEN]
     for block in blocks:
         assert first_difference([A1, B2, *blocks, *blocks, change, block, block, *blocks]) is None
@@ -192,8 +194,9 @@ WITNESSES: list[tuple[str, type[Memo], type[Decoder], list[Step]]] = [
 ]
 
 
+@pytest.mark.requirement("D1", "D2")
 @pytest.mark.parametrize(("_what", "memo", "decoder", "steps"), WITNESSES, ids=[row[0] for row in WITNESSES])
-def test_breaking_the_law_anywhere_is_seen(
+def test_a_memo_or_decoder_that_breaks_a_rule_gives_a_wrong_result(
     _what: str, memo: type[Memo], decoder: type[Decoder], steps: list[Step]
 ) -> None:
     assert first_difference(steps) is None
@@ -210,8 +213,9 @@ CALL = [
 ]
 
 
+@pytest.mark.requirement("D1", "C-go-fresh-timeout")
 @pytest.mark.parametrize("timeouts", ["none", "fresh", "a few"])
-def test_the_requests_of_real_clients_are_read_alike(timeouts: str) -> None:
+def test_requests_of_real_clients_are_decoded_alike_with_and_without_a_memo(timeouts: str) -> None:
     """Everything is inserted, as grpc-go and grpc-java do; a fresh time-out per call pushes older entries out."""
     encoder = reference.Encoder()
     plain = Decoder(max_list_size=16384, max_fields=100)

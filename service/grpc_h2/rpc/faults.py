@@ -1,0 +1,28 @@
+"""Requests that cannot be served as a call, each with the answer that it gets. Malformed ones are `wire.errors`."""
+
+from __future__ import annotations
+
+from grpc_h2.wire.errors import Http2Error
+
+
+class CallFault(Http2Error):
+    """A call that fails before its handler sees it, or by its messages: ``grpc-status`` and ``grpc-message``.
+
+    ``content_length`` is what the request announced, if it did: the length of its body must be judged all the same.
+    """
+
+    def __init__(self, status: int, message: str, content_length: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.content_length = content_length
+
+
+class HttpFault(Http2Error):
+    """A request that is HTTP but not gRPC: ``status``, and a short ``text`` as the body."""
+
+    def __init__(self, status: int, text: str, content_length: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.content_length = content_length

@@ -1,0 +1,160 @@
+"""Request → static answer: what a static method remembers, and how the memory is replaced when the data changes.
+
+**Theory of operation.** A remembered answer is valid until the application says that its data changed. Then every
+answer would have to be looked up again by the calls that come next, all at once. So the application can *prepare*
+before it changes its data: `PreparedAnswers` asks the lookup of the data to come for everything that is remembered
+now, one request in each step, and `PreparedAnswers.install` replaces the remembered answers in a tenth of a
+millisecond. To free thousands of answers takes milliseconds too, so what was replaced waits in `AnswerCache.replaced`
+and is released a few answers at a time.
+
+Everything is bounded in number and in size, because the keys come from the peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+from typing import Final, TypeAlias
+
+from grpc_h2.rpc.messages import plain_message
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.wire.generations import TwoGenerations
+
+Lookup: TypeAlias = Callable[[bytes], StaticAnswer]
+"""Message → answer. Must not raise."""
+
+REMEMBERED_ANSWERS: Final = 4096
+"""Answers of one generation of one static method; there are two generations."""
+REMEMBERED_FAILURES: Final = 256
+RELEASED_AT_ONCE: Final = 8
+_LARGEST_REMEMBERED_REQUEST: Final = 256
+
+
+class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
+    """Length-prefixed message → answer; an answer that is missing is looked up once.
+
+    A payload that is not one plain message has the answer None: a `MessageReader` must take it apart. Replaced answers
+    are released whenever something new is looked up. That never lags behind, since no more can have been remembered
+    than was looked up. Only what `take_over` replaces is not balanced by look-ups: its caller calls `release_some`.
+    """
+
+    __slots__ = ("_failures", "_lookup", "replaced")
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__(REMEMBERED_ANSWERS)
+        self._lookup = lookup
+        self._failures: dict[bytes, StaticAnswer] = {}
+        """Apart and few, so that a flood of names that nobody has defined displaces no answer that is in use."""
+        self.replaced: list[dict[bytes, StaticAnswer | None]] = []
+        """Generations that wait to be released."""
+
+    def __missing__(self, payload: bytes) -> StaticAnswer | None:
+        answer = self._failures.get(payload)
+        if answer is not None:
+            return answer
+        answer = self.recall(payload)
+        if answer is None:
+            message = plain_message(payload)
+            if message is None:
+                return None
+            answer = self._lookup(message)
+            # A large answer is not copied, so it costs nothing to make and holds on to the application's memory.
+            if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None or not answer.lasting:
+                return answer
+            if answer.message is None:
+                if len(self._failures) >= REMEMBERED_FAILURES:
+                    self._failures.clear()
+                self._failures[payload] = answer
+                return answer
+        self.remember(payload, answer)
+        if self.replaced:
+            self.release_some()
+        return answer
+
+    def requests(self) -> list[bytes]:
+        """The payloads that are remembered, first those that were asked for of late."""
+        return [*self, *self._failures, *self._old]
+
+    def take_over(self, other: AnswerCache) -> None:
+        """Remember what ``other`` does, and nothing else. In place: routes hold this object's ``__getitem__``."""
+        self.age()
+        self.update(other)
+        self.replace_old(other.old)
+        self._failures = other._failures
+
+    def forget(self) -> None:
+        """Forget every answer."""
+        self._failures.clear()
+        self.age()
+        self.age()
+
+    def drop(self, generation: dict[bytes, StaticAnswer | None]) -> None:
+        """See `TwoGenerations.drop`."""
+        if generation:
+            self.replaced.append(generation)
+
+    def release_some(self) -> None:
+        """Release a few of the answers in ``replaced``, which must hold some."""
+        oldest = self.replaced[-1]
+        for _ in range(min(RELEASED_AT_ONCE, len(oldest))):
+            oldest.popitem()
+        if not oldest:
+            self.replaced.pop()
+
+
+class Preparation(Enum):
+    """How far a preparation is.
+
+    ::
+
+        PREPARING ──install──▶ INSTALLED
+            └─────discard────▶ DISCARDED
+    """
+
+    PREPARING = auto()
+    """Answers are added, step by step. It may be installed at any time: what is missing is looked up on demand."""
+    INSTALLED = auto()
+    """The answers are served."""
+    DISCARDED = auto()
+    """The data they were made from will not be served, or others were prepared since."""
+
+
+class PreparedAnswers:
+    """Answers of one static method from data to come: `StaticUnary.prepare`."""
+
+    __slots__ = ("_coming", "_served", "state")
+
+    def __init__(self, served: AnswerCache, lookup: Lookup) -> None:
+        self._served = served
+        self._coming = AnswerCache(lookup)
+        self.state = Preparation.PREPARING
+
+    def steps(self) -> Iterator[None]:
+        """Prepare one answer in each step, of about 10 µs; ends early where the preparation was installed or discarded.
+
+        At most `REMEMBERED_ANSWERS` twice and `REMEMBERED_FAILURES` steps. Requests that were asked for of late come
+        first, so the caller may stop at any step.
+        """
+        for payload in self._served.requests():
+            if self.state is not Preparation.PREPARING:
+                return
+            self._coming[payload]
+            yield
+
+    def install(self) -> None:
+        """The data has changed to what these answers were made from: they replace the remembered ones.
+
+        Takes a tenth of a millisecond; `StaticUnary.release` frees what was replaced.
+
+        Raises:
+            RuntimeError: where the preparation was installed or discarded before.
+        """
+        if self.state is not Preparation.PREPARING:
+            raise RuntimeError(f"prepared answers cannot be installed: they are {self.state.name.lower()}")
+        self.state = Preparation.INSTALLED
+        self._served.take_over(self._coming)
+
+    def discard(self) -> None:
+        """The data these answers were made from is not going to be served. No effect once they are installed."""
+        if self.state is Preparation.PREPARING:
+            self.state = Preparation.DISCARDED

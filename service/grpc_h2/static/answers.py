@@ -1,0 +1,76 @@
+"""An answer whose octets exist before a client asks for it.
+
+A unary answer is three frames: HEADERS, DATA, HEADERS with the trailers. They depend on the request in nothing but the
+stream id, which stands in three places. So a `StaticAnswer` keeps the pieces between them, and
+``stream_id.join(pieces)`` is the whole encoding.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grpc_h2.rpc.messages import PREFIX_SIZE, message_prefix
+from grpc_h2.rpc.responses import initial_block, trailers_block, trailers_only_block
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.wire import frames
+
+_OK_HEADERS: Final = initial_block((), None)
+_OK_TRAILERS: Final = trailers_block(StatusCode.OK, "", ())
+
+
+class StaticAnswer:
+    """The ready answer to a unary call: see `unary` and `failure`.
+
+    ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
+    peer accepts; ``size`` is how many octets of the flow-control windows they use. ``answer_id`` is the application's
+    own number: the connection reports it once for each time that the answer is sent.
+    """
+
+    __slots__ = ("answer_id", "block", "lasting", "message", "pieces", "size")
+
+    def __init__(
+        self,
+        pieces: tuple[bytes, ...] | None,
+        size: int,
+        message: bytes | memoryview | None,
+        block: bytes,
+        answer_id: int,
+        *,
+        lasting: bool = True,
+    ) -> None:
+        self.pieces = pieces
+        self.size = size
+        self.message = message
+        """The message without its prefix; None: there is no message, only a status."""
+        self.block = block
+        """The terminal header block."""
+        self.answer_id = answer_id
+        self.lasting = lasting
+        """Whether the same request has the same answer until the application's data changes."""
+
+    @classmethod
+    def unary(cls, message: bytes | memoryview, answer_id: int = 0) -> StaticAnswer:
+        """Status OK and a serialized message. A large message is kept as it is, uncopied."""
+        size = PREFIX_SIZE + len(message)
+        if size > frames.DEFAULT_FRAME_SIZE:
+            return cls(None, size, message, _OK_TRAILERS, answer_id)
+        pieces = (
+            frames.head(frames.HEADERS, frames.END_HEADERS, len(_OK_HEADERS)),
+            _OK_HEADERS + frames.head(frames.DATA, 0, size),
+            b"".join(
+                (
+                    message_prefix(len(message)),
+                    message,
+                    frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(_OK_TRAILERS)),
+                )
+            ),
+            _OK_TRAILERS,
+        )
+        return cls(pieces, size, message, _OK_TRAILERS, answer_id)
+
+    @classmethod
+    def failure(cls, status: int, message: str, answer_id: int = 0, *, lasting: bool = True) -> StaticAnswer:
+        """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time."""
+        block = trailers_only_block(status, message, ())
+        head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
+        return cls((head, block), 0, None, block, answer_id, lasting=lasting)

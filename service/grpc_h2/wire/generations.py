@@ -1,0 +1,61 @@
+"""A bounded mapping that keeps what is used often: two generations.
+
+New entries go into the young generation. When that is full it becomes the old one, and the previous old one is
+dropped. An entry of the old generation that is asked for again moves into the young one. So an entry survives as long
+as it is used at least once in each generation, and a hit costs no bookkeeping: the young generation is the dict itself,
+and ``__missing__`` runs only where it has no entry.
+
+A subclass defines ``__missing__``; `recall` and `remember` are what it is made of.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class TwoGenerations(dict[Key, Value]):
+    """The young generation, with the old one behind it. ``generation``: entries of one, at most."""
+
+    __slots__ = ("_generation", "_old")
+
+    def __init__(self, generation: int) -> None:
+        super().__init__()
+        self._generation = generation
+        self._old: dict[Key, Value] = {}
+
+    @property
+    def old(self) -> dict[Key, Value]:
+        """The old generation. To be read only."""
+        return self._old
+
+    @property
+    def held(self) -> int:
+        """Entries of both generations."""
+        return len(self) + len(self._old)
+
+    def recall(self, key: Key) -> Value | None:
+        """The entry of the old generation, if it has one. `remember` moves it into the young one."""
+        return self._old.get(key)
+
+    def remember(self, key: Key, value: Value) -> None:
+        """Put an entry into the young generation."""
+        if len(self) >= self._generation:
+            self.age()
+        self[key] = value
+
+    def age(self) -> None:
+        """The young generation becomes the old one."""
+        self.drop(self._old)
+        self._old = dict(self)
+        self.clear()
+
+    def replace_old(self, old: dict[Key, Value]) -> None:
+        """Have another old generation."""
+        self.drop(self._old)
+        self._old = old
+
+    def drop(self, generation: dict[Key, Value]) -> None:
+        """Receives a generation that is held no more. A subclass may free it a few entries at a time."""

@@ -1,0 +1,27 @@
+"""How much Hypothesis tries: ``quick`` for the answer in minutes, ``long`` for CI's coverage stage and `nox -s fuzz`.
+
+``HYPOTHESIS_PROFILE`` or pytest's ``--hypothesis-profile`` names the profile. ``quick`` tries the same examples in each
+run, so that its verdict depends on the code alone; ``long`` draws new ones.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+_LONG = 100
+
+# No deadline for an example: how long one takes says more about the machine's other work than about the code.
+settings.register_profile("long", max_examples=_LONG, deadline=None)
+settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
+
+
+def load_profile() -> None:
+    """Load the profile that the environment names."""
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "quick")
+
+
+def examples(full: int) -> int:
+    """``max_examples`` of a test that tries ``full`` examples in the profile ``long``, and its share in another."""
+    return max(1, full * settings.default.max_examples // _LONG)

@@ -1,0 +1,83 @@
+"""The wheel as pip would install it: the contract is in it, and what an index shows of it is right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_tools import protoc
+
+from definition_server.rpc import avap_pb2
+
+ROOT = Path(__file__).parents[2]
+CONTRACT = ROOT / "service/definition_server/proto/avap.proto"
+
+
+def python(*arguments: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    [built] = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    [found] = wheel.glob("*.dist-info/METADATA")
+    return message_from_string(found.read_text(encoding="utf-8"))
+
+
+def test_the_command_of_an_installed_wheel_prints_the_folder_of_the_contract(wheel: Path) -> None:
+    # From within the unpacked wheel: `-m` puts that folder before the environment's own installation.
+    folder = Path(python("-m", "definition_server", "proto", cwd=wheel).strip())
+    assert folder == wheel / "definition_server" / "proto"
+    assert (folder / "avap.proto").read_bytes() == CONTRACT.read_bytes()
+
+
+def test_protoc_makes_the_served_contract_of_the_wheel_s_file(wheel: Path, tmp_path: Path) -> None:
+    out = tmp_path / "descriptors"
+    folder = wheel / "definition_server" / "proto"
+    assert protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={out}", "avap.proto"]) == 0
+    [compiled] = FileDescriptorSet.FromString(out.read_bytes()).file
+    for field in (field for message in compiled.message_type for field in message.field):
+        field.ClearField("json_name")  # protoc writes it here, but not into generated code
+    served = FileDescriptorProto()
+    avap_pb2.DESCRIPTOR.CopyToProto(served)
+    served.name = compiled.name  # the generated module has the path of its package
+    assert compiled == served
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+    package = ROOT / "service" / "definition_server"
+    kept = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
+    packed = {path.relative_to(wheel / "definition_server") for path in (wheel / "definition_server").rglob("*.*")}
+    assert {path for path in packed if path.suffix} == {path for path in kept if "__pycache__" not in path.parts}
+    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {"definition_server", "avap_definition_server"}
+
+
+def test_the_metadata_name_each_supported_python(metadata: Message) -> None:
+    versions = {each.rpartition(" ")[2] for each in metadata.get_all("Classifier", ()) if ":: 3." in each}
+    assert versions == {"3.11", "3.12", "3.13", "3.14"}
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert {"grpc", "postgresql"} <= set(metadata["Keywords"].split(","))
+
+
+def test_the_place_known_to_old_scripts_leads_to_the_contract() -> None:
+    assert (ROOT / "proto" / "avap.proto").samefile(CONTRACT)
