@@ -14,8 +14,8 @@ from statistics import median
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tests.support.hdr import UNDECODABLE, HdrHistogram
 
-from perf.generator.hdr import UNDECODABLE, HdrHistogram
 from perf.harness.statistics import Interval, median_interval
 
 SCHEMA = 1
