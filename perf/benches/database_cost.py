@@ -17,17 +17,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from tests.support.providers import any_provider_or_skip, create_database
 from tests.support.proxy import Proxy
+from tests.support.results import keep, newest
 from tests.support.table import Table
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.control_plane.postgres import PostgresSource
 
-RESULTS = Path(__file__).parents[1] / "results"
 NAME = "database-cost"
 DEFINITIONS = (1000, 100_000)
 CODE_OCTETS = 2000
@@ -55,11 +54,11 @@ def costs() -> tuple[dict[int, Cost], str]:
     Raises:
         OSError: where there is none.
     """
-    files = sorted(RESULTS.glob(f"*-{NAME}.json"))
-    if not files:
+    file = newest(NAME)
+    if file is None:
         raise FileNotFoundError(f"no record {NAME} in perf/results: run `python -m perf database`")
-    told = json.loads(files[-1].read_text(encoding="utf-8"))
-    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, files[-1].name
+    told = json.loads(file.read_text(encoding="utf-8"))
+    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, file.name
 
 
 async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
@@ -121,7 +120,5 @@ def main(given: Sequence[str] | None = None) -> int:
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load_after": os.getloadavg()},
         "costs": [asdict(cost) for cost in found],
     }
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{NAME}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {path.name}")
+    print(f"kept in {keep(record, NAME).name}")
     return 0

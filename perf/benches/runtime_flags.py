@@ -37,12 +37,12 @@ from typing import Any
 import pytest
 from tests.support import machine, wire
 from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.results import RESULTS
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 from perf.targets import processes
 
-RESULTS = Path(__file__).parents[1] / "results"
 PROBE = Path(__file__).parent / "flags"
 TRANSPORTS = ("native", "grpcio")
 COLLECTOR = ("as it is", "no freeze", "usual collections", "rare collections", "no collections")

@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.table import Table
 from tests.support import machine, wire
 from tests.support.builds import BuildFailed, built, make, place
+from tests.support.results import SCHEMA, keep
 
 from perf.benches.delayed import delayed
 from perf.generator.run import run as generate
 from perf.generator.scenarios import Scenario
-from perf.harness.outcome import save
 from perf.targets.catalogue import Catalogue, name_of
 from perf.targets.processes import on_cpu
 from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target, TargetFailed, h2load, keep_to_client_cpu, worker
@@ -359,12 +359,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _keep(found: list[Run], skipped: list[dict[str, str]], facts: Run, seconds: float) -> Path:
     """A record with nothing but witnesses: the report takes them from there."""
     record = {
-        "schema": 1, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "schema": SCHEMA, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "duration_seconds": round(seconds, 1), "arguments": {}, "commit": machine.commit(),
         "machine": facts | machine.after(), "versions": machine.versions(), "runs": [], "gates": [], "knee": [],
         "memory": [], "selftest": None, "skipped": skipped, "witnesses": found,
     }  # fmt: skip
-    return save(record, f"{machine.label()}-witnesses")
+    return keep(record, f"{machine.label()}-witnesses")
 
 
 def _show(found: Sequence[Run], skipped: Sequence[dict[str, str]]) -> None:

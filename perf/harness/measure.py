@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.support import machine
+from tests.support.results import keep
 
 from perf.generator import scenarios
 from perf.generator.run import run as generate
@@ -151,7 +152,7 @@ def measured(
     known: dict[str, Scenario],
     planned: list[Plan],
     others: dict[str, Starter],
-) -> outcome.Record:
+) -> outcome.Content:
     """Measure what is planned; the record, which is kept if that is wanted."""
     began, before = time.monotonic(), machine.facts()
     console = outcome.console()
@@ -169,7 +170,7 @@ def measured(
     record = outcome.record(session, _told(arguments), before, time.monotonic() - began, proof, memory, known)
     outcome.show(console, record)
     if not arguments.no_record:
-        print(f"kept in {outcome.save(record, arguments.name or _name(arguments))}")
+        print(f"kept in {keep(record, arguments.name or _name(arguments))}")
     return record
 
 

@@ -31,9 +31,9 @@ The built-in functions are the same too: slices of ``bytes``, ``dict.get``, ``St
 call's CPU time, and no build of the interpreter makes them faster. The work sends as many octets as an answer has over
 a TCP connection on the loopback and reads them again.
 
-``python perf/harness/reference_work.py`` does a burst of both every `PAUSE_SECONDS` until its standard input ends, and then
-prints all of them: ``[[when, python_us, kernel_us], …]``, the time of ``time.monotonic`` and microseconds of CPU time
-for one call and for one message. A burst takes about 2 ms.
+``python perf/harness/reference_work.py`` does a burst of both every `PAUSE_SECONDS` until its standard input ends, and
+then prints all of them: ``[[when, python_us, kernel_us], …]``, the time of ``time.monotonic`` and microseconds of CPU
+time for one call and for one message. A burst takes about 2 ms.
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.results import RESULTS
+
 from perf.report import text
-from perf.report.record import RESULTS, Record, RecordError, kept, load
+from perf.report.record import Record, RecordError, kept, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

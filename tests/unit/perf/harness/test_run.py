@@ -23,6 +23,7 @@ from perf.harness.servers import Servers, Starter
 from perf.peers import PeerMissing
 from perf.targets.target import Target, TargetFailed
 from tests.support import machine
+from tests.support.results import keep
 
 HOT = Scenario("hot", "t", "w", "closed", definitions=1, answer_octets=300, seconds=0.1)
 GATE = sla.Gate("g", "hot", "per_server_cpu_second", "x", "n", server="ours", over="theirs", least=1.0)
@@ -291,7 +292,7 @@ def test_a_record_is_kept_whole(tmp_path: Path) -> None:
     there = Machine(ours=200.0, theirs=100.0)
     done = session(there)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
-    path = outcome.save(record(done), "here", tmp_path)
+    path = keep(record(done), "here", tmp_path)
     kept = json.loads(path.read_text())
     assert path.name.endswith("-here.json")
     assert kept["schema"] == outcome.SCHEMA
