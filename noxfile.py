@@ -212,7 +212,7 @@ def deploy(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Build the servers on other gRPC stacks for comparison; one without its toolchain is skipped with a message."""
     install(session)
-    run(session, "python", "-m", "perf.peers.command", "build", *session.posargs)
+    run(session, "python", "-m", "perf", "peers", "build", *session.posargs)
 
 
 @nox.session
@@ -238,28 +238,28 @@ def perf(session: nox.Session) -> None:
     machine.
     """
     install(session)
-    run(session, "python", "-m", "perf", *session.posargs)
+    run(session, "python", "-m", "perf", "measure", *session.posargs)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Write a page with charts of the newest stored measurement, or of the file named after --."""
     install(session)
-    run(session, "python", "-m", "perf.report.command", *session.posargs)
+    run(session, "python", "-m", "perf", "report", *session.posargs)
 
 
 @nox.session
 def witness(session: nox.Session) -> None:
     """Compare our generator with h2load and ghz. `-- --keep` stores the record."""
     install(session)
-    run(session, "python", "-m", "perf.benches.witness", *session.posargs)
+    run(session, "python", "-m", "perf", "witness", *session.posargs)
 
 
 @nox.session(name="perf-catalogue")
 def perf_catalogue(session: nox.Session) -> None:
     """Measure 100,000 definitions of 2 kB; fails if a promised limit is exceeded. Needs a quiet machine."""
     install(session)
-    run(session, "python", "-m", "perf.benches.catalogue_100k", *session.posargs)
+    run(session, "python", "-m", "perf", "catalogue", *session.posargs)
 
 
 @nox.session(name="perf-native")
@@ -268,7 +268,7 @@ def perf_native(session: nox.Session) -> None:
     machine.
     """
     install(session)
-    run(session, "python", "-m", "perf.benches.native", *session.posargs)
+    run(session, "python", "-m", "perf", "native", *session.posargs)
 
 
 @nox.session

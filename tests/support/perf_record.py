@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from perf.generator.hdr import HdrHistogram
+from tests.support.hdr import HdrHistogram
 
 ROUNDS = 6
 FALLEN = "grpcio-sync"
