@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from tests.support.parameter_ids import parameter_id
 from tests.support.providers import (
     PROVIDERS,
     DatabaseServer,
@@ -72,6 +73,11 @@ StartServer = Callable[..., ServerProcess]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short, printable ids for octets and text."""
+    return parameter_id(val)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
