@@ -218,7 +218,8 @@ class Inbound(Exchanges):
             self._decode(block)
             raise StreamFault(ErrorCode.REFUSED_STREAM, "too many streams at once")
         # No longer one is remembered, and to look for 16 kB takes 3 µs.
-        known = self._memo.get(block) if len(block) <= LONGEST_SHORT_BLOCK else None
+        # One that came in parts has been decoded already, and its fields are used, or the next block would get them.
+        known = self._memo.get(block) if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK else None
         route = known or self._learn(block)
         if self_dependent:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
