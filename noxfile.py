@@ -14,7 +14,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 CONSTRAINTS = "constraints.txt"
 GENERATED = Path("service/definition_server/rpc")
 DRILLS = ("*/test_drill*.py", "*/test_soak.py")
-SUITES = ("unit", "fuzz", "integration", "chaos")
+SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 
 
 def install(session: nox.Session) -> None:
@@ -53,6 +53,16 @@ def unit(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Any octets to the engine, from a kept corpus and from Hypothesis, for a bounded time."""
     run_suites(session, "fuzz")
+
+
+@nox.session
+def simulation(session: nox.Session) -> None:
+    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    if any(each.startswith("--s") for each in session.posargs):
+        install(session)
+        session.run("python", "-m", "tests.simulation.engine", *session.posargs)
+    else:
+        run_suites(session, "simulation")
 
 
 @nox.session
