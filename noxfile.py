@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 CONSTRAINTS = Path("constraints.txt")
 GENERATED = Path("service/definition_server/rpc")
 DRILLS = ("*/test_drill*.py", "*/test_soak.py")
-SUITES = ("unit", "fuzz", "integration", "chaos")
+SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
 NOTHING_COLLECTED = 5
@@ -129,6 +129,16 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz the engine with a stored corpus and with Hypothesis, for a limited time."""
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run_suites(session, "fuzz")
+
+
+@nox.session
+def simulation(session: nox.Session) -> None:
+    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    if any(each.startswith("--s") for each in session.posargs):
+        install(session)
+        run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
+    else:
+        run_suites(session, "simulation")
 
 
 @nox.session
