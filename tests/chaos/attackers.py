@@ -270,7 +270,7 @@ class Attackers:
         await self.many(flood)
 
     async def attacks(self) -> None:
-        """Run every attack of ``tests/support/attacks.py`` in turn, repeatedly until asked to end, at least once each."""
+        """Run every attack of ``tests/support/attacks.py`` in turn until asked to end, each at least once."""
         self.started()
         while True:
             for name, attack in ATTACKS.items():

@@ -52,19 +52,6 @@ Fields = Iterable[tuple[bytes, bytes]]
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-=======
-def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", length: int | None = None) -> bytes:
-    """A frame; `length` replaces the length of the payload in the header."""
-    size = len(payload) if length is None else length
-    return size.to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def settings(*pairs: tuple[int, int]) -> bytes:
-    return frame(SETTINGS, payload=b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in pairs))
-
-
->>>>>>> reqs
 SETTINGS_ACK = frame(SETTINGS, ACK)
 HELLO = PREFACE + settings()
 
