@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 CONSTRAINTS = Path("constraints.txt")
 GENERATED = Path("service/definition_server/rpc")
 DRILLS = ("*/test_drill*.py", "*/test_soak.py")
-SUITES = ("unit", "fuzz", "integration", "chaos")
+SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
 NOTHING_COLLECTED = 5
@@ -132,6 +132,16 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def simulation(session: nox.Session) -> None:
+    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    if any(each.startswith("--s") for each in session.posargs):
+        install(session)
+        run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
+    else:
+        run_suites(session, "simulation")
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """Tests of the whole server on a real PostgreSQL."""
     run_suites(session, "integration")
@@ -212,7 +222,7 @@ def deploy(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Build the servers on other gRPC stacks for comparison; one without its toolchain is skipped with a message."""
     install(session)
-    run(session, "python", "-m", "perf.peers.command", "build", *session.posargs)
+    run(session, "python", "-m", "perf", "peers", "build", *session.posargs)
 
 
 @nox.session
@@ -238,28 +248,28 @@ def perf(session: nox.Session) -> None:
     machine.
     """
     install(session)
-    run(session, "python", "-m", "perf", *session.posargs)
+    run(session, "python", "-m", "perf", "measure", *session.posargs)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Write a page with charts of the newest stored measurement, or of the file named after --."""
     install(session)
-    run(session, "python", "-m", "perf.report.command", *session.posargs)
+    run(session, "python", "-m", "perf", "report", *session.posargs)
 
 
 @nox.session
 def witness(session: nox.Session) -> None:
     """Compare our generator with h2load and ghz. `-- --keep` stores the record."""
     install(session)
-    run(session, "python", "-m", "perf.benches.witness", *session.posargs)
+    run(session, "python", "-m", "perf", "witness", *session.posargs)
 
 
 @nox.session(name="perf-catalogue")
 def perf_catalogue(session: nox.Session) -> None:
     """Measure 100,000 definitions of 2 kB; fails if a promised limit is exceeded. Needs a quiet machine."""
     install(session)
-    run(session, "python", "-m", "perf.benches.catalogue_100k", *session.posargs)
+    run(session, "python", "-m", "perf", "catalogue", *session.posargs)
 
 
 @nox.session(name="perf-native")
@@ -268,7 +278,7 @@ def perf_native(session: nox.Session) -> None:
     machine.
     """
     install(session)
-    run(session, "python", "-m", "perf.benches.native", *session.posargs)
+    run(session, "python", "-m", "perf", "native", *session.posargs)
 
 
 @nox.session

@@ -2,7 +2,7 @@
 
 import sys
 
-from perf.harness.measure import main
+from perf.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

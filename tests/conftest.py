@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.hypothesis_profiles import load_profile
+from tests.support.parameter_ids import parameter_id
 from tests.support.providers import (
     PROVIDERS,
     DatabaseServer,
@@ -97,6 +98,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
     config.addinivalue_line("filterwarnings", "ignore:The database setting is not configured")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short, printable ids for octets and text."""
+    return parameter_id(val)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

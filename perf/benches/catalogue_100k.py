@@ -1,6 +1,6 @@
 """What 100,000 definitions of 2 kB cost: start, unchanged cycle, one changed row, memory, and a publish under load.
 
-    python -m perf.benches.catalogue_100k [--rows N] [--workers N] [--rate N]
+    python -m perf catalogue [--rows N] [--workers N] [--rate N]
 
 Needs a PostgreSQL provider of the tests. The load comes from a process of its own, on a schedule, and latency counts
 from the scheduled instant. The record goes to ``perf/results/``; the limits are those the project has promised.
@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
 from tests.support.client import Client
 from tests.support.polling import until
 from tests.support.providers import any_provider_or_skip, create_database
@@ -32,35 +26,11 @@ from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 from tests.support.table import Table
 
-RESULTS = Path(__file__).parents[1] / "results"
-PACKAGES = ("grpcio", "psycopg", "protobuf", "structlog")
-CODE_BYTES = 2000
+from perf.benches.figures import Figures
+
+CODE_OCTETS = 2000
 PUBLISHES = 3
 STARTS = 5
-
-
-class Figures:
-    """Measured values beside their limits."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, name: str, value: float, unit: str, limit: float | None = None) -> None:
-        """Note ``value``; ``limit`` is the most it may be."""
-        self.rows.append({"name": name, "value": round(value, 3), "unit": unit, "limit": limit})
-
-    @property
-    def kept(self) -> bool:
-        """Whether every limit is kept."""
-        return all(row["limit"] is None or row["value"] < row["limit"] for row in self.rows)
-
-    def show(self) -> None:
-        """Print the table."""
-        table = RichTable("figure", "value", "limit")
-        for row in self.rows:
-            limit = "" if row["limit"] is None else f"< {row['limit']:g} {row['unit']}"
-            table.add_row(row["name"], f"{row['value']:g} {row['unit']}", limit)
-        Console().print(table)
 
 
 @contextmanager
@@ -117,7 +87,7 @@ def start_to_serving(server: ServerProcess) -> float:
 def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
     """All figures, on one server."""
     table = Table(url)
-    table.add_commands(arguments.rows, CODE_BYTES)
+    table.add_commands(arguments.rows, CODE_OCTETS)
     table.run("VACUUM ANALYZE obex_dapl_functions")
     settings = {"WORKERS": str(arguments.workers), "STATEMENT_TIMEOUT_SECONDS": "30", "SYNC_INTERVAL_SECONDS": "1"}
     starts = []
@@ -126,18 +96,18 @@ def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
         starts.append(start_to_serving(server))
         server.end()
     # Other work on the machine can only add to a start, so the least of several is the server's own.
-    figures.add(f"process start to SERVING, best of {STARTS}", min(starts), "s", 3)
-    figures.add(f"process start to SERVING, median of {STARTS}", statistics.median(starts), "s")
+    figures.note(f"process start to SERVING, best of {STARTS}", min(starts), "s", 3)
+    figures.note(f"process start to SERVING, median of {STARTS}", statistics.median(starts), "s")
     with Proxy(url) as proxy, ServerProcess(proxy.url, **settings) as server:
         server.wait_ready(120)
         unchanged_cycle(server, proxy, figures)
-        figures.add("sync cycle, unchanged", server.statusz()["sync"]["last_duration_seconds"] * 1000, "ms")
+        figures.note("sync cycle, unchanged", server.statusz()["sync"]["last_duration_seconds"] * 1000, "ms")
         changed_row(server, table, figures)
     with ServerProcess(url, **settings) as server:
         server.wait_ready(120)
         publish_under_load(server, table, arguments, figures)
         for number, pid in enumerate(server.worker_pids()):
-            figures.add(f"worker {number}: PSS beyond the snapshot", pss_beyond_snapshot(pid), "MB", 60)
+            figures.note(f"worker {number}: PSS beyond the snapshot", pss_beyond_snapshot(pid), "MB", 60)
 
 
 def unchanged_cycle(server: ServerProcess, proxy: Proxy, figures: Figures) -> None:
@@ -149,8 +119,8 @@ def unchanged_cycle(server: ServerProcess, proxy: Proxy, figures: Figures) -> No
     first = until(cycles, "the first unchanged cycle")
     moved = proxy.bytes_from_database
     until(lambda: cycles() >= first + 5, "five more cycles")
-    figures.add("bytes from the database in an unchanged cycle", (proxy.bytes_from_database - moved) / 5, "B", 100_000)
-    figures.add("publications so far", server.statusz()["sync"]["cycles"]["published"], "", 2)
+    figures.note("bytes from the database in an unchanged cycle", (proxy.bytes_from_database - moved) / 5, "B", 100_000)
+    figures.note("publications so far", server.statusz()["sync"]["cycles"]["published"], "", 1)
 
 
 def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
@@ -158,8 +128,8 @@ def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
     table.run("UPDATE obex_dapl_functions SET code = 'changed' WHERE name = 'command7'")
     committed = time.monotonic()
     until(lambda: {worker["generation"] for worker in server.statusz()["workers"]} == {2}, server.tail)
-    figures.add("one changed row: COMMIT to served by every worker", time.monotonic() - committed, "s")
-    figures.add(
+    figures.note("one changed row: COMMIT to served by every worker", time.monotonic() - committed, "s")
+    figures.note(
         "of which the cycle", server.wait_log("Definitions Broadcasted", generation=2)["duration_ms"] / 1000, "s"
     )
 
@@ -180,52 +150,29 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
                 )
             seen = finish()
         limit = 50 if publishes else None
-        figures.add(f"{name}: requests answered at {arguments.rate}/s", seen["answered"], "")
-        figures.add(f"{name}: requests failed", seen["failed"], "", 1)
+        figures.note(f"{name}: requests answered at {arguments.rate}/s", seen["answered"], "")
+        figures.note(f"{name}: requests failed", seen["failed"], "", 0)
         for percentile in ("p50", "p95", "p99", "p999"):
-            figures.add(f"{name}: {percentile}", seen[percentile], "ms")
-        figures.add(f"{name}: slowest request", seen["max"], "ms", limit)
+            figures.note(f"{name}: {percentile}", seen[percentile], "ms")
+        figures.note(f"{name}: slowest request", seen["max"], "ms", limit)
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf catalogue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=int, default=1000)
-    arguments = parser.parse_args()
-    figures = Figures()
-    began, load_before = time.monotonic(), os.getloadavg()
+    arguments = parser.parse_args(given)
+    figures = Figures("100,000 definitions", vars(arguments) | {"code_octets": CODE_OCTETS})
     database = any_provider_or_skip()
     try:
         measure(create_database(database.url, "catalogue_100k"), arguments, figures)
     finally:
         database.close()
+    figures.finish()
     figures.show()
-    record = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "duration_seconds": round(time.monotonic() - began, 1),
-        "arguments": vars(arguments),
-        "code_bytes": CODE_BYTES,
-        "machine": {
-            "cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-            "load_before": load_before, "load_after": os.getloadavg(),
-        },
-        "versions": {package: version(package) for package in PACKAGES},
-        "database": database.name,
-        "figures": figures.rows,
-    }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-catalogue-100k.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {path}")
+    print(f"kept in {figures.save('catalogue-100k')}")
     return 0 if figures.kept else 1
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a server costs its database: ``python -m perf.benches.database_cost`` measures a look and a reading of all rows.
+"""What a server costs its database: ``python -m perf database`` measures a look and a reading of all rows.
 
 The queries are the server's own (`PostgresSource`), on a real PostgreSQL; time is the least of several, since other
 work on the machine can only add to it. The record goes to ``perf/results/<date>-database-cost.json``; `costs` reads
@@ -7,25 +7,26 @@ the newest one. Needs a PostgreSQL provider of the tests.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from tests.support.providers import any_provider_or_skip, create_database
 from tests.support.proxy import Proxy
+from tests.support.results import keep, newest
 from tests.support.table import Table
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.control_plane.postgres import PostgresSource
 
-RESULTS = Path(__file__).parents[1] / "results"
 NAME = "database-cost"
 DEFINITIONS = (1000, 100_000)
 CODE_OCTETS = 2000
@@ -53,11 +54,11 @@ def costs() -> tuple[dict[int, Cost], str]:
     Raises:
         OSError: where there is none.
     """
-    files = sorted(RESULTS.glob(f"*-{NAME}.json"))
-    if not files:
-        raise FileNotFoundError(f"no record {NAME} in perf/results: run `python -m perf.benches.database_cost`")
-    told = json.loads(files[-1].read_text(encoding="utf-8"))
-    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, files[-1].name
+    file = newest(NAME)
+    if file is None:
+        raise FileNotFoundError(f"no record {NAME} in perf/results: run `python -m perf database`")
+    told = json.loads(file.read_text(encoding="utf-8"))
+    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, file.name
 
 
 async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
@@ -90,8 +91,12 @@ async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
     return Cost(definitions, *(round(figure, 4) for figure in figures))
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, and keep. 1 where there is no PostgreSQL."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf database", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(given)
     found = []
     try:
         database = any_provider_or_skip()
@@ -115,11 +120,5 @@ def main() -> int:
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load_after": os.getloadavg()},
         "costs": [asdict(cost) for cost in found],
     }
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{NAME}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {path.name}")
+    print(f"kept in {keep(record, NAME).name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the native transport costs: ``python -m perf.benches.native [--quick] [--only TEXT] [--transport grpcio]``.
+"""What the native transport costs: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
 
 The server has one CPU, the generators another. A figure "per core" is answers per second of the server's own CPU
 time, read from /proc, so that it does not depend on how fast the generator is; where the server is not kept busy
@@ -12,10 +12,9 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Any
 from tests.support import wire
 from tests.support.attacks import ATTACKS, HONEST
 
-from perf.benches.record import Record, Row
+from perf.benches.figures import Figures, Row
 from perf.benches.victim import VICTIM, Looks
 from perf.generator.run import run as generate
 from perf.generator.scenarios import Scenario
@@ -57,7 +56,7 @@ Result = dict[str, Any]
 class Bench:
     """What all rows need."""
 
-    record: Record
+    figures: Figures
     transport: str
     seconds: float
     """How long one measurement takes."""
@@ -78,16 +77,16 @@ class Bench:
 
     def add(self, name: str, unit: str, how: Callable[[], tuple[float, Any]], **promise: float | None) -> Row:
         """Measure a row."""
-        return self.record.measure(
+        return self.figures.measure(
             Row(name, unit, least=promise.get("least"), most=promise.get("most")), how, *FAILURES
         )
 
     def ratio(self, name: str, value: str, other: str, least: float) -> None:
         """A row that divides two others."""
-        upper, lower = self.record.value(value), self.record.value(other)
+        upper, lower = self.figures.value(value), self.figures.value(other)
         missing = "" if upper and lower else "a figure is missing"
         quotient = upper / lower if upper and lower else None
-        self.record.add(Row(name, "×", quotient, least=least, error=missing))
+        self.figures.add(Row(name, "×", quotient, least=least, error=missing))
 
 
 def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[float, list[Result]]:
@@ -145,7 +144,7 @@ def hot(bench: Bench) -> None:
             row.error = errors.get(row.name, "")
             if row.name in results:
                 row.value, row.detail = median(results[row.name])
-            bench.record.add(row)
+            bench.figures.add(row)
         ours, theirs = f"GetCommand, {shape}", f"nghttpd, a file of that size, {shape}"
         bench.ratio(f"GetCommand ÷ nghttpd, {shape}", ours, theirs, 0.8)
     bench.ratio("GetCommand ÷ grpcio, 8 × 32", "GetCommand, 8 × 32", "GetCommand on grpcio, 8 × 32", 40)
@@ -213,7 +212,7 @@ def scheduled(bench: Bench) -> None:
                 row.detail = runs if percentile == "p95" else None
             else:
                 row.error = error
-            bench.record.add(row)
+            bench.figures.add(row)
         slowest = "the slowest call while 100,000 definitions are published, above that at rest"
         bench.add(slowest, "ms", lambda: publishing(bench, served, job, 1), most=5.0)
         last = f"{slowest}, the worker being the last to hold the old ones"
@@ -309,8 +308,8 @@ def attacks(bench: Bench) -> None:
         if looks.seen(name) and looks.seen(HONEST):
             row.detail["of_what_an_honest_client_makes"] = looks.ratio(name) / looks.ratio(HONEST)
         grown = looks.grown(name)
-        bench.record.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
-    bench.record.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
+        bench.figures.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
+    bench.figures.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
 
 
 _BESIDE_AN_ATTACK = 3.0
@@ -325,17 +324,19 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, keep, print. 1 where a promise is not kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="short measurements: whether it works, not how well")
     parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; more than once for several")
     parser.add_argument("--transport", default="native")
     parser.add_argument("--name", default="native", help="of the record")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     keep_to_client_cpu()
     raise_descriptor_limit()
-    record = Record("native transport", vars(arguments))
+    figures = Figures("native transport", vars(arguments))
     seconds = 0.6 if arguments.quick else 2.5
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -344,18 +345,14 @@ def main() -> int:
         rows = 10_000 if arguments.quick else 100_000
         made = [Catalogue(1000, ANSWER), Catalogue(rows, 2000), Catalogue(rows, 2000, variant=1)]
         try:
-            bench = Bench(record, arguments.transport, seconds, folder, *made)
+            bench = Bench(figures, arguments.transport, seconds, folder, *made)
             for name, part in PARTS.items():
                 if not arguments.only or name in arguments.only:
                     part(bench)
         finally:
             for each in made:
                 each.close()
-    record.finish()
-    record.show()
-    print(f"kept in {record.save(arguments.name)}")
-    return 0 if record.kept else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    figures.finish()
+    figures.show()
+    print(f"kept in {figures.save(arguments.name)}")
+    return 0 if figures.kept else 1

@@ -1,4 +1,4 @@
-"""What the runtime flags of the server are worth: ``python -m perf.benches.runtime_flags [--keep] [--rounds N]``.
+"""What the runtime flags of the server are worth: ``python -m perf flags [--keep] [--rounds N]``.
 
 docs/runtime-flags.md tells which they are and renders nothing that is not in the record this writes:
 
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,12 +37,12 @@ from typing import Any
 import pytest
 from tests.support import machine, wire
 from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.results import RESULTS
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 from perf.targets import processes
 
-RESULTS = Path(__file__).parents[1] / "results"
 PROBE = Path(__file__).parent / "flags"
 TRANSPORTS = ("native", "grpcio")
 COLLECTOR = ("as it is", "no freeze", "usual collections", "rare collections", "no collections")
@@ -270,13 +270,13 @@ def _about(part: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, print, and with ``--keep`` write a record. 1 where something that is needed is missing."""
-    parser = argparse.ArgumentParser(prog="python -m perf.benches.runtime_flags")
+    parser = argparse.ArgumentParser(prog="python -m perf flags")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="write perf/results/<date>-runtime-flags.json")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless given")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if shutil.which("h2load") is None:
@@ -294,7 +294,3 @@ def main() -> int:
         path.write_text(json.dumps(kept | parts, indent=1) + "\n", encoding="utf-8")
         print(f"kept in {path.name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,6 +15,7 @@ import sys
 import time
 
 import grpc
+from tests.support.open_loop import open_loop
 from tests.support.server import KEY
 
 CONNECTIONS = 16
@@ -47,15 +48,10 @@ async def run(port: int, rate: int, rows: int) -> dict[str, float]:
     print("started", flush=True)
     stopped = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     pending: set[asyncio.Task[None]] = set()
-    start, sent = time.monotonic(), 0
-    while not stopped.done():
-        due = start + sent / rate
-        if (early := due - time.monotonic()) > 0:
-            await asyncio.sleep(early)
-        task = asyncio.create_task(call(sent, due))
+    async for due in open_loop(rate, stopped.done):
+        task = asyncio.create_task(call(due.number, due.instant))
         pending.add(task)
         task.add_done_callback(pending.discard)
-        sent += 1
     await asyncio.gather(*pending)
     for channel in channels:
         await channel.close()

@@ -1,7 +1,7 @@
 """Independent witnesses of our generator: the same server and the same load, measured by h2load and by ghz.
 
-    python -m perf.benches.witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
-    python -m perf.benches.witness          compares, and prints a table; 1 where a difference is not explained
+    python -m perf witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
+    python -m perf witness          compares, and prints a table; 1 where a difference is not explained
 
 What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
 cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where
@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.table import Table
 from tests.support import machine, wire
 from tests.support.builds import BuildFailed, built, make, place
+from tests.support.results import SCHEMA, keep
 
 from perf.benches.delayed import delayed
 from perf.generator.run import run as generate
 from perf.generator.scenarios import Scenario
-from perf.harness.outcome import save
 from perf.targets.catalogue import Catalogue, name_of
 from perf.targets.processes import on_cpu
 from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target, TargetFailed, h2load, keep_to_client_cpu, worker
@@ -117,7 +117,7 @@ def ghz_program() -> Path:
     """
     program = place(SOURCES, CACHE) / "ghz"
     if not program.exists():
-        raise WitnessMissing("ghz is not built: run `python -m perf.benches.witness build`")
+        raise WitnessMissing("ghz is not built: run `python -m perf witness build`")
     return program
 
 
@@ -328,7 +328,9 @@ def _entry(each: Comparison) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf witness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("build", "compare"), default="compare")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
     parser.add_argument("--keep", action="store_true", help="keep a record, for the report")
@@ -357,12 +359,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _keep(found: list[Run], skipped: list[dict[str, str]], facts: Run, seconds: float) -> Path:
     """A record with nothing but witnesses: the report takes them from there."""
     record = {
-        "schema": 1, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "schema": SCHEMA, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "duration_seconds": round(seconds, 1), "arguments": {}, "commit": machine.commit(),
         "machine": facts | machine.after(), "versions": machine.versions(), "runs": [], "gates": [], "knee": [],
         "memory": [], "selftest": None, "skipped": skipped, "witnesses": found,
     }  # fmt: skip
-    return save(record, f"{machine.label()}-witnesses")
+    return keep(record, f"{machine.label()}-witnesses")
 
 
 def _show(found: Sequence[Run], skipped: Sequence[dict[str, str]]) -> None:
@@ -376,7 +378,3 @@ def _show(found: Sequence[Run], skipped: Sequence[dict[str, str]]) -> None:
             print(f"{each['what']}: {each['reason']}")
     for line in skipped:
         print(f"skipped: {line['what']}: {line['why']}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

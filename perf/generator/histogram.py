@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from perf.generator.hdr import HdrHistogram
+from tests.support.hdr import HdrHistogram
 
 UNIT = "ns"
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}

@@ -18,7 +18,8 @@ GENERATORS = ("own", "h2load")
 SATURATE = "saturate"
 OURS = ("native", "grpcio")
 """Our own two transports."""
-SERVERS = (*OURS, "grpc-js", "grpc-go", "tonic", "grpcio-sync", "grpcio-aio", "nghttpd")
+SERVERS = (*OURS, "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync", "nghttpd")
+"""Every server, in the order of columns, bars and colours."""
 ALL = "all"
 """Every server that speaks the contract: all but nghttpd, which sends files."""
 

@@ -1,4 +1,4 @@
-"""``python -m perf``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
+"""``python -m perf measure``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.support import machine
+from tests.support.results import keep
 
 from perf.generator import scenarios
 from perf.generator.run import run as generate
@@ -26,14 +27,24 @@ EFFORTS = {
     "standard": Effort(seconds=1.0, rounds=6, looks=3, extra=4),
     "full": Effort(seconds=2.0, rounds=6, looks=2, extra=6),
 }
-OPTION_ERROR = 2
+EXIT_CODES = """\
+exit codes:
+  0  every gate is kept, and the self-test, where there is one, has passed
+  1  NOT KEPT: a gate is missed, a server failed, or the self-test has not passed
+  2  nothing can be measured: options, files, or fewer than two CPUs
+  3  INVALID: no gate is missed, but the machine or the generator disturbed the runs of one, which has no verdict
+
+`nox -s perf` shows the code and ends with 1 for each of 1 to 3.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
-        prog="python -m perf", description="Measure the server and judge it by perf/sla.toml."
-    )
+        prog="python -m perf measure", epilog=EXIT_CODES,
+        description="Measure the server and judge it by perf/sla.toml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     made.add_argument("--quick", action="store_true", help="the gates of every change, under a minute")
     made.add_argument("--full", action="store_true", help="every scenario on every server: the table of the README")
     made.add_argument("--only", action="append", default=[], metavar="SCENARIO", help="those whose name contains this")
@@ -42,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--selftest", type=int, metavar="N", help="slow the server down on purpose, N times")
     made.add_argument(
         "--attempts", type=int, default=1, metavar="N",
-        help="measure again, so often at the most, where gates are invalid and none is missed",
+        help="measure up to N times, while the result is INVALID (exit code 3)",
     )  # fmt: skip
     made.add_argument("--name", default="", help="of the record's file, after the date")
     made.add_argument("--no-record", action="store_true", help="keep nothing")
@@ -90,7 +101,7 @@ def _which(arguments: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 where every gate is kept, 1 where one is missed or invalid, 2 for what cannot be measured at all."""
+    """Measure; returns one of the `EXIT_CODES`."""
     options = parser()
     arguments = options.parse_args(argv)
     if arguments.quick and arguments.full:
@@ -113,14 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 others = compare.starters(stack.enter_context(compare.worktree(arguments.against)))
             for attempt in range(1, arguments.attempts + 1):
                 kept = measured(arguments, rules, known, planned, others)
-                if outcome.passed(kept) or not outcome.proves_nothing(kept):
+                if not outcome.disturbed(kept):
                     break
                 if attempt < arguments.attempts:
                     print(f"invalid, and nothing is missed: attempt {attempt + 1} of {arguments.attempts}")
-            return 0 if outcome.passed(kept) else 1
+            return outcome.exit_code(kept)
     except (ScenarioError, sla.SlaError, machine.TooFewCpus, compare.NoRevision) as error:
         print(f"perf: {error}", file=sys.stderr)
-        return OPTION_ERROR
+        return outcome.CANNOT_MEASURE
 
 
 @contextmanager
@@ -141,7 +152,7 @@ def measured(
     known: dict[str, Scenario],
     planned: list[Plan],
     others: dict[str, Starter],
-) -> outcome.Record:
+) -> outcome.Content:
     """Measure what is planned; the record, which is kept if that is wanted."""
     began, before = time.monotonic(), machine.facts()
     console = outcome.console()
@@ -159,7 +170,7 @@ def measured(
     record = outcome.record(session, _told(arguments), before, time.monotonic() - began, proof, memory, known)
     outcome.show(console, record)
     if not arguments.no_record:
-        print(f"kept in {outcome.save(record, arguments.name or _name(arguments))}")
+        print(f"kept in {keep(record, arguments.name or _name(arguments))}")
     return record
 
 

@@ -1,4 +1,4 @@
-"""What a server's memory is made of: ``python -m perf.harness.memory [--definitions N …] [--workers N …]``.
+"""What a server's memory is made of: ``python -m perf memory [--definitions N …] [--workers N …]``.
 
 A whole server (master and workers) on a real PostgreSQL, once at rest and once while a changed row makes it publish
 everything again. What counts is what a pod is charged for: private pages and the pages of files of every process, and
@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,19 +165,17 @@ def grid(definitions: Iterable[int], workers: Iterable[int]) -> list[dict[str, A
     return measured
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, and print the entries as JSON. 1 where there is no PostgreSQL."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--definitions", type=int, nargs="+", default=DEFINITIONS)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     try:
         print(json.dumps(grid(arguments.definitions, arguments.workers), indent=1))
     except pytest.skip.Exception as error:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tests.support import machine
+from tests.support.results import SCHEMA
 
 from perf import peers
 from perf.generator.scenarios import OURS, SERVERS, Scenario
@@ -21,9 +20,10 @@ from perf.harness import sla
 from perf.harness.run import Plan, Session
 from perf.peers import PeerMissing
 
-SCHEMA = 1
-RESULTS = Path(__file__).parents[1] / "results"
-Record = dict[str, Any]
+Content = dict[str, Any]
+"""A record as JSON; `perf.report.record.Record` reads it."""
+PASSED, NOT_KEPT, CANNOT_MEASURE, DISTURBED = range(4)
+"""Exit codes: every gate is kept; one is missed, or the server failed; nothing can be measured; the run is invalid."""
 _LOG_WIDTH = 150
 _COLOURS = {sla.KEPT: "green", sla.MISSED: "bold red", sla.INVALID: "bold magenta"}
 
@@ -79,7 +79,7 @@ def record(
     proof: Mapping[str, Any] | None,
     memory: Sequence[Mapping[str, Any]],
     scenarios: Mapping[str, Scenario],
-) -> Record:
+) -> Content:
     """Everything that is kept of a measurement."""
     measured = {run["scenario"] for run in session.runs}
     return {
@@ -125,33 +125,34 @@ def memory(session: Session) -> list[dict[str, Any]]:
         return []
 
 
-def passed(kept: Record) -> bool:
+def passed(kept: Content) -> bool:
     """Whether a release may go out: there is something to go by, every gate is kept, and the self-test has passed."""
     gates, proof = kept["gates"], proof_passed(kept)
     judged = bool(gates) or proof is not None or bool(kept["runs"])
     return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and proof is not False
 
 
-def proves_nothing(kept: Record) -> bool:
-    """Whether all that keeps it from passing are gates without a verdict, because runs were disturbed."""
-    verdicts = {gate["verdict"] for gate in kept["gates"]}
-    return sla.INVALID in verdicts and sla.MISSED not in verdicts and (proof_passed(kept) is not False)
+def disturbed(kept: Content) -> bool:
+    """Whether all that keeps it from passing are gates that the machine or the generator left without a verdict.
+
+    A gate that is invalid because the server failed, or because something is missing, is not one of them; nor is a
+    self-test that has failed, for whatever reason.
+    """
+    rest = [gate for gate in kept["gates"] if gate["verdict"] != sla.KEPT]
+    return bool(rest) and all(gate["disturbed"] for gate in rest) and proof_passed(kept) is not False
 
 
-def proof_passed(kept: Record) -> bool | None:
+def exit_code(kept: Content) -> int:
+    """`PASSED`, `NOT_KEPT` or `DISTURBED`."""
+    return PASSED if passed(kept) else DISTURBED if disturbed(kept) else NOT_KEPT
+
+
+def proof_passed(kept: Content) -> bool | None:
     """Whether the self-test has passed; None where there was none."""
     return None if kept["selftest"] is None else bool(kept["selftest"]["passed"])
 
 
-def save(kept: Record, name: str, folder: Path = RESULTS) -> Path:
-    """Write ``<date>-<name>.json``."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{kept['measured'][:10]}-{name}.json"
-    path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
-
-
-def show(console: Console, kept: Record) -> None:
+def show(console: Console, kept: Content) -> None:
     """Print the verdicts, and what was left out."""
     if kept["gates"]:
         console.print(_gate_table(kept["gates"]))
@@ -166,8 +167,20 @@ def show(console: Console, kept: Record) -> None:
         wanted = f"{'at least' if case['alarm_expected'] else 'at most'} {case['limit']} wanted"
         verdict = "kept" if case["kept"] else "missed"
         console.print(f"self-test, {case['name']} ({case['what']}): {told}, {wanted}: {verdict}", highlight=False)
-    verdict = "all gates are kept" if passed(kept) else "NOT KEPT: see above"
-    console.print(f"{kept['duration_seconds']:.0f} s; {verdict}", highlight=False)
+    console.print(f"{kept['duration_seconds']:.0f} s; {conclusion(kept)}", highlight=False, markup=False)
+
+
+def conclusion(kept: Content) -> str:
+    """The verdict on the whole measurement, in one line."""
+    if passed(kept):
+        return "all gates are kept"
+    if not disturbed(kept):
+        return "NOT KEPT: see above"
+    gates = [gate for gate in kept["gates"] if gate["verdict"] == sla.INVALID]
+    return (
+        f"INVALID: the measurement was disturbed, and {len(gates)} of {len(kept['gates'])} gates have no verdict: "
+        f"{gates[0]['gate']}: {gates[0]['reason']}"
+    )
 
 
 def _gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:

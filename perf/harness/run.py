@@ -10,15 +10,19 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
+from tests.support import machine
+
 from perf.generator.histogram import UNIT, share_above
 from perf.generator.scenarios import SATURATE, Scenario
-from perf.harness import sla
+from perf.harness import reference, sla
 from perf.harness.servers import Servers, Starter
 from perf.harness.yardstick import by_h2load
 from perf.peers import PeerMissing
@@ -27,9 +31,12 @@ from perf.targets.target import TargetFailed
 
 Run = dict[str, Any]
 Generate = Callable[..., Run]
-"""`perf.generator.run.run`: target, scenario, catalogue, overrides → run."""
+"""`perf.generator.run`: target, scenario, catalogue, overrides → run."""
 Say = Callable[[Run], None]
 FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
+TICKS = os.sysconf("SC_CLK_TCK")
+STOLEN_SHARE = 0.03
+"""Of a CPU. While the hypervisor runs another machine no call is answered; P95 forgives 5 % of the calls."""
 SLOW_MS = 2.0
 """A call that takes longer counts as slow (``slow_share``): ten times what is usual at the rated load."""
 
@@ -57,6 +64,11 @@ class Plan:
         return frozenset(name for gate in self.gates for name in gate.servers)
 
     @property
+    def normalised(self) -> bool:
+        """Whether a gate divides by what the interpreter and the kernel cost."""
+        return any(gate.expected for gate in self.gates)
+
+    @property
     def seconds_at_least(self) -> float:
         """How long it takes if nothing is added, as far as that is known: each run starts a process and warms up."""
         runs = sum(self.rounds if name in self.gated else self.looks for name in self.servers)
@@ -75,7 +87,7 @@ class Plan:
             return []
         good = {name: sum(run["valid"] for run in runs if run["server"] == name) for name in left}
         lacking = {name for name in left if good[name] < (self.rounds if name in self.gated else self.looks)}
-        judged = [gate for gate in self.gates if not failed & set(gate.servers)]
+        judged = [gate for gate in self.gates if set(gate.servers) <= set(left)]
         undecided = any(not sla.judge(gate, runs, noise).decided for gate in judged)
         # A pair needs both of its servers in the same round.
         again = self.gated if undecided or lacking & self.gated else frozenset()
@@ -116,6 +128,7 @@ class Session:
     others: Mapping[str, Starter] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     verdicts: list[sla.Verdict] = field(default_factory=list)
+    meter: Callable[[], reference.Meter] = reference.Meter
     knee: list[Run] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
@@ -150,10 +163,19 @@ class Session:
             turn = number % len(wanted)
             if plan.fresh and number:
                 self._renew(wanted, servers)
-            mine += [self._run(plan.scenario, name, servers, number) for name in wanted[turn:] + wanted[:turn]]
+            mine += [self._measured(plan, name, servers, number) for name in wanted[turn:] + wanted[:turn]]
             number += 1
         self.runs += mine
         self.verdicts += [sla.judge(gate, mine, self.noise) for gate in plan.gates if not self._pardoned(gate)]
+
+    def _measured(self, plan: Plan, name: str, servers: Servers, number: int) -> Run:
+        """One run. Where a gate asks for the reference work, every server runs beside it, so that all are alike."""
+        once = partial(self._run, plan.scenario, name, servers, number)
+        if not plan.normalised:
+            return once()
+        with suppress(*FAILURES):  # starts the server; one that does not start shows in its run
+            servers.target(name)
+        return reference.beside(lambda measuring: once(measuring=measuring), self.meter)
 
     def _renew(self, names: Sequence[str], servers: Servers) -> None:
         """Replace the processes. One that has ended before shows in its next run, or has shown in its last."""
@@ -186,11 +208,13 @@ class Session:
 
     def _run(self, scenario: Scenario, name: str, servers: Servers, number: int, **overrides: Any) -> Run:
         """One run; whatever goes wrong, it is one, with the reason."""
+        began, before = time.monotonic(), machine.steal_ticks()
         try:
             run = self._generated(scenario, name, servers, overrides)
         except FAILURES as error:
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             run = {"valid": False, "reason": reason, "fault": "server"}
+        run |= stolen(run, scenario.kind, machine.steal_ticks() - before, time.monotonic() - began)
         run = {"kind": scenario.kind, "fault": ""} | run | {"scenario": scenario.name, "server": name, "round": number}
         self.say(run)
         return run
@@ -264,6 +288,14 @@ def knee_point(run: Run, offered: float) -> Run:
         "server": run["server"], "offered_rate": offered, "rate": run.get("rate"), "valid": run["valid"],
         "reason": run.get("reason", ""), **{name: latency.get(name) for name in ("p50", "p95", "p99")},
     }  # fmt: skip
+
+
+def stolen(run: Run, kind: str, ticks: int, seconds: float) -> Run:
+    """``stolen``: the share of a CPU that the hypervisor gave to others; too much of it spoils a run about latency."""
+    share = ticks / TICKS / seconds if seconds else 0.0
+    told = f"the hypervisor gave {share:.1%} of a CPU to others (at most {STOLEN_SHARE:.0%} may be)"
+    spoilt = run["valid"] and kind in ("open", "publish") and share > STOLEN_SHARE
+    return {"stolen": round(share, 4)} | ({"valid": False, "reason": told, "fault": "machine"} if spoilt else {})
 
 
 def slow_share(run: Run) -> Run:

@@ -2,7 +2,7 @@
 
 Prints one JSON object when it serves, the port and the worker's process, or ``{"error": …}``; ends when its standard
 input does. The revision is the one that ``PYTHONPATH`` names first. Master's side and worker's side are of the same
-revision, so that it does not matter how the two spoke to each other then. Only what `perf.targets`
+revision, so that it does not matter how the two spoke to each other then. Only what `perf.targets.target`
 uses of the package has to be as it is now; where it is not, there is an error, and no figure.
 """
 

@@ -9,9 +9,15 @@ of all rounds has a confidence interval (`perf.harness.statistics`):
 - the limit inside it: undecided. More rounds are measured while there are any; after the last one the median decides.
   It does not acquit where the interval reaches further beyond the limit than the gate's ``blur``: that is no verdict.
 
+**The machine's speed is not the server's merit.** A gate with ``expected`` divides the CPU time that a call may cost on
+this machine and this interpreter by what it costs: 1 is as calibrated, and a server that becomes a tenth slower falls
+by a tenth. What a call may cost is the sum of ``python`` × the reference work's ``python_us``, ``kernel`` × its
+``kernel_us``, and ``other`` × what a call costs the server that the gate is ``over``.
+
 **What is no figure keeps no gate.** A run in which the server failed makes its gate invalid, however many others there
-are. A run that the generator or the machine spoilt is left out and measured again; more such runs than good ones, or
-fewer good ones than an interval needs, and the gate is invalid too.
+are, and so does what was not measured at all: there, something is broken. A run that the generator or the machine
+spoilt is left out and measured again; more such runs than good ones, or fewer good ones than an interval needs, and the
+gate is invalid because the measurement was ``disturbed``: there, nothing has been found out, neither good nor bad.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from perf.harness.statistics import Interval, difference_interval, least_samples, median_interval, ratio_interval
+from perf.harness.statistics import Interval, least_samples, median_interval
 
 FILE = Path(__file__).parents[1] / "sla.toml"
 
@@ -35,7 +41,22 @@ CANDIDATE = "candidate"
 FAULTS_OF_OTHERS = ("generator", "machine")
 """Whose fault an invalid run may be to be measured again."""
 
+FEWEST_BURSTS = 10
+"""How often the reference work must have been done during a run; there are 30 or more of them in half a second."""
+
 Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a call may cost: a sum of these times microseconds of CPU time that are measured beside the runs."""
+
+    python: float = 0.0
+    """Times ``python_us`` of `perf.harness.reference_work`."""
+    kernel: float = 0.0
+    """Times ``kernel_us``."""
+    other: float = 0.0
+    """Times what a call costs the server that the gate is ``over``."""
 
 
 class SlaError(ValueError):
@@ -60,6 +81,8 @@ class Gate:
     """The server whose figure is subtracted."""
     least: float | None = None
     most: float | None = None
+    expected: Expected | None = None
+    """Divide what a call may cost by what it costs; the figure is then one of calls per second."""
     blur: float = inf
     """How far the interval may reach beyond the limit where the median says kept. Where it reaches further, noise could
     hide what the gate is there to find, and there is no verdict."""
@@ -91,7 +114,9 @@ class Verdict:
     interval: Interval | None = None
     samples: tuple[float, ...] = ()
     decided: bool = True
-    """False: the limit lies within the interval, so more rounds could change the verdict."""
+    """False: more rounds could change the verdict. The limit lies within the interval, or samples are lacking."""
+    disturbed: bool = False
+    """It is invalid because of the generator or the machine, and for no other reason."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the record; a limit of an interval that is infinite is None, which JSON can say."""
@@ -101,6 +126,7 @@ class Verdict:
             "value": middle, "low": _finite(low), "high": _finite(high), "limit": self.gate.limit,
             "bound": "least" if self.gate.least is not None else "most", "unit": self.gate.unit,
             "noise_model": self.noise_model, "verdict": self.verdict, "reason": self.reason,
+            "disturbed": self.disturbed,
             "samples": [round(sample, 6) for sample in self.samples],
         }  # fmt: skip
 
@@ -154,16 +180,27 @@ def _gate(table: dict[str, Any], file: str, noise: Mapping[str, str], scenarios:
         raise SlaError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
     if missing := [key for key in _NEEDED if key not in table]:
         raise SlaError(f"{where}: {', '.join(missing)} is missing")
-    gate = Gate(**table)
+    gate = Gate(**table | {"expected": _expected(table["expected"], where)} if "expected" in table else table)
     if (gate.least is None) is (gate.most is None):
         raise SlaError(f"{where}: it wants either least or most")
     if gate.over and gate.minus:
         raise SlaError(f"{where}: it wants over or minus, not both")
+    if gate.expected and (gate.minus or bool(gate.expected.other) is not bool(gate.over)):
+        raise SlaError(f"{where}: expected wants other where the gate is over another server, and only there")
     if gate.noise not in noise:
         raise SlaError(f"{where}: noise model {gate.noise!r} is not described in [noise]: {', '.join(noise)}")
     if scenarios is not None and gate.scenario not in scenarios:
         raise SlaError(f"{where}: there is no scenario {gate.scenario!r}")
     return gate
+
+
+def _expected(told: Any, where: str) -> Expected:
+    keys = sorted(each.name for each in fields(Expected))
+    if not isinstance(told, dict) or not told or not set(told) <= set(keys):
+        raise SlaError(f"{where}: expected wants a table of {', '.join(keys)}")
+    if not all(isinstance(value, int | float) and value > 0 for value in told.values()):
+        raise SlaError(f"{where}: expected wants numbers above 0")
+    return Expected(**told)
 
 
 def figure(run: Run, path: str) -> float | None:
@@ -195,9 +232,12 @@ def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
     spoilt = [run for run in mine if not run["valid"]]
     least = least_samples()
     if len(samples) < least or len(spoilt) > len(good):
-        return Verdict(gate, INVALID, _why_too_few(gate, mine, spoilt, names, len(samples), least), model)
-    interval = _interval(gate, samples)
-    values = tuple(first / second if gate.over else first - second for first, second in samples)
+        reason = _why_too_few(gate, mine, good, len(samples), least)
+        there = {run["server"] for run in mine} >= set(names)
+        disturbed = there and (bool(spoilt) or (gate.expected is not None and any(_starved(run) for run in good)))
+        return Verdict(gate, INVALID, reason, model, decided=not disturbed, disturbed=disturbed)
+    interval = median_interval(samples)
+    values = tuple(samples)
     right, wrong = _sides(gate, interval)
     if right or wrong:
         reason = "" if right else f"the median lies beyond the limit, and so does all of its interval ({model})"
@@ -206,27 +246,41 @@ def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
     if kept and (beyond := _beyond(gate, interval)) > gate.blur:
         far = f"{beyond:.3g} {gate.unit} beyond the limit"
         reason = f"too noisy: after {len(samples)} rounds the median may still lie {far}"
-        return Verdict(gate, INVALID, reason, model, interval, values, decided=False)
+        return Verdict(gate, INVALID, reason, model, interval, values, decided=False, disturbed=True)
     reason = f"the limit lies within the interval: the median of {len(samples)} rounds decides"
     return Verdict(gate, KEPT if kept else MISSED, reason, model, interval, values, decided=False)
 
 
-def _samples(gate: Gate, good: Sequence[Run], names: Sequence[str]) -> list[tuple[float, float]]:
-    """Pairs by round; the second of a pair is 0 (or unused) for a gate without another server."""
-    by_server = {name: {run["round"]: figure(run, gate.figure) or 0.0 for run in good if run["server"] == name}
-                 for name in names}  # fmt: skip
-    first = by_server[names[0]]
-    if len(names) == 1:
-        return [(value, 0.0) for value in first.values()]
-    second = by_server[names[1]]
-    both = [(value, second[number]) for number, value in first.items() if number in second]
-    return [pair for pair in both if pair[1]] if gate.over else both
+def _samples(gate: Gate, good: Sequence[Run], names: Sequence[str]) -> list[float]:
+    """One value for each round that has all that the gate needs."""
+    by_server = {name: {run["round"]: run for run in good if run["server"] == name} for name in names}
+    found = []
+    for number, run in by_server[names[0]].items():
+        other = by_server[names[-1]].get(number)
+        value, second = figure(run, gate.figure), other and figure(other, gate.figure)
+        if value is None or second is None or (gate.over and not second):
+            continue
+        if gate.expected is not None:
+            may_cost = _may_cost(gate.expected, run, 1e6 / second if gate.over else 0.0)
+            if may_cost is not None:
+                found.append(may_cost * value / 1e6)
+        else:
+            found.append(value / second if gate.over else value - second if gate.minus else value)
+    return found
 
 
-def _interval(gate: Gate, samples: list[tuple[float, float]]) -> Interval:
-    if gate.over:
-        return ratio_interval(samples)
-    return difference_interval(samples) if gate.minus else median_interval([first for first, _ in samples])
+def _may_cost(expected: Expected, run: Run, other_us: float) -> float | None:
+    """Microseconds of CPU time that a call may cost; None where nobody knows how fast the machine was."""
+    speed = run.get("reference")
+    if not speed or _starved(run):
+        return None
+    python, kernel = expected.python * speed["python_us"], expected.kernel * speed["kernel_us"]
+    return float(python + kernel + expected.other * other_us)
+
+
+def _starved(run: Run) -> bool:
+    """Whether the reference work had too little of the CPU during the run."""
+    return bool(run.get("reference")) and run["reference"]["bursts"] < FEWEST_BURSTS
 
 
 def _sides(gate: Gate, interval: Interval) -> tuple[bool, bool]:
@@ -241,14 +295,16 @@ def _beyond(gate: Gate, interval: Interval) -> float:
     return gate.limit - interval.low if gate.least is not None else interval.high - gate.limit
 
 
-def _why_too_few(
-    gate: Gate, mine: Sequence[Run], spoilt: Sequence[Run], names: Sequence[str], count: int, least: int
-) -> str:
-    for name in names:
+def _why_too_few(gate: Gate, mine: Sequence[Run], good: Sequence[Run], count: int, least: int) -> str:
+    spoilt = [run for run in mine if not run["valid"]]
+    for name in gate.servers:
         if not any(run["server"] == name for run in mine):
             return f"{name} was not measured in {gate.scenario}"
     if spoilt:
         return f"{len(spoilt)} of {len(mine)} runs are invalid: {spoilt[0]['server']}: {spoilt[0]['reason']}"
+    if gate.expected and (starved := [run for run in good if _starved(run)]):
+        told = f"in {len(starved)} of {len(good)} runs the reference work was done fewer than {FEWEST_BURSTS} times"
+        return f"{told}; {count} rounds are left, and a median with 95 % confidence needs {least}"
     if count == 0:
         return f"no run of {gate.scenario} has the figure {gate.figure}"
     return f"{count} rounds; a median with 95 % confidence needs {least}"

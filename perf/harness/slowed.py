@@ -5,6 +5,7 @@ the server; the worker's own program runs, after one method of the engine's shel
 a client sends, has been replaced.
 
 - ``busy``: a tenth of the CPU time that the serving thread takes is burnt once more.
+- ``twice``: all of it is.
 - ``delay``: every hundredth batch read waits for 3 ms before it is looked at, and what comes on that connection
   meanwhile waits behind it. Other connections are served, so that the server stands still at no time: of all calls, one
   in a hundred or a little more is slow, and nothing else is to be seen.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import thread_time
 
 from definition_server.data_plane.worker import main as worker_main
@@ -74,7 +76,7 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
 
 
 INJECTIONS: dict[str, Callable[[Receive], Receive]] = {
-    "busy": busy, "delay": delayed, "none": lambda receive: receive,
+    "busy": busy, "twice": partial(busy, share=1.0), "delay": delayed, "none": lambda receive: receive,
 }  # fmt: skip
 
 

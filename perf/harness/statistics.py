@@ -10,7 +10,7 @@ a single run" is kept.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import comb, inf
 from typing import NamedTuple
 
@@ -41,29 +41,6 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
     if rank == 0:
         return Interval(middle, -inf, inf)
     return Interval(middle, ordered[rank - 1], ordered[-rank])
-
-
-def ratio_interval(pairs: Iterable[tuple[float, float]], confidence: float = CONFIDENCE) -> Interval:
-    """`median_interval` of ``first / second``: each pair was measured at the same time, so what disturbs both cancels.
-
-    Raises:
-        ValueError: without pairs, or where a second value is 0.
-    """
-    quotients = []
-    for first, second in pairs:
-        if second == 0:
-            raise ValueError("a ratio to nothing: the second value of a pair is 0")
-        quotients.append(first / second)
-    return median_interval(quotients, confidence)
-
-
-def difference_interval(pairs: Iterable[tuple[float, float]], confidence: float = CONFIDENCE) -> Interval:
-    """`median_interval` of ``first - second``.
-
-    Raises:
-        ValueError: without pairs.
-    """
-    return median_interval([first - second for first, second in pairs], confidence)
 
 
 def least_samples(confidence: float = CONFIDENCE) -> int:

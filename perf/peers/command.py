@@ -1,4 +1,4 @@
-"""``python -m perf.peers build [NAME…]`` builds what is to be measured beside us, ``list`` tells what there is."""
+"""The servers on other stacks: ``python -m perf peers build [NAME…]`` builds them, ``peers list`` lists them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m perf peers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build").add_argument("names", nargs="*", metavar="NAME", help=", ".join(STACKS))
     commands.add_parser("list")
@@ -54,7 +54,3 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no peer {', '.join(sorted(unknown))} to build; there are {', '.join(STACKS)}")
     return build(parsed.names or list(STACKS))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -172,7 +172,7 @@ STACKS: dict[str, Stack] = {
         GrpcJs("grpc-js", "grpc_js", {"npm": "Debian npm"}, {"node": "Debian nodejs"}),
         GrpcGo("grpc-go", "grpc_go", {"go": "Go 1.26 or newer"}, {}),
         Tonic("tonic", "tonic", {"cargo": "Rust 1.88 or newer"}, {}),
-        Grpcio("grpcio-sync"),
         Grpcio("grpcio-aio", "--aio"),
+        Grpcio("grpcio-sync"),
     )
 }

@@ -25,14 +25,15 @@ PLANNED = ("rated", "get-zipf", "deadlines", "upstream-stress")
 P95_LIMIT_MS = 5.0
 """Beyond this P95 a worker counts as past its knee, however much it still answers."""
 MB = 1 << 20
-Record = dict[str, Any]
+Content = dict[str, Any]
+"""A record as JSON."""
 
 
 class RecordUnusable(Exception):
     """The record does not hold what is needed; the text tells what, and how to get it."""
 
 
-def figures(record: Record, source: str, memory: Sequence[Record] | None = None) -> Record:
+def figures(record: Content, source: str, memory: Sequence[Content] | None = None) -> Content:
     """The content of the file, from ``record``; ``memory`` in place of what the record holds of it.
 
     Raises:
@@ -59,7 +60,7 @@ def figures(record: Record, source: str, memory: Sequence[Record] | None = None)
     return told
 
 
-def _per_core(record: Record, source: str) -> dict[str, float]:
+def _per_core(record: Content, source: str) -> dict[str, float]:
     rates: dict[str, list[float]] = {}
     for run in record.get("runs", []):
         if run["server"] == SERVER and run["scenario"] in PLANNED and run["valid"]:
@@ -69,7 +70,7 @@ def _per_core(record: Record, source: str) -> dict[str, float]:
     return {name: round(statistics.median(rates[name])) for name in PLANNED if name in rates}
 
 
-def _knee(record: Record) -> dict[str, float] | None:
+def _knee(record: Content) -> dict[str, float] | None:
     """The last step before the first that was too slow. A later one that happens to be fast again is luck."""
     reached = None
     steps = [step for step in record.get("knee") or [] if step.get("server", SERVER) == SERVER]
@@ -82,16 +83,18 @@ def _knee(record: Record) -> dict[str, float] | None:
     return {"rate": round(reached["rate"]), "p95_ms": reached["p95"], "p95_limit_ms": P95_LIMIT_MS}
 
 
-def _point(point: Record) -> Record:
+def _point(point: Content) -> Content:
     kept = ("workers", "private_mb_per_worker", "resident_mb", "peak_mb", "publication_cpu_seconds")
     return {"snapshot_mb": round(point["snapshot_octets"] / MB, 2)} | {key: point[key] for key in kept}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write, or check. 1 where the record is of no use or the file is stale."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", type=Path)
-    parser.add_argument("--memory", type=Path, help="what `python -m perf.harness.memory` printed")
+    parser.add_argument("--memory", type=Path, help="what `python -m perf memory` printed")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -107,12 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.check:
         if OUTPUT.exists() and OUTPUT.read_text(encoding="utf-8") == text:
             return 0
-        print(f"{OUTPUT.name} is stale: run `python -m perf.planning.capacity_figures {given.record}`", file=sys.stderr)
+        print(f"{OUTPUT.name} is stale: run `python -m perf capacity {given.record}`", file=sys.stderr)
         return 1
     OUTPUT.write_text(text, encoding="utf-8")
     print(f"written: {OUTPUT.name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """A thousand replicas on paper: how stale they get, and what they ask of the database. No replica is run for it.
 
-    python -m perf.planning.simulation                            the tables of docs/capacity.md, on the screen
-    python -m perf.planning.simulation --docs docs/capacity.md    rewrites them there
-    python -m perf.planning.simulation --docs … --check           only tells whether they are stale
+    python -m perf simulate                            the tables of docs/capacity.md, on the screen
+    python -m perf simulate --docs docs/capacity.md    rewrites them there
+    python -m perf simulate --docs … --check           only tells whether they are stale
 
 **Model.** Every replica looks at the table every ``interval`` seconds, counted from its own start. A look that begins
 after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and from that
@@ -296,7 +296,9 @@ def rewritten(page: str, content: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print, rewrite or check. 1 where a page is stale or something is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--docs", type=Path, help="page to rewrite")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is stale")
     given: Any = parser.parse_args(arguments)
@@ -311,12 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no tables: {error}", file=sys.stderr)
         return 1
     if given.check and made != page:
-        print(f"{given.docs} is stale: run `python -m perf.planning.simulation --docs {given.docs}`", file=sys.stderr)
+        print(f"{given.docs} is stale: run `python -m perf simulate --docs {given.docs}`", file=sys.stderr)
         return 1
     if not given.check:
         given.docs.write_text(made, encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,14 +16,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.results import RESULTS
+
 from perf.report import text
-from perf.report.record import RESULTS, Record, RecordError, kept, load
+from perf.report.record import Record, RecordError, kept, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write what is asked for. 1: the README is stale. 2: a file is not what it should be."""
     parser = argparse.ArgumentParser(
-        prog="python -m perf.report.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m perf report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="records, as python -m perf writes them")
     parser.add_argument("-o", "--output", metavar="PAGE", type=Path, help="default: beside the record, with .html")
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written: {output}")
         return 0
     except (RecordError, OSError) as error:
-        print(f"perf.report.command: {error}", file=sys.stderr)
+        print(f"perf report: {error}", file=sys.stderr)
         return 2
 
 
@@ -84,7 +86,3 @@ def _readme(readme: Path, records: Sequence[Record], named: bool, check: bool) -
     readme.write_text(new, encoding="utf-8")
     print(f"{readme.name}: {'rewritten' if new != old else 'unchanged'}, from {link}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,14 +14,12 @@ from statistics import median
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tests.support.hdr import UNDECODABLE, HdrHistogram
+from tests.support.results import RESULTS, SCHEMA
 
-from perf.generator.hdr import UNDECODABLE, HdrHistogram
+from perf.generator.scenarios import SERVERS
 from perf.harness.statistics import Interval, median_interval
 
-SCHEMA = 1
-RESULTS = Path(__file__).parents[1] / "results"
-SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync", "nghttpd")
-"""The order of columns, bars and colours; servers of other names follow."""
 _UNITS_PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
 _UNDECODABLE = (
     ValueError, TypeError, LookupError, RuntimeError, zlib.error, *UNDECODABLE,

@@ -22,7 +22,7 @@ from definition_server.catalog.builder import BuiltSnapshot
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import Configure, Keys, Publish, Ready
 from definition_server.ipc.stats import StatsPage
-from perf.targets.processes import children, cpu_seconds, on_cpu
+from perf.targets.processes import children, on_cpu, precise_cpu_seconds
 
 ROOT = Path(__file__).parents[2]
 SERVER_CPU, CLIENT_CPU = 0, 1
@@ -63,7 +63,7 @@ class Target:
     @property
     def cpu_seconds(self) -> float:
         """CPU time it has taken so far."""
-        return cpu_seconds(self.pids)
+        return precise_cpu_seconds(self.pids)
 
 
 def free_port() -> int:
@@ -264,7 +264,7 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
         told = f"of {count} answers {requests[2]} came, {status[1]} with 2xx, {data[1]} octets"
         raise TargetFailed(f"h2load: {told}; {requests[0]}")
     return {
-        "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 2),
+        "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 4),
         "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
     }  # fmt: skip
 

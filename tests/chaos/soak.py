@@ -32,12 +32,12 @@ from tests.conftest import TRANSPORTS
 from tests.support import machine
 from tests.support.polling import until
 from tests.support.providers import EmbeddedServer, available_providers
+from tests.support.results import keep as keep_record
 
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
 from definition_server.control_plane.delayed_release import HELD_SECONDS
 from definition_server.settings import DEFAULT_TRANSPORT
 
-RESULTS = Path(__file__).parents[2] / "perf" / "results"
 AIM = 0.99999
 """Required availability with the default retry. Without one, every killed worker costs the calls in flight on it."""
 WARM_UP_VERSIONS = 5
@@ -297,11 +297,8 @@ def _told_usage(who: str, looks: list[Usage]) -> str:
 
 def keep(found: Soak) -> Path:
     """Write ``perf/results/<date>-soak-<transport>.json``."""
-    now = datetime.now(UTC)
-    record = {"measured": now.isoformat(timespec="seconds"), "machine": machine.facts()} | found.to_json()
-    path = RESULTS / f"{now:%Y-%m-%d}-soak-{found.options.transport}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path
+    record = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.facts()} | found.to_json()
+    return keep_record(record, f"soak-{found.options.transport}")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What tests of every level share."""
+"""Code that tests of every level share."""
 
 import os
 

@@ -1,7 +1,7 @@
 """HTTP/2 at the level of octets, for tests: builders of frames and header blocks, legal and illegal.
 
 Nothing here shares code with the engine under test: frames are built by hand (RFC 9113 section 4.1), header blocks
-from the octets of RFC 7541 section 6. What the server sends is judged by `tests.support.h2_peer`.
+from the octets of RFC 7541 section 6. `tests.support.h2_replies` checks what the server sends.
 """
 
 from __future__ import annotations
@@ -11,12 +11,30 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from tests.support.wire import (  # the names below are this module's too
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    integer,
+    settings,
+    window_update,
+)
+from tests.support.wire import message as grpc_message
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+__all__ = ["PUSH_PROMISE", "WINDOW_UPDATE", "window_update"]
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITISED = 0x20
 
@@ -32,16 +50,6 @@ Fields = Iterable[tuple[bytes, bytes]]
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
-
-
-def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", length: int | None = None) -> bytes:
-    """A frame; `length` lies about the payload's length where a test wants that."""
-    size = len(payload) if length is None else length
-    return size.to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def settings(*pairs: tuple[int, int]) -> bytes:
-    return frame(SETTINGS, payload=b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in pairs))
 
 
 SETTINGS_ACK = frame(SETTINGS, ACK)
@@ -100,30 +108,7 @@ def goaway(last: int = 0, code: int = NO_ERROR, text: bytes = b"") -> bytes:
     return frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + text)
 
 
-def window_update(stream: int, increment: int) -> bytes:
-    return frame(WINDOW_UPDATE, 0, stream, increment.to_bytes(4, "big"))
-
-
-def grpc_message(message: bytes, flag: int = 0) -> bytes:
-    """A length-prefixed message of gRPC."""
-    return bytes((flag,)) + len(message).to_bytes(4, "big") + message
-
-
 # --- header blocks ---------------------------------------------------------------------------------------------------
-
-
-def integer(value: int, bits: int, first: int = 0) -> bytes:
-    """RFC 7541 section 5.1, with a prefix of `bits` bits below the pattern `first`."""
-    limit = (1 << bits) - 1
-    if value < limit:
-        return bytes((first | value,))
-    out = bytearray((first | limit,))
-    value -= limit
-    while value >= 128:
-        out.append(value % 128 + 128)
-        value //= 128
-    out.append(value)
-    return bytes(out)
 
 
 def string(value: bytes) -> bytes:
@@ -203,7 +188,7 @@ class Frame:
 
 
 def split_frames(octets: bytes) -> tuple[list[Frame], bytes]:
-    """The whole frames of `octets` and what is left over."""
+    """The whole frames of `octets`, and the rest."""
     frames, at = [], 0
     while at + 9 <= len(octets):
         end = at + 9 + int.from_bytes(octets[at : at + 3], "big")

@@ -12,6 +12,7 @@ from typing import Self
 
 import grpc
 from tests.support.client import UNLIMITED
+from tests.support.open_loop import open_loop
 from tests.support.server import KEY
 
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
@@ -19,7 +20,7 @@ from definition_server.rpc import avap_pb2, avap_pb2_grpc
 
 @dataclass
 class Result:
-    """What became of the calls."""
+    """The outcomes of the calls."""
 
     offered: int = 0
     answered: int = 0
@@ -50,7 +51,7 @@ class Load:
     ) -> None:
         self._port = port
         self._names = names
-        self._interval = 1 / rate
+        self._rate = rate
         self._connections = connections
         self._options = [*UNLIMITED, *options, ("grpc.use_local_subchannel_pool", 1)]
         self._metadata = (("x-avap-auth", key),)
@@ -73,14 +74,9 @@ class Load:
         ]
         calls = [avap_pb2_grpc.DefinitionEngineStub(channel).GetCommand for channel in channels]
         pending: set[asyncio.Task[None]] = set()
-        start = time.monotonic()
-        while not self._stop.is_set():
-            due = start + self.result.offered * self._interval
-            if (early := due - time.monotonic()) > 0:
-                await asyncio.sleep(early)
-            number = self.result.offered
-            name = self._names[number % len(self._names)]
-            task = asyncio.create_task(self._call(calls[number % len(calls)], name, due))
+        async for due in open_loop(self._rate, self._stop.is_set):
+            name = self._names[due.number % len(self._names)]
+            task = asyncio.create_task(self._call(calls[due.number % len(calls)], name, due.instant))
             pending.add(task)
             task.add_done_callback(pending.discard)
             self.result.offered += 1

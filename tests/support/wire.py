@@ -43,9 +43,10 @@ _STATIC_NAMES = {name: number for (name, _), number in reversed(_STATIC.items())
 _huffman = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame, whatever it says: nothing is checked."""
-    return pack(">I", len(payload))[1:] + bytes((kind, flags)) + pack(">I", stream) + payload
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", length: int | None = None) -> bytes:
+    """One frame (RFC 9113 §4.1), legal or not: nothing is checked. ``length`` stands in place of the payload's."""
+    size = len(payload) if length is None else length
+    return size.to_bytes(3, "big") + bytes((kind, flags)) + pack(">I", stream) + payload
 
 
 def window_update(stream: int, increment: int) -> bytes:
@@ -63,9 +64,9 @@ def opening() -> bytes:
     return PREFACE + settings((4, WIDE_WINDOW)) + window_update(0, WIDE_WINDOW - INITIAL_WINDOW)
 
 
-def message(content: bytes) -> bytes:
-    """A gRPC message: not compressed, its length, itself."""
-    return b"\0" + pack(">I", len(content)) + content
+def message(content: bytes, flag: int = 0) -> bytes:
+    """A length-prefixed message of gRPC; ``flag`` 1: compressed."""
+    return bytes((flag,)) + pack(">I", len(content)) + content
 
 
 def command_request(name: bytes) -> bytes:

@@ -137,9 +137,13 @@ class Headers:
             self.router_epoch = self._router.epoch
 
     def route(self, block: bytes) -> Route:
-        """The route of a request, by the memo or as `learn` finds it."""
-        # No longer one is remembered, and to look for 16 kB takes 3 µs.
-        return (self.memo.get(block) if len(block) <= LONGEST_SHORT_BLOCK else None) or self.learn(block)
+        """The route of a request, by the memo or as `learn` finds it.
+
+        A block that came in parts has been decoded already: its fields are used, or the next block would get them.
+        """
+        if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK:  # to look for 16 kB takes 3 µs
+            return self.memo.get(block) or self.learn(block)
+        return self.learn(block)
 
     def learn(self, block: bytes) -> Route:
         """Decode a request's header block and find its route; remember the block where that is sound.

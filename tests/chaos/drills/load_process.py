@@ -26,6 +26,7 @@ from tests.chaos.drills.answers import Checker, WrongAnswer
 from tests.chaos.drills.load import Job
 from tests.chaos.drills.model import Failure, LoadReport, SetReport, Sighting
 from tests.support.client import RETRYING, UNLIMITED
+from tests.support.open_loop import open_loop
 
 from definition_server.rpc import avap_pb2
 
@@ -92,21 +93,10 @@ class Load:
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Offer calls until ``stopped``, then wait for those under way."""
-        interval = 1 / self._job.rate
-        number = 0
         self._started = time.monotonic()
-        while not stopped.is_set():
-            due = self._started + number * interval
-            if (early := due - time.monotonic()) > 0:
-                await asyncio.sleep(early)
-                if stopped.is_set():
-                    break
-            elif -early >= LATE_SECONDS:
-                self._late += 1
-                if number % 50 == 0:  # behind, yet the answers of the others must be seen
-                    await asyncio.sleep(0)
-            self._offer(number, due)
-            number += 1
+        async for due in open_loop(self._job.rate, stopped.is_set):
+            self._late += due.behind >= LATE_SECONDS
+            self._offer(due.number, due.instant)
         await asyncio.gather(*self._pending)
 
     def _offer(self, number: int, due: float) -> None:

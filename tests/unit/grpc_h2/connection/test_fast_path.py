@@ -1,4 +1,4 @@
-"""One call at a time: `Connection.answer_one` is `receive_data`, only shorter."""
+"""The fast path for one call a read: `Connection.answer_one` does what `receive_data` does, in fewer steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATHS = (STATIC, GUARDED, HANDLED)
 
 
 class Pair:
-    """Two connections that are told the same: one may take the shorter way, the other may not."""
+    """Two connections with the same input: one may take the fast path, the other may not."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.keys = Keys("Bearer k1")
@@ -34,7 +34,7 @@ class Pair:
         self.send(wire.HELLO + wire.SETTINGS_ACK)
 
     def send(self, octets: bytes) -> bytes:
-        """Tell both, see that they agree in all they say and are; what they say."""
+        """Feed both, and compare output, events and state. Returns the output."""
         self.now += 0.001
         one, other = self.both
         said = one.answer_one(octets, self.now)
@@ -52,7 +52,7 @@ class Pair:
 
 
 def state(thing: Any, depth: int = 4) -> Any:
-    """All that ``thing`` remembers, as far as it can be compared; what a turn may spend is none of it."""
+    """The state of ``thing``, as far as it can be compared, without the budgets of a time slice."""
     if isinstance(thing, dict):
         return {getattr(key, "id", key): state(value, depth - 1) for key, value in thing.items()}
     names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -71,7 +71,7 @@ def _last_data(stream: int) -> bytes:
 
 
 def _long_call(stream: int, message: bytes = b"as long as is said") -> bytes:
-    """A call that announces 23 octets, whatever follows."""
+    """A call that announces 23 octets, whatever the length of its message."""
     block = wire.request_block(STATIC, (b"content-length", b"23"))
     return wire.headers(stream, block) + wire.data(stream, wire.grpc_message(message), end_stream=True)
 

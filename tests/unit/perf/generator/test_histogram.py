@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from perf.generator import histogram
-from perf.generator.hdr import HdrHistogram
+from tests.support.hdr import HdrHistogram
 
 
 def test_percentiles_are_those_of_the_values() -> None:

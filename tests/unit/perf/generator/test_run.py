@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from perf.generator import run as generator
-from perf.generator.hdr import HdrHistogram
 from perf.generator.histogram import share_above
 from perf.generator.job import Job
 from perf.generator.loops import Load
@@ -23,6 +22,7 @@ from perf.generator.scenarios import Scenario
 from perf.targets.catalogue import Catalogue
 from perf.targets.processes import children
 from perf.targets.target import KEY, Target, Worker, free_port, self_signed, worker
+from tests.support.hdr import HdrHistogram
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import map_sealed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from perf.generator.scenarios import SERVERS, SETS, ScenarioError, chosen, load
+from perf.generator.scenarios import OURS, SERVERS, SETS, ScenarioError, chosen, load
+from perf.peers import NAMES
 
 LEAST = '[[scenario]]\nname = "a"\ntitle = "t"\nwhy = "w"\nkind = "closed"\n'
 PROMISED = (
@@ -86,3 +87,7 @@ def test_a_choice_by_words_is_from_all_sets() -> None:
     assert {each.name for each in chosen(found, "quick")} < {each.name for each in chosen(found, "standard")}
     with pytest.raises(ScenarioError, match="no scenario is called cold; there are get-hot"):
         chosen(found, "quick", ["cold"])
+
+
+def test_there_is_one_list_of_servers_and_it_holds_every_peer() -> None:
+    assert (*OURS, *NAMES) == SERVERS

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +16,14 @@ import pytest
 from perf.generator import scenarios
 from perf.generator.histogram import UNIT, counted, encode
 from perf.generator.scenarios import Scenario
-from perf.harness import compare, outcome, run, selftest, sla
+from perf.harness import compare, outcome, reference, run, selftest, sla
 from perf.harness import measure as cli
 from perf.harness.run import Effort, Plan, Session
 from perf.harness.servers import Servers, Starter
 from perf.peers import PeerMissing
 from perf.targets.target import Target, TargetFailed
 from tests.support import machine
+from tests.support.results import keep
 
 HOT = Scenario("hot", "t", "w", "closed", definitions=1, answer_octets=300, seconds=0.1)
 GATE = sla.Gate("g", "hot", "per_server_cpu_second", "x", "n", server="ours", over="theirs", least=1.0)
@@ -96,6 +100,94 @@ def test_every_round_has_new_processes_where_that_is_asked() -> None:
     session(there).measure([plan("ours", "theirs", gates=(GATE,), fresh=True)])
     assert there.started.count("ours") == there.started.count("theirs") == 6
     assert not there.running
+
+
+EXPECTED = sla.Gate(
+    "g", "hot", "per_server_cpu_second", "x", "n", server="ours", least=0.8, expected=sla.Expected(1.0, kernel=1.0)
+)
+
+
+class Meter(reference.Meter):
+    """Finds the interpreter as fast as that, in this many bursts."""
+
+    python_us, count = 510.0, 40
+
+    def __enter__(self) -> Meter:
+        self.began = time.monotonic()
+        return self
+
+    def stop(self) -> list[reference.Burst]:
+        """All of them when it began: within the runs of these tests, which say that they take a minute."""
+        return [(self.began, self.python_us, 500.0)] * self.count
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing has been started."""
+
+
+def test_every_server_of_a_normalised_scenario_runs_beside_the_reference_work() -> None:
+    there = Machine(ours=1000.0, theirs=1.0)
+    there.script = {number: {"seconds": 60.0} for number in range(40)}
+    done = session(there, meter=Meter)
+    done.measure([plan("ours", "theirs", gates=(EXPECTED,))])
+    assert [each["reference"] for each in done.runs] == [{"python_us": 510.0, "kernel_us": 500.0, "bursts": 40}] * len(
+        done.runs
+    )
+    (verdict,) = done.verdicts
+    assert verdict.verdict == sla.KEPT
+    assert verdict.samples == pytest.approx((1.01,) * 6)
+
+
+def test_other_scenarios_run_without_it() -> None:
+    def meter() -> reference.Meter:
+        raise AssertionError("nobody asked for it")
+
+    done = session(Machine(ours=200.0, theirs=100.0), meter=meter)
+    done.measure([plan("ours", "theirs", gates=(GATE,))])
+    assert not any("reference" in each for each in done.runs)
+
+
+def test_reference_work_that_fails_is_no_disturbance() -> None:
+    class Failing(Meter):
+        def stop(self) -> list[reference.Burst]:
+            raise TargetFailed("the reference work fails: no loopback")
+
+    done = session(Machine(ours=1000.0), meter=Failing)
+    done.measure([plan("ours", gates=(EXPECTED,))])
+    assert (done.verdicts[0].verdict, done.verdicts[0].disturbed) == (sla.INVALID, False)
+    assert "no loopback" in done.verdicts[0].reason
+
+
+def test_reference_work_that_is_starved_gives_an_invalid_verdict_that_counts_as_disturbed() -> None:
+    class Starved(Meter):
+        count = sla.FEWEST_BURSTS - 1
+
+    there = Machine(ours=1000.0)
+    there.script = {number: {"seconds": 60.0} for number in range(40)}
+    done = session(there, meter=Starved)
+    done.measure([plan("ours", gates=(EXPECTED,))])
+    assert len(done.runs) == 10, "all rounds that there may be"
+    (verdict,) = done.verdicts
+    assert (verdict.verdict, verdict.disturbed) == (sla.INVALID, True)
+    assert "in 10 of 10 runs the reference work was done fewer than 10 times" in verdict.reason
+
+
+def test_a_normalised_server_that_does_not_start_is_an_invalid_run() -> None:
+    done = session(Machine(ours=TargetFailed("the port is in use")), meter=Meter)
+    done.measure([plan("ours", gates=(EXPECTED,))])
+    assert (done.verdicts[0].verdict, done.verdicts[0].disturbed) == (sla.INVALID, False)
+    assert "the port is in use" in done.verdicts[0].reason
+
+
+@pytest.mark.parametrize(("kind", "ticks", "valid"), [("open", 10, False), ("open", 1, True), ("closed", 50, True)])
+def test_what_the_hypervisor_takes_spoils_a_run_about_latency(kind: str, ticks: int, valid: bool) -> None:
+    found = {"valid": True} | run.stolen({"valid": True}, kind, ticks * run.TICKS // 100, 1.0)
+    assert found["valid"] is valid
+    assert found["stolen"] == ticks / 100
+    if not valid:
+        assert (found["fault"], found["reason"]) == (
+            "machine", "the hypervisor gave 10.0% of a CPU to others (at most 3% may be)"
+        )  # fmt: skip
+        assert run.stolen({"valid": False}, kind, ticks, 1.0).keys() == {"stolen"}, "the first reason stands"
 
 
 def test_an_undecided_gate_gets_more_rounds_but_not_without_end() -> None:
@@ -200,7 +292,7 @@ def test_a_record_is_kept_whole(tmp_path: Path) -> None:
     there = Machine(ours=200.0, theirs=100.0)
     done = session(there)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
-    path = outcome.save(record(done), "here", tmp_path)
+    path = keep(record(done), "here", tmp_path)
     kept = json.loads(path.read_text())
     assert path.name.endswith("-here.json")
     assert kept["schema"] == outcome.SCHEMA
@@ -237,26 +329,108 @@ def test_what_cannot_be_measured_is_said_in_a_line(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "need_cpus", lambda: None)
-    assert cli.main(arguments) == cli.OPTION_ERROR
+    assert cli.main(arguments) == outcome.CANNOT_MEASURE
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+DISTURBED = "invalid, disturbed"
+
+
+def recorded(*verdicts: str, proof: bool | None = None) -> dict[str, Any]:
+    """A record with these verdicts of its gates; `DISTURBED`: one that is invalid because of the machine."""
+    gates = [
+        {
+            "gate": "speed [1]", "server": "native", "value": None, "low": None, "high": None, "limit": 1, "unit": "x",
+            "bound": "least", "verdict": each.partition(",")[0], "disturbed": each == DISTURBED,
+            "reason": "" if each == sla.KEPT else "why",
+        }
+        for each in verdicts
+    ]  # fmt: skip
+    passed = None if proof is None else {"passed": proof, "cases": []}
+    return {"selftest": passed, "runs": [{}], "gates": gates, "skipped": [], "duration_seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "told"),
+    [
+        (recorded(sla.KEPT), 0, "all gates are kept"),
+        (recorded(sla.KEPT, sla.MISSED), 1, "NOT KEPT"),
+        (recorded(sla.INVALID, DISTURBED), 1, "NOT KEPT"),
+        (
+            recorded(sla.KEPT, DISTURBED),
+            3,
+            "INVALID: the measurement was disturbed, and 1 of 2 gates have no verdict: ",
+        ),
+        (recorded(sla.KEPT, DISTURBED), 3, "speed [1]: why"),
+        (recorded(DISTURBED, proof=False), 1, "NOT KEPT"),
+        (recorded(DISTURBED, proof=True), 3, "INVALID"),
+        (recorded(sla.KEPT, proof=False), 1, "NOT KEPT"),
+        (recorded() | {"runs": []}, 1, "NOT KEPT"),
+    ],
+)
+def test_kept_missed_and_invalid_are_three_exit_codes_and_three_sentences(
+    kept: dict[str, Any], code: int, told: str
+) -> None:
+    assert outcome.exit_code(kept) == code
+    assert told in outcome.conclusion(kept)
+    console = outcome.Console(width=150, record=True, file=io.StringIO())
+    outcome.show(console, kept)
+    shown = console.export_text()
+    assert outcome.conclusion(kept) in " ".join(shown.split())
+    assert ("all gates are kept" in shown) is (code == 0)
+
+
+def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    for code in (outcome.PASSED, outcome.NOT_KEPT, outcome.CANNOT_MEASURE, outcome.DISTURBED):
+        assert f"\n  {code}  " in told
+
+
+CI_RUN = Path(__file__).parents[4] / ".ci" / "run"
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0)])
+def test_ci_fails_on_what_is_not_kept_or_not_measured_and_reports_what_is_invalid(
+    tmp_path: Path, code: int, ends: int
+) -> None:
+    stage = CI_RUN.read_text().partition('say "The quick gate"')[2]
+    assert "--attempts 3" in stage
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexit {code}\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\nsay() {{ :; }}\nwork={tmp_path}\n{stage}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ends, done.stderr
+    assert ("INVALID" in done.stdout) is (code == 3)
 
 
 @pytest.mark.parametrize(
     ("told", "attempts", "code"),
     [
         ([[sla.KEPT]], 1, 0),
-        ([[sla.INVALID, sla.KEPT], [sla.KEPT]], 2, 0),
-        ([[sla.INVALID], [sla.INVALID], [sla.INVALID], [sla.KEPT]], 3, 1),
-        ([[sla.MISSED, sla.INVALID], [sla.KEPT]], 1, 1),
+        ([[DISTURBED, sla.KEPT], [sla.KEPT]], 2, 0),
+        ([[DISTURBED], [DISTURBED], [DISTURBED], [sla.KEPT]], 3, 3),
+        ([[DISTURBED], [sla.MISSED], [sla.KEPT]], 2, 1),
+        ([[sla.INVALID], [sla.KEPT]], 1, 1),
+        ([[sla.INVALID, DISTURBED], [sla.KEPT]], 1, 1),
+        ([[sla.MISSED, DISTURBED], [sla.KEPT]], 1, 1),
         ([[sla.MISSED], [sla.KEPT]], 1, 1),
+        ([[]], 1, 0),
     ],
 )
-def test_only_what_proves_nothing_is_measured_again(
+def test_only_a_disturbed_measurement_is_repeated_and_ends_with_an_exit_code_of_its_own(
     told: list[list[str]], attempts: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = [{"selftest": None, "runs": [{}], "gates": [{"verdict": each} for each in one]} for one in told]
+    records = [recorded(*one) for one in told]
     coming = iter(records)
     monkeypatch.setattr(machine, "need_cpus", lambda: None)
     monkeypatch.setattr(cli, "measured", lambda *_: next(coming))
@@ -296,8 +470,8 @@ def judged(**verdicts: str) -> dict[str, Any]:
 
 
 def test_nineteen_of_twenty_caught_and_one_false_alarm_will_do() -> None:
-    good = judged(clean=sla.KEPT, busy=sla.MISSED, delay=sla.MISSED)
-    bad = judged(clean=sla.MISSED, busy=sla.KEPT, delay=sla.KEPT)
+    good = judged(clean=sla.KEPT, busy=sla.MISSED, twice=sla.MISSED, delay=sla.MISSED)
+    bad = judged(clean=sla.MISSED, busy=sla.KEPT, twice=sla.KEPT, delay=sla.KEPT)
     assert selftest.summary([good] * 20)["passed"]
     assert selftest.summary([good] * 19 + [bad])["passed"]
     assert not selftest.summary([good] * 18 + [bad] * 2)["passed"]
@@ -306,18 +480,28 @@ def test_nineteen_of_twenty_caught_and_one_false_alarm_will_do() -> None:
 
 @pytest.mark.parametrize("name", list(selftest.INJECTED))
 def test_no_verdict_is_neither_a_catch_nor_an_acquittal(name: str) -> None:
-    good = {"clean": sla.KEPT, "busy": sla.MISSED, "delay": sla.MISSED}
+    good = {"clean": sla.KEPT, "busy": sla.MISSED, "twice": sla.MISSED, "delay": sla.MISSED}
     runs = [judged(**good | {name: sla.INVALID})] * 2 + [judged(**good)] * 18
     assert not selftest.summary(runs)["passed"]
 
 
 def test_the_self_test_goes_the_way_that_against_goes() -> None:
     rules, known = sla.load(), scenarios.load()
-    planned = compare.plans(known, rules.comparison, selftest.CANDIDATES, Effort(1.0, 6, 0, 0, fresh=True))
+    planned = selftest.planned(known, rules, Effort(1.0, 6, 0, 0, fresh=True))
     assert {(each.scenario.name, each.servers) for each in planned} == {
-        ("one-by-one", (sla.BASE, "clean", "busy")),
+        ("one-by-one", (sla.BASE, "clean", "busy", "twice")),
         ("rated", (sla.BASE, "clean", "delay")),
+        ("yardstick", ("clean", "nghttpd", "twice")),
     }
+    judged_by = {
+        (gate.scenario, gate.server, gate.over, gate.expected is not None) for p in planned for gate in p.gates
+    }
+    assert judged_by == {
+        ("one-by-one", "clean", sla.BASE, False), ("one-by-one", "busy", sla.BASE, False),
+        ("one-by-one", "clean", "", True), ("one-by-one", "twice", "", True),
+        ("rated", "clean", "", False), ("rated", "delay", "", False),
+        ("yardstick", "clean", "nghttpd", True), ("yardstick", "twice", "nghttpd", True),
+    }  # fmt: skip
     assert set(selftest.starters()) == {sla.BASE, *selftest.INJECTED}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from perf.generator import scenarios
 from perf.harness import sla
-from perf.harness.sla import INVALID, KEPT, MISSED, Gate, SlaError, judge
+from perf.harness.sla import INVALID, KEPT, MISSED, Expected, Gate, SlaError, judge
 
 NOISE = {"cpu-time": "why it can be believed"}
 
@@ -134,6 +134,62 @@ def test_what_is_missing_is_told(found: list[dict[str, Any]], told: str) -> None
     assert told in verdict.reason
 
 
+def measured(
+    figures: Sequence[float], python_us: float, kernel_us: float = 0.0, bursts: int = 30
+) -> list[dict[str, Any]]:
+    """Runs of ours beside the reference work."""
+    return runs("ours", figures, reference={"python_us": python_us, "kernel_us": kernel_us, "bursts": bursts})
+
+
+def test_a_slower_interpreter_makes_no_difference_and_a_slower_server_makes_all_of_it() -> None:
+    normal = gate(least=0.95, expected=Expected(python=2.0, kernel=3.0))
+    for python_us in (1.0, 1.5):  # as fast as with and without profile-guided optimization
+        cost = 2.0 * python_us + 3.0 * 4.0
+        clean = judge(normal, measured([1e6 / cost] * 6, python_us, 4.0), NOISE)
+        assert (clean.verdict, clean.samples) == (KEPT, pytest.approx((1.0,) * 6))
+        slower = judge(normal, measured([1e6 / (1.1 * cost)] * 6, python_us, 4.0), NOISE)
+        assert (slower.verdict, slower.samples) == (MISSED, pytest.approx((1 / 1.1,) * 6))
+
+
+def test_over_a_server_in_c_its_share_does_not_depend_on_the_interpreter() -> None:
+    normal = gate(least=0.95, over="theirs", expected=Expected(python=2.0, other=0.5))
+    theirs = runs("theirs", [1e6 / 3.0] * 6)
+    for python_us in (1.0, 1.5):
+        cost = 2.0 * python_us + 0.5 * 3.0
+        assert judge(normal, measured([1e6 / cost] * 6, python_us) + theirs, NOISE).verdict == KEPT
+        assert judge(normal, measured([1e6 / (1.1 * cost)] * 6, python_us) + theirs, NOISE).verdict == MISSED
+
+
+def test_a_run_whose_reference_work_was_starved_gives_no_sample() -> None:
+    normal = gate(least=0.95, expected=Expected(python=1.0))
+    steady, starved = measured([1e6] * 6, 1.0), measured([1.0] * 9, 1.0, bursts=sla.FEWEST_BURSTS - 1)
+    for number, run in enumerate(starved):
+        run["round"] = 6 + number
+    assert judge(normal, steady + starved, NOISE).samples == (1.0,) * 6
+    found = judge(normal, steady[1:] + starved, NOISE)
+    assert (found.verdict, found.decided, found.disturbed) == (INVALID, False, True)
+    assert "in 9 of 14 runs the reference work was done fewer than 10 times; 5 rounds are left" in found.reason
+
+
+def test_a_run_without_reference_work_is_no_verdict_and_no_disturbance() -> None:
+    found = judge(gate(least=0.95, expected=Expected(python=1.0)), runs("ours", [1e6] * 6), NOISE)
+    assert (found.verdict, found.disturbed) == (INVALID, False)
+
+
+def test_only_the_machine_and_the_generator_disturb() -> None:
+    good = runs("ours", [200.0] * 3)
+    late = [spoilt("ours", number) for number in range(3, 9)]
+    for more, disturbed in ((late, True), ([*late, spoilt("ours", 9, "server")], False), ([], False)):
+        found = judge(gate(), [*good, *more], NOISE)
+        assert (found.verdict, found.disturbed) == (INVALID, disturbed)
+        assert found.as_dict()["disturbed"] is disturbed
+    noisy = judge(gate(blur=10.0), runs("ours", [60.0, 105, 106, 107, 108, 109]), NOISE)
+    assert (noisy.verdict, noisy.disturbed) == (INVALID, True)
+    absent = judge(gate(over="theirs"), late, NOISE)
+    assert (absent.verdict, absent.reason) == (INVALID, "theirs was not measured in hot")
+    assert not absent.disturbed, "what is not there is not disturbed"
+
+
 def test_a_record_can_hold_every_verdict() -> None:
     for found in (runs("ours", [200.0] * 6), runs("ours", [200.0]), []):
         told = judge(gate(), found, NOISE).as_dict()
@@ -147,6 +203,7 @@ def test_the_projects_gates_are_about_scenarios_that_there_are_and_servers_that_
     assert rules.comparison
     for each in rules.gates:
         assert set(each.servers) <= set(known[each.scenario].servers), each.name
+        assert not each.expected or known[each.scenario].kind == "closed", f"{each.name}: bursts would add to latency"
     for each in rules.comparison:
         assert each.server == sla.CANDIDATE
         assert sla.BASE in (each.over, each.minus), each.name
@@ -168,6 +225,11 @@ GATE = '[noise]\nn = "x"\n[[gate]]\nname = "g"\nscenario = "get-hot"\nfigure = "
         (GATE + 'noise = "m"\nleast = 1\n', "noise model 'm' is not described in [noise]: n"),
         (GATE + "least = 1\n", "gate 'g': noise is missing"),
         (GATE + 'noise = "n"\nleast = 1\nover = "a"\nminus = "b"\n', "it wants over or minus, not both"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { c = 1 }\n', "expected wants a table of kernel, other, python"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = {}\n', "expected wants a table of"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 0 }\n', "expected wants numbers above 0"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 1, other = 1 }\n', "expected wants other where"),
+        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nexpected = { python = 1 }\n', "expected wants other where"),
         (GATE.replace("get-hot", "get-cold") + 'noise = "n"\nleast = 1\n', "there is no scenario 'get-cold'"),
         ("[[door]]\n", "unknown table door"),
         ("[[gate", "sla.toml: "),

@@ -22,7 +22,8 @@ class Cpu:
         return self.now
 
 
-def test_busy_burns_a_tenth_of_what_was_used() -> None:
+@pytest.mark.parametrize("share", [slowed.BUSY_SHARE, 1.0])
+def test_busy_burns_its_share_of_what_was_used(share: float) -> None:
     cpu = Cpu()
     worked = 0.0
 
@@ -31,10 +32,10 @@ def test_busy_burns_a_tenth_of_what_was_used() -> None:
         worked += 50e-6
         cpu.now += 50e-6
 
-    slow = busy(receive, 0.10, cpu)
+    slow = busy(receive, share, cpu)
     for _ in range(1600):
         slow(cast(Http2Protocol, None), b"")
-    assert (cpu.now - worked) / worked == pytest.approx(0.10, rel=0.05)
+    assert (cpu.now - worked) / worked == pytest.approx(share, rel=0.05)
 
 
 class Loop:
@@ -95,4 +96,4 @@ def test_a_connection_that_closes_meanwhile_gets_nothing() -> None:
 
 def test_an_unknown_injection_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert slowed.main(["sabotage"]) == 2
-    assert "busy, delay, none" in capsys.readouterr().err
+    assert "busy, twice, delay, none" in capsys.readouterr().err

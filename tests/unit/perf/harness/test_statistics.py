@@ -8,7 +8,7 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from perf.harness.statistics import coverage, difference_interval, least_samples, median_interval, ratio_interval
+from perf.harness.statistics import coverage, least_samples, median_interval
 
 FIGURES = st.floats(min_value=-1e9, max_value=1e9)
 
@@ -48,24 +48,8 @@ def test_the_true_median_lies_within_as_often_as_promised() -> None:
     assert hits / 2000 >= 0.94
 
 
-def test_what_disturbs_both_of_a_pair_cancels() -> None:
-    chance = random.Random(5)
-    pairs = []
-    for _ in range(9):
-        speed = chance.uniform(0.3, 3)  # of the machine at that time
-        pairs.append((110 * speed * chance.uniform(0.99, 1.01), 100 * speed))
-    middle, low, high = ratio_interval(pairs)
-    assert 1.085 < low <= middle <= high < 1.115
-
-
-def test_differences() -> None:
-    assert difference_interval([(3, 1), (5, 2), (9, 4), (3, 2), (4, 2), (8, 2)]) == (2.5, 1, 6)
-
-
 def test_nothing_to_work_with_is_an_error() -> None:
     with pytest.raises(ValueError, match="no samples"):
         median_interval([])
-    with pytest.raises(ValueError, match="ratio to nothing"):
-        ratio_interval([(1.0, 0.0)])
     with pytest.raises(ValueError, match="confidence"):
         median_interval([1.0], 1.0)

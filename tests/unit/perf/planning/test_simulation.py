@@ -127,7 +127,7 @@ def test_a_fleet_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
 
 def test_the_page_is_what_the_simulation_says() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert rewritten(page, tables(*costs())) == page, "run `python -m perf.planning.simulation --docs docs/capacity.md`"
+    assert rewritten(page, tables(*costs())) == page, "run `python -m perf simulate --docs docs/capacity.md`"
 
 
 def test_a_page_is_rewritten_between_its_marks_and_found_stale(

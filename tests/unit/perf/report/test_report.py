@@ -407,5 +407,5 @@ def test_markdown_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_missing_file_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_report(tmp_path / "nothing.json") == 2
     told = capsys.readouterr().err
-    assert told.startswith("perf.report.command: ")
+    assert told.startswith("perf report: ")
     assert told.count("\n") == 1

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 from tests.support import machine
-
-RESULTS = Path(__file__).parents[1] / "results"
-PACKAGES = ("grpcio", "protobuf", "uvloop", "hpack")
+from tests.support.results import keep
 
 
 @dataclass
@@ -52,8 +45,8 @@ class Row:
 
 
 @dataclass
-class Record:
-    """All rows of one run, and where it ran."""
+class Figures:
+    """The figures of one measurement, each beside what is promised, and where they were measured."""
 
     title: str
     arguments: dict[str, Any]
@@ -66,13 +59,8 @@ class Record:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         self.measured = datetime.now(UTC).isoformat(timespec="seconds")
-        self.versions = _versions()
-        self.machine = {
-            "cpu": machine.cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
-            "python": platform.python_version(),
-            "memory_mb": machine.memory_mb(),
-            "load_before": os.getloadavg(), "steal_ticks_before": machine.steal_ticks(),
-        }  # fmt: skip
+        self.versions = machine.versions()
+        self.machine = machine.facts()
 
     def add(self, row: Row) -> Row:
         """Keep ``row`` and say that it is there."""
@@ -80,6 +68,10 @@ class Record:
         shown = "–" if row.value is None else _number(row.value)
         print(f"{time.monotonic() - self._began:6.1f} s  {row.name}: {shown} {row.unit}  {row.verdict}", flush=True)
         return row
+
+    def note(self, name: str, value: float, unit: str, most: float | None = None) -> Row:
+        """Keep a value that is there; ``most`` is what it may be at the most."""
+        return self.add(Row(name, unit, round(value, 3), most=most))
 
     def measure(self, row: Row, how: Callable[[], tuple[float, Any]], *failures: type[Exception]) -> Row:
         """Fill ``row`` in by ``how``, which returns the value and the details; ``failures`` become its error."""
@@ -101,15 +93,11 @@ class Record:
     def finish(self) -> None:
         """Note what is known at the end only."""
         self.duration_seconds = round(time.monotonic() - self._began, 1)
-        self.machine |= {"load_after": os.getloadavg(), "steal_ticks_after": machine.steal_ticks()}
+        self.machine |= machine.after()
 
     def save(self, name: str) -> Path:
         """Write ``perf/results/<date>-<name>.json``."""
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
-        rows = [asdict(row) | {"kept": row.kept} for row in self.rows]
-        path.write_text(json.dumps(asdict(self) | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-        return path
+        return keep(asdict(self) | {"rows": [asdict(row) | {"kept": row.kept} for row in self.rows]}, name)
 
     def show(self) -> None:
         """Print the table."""
@@ -131,27 +119,5 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def table_of(path: Path) -> str:
-    """The table of a record kept earlier."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return markdown([Row(**{name: value for name, value in row.items() if name != "kept"}) for row in rows])
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    for program in ("h2load", "nghttpd"):
-        try:
-            run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-            found[program] = run.stdout.strip()
-        except OSError:
-            found[program] = "not installed"
-    return found

@@ -1,0 +1,79 @@
+"""The speed of this interpreter and this kernel during a run: `reference_work.py` beside the server, on its CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from perf.targets.processes import on_cpu
+from perf.targets.target import SERVER_CPU, TargetFailed
+
+_PROGRAM = Path(__file__).with_name("reference_work.py")
+_END_SECONDS = 10.0
+
+Burst = Sequence[float]
+"""When it was, ``python_us``, ``kernel_us``."""
+
+
+class Meter:
+    """The reference work, from the start of the block to `stop`."""
+
+    def __enter__(self) -> Meter:
+        # -I -S: neither the environment nor site-packages change what is measured.
+        self._process = subprocess.Popen(
+            on_cpu(SERVER_CPU, [sys.executable, "-I", "-S", str(_PROGRAM)]),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def stop(self) -> list[Burst]:
+        """What was measured.
+
+        Raises:
+            TargetFailed: where the work has failed.
+        """
+        try:
+            told, errors = self._process.communicate("", timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise TargetFailed("the reference work does not end") from error
+        if self._process.returncode:
+            raise TargetFailed(f"the reference work fails: {errors[-300:].strip()}")
+        found: list[Burst] = json.loads(told)
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def during(bursts: Sequence[Burst], begin: float, end: float) -> dict[str, float]:
+    """The speed between two instants: means of ``python_us`` and ``kernel_us``, and of how many ``bursts``."""
+    there = [burst for burst in bursts if begin <= burst[0] <= end]
+    count = len(there)
+    python, kernel = (sum(burst[at] for burst in there) / count if count else 0.0 for at in (1, 2))
+    return {"python_us": python, "kernel_us": kernel, "bursts": count}
+
+
+def beside(run: Callable[[Callable[[], None]], dict[str, Any]], meter: Callable[[], Meter] = Meter) -> dict[str, Any]:
+    """A run, with the speed that the machine had while it measured under ``reference``.
+
+    Args:
+        run: is given a function to call when it begins to measure. One that does not call it measures at its end.
+    """
+    began: list[float] = []
+    with meter() as work:
+        made = run(lambda: began.append(monotonic()))
+        end = monotonic()
+        try:
+            bursts = work.stop()
+        except TargetFailed as error:
+            return made | {"valid": False, "reason": str(error), "fault": "harness"}
+    seconds = made.get("seconds") or 0.0
+    begin = began[0] if began else end - seconds
+    return made | {"reference": during(bursts, begin, min(end, begin + seconds))}
