@@ -28,7 +28,7 @@ pytestmark = pytest.mark.any_transport
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: how many there are plays no part here."""
+    """One worker: their number does not matter here."""
     return {"WORKERS": "1"}
 
 

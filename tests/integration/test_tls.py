@@ -22,7 +22,7 @@ from tests.support.table import Table
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: how many there are plays no part here."""
+    """One worker: their number does not matter here."""
     return {"WORKERS": "1"}
 
 
