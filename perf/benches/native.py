@@ -1,9 +1,9 @@
-"""What the native transport costs: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
+"""The cost of the native transport: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
 
-The server has one CPU, the generators another. A figure "per core" is answers per second of the server's own CPU
-time, read from /proc, so that it does not depend on how fast the generator is; where the server is not kept busy
-it is the cost of work in small batches. Figures that are compared are measured in turns, and their medians are taken.
-Every promise of the transport is a row; the record goes to ``perf/results/``.
+The server runs on one CPU, the generators on another. A figure "per core" is answers per second of the server's own CPU
+time, read from /proc, so it does not depend on the speed of the generator. If the server is not busy all the time, the
+figure is the cost of work in small batches. Figures that are compared are measured in interleaved runs, of which the
+median counts. Every promise of the transport is a row; the record goes to ``perf/results/``.
 """
 
 from __future__ import annotations
@@ -329,10 +329,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="short measurements: whether it works, not how well")
-    parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; more than once for several")
+    parser.add_argument(
+        "--quick", action="store_true", help="short measurements: they show that it works, not how fast"
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part; may be repeated")
     parser.add_argument("--transport", default="native")
-    parser.add_argument("--name", default="native", help="of the record")
+    parser.add_argument("--name", default="native", help="name of the record's file, after the date")
     arguments = parser.parse_args(given)
     keep_to_client_cpu()
     raise_descriptor_limit()

@@ -1,7 +1,7 @@
-"""Independent witnesses of our generator: the same server and the same load, measured by h2load and by ghz.
+"""Compares our generator with independent ones: the same server and the same load, measured by h2load and by ghz.
 
     python -m perf witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
-    python -m perf witness          compares, and prints a table; 1 where a difference is not explained
+    python -m perf witness          compares and prints a table; exit code 1 if a difference is not explained
 
 What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
 cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where

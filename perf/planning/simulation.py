@@ -1,8 +1,8 @@
-"""A thousand replicas on paper: how stale they get, and what they ask of the database. No replica is run for it.
+"""Simulates a fleet of replicas: how stale they become after a change, and the load on their database.
 
     python -m perf simulate                            the tables of docs/capacity.md, on the screen
-    python -m perf simulate --docs docs/capacity.md    rewrites them there
-    python -m perf simulate --docs … --check           only tells whether they are stale
+    python -m perf simulate --docs docs/capacity.md    rewrites them in that page
+    python -m perf simulate --docs … --check           fails if they are stale
 
 **Model.** Every replica looks at the table every ``interval`` seconds, counted from its own start. A look that begins
 after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and from that

@@ -1,6 +1,7 @@
-"""Records of ``python -m perf``, read and put together for whoever shows them: runs of one thing become a `Cell`.
+"""Reads the records of ``python -m perf measure``; the runs of one scenario on one server become a `Cell`.
 
-Nothing here trusts a record: files of other programs, older or damaged ones are refused with what is wrong and where.
+A record is not trusted: files of other programs, old and damaged files are refused with a text that says what is wrong
+and where.
 """
 
 from __future__ import annotations
@@ -321,7 +322,7 @@ def load(path: Path) -> Record:
     schema = told.get("schema") if isinstance(told, dict) else None
     if schema != SCHEMA:
         found = "none" if schema is None else f"{schema!r}"
-        raise RecordError(f"{path}: no record of `python -m perf`: schema {SCHEMA} is wanted, {found} found")
+        raise RecordError(f"{path}: no record of `python -m perf measure`: schema {SCHEMA} is wanted, {found} found")
     try:
         return Record(**told | {"path": path})
     except ValidationError as error:
