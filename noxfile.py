@@ -1,4 +1,4 @@
-"""Every check of the project, each as one command: ``nox -s lint types tests``."""
+"""All checks of the project, each as one command: ``nox -s lint types tests``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 CONSTRAINTS = Path("constraints.txt")
 GENERATED = Path("service/definition_server/rpc")
 DRILLS = ("*/test_drill*.py", "*/test_soak.py")
-SUITES = ("unit", "fuzz", "integration", "chaos")
+SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
 NOTHING_COLLECTED = 5
@@ -29,16 +29,18 @@ VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENVIRONMENT = Path(os.environ.get("NOX_ENVIRONMENT") or f".nox/python{VERSION}").absolute()
 """The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` names another."""
 
-# Every session brings its own way to the environment above: nox itself makes none.
+# Each session uses the environment above: nox itself creates none.
 nox.options.default_venv_backend = "none"
 
 
 def install(session: nox.Session, extra: str = "dev") -> None:
-    """The project as it lies here and the pinned versions of everything else; nothing to do where they are installed.
+    """Install this working tree and the pinned versions of everything else, unless they are installed already.
 
-    ``extra`` is ``test``, what the tests of the README need, or ``dev``, which contains it.
+    ``extra`` is ``test``, the requirements of the README's test command, or ``dev``, which contains it.
     """
-    session.env |= {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    session.env.update(
+        {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    )
     # What is imported is compiled once, then, and not by each process anew.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
     wanted = hashlib.sha256(
@@ -58,7 +60,7 @@ def install(session: nox.Session, extra: str = "dev") -> None:
 
 
 def _install_by_uv(session: nox.Session, *what: str) -> bool:
-    """Install with uv; False where there is none or it fails, as behind an index that only pip is told of."""
+    """Install with uv. False if uv is missing or fails, for example because only pip is configured for the index."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
         return False
@@ -94,14 +96,14 @@ def types(session: nox.Session) -> None:
 
 
 def run_suites(session: nox.Session, *suites: str) -> None:
-    """Run test suites; what follows ``--`` on nox's command line goes to pytest."""
+    """Run test suites; arguments after ``--`` on nox's command line go to pytest."""
     install(session)
     run(session, "pytest", *(f"tests/{suite}" for suite in suites), *session.posargs)
 
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """The unit tests that answer fast, side by side: while you work on something."""
+    """The fast unit tests, side by side: for use while you work."""
     install(session, "test")
     run(
         session,
@@ -124,20 +126,30 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Any octets to the engine, from a kept corpus and from Hypothesis, for a bounded time."""
+    """Fuzz the engine with a stored corpus and with Hypothesis, for a limited time."""
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run_suites(session, "fuzz")
 
 
 @nox.session
+def simulation(session: nox.Session) -> None:
+    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    if any(each.startswith("--s") for each in session.posargs):
+        install(session)
+        run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
+    else:
+        run_suites(session, "simulation")
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
-    """Tests of the whole on a real PostgreSQL."""
+    """Tests of the whole server on a real PostgreSQL."""
     run_suites(session, "integration")
 
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Faults under load; with `-- --target HOST:PORT` or `-- --list`: drills on a server that runs (docs/drills.md)."""
+    """Faults under load; with `-- --target HOST:PORT` or `-- --list`: drills on a running server (docs/drills.md)."""
     if any(each.partition("=")[0] in ("--target", "--list") for each in session.posargs):
         install(session)
         run(session, "python", "-m", "tests.chaos.drill", *session.posargs)
@@ -154,7 +166,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def containers(session: nox.Session) -> None:
-    """The image: built, run, replaced under load. Wants a Docker engine; BASE_IMAGE names the image to build on."""
+    """The image: built, run, replaced under load. Needs a Docker engine; BASE_IMAGE names the base image."""
     run_suites(session, "containers")
 
 
@@ -162,17 +174,19 @@ def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> 
     """Run unit, fuzz, integration and chaos tests, without the drills: side by side, then the quiet ones alone."""
     suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
     run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
-    run(
-        session, *pytest, *suites, "-q", "-m", "quiet", *options, *session.posargs, success_codes=[0, NOTHING_COLLECTED]
-    )
+    files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
+    others = (path for path in files if not any(path.match(each) for each in DRILLS))
+    if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
+        codes = [0, NOTHING_COLLECTED]  # the second: -k has chosen none of them
+        run(session, *pytest, *quiet, "-q", "-m", "quiet", *options, *session.posargs, success_codes=codes)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, fuzz, integration and chaos tests, side by side, and at the end those that want the machine for themselves.
+    """Unit, fuzz, integration and chaos tests, side by side; tests that need the machine to themselves run at the end.
 
-    Without the drills, which take their time: `nox -s chaos` plays them. Tests that are about the master run on one
-    transport, each in turn; `nox -s coverage` runs them on all.
+    Without the drills, which take long: `nox -s chaos` runs them. Tests of the master run on one transport each,
+    alternately; `nox -s coverage` runs them on all.
     """
     install(session, "test")
     run_all(session, "pytest", options=["--one-transport"])
@@ -180,7 +194,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The same tests with coverage of every process (at least 95 %), on every transport, with all of Hypothesis."""
+    """The same tests with coverage of every process (at least 95 %), on every transport, with all Hypothesis
+    examples.
+    """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
@@ -191,27 +207,27 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def judges(session: nox.Session) -> None:
-    """Programs of others judge the transport: docs/conformance.md, with what has to be installed."""
+    """Programs of others judge the transport; docs/conformance.md lists them and the required tools."""
     install(session)
     run(session, "pytest", "tests/judges", *session.posargs)
 
 
 @nox.session
 def deploy(session: nox.Session) -> None:
-    """What operators deploy with: manifests, SQL, alerts, dashboard, guide, runbooks. Wants Go, prometheus and jq."""
+    """Tests of manifests, SQL, alerts, dashboard, operations guide and runbooks. Needs Go, prometheus and jq."""
     run_suites(session, "deploy")
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Build the servers on other stacks that ours is measured beside; a missing toolchain skips one with a line."""
+    """Build the servers on other gRPC stacks for comparison; one without its toolchain is skipped with a message."""
     install(session)
     run(session, "python", "-m", "perf", "peers", "build", *session.posargs)
 
 
 @nox.session
 def proto(session: nox.Session) -> None:
-    """Regenerate the protobuf code; in CI (CI is set) fail where the committed code is stale."""
+    """Regenerate the protobuf code; in CI (CI is set) fail if the committed code is stale."""
     install(session)
     before = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
     run(
@@ -228,35 +244,39 @@ def proto(session: nox.Session) -> None:
 
 @nox.session
 def perf(session: nox.Session) -> None:
-    """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Wants quiet."""
+    """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Needs a quiet
+    machine.
+    """
     install(session)
     run(session, "python", "-m", "perf", "measure", *session.posargs)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Write a page with charts of the newest kept measurement; a file after -- names another."""
+    """Write a page with charts of the newest stored measurement, or of the file named after --."""
     install(session)
     run(session, "python", "-m", "perf", "report", *session.posargs)
 
 
 @nox.session
 def witness(session: nox.Session) -> None:
-    """Measure with h2load and ghz beside our own generator: do they agree? `-- --keep` keeps the record."""
+    """Compare our generator with h2load and ghz. `-- --keep` stores the record."""
     install(session)
     run(session, "python", "-m", "perf", "witness", *session.posargs)
 
 
 @nox.session(name="perf-catalogue")
 def perf_catalogue(session: nox.Session) -> None:
-    """Measure 100,000 definitions of 2 kB; fails where a promised limit is not kept. Wants a quiet machine."""
+    """Measure 100,000 definitions of 2 kB; fails if a promised limit is exceeded. Needs a quiet machine."""
     install(session)
     run(session, "python", "-m", "perf", "catalogue", *session.posargs)
 
 
 @nox.session(name="perf-native")
 def perf_native(session: nox.Session) -> None:
-    """Measure the native transport beside nghttpd and grpcio, and under attack. Wants h2load, nghttpd and quiet."""
+    """Compare the native transport with nghttpd and grpcio, also under attack. Needs h2load, nghttpd and a quiet
+    machine.
+    """
     install(session)
     run(session, "python", "-m", "perf", "native", *session.posargs)
 

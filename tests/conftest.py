@@ -1,4 +1,4 @@
-"""Fixtures that all suites share: a PostgreSQL server per provider, a database per test, and no leftovers."""
+"""Fixtures of all suites: a PostgreSQL server per provider, a database per test; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.hypothesis_profiles import load_profile
+from tests.support.parameter_ids import parameter_id
 from tests.support.providers import (
     PROVIDERS,
     DatabaseServer,
@@ -27,7 +28,7 @@ _numbers = itertools.count()
 
 load_profile()  # here: the tests' own settings are derived from it when their modules are imported
 
-# The external server takes part only where someone names one.
+# The external server is used only if one is named.
 _PARAMETERS = [name for name in PROVIDERS if name != "external" or os.environ.get("TEST_DATABASE_URL")]
 
 
@@ -49,7 +50,7 @@ def postgres() -> Iterator[DatabaseServer]:
 
 @pytest.fixture
 def frail_postgres() -> Iterator[DatabaseServer]:
-    """A server of a test's own, to be broken."""
+    """A server for one test, which may break it."""
     server = any_provider_or_skip(faults=True)
     yield server
     server.close()
@@ -57,7 +58,7 @@ def frail_postgres() -> Iterator[DatabaseServer]:
 
 @pytest.fixture
 def database_url(postgres: DatabaseServer) -> Iterator[str]:
-    """A database of the test's own, empty."""
+    """An empty database for the test."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     yield create_database(postgres.url, name)
     drop_database(postgres.url, name)
@@ -90,9 +91,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
-    config.addinivalue_line("markers", "quiet: wants the machine for itself; all others go side by side")
+    config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
+    # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
+    # examples in memory.
+    config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The database setting is not configured")
     config.addinivalue_line("markers", "transports(*names): run on these alone; without names, on the default one")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short, printable ids for octets and text."""
+    return parameter_id(val)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -157,12 +167,19 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """Settings of the servers of a module's tests; for the module to override."""
+    return {}
+
+
 @pytest.fixture
-def start_server(transport: str) -> Iterator[StartServer]:
+def start_server(transport: str, usual_settings: dict[str, str]) -> Iterator[StartServer]:
     """``start_server(database_url, VARIABLE=value, …)``; every server ends with the test."""
     with ExitStack() as stack:
 
         def start(database_url: str, **settings: str) -> ServerProcess:
-            return stack.enter_context(ServerProcess(database_url, **{"TRANSPORT": transport} | settings))
+            chosen = {"TRANSPORT": transport} | usual_settings | settings
+            return stack.enter_context(ServerProcess(database_url, **chosen))
 
         yield start

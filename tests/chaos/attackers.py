@@ -1,8 +1,9 @@
-"""Clients that misbehave, in a process of their own: ``python -m tests.chaos.attackers``, a `Job` in the first line.
+"""Clients that misbehave, in a separate process: ``python -m tests.chaos.attackers`` with a `Job` in the first line of
+input.
 
-Says ``{"started": …}`` once the fault is in force, goes on until stdin ends, and tells at the end what it did. All
-octets are written down beforehand: misbehaving must cost this process less than the server, and no gRPC library would
-send most of it.
+It prints ``{"started": …}`` once the fault is in force, continues until stdin ends, and finally prints what it did. All
+octets are prepared beforehand: an attack must cost this process less CPU than the server, and no gRPC library would
+send most of these octets.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from tests.support import wire
 from tests.support.attacks import ATTACKS, HONEST, PIECE, Attack, Blocks
 
 CONNECT_SECONDS = 60.0
-"""For one connection: where thousands are made at once, the kernel sends some SYNs three or four times."""
+"""Time for opening one connection: when thousands are opened at once, the kernel sends some SYNs three or four
+times.
+"""
 
 FLIGHT = 100
-"""Calls that a client sends at once: as many as a server lets run on one connection."""
+"""Calls that a client sends at once: the maximum of concurrent calls on one connection."""
 
 _RECEIVE_BUFFER = 4096
 _READ_OCTETS = 65_536
@@ -43,23 +46,22 @@ _NICENESS = 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the process does, and to whom."""
+    """What the process does, and to which server."""
 
     kind: str
     """One of `KINDS`."""
     host: str
     port: int
     key: str
-    """The right key; the flood of wrong ones does not use it."""
+    """The right key. Attackers with wrong keys do not use it."""
     name: str
     """A definition that is served."""
     size: int = 1
-    """Connections at a time."""
+    """Number of connections at any time."""
     rate: float = 0.0
-    """Most resets, calls with a wrong key, or calls of a crowd, in a second, of all connections together. 0: as fast
-    as they go."""
+    """Maximum of resets, calls with a wrong key, or calls of a crowd per second, over all connections. 0: no limit."""
     seconds: float = 1.0
-    """For each attack of the table."""
+    """Time for each attack of ``tests/support/attacks.py``."""
     ca_file: str | None = None
     """Call over TLS and trust these authorities."""
 
@@ -69,9 +71,9 @@ class Job:
 
 
 class Replies:
-    """What the server says on one connection; SETTINGS are acknowledged on the way.
+    """The frames that the server sends on one connection; SETTINGS are acknowledged.
 
-    Reading raises ``EOFError`` where the server ends the connection, or announces that it will.
+    Reading raises ``EOFError`` if the server ends the connection or announces its end with GOAWAY.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,7 +93,7 @@ class Replies:
             yield kind, flags, stream, payload
 
     async def statuses(self, streams: range) -> Counter[str]:
-        """The ``grpc-status`` of the calls on these streams, once all have ended; ``reset`` where there is none."""
+        """The ``grpc-status`` of the calls on these streams, after all have ended; ``reset`` for a call without one."""
         found: dict[int, str] = {}
         async for kind, flags, stream, payload in self.frames():
             if kind == wire.HEADERS:
@@ -105,7 +107,7 @@ class Replies:
         return Counter(found.values())
 
     async def finished(self) -> None:
-        """Until the server has answered the PING at the end of a script."""
+        """Wait until the server has answered the PING at the end of a script."""
         async for kind, flags, _, payload in self.frames():
             if kind == wire.PING and flags & wire.ACK and payload == _FINISHED:
                 return
@@ -120,7 +122,7 @@ class Attackers:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.done: Counter[str] = Counter()
-        """What was done so far."""
+        """Numbers of events so far, by kind."""
         self.asked_to_end = asyncio.Event()
         self._begun = False
         self._next_turn = 0.0
@@ -134,17 +136,17 @@ class Attackers:
 
         self.get = call(wire.GET_COMMAND, job.key.encode(), request)
         self.sync = call(wire.SYNC_CATALOG, job.key.encode(), b"")
-        # Another key in every call, as who guesses sends them: a refusal that is remembered does not help against it.
+        # Another key in every call, as from an attacker who guesses: remembered refusals do not help against that.
         self.get_with_wrong_key = lambda stream: call(wire.GET_COMMAND, b"guess-%d" % stream, request)(stream)
 
     def started(self) -> None:
-        """Say, once, that the fault is in force."""
+        """Report once that the fault is in force."""
         if not self._begun:
             self._begun = True
             _say(started=self.done)
 
     async def one(self, act: Act, *, receive_buffer: int = 0) -> None:
-        """A connection, and what is done on it. Whatever ends it early is counted and ends this call."""
+        """Open a connection and run ``act`` on it. An error that ends the connection is counted and ends this call."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await self._connect(receive_buffer)
@@ -180,7 +182,9 @@ class Attackers:
             raise
 
     async def many(self, act: Act, *, receive_buffer: int = 0, connections: int | None = None) -> None:
-        """``act`` on so many connections at a time (default: the job's), a new one for each that ends; for ever."""
+        """Run ``act`` on a number of connections at a time (default: the job's), and replace each that ends;
+        endless.
+        """
 
         async def again_and_again() -> None:
             while True:
@@ -191,7 +195,7 @@ class Attackers:
                 group.create_task(again_and_again())
 
     async def turn(self, calls: int = 1) -> None:
-        """Wait until ``calls`` more may be made at the job's rate. Who comes late does not catch up."""
+        """Wait until ``calls`` more calls are allowed at the job's rate. Lost time is not made up for."""
         if self.job.rate:
             now = asyncio.get_running_loop().time()
             mine = max(now, self._next_turn)
@@ -201,7 +205,7 @@ class Attackers:
     # -- kinds -------------------------------------------------------------------------------------------------
 
     async def crowd(self) -> None:
-        """All connections at once, a call on each (at the job's rate), and then they stay."""
+        """Open all connections at once, make a call on each (at the job's rate), and keep them open."""
 
         async def one_of_them(settled: asyncio.Event) -> None:
             async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -224,7 +228,7 @@ class Attackers:
             self.started()
 
     async def slow_readers(self) -> None:
-        """The catalogue, many times over, and hardly anybody who takes it."""
+        """Request the catalogue many times and hardly read the answers."""
 
         async def read_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(wire.opening() + b"".join(map(self.sync, range(1, 2 * _SLOW_CALLS, 2))))
@@ -236,7 +240,7 @@ class Attackers:
         await self.many(read_slowly, receive_buffer=_RECEIVE_BUFFER)
 
     async def resets(self) -> None:
-        """Calls whose connection is reset (RST) before an answer can be read, again and again."""
+        """Make calls and reset their connection (RST) before an answer can be read, again and again."""
 
         async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self.turn()
@@ -250,7 +254,7 @@ class Attackers:
         await self.many(reset)
 
     async def wrong_keys(self) -> None:
-        """Calls with a wrong key, a flight at a time on each connection."""
+        """Make calls with a wrong key, a batch at a time on each connection."""
 
         async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             replies, stream = Replies(reader, writer), 1
@@ -266,7 +270,7 @@ class Attackers:
         await self.many(flood)
 
     async def attacks(self) -> None:
-        """Every attack of the table in turn, and all over again until asked to end; once at least."""
+        """Run every attack of ``tests/support/attacks.py`` in turn until asked to end, each at least once."""
         self.started()
         while True:
             for name, attack in ATTACKS.items():
@@ -294,7 +298,7 @@ class Attackers:
                 await send(writer)
             sending = asyncio.create_task(send(writer))
             try:
-                await Replies(reader, writer).finished()  # an answer that nobody takes would be another attack
+                await Replies(reader, writer).finished()  # not reading the answers would be another attack
             finally:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
@@ -336,7 +340,7 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
 
 
 async def run(job: Job) -> Counter[str]:
-    """Misbehave until stdin ends; what was done."""
+    """Misbehave until stdin ends. Returns what was done."""
     attackers = Attackers(job)
     work = asyncio.ensure_future(KINDS[job.kind](attackers))
     told_to_end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -351,7 +355,7 @@ async def run(job: Job) -> Counter[str]:
 
 def main() -> None:
     """Do the job of the first line of stdin."""
-    os.nice(_NICENESS)  # on a machine of few CPUs the victim's clock must not be late for the attacker's sake
+    os.nice(_NICENESS)  # with few CPUs the attacker must not delay the victim's measurement
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     job = Job(**json.loads(sys.stdin.readline()))

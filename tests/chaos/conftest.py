@@ -1,4 +1,4 @@
-"""Stages for drills, and their table at the end of the run, which may have been shared by several processes (xdist)."""
+"""Stages for drills, and the table of their outcomes at the end of a run, also with several processes (xdist)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeStage = Callable[..., Stage]
 
 _PROPERTY = "drills"
 _TOLD: tuple[list[Outcome], list[Outcome]] = ([], [])
-"""Played on the server as it is, and on servers that are broken on purpose; in the process that prints the table."""
+"""Outcomes on the real server, and on servers with a deliberate defect; in the process that prints the table."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def make_stage(transport: str, request: pytest.FixtureRequest, tmp_path: Path) -
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give a test's report the outcomes of its drills, to go wherever it goes."""
+    """Attach the outcomes of a test's drills to its report, which xdist sends to the main process."""
     report = yield
     if call.when == "call" and (PLAYED or RED):
         report.user_properties.append((_PROPERTY, pickle.dumps((PLAYED, RED))))
@@ -65,13 +65,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The tables of all drills that were played; as JSON too, into the file that ``DRILLS_JSON`` names."""
+    """Print the tables of all drills of this run, and write them as JSON to the file that ``DRILLS_JSON`` names."""
     played, red = (sorted(told, key=lambda each: (each.kind, each.transport, each.database)) for told in _TOLD)
     if played:
         terminalreporter.section("drills")
         terminalreporter.write_line(text_table(played))
     if red:
-        terminalreporter.section("drills on servers that are broken on purpose: each must be BROKEN")
+        terminalreporter.section("drills on servers with a deliberate defect: each must be BROKEN")
         terminalreporter.write_line(text_table(red))
     if (path := os.environ.get("DRILLS_JSON")) and (played or red):
         told = {"drills": [to_json(each) for each in played], "red": [to_json(each) for each in red]}

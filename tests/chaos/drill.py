@@ -28,7 +28,7 @@ DEFAULT_CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for."""
+    """The options of the command."""
 
     seconds: float
     rate: float
@@ -36,16 +36,15 @@ class Options:
 
 
 def available(database: TargetDatabase | None) -> dict[str, Fault]:
-    """What can be played on a target, by id; with its database, more."""
+    """The faults that are possible on a target, by id; with its database there are more."""
     known = TargetDatabase("", 0) if database is None else database
     return {fault.id: fault for fault in (*WITHOUT_DATABASE, *known.faults())}
 
 
 def chosen(ids: Sequence[str], database: TargetDatabase | None) -> list[Fault]:
-    """The faults of ``ids``; without any, those that do no harm.
+    """The faults of ``ids``; without ids, the harmless ones.
 
-    Raises:
-        click.UsageError: for one that does not exist, or that wants what was not given.
+    Raises: click.UsageError: a fault does not exist, or it needs an option that was not given.
     """
     known = available(database)
     if not ids:
@@ -53,12 +52,12 @@ def chosen(ids: Sequence[str], database: TargetDatabase | None) -> list[Fault]:
     found = []
     for each in ids:
         if each not in known:
-            text = f"there is no fault {each}; --list names those that there are."
+            text = f"there is no fault {each}; --list names all faults."
             if each in every_fault():
-                text = f"{each} breaks what a drill has started itself; on a target it cannot be played (--list)."
+                text = f"{each} needs a server that the drill has started; it is not possible on a target (--list)."
             raise click.UsageError(text)
         if known[each].kind == "database" and database is None:
-            raise click.UsageError(f"{each} wants the target's database: give --database, or DATABASE_URL.")
+            raise click.UsageError(f"{each} needs the target's database: give --database, or DATABASE_URL.")
         found.append(known[each])
     return found
 
@@ -66,8 +65,7 @@ def chosen(ids: Sequence[str], database: TargetDatabase | None) -> list[Fault]:
 def confirm(faults: Sequence[Fault], address: str, *, yes: bool) -> None:
     """Ask before harm is done.
 
-    Raises:
-        CommandFailed: nobody agreed; nothing has been done.
+    Raises: CommandFailed: the user did not confirm; nothing has been done.
     """
     harmful = [fault for fault in faults if fault.harms]
     if not harmful or yes:
@@ -76,7 +74,7 @@ def confirm(faults: Sequence[Fault], address: str, *, yes: bool) -> None:
     for fault in harmful:
         click.echo(f"  {fault.id}: {fault.title}", err=True)
     if not sys.stdin.isatty():
-        text = "nothing was done: these faults want a confirmation. Run it at a terminal, or give --yes"
+        text = "nothing was done: these faults need a confirmation. Run it at a terminal, or give --yes"
         raise CommandFailed(text, Exit.USAGE)
     if click.prompt(f"Type {address} to go on", default="", show_default=False, err=True).strip() != address:
         raise CommandFailed("nothing was done: that is not the target's name", Exit.USAGE)
@@ -85,7 +83,7 @@ def confirm(faults: Sequence[Fault], address: str, *, yes: bool) -> None:
 def play_all(
     target: Target, faults: Sequence[Fault], database: TargetDatabase | None, options: Options, outcomes: list[Outcome]
 ) -> None:
-    """Play one after the other. ``outcomes`` has those that were played to the end, also where Ctrl-C ends it."""
+    """Run one fault after the other. ``outcomes`` gets those that were finished, also after Ctrl-C."""
     for fault in faults:
         click.echo(f"{fault.id}: {fault.title} …", err=True)
         outcomes.append(_play(target, fault, database, options))
@@ -101,14 +99,14 @@ def _play(target: Target, fault: Fault, database: TargetDatabase | None, options
 
 
 def list_faults() -> None:
-    """Print what there is."""
+    """Print the faults."""
     known = available(None)
     width = max(map(len, known))
     for fault in known.values():
         asks = "asks first" if fault.harms else "by default"
         wants = ", wants --database" if fault.kind == "database" else ""
         click.echo(f"{fault.id:{width}}  {asks}{wants}: {fault.title}")
-    click.echo("\nPlayed by `nox -s chaos` on servers of its own, never on a target:")
+    click.echo("\nRun by `nox -s chaos` on its own servers, never on a target:")
     for fault in every_fault().values():
         if fault.id not in known:
             click.echo(f"{fault.id:{width}}  {fault.kind}: {fault.title}")
@@ -125,7 +123,7 @@ def _host_and_port(context: click.Context, parameter: click.Parameter, value: st
 
 def _key(key: str | None, key_file: Path | None) -> str:
     if key is None and key_file is None:
-        raise click.UsageError("the target's key is wanted: set API_KEY or API_KEY_FILE, or give --key-file.")
+        raise click.UsageError("the target's key is required: set API_KEY or API_KEY_FILE, or give --key-file.")
     if key is not None and key_file is not None:
         raise click.UsageError("give the key once: --key (API_KEY) or --key-file (API_KEY_FILE).")
     return key if key_file is None else key_file.read_text(encoding="utf-8").strip()  # type: ignore[return-value]
@@ -136,7 +134,7 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 @click.command()
 @click.option("--target", callback=_host_and_port, metavar="HOST:PORT", help="gRPC address of a running server.")
-@click.option("--key", envvar="API_KEY", help="Its key; others on this machine can see it: better API_KEY_FILE.")
+@click.option("--key", envvar="API_KEY", help="Its key; other users of this machine can see it: API_KEY_FILE is safer.")
 @click.option("--key-file", envvar="API_KEY_FILE", type=_FILE, help="File that holds its key.")
 @click.option("--ca-file", type=_FILE, help="Call over TLS; PEM file of the authorities to trust.")
 @click.option("--database", envvar="DATABASE_URL", metavar="URL", help="The database that the target reads.")
@@ -148,14 +146,14 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     help="The target's SYNC_INTERVAL_SECONDS.",
 )
 @click.option(
-    "--fault", "ids", multiple=True, metavar="ID", help="Play this one; may be given again. Default: the harmless."
+    "--fault", "ids", multiple=True, metavar="ID", help="Play this fault; may be repeated. Default: the harmless ones."
 )
 @click.option(
     "--seconds",
     default=DEFAULT_SECONDS,
     show_default=True,
     type=click.FloatRange(1, 86_400),
-    help="How long each fault lasts, once it is felt.",
+    help="How long each fault lasts after its first effect.",
 )
 @click.option(
     "--rate", default=DEFAULT_RATE, show_default=True, type=click.FloatRange(10, 5000), help="Calls a second."
@@ -167,14 +165,14 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     type=click.IntRange(1, 1000),
     help="Connections without a retry, and as many with it.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask before harm is done.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation of harmful faults.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write the outcomes to this file, too.",
+    help="Also write the outcomes to this file.",
 )
-@click.option("--list", "list_only", is_flag=True, help="Name the faults, and do nothing.")
+@click.option("--list", "list_only", is_flag=True, help="List the faults, and do nothing.")
 @no_traceback()
 def main(
     target: str | None,
@@ -191,18 +189,18 @@ def main(
     json_file: Path | None,
     list_only: bool,
 ) -> None:
-    """Offer steady load to a running server, let faults happen, and see that no call fails.
+    """Offer steady load to a running server, make faults, and check that no call fails.
 
-    Without --fault nothing is done that a server in use must notice. Whatever may harm asks first.
+    Without --fault only harmless faults are made. Harmful faults ask for confirmation.
 
-    Exit codes: 0 every promise held, 1 one was broken or a drill proves nothing, 2 wrong usage or no confirmation, 4
+    Exit codes: 0 every promise held, 1 a promise was broken or a drill is invalid, 2 wrong usage or no confirmation, 4
     the key was refused, 69 the target or the database cannot be reached, 130 Ctrl-C.
     """
     if list_only:
         list_faults()
         return
     if target is None:
-        raise click.UsageError("--target HOST:PORT is wanted (or --list).")
+        raise click.UsageError("--target HOST:PORT is required (or --list).")
     behind = None if database is None else TargetDatabase(database, interval)
     faults = chosen(ids, behind)
     found = reach(target, _key(key, key_file), "" if ca_file is None else str(ca_file))

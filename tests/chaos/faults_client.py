@@ -1,8 +1,7 @@
-"""Faults that clients make: a crowd, clients that do not read, resets, the attack table, a flood of wrong keys.
+"""Faults caused by clients: a crowd, clients that do not read, resets, known attacks, a flood of wrong keys.
 
-`FULL_FAULTS` go to the limit and are for a server of one's own; `GENTLE_FAULTS` are the same in a strength that a
-server in use must not notice, for a target that others depend on. The clients are `attackers`, in a process of
-their own.
+`FULL_FAULTS` have full strength and are for a server that the drill started; `GENTLE_FAULTS` are the same in a strength
+that must not affect a server in use. The clients are `attackers`, in a separate process.
 """
 
 from __future__ import annotations
@@ -24,33 +23,33 @@ from tests.chaos.drills.stage import Stage
 from tests.support.attacks import ATTACKS, HONEST
 
 BEGIN_SECONDS = 90.0
-"""For a fault to be in force. Ten thousand connections take the longest, some seconds."""
+"""Time until a fault is in force. Ten thousand connections take longest, some seconds."""
 END_SECONDS = 120.0
-"""For the attackers to end; a round of the attack table takes its time."""
+"""Time for the attackers to end; a round of all attacks takes long."""
 
 _ROOT = Path(__file__).parents[2]
 
 
 class ClientsFailed(Exception):
-    """The clients could not misbehave; the message is for the reader."""
+    """The clients could not start or did not end; the message is for the reader."""
 
 
 Told = dict[str, int]
-"""What misbehaving clients did, by kind of event (`attackers.Attackers.done`)."""
+"""Number of events of misbehaving clients, by kind (`attackers.Attackers.done`)."""
 Check = Callable[[int, Told], str | None]
-"""Connections at a time, what was done → what is wrong with it."""
+"""Connections at a time, events → what is wrong with the events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Misbehaviour:
-    """A job for `attackers` and what must have come of it."""
+    """A job for `attackers` and the checks of its result."""
 
     kind: str
     size: int
     happened: Check
-    """What proves that they did misbehave."""
+    """Checks that the clients did misbehave."""
     promise: Check | None = None
-    """What the server owes even them."""
+    """Checks of the promises that hold for these clients too."""
     rate: float = 0.0
     seconds: float = 0.5
 
@@ -58,8 +57,7 @@ class Misbehaviour:
     def going_on(self, stage: Stage) -> Iterator[None]:
         """The clients misbehave while the block lasts.
 
-        Raises:
-            ClientsFailed: they could not.
+        Raises: ClientsFailed: they could not start, or did not end.
         """
         host, _, port = stage.target.rpartition(":")
         job = Job(
@@ -77,7 +75,7 @@ class Misbehaviour:
 
 
 class _Clients:
-    """The process of `attackers`. A context: nothing of it is left afterwards."""
+    """The process of `attackers`, as a context manager; the process has ended afterwards."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -122,16 +120,16 @@ class _Clients:
             self._said |= said
             if "started" in said:
                 self._started.set()
-        self._started.set()  # it died: nobody shall wait for it
+        self._started.set()  # the process died: nothing may wait for it
 
     def wait_started(self) -> None:
-        """Until the fault is in force."""
+        """Wait until the fault is in force."""
         self._started.wait(BEGIN_SECONDS)
         if "started" not in self._said:
-            raise ClientsFailed(f"the clients ({self._job.kind}) did not begin: {self._told()}")
+            raise ClientsFailed(f"the clients ({self._job.kind}) did not start: {self._told()}")
 
     def finish(self) -> Told:
-        """Let them end; what they did."""
+        """End the clients. Returns what they did."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -160,13 +158,13 @@ def _a_name(stage: Stage) -> str:
 
 
 def tried(size: int, done: Told) -> str | None:
-    """Every member of a crowd knocked at the door."""
+    """Every client of a crowd tried to connect."""
     knocked = done.get("connected", 0) + done.get("not connected", 0)
     return None if knocked == size else f"{knocked} of {size} clients tried to connect"
 
 
 def all_answered(size: int, done: Told) -> str | None:
-    """Every member of a crowd got an answer."""
+    """Every client of a crowd got an answer."""
     answered = done.get("grpc-status 0", 0)
     return None if answered == size else f"{answered} of {size} clients at once were answered"
 
@@ -177,7 +175,7 @@ def tried_keys(size: int, done: Told) -> str | None:
 
 
 def all_refused(size: int, done: Told) -> str | None:
-    """Every call with a wrong key was refused, and nothing else came of it."""
+    """Every call with a wrong key ended with UNAUTHENTICATED."""
     return None if _statuses(done) <= {"grpc-status 16"} else "wrong keys were not all answered with UNAUTHENTICATED"
 
 
@@ -196,7 +194,7 @@ def did_reset(size: int, done: Told) -> str | None:
 
 
 def all_attacked(size: int, done: Told) -> str | None:
-    """Every attack of the table found a connection."""
+    """Every attack had a connection."""
     missing = [name for name in ATTACKS if name != HONEST and not done.get(name)]
     return f"attacks that found no connection: {', '.join(missing)}" if missing else None
 
@@ -243,12 +241,12 @@ _ON_GRPCIO = {
 
 
 def on_transport(fault: Fault, transport: str) -> Fault:
-    """``fault`` in the strength, and with the allowance, for ``transport``.
+    """``fault`` with the strength and the allowance for ``transport``.
 
-    grpcio: C-core cancels calls at random, whoever's they are, once a thousand wait for a worker, and a flood makes
-    them wait. It can be told not to; then, for one drill, it took 7 GB, and calls ran into their deadlines. So there
-    the strengths are what a worker keeps up with. And C-core keeps the memory of calls whose connections were reset
-    or not read (80 MB a worker after 3 s of resets, and more the next time): memory is not judged.
+    grpcio: when a thousand calls wait for a worker, C-core cancels calls at random, of any client, and a flood makes
+    calls wait. This can be switched off; then one drill needed 7 GB, and calls missed their deadlines. So on grpcio the
+    strength is one that a worker can handle. C-core also keeps the memory of calls whose connections were reset or not
+    read (80 MB a worker after 3 s of resets, and more the next time), so memory is not judged.
     """
     if transport != "grpcio":
         return fault
@@ -258,6 +256,7 @@ def on_transport(fault: Fault, transport: str) -> Fault:
 
 
 BEYOND_GRPCIO = ("client-crowd", "client-attacks", "client-wrong-keys")
-"""What on grpcio, in full strength, costs other clients calls. Slow readers and resets in full strength are not tried
-there: the workers grew to 3.8 GB for 200 slow readers of 0.6 MB, as everything that is asked for is kept for them, and
-to as much by a few seconds of resets, when nobody was answered in time."""
+"""Faults that, in full strength, cost other clients calls on grpcio. Slow readers and resets are not tried in full
+strength on grpcio. With 200 slow readers of 0.6 MB the workers grew to 3.8 GB, because all requested answers are kept
+for them. A few seconds of resets had the same effect, and no client was answered in time.
+"""

@@ -1,4 +1,4 @@
-"""What befalls a database, and the way to it. Each as a `Fault`: not one call may fail, whatever happens here."""
+"""Faults of the database and of the network between it and the server. No call may fail during any of them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _CANCELLATIONS = 100
 
 
 def tells(message: str, *needles: str, times: int = 2) -> Callable[[Stage], bool]:
-    """Felt once the server has logged so at least ``times`` times, with one of ``needles`` in the error; and where it
-    has died or fails calls, which is an answer too."""
+    """Whether the fault had an effect: the server has logged the message at least ``times`` times, with one of
+    ``needles`` in the error, or it has died or fails calls.
+    """
 
     def felt(stage: Stage) -> bool:
         assert stage.load is not None
@@ -40,7 +41,7 @@ def tells(message: str, *needles: str, times: int = 2) -> Callable[[Stage], bool
 
 @contextmanager
 def killed(stage: Stage) -> Iterator[None]:
-    """Every process of it is gone at once."""
+    """All processes of PostgreSQL are killed at once."""
     assert stage.database is not None
     stage.database.stop_hard()
     try:
@@ -51,7 +52,7 @@ def killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def stopped(stage: Stage) -> Iterator[None]:
-    """Shut down in order, for maintenance."""
+    """PostgreSQL is shut down in order, as for maintenance."""
     assert stage.database is not None
     stage.database.stop_in_order()
     try:
@@ -62,7 +63,7 @@ def stopped(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def paused(stage: Stage) -> Iterator[None]:
-    """It hangs: every connection stays open, none is answered."""
+    """PostgreSQL hangs: every connection stays open, none is answered."""
     assert stage.database is not None
     stage.database.pause()
     try:
@@ -73,12 +74,12 @@ def paused(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def restarting(stage: Stage) -> Iterator[None]:
-    """Killed and started again, second after second."""
+    """PostgreSQL is killed and started again every second."""
     assert stage.database is not None
     for number in range(RESTARTS):
         began = time.monotonic()
         stage.database.stop_hard()
-        # Down until it is noticed once, lest a start of a tenth of a second pass between two looks.
+        # Down until the server has noticed it once: a restart within 0.1 s could pass between two change checks.
         until(lambda number=number: stage.logged(FAILED) > number, "the server notices", seconds=10)  # type: ignore[misc]
         stage.database.start_again()
         assert stage.load is not None
@@ -104,7 +105,7 @@ def standby(stage: Stage) -> Iterator[None]:
 
 
 def went_back(stage: Stage) -> bool:
-    """Everybody sees the version before the latest: the standby is what is served."""
+    """Every client sees the version before the latest: that of the standby."""
     assert stage.table is not None
     assert stage.load is not None
     return stage.load.version == str(stage.table.version - 1)
@@ -115,7 +116,7 @@ def went_back(stage: Stage) -> bool:
 
 @contextmanager
 def connection_limit(stage: Stage) -> Iterator[None]:
-    """Others hold every connection that the database grants."""
+    """Other clients hold every connection that the database grants."""
     assert stage.reader is not None
     assert stage.table is not None
     url = stage.reader.url(stage.table.url)
@@ -128,7 +129,7 @@ def connection_limit(stage: Stage) -> Iterator[None]:
             assert stage.reader is not None
             if stage.logged(FAILED, *FULL) or stage.gone:
                 return True
-            # The slot that this frees is taken by whoever comes first: the crowd, sooner or later.
+            # The slot that this frees goes to the first client that asks: after some attempts, one of the crowd.
             stage.reader.end_sessions()
             return False
 
@@ -141,7 +142,7 @@ FULL = ("too many clients", "connection slots are reserved")
 
 @contextmanager
 def wrong_password(stage: Stage) -> Iterator[None]:
-    """The password was rotated and nobody told the server; in the end somebody does."""
+    """The password is rotated, and the server gets it only at the end."""
     assert stage.reader is not None
     assert stage.proxy is not None
     assert stage.directory is not None
@@ -157,7 +158,7 @@ def wrong_password(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def revoked(stage: Stage) -> Iterator[None]:
-    """The role may read the table no longer."""
+    """The role loses the right to read the table."""
     assert stage.reader is not None
     assert stage.table is not None
     stage.table.run(f"REVOKE SELECT ON {TABLE} FROM {stage.reader.name}")
@@ -172,7 +173,7 @@ def revoked(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def dropped(stage: Stage) -> Iterator[None]:
-    """The table is gone; later it is made anew, with the next version."""
+    """The table is dropped; later it is created again, with the next version."""
     assert stage.table is not None
     stage.table.run(f"DROP TABLE {TABLE}")
     try:
@@ -183,7 +184,7 @@ def dropped(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def locked(stage: Stage) -> Iterator[None]:
-    """Somebody's migration holds the table exclusively."""
+    """A migration holds an exclusive lock on the table."""
     assert stage.table is not None
     with psycopg.connect(stage.table.url) as connection:
         connection.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
@@ -203,7 +204,7 @@ def truncated_mid_read(stage: Stage) -> Iterator[None]:
         until(lambda: stage.proxy.bytes_from_database > before + tenth, "the server reads", seconds=20)  # type: ignore[union-attr]
         stage.table.advance()
         stage.table.run(f"DELETE FROM {TABLE}")
-        stage.table.run(f"TRUNCATE {TABLE}")  # waits until the reading has let go of the table
+        stage.table.run(f"TRUNCATE {TABLE}")  # waits until the reading has ended
         stage.proxy.bytes_per_second = None
         yield
     finally:
@@ -224,8 +225,8 @@ def cancelled(stage: Stage) -> Iterator[None]:
     with psycopg.connect(stage.table.url, autocommit=True) as connection:
 
         def cancel() -> bool:
-            # A cancellation between two statements has no effect, and each FETCH takes a few milliseconds: so again and
-            # again without a pause, but of the reading alone.
+            # A cancellation between two statements has no effect, and each FETCH takes a few milliseconds: so cancel
+            # repeatedly without a pause, but only FETCH statements.
             assert stage.reader is not None
             assert stage.load is not None
             for _ in range(_CANCELLATIONS):
@@ -248,7 +249,7 @@ CANCELLED = "canceling statement due to user request"
 
 @contextmanager
 def slow(stage: Stage) -> Iterator[None]:
-    """10 kB/s, while there is a new version to be read."""
+    """The network passes 10 kB/s while a new version has to be read."""
     assert stage.table is not None
     assert stage.proxy is not None
     stage.proxy.bytes_per_second = SLOW_BYTES_PER_SECOND
@@ -261,7 +262,7 @@ def slow(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def half_open(stage: Stage) -> Iterator[None]:
-    """Everything is acknowledged and nothing passes; in the end the connections are cut."""
+    """All data is acknowledged and none is passed on; in the end the connections are cut."""
     assert stage.proxy is not None
     stage.proxy.hold()
     try:
@@ -273,7 +274,7 @@ def half_open(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def black_hole(stage: Stage) -> Iterator[None]:
-    """Every byte is lost; the connections of that time are never closed and never answered, even afterwards."""
+    """All data is lost; connections opened meanwhile are never closed and never answered, even afterwards."""
     assert stage.proxy is not None
     stage.proxy.swallow()
     try:
@@ -284,7 +285,7 @@ def black_hole(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def disconnected(stage: Stage) -> Iterator[None]:
-    """The database's container is taken off its network."""
+    """The database's container is disconnected from its network."""
     assert isinstance(stage.database, ContainerServer)
     stage.database.leave_network()
     try:
@@ -310,7 +311,7 @@ FAULTS = (
     ),
     _fault("connection-limit", "no connection left", connection_limit, tells(FAILED, *FULL)),
     _fault(
-        "wrong-password", "password rotated, server not told", wrong_password,
+        "wrong-password", "password rotated, server not signalled", wrong_password,
         tells(FAILED, "password authentication failed"),
     ),
     _fault("role-revoked", "SELECT revoked", revoked, tells(FAILED, "permission denied")),
@@ -323,5 +324,6 @@ FAULTS = (
     _fault("black-hole", "network swallows everything", black_hole, tells(FAILED, _UNANSWERED)),
     _fault("network-disconnected", "container off its network", disconnected, tells(FAILED)),
 )  # fmt: skip
-"""All can be played on an `EmbeddedServer` but ``db-network-disconnected``, and on a `ContainerServer` but
-``db-standby-behind``. ``db-truncated-mid-read`` and ``db-read-cancelled`` want several batches (of 1,000 rows)."""
+"""All are possible on an `EmbeddedServer` except ``db-network-disconnected``, and on a `ContainerServer` except
+``db-standby-behind``. ``db-truncated-mid-read`` and ``db-read-cancelled`` need several batches (of 1,000 rows).
+"""

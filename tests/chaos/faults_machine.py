@@ -1,4 +1,4 @@
-"""What befalls the machine under the server: descriptors, disk, clock, CPU, the port. Not one call may fail of it."""
+"""Faults of the server's machine: descriptors, disk, clock, CPU, port. No call may fail during any of them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ from definition_server.control_plane.store import FILE_NAME
 
 HOUR = 3600
 NO_DESCRIPTOR = 3
-"""A limit of open files below all that a process has open, so that it gets no further one."""
+"""A limit of open files below the number that a process has open, so that it gets no more."""
 EX_UNAVAILABLE = 69
 OBSERVED_SECONDS = 2.0
 NOTICED_SECONDS = 2.5
-"""libfaketime looks for the offset again once more than a second has passed, and it counts in whole seconds: after two
-at the most."""
+"""libfaketime reads the offset again when more than a second has passed, counted in whole seconds: within two
+seconds.
+"""
 _SMALL_DISK = "size=64k,mode=0755"
-"""Less than the snapshot of a drill's table, so it cannot be stored."""
+"""Less than the size of the snapshot of a drill's table, so that it cannot be stored."""
 
 
 def pids_of(stage: Stage) -> list[int]:
@@ -53,8 +54,8 @@ def pids_of(stage: Stage) -> list[int]:
 
 
 def none_may_die(stage: Stage, pids: list[int]) -> None:
-    """Whatever the machine lacked, ``pids`` are the server's processes still."""
-    must(stage, lambda: pids_of(stage) == pids, "no process dies of what the machine lacks", 0)
+    """Check that ``pids`` are still the server's processes."""
+    must(stage, lambda: pids_of(stage) == pids, "no process dies because of the missing resource", 0)
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------
@@ -62,20 +63,20 @@ def none_may_die(stage: Stage, pids: list[int]) -> None:
 
 @contextmanager
 def no_descriptors(stage: Stage) -> Iterator[None]:
-    """Neither master nor workers get a further descriptor, while a new version is written and clients connect."""
+    """Neither master nor workers get another descriptor while a new version is written and clients connect."""
     assert stage.table is not None
     host, _, port = stage.target.rpartition(":")
     pids = pids_of(stage)
     with limited(pids, resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
         stage.table.advance()
-        with socket.create_connection((host, int(port)), timeout=5):  # nobody can accept it
+        with socket.create_connection((host, int(port)), timeout=5):  # no worker can accept it
             yield
     none_may_die(stage, pids)
 
 
 @contextmanager
 def workers_without_descriptors(stage: Stage) -> Iterator[None]:
-    """The workers alone: what the master publishes cannot be handed to them."""
+    """Only the workers have no descriptors: the master cannot hand them a snapshot."""
     assert stage.table is not None
     pids = pids_of(stage)
     with limited(pids[1:], resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
@@ -86,24 +87,24 @@ def workers_without_descriptors(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def no_threads(stage: Stage) -> Iterator[None]:
-    """The limit of processes is reached; a new version is served all the same, and the admin port answers."""
+    """The limit of processes is reached; a new version is served nevertheless, and the admin port answers."""
     with no_further_threads(pids_of(stage)) as group:
-        must_publish(stage, "where no thread can be started")
+        must_publish(stage, "while no thread can be started")
         yield
-        assert group.counter("pids.events", "max"), "the server wanted no thread"
+        assert group.counter("pids.events", "max"), "the server needed no thread"
 
 
 # -- disk --------------------------------------------------------------------------------------------------------------
 
 
 def snapshot_directory(stage: Stage) -> Path:
-    """``SNAPSHOT_DIR``, which the server must have."""
+    """``SNAPSHOT_DIR`` of the server, which must be set."""
     assert stage.settings.get("SNAPSHOT_DIR"), "disk faults are for a server that has a SNAPSHOT_DIR"
     return Path(stage.settings["SNAPSHOT_DIR"])
 
 
 def on_a_bad_disk(options: str) -> Callable[[Stage], AbstractContextManager[object]]:
-    """``SNAPSHOT_DIR`` lies on a small file system that is full, or read-only; a new version is served all the same."""
+    """``SNAPSHOT_DIR`` is on a small file system that is full or read-only; a new version is served nevertheless."""
 
     @contextmanager
     def inject(stage: Stage) -> Iterator[None]:
@@ -120,7 +121,7 @@ def on_a_bad_disk(options: str) -> Callable[[Stage], AbstractContextManager[obje
 
 @contextmanager
 def damaged_snapshot(stage: Stage) -> Iterator[None]:
-    """The last-known-good file is damaged, and the server started anew while the database does not answer."""
+    """The last-known-good file is damaged, and the server is restarted while the database does not answer."""
     assert stage.proxy is not None
     proxy = stage.proxy
 
@@ -141,7 +142,7 @@ def damaged_snapshot(stage: Stage) -> Iterator[None]:
 
 
 def damage(file: Path) -> None:
-    """Change code within the file, as a disk that forgets does: lengths and structure stay sound."""
+    """Change code within the file, as a faulty disk might: lengths and structure stay sound."""
     whole = file.read_bytes()
     assert b"xxxx" in whole, f"{file} holds no row of a drill's table"
     file.write_bytes(whole.replace(b"xxxx", b"xxyx"))
@@ -151,7 +152,7 @@ def damage(file: Path) -> None:
 
 
 def clock_jumps(seconds: int) -> Callable[[Stage], AbstractContextManager[object]]:
-    """The wall clock jumps, and back again at the end."""
+    """The wall clock jumps, and jumps back at the end."""
 
     @contextmanager
     def inject(stage: Stage) -> Iterator[None]:
@@ -170,7 +171,7 @@ def clock_jumps(seconds: int) -> Callable[[Stage], AbstractContextManager[object
 
 
 def clock_is_off(seconds: int) -> Callable[[Stage], bool]:
-    """Felt once the server's log is dated so far off."""
+    """Whether the fault had an effect: the times in the server's log have this offset."""
 
     def felt(stage: Stage) -> bool:
         told = datetime.fromisoformat(server_of(stage).lines[-1]["ts"])
@@ -184,7 +185,7 @@ def clock_is_off(seconds: int) -> Callable[[Stage], bool]:
 
 @contextmanager
 def cpu_halved(stage: Stage) -> Iterator[None]:
-    """The server gets half the CPU time that it uses under this load."""
+    """The server gets half of the CPU time that it uses under this load."""
     assert stage.load is not None
     pids = pids_of(stage)
     before, began = cpu_seconds(pids), time.monotonic()
@@ -201,7 +202,7 @@ def cpu_halved(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def second_server(stage: Stage) -> Iterator[None]:
-    """Somebody starts another server, with other rows, on the same port."""
+    """A second server, with other rows, is started on the same port."""
     assert stage.database is not None
     assert stage.table is not None
     name = f"{stage.table.database}_other"
@@ -219,7 +220,7 @@ def second_server(stage: Stage) -> Iterator[None]:
 
 
 def must_be_refused(stage: Stage, server: ServerProcess) -> None:
-    """A server on the stage's port says that the port is in use, and exits 69."""
+    """Check that a server on the stage's port logs that the port is in use, and exits with 69."""
     must(stage, lambda: server.logged("Cannot start", level="FATAL"), "a server whose port is taken cannot start")
     line = server.logged("Cannot start")[0]
     told = f"{stage.target} is in use"
@@ -230,7 +231,7 @@ def must_be_refused(stage: Stage, server: ServerProcess) -> None:
 
 @contextmanager
 def port_taken(stage: Stage) -> Iterator[None]:
-    """While the server is started anew, another process has its port, and then lets go of it."""
+    """While the server is restarted, another process holds its port, and then releases it."""
     host, _, port = stage.target.rpartition(":")
     with away(stage):
         stop(stage)
@@ -245,7 +246,7 @@ def port_taken(stage: Stage) -> Iterator[None]:
 
 
 def tells(message: str, *needles: str) -> Callable[[Stage], object]:
-    """Felt once the server has logged so, with one of ``needles`` in the error."""
+    """Whether the fault had an effect: the server has logged this message, with one of ``needles`` in the error."""
     return lambda stage: stage.logged(message, *needles)
 
 
@@ -268,8 +269,8 @@ FAULTS = (
     ),
     Fault(
         "snapshot-damaged", "last-known-good file damaged, restart", "machine", damaged_snapshot,
-        # From the moment when workers answer until the database does, "The catalogue is not loaded yet" is the truth,
-        # and five tries end within a second.
+        # From the time when workers answer until the database does, "The catalogue is not loaded yet" is the right
+        # answer, and five attempts end within a second.
         replace(IN_FLIGHT, retried=Loss.IN_FLIGHT),
     ),
     Fault(
@@ -289,9 +290,9 @@ NEEDS: dict[str, Need] = {
     "clock-back": faketime,
     "cpu-halved": needs_cgroup("cpu"),
 }
-"""What a fault needs of the machine, by its id."""
+"""Requirements of a fault on the machine, by its id."""
 
 
 def on_transport(fault: Fault, transport: str) -> Fault:
-    """``fault`` with what ``transport`` is allowed: see `faults_process.on_transport`."""
+    """``fault`` with the allowance of ``transport``: see `faults_process.on_transport`."""
     return with_burst(fault) if transport == "grpcio" and fault.id in ("snapshot-damaged", "port-taken") else fault

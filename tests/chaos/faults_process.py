@@ -1,7 +1,8 @@
-"""What befalls the server's processes: killed, stopped, out of memory, a bad build, rolled, restarted.
+"""Faults of the server's processes: killed, stopped, out of memory, a bad build, rolled, restarted.
 
-Calls in flight on a killed worker may fail where the client does not retry. Where the whole server goes away, so may
-calls that come while nobody listens: one server alone cannot answer them. With the default retry none may fail, ever.
+Calls in flight on a killed worker may fail if the client does not retry. If the whole server ends, calls that are made
+before the next one listens may fail too: a single server cannot answer them. With the default retry no call may ever
+fail.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from tests.support.server import ServerProcess
 KILLS = 3
 ROLLS = 2
 ROOM_FOR_A_SNAPSHOT = 1 << 20
-"""Of a drill's table; a thread's stack wants eight times as much."""
+"""More than the snapshot of a drill's table; a thread's stack needs eight times as much."""
 FIRST_DELAY_SECONDS = 0.1
-"""The supervisor's, before it fills a post again; it doubles from one death to the next."""
+"""The supervisor's delay before it starts a successor; it doubles with each end of the worker."""
 
 
 def kill(pids: Iterable[int]) -> None:
-    """SIGKILL to those that still live."""
+    """Send SIGKILL to the processes that still run."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -41,10 +42,11 @@ def kill(pids: Iterable[int]) -> None:
 
 @contextmanager
 def away(stage: Stage) -> Iterator[None]:
-    """Nobody listens while the block lasts. Afterwards every client comes back, and sees what was written meanwhile.
+    """No process listens during the block. Afterwards every client reconnects and sees the version written meanwhile.
 
-    A gRPC client whose connection is refused tries again after 1 s, then 1.6 times as late each time, give or take a
-    fifth; until then, calls that do not wait fail at once. After an outage of ``t`` that is 0.9 t + 1.5 s at the most.
+    A gRPC client whose connection is refused tries again after 1 s and multiplies the pause by 1.6 each time (± 20 %);
+    until then, calls that do not wait fail at once. After an outage of ``t`` the next attempt comes within 0.9 t +
+    1.5 s.
     """
     assert stage.load is not None
     assert stage.table is not None
@@ -65,7 +67,7 @@ def away(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def worker_killed(stage: Stage) -> Iterator[None]:
-    """One worker after the other."""
+    """Kill one worker after the other."""
     assert stage.load is not None
     for number in range(KILLS):
         pids = server_of(stage).worker_pids()
@@ -79,13 +81,13 @@ def worker_killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def workers_all_killed(stage: Stage) -> Iterator[None]:
-    """All at once. The port stays open (native): connections wait for the workers that follow."""
+    """Kill all workers at once. The port stays open (native): connections wait for the successors."""
     pids = server_of(stage).worker_pids()
     if stage.transport == "native":
         with stage.wound():
             kill(pids)
         must_be_replaced(stage, pids)
-    else:  # the workers have the port open, not the master: until the next ones do, connections are refused
+    else:  # the workers hold the port, not the master: until their successors do, connections are refused
         with away(stage):
             kill(pids)
             must_be_replaced(stage, pids)
@@ -94,7 +96,7 @@ def workers_all_killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def worker_stopped(stage: Stage) -> Iterator[None]:
-    """One worker stands still. Whoever called it waits until the master kills it."""
+    """Stop one worker (SIGSTOP). Its calls wait until the master kills it."""
     server = server_of(stage)
     victim = server.worker_pids()[0]
     try:
@@ -115,7 +117,7 @@ def worker_killed_for_memory(stage: Stage) -> Iterator[None]:
     server = server_of(stage)
     victim = server.worker_pids()[0]
     with stage.wound(), memory_refused(victim) as group:
-        stage.table.advance()  # if it needs no page for the calls, it needs one to map this
+        stage.table.advance()  # even if calls need no new page, mapping this snapshot does
         until(lambda: victim not in server.worker_pids(), "the kernel kills the worker", seconds=20)
         assert group.counter("memory.oom_control", "oom_kill"), "the worker died of something else"
     must_be_replaced(stage, [victim])
@@ -124,14 +126,15 @@ def worker_killed_for_memory(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def worker_without_memory(stage: Stage) -> Iterator[None]:
-    """The kernel grants one worker no further address space: the next version cannot be mapped. Then it grants enough
-    for that, but not for another thread."""
+    """One worker gets no more address space: it cannot map the next version. Then it gets enough for that, but not for
+    another thread.
+    """
     assert stage.table is not None
     victim = server_of(stage).worker_pids()[0]
     with stage.wound():
         with limited([victim], resource.RLIMIT_AS, address_space(victim)):
             stage.table.advance()
-            must(stage, lambda: stage.logged("Snapshot refused"), "a worker that cannot map a snapshot says so")
+            must(stage, lambda: stage.logged("Snapshot refused"), "a worker that cannot map a snapshot logs that")
         with limited([victim], resource.RLIMIT_AS, address_space(victim) + ROOM_FOR_A_SNAPSHOT):
             must_publish(stage, "with little memory left")
             yield
@@ -141,7 +144,7 @@ def worker_without_memory(stage: Stage) -> Iterator[None]:
 
 
 def build_of(server: ServerProcess) -> Path:
-    """The copy of the package that the server runs from: a directory of its ``PYTHONPATH`` that holds one."""
+    """The copy of the package from which the server runs: a directory of its ``PYTHONPATH`` that contains one."""
     for entry in server.environment.get("PYTHONPATH", "").split(os.pathsep):
         if entry and (Path(entry) / "definition_server").is_dir():
             return Path(entry) / "definition_server"
@@ -150,7 +153,9 @@ def build_of(server: ServerProcess) -> Path:
 
 @contextmanager
 def bad_build(stage: Stage) -> Iterator[None]:
-    """A build whose workers die at once is laid over the one that runs; then a roll, and then a worker dies."""
+    """A build whose workers die at once replaces the running one; then a roll is started, and then a worker is
+    killed.
+    """
     server = server_of(stage)
     code = build_of(server) / "data_plane" / "worker.py"
     sound = code.read_bytes()
@@ -159,10 +164,10 @@ def bad_build(stage: Stage) -> Iterator[None]:
     try:
         server.signal(signal.SIGUSR2)
         must(stage, lambda: stage.logged("Roll stopped"), "a roll stops at a successor that dies")
-        must(stage, lambda: server.worker_pids() == old, "where a successor dies, its predecessor stays")
+        must(stage, lambda: server.worker_pids() == old, "if a successor dies, its predecessor stays")
         with stage.wound():
             kill(old[:1])
-        must(stage, lambda: stage.logged("Worker crash loop"), "a crash loop is told")
+        must(stage, lambda: stage.logged("Worker crash loop"), "a crash loop is logged")
         must(stage, lambda: backs_off(server), "each start waits twice as long as the one before", 0)
         yield
     finally:
@@ -171,7 +176,7 @@ def bad_build(stage: Stage) -> Iterator[None]:
 
 
 def backs_off(server: ServerProcess) -> bool:
-    """Whether the deaths of each worker number lie ever further apart, as the supervisor's delay does."""
+    """Whether the intervals between the ends of each worker number grow, as the supervisor's delay does."""
     deaths: dict[int, list[datetime]] = {}
     for line in server.logged("Worker ended; starting another"):
         deaths.setdefault(line["worker"], []).append(datetime.fromisoformat(line["ts"]))
@@ -213,7 +218,7 @@ def server_restarted(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def master_killed(stage: Stage) -> Iterator[None]:
-    """The master alone; its workers leave by themselves, and a new server starts at once."""
+    """Kill the master only; its workers exit by themselves, and a new server starts at once."""
     server = server_of(stage)
     with away(stage):
         server.signal(signal.SIGKILL)
@@ -224,7 +229,7 @@ def master_killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def server_killed(stage: Stage) -> Iterator[None]:
-    """Master and workers at once, as where a container's first process dies."""
+    """Kill master and workers at once, as when a container's first process dies."""
     server = server_of(stage)
     with away(stage):
         os.killpg(server.pid, signal.SIGKILL)
@@ -234,7 +239,7 @@ def server_killed(stage: Stage) -> Iterator[None]:
 
 
 def stop(stage: Stage) -> None:
-    """SIGTERM, and what must come of it; a server that does not obey is killed."""
+    """Send SIGTERM and check the effect; a server that does not exit is killed."""
     server = server_of(stage)
     server.signal(signal.SIGTERM)
     code = exit_code(server)
@@ -242,14 +247,12 @@ def stop(stage: Stage) -> None:
 
 
 def start_again(stage: Stage, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Start the stage's server on its old port and wait until it serves, as whatever supervises it would.
+    """Start the stage's server on its old port and wait until it serves, as a process supervisor would.
 
-    A start that finds the port taken ends by itself and is repeated: workers of a killed master may still hold it. The
-    new server takes the old one's place on the stage.
+    If the port is taken, the start fails and is repeated: workers of a killed master may still hold it. The new server
+    replaces the old one on the stage.
 
-    Args:
-        stage: its server has ended.
-        meanwhile: called once the new one's process runs.
+    Args: stage: its server has ended. meanwhile: called once the new process runs.
     """
     former = server_of(stage)
     environment = former.environment | {"PORT": stage.target.rpartition(":")[2]}
@@ -288,14 +291,14 @@ FAULTS = (
 
 
 NEEDS: dict[str, Need] = {"worker-oom-killed": needs_cgroup("memory")}
-"""What a fault needs of the machine, by its id."""
+"""Requirements of a fault on the machine, by its id."""
 
 
 def on_transport(fault: Fault, transport: str) -> Fault:
-    """``fault`` with what ``transport`` is allowed.
+    """``fault`` with the allowance of ``transport``.
 
-    grpcio: a worker that leaves closes a port of its own, and connections that wait in its queue are reset; so a roll
-    may cost calls of clients that do not retry. And C-core ends the process where it gets no memory.
+    grpcio: a worker that exits closes its own listener, and connections in its accept queue are reset; so a roll may
+    cost calls of clients that do not retry. And C-core ends the process if it gets no memory.
     """
     if transport != "grpcio":
         return fault
@@ -305,9 +308,9 @@ def on_transport(fault: Fault, transport: str) -> Fault:
 
 
 def with_burst(fault: Fault) -> Fault:
-    """``fault`` on a transport that keeps the memory of its busiest moment.
+    """``fault`` on a transport that keeps the memory of its highest load.
 
-    After an outage all calls that wait come at once, and grpcio's C-core keeps what they took: measured, 86 MiB before
-    an outage of ten seconds under 300 calls a second, 113 MiB after it.
+    After an outage all waiting calls arrive at once, and grpcio's C-core keeps their memory: measured, 86 MiB before an
+    outage of ten seconds under 300 calls a second, 113 MiB after it.
     """
     return replace(fault, allows=replace(fault.allows, memory=False))

@@ -1,8 +1,7 @@
-"""Faults for a target that others use. None outlives the drill: each ends with a session or a process of its own.
+"""Faults for a target that others use. None outlives the drill: each ends with its own session or process.
 
-`faults_client.GENTLE_FAULTS` come without a question; those on the database, and clients in full strength, are asked
-for. Faults of processes and machines are made with the means of whoever runs the target, beside a drill that only
-observes.
+`faults_client.GENTLE_FAULTS` need no confirmation; faults of the database, and clients in full strength, do. Faults of
+processes and machines are made by the target's operator, while the drill only observes.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ class CannotHarm(Exception):
 
 
 class TargetDatabase:
-    """The database of a target, and what befalls it."""
+    """The database of a target, and its faults."""
 
     def __init__(self, url: str, interval_seconds: float) -> None:
         """``interval_seconds``: the target's ``SYNC_INTERVAL_SECONDS``."""
         self._url = url
         self._patience = 2 * interval_seconds + 15
         self.looked_after: float | None = None
-        """Seconds from the end of the last fault until a server had read the table again; None: it has not."""
+        """Seconds from the end of the last fault until a server had read the table again; None: none has."""
 
     def faults(self) -> tuple[Fault, ...]:
-        """In the order in which they are played."""
+        """The faults, in order."""
         return (
             Fault("target-table-locked", "table locked ACCESS EXCLUSIVE", "database", self._locked),
             Fault("target-sessions-cut", "the server's sessions cut", "database", self._cut),
@@ -46,7 +45,9 @@ class TargetDatabase:
 
     @contextmanager
     def _locked(self, stage: Stage) -> Iterator[None]:
-        """Nobody reads or writes the table, from before the servers look until the block ends."""
+        """Lock the table against reads and writes until the block ends. The block starts when a server waits for the
+        lock.
+        """
         with session(self._url) as watching:
             sessions = Sessions(watching)
             with session(self._url) as locking:
@@ -55,19 +56,19 @@ class TargetDatabase:
                     with locking.transaction():
                         locking.execute("LOCK TABLE obex_dapl_functions IN ACCESS EXCLUSIVE MODE")
                         if self._wait_for_look(sessions.wait_for_lock) is None:
-                            text = f"no server has looked at the locked table within {self._patience:.0f} s"
+                            text = f"no server has tried to read the locked table within {self._patience:.0f} s"
                             raise CannotHarm(f"{text}; is --interval the target's SYNC_INTERVAL_SECONDS?")
                         yield
                 except psycopg.errors.InsufficientPrivilege as error:
                     raise CannotHarm(f"the role of --database may not lock the table: {error}") from None
                 except psycopg.errors.LockNotAvailable:
-                    text = f"somebody else holds a lock on the table for more than {LOCK_SECONDS:.0f} s"
+                    text = f"another session holds a lock on the table for more than {LOCK_SECONDS:.0f} s"
                     raise CannotHarm(text) from None
             self._see_look(stage, sessions)
 
     @contextmanager
     def _cut(self, stage: Stage) -> Iterator[None]:
-        """The servers' sessions are ended, again and again."""
+        """End the servers' sessions, again and again."""
         with session(self._url) as watching:
             sessions = Sessions(watching)
             if not sessions.number():
@@ -83,7 +84,7 @@ class TargetDatabase:
             self._see_look(stage, sessions)
 
     def _wait_for_look(self, what: Callable[[], bool]) -> float | None:
-        """Wait for ``what``, which a cycle of the server brings about; the seconds that it took, None: it did not."""
+        """Wait for ``what``, the effect of a sync cycle of the server. Returns the seconds; None: it did not happen."""
         began = time.monotonic()
         while not what():
             if time.monotonic() - began > self._patience:
@@ -92,7 +93,7 @@ class TargetDatabase:
         return time.monotonic() - began
 
     def _see_look(self, stage: Stage, sessions: Sessions) -> None:
-        """The fault is over: when does a server read the table again?"""
+        """Measure the time from the end of the fault until a server reads the table again."""
         now = sessions.now()
         self.looked_after = self._wait_for_look(lambda: sessions.has_looked_since(now))
         if self.looked_after is None:
@@ -101,11 +102,11 @@ class TargetDatabase:
 
 @contextmanager
 def nothing(stage: Stage) -> Iterator[None]:
-    """No fault: what somebody else does meanwhile is the drill."""
+    """No fault: the operator makes one meanwhile."""
     yield
 
 
 OBSERVE = Fault("observe", "none (observed only)", "client", nothing, harms=False)
 
 WITHOUT_DATABASE = (OBSERVE, *GENTLE_FAULTS, *FULL_FAULTS)
-"""What can be played on any target."""
+"""Faults for any target."""

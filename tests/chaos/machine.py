@@ -1,6 +1,6 @@
-"""What a drill takes away from a process: memory, CPU, descriptors, disk, time. Undone when the context ends.
+"""Take memory, CPU, descriptors, disk or time away from processes. Everything is undone when the context ends.
 
-Some of it only root may do, or only where the kernel's control groups can be written; `Unavailable` says so.
+Some of this needs root or writable control groups of the kernel; otherwise `Unavailable` is raised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 _CGROUPS = Path("/sys/fs/cgroup")
 _NAME = "definition-server-drill"
 _PERIOD_MICROSECONDS = 100_000
-"""CFS shares out CPU time per period: the kernel's default, and what container runtimes use."""
+"""CFS distributes CPU time per period: the kernel's default, which container runtimes use."""
 _LEAST_QUOTA_MICROSECONDS = 1000
 
 _FAKETIME = "*/faketime/libfaketime.so.1"
@@ -28,23 +28,23 @@ _SITE = Path(__file__).parent / "broken_process"
 
 
 class Unavailable(Exception):
-    """This machine, or this user, cannot do that; the message says what is missing."""
+    """This machine, or this user, cannot do that; the message names what is missing."""
 
 
 Need = Callable[[], object]
-"""Raises `Unavailable` where a fault cannot be made here."""
+"""Raises `Unavailable` if a fault cannot be made here."""
 
 
 def have(need: Need | None) -> None:
-    """Without what a fault needs, skip the test, or fail it in CI (``CI`` is set)."""
+    """If a requirement of a fault is missing, skip the test, or fail it in CI (``CI`` is set)."""
     if need is None:
         return
     try:
         need()
     except Unavailable as error:
         if os.environ.get("CI"):
-            pytest.fail(f"this drill cannot be played here: {error}", pytrace=False)
-        pytest.skip(f"this drill cannot be played here: {error}")
+            pytest.fail(f"this drill cannot run here: {error}", pytrace=False)
+        pytest.skip(f"this drill cannot run here: {error}")
 
 
 # -- control groups ----------------------------------------------------------------------------------------------------
@@ -53,14 +53,13 @@ def have(need: Need | None) -> None:
 class ControlGroup:
     """A control group of ours under one controller of cgroup v1 (``/sys/fs/cgroup/<controller>``).
 
-    Version 1 only: the machine that these drills were written on has no other, and what was not tried is not offered.
+    Version 1 only: the machine on which these drills were written has no other, so version 2 is untested.
     """
 
     def __init__(self, controller: str) -> None:
         """Make it.
 
-        Raises:
-            Unavailable: where there is no such controller, or it may not be written.
+        Raises: Unavailable: there is no such controller, or it cannot be written.
         """
         self._parent = _CGROUPS / controller
         self.path = self._parent / f"{_NAME}-{os.getpid()}"
@@ -70,15 +69,15 @@ class ControlGroup:
             self.path.mkdir()
         except OSError as error:
             raise Unavailable(
-                f"{self.path} cannot be made ({error.strerror}): wants root and a writable cgroup"
+                f"{self.path} cannot be made ({error.strerror}): needs root and a writable cgroup"
             ) from None
 
     def set(self, name: str, value: int) -> None:
-        """Write one of its files."""
+        """Write one of the group's files."""
         (self.path / name).write_text(str(value))
 
     def counter(self, file: str, name: str) -> int:
-        """A number that one of its files tells under ``name``."""
+        """The number under ``name`` in one of the group's files."""
         for line in (self.path / file).read_text().splitlines():
             found, _, value = line.partition(" ")
             if found == name:
@@ -86,13 +85,13 @@ class ControlGroup:
         raise KeyError(f"{name} in {self.path / file}")
 
     def take(self, pids: Iterable[int]) -> None:
-        """Move processes into it. What they hold already stays charged to where it was."""
+        """Move processes into the group. Memory that they already hold stays charged to their old group."""
         for pid in pids:
             with suppress(ProcessLookupError):
                 (self.path / "cgroup.procs").write_text(str(pid))
 
     def close(self) -> None:
-        """Move its processes to the group above, and remove it."""
+        """Move the group's processes to its parent, and remove the group."""
         for pid in (self.path / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):
                 (self._parent / "cgroup.procs").write_text(pid)
@@ -106,7 +105,7 @@ def needs_cgroup(controller: str) -> Need:
 
 @contextmanager
 def memory_refused(pid: int) -> Iterator[ControlGroup]:
-    """No further page for ``pid``: the next one that it touches wakes the kernel's out-of-memory killer.
+    """Give ``pid`` no more pages: the next one that it touches triggers the kernel's OOM killer.
 
     Raises:
         Unavailable: see `ControlGroup`.
@@ -122,7 +121,7 @@ def memory_refused(pid: int) -> Iterator[ControlGroup]:
 
 @contextmanager
 def cpu_limited(pids: Sequence[int], cpus: float) -> Iterator[ControlGroup]:
-    """The processes have ``cpus`` CPUs together, as a container with that limit has.
+    """Limit the processes to ``cpus`` CPUs together, like a container with that limit.
 
     Raises:
         Unavailable: see `ControlGroup`.
@@ -139,7 +138,7 @@ def cpu_limited(pids: Sequence[int], cpus: float) -> Iterator[ControlGroup]:
 
 @contextmanager
 def no_further_threads(pids: Iterable[int]) -> Iterator[ControlGroup]:
-    """The processes can start neither a thread nor a process, as where a container's limit of processes is reached.
+    """The processes can start neither a thread nor a process, as when a container's limit of processes is reached.
 
     Raises:
         Unavailable: see `ControlGroup`.
@@ -167,7 +166,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 @contextmanager
 def limited(pids: Sequence[int], what: int, soft: int) -> Iterator[None]:
-    """The soft limit ``what`` (``resource.RLIMIT_…``) of the processes is ``soft``; those that end are forgotten."""
+    """Set the soft limit ``what`` (``resource.RLIMIT_…``) of the processes to ``soft``; ended processes are skipped."""
     before: dict[int, tuple[int, int]] = {}
     try:
         for pid in pids:
@@ -191,19 +190,18 @@ def address_space(pid: int) -> int:
 
 @contextmanager
 def mounted_over(directory: Path, options: str) -> Iterator[None]:
-    """A small file system of its own lies over ``directory``.
+    """Mount a small file system on ``directory``.
 
     Args:
         directory: exists.
         options: for ``mount -t tmpfs -o``.
 
-    Raises:
-        Unavailable: where this user may not mount.
+    Raises: Unavailable: this user may not mount.
     """
     command = ["mount", "-t", "tmpfs", "-o", options, "definition-server-drill", str(directory)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
-        raise Unavailable(f"a disk drill mounts a tmpfs, which wants root: {made.stderr.strip()}")
+        raise Unavailable(f"a disk drill mounts a tmpfs, which needs root: {made.stderr.strip()}")
     try:
         yield
     finally:
@@ -211,7 +209,7 @@ def mounted_over(directory: Path, options: str) -> Iterator[None]:
 
 
 def needs_mount() -> None:
-    """That this user may mount."""
+    """Requires that this user may mount."""
     with TemporaryDirectory() as directory, mounted_over(Path(directory), "size=4k"):
         pass
 
@@ -227,7 +225,7 @@ def fill(path: Path) -> None:
 
 
 def faketime() -> Path:
-    """The library. Raises `Unavailable` without it."""
+    """Path of the library. Raises `Unavailable` without it."""
     for home in _FAKETIME_HOMES:
         for path in home.glob(_FAKETIME):
             return path
@@ -235,18 +233,18 @@ def faketime() -> Path:
 
 
 class Clock:
-    """The wall clock of the processes that run under it; monotonic clocks go on as ever, as where an NTP step is made.
+    """A settable wall clock for processes; monotonic clocks are not affected, as with an NTP step.
 
-    Not the machine's own: others live on it. libfaketime (Debian package) reads the offset from a file. Its variables
-    would not reach the workers, whose environment is scrubbed, so ``sitecustomize`` of ``broken_process`` starts every
-    interpreter once more, under the library. A context: what the library leaves in shared memory goes with it.
+    The machine's clock is not changed, because other programs use it. libfaketime (Debian package) reads the offset
+    from a file. Its variables would not reach the workers, whose environment is scrubbed, so ``sitecustomize`` of
+    ``broken_process`` restarts every interpreter under the library. A context manager: it removes what the library
+    leaves in shared memory.
     """
 
     def __init__(self, file: Path) -> None:
-        """``file``: where the offset is to stand.
+        """``file``: the file for the offset.
 
-        Raises:
-            Unavailable: without libfaketime.
+        Raises: Unavailable: libfaketime is missing.
         """
         self._file = file
         self._shared_before: set[Path] = set()
@@ -255,7 +253,7 @@ class Clock:
             "PYTHON_DRILL_CLOCK": str(file),
             "PYTHON_DRILL_CLOCK_LIBRARY": str(faketime()),
         }
-        """For the server's environment."""
+        """Variables for the server's environment."""
         self.jump(0)
 
     def __enter__(self) -> Clock:
@@ -267,12 +265,12 @@ class Clock:
             path.unlink(missing_ok=True)
 
     def jump(self, seconds: int) -> None:
-        """The clock is so far off from now on; the library looks once a second."""
+        """Set the offset of the clock; the library reads it once a second."""
         set_clock(self._file, seconds)
 
 
 def set_clock(file: Path, seconds: int) -> None:
-    """Write the offset for those that run under the clock of ``file``."""
+    """Write the offset for processes that use the clock of ``file``."""
     new = file.with_suffix(".new")
     new.write_text(f"{seconds:+d}\n")
     new.replace(file)

@@ -1,7 +1,7 @@
 """A soak: steady load and one random fault after another: ``python -m tests.chaos.soak --minutes 30``.
 
-It starts a PostgreSQL and a server of its own. Which faults come, in which order and for how long, follows from the
-seed alone, so a soak that went wrong can be played again. See docs/drills.md.
+It starts a PostgreSQL and a server. The seed alone determines the faults, their order and their length, so a failed
+soak can be repeated. See docs/drills.md.
 """
 
 from __future__ import annotations
@@ -39,60 +39,61 @@ from definition_server.control_plane.delayed_release import HELD_SECONDS
 from definition_server.settings import DEFAULT_TRANSPORT
 
 AIM = 0.99999
-"""Availability with the default retry. Without one, every kill of a worker costs the calls in flight on it."""
+"""Required availability with the default retry. Without one, every killed worker costs the calls in flight on it."""
 WARM_UP_VERSIONS = 5
 SETTINGS = {"HEARTBEAT_TIMEOUT_SECONDS": "5"}
-"""More than a crowd of 10,000 holds a worker up on a busy machine, and less than a call's deadline, so that a worker
-that stands still costs clients with a retry nothing."""
+"""More than the time that a crowd of 10,000 blocks a worker on a busy machine, and less than a call's deadline, so that
+a stopped worker costs no call of clients with a retry.
+"""
 _MIB = 1 << 20
 _MOST_FAILURES = 1_000_000
-"""To be judged one by one: a worker that stands still costs hundreds of calls without a retry."""
+"""Failures to judge one by one: a stopped worker costs hundreds of calls without a retry."""
 _MOST_RECORDED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for."""
+    """The options of the soak."""
 
     minutes: float
     seed: int
     transport: str = DEFAULT_TRANSPORT
     rate: float = 300.0
     faults: tuple[str, ...] = ()
-    """Ids of those to choose from; none: all that are eligible."""
+    """Ids of the faults to choose from; empty: all eligible ones."""
     settings: dict[str, str] = field(default_factory=dict)
-    """Of the server, over a drill's."""
+    """Settings of the server that differ from a drill's."""
 
 
 @dataclass(slots=True)
 class Played:
-    """A step, and what came of it."""
+    """A step and its result."""
 
     at_seconds: float
     fault: str
     hold_seconds: float
     failed: int = 0
-    """Calls that failed from its beginning until fresh rows were seen."""
+    """Calls that failed from the start of the step until fresh rows were seen."""
     fresh_seconds: float | None = None
 
 
 @dataclass(slots=True)
 class Soak:
-    """What came of it all. ``outcome`` is judged as a drill's is."""
+    """The result of a soak. ``outcome`` is judged like a drill's."""
 
     options: Options
     outcome: Outcome
     played: list[Played] = field(default_factory=list)
     master: list[Usage] = field(default_factory=list)
-    """Before the first fault, and at the end."""
+    """Memory and the like before the first fault and at the end."""
     workers: list[Usage] = field(default_factory=list)
     logged: dict[str, int] = field(default_factory=dict)
-    """How often the server logged each message above INFO."""
+    """Number of log lines above INFO, by message."""
     interrupted: bool = False
 
     @property
     def availability(self) -> dict[str, float]:
-        """Answered by offered: with the default retry, without one, and of all calls."""
+        """Answered calls divided by offered calls: with the default retry, without one, and of all calls."""
         load = self.outcome.load
         return {
             "retrying": _share(load.retrying.offered, load.retrying.lost),
@@ -101,7 +102,9 @@ class Soak:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For a record; without the versions that were seen, and most of the failures, which are judged already."""
+        """The result for a record, without the versions that were seen and most of the failures, which are judged
+        already.
+        """
         told = to_json(self.outcome)
         told["load"].pop("versions")
         for calls in (told["load"]["plain"], told["load"]["retrying"]):
@@ -120,9 +123,9 @@ def _share(offered: int, lost: int) -> float:
 
 
 def soak(options: Options, tell: Callable[[str], object]) -> Soak:
-    """Play it. ``tell`` is given a line for each fault.
+    """Run the soak. ``tell`` gets a line for each fault.
 
-    What goes wrong in a fault itself ends the soak, and is the outcome's ``trouble``. Ctrl-C ends it too.
+    An error in a fault itself ends the soak and is the outcome's ``trouble``. Ctrl-C ends it too.
     """
     faults = eligible(options.transport)
     chosen = options.faults or tuple(faults)
@@ -199,7 +202,7 @@ def _from_fault_to_fault(
 
 
 def _warm_up(stage: Stage, load: DrillLoad, faults: list[Fault]) -> None:
-    """What a server takes once and keeps belongs to the baseline: a publication's memory, and that of a crowd."""
+    """Memory that a server allocates once and keeps belongs to the baseline: that of a publication, and of a crowd."""
     assert stage.table is not None
     for fault in faults:
         if fault.id == "client-crowd":
@@ -242,7 +245,7 @@ def _play(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault, step: S
 
 
 def _see_fresh(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault) -> float | None:
-    """Seconds until a new version was everywhere; None where it was not in time by far."""
+    """Seconds until every connection saw a new version; None if that took much too long."""
     assert stage.table is not None
     limit = stage.cycle_seconds + fault.allows.grace_seconds
     version = stage.table.advance()
@@ -261,24 +264,24 @@ def _see_fresh(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault) ->
 
 
 def line(played: Played) -> str:
-    """One step, for a terminal."""
+    """One step as a line for a terminal."""
     fresh = "never" if played.fresh_seconds is None else f"{played.fresh_seconds:.1f} s"
     return f"{played.at_seconds:7.1f} s  {played.fault:26}  failed {played.failed:4}  fresh after {fresh}"
 
 
 def summary(found: Soak) -> str:
-    """What came of it, in lines."""
+    """The result as lines of text."""
     load, outcome, shares = found.outcome.load, found.outcome, found.availability
     lines = [
         f"{len(found.played)} faults of {len({each.fault for each in found.played})} kinds in {load.seconds:.0f} s",
         f"offered {load.offered}, answered {load.offered - load.lost}, failed without a retry {load.plain.lost}, "
         f"with the default retry {load.retrying.lost}; worst {load.worst_ms:.0f} ms",
-        f"availability with the default retry {shares['retrying']:.5%} (aim {AIM:.3%}), without a retry "
+        f"availability with the default retry {shares['retrying']:.5%} (target {AIM:.3%}), without a retry "
         f"{shares['plain']:.5%}, of all calls {shares['all']:.5%}",
         *(_told_usage(*each) for each in (("master", found.master), ("workers", found.workers)) if len(each[1]) == 2),
         *(f"logged {count} times: {message}" for message, count in found.logged.items()),
         *judge(outcome), *doubts(outcome),
-        f"verdict: {verdict(outcome)}; played again by --seed {found.options.seed}",
+        f"verdict: {verdict(outcome)}; repeat with --seed {found.options.seed}",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -300,21 +303,21 @@ def keep(found: Soak) -> Path:
 
 @click.command()
 @click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.05, 10_000), help="How long.")
-@click.option("--seed", type=click.IntRange(0), help="Play this soak again. Default: a new one, which is printed.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the soak to repeat. Default: a new one, printed.")
 @click.option("--transport", default=DEFAULT_TRANSPORT, show_default=True, type=click.Choice(TRANSPORTS))
 @click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(20, 5000), help="Calls a second.")
-@click.option("--fault", "faults", multiple=True, metavar="ID", help="Only this one; may be given again.")
+@click.option("--fault", "faults", multiple=True, metavar="ID", help="Only this fault; may be repeated.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Write it.")
-@click.option("--keep", "kept", is_flag=True, help="Keep the record in perf/results.")
-@click.option("--list", "list_only", is_flag=True, help="Name the faults to choose from, and do nothing.")
+@click.option("--keep", "kept", is_flag=True, help="Write the record to perf/results.")
+@click.option("--list", "list_only", is_flag=True, help="List the faults to choose from, and do nothing.")
 @no_traceback()
 def main(
     minutes: float, seed: int | None, transport: str, rate: float, faults: tuple[str, ...], json_file: Path | None,
     kept: bool, list_only: bool,
 ) -> None:  # fmt: skip
-    """Offer steady load to a server while one random fault after another befalls it; then look for leaks.
+    """Offer steady load to a server during one random fault after another; then check for leaks.
 
-    Exit codes: 0 every promise held and nothing leaks, 1 not so, 2 wrong usage, 69 no PostgreSQL, 130 Ctrl-C.
+    Exit codes: 0 every promise held and nothing leaks, 1 otherwise, 2 wrong usage, 69 no PostgreSQL, 130 Ctrl-C.
     """
     known = eligible(transport)
     if list_only:
@@ -324,7 +327,7 @@ def main(
     if unknown := set(faults) - set(known):
         raise click.UsageError(f"no such fault in a soak: {', '.join(sorted(unknown))} (--list).")
     if why := available_providers()["embedded"]:
-        raise CommandFailed(f"a soak wants a PostgreSQL of its own: {why}", Exit.UNAVAILABLE)
+        raise CommandFailed(f"a soak needs its own PostgreSQL: {why}", Exit.UNAVAILABLE)
     options = Options(minutes, secrets.randbelow(1_000_000) if seed is None else seed, transport, rate, faults)
     click.echo(f"soak: {minutes:g} minutes on {transport}, seed {options.seed}")
     found = soak(options, click.echo)

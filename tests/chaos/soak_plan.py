@@ -1,4 +1,4 @@
-"""Which faults a soak plays, in which order, for how long: all of it from a seed."""
+"""The faults of a soak, their order and their length: all of it follows from a seed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.chaos.machine import Unavailable
 PAUSE_SECONDS = (0.5, 3.0)
 HOLD_SECONDS = (0.5, 4.0)
 
-_WHOLE_SERVER = "the whole server is away, and one alone cannot answer then"
-_LARGE = "wants a table of its own size"
-_ENVIRONMENT = "wants a server started for it"
-_GENTLE = "is played in full strength"
+_WHOLE_SERVER = "the whole server is down, and a single server cannot answer then"
+_LARGE = "needs a table of another size"
+_ENVIRONMENT = "needs a server started for it"
+_GENTLE = "is included in full strength"
 
 LEFT_OUT = {
-    "db-standby-behind": "goes back to an older version, as it must",
+    "db-standby-behind": "goes back to an older version, as intended",
     "db-truncated-mid-read": _LARGE,
     "db-read-cancelled": _LARGE,
     "db-network-disconnected": "wants a container",
-    "worker-oom-killed": "wants a worker that needs another page; after a crowd it has plenty",
+    "worker-oom-killed": "needs a worker that touches new pages; after a crowd it has free ones",
     "bad-build": _ENVIRONMENT,
     "clock-forward": _ENVIRONMENT,
     "clock-back": _ENVIRONMENT,
@@ -36,7 +36,7 @@ LEFT_OUT = {
     "port-taken": _WHOLE_SERVER,
     **{fault.id: _GENTLE for fault in faults_client.GENTLE_FAULTS},
 }
-"""Faults that no soak plays, and why."""
+"""Faults that no soak includes, and the reasons."""
 
 LEFT_OUT_ON_GRPCIO = {
     "client-attacks": "costs calls there",
@@ -50,13 +50,13 @@ class Step:
 
     fault: str
     pause_seconds: float
-    """Before it."""
+    """Seconds of pause before the fault."""
     hold_seconds: float
-    """How long it lasts, once it is felt."""
+    """How long the fault lasts after its first effect."""
 
 
 def plan(seed: int, faults: Sequence[str]) -> Iterator[Step]:
-    """Steps without end: round by round, each fault once a round, in an order of its own."""
+    """Endless steps: round by round, each fault once per round, in a random order for each round."""
     chance = random.Random(seed)
     for _ in count():
         for fault in chance.sample(sorted(faults), len(faults)):
@@ -64,7 +64,7 @@ def plan(seed: int, faults: Sequence[str]) -> Iterator[Step]:
 
 
 def unavailable(transport: str) -> dict[str, str]:
-    """Faults that a soak on ``transport`` leaves out, here: id → why."""
+    """Faults that a soak on ``transport`` leaves out on this machine: id → reason."""
     found = LEFT_OUT | (LEFT_OUT_ON_GRPCIO if transport == "grpcio" else {})
     for name, need in (faults_process.NEEDS | faults_machine.NEEDS).items():
         if name not in found:
@@ -76,7 +76,7 @@ def unavailable(transport: str) -> dict[str, str]:
 
 
 def eligible(transport: str) -> dict[str, Fault]:
-    """The faults to choose from, as ``transport`` bears them."""
+    """The faults to choose from, with the strength and allowance for ``transport``."""
     without = unavailable(transport)
     found = {}
     for name, fault in every_fault().items():

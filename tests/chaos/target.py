@@ -1,4 +1,4 @@
-"""A running server that is not ours, and the database that it reads: reached, and looked at, before a drill."""
+"""A running server that the drill did not start, and its database: both are checked before a drill."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ REACH_SECONDS = 30.0
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 60.0
 APPLICATION = "avap-definition-server"
-"""How the server's sessions call themselves (``application_name``)."""
+"""``application_name`` of the server's sessions."""
 
 _MOST_NAMES = 2000
 _OCTETS_PER_SECOND = 4_000_000
-"""What the load's ``SyncCatalog`` calls may take of the network together."""
+"""Octets per second that all ``SyncCatalog`` calls of the load may transfer."""
 _RAREST_SYNC_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What was found there."""
+    """The catalogue that the target serves."""
 
     address: str
     key: str
@@ -44,12 +44,12 @@ class Target:
     names: list[str]
     version_hash: str
     octets: int
-    """Of the whole catalogue."""
+    """Size of the whole catalogue."""
 
     def job(self, rate: float, connections: int) -> Job:
         """The load to offer: ``rate`` calls a second over twice ``connections``.
 
-        A large catalogue is asked for seldom, or never: the drill must not be the fault.
+        A large catalogue is requested rarely or never: the drill's load must not be a fault itself.
         """
         wanted = rate / 20
         affordable = _OCTETS_PER_SECOND / max(1, self.octets)
@@ -62,10 +62,9 @@ class Target:
 
 
 def reach(address: str, key: str, ca_file: str) -> Target:
-    """Ask for the catalogue once.
+    """Request the catalogue once.
 
-    Raises:
-        CommandFailed: no answer (69), the key is refused (4), there is nothing to ask for (69).
+    Raises: CommandFailed: no answer (69), the key is refused (4), the catalogue is empty (69).
     """
     tls = Tls(Path(ca_file).read_bytes(), None, None) if ca_file else None
     try:
@@ -100,11 +99,10 @@ def _unreached(address: str, error: grpc.Call, tls: Tls | None) -> CommandFailed
 
 
 def check_database(target: Target, url: str) -> None:
-    """See that ``target`` serves what a server would make of the database of ``url``.
+    """Check that ``target`` serves what a server would build from the database of ``url``.
 
-    Raises:
-        CommandFailed: the database cannot be read (69), or the target serves something else (1): it may be another
-            database, whose users would be harmed for nothing.
+    Raises: CommandFailed: the database cannot be read (69), or the target serves something else (1): it may be another
+    database, whose users must not be harmed.
     """
     try:
         version = asyncio.run(_version_of(url))
@@ -133,7 +131,7 @@ async def _version_of(url: str) -> str:
 
 @contextmanager
 def session(url: str) -> Iterator[psycopg.Connection]:
-    """A session of the drill's own. What it locks is free again when it ends, however it ends."""
+    """A session of the drill. Its locks are released when it ends, however it ends."""
     with psycopg.connect(
         url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="definition-server-drill"
     ) as connection:
@@ -147,10 +145,10 @@ WHERE application_name = %s AND datname = current_database() AND pid <> pg_backe
 
 
 class Sessions:
-    """The sessions of definition servers in a database, as its own statistics tell."""
+    """The sessions of definition servers in a database, from its statistics."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
-        """Look through ``connection``, which must be in no transaction."""
+        """Read the statistics through ``connection``, which must be in no transaction."""
         self._connection = connection
 
     def _ask(self, what: LiteralString, condition: LiteralString = "", *more: object) -> object:
@@ -159,7 +157,7 @@ class Sessions:
         return None if row is None else row[0]
 
     def number(self) -> int:
-        """Of them."""
+        """Number of the sessions."""
         return int(str(self._ask("count(*)")))
 
     def wait_for_lock(self) -> bool:
@@ -167,7 +165,7 @@ class Sessions:
         return bool(self._ask("count(*)", "AND wait_event_type = 'Lock'"))
 
     def end(self) -> int:
-        """End all; how many there were. Raises `psycopg.errors.InsufficientPrivilege`."""
+        """End all sessions. Returns their number. Raises `psycopg.errors.InsufficientPrivilege`."""
         return int(str(self._ask("count(pg_terminate_backend(pid))")))
 
     def now(self) -> object:
@@ -175,5 +173,5 @@ class Sessions:
         return self._connection.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
 
     def has_looked_since(self, instant: object) -> bool:
-        """Whether one of them has begun a statement since ``instant`` and is through with its transaction."""
+        """Whether one of them has begun a statement since ``instant`` and finished its transaction."""
         return bool(self._ask("count(*)", "AND query_start > %s AND state = 'idle'", instant))

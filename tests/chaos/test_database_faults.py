@@ -1,4 +1,4 @@
-"""Whatever becomes of the database, not one call fails, and fresh rows are served within a cycle of its return."""
+"""During any fault of the database no call fails, and fresh rows are served within a cycle after its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.any_transport
 
 @pytest.fixture(params=[name for name in PROVIDERS if name != "external"])
 def faulty(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """A server to be broken, of each provider in turn."""
+    """A server that tests may break, of each provider in turn."""
     server = provider_or_skip(request.param)
     yield server
     server.close()
@@ -48,17 +48,17 @@ def assert_nothing_failed(load: Load) -> None:
 
 
 def assert_fresh_rows_arrive(server: ServerProcess, table: Table) -> None:
-    """A row written now is served by all workers after one cycle (and not merely at some time)."""
+    """Check that all workers serve a row that is written now after one cycle."""
     table.run("INSERT INTO obex_dapl_functions (name, code) VALUES ('fresh', 'pass')")
     before = sum(server.statusz()["sync"]["cycles"].values())
     server.wait_count(101)
-    # The one that was under way at the commit, the next one, and one that may pass before this test looks.
+    # The cycle under way at the commit, the next one, and one that may pass before this test checks.
     assert sum(server.statusz()["sync"]["cycles"].values()) - before <= 3
     with Client(server.port) as client:
         assert client.get("fresh").code == b"pass"
 
 
-def test_a_killed_database_fails_no_call(faulty: DatabaseServer, start_server: StartServer) -> None:
+def test_no_call_fails_when_the_database_is_killed(faulty: DatabaseServer, start_server: StartServer) -> None:
     table = Table(create_database(faulty.url, "killed"))
     table.add_commands(100)
     server = start_server(table.url).wait_ready()
@@ -77,7 +77,7 @@ def test_a_killed_database_fails_no_call(faulty: DatabaseServer, start_server: S
     assert_nothing_failed(load)
 
 
-def test_a_database_that_hangs_fails_no_call(faulty: DatabaseServer, start_server: StartServer) -> None:
+def test_no_call_fails_while_the_database_hangs(faulty: DatabaseServer, start_server: StartServer) -> None:
     table = Table(create_database(faulty.url, "hung"))
     table.add_commands(100)
     server = start_server(table.url, STATEMENT_TIMEOUT_SECONDS="0.5", CONNECT_TIMEOUT_SECONDS="1").wait_ready()
@@ -102,8 +102,10 @@ def served(table: Table, start_server: StartServer) -> Iterator[tuple[ServerProc
         yield start_server(proxy.url, STATEMENT_TIMEOUT_SECONDS="1").wait_ready(), table, proxy
 
 
-def test_a_half_open_connection_is_given_up_and_made_anew(served: tuple[ServerProcess, Table, Proxy]) -> None:
-    """Everything is acknowledged and nothing answered: no TCP timer sees that."""
+def test_a_half_open_connection_is_replaced_after_the_statement_timeout(
+    served: tuple[ServerProcess, Table, Proxy],
+) -> None:
+    """All data is acknowledged and none answered: no TCP timer detects that."""
     server, table, proxy = served
     with Load(server.port, NAMES) as load:
         proxy.hold()
@@ -115,7 +117,9 @@ def test_a_half_open_connection_is_given_up_and_made_anew(served: tuple[ServerPr
     assert_nothing_failed(load)
 
 
-def test_connections_cut_again_and_again_fail_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
+def test_no_call_fails_while_database_connections_are_cut_repeatedly(
+    served: tuple[ServerProcess, Table, Proxy],
+) -> None:
     server, table, proxy = served
     with Load(server.port, NAMES) as load:
         for _ in range(5):
@@ -150,7 +154,7 @@ def ruined(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerPro
 
 
 @pytest.mark.parametrize("harm", GARBAGE)
-def test_a_ruined_table_never_replaces_a_good_catalogue(ruined: tuple[ServerProcess, Table], harm: str) -> None:
+def test_a_damaged_table_never_replaces_a_good_catalogue(ruined: tuple[ServerProcess, Table], harm: str) -> None:
     server, table = ruined
     table.run("DELETE FROM obex_dapl_functions WHERE name = 'fresh'")
     server.wait_count(100)
@@ -175,7 +179,7 @@ def test_a_ruined_table_never_replaces_a_good_catalogue(ruined: tuple[ServerProc
     assert_nothing_failed(load)
 
 
-def test_a_table_locked_for_long_fails_no_call(served: tuple[ServerProcess, Table, Proxy]) -> None:
+def test_no_call_fails_while_the_table_is_locked(served: tuple[ServerProcess, Table, Proxy]) -> None:
     server, table, _ = served
     with Load(server.port, NAMES) as load:
         with psycopg.connect(table.url) as connection:
@@ -188,7 +192,7 @@ def test_a_table_locked_for_long_fails_no_call(served: tuple[ServerProcess, Tabl
     assert_nothing_failed(load)
 
 
-def test_a_reading_cut_halfway_publishes_nothing(table: Table, start_server: StartServer) -> None:
+def test_an_interrupted_reading_publishes_nothing(table: Table, start_server: StartServer) -> None:
     table.add_commands(20_000, size=500)
     with Proxy(table.url) as proxy:
         server = start_server(proxy.url).wait_ready()
@@ -205,7 +209,7 @@ def test_a_reading_cut_halfway_publishes_nothing(table: Table, start_server: Sta
             assert {command.code.endswith(b"#new") for command in client.sync().commands} == {True}
 
 
-def test_a_database_that_speaks_nonsense_fails_no_call(table: Table, start_server: StartServer) -> None:
+def test_no_call_fails_while_the_database_sends_garbage(table: Table, start_server: StartServer) -> None:
     table.add_commands(100)
     with Proxy(table.url) as proxy:
         server = start_server(proxy.url).wait_ready()

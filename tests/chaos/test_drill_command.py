@@ -1,4 +1,4 @@
-"""The drill command on a server that it has not started: what it plays, asks, prints and answers with."""
+"""The drill command on a server that it did not start: its drills, questions, output and exit codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def _hears_ctrl_c() -> None:
-    """Whoever runs the tests in the background has them ignore SIGINT, and what they start inherits that."""
+    """Tests that run in the background ignore SIGINT, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -66,7 +66,7 @@ def outcomes(path: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_by_default_it_plays_what_does_no_harm(served: tuple[ServerProcess, Table], tmp_path: Path) -> None:
+def test_without_a_fault_option_only_harmless_faults_run(served: tuple[ServerProcess, Table], tmp_path: Path) -> None:
     server, _ = served
     done = drill(*at(server), *SHORT, "--json", str(tmp_path / "drill.json"))
     found = outcomes(tmp_path / "drill.json")
@@ -75,15 +75,13 @@ def test_by_default_it_plays_what_does_no_harm(served: tuple[ServerProcess, Tabl
     assert all(each["load"]["plain"]["offered"] > 50 for each in found.values())
     assert "5 drills," in done.stdout
     assert "200 wrong keys a second" in done.stdout
-    # The server has counted more good calls than the load alone can have made: it was this server.
+    # The server has counted more successful calls than the load alone can have made: it was this server.
     assert server.metric("avap_requests_total", status="200") > 500
     assert server.metric("avap_requests_total", status="401") > 100
 
 
 @pytest.mark.timeout(300)
-def test_the_database_drills_harm_for_a_while_and_leave_nothing(
-    served: tuple[ServerProcess, Table], tmp_path: Path
-) -> None:
+def test_the_database_faults_end_with_the_drill(served: tuple[ServerProcess, Table], tmp_path: Path) -> None:
     server, table = served
     ids = ("--fault", "target-table-locked", "--fault", "target-sessions-cut")
     done = drill(*at(server), *SHORT, *ids, "--database", table.url, "--yes", "--json", str(tmp_path / "drill.json"))
@@ -100,7 +98,7 @@ def test_the_database_drills_harm_for_a_while_and_leave_nothing(
 
 
 @pytest.mark.transports
-def test_a_broken_server_ends_it_with_1(table: Table, start_server: StartServer) -> None:
+def test_a_broken_promise_exits_with_1(table: Table, start_server: StartServer) -> None:
     table.add_commands(200)
     server = start_server(table.url, PYTHONPATH=str(BROKEN), PYTHON_DRILL_BROKEN="lets-wrong-keys-in").wait_ready()
     done = drill(*at(server), *SHORT, "--fault", "client-wrong-keys-gentle")
@@ -110,18 +108,20 @@ def test_a_broken_server_ends_it_with_1(table: Table, start_server: StartServer)
 
 
 @pytest.mark.transports
-def test_harm_wants_a_confirmation(served: tuple[ServerProcess, Table]) -> None:
+def test_harmful_faults_need_a_confirmation(served: tuple[ServerProcess, Table]) -> None:
     server, table = served
     done = drill(*at(server), "--fault", "target-table-locked", "--database", table.url)
     assert done.returncode == 2
-    assert "nothing was done: these faults want a confirmation" in done.stderr
+    assert "nothing was done: these faults need a confirmation" in done.stderr
     assert "target-table-locked: table locked ACCESS EXCLUSIVE" in done.stderr
     assert not server.logged("Sync failed")
 
 
 @pytest.mark.transports
 @pytest.mark.parametrize(("typed", "code"), [("yes", 2), ("the target's name", 0)])
-def test_at_a_terminal_it_asks_for_the_targets_name(served: tuple[ServerProcess, Table], typed: str, code: int) -> None:
+def test_at_a_terminal_the_confirmation_is_the_targets_name(
+    served: tuple[ServerProcess, Table], typed: str, code: int
+) -> None:
     server, _ = served
     master, slave = pty.openpty()
     line, variables = command(*at(server), *SHORT, "--fault", "client-slow-readers")
@@ -138,7 +138,7 @@ def test_at_a_terminal_it_asks_for_the_targets_name(served: tuple[ServerProcess,
 
 
 @pytest.mark.transports
-def test_a_wrong_database_is_noticed_before_any_harm(served: tuple[ServerProcess, Table], database_url: str) -> None:
+def test_a_wrong_database_is_detected_before_any_fault(served: tuple[ServerProcess, Table], database_url: str) -> None:
     server, table = served
     other = create_database(database_url, "drill_other")
     try:
@@ -155,7 +155,7 @@ def test_a_wrong_database_is_noticed_before_any_harm(served: tuple[ServerProcess
 
 
 @pytest.mark.transports
-def test_ctrl_c_ends_the_fault_and_prints_what_was_played(served: tuple[ServerProcess, Table]) -> None:
+def test_ctrl_c_ends_the_fault_and_prints_the_finished_drills(served: tuple[ServerProcess, Table]) -> None:
     server, table = served
     ids = ("--fault", "observe", "--fault", "target-table-locked")
     line, variables = command(*at(server), "--seconds", "5", *ids, "--database", table.url, "--yes")
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_the_fault_and_prints_what_was_played(served: tuple[ServerPr
     ) as process:  # type: ignore[call-overload]
         try:
             until(lambda: server.logged("Sync failed"), server.tail, seconds=60)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in the group
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
             out, errors = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_the_fault_and_prints_what_was_played(served: tuple[ServerPr
 
 
 @pytest.mark.transports
-def test_a_wrong_key_is_told(served: tuple[ServerProcess, Table]) -> None:
+def test_a_refused_key_is_reported(served: tuple[ServerProcess, Table]) -> None:
     server, _ = served
     done = drill(*at(server), API_KEY="wrong")
     assert (done.returncode, done.stdout) == (4, "")
@@ -189,16 +189,16 @@ def test_a_wrong_key_is_told(served: tuple[ServerProcess, Table]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ((), 2, "--target HOST:PORT is wanted"),
+        ((), 2, "--target HOST:PORT is required"),
         (("--target", "staging"), 2, "is not HOST:PORT"),
         (("--target", "127.0.0.1:1"), 69, "no answer from 127.0.0.1:1"),
         (("--target", "127.0.0.1:1", "--fault", "no-such"), 2, "there is no fault no-such"),
-        (("--target", "127.0.0.1:1", "--fault", "worker-killed"), 2, "on a target it cannot be played"),
-        (("--target", "127.0.0.1:1", "--fault", "target-table-locked"), 2, "wants the target's database"),
+        (("--target", "127.0.0.1:1", "--fault", "worker-killed"), 2, "it is not possible on a target"),
+        (("--target", "127.0.0.1:1", "--fault", "target-table-locked"), 2, "needs the target's database"),
         (("--target", "127.0.0.1:1", "--key-file", __file__), 2, "give the key once"),
     ],
 )
-def test_wrong_usage_is_told(arguments: tuple[str, ...], code: int, told: str) -> None:
+def test_wrong_usage_is_reported(arguments: tuple[str, ...], code: int, told: str) -> None:
     done = drill(*arguments)
     assert done.returncode == code, done.stderr
     assert told in done.stderr

@@ -1,4 +1,4 @@
-"""What the load of a drill takes for a wrong answer, and what it asks of a table."""
+"""Which answers the load of a drill considers wrong, and what it requires of a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE_MORE = avap_pb2.CatalogResponse(commands=[avap_pb2.CommandResponse(name="com
 
 
 def snapshot(*versions: int, signer: Signer | None = None, count: int = COUNT) -> Snapshot:
-    """What a server makes of a table whose rows are of these versions in turn."""
+    """The catalogue that a server builds from a table whose rows are of these versions in turn."""
     builder = SnapshotBuilder(signer)
     names = rows.names(count)
     for number, name in enumerate(names):
@@ -28,13 +28,13 @@ def snapshot(*versions: int, signer: Signer | None = None, count: int = COUNT) -
 
 
 def answers(served: Snapshot) -> tuple[bytes, bytes]:
-    """To ``GetCommand(NAME)`` and to ``SyncCatalog``."""
+    """Answers to ``GetCommand(NAME)`` and to ``SyncCatalog``."""
     found = served.answer(NAME.encode())
     assert found is not None
     return bytes(found), bytes(served.body)
 
 
-def test_whole_answers_tell_their_version() -> None:
+def test_complete_answers_yield_their_version() -> None:
     checker = Checker(COUNT, SIZE)
     for version in (3, 4, 3):
         definition, catalogue = answers(snapshot(version))
@@ -42,13 +42,13 @@ def test_whole_answers_tell_their_version() -> None:
         assert checker.catalogue(catalogue) == str(version)
 
 
-def test_signed_code_is_judged_by_what_is_in_the_package() -> None:
+def test_signed_code_is_judged_by_the_payload_of_its_package() -> None:
     definition, catalogue = answers(snapshot(3, signer=Signer("secret")))
     assert Checker().definition(NAME, definition) is None
     assert Checker().catalogue(catalogue) == snapshot(3).version_hash
 
 
-def test_of_a_foreign_catalogue_only_its_hash_is_the_version() -> None:
+def test_the_version_of_a_foreign_catalogue_is_its_hash() -> None:
     definition, catalogue = answers(snapshot(1, 2))
     assert Checker().definition(NAME, definition) is None
     assert Checker().catalogue(catalogue) == snapshot(1, 2).version_hash
@@ -59,12 +59,12 @@ def test_a_catalogue_of_two_versions_is_wrong() -> None:
         Checker(COUNT, SIZE).catalogue(answers(snapshot(1, 2))[1])
 
 
-def test_half_a_catalogue_is_wrong() -> None:
+def test_an_incomplete_catalogue_is_wrong() -> None:
     with pytest.raises(WrongAnswer, match="a catalogue of 10 definitions; every version has 20"):
         Checker(COUNT, SIZE).catalogue(answers(snapshot(1, count=10))[1])
 
 
-def test_another_command_is_wrong_even_where_it_is_known() -> None:
+def test_the_answer_for_another_command_is_wrong() -> None:
     checker = Checker(COUNT, SIZE)
     definition, _ = answers(snapshot(1))
     checker.definition(NAME, definition)
@@ -81,13 +81,13 @@ def tampered(**changes: object) -> bytes:
 
 
 @pytest.mark.parametrize("changes", [{"code": b"other"}, {"hash": "0" * 64}, {"type": "x"}, {"interface_json": "[1]"}])
-def test_a_definition_that_is_not_what_its_hash_says_is_wrong(changes: dict[str, object]) -> None:
+def test_a_definition_with_the_wrong_hash_is_wrong(changes: dict[str, object]) -> None:
     for checker in (Checker(), Checker(COUNT, SIZE)):
         with pytest.raises(WrongAnswer, match="its hash is not that of its content"):
             checker.definition(NAME, tampered(**changes))
 
 
-def test_code_that_nobody_wrote_is_wrong() -> None:
+def test_code_of_no_known_version_is_wrong() -> None:
     code = rows.code(NAME, 1, SIZE + 1)
     message = tampered(code=code, hash=rows.definition_hash(NAME, "function", "[]", code))
     assert Checker().definition(NAME, message) is None
@@ -105,7 +105,7 @@ def test_code_that_nobody_wrote_is_wrong() -> None:
         (lambda found: setattr(found.commands[3], "code", b"x"), "command000003: its hash"),
     ],
 )
-def test_a_catalogue_that_does_not_agree_with_itself_is_wrong(change: object, message: str) -> None:
+def test_a_catalogue_with_the_wrong_count_hash_or_order_is_wrong(change: object, message: str) -> None:
     found = avap_pb2.CatalogResponse.FromString(answers(snapshot(1))[1])
     change(found)  # type: ignore[operator]
     for checker in (Checker(), Checker(COUNT, SIZE)):

@@ -1,4 +1,4 @@
-"""Client drills: whatever some clients do, the others lose nothing."""
+"""Client drills: misbehaving clients cost other clients no call."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.quiet
 
 
 def stage_for(fault: str, make_stage: MakeStage, **settings: str) -> Stage:
-    """A stage. For slow readers, with a catalogue that does not fit into the kernel's buffers 32 times over; for a
-    crowd, one that has seen a crowd before.
+    """A stage. For slow readers its catalogue is so large that 32 answers exceed the kernel's buffers; for a crowd it
+    has handled a crowd before.
 
-    Python keeps what 10,000 connections took for the next 10,000 (some 5 kB each), so the first crowd makes the
-    workers larger and no further one may.
+    Python keeps the memory of 10,000 connections for the next 10,000 (some 5 kB each), so the first crowd makes the
+    workers larger; later ones must not.
     """
     size = {"rows": 500, "size": 1000} if fault.startswith("client-slow-readers") else {}
-    # As by default; a drill's other 2 s are less than a crowd may hold up a worker on a busy machine.
+    # The default; a crowd may block a worker on a busy machine for longer than the usual 2 s of a drill.
     stage = make_stage(**size, **{"HEARTBEAT_TIMEOUT_SECONDS": "10"} | settings)
     if fault == "client-crowd":
         with BY_ID[fault].inject(stage):
@@ -38,7 +38,7 @@ def stage_for(fault: str, make_stage: MakeStage, **settings: str) -> Stage:
 
 
 def played(fault: Fault, stage: Stage) -> Outcome:
-    """Play it; again where the machine was too busy for the load, which says nothing of the server."""
+    """Run a drill; repeat it if the machine was too busy for the load, which proves nothing about the server."""
     for _ in range(TRIES - 1):
         outcome = play(fault, stage)
         if verdict(outcome) != "invalid":
@@ -48,16 +48,16 @@ def played(fault: Fault, stage: Stage) -> Outcome:
 
 
 def left_behind(outcome: Outcome) -> int:
-    """Descriptors more than before."""
+    """Number of descriptors above the number before."""
     assert outcome.before is not None
     assert outcome.after is not None
     return outcome.after.descriptors - outcome.before.descriptors
 
 
 @pytest.mark.parametrize("fault", BY_ID)
-def test_misbehaving_clients_cost_the_others_nothing(fault: str, make_stage: MakeStage, transport: str) -> None:
+def test_a_fault_of_clients_costs_the_others_nothing(fault: str, make_stage: MakeStage, transport: str) -> None:
     if transport == "grpcio" and fault == "client-attacks":
-        pytest.skip("the attack table costs calls on grpcio: judged by the test below")
+        pytest.skip("the known attacks cost calls on grpcio: judged by the test below")
     outcome = played(on_transport(BY_ID[fault], transport), stage_for(fault, make_stage))
     assert verdict(outcome) == "held", told(outcome)
     assert left_behind(outcome) <= DESCRIPTORS, "also on grpcio, where memory is not judged"
@@ -65,13 +65,15 @@ def test_misbehaving_clients_cost_the_others_nothing(fault: str, make_stage: Mak
 
 @pytest.mark.transports("grpcio")
 @pytest.mark.parametrize("fault", BEYOND_GRPCIO)
-def test_a_flood_on_grpcio_costs_calls_but_no_worker(fault: str, make_stage: MakeStage) -> None:
-    """C-core sheds calls of anybody (`on_transport` argues it). Nothing else may come of it, and nothing may stay."""
+def test_a_flood_on_grpcio_costs_calls_and_no_worker(fault: str, make_stage: MakeStage) -> None:
+    """C-core cancels calls of any client (reason: `on_transport`). There must be no other effect, and none that
+    lasts.
+    """
     stage = stage_for(fault, make_stage)
     assert stage.server is not None
     workers = stage.server.worker_pids()
     outcome = play(replace(BY_ID[fault], allows=Allowance(memory=False)), stage)
-    PLAYED.remove(outcome)  # what is promised is played above
+    PLAYED.remove(outcome)  # the tests above check the promises
     assert outcome.trouble is None, told(outcome)
     assert {*outcome.load.plain.failed, *outcome.load.retrying.failed} <= {"CANCELLED"}, told(outcome)
     assert not outcome.load.wrong, told(outcome)
@@ -95,10 +97,8 @@ def test_a_flood_on_grpcio_costs_calls_but_no_worker(fault: str, make_stage: Mak
         ("client-wrong-keys", "lets-wrong-keys-in", "wrong keys were not all answered with UNAUTHENTICATED"),
     ],
 )
-def test_a_server_that_is_broken_on_purpose_breaks_its_drill(
-    fault: str, variant: str, tells: str, make_stage: MakeStage
-) -> None:
-    """On the native transport: what accepts, reads and writes on grpcio is not ours to break."""
+def test_a_server_with_a_defect_breaks_its_drill(fault: str, variant: str, tells: str, make_stage: MakeStage) -> None:
+    """On the native transport only: on grpcio the code that accepts, reads and writes is C-core's."""
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     outcome = play_red(BY_ID[fault], stage_for(fault, make_stage, **settings), variant)
     assert any(re.search(tells, sentence) for sentence in judge(outcome)), told(outcome)

@@ -1,4 +1,4 @@
-"""Database drills: whatever becomes of the database, not one call fails, and fresh rows are served within a cycle."""
+"""Database drills: no call fails, and fresh rows are served within a cycle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.providers import DatabaseServer, provider_or_skip
 BY_ID = {fault.id: fault for fault in FAULTS}
 
 LARGE = "db-read-cancelled"
-"""Takes a minute and a core, on one transport: its fault lies in the master's reading, which knows of none."""
+"""Needs a minute and a core; on one transport only: its fault is in the master's reading, which is the same on both."""
 
 STAGES: dict[str, dict[str, Any]] = {
     # Three batches, so that most rows are still to be fetched when the table is emptied.
@@ -25,19 +25,20 @@ STAGES: dict[str, dict[str, Any]] = {
     # 200 MB.
     LARGE: {"rows": 100_000, "size": 2000, "STATEMENT_TIMEOUT_SECONDS": "5"},
 }
-"""What a drill's stage has that others have not."""
+"""Arguments of a drill's stage that differ from the default."""
 
 IN_CONTAINER = (
     "db-killed", "db-stopped", "db-paused", "db-restarting", "db-connection-limit", "db-wrong-password",
     "db-network-disconnected",
 )  # fmt: skip
-"""Played on a container too: where signals, the network and the authentication are the engine's and the image's. The
-others are SQL, or the proxy's doing, and no different there."""
+"""Drills that also run on a container, because signals, network and authentication depend on the Docker engine and the
+image. The others use SQL or the proxy, which are the same there.
+"""
 
 
 @pytest.fixture
 def frail(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """A server of the drill's own, of the provider that the test names."""
+    """A server for this drill only, of the provider that the test names."""
     server = provider_or_skip(request.param)
     yield server
     server.close()
@@ -83,9 +84,9 @@ BREAKS = {
     "db-connection-limit": ("dies_of_it", "calls without a retry failed"),
     "db-wrong-password": ("forgets_rotation", "fresh rows were not served"),
     "db-role-revoked": ("fails_closed", "calls without a retry failed"),
-    "db-table-dropped": ("fails_closed", "answers were not whole of one version"),
+    "db-table-dropped": ("fails_closed", "answers were incomplete or of several versions"),
     "db-table-locked": ("leaks", "memory did not come back"),
-    "db-truncated-mid-read": ("reads_by_page", "answers were not whole of one version"),
+    "db-truncated-mid-read": ("reads_by_page", "answers were incomplete or of several versions"),
     "db-read-cancelled": ("publishes_half", "calls without a retry failed"),
     "db-slow": ("fails_closed", "calls without a retry failed"),
     "db-half-open": ("dies_of_it", "calls without a retry failed"),
@@ -94,13 +95,13 @@ BREAKS = {
 """Drill → a server with one bug (`broken/database_variants.py`), and the promise that it breaks."""
 
 
-def test_every_drill_on_an_embedded_database_has_a_server_that_fails_it() -> None:
+def test_every_drill_on_an_embedded_database_has_a_server_with_a_defect() -> None:
     assert {*BREAKS, "db-network-disconnected"} == BY_ID.keys()
 
 
 def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str, bug: str, sentence: str) -> None:
     stage = on_stage(make_stage, database, fault, broken=bug)
-    stage.job = replace(stage.default_job(), deadline_seconds=3)  # many of its calls will never be answered
+    stage.job = replace(stage.default_job(), deadline_seconds=3)  # many of its calls are never answered
     outcome = play_red(BY_ID[fault], stage, bug, 1.0)
     assert verdict(outcome) == "BROKEN", told(outcome)
     assert sentence in "\n".join(judge(outcome)), told(outcome)
@@ -109,21 +110,17 @@ def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
 @pytest.mark.parametrize("fault", [pytest.param(each, marks=QUIET.get(each, ())) for each in BREAKS])
-def test_a_drill_notices_a_server_that_breaks_its_promise(
-    frail: DatabaseServer, make_stage: MakeStage, fault: str
-) -> None:
+def test_a_drill_detects_a_server_with_a_defect(frail: DatabaseServer, make_stage: MakeStage, fault: str) -> None:
     assert_turns_red(make_stage, frail, fault, *BREAKS[fault])
 
 
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
-def test_a_drill_notices_that_an_emptied_table_is_served(frail: DatabaseServer, make_stage: MakeStage) -> None:
+def test_a_drill_detects_that_an_emptied_table_is_served(frail: DatabaseServer, make_stage: MakeStage) -> None:
     assert_turns_red(make_stage, frail, "db-truncated-mid-read", "accepts_empty", "calls without a retry failed")
 
 
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["container"], indirect=True)
-def test_a_drill_on_a_container_notices_a_server_that_breaks_its_promise(
-    frail: DatabaseServer, make_stage: MakeStage
-) -> None:
+def test_a_drill_on_a_container_detects_a_server_with_a_defect(frail: DatabaseServer, make_stage: MakeStage) -> None:
     assert_turns_red(make_stage, frail, "db-network-disconnected", "fails_closed", "calls without a retry failed")

@@ -1,4 +1,6 @@
-"""The judge of the drills is judged: for each promise an outcome that breaks it alone, for each doubt one with it."""
+"""Tests of the judge. For each promise there is an outcome that breaks only this promise, for each doubt one that has
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def offered(count: int, *failures: Failure, worst_ms: float = 12.4) -> SetReport
 
 
 def sound(allows: Allowance = NOTHING) -> Outcome:
-    """An outcome that nothing speaks against."""
+    """An outcome without a broken promise or a doubt."""
     seen = {tag: Sighting(1.0, 2.0, 500, 1.5) for tag in ("1", "2")}
     load = LoadReport(offered(1000), offered(1000, worst_ms=15.6), versions=seen, seconds=20.0, rate=100.0)
     return Outcome(
@@ -33,7 +35,7 @@ def sound(allows: Allowance = NOTHING) -> Outcome:
     )  # fmt: skip
 
 
-def test_a_sound_outcome_has_held() -> None:
+def test_an_outcome_without_faults_is_held() -> None:
     assert judge(sound()) == doubts(sound()) == []
     assert verdict(sound()) == told(sound()) == "held"
 
@@ -89,9 +91,9 @@ def one_more_snapshot(outcome: Outcome) -> None:
 BREACHES: dict[Callable[[Outcome], None], str] = {
     plain_fails: "1 calls without a retry failed: GetCommand on connection 4: UNAVAILABLE (Socket closed)",
     retrying_fails: "1 calls failed in spite of the default retry",
-    half_a_catalogue: "1 answers were not whole of one version: one catalogue with rows",
-    unknown_version: "versions were served that nobody wrote: 7",
-    goes_back: "what is served went back: version 1 on connection 3",
+    half_a_catalogue: "1 answers were incomplete or of several versions: one catalogue with rows",
+    unknown_version: "versions were served that were never written: 7",
+    goes_back: "an older version was served after a newer one: version 1 on connection 3",
     never_fresh: "fresh rows were not served 6.0 s after the fault's end",
     late_fresh: "fresh rows took 4.1 s, one cycle is 4.0 s at the most",
     fresh_after_many_cycles: "fresh rows took 4 cycles",
@@ -103,7 +105,7 @@ BREACHES: dict[Callable[[Outcome], None], str] = {
 
 
 @pytest.mark.parametrize("breach", BREACHES, ids=lambda breach: breach.__name__)
-def test_a_broken_promise_is_told(breach: Callable[[Outcome], None]) -> None:
+def test_a_broken_promise_is_reported(breach: Callable[[Outcome], None]) -> None:
     outcome = sound()
     breach(outcome)
     (sentence,) = judge(outcome)
@@ -122,7 +124,7 @@ def test_a_broken_promise_is_told(breach: Callable[[Outcome], None]) -> None:
         (Allowance(grace_seconds=1.0), fresh_after_many_cycles),
     ],
 )
-def test_what_a_fault_allows_is_no_breach(allows: Allowance, breach: Callable[[Outcome], None]) -> None:
+def test_an_allowed_loss_breaks_no_promise(allows: Allowance, breach: Callable[[Outcome], None]) -> None:
     outcome = sound(allows)
     breach(outcome)
     assert verdict(outcome) == "held", told(outcome)
@@ -135,14 +137,16 @@ IN_FLIGHT = Allowance(plain=Loss.IN_FLIGHT)
     ("sent", "ended", "allowed"),
     [(0.9, 1.1, True), (1.1, 1.2, True), (0.5, 5.0, True), (0.5, 0.9, False), (2.1, 2.2, False)],
 )
-def test_only_calls_in_flight_at_a_wound_may_fail(sent: float, ended: float, allowed: bool) -> None:
+def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
+    sent: float, ended: float, allowed: bool
+) -> None:
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, ended))
     assert (verdict(outcome) == "held") is allowed, told(outcome)
 
 
-def test_with_the_default_retry_no_call_may_fail_not_even_in_flight() -> None:
+def test_with_the_default_retry_not_even_a_call_in_flight_may_fail() -> None:
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.retrying = offered(1000, failure(1.0, 1.1))
@@ -150,19 +154,19 @@ def test_with_the_default_retry_no_call_may_fail_not_even_in_flight() -> None:
 
 
 @pytest.mark.parametrize(("sent", "ended", "allowed"), [(1.0, 1.1, True), (0.5, 0.9, False)])
-def test_unless_there_was_nothing_to_serve(sent: float, ended: float, allowed: bool) -> None:
+def test_with_the_default_retry_calls_may_fail_if_the_fault_allows_it(sent: float, ended: float, allowed: bool) -> None:
     outcome = sound(Allowance(plain=Loss.IN_FLIGHT, retried=Loss.IN_FLIGHT))
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.retrying = offered(1000, failure(sent, ended))
     assert (verdict(outcome) == "held") is allowed, told(outcome)
 
 
-def test_failures_that_nobody_could_look_at_are_not_taken_for_allowed() -> None:
+def test_failures_without_details_are_not_considered_allowed() -> None:
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(1.0, 1.1))
     outcome.load.plain.failed, outcome.load.plain.answered = {"UNAVAILABLE": 2}, 998
-    assert "too many to look at each" in "\n".join(judge(outcome))
+    assert "too many to judge each" in "\n".join(judge(outcome))
 
 
 def nothing_offered(outcome: Outcome) -> None:
@@ -193,35 +197,35 @@ DOUBTS: dict[Callable[[Outcome], None], str] = {
     nothing_offered: "0 calls without a retry were offered of 0",
     too_little_offered: "970 calls with a retry were offered of 1000",
     unaccounted: "1 calls without a retry are unaccounted for",
-    left_late: "41 of 2000 calls left late",
-    not_felt: "the fault was never felt",
+    left_late: "41 of 2000 calls were sent late",
+    not_felt: "the fault had no effect",
     trouble: "PostgreSQL did not come back",
 }
 
 
 @pytest.mark.parametrize("doubt", DOUBTS, ids=lambda doubt: doubt.__name__)
-def test_a_drill_that_proves_nothing_is_invalid(doubt: Callable[[Outcome], None]) -> None:
+def test_a_drill_without_its_load_or_fault_is_invalid(doubt: Callable[[Outcome], None]) -> None:
     outcome = sound()
     doubt(outcome)
     assert DOUBTS[doubt] in "\n".join(doubts(outcome))
     assert verdict(outcome) == "invalid"
 
 
-def test_a_broken_promise_counts_even_where_the_drill_is_doubtful() -> None:
+def test_a_broken_promise_in_a_doubtful_drill_is_broken() -> None:
     outcome = sound()
     not_felt(outcome)
     plain_fails(outcome)
     assert verdict(outcome) == "BROKEN"
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_values_that_were_not_measured_are_not_judged() -> None:
     outcome = sound()
     outcome.written, outcome.before, outcome.after = [], None, None
     outcome.fresh_seconds = outcome.fresh_cycles = outcome.fresh_limit_seconds = None
     assert verdict(outcome) == "held", told(outcome)
 
 
-def test_the_table_shows_every_drill_and_why_one_is_red() -> None:
+def test_the_table_shows_every_drill_and_its_broken_promises() -> None:
     red = sound()
     retrying_fails(red)
     lines = text_table([sound(), red]).splitlines()

@@ -1,4 +1,4 @@
-"""Machine drills: no descriptors, no disk, no CPU, another clock, another server on the port; not one call may fail."""
+"""Machine drills: no descriptors, no disk, no CPU, a wrong clock, another server on the port; no call may fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SettingsFor = Callable[[str], dict[str, str]]
 
 @pytest.fixture
 def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
-    """What the drill's server is started with."""
+    """Settings of the drill's server."""
     with ExitStack() as stack:
 
         def made(fault: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
                 return stack.enter_context(Clock(tmp_path / "clock")).settings
             if fault.startswith(("disk-", "snapshot-")):
                 (tmp_path / "snapshots").mkdir()
-                # A start gives up soon on a database that does not answer: clients wait meanwhile.
+                # A start must not wait long for a database that does not answer, because clients wait meanwhile.
                 return {"SNAPSHOT_DIR": str(tmp_path / "snapshots"), "CONNECT_TIMEOUT_SECONDS": "0.5"}
             return {}
 
@@ -66,10 +66,10 @@ def test_a_fault_of_the_machine_costs_nothing(
         ("port-taken", "takes-another-port"),
     ],
 )
-def test_a_server_that_is_broken_on_purpose_breaks_its_drill(
+def test_a_server_with_a_defect_breaks_its_drill(
     fault: str, variant: str, make_stage: MakeStage, settings_for: SettingsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     have(NEEDS.get(fault))
-    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # what does not come, does not come
+    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # a missing effect costs the whole waiting time
     outcome = play_red(BY_ID[fault], make_stage(**broken(variant, settings_for(fault))), variant)
     assert verdict(outcome) == "BROKEN", told(outcome)

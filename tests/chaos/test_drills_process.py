@@ -21,7 +21,7 @@ BY_ID = {fault.id: fault for fault in FAULTS}
 
 
 def settings_for(fault: str, directory: Path) -> dict[str, str]:
-    """What the drill's server is started with: for a bad build, a copy of the package that may be spoilt."""
+    """Settings of the drill's server: for a bad build, a copy of the package that the drill may damage."""
     if fault != "bad-build":
         return {}
     build = directory / "build"
@@ -30,7 +30,7 @@ def settings_for(fault: str, directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", BY_ID)
-def test_a_fault_of_a_process_costs_no_more_than_it_may(
+def test_a_fault_of_a_process_costs_no_more_than_its_allowance(
     fault: str, make_stage: MakeStage, transport: str, tmp_path: Path
 ) -> None:
     have(NEEDS.get(fault))
@@ -55,10 +55,10 @@ def test_a_fault_of_a_process_costs_no_more_than_it_may(
         ("server-killed", "leaves-a-lock-behind"),
     ],
 )
-def test_a_server_that_is_broken_on_purpose_breaks_its_drill(
+def test_a_server_with_a_defect_breaks_its_drill(
     fault: str, variant: str, make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     have(NEEDS.get(fault))
-    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # what does not come, does not come
+    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # a missing effect costs the whole waiting time
     outcome = play_red(BY_ID[fault], make_stage(**broken(variant, settings_for(fault, tmp_path))), variant)
     assert verdict(outcome) == "BROKEN", told(outcome)

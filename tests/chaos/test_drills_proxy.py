@@ -1,4 +1,4 @@
-"""The proxy does to a connection what its faults say, on sockets alone."""
+"""The faults of the proxy, tested on sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 
 @contextmanager
 def echo(prefix: bytes) -> Iterator[str]:
-    """A server that answers each connection's bytes with ``prefix`` and the same bytes; its URL."""
+    """Start a server that answers each connection's bytes with ``prefix`` and the same bytes. Returns its URL."""
     threads: list[threading.Thread] = []
 
     def answer(peer: socket.socket) -> None:
@@ -55,7 +55,7 @@ def connect(proxy: Proxy) -> socket.socket:
 
 
 def said(connection: socket.socket, data: bytes) -> bytes:
-    """The answer to ``data``, as long as that is."""
+    """The answer to ``data``, of the same length."""
     connection.sendall(data)
     answer = b""
     while len(answer) < len(data) and (more := connection.recv(65_536)):
@@ -64,7 +64,7 @@ def said(connection: socket.socket, data: bytes) -> bytes:
 
 
 def silent(connection: socket.socket, data: bytes) -> bool:
-    """Whether ``data`` is taken and not answered, and the connection stays open."""
+    """Whether ``data`` is accepted and not answered, and the connection stays open."""
     connection.sendall(data)
     connection.settimeout(0.3)
     try:
@@ -74,7 +74,7 @@ def silent(connection: socket.socket, data: bytes) -> bool:
     return False
 
 
-def test_a_limited_line_takes_its_time_and_loses_nothing(proxy: Proxy) -> None:
+def test_a_limited_rate_delays_data_and_loses_none(proxy: Proxy) -> None:
     with connect(proxy) as connection:
         data = bytes(range(256)) * 20
         proxy.bytes_per_second = 10_000
@@ -87,7 +87,7 @@ def test_a_limited_line_takes_its_time_and_loses_nothing(proxy: Proxy) -> None:
         assert time.monotonic() - began < len(data) * 20 / 10_000 / 2
 
 
-def test_a_black_hole_swallows_old_connections_and_new_ones_and_gives_none_back(proxy: Proxy) -> None:
+def test_a_black_hole_loses_the_data_of_old_and_new_connections(proxy: Proxy) -> None:
     with connect(proxy) as old:
         assert said(old, b"before") == b"before"
         proxy.swallow()
@@ -101,7 +101,7 @@ def test_a_black_hole_swallows_old_connections_and_new_ones_and_gives_none_back(
             assert said(later, b"after") == b"after"
 
 
-def test_an_address_leads_to_another_server_for_new_connections(proxy: Proxy) -> None:
+def test_a_changed_address_applies_to_new_connections(proxy: Proxy) -> None:
     with echo(b"other ") as url, connect(proxy) as old:
         assert said(old, b"here") == b"here"
         proxy.lead_to(url)

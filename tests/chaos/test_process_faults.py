@@ -1,4 +1,4 @@
-"""Whatever becomes of workers and publications, clients that retry see nothing, and the port never closes."""
+"""Faults of workers and publications: clients that retry see no failure, and the port never closes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ports_connected_to(port: int) -> set[str]:
     return {fields[1] for fields in lines if fields[2].endswith(f":{port:04X}") and fields[3] == "01"}
 
 
-def test_a_killed_worker_costs_clients_that_retry_nothing(server: ServerProcess) -> None:
+def test_a_killed_worker_costs_clients_that_retry_no_call(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         for _ in range(4):
             load.wait_answered(100)
@@ -49,7 +49,7 @@ def test_a_killed_worker_costs_clients_that_retry_nothing(server: ServerProcess)
     assert_nothing_failed(load)
 
 
-def test_a_rolling_replacement_costs_clients_that_retry_nothing(server: ServerProcess) -> None:
+def test_a_rolling_replacement_costs_clients_that_retry_no_call(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         load.wait_answered(100)
         server.signal(signal.SIGUSR2)
@@ -60,8 +60,8 @@ def test_a_rolling_replacement_costs_clients_that_retry_nothing(server: ServerPr
 
 
 @pytest.mark.transports("native")
-def test_a_rolling_replacement_costs_no_client_anything_not_even_a_retry(server: ServerProcess) -> None:
-    """Two GOAWAYs: the first asks for no further calls, the second comes when those under way then are known."""
+def test_a_rolling_replacement_costs_no_call_and_no_retry(server: ServerProcess) -> None:
+    """Two GOAWAYs: the first asks for no more calls, the second is sent when the calls under way are known."""
     with Load(server.port, NAMES, connections=16, rate=400) as load:
         for roll in (1, 2):
             load.wait_answered(100)
@@ -72,9 +72,7 @@ def test_a_rolling_replacement_costs_no_client_anything_not_even_a_retry(server:
 
 
 @pytest.mark.transports("native")
-def test_connections_that_come_of_age_cost_no_client_anything_not_even_a_retry(
-    table: Table, start_server: StartServer
-) -> None:
+def test_connections_at_their_maximum_age_cost_no_call_and_no_retry(table: Table, start_server: StartServer) -> None:
     table.add_commands(100)
     server = start_server(table.url, MAX_CONNECTION_AGE_SECONDS="0.3").wait_ready()
     with Load(server.port, NAMES, connections=16, rate=400) as load:
@@ -86,7 +84,7 @@ def test_connections_that_come_of_age_cost_no_client_anything_not_even_a_retry(
 
 
 @pytest.mark.any_transport
-def test_publication_after_publication_fails_no_call(server: ServerProcess, table: Table) -> None:
+def test_no_call_fails_during_frequent_publications(server: ServerProcess, table: Table) -> None:
     with Load(server.port, NAMES, connections=6) as load:
         for number in range(20):
             table.run("UPDATE obex_dapl_functions SET code = %s", (f"# {number}",))
@@ -97,7 +95,7 @@ def test_publication_after_publication_fails_no_call(server: ServerProcess, tabl
 
 @pytest.mark.any_transport
 def test_a_restarted_server_serves_again_under_load(table: Table, start_server: StartServer) -> None:
-    """Two servers on two ports take turns; the one that stays must not notice."""
+    """Two servers on two ports are restarted in turn; the other one must not be affected."""
     table.add_commands(100)
     first = start_server(table.url).wait_ready()
     second = start_server(table.url).wait_ready()

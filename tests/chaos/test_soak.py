@@ -1,4 +1,4 @@
-"""The soak: a short one holds, its plan follows from the seed, and its leak check can fail."""
+"""The soak: a short one holds, the seed determines its plan, and its leak check can fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(record.read_text())
     assert "seed 5" in done.stdout.splitlines()[0]
-    assert "verdict: held; played again by --seed 5" in done.stdout
+    assert "verdict: held; repeat with --seed 5" in done.stdout
     played = [each["fault"] for each in found["played"]]
     assert len(played) >= 3
     assert played == [step.fault for step in islice(plan(5, list(eligible("native"))), len(played))]
@@ -63,14 +63,14 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
         ("client-resets", "dies-of-a-reset", "failed that were not in flight"),
     ],
 )
-def test_a_soak_of_a_broken_server_says_so(fault: str, variant: str, tells: str) -> None:
+def test_a_soak_of_a_server_with_a_defect_fails(fault: str, variant: str, tells: str) -> None:
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     found = soak(Options(0.1, 1, faults=(fault,), settings=settings), lambda line: None)
     assert any(tells in sentence for sentence in judge(found.outcome)), told(found.outcome)
     assert "verdict: BROKEN" in summary(found)
 
 
-def test_the_seed_alone_decides_what_comes() -> None:
+def test_the_seed_alone_determines_the_plan() -> None:
     first, second = ([*islice(plan(7, faults), 12)] for faults in (FAULTS, FAULTS[::-1]))
     assert first == second
     assert first != [*islice(plan(8, FAULTS), 12)]
@@ -78,14 +78,14 @@ def test_the_seed_alone_decides_what_comes() -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_every_fault_is_played_or_left_out_for_a_reason(transport: str) -> None:
+def test_every_fault_is_included_or_left_out_for_a_reason(transport: str) -> None:
     assert set(LEFT_OUT) | set(LEFT_OUT_ON_GRPCIO) <= set(every_fault())
     left_out = set(LEFT_OUT) | (set(LEFT_OUT_ON_GRPCIO) if transport == "grpcio" else set())
     assert not left_out & set(eligible(transport))
 
 
-def test_the_summary_tells_availability_and_both_looks() -> None:
-    """Its figures come from the load's report, not from what was planned."""
+def test_the_summary_has_availability_and_the_usage_before_and_after() -> None:
+    """The figures come from the load's report, not from the plan."""
     from tests.chaos.drills.model import Allowance, LoadReport, Outcome, SetReport
 
     load = LoadReport(plain=SetReport(500, 499, {"UNAVAILABLE": 1}), retrying=SetReport(500, 500), seconds=10, rate=100)
@@ -93,13 +93,13 @@ def test_the_summary_tells_availability_and_both_looks() -> None:
     looks = [Usage(10 << 20, 20 << 20, 5, 3, 1, 1), Usage(11 << 20, 22 << 20, 6, 4, 2, 1)]
     found = Soak(Options(1, 3), outcome, [Played(1.0, "db-killed", 1.0)], master=looks, workers=looks)
     assert found.availability == {"retrying": 1.0, "plain": 0.998, "all": 0.999}
-    shares = "with the default retry 100.00000% (aim 99.999%), without a retry 99.80000%, of all calls 99.90000%"
+    shares = "with the default retry 100.00000% (target 99.999%), without a retry 99.80000%, of all calls 99.90000%"
     assert f"availability {shares}" in summary(found)
     assert "descriptors 5 → 6, threads 3 → 4, memfds 1 → 2" in summary(found)
     assert "verdict: BROKEN" in summary(found), "a call without a retry failed, and nothing allowed that"
 
 
-def test_a_record_keeps_a_few_failures_and_the_judge_sees_them_all() -> None:
+def test_a_record_keeps_some_failures_and_the_judge_gets_all() -> None:
     from tests.chaos.drills.model import Allowance, Failure, LoadReport, Loss, Outcome, SetReport
 
     failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0) for _ in range(7000)]
@@ -113,7 +113,7 @@ def test_a_record_keeps_a_few_failures_and_the_judge_sees_them_all() -> None:
     assert len(outcome.load.plain.failures) == 7000
 
 
-def test_the_command_names_what_it_may_play_and_refuses_what_it_may_not() -> None:
+def test_the_command_lists_its_faults_and_refuses_others() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "tests.chaos.soak", *arguments]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

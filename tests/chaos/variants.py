@@ -1,4 +1,4 @@
-"""Settings of servers that are broken on purpose (``broken_process``)."""
+"""Settings of servers with a deliberate defect (``broken_process``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ BROKEN = Path(__file__).parent / "broken_process"
 
 
 def broken(variant: str, settings: dict[str, str]) -> dict[str, str]:
-    """``settings`` for a server that is broken as ``variant`` says."""
+    """``settings`` for a server with the defect ``variant``."""
     path = [str(BROKEN), *filter(None, settings.get("PYTHONPATH", "").split(os.pathsep))]
     return settings | {"PYTHONPATH": os.pathsep.join(path), "PYTHON_DRILL_BROKEN": variant}

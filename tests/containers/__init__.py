@@ -1,1 +1,1 @@
-"""The image, as an operator builds, runs and replaces it. Wants a Docker engine; docs/containers.md."""
+"""The image, as an operator builds, runs and replaces it. Needs a Docker engine; see docs/containers.md."""

@@ -1,4 +1,4 @@
-"""One engine, one image, one PostgreSQL in a container; a server of a test's own, hardened."""
+"""One Docker engine, one image, one PostgreSQL in a container; a hardened server for each test."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _FIGURES = pytest.StashKey[list[str]]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """What was measured along the way."""
+    """Figures measured by the tests."""
     for line in config.stash.get(_FIGURES, []):
         terminalreporter.write_line(f"figure: {line}")
 
 
 @pytest.fixture
 def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """``figure("…")``: a line at the end of the run."""
+    """``figure("…")`` prints a line at the end of the run."""
     return pytestconfig.stash.setdefault(_FIGURES, []).append
 
 
@@ -94,7 +94,7 @@ def database(engine: docker.DockerClient, network: str) -> Iterator[str]:
 
 @pytest.fixture
 def table(database: str) -> Iterator[Table]:
-    """A table of the test's own, with some commands."""
+    """A table for the test, with some commands."""
     name = f"test_{secrets.token_hex(4)}"
     table = Table(create_database(database, name))
     table.add_commands(COMMANDS)
@@ -111,7 +111,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory, table: Table) -> Secrets:
 
 
 def _reachable(directory: Path) -> Path:
-    """Let any account of a container through pytest's own directories, which are 0700, down to this one."""
+    """Give any account of a container access through pytest's directories, which have mode 0700, to this one."""
     for parent in directory.parents:
         if not parent.name.startswith("pytest-"):
             break
@@ -124,7 +124,7 @@ StartContainer = Callable[..., Running]
 
 @pytest.fixture
 def start(engine: docker.DockerClient, image: str, network: str, mounted: Secrets) -> Iterator[StartContainer]:
-    """``start(VARIABLE=value, …, command=(…), options={…})``: a hardened server; it ends with the test."""
+    """``start(VARIABLE=value, …, command=(…), options={…})`` starts a hardened server, which ends with the test."""
     with ExitStack() as stack:
 
         def run(*command: str, options: dict[str, Any] | None = None, **settings: str) -> Running:

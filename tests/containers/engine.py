@@ -1,6 +1,6 @@
-"""The Docker engine, the image and the containers of these tests; nothing of them is left behind but the image.
+"""The Docker engine, the image and the containers of these tests; only the image is left behind.
 
-Without an engine, or without a base image, a test skips and says why; it fails where ``CI`` is set.
+Without an engine or a base image, a test is skipped with the reason; it fails if ``CI`` is set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 IMAGE = "definition-server:test"
 LABEL = "org.testcontainers=true"
-"""What is left by a run that was killed has this label; CI removes by it, as it does for testcontainers."""
+"""Label of all containers; CI removes containers of a killed run by it, as it does for testcontainers."""
 
 GRPC, ADMIN = 50051, 9464
 """The server's ports inside a container."""
@@ -39,7 +39,7 @@ BUILD_SECONDS = 600
 _BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES")
 
 NOFILE = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-"""An engine that may not raise limits itself (one inside a container) grants no more than it was granted."""
+"""An engine that cannot raise limits (one inside a container) grants at most its own limit."""
 
 HARDENED: dict[str, Any] = {
     "read_only": True,
@@ -47,11 +47,11 @@ HARDENED: dict[str, Any] = {
     "security_opt": ["no-new-privileges"],
     "ulimits": [{"Name": "nofile", "Soft": NOFILE, "Hard": NOFILE}],
 }
-"""How the server is meant to run: docs/containers.md has the same flags."""
+"""The options to run the server with: docs/containers.md has the same flags."""
 
 
 def base_image() -> str:
-    """The image that ours is built on: ``BASE_IMAGE``, else the Dockerfile's default."""
+    """The base image: ``BASE_IMAGE``, or the Dockerfile's default."""
     return os.environ.get("BASE_IMAGE") or "python:3.12-slim"
 
 
@@ -64,7 +64,7 @@ def missing(what: str) -> Any:
 
 
 def engine_or_skip() -> docker.DockerClient:
-    """A client of an engine that answers; the caller closes it."""
+    """A client of a Docker engine that answers; the caller closes it."""
     import docker
 
     try:
@@ -74,7 +74,7 @@ def engine_or_skip() -> docker.DockerClient:
 
 
 def need_image(engine: docker.DockerClient, image: str, variable: str) -> None:
-    """Make sure that ``image`` is there or can be pulled; ``variable`` is the setting that names it."""
+    """Make sure that ``image`` exists or can be pulled; ``variable`` is the setting that names it."""
     from docker.errors import DockerException, ImageNotFound
 
     with contextlib.suppress(ImageNotFound):
@@ -87,7 +87,7 @@ def need_image(engine: docker.DockerClient, image: str, variable: str) -> None:
 
 
 def build(engine: docker.DockerClient) -> str:
-    """Build the image as docs/containers.md says, on the classic builder, which every engine has; its id."""
+    """Build the image as in docs/containers.md, with the classic builder, which every engine has. Returns its id."""
     need_image(engine, base_image(), "BASE_IMAGE")
     given = [name for name in _BUILD_ARGUMENTS if os.environ.get(name)]
     arguments = ["docker", "build", "-t", IMAGE, "--build-arg", f"BASE_IMAGE={base_image()}"]
@@ -107,7 +107,7 @@ def build(engine: docker.DockerClient) -> str:
 
 
 class Running:
-    """One container. A context: it is removed, its anonymous volumes too."""
+    """One container, as a context manager that removes it and its anonymous volumes."""
 
     def __init__(self, engine: docker.DockerClient, image: str, command: Sequence[str] = (), **options: Any) -> None:
         self._engine = engine
@@ -127,7 +127,7 @@ class Running:
         self.remove()
 
     def remove(self) -> None:
-        """Kill it if it runs, and remove it; no error where that has been done."""
+        """Kill the container if it runs, and remove it; no error if it was removed before."""
         from docker.errors import NotFound
 
         with contextlib.suppress(NotFound):
@@ -145,7 +145,7 @@ class Running:
         return cast("dict[str, Any]", self.container.attrs)
 
     def output(self) -> str:
-        """Everything on stdout and stderr so far."""
+        """The output on stdout and stderr so far."""
         return self.container.logs().decode()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -157,11 +157,11 @@ class Running:
         return [line for line in self.lines() if line["msg"] == message]
 
     def wait_log(self, message: str, seconds: float = 30) -> dict[str, Any]:
-        """The first such line, waited for."""
+        """Wait for the first such line, and return it."""
         return until(lambda: self.logged(message), lambda: f"{message!r}:\n{self.output()}", seconds=seconds)[0]
 
     def wait_exit(self, seconds: float = 30) -> int:
-        """Until it has ended by itself; its exit code."""
+        """Wait until it has exited by itself. Returns its exit code."""
         until(lambda: not self.state["Running"], lambda: f"the container runs on:\n{self.output()}", seconds=seconds)
         return int(self.state["ExitCode"])
 
@@ -199,7 +199,7 @@ class Secrets:
         self.write("api-key", KEY)
 
     def write(self, name: str, text: str) -> None:
-        """Give a secret, or another one: replaced as a whole, as Kubernetes does it."""
+        """Write a secret or replace it; the file is replaced as a whole, as Kubernetes does it."""
         new = self.directory / f".{name}.new"
         new.write_text(f"{text}\n")
         new.chmod(0o444)
@@ -207,7 +207,7 @@ class Secrets:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For `Running`."""
+        """Arguments for `Running`."""
         return {
             "volumes": {str(self.directory): {"bind": "/run/secrets", "mode": "ro"}},
             "environment": {"DATABASE_URL_FILE": "/run/secrets/database-url", "API_KEY_FILE": "/run/secrets/api-key"},

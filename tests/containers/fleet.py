@@ -1,7 +1,7 @@
 """Open-loop load on a fleet: one client that knows every address, balances over them, and retries as the README says.
 
-The load is offered on a schedule by an event loop in a thread of its own; a call counts as failed when its caller would
-see an error. Each answer is checked.
+An event loop in a separate thread offers the load on a schedule; a call counts as failed if its caller would see an
+error. Each answer is checked.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ SYNC_EVERY = 30
 CLIENTS = 4
 METADATA = (("x-avap-auth", KEY),)
 SLICE_SECONDS = 0.01
-"""Calls that are due within it leave together; their latency counts from the instant that each was due."""
+"""Calls that are due within this time are sent together; the latency of each counts from the instant when it was
+due.
+"""
 
 
 def service_config(*, retries: bool) -> str:
-    """Round robin over all addresses, with the README's retries or without any."""
+    """Service config: round robin over all addresses, with the README's retries or without any."""
     (_, readme) = RETRYING[0]
     return json.dumps(json.loads(readme) | BALANCED if retries else BALANCED)
 
 
 @dataclass
 class Result:
-    """What became of the calls."""
+    """The results of the calls."""
 
     offered: int = 0
     answered: int = 0
@@ -46,7 +48,7 @@ class Result:
     failed: Counter[str] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
     latest_start_seconds: float = 0.0
-    """How late the generator itself was at worst."""
+    """Maximum delay of the generator itself."""
 
     def __str__(self) -> str:
         return (
@@ -56,10 +58,11 @@ class Result:
 
 
 class FleetLoad:
-    """``rate`` calls a second for ``names`` in turn, over ``CLIENTS`` channels that each know all ``ports``. A context.
+    """``rate`` calls a second for ``names`` in turn, over ``CLIENTS`` channels that each know all ``ports``; a context
+    manager.
 
     ``names`` maps a name to the octets that its code must begin with. One call in ``SYNC_EVERY`` is a SyncCatalog
-    instead, which must have ``count`` definitions: it is on its way for longer, and gRPC never retries a call whose
+    instead, which must have ``count`` definitions: it is in flight for longer, and gRPC never retries a call whose
     answer has begun.
     """
 
@@ -123,7 +126,7 @@ class FleetLoad:
             result.wrong.append(wrong)
 
     async def _get(self, stub: Any, number: int) -> str | None:
-        """What was wrong with the answer."""
+        """The fault of the answer."""
         name, beginning = self._names[number % len(self._names)]
         request = avap_pb2.CommandRequest(name=name)
         answer = await stub.GetCommand(request, metadata=METADATA, timeout=CALL_SECONDS)

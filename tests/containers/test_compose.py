@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: what it promises, and the whole stack, up and serving."""
+"""deploy/compose.yaml: its promises, and the whole stack."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMPOSE_SECONDS = 120
 
 
 def compose_command() -> list[str]:
-    """How to call Compose on this machine, version 2 or 1."""
+    """The command for Compose on this machine, version 2 or 1."""
     if shutil.which("docker"):
         asked = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=30)
         if asked.returncode == 0:
@@ -46,7 +46,7 @@ def compose_command() -> list[str]:
 
 
 class Project:
-    """One run of the stack under a name of its own."""
+    """One run of the stack under a unique name."""
 
     def __init__(self, settings: Mapping[str, str], *overrides: Path) -> None:
         self._name = f"definition-server-test-{secrets.token_hex(4)}"
@@ -64,7 +64,7 @@ class Project:
 
 
 def make_secrets(directory: Path) -> Path:
-    """What the page tells an operator to run first."""
+    """Run the command that an operator has to run first."""
     for parent in directory.parents:
         if not parent.name.startswith("pytest-"):
             break
@@ -80,7 +80,7 @@ def secrets_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def services(secrets_directory: Path) -> dict[str, Any]:
-    """The services as Compose itself understands the file."""
+    """The services, as Compose itself reads the file."""
     import yaml
 
     told = yaml.safe_load(Project({"SECRETS_DIR": str(secrets_directory)}).run("config"))
@@ -91,14 +91,14 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in service["environment"].items()}
 
 
-def test_every_port_is_published_on_the_loopback_alone(services: dict[str, Any]) -> None:
+def test_every_port_is_published_on_the_loopback_address_only(services: dict[str, Any]) -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert len(published) == 4
     hosts = [port["host_ip"] if isinstance(port, dict) else port.split(":")[0] for port in published]
     assert set(hosts) == {"127.0.0.1"}
 
 
-def test_the_server_runs_with_as_few_rights_as_can_be(services: dict[str, Any]) -> None:
+def test_the_server_runs_with_minimal_privileges(services: dict[str, Any]) -> None:
     server = services[SERVER]
     assert server["read_only"] is True
     assert server["cap_drop"] == ["ALL"]
@@ -115,14 +115,14 @@ def test_every_variable_of_the_server_is_a_setting_and_secrets_are_files(service
     assert not names & {"DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY"}
 
 
-def test_the_engine_waits_longer_than_a_drain_takes(services: dict[str, Any]) -> None:
+def test_the_stop_grace_period_is_longer_than_a_drain(services: dict[str, Any]) -> None:
     grace = str(services[SERVER]["stop_grace_period"])
     assert grace.endswith("s")
     drain = Settings.model_fields["drain_timeout_seconds"].default
     assert float(grace.removesuffix("s")) >= drain + 5
 
 
-def test_secrets_are_made_once_and_are_not_thrown_away(tmp_path: Path) -> None:
+def test_secrets_are_made_once_and_not_overwritten(tmp_path: Path) -> None:
     directory = make_secrets(tmp_path / "made")
     files = {path.name: path.read_text() for path in directory.iterdir()}
     assert files.keys() == {"api-key", "database-url", "postgres-password", "reader-password"}
@@ -137,7 +137,7 @@ def test_secrets_are_made_once_and_are_not_thrown_away(tmp_path: Path) -> None:
 
 
 def prometheus_image(engine: docker.DockerClient) -> str:
-    """``PROMETHEUS_IMAGE``, or one of this machine's own Prometheus on the base image, or the file's default."""
+    """``PROMETHEUS_IMAGE``, or an image of this machine's Prometheus on the base image, or the file's default."""
     named = os.environ.get("PROMETHEUS_IMAGE")
     program = shutil.which("prometheus")
     if named or program is None:
@@ -148,7 +148,7 @@ def prometheus_image(engine: docker.DockerClient) -> str:
 
 
 def _of_this_machine(engine: docker.DockerClient, program: Path) -> str:
-    """An image of a Prometheus that is installed here, with the libraries it asks for, on our base image."""
+    """An image of the Prometheus that is installed here, with its libraries, on our base image."""
     import io
     import tarfile
 
@@ -182,7 +182,7 @@ def _of_this_machine(engine: docker.DockerClient, program: Path) -> str:
 def stack(
     engine: docker.DockerClient, image: str, secrets_directory: Path, tmp_path: Path
 ) -> Iterator[tuple[Project, dict[str, int]]]:
-    """The stack, up, and the ports that it was told to publish."""
+    """The running stack and its published ports."""
     need_image(engine, POSTGRES, "POSTGRES_IMAGE")
     names = ("PORT", "METRICS_PORT", "POSTGRES_PORT", "PROMETHEUS_PORT")
     ports = {name: free_port() for name in names}
@@ -195,7 +195,7 @@ def stack(
         "PROMETHEUS_IMAGE": prometheus_image(engine),
         **{name: str(port) for name, port in ports.items()},
     }
-    # Two engines' PostgreSQL images differ in one thing: not every one reads its password from a file.
+    # PostgreSQL images differ in one respect: not every one reads its password from a file.
     override = tmp_path / "password.json"
     password = (secrets_directory / "postgres-password").read_text()
     told = {"environment": {"POSTGRES_PASSWORD_FILE": "", "POSTGRES_PASSWORD": password}}
@@ -209,7 +209,7 @@ def stack(
 
 
 def ask(port: int, query: str) -> list[dict[str, Any]]:
-    """An instant query to Prometheus; nothing while it does not answer."""
+    """An instant query to Prometheus; no result while it does not answer."""
     url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return list(json.load(answer)["data"]["result"])
@@ -217,7 +217,7 @@ def ask(port: int, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_whole_stack_comes_up_and_serves(stack: tuple[Project, dict[str, int]], secrets_directory: Path) -> None:
+def test_the_whole_stack_starts_and_serves(stack: tuple[Project, dict[str, int]], secrets_directory: Path) -> None:
     project, ports = stack
     key = (secrets_directory / "api-key").read_text()
     with Client(ports["PORT"], key=key) as client:

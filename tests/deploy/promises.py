@@ -1,6 +1,7 @@
-"""What the Kubernetes manifests promise, each as a function that yields what is broken.
+"""The promises of the Kubernetes manifests, each as a function that yields its violations.
 
-One function a promise, so that a test can break each and see it told (`tests/deploy/test_kubernetes.py`).
+There is one function per promise, so that a test can break each and check that it is reported
+(`tests/deploy/test_kubernetes.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from definition_server.settings import Settings
 Promise = Callable[[Manifests], Iterator[str]]
 
 RIGHT_SIZED = Demand(35_000, 100_000, 2100, 3, 1000, 0.4)
-"""The load that the right-sized overlay is planned for (its head says so)."""
+"""The load that the right-sized overlay is planned for, as the comment at its head states."""
 BUSY = 0.6
-"""Share of the workers' time beyond which the autoscaler adds a pod: what `capacity` plans with."""
+"""Share of the workers' time above which the autoscaler adds a pod; `capacity` plans with it."""
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 _FIELDS = {variables(field)[0]: field for field in Settings.model_fields.values()}
 _SECRETS = {name for name, field in _FIELDS.items() if is_secret(field)}
@@ -30,12 +31,12 @@ KNOWN = {n for f in Settings.model_fields.values() for n in variables(f)} | {f"{
 
 
 def setting(manifests: Manifests, variable: str) -> float:
-    """A number in force: from the environment, else the server's default."""
+    """A number in force: from the environment, or the server's default."""
     return float(manifests.environment.get(variable) or _FIELDS[variable].get_default(call_default_factory=True))
 
 
 def guaranteed(m: Manifests) -> Iterator[str]:
-    """Quality of service: nobody evicts it before others, and no other pod takes its cores."""
+    """Quality of service Guaranteed: the pod is evicted last."""
     resources = m.container["resources"]
     for what in ("cpu", "memory"):
         asked, limit = (resources.get(side, {}).get(what) for side in ("requests", "limits"))
@@ -52,9 +53,9 @@ def one_core_for_the_master(m: Manifests) -> Iterator[str]:
 
 
 def memory_for_the_catalogue(m: Manifests) -> Iterator[str]:
-    """The limit is what the capacity command says for as many workers, and the snapshots have room on their volume."""
+    """The limit is that of the capacity command for as many workers, and the snapshots fit on their volume."""
     figures = load_figures()
-    # As much load as these workers are planned for: then the plan is for these workers.
+    # With the load that these workers are planned for, the plan has this number of workers.
     rate = figures.worker_rate * (1 - RIGHT_SIZED.margin) * m.workers * (RIGHT_SIZED.replicas - 1)
     plan = answer(Demand(rate, RIGHT_SIZED.definitions, RIGHT_SIZED.definition_octets, 3, 1000, 0.4), figures)
     limit = octets(m.container["resources"]["limits"]["memory"]) / 2**20
@@ -62,15 +63,15 @@ def memory_for_the_catalogue(m: Manifests) -> Iterator[str]:
         yield f"limit {limit:g} MiB, capacity says {plan.memory_limit_mb}"
     volume = m.mounted(m.environment.get("SNAPSHOT_DIR", "/"))
     if volume is None or "emptyDir" not in volume or volume["mount"].get("readOnly"):
-        yield "SNAPSHOT_DIR is not on a volume of its own that can be written"
+        yield "SNAPSHOT_DIR is not on a separate, writable volume"
     elif octets(volume["emptyDir"].get("sizeLimit", "0")) < 4 * plan.snapshot_mb * 2**20:
-        yield "the volume of SNAPSHOT_DIR has no room for four snapshots (the new one lies beside the old one)"
+        yield "the volume of SNAPSHOT_DIR has no room for four snapshots (new and old one are there at the same time)"
     elif volume["emptyDir"].get("medium") == "Memory":
         yield "the volume of SNAPSHOT_DIR counts as memory of the pod"
 
 
 def native_probes(m: Manifests) -> Iterator[str]:
-    """All by kubelet's gRPC, on the port the server opens; only readiness depends on the catalogue."""
+    """All probes use the kubelet's gRPC, on the port of the server; only readiness depends on the catalogue."""
     wanted = dict(zip(PROBES, (LIVENESS, LIVENESS, SERVICE), strict=True))
     for name, service in wanted.items():
         probe = m.container.get(name, {}).get("grpc", {})
@@ -81,7 +82,7 @@ def native_probes(m: Manifests) -> Iterator[str]:
 
 
 def ports_of_the_server(m: Manifests) -> Iterator[str]:
-    """Names and numbers are those that the server listens on, everywhere."""
+    """All names and numbers of ports are those that the server listens on."""
     for name, variable in (("grpc", "PORT"), ("metrics", "METRICS_PORT")):
         if m.port(name) != setting(m, variable):
             yield f"container port {name}: {m.port(name)}, {variable} is {setting(m, variable):g}"
@@ -91,7 +92,7 @@ def ports_of_the_server(m: Manifests) -> Iterator[str]:
 
 
 def supervisor_first(m: Manifests) -> Iterator[str]:
-    """The master replaces a worker before kubelet replaces the pod, and with it every worker."""
+    """The master replaces a worker before the kubelet restarts the container with all workers."""
 
     def patience(name: str) -> float:
         probe = m.container[name]
@@ -104,7 +105,7 @@ def supervisor_first(m: Manifests) -> Iterator[str]:
 
 
 def time_to_drain(m: Manifests) -> Iterator[str]:
-    """The server ends by itself, calls in flight answered, before kubelet kills it. It waits by itself: no preStop."""
+    """The server answers calls in flight and exits before the kubelet kills it. It waits by itself: no preStop."""
     longest = setting(m, "DRAIN_TIMEOUT_SECONDS") + _EXIT_MARGIN_SECONDS
     if m.pod.get("terminationGracePeriodSeconds", 30) <= longest:
         yield f"grace period {m.pod.get('terminationGracePeriodSeconds', 30)} s, a drain takes up to {longest:g} s"
@@ -121,24 +122,24 @@ def rollout_without_a_gap(m: Manifests) -> Iterator[str]:
     if rolling.get("maxSurge") != 1:
         yield f"maxSurge is not 1: {rolling.get('maxSurge')}"
     if not m.deployment.get("minReadySeconds"):
-        yield "a successor that falls over at once counts as ready"
+        yield "a successor that fails at once counts as ready"
     if not m.selects_pods(m.deployment["selector"]["matchLabels"]):
         yield "the Deployment does not select its pods"
 
 
 def disruption_budget(m: Manifests) -> Iterator[str]:
-    """Drains of nodes take one pod at a time, and are not held up by a pod that serves nobody."""
+    """Node drains evict one pod at a time, and are not delayed by a pod that is not ready."""
     spec = m.one("PodDisruptionBudget")["spec"]
     if spec.get("maxUnavailable") != 1 or "minAvailable" in spec:
         yield "not exactly one pod at a time"
     if not m.selects_pods(spec.get("selector", {}).get("matchLabels", {})):
         yield "it does not select the pods"
     if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
-        yield "a pod that is not ready holds up a drain"
+        yield "a pod that is not ready delays a drain"
 
 
 def spread_over_the_cluster(m: Manifests) -> Iterator[str]:
-    """No two replicas on a node where there is another, and zones evenly as far as they go."""
+    """No two replicas on one node while another node is free; zones evenly if possible."""
     wanted = {"kubernetes.io/hostname": "DoNotSchedule", "topology.kubernetes.io/zone": "ScheduleAnyway"}
     found = {each["topologyKey"]: each for each in m.pod.get("topologySpreadConstraints", ())}
     for key, rule in wanted.items():
@@ -154,12 +155,12 @@ def spread_over_the_cluster(m: Manifests) -> Iterator[str]:
 
 
 def autoscaled(m: Manifests) -> Iterator[str]:
-    """By CPU, at a share that these workers can reach, never below what one lost replica leaves whole."""
+    """Scaling by CPU, at a share that these workers can reach, with enough replicas to lose one."""
     spec = m.one("HorizontalPodAutoscaler")["spec"]
     if spec["scaleTargetRef"] != {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME}:
         yield "it scales something else"
     if "replicas" in m.deployment:
-        yield "the Deployment's replicas would overrule it with every apply"
+        yield "the Deployment's replicas would overwrite it with every apply"
     if spec["minReplicas"] < RIGHT_SIZED.replicas or spec["maxReplicas"] <= spec["minReplicas"]:
         yield f"{spec['minReplicas']} to {spec['maxReplicas']} replicas"
     if [metric["resource"]["name"] for metric in spec["metrics"]] != ["cpu"]:
@@ -170,7 +171,7 @@ def autoscaled(m: Manifests) -> Iterator[str]:
 
 
 def closed_network(m: Manifests) -> Iterator[str]:
-    """In: labelled clients to gRPC, Prometheus to metrics. Out: DNS and PostgreSQL. Nothing else, for these pods."""
+    """In: labelled clients to gRPC, Prometheus to metrics. Out: DNS and PostgreSQL. No other traffic of these pods."""
     spec = m.one("NetworkPolicy")["spec"]
     if not m.selects_pods(spec["podSelector"].get("matchLabels", {})):
         yield "it does not select the pods"
@@ -203,7 +204,7 @@ def closed_network(m: Manifests) -> Iterator[str]:
 
 
 def secrets_by_file(m: Manifests) -> Iterator[str]:
-    """No secret is a variable or in the manifests, and files are renewed when the Secret is."""
+    """No secret is a variable or in the manifests, and files are updated with the Secret."""
     if any(each["kind"] == "Secret" for each in m.objects):
         yield "a Secret is among the manifests"
     for each in m.container.get("env", ()):
@@ -231,11 +232,11 @@ def known_environment(m: Manifests) -> Iterator[str]:
     for name in sorted(m.environment.keys() - KNOWN):
         yield f"the server does not know {name}"
     if m.pod.get("enableServiceLinks", True):
-        yield "variables made up from Services come among the settings"
+        yield "variables named after Services are added to the settings"
 
 
 def restricted(m: Manifests) -> Iterator[str]:
-    """The strictest Pod Security Standard, and more: read-only root, no token, no capability."""
+    """The strictest Pod Security Standard, and also: read-only root, no token, no capability."""
     pod, own = m.pod.get("securityContext", {}), m.container.get("securityContext", {})
     wanted = {
         "runAsNonRoot": (pod.get("runAsNonRoot"), True),
@@ -283,7 +284,7 @@ def scraped(m: Manifests) -> Iterator[str]:
 
 
 def one_namespace(m: Manifests) -> Iterator[str]:
-    """Everything lies in the namespace that comes with it."""
+    """All objects are in the namespace of the manifests."""
     name = m.one("Namespace")["metadata"]["name"]
     for each in m.objects:
         if each["kind"] != "Namespace" and each["metadata"].get("namespace") != name:
@@ -291,7 +292,9 @@ def one_namespace(m: Manifests) -> Iterator[str]:
 
 
 def long_lived_connections(m: Manifests) -> Iterator[str]:
-    """Clients come anew often enough for new pods to get work, and dead ones are noticed before a NAT forgets them."""
+    """Clients reconnect often enough for new pods to get load, and dead clients are noticed before a NAT entry
+    expires.
+    """
     age, ping = setting(m, "MAX_CONNECTION_AGE_SECONDS"), setting(m, "KEEPALIVE_TIME_SECONDS")
     if not 0 < age <= 900:
         yield f"connections live for {age:g} s"

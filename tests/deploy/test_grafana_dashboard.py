@@ -1,4 +1,4 @@
-"""The dashboard is what its source says, is a dashboard by Grafana's own types, and can be read.
+"""The dashboard is the output of its source, is valid by Grafana's own types, and can be read.
 
 That its queries have data is shown on a real Prometheus: test_prometheus_live.py.
 """
@@ -22,15 +22,15 @@ DASHBOARD: dict[str, Any] = json.loads(WRITTEN.read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 UNITS = {"s", "short", "reqps", "bytes", "percentunit"}
-"""Of Grafana's units, those that our metrics have: Prometheus's base units and plain counts."""
+"""Those of Grafana's units that our metrics have: Prometheus's base units and plain counts."""
 
 
-def test_the_dashboard_is_written_from_its_source() -> None:
+def test_the_dashboard_is_the_output_of_its_source() -> None:
     assert WRITTEN.read_text() == build(), "stale: run python deploy/grafana/dashboard.py"
 
 
 def unknown_fields(written: Any, known: Any, at: str = "") -> list[str]:
-    """Where ``written`` has something that was lost on the way through Grafana's types."""
+    """Paths of values in ``written`` that are lost when they pass through Grafana's types."""
     if isinstance(written, dict) and isinstance(known, dict):
         return [
             lost
@@ -50,17 +50,17 @@ def through_the_types(dashboard: dict[str, Any]) -> Any:
     return json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
 
 
-def test_every_field_is_one_that_grafana_knows() -> None:
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
     assert unknown_fields(DASHBOARD, through_the_types(DASHBOARD)) == []
 
 
-def test_a_field_that_grafana_does_not_know_would_be_noticed() -> None:
+def test_a_field_that_grafana_does_not_know_is_detected() -> None:
     broken = json.loads(WRITTEN.read_text())
     broken["panels"][1]["tittle"] = broken["panels"][1].pop("title")
     assert unknown_fields(broken, through_the_types(broken)) == [".panels[1].tittle"]
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
     taken: dict[tuple[int, int], str] = {}
@@ -72,7 +72,7 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
                 assert taken.setdefault((x, y), panel["title"]) == panel["title"]
 
 
-def test_rows_come_in_the_order_in_which_a_fault_is_looked_into() -> None:
+def test_rows_are_in_the_order_of_an_investigation() -> None:
     rows = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert [row["title"] for row in rows] == [
         "At a glance", "Traffic", "Latency", "Freshness", "Workers", "Memory and limits", "Refusals and fallbacks",
@@ -81,7 +81,7 @@ def test_rows_come_in_the_order_in_which_a_fault_is_looked_into() -> None:
 
 
 @each_panel
-def test_every_panel_explains_itself_and_links_its_runbook(panel: dict[str, Any]) -> None:
+def test_every_panel_has_a_description_and_links_its_runbook(panel: dict[str, Any]) -> None:
     assert panel["title"]
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
@@ -92,7 +92,7 @@ def test_every_panel_explains_itself_and_links_its_runbook(panel: dict[str, Any]
 
 
 @each_panel
-def test_every_query_asks_the_chosen_source_about_the_chosen_instances(panel: dict[str, Any]) -> None:
+def test_every_query_uses_the_selected_data_source_and_instances(panel: dict[str, Any]) -> None:
     assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
     assert [target["refId"] for target in panel["targets"]] == list("ABCDE"[: len(panel["targets"])])
     for target in panel["targets"]:
@@ -101,7 +101,7 @@ def test_every_query_asks_the_chosen_source_about_the_chosen_instances(panel: di
         assert target["expr"].count('{job=~"$job", instance=~"$instance"') >= 1
 
 
-def test_the_source_of_data_and_the_place_of_the_runbooks_can_be_chosen() -> None:
+def test_the_data_source_and_the_address_of_the_runbooks_can_be_selected() -> None:
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert [*variables] == ["datasource", "job", "instance", "runbooks"]
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")

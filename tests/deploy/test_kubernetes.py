@@ -1,4 +1,4 @@
-"""The manifests are valid, keep every promise, and each promise is one that can be broken."""
+"""The manifests are valid and keep every promise, and the test of each promise can fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_components(tmp_path: Path, *names: str) -> Manifests:
 
 
 def closed(schema: Object) -> Object:
-    """``schema`` such that a field it does not name is an error, as kubectl's strict validation has it."""
+    """``schema`` changed so that an unknown field is an error, as in kubectl's strict validation."""
     result = {key: closed(value) if isinstance(value, dict) else value for key, value in schema.items()}
     if "properties" in schema and "additionalProperties" not in schema:
         result["additionalProperties"] = False
@@ -51,7 +51,7 @@ def closed(schema: Object) -> Object:
 
 
 def judge(manifests: Manifests) -> list[str]:
-    """Every promise that is broken."""
+    """All violations of promises."""
     return [f"{promise.__name__}: {told}" for promise in PROMISES for told in promise(manifests)]
 
 
@@ -70,7 +70,7 @@ def test_the_page_names_the_releases() -> None:
     assert f"Kubernetes {RELEASES[0]} to {RELEASES[-1]}" in " ".join(page.split())
 
 
-def test_a_field_that_kubernetes_does_not_know_is_told(guide: Manifests) -> None:
+def test_a_field_that_kubernetes_does_not_know_is_detected(guide: Manifests) -> None:
     guide.container["readinessProbe"]["grpc"]["tls"] = True
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(guide.one("Deployment"), RELEASES[0], strict=True)
@@ -78,7 +78,7 @@ def test_a_field_that_kubernetes_does_not_know_is_told(guide: Manifests) -> None
 
 def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> None:
     monitor = manifests.one("ServiceMonitor")
-    # The API server checks metadata itself; the schema of a custom kind says no more than that it is an object.
+    # The API server checks metadata itself; the schema of a custom kind only states that it is an object.
     schema = closed(service_monitor_schema())
     schema["properties"]["metadata"].pop("additionalProperties", None)
     jsonschema.validate(monitor, schema)
@@ -89,7 +89,7 @@ def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_renders_to_valid_objects(component: str, tmp_path: Path) -> None:
-    # The overlays have service-monitor already; adding it twice would be an error of the operator's.
+    # The overlays have service-monitor already; adding it twice would be a mistake of the operator.
     names = () if component == "service-monitor" else (component,)
     for each in with_components(tmp_path, *names).objects:
         if each["kind"] != "ServiceMonitor":
@@ -132,7 +132,7 @@ def probe(name: str, **fields: object) -> Breaking:
 
 
 def label(**fields: str) -> Breaking:
-    """Change what selectors pick the pods by."""
+    """Change the labels that selectors match."""
     return lambda m: m.pod_labels.update({"app.kubernetes.io/name": fields["name"]})
 
 
@@ -220,12 +220,12 @@ BREAKINGS: list[tuple[Promise, Breaking]] = [
 
 
 @pytest.mark.parametrize(("promise", "breaking"), BREAKINGS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_broken_promise_is_told(guide: Manifests, promise: Promise, breaking: Breaking) -> None:
+def test_a_broken_promise_is_reported(guide: Manifests, promise: Promise, breaking: Breaking) -> None:
     breaking(guide)
     assert list(promise(guide)), promise.__doc__
 
 
-def test_every_promise_is_broken_once() -> None:
+def test_a_test_breaks_every_promise() -> None:
     assert {promise for promise, _ in BREAKINGS} == set(PROMISES)
 
 
@@ -251,14 +251,14 @@ def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
 
-def test_the_user_is_the_one_of_the_image(manifests: Manifests) -> None:
+def test_the_user_is_that_of_the_image(manifests: Manifests) -> None:
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert user
     context = manifests.pod["securityContext"]
     assert (context["runAsUser"], context["runAsGroup"]) == (int(user[1]), int(user[2]))
 
 
-def test_a_changed_setting_is_a_rollout(tmp_path: Path, guide: Manifests) -> None:
+def test_a_changed_setting_causes_a_rollout(tmp_path: Path, guide: Manifests) -> None:
     changed = with_components(tmp_path, "signing")
     assert changed.container["envFrom"] != guide.container["envFrom"]
 
@@ -284,5 +284,5 @@ def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path)
         assert volume["secret"]["secretName"] == "definition-server-tls"
 
 
-def test_every_overlay_is_judged() -> None:
+def test_every_overlay_is_tested() -> None:
     assert set(OVERLAYS) == {"guide", "right-sized"}

@@ -1,4 +1,6 @@
-"""Every command of docs/operations.md is executed; those for a cluster are checked as far as that goes without one."""
+"""Every command of docs/operations.md is executed; commands for a cluster are checked as far as possible without
+one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.deploy.manifests import Manifests
-from tests.deploy.pages import Block, blocks, broken_links, languages
+from tests.deploy.pages import Block, blocks, languages
 from tests.deploy.tools import kustomize
 from tests.judges.tools import command, may_build
 from tests.support.polling import until
@@ -30,16 +32,16 @@ ROWS = 30
 
 
 def script(parts: list[Block]) -> str:
-    """One shell for all, as an operator has it; it says which block it is in, and stops at the first failure.
+    """One shell for all blocks, as an operator has it; it prints the current block, and stops at the first failure.
 
-    It then ends what the page has started: the server holds our pipe open.
+    It then ends the processes that the page has started, because the server holds our pipe open.
     """
     said = [f'echo "{MARK} {part.line}"\n{part.text}' for part in parts]
     return "set -euo pipefail\ntrap 'jobs -p | xargs -r kill' EXIT\n" + "\n".join(said)
 
 
 def environment(database: str, folder: Path, signed: bool) -> dict[str, str]:
-    """What the page asks its reader to set, and an operator's ``PATH``."""
+    """The variables that the page asks its reader to set, and an operator's ``PATH``."""
     place = psycopg.conninfo.conninfo_to_dict(database)
     programs = (Path(sys.executable).parent, kustomize().parent, first_binaries().bin_dir)
     (folder / "snapshots").mkdir()
@@ -63,7 +65,7 @@ def environment(database: str, folder: Path, signed: bool) -> dict[str, str]:
 
 
 def run(text: str, variables: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``text`` in a process group of its own, of which nothing is left."""
+    """Run ``text`` in its own process group, and end all its processes."""
     (folder / "deploy").symlink_to(ROOT / "deploy")
     shell = subprocess.Popen(
         ["bash", "-c", text], env=variables, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -80,7 +82,7 @@ def run(text: str, variables: dict[str, str], folder: Path) -> subprocess.Comple
 
 
 def _end(group: int) -> None:
-    """Whatever a failed script left running."""
+    """Processes that a failed script left running."""
 
     def gone() -> bool:
         try:
@@ -104,7 +106,7 @@ def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str,
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout
     assert [line for line in lines if line.startswith(MARK)] == [f"{MARK} {part.line}" for part in parts]
-    # The last thing that writes to the table on that page makes its rows from what a server served.
+    # The last command on that page that writes to the table makes the rows from a served catalogue.
     assert rows(database) == before
     log = (tmp_path / "server.log").read_text()
     for message in ("Serving", "Syncing at once", "Rolling the workers", "Stopped"):
@@ -115,7 +117,7 @@ def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str,
 
 
 def rows(database: str) -> list[tuple[str, ...]]:
-    """What is served of the table."""
+    """The served columns of the table."""
     with psycopg.connect(database) as connection:
         return connection.execute(
             "SELECT name, type, interface, code FROM obex_dapl_functions ORDER BY name"
@@ -123,7 +125,7 @@ def rows(database: str) -> list[tuple[str, ...]]:
 
 
 @may_build
-def test_a_command_that_fails_is_told_with_its_block(database: str, tmp_path: Path) -> None:
+def test_a_failing_command_is_reported_with_its_block(database: str, tmp_path: Path) -> None:
     parts = [Block("sh", "sleep 600 &\n", 3), Block("sh", "false | cat\n", 7), Block("sh", "true\n", 9)]
     done = run(script(parts), environment(database, tmp_path, False), tmp_path)
     assert done.returncode == 1
@@ -134,20 +136,20 @@ def test_a_command_that_fails_is_told_with_its_block(database: str, tmp_path: Pa
 
 
 def cluster_commands() -> list[list[str]]:
-    """Every command of every block for a cluster, in words."""
+    """Every command of every block for a cluster, split into words."""
     found = [block for page in PAGES for block in blocks(page, "console")]
     return [shlex.split(line) for block in found for line in block.text.splitlines()]
 
 
-def test_pages_have_no_commands_but_executed_ones_and_marked_ones() -> None:
+def test_every_command_of_a_page_is_executed_or_marked() -> None:
     assert languages(PAGE) <= {"sh", "console"}
-    # A page of its own: its commands all need a cluster. What is left are layouts and manifests.
+    # All commands of this page need a cluster. Its other blocks are layouts and manifests.
     assert languages(PAGES[1]) <= {"console", "yaml", ""}
 
 
 @pytest.mark.parametrize("words", cluster_commands(), ids=" ".join)
 @may_build
-def test_a_cluster_command_names_only_what_is_there(words: list[str], guide: Manifests) -> None:
+def test_a_cluster_command_names_only_objects_that_exist(words: list[str], guide: Manifests) -> None:
     assert words[0] == "kubectl"
     namespace = guide.one("Namespace")["metadata"]["name"]
     named = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in guide.objects}
@@ -184,8 +186,3 @@ def test_every_command_that_is_run_inside_a_pod_exists() -> None:
             assert done.returncode == 0, done.stderr
         else:
             assert words[0] in {"sh", "grep"}, "the image has no other program"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
-    assert broken_links(page) == []

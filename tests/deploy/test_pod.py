@@ -1,4 +1,4 @@
-"""A real server under the environment of the manifests, asked what kubelet will ask."""
+"""A real server with the environment of the manifests, with the kubelet's probes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Status = health_pb2.HealthCheckResponse
 
 
 def kubelet(manifests: Manifests, probe: str, port: int) -> bool:
-    """What kubelet makes of a probe, over a connection of its own: SERVING in time, or a failure."""
+    """The result of a probe as the kubelet sees it, over a new connection: SERVING in time, or a failure."""
     told = manifests.container[probe]
     request = health_pb2.HealthCheckRequest(service=told["grpc"]["service"])
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -37,7 +37,7 @@ def kubelet(manifests: Manifests, probe: str, port: int) -> bool:
 
 @pytest.fixture
 def variables(guide: Manifests, database_url: str, tmp_path: Path) -> dict[str, str]:
-    """The pod's environment; only its directories lie elsewhere, and the Secret's files are there."""
+    """The pod's environment with other directories, in which the Secret's files exist."""
     secrets, snapshots = tmp_path / "secrets", tmp_path / "snapshots"
     snapshots.mkdir()
     secrets.mkdir()
@@ -62,7 +62,7 @@ def pod(variables: dict[str, str], transport: str) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.transports
-def test_the_server_takes_the_environment_of_the_pod(variables: dict[str, str]) -> None:
+def test_the_server_accepts_the_environment_of_the_pod(variables: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "definition_server", "config"],
         env=variables,
@@ -86,7 +86,7 @@ def test_a_pod_without_a_table_is_alive_not_ready_and_then_serves(
     assert [kubelet(guide, probe, port) for probe in PROBES] == [True, True, True]
 
 
-def test_a_pod_that_is_ended_leaves_the_service_first_and_in_time(
+def test_a_terminated_pod_is_not_ready_first_and_exits_in_time(
     guide: Manifests, pod: ServerProcess, database_url: str
 ) -> None:
     Table(database_url).add_commands(3)
@@ -94,6 +94,6 @@ def test_a_pod_that_is_ended_leaves_the_service_first_and_in_time(
     port = pod.port
     pod.signal(signal.SIGTERM)
     until(lambda: not kubelet(guide, "readinessProbe", port), lambda: f"not ready:\n{pod.tail()}")
-    # Still alive: kubelet has nothing to end but what is ending anyway, and clients are answered.
+    # Still alive: the kubelet does not interfere with the shutdown, and clients are answered.
     assert kubelet(guide, "livenessProbe", port)
     assert pod.wait_exit(seconds=setting(guide, "DRAIN_TIMEOUT_SECONDS")) == 0

@@ -1,7 +1,7 @@
-"""Alert drills: a fault, a real server, a real Prometheus with the shipped rules in quick motion, and the alert fires.
+"""Alert drills: a fault, a real server, a real Prometheus with the rules in fast motion, and the alert fires.
 
-Quick motion is this test's own: `for` is a second, and the numbers that are multiples of SYNC_INTERVAL_SECONDS are
-multiples of the interval of the test's server.
+Fast motion means: `for` is a second, and multiples of SYNC_INTERVAL_SECONDS are multiples of the interval of the test's
+server.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_a_dead_database_raises_the_alerts_on_the_age_and_no_others(
 
 
 @pytest.mark.transports
-def test_an_emptied_table_raises_the_alerts_that_the_size_of_the_cache_cannot(
+def test_an_emptied_table_raises_alerts_although_the_cache_size_stays(
     table: Table, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     table.add_commands(COMMANDS)

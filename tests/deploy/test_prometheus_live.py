@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real server: every query of the dashboard and of the rules gets the series it is about.
+"""A real Prometheus scrapes a real server: every query of the dashboard and of the rules returns its series.
 
 The server is busy and not in perfect health: right and wrong keys, unknown names, malformed requests, rows left out.
 """
@@ -35,7 +35,7 @@ VARIABLES = {"$__rate_interval": "2s", "$job": ".*", "$instance": ".*"}
 
 
 class Calls:
-    """Calls of every outcome but UNAVAILABLE and INTERNAL, until closed. A context."""
+    """Calls of every outcome except UNAVAILABLE and INTERNAL, until closed; a context manager."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -88,7 +88,7 @@ def scraped(transport: str, postgres: DatabaseServer, tmp_path_factory: pytest.T
 
 
 def concrete(expression: str) -> str:
-    """With Grafana's variables put in."""
+    """The query with the values of Grafana's variables."""
     for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)
     assert "$" not in expression
@@ -131,8 +131,8 @@ def test_every_query_of_the_dashboard_has_data_of_the_right_shape(
         assert all(one.get(column) for one in labels for column in shown)
 
 
-def test_the_panels_show_what_happens(scraped: Scraped) -> None:
-    """Not merely some data: the outcomes and reasons that the traffic and the table of this test have."""
+def test_the_panels_show_the_outcomes_and_reasons_of_the_test(scraped: Scraped) -> None:
+    """Not only some data: the outcomes and reasons of this test's traffic and table."""
     prometheus, _ = scraped
     by_title = {panel["title"]: panel for panel in PANELS}
 
@@ -146,7 +146,7 @@ def test_the_panels_show_what_happens(scraped: Scraped) -> None:
     assert shown("Rows left out or suspect", "reason", 1) == {"interface_not_json_array"}
 
 
-def test_the_variables_of_the_dashboard_offer_the_instance(scraped: Scraped) -> None:
+def test_the_variables_of_the_dashboard_list_the_instance(scraped: Scraped) -> None:
     prometheus, _ = scraped
     asked = [v["query"] for v in json.loads(DASHBOARD.read_text())["templating"]["list"] if v["type"] == "query"]
     assert len(asked) == 2
@@ -158,8 +158,8 @@ def test_the_variables_of_the_dashboard_offer_the_instance(scraped: Scraped) -> 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
-def test_every_series_that_a_rule_asks_for_is_there(scraped: Scraped, rule: dict[str, Any]) -> None:
-    """An alert on a name that nobody exports is silent for ever."""
+def test_every_series_of_a_rule_exists(scraped: Scraped, rule: dict[str, Any]) -> None:
+    """An alert on a metric that is not exported never fires."""
     prometheus, transport = scraped
     asked = selectors(rule["expr"])
     assert asked
@@ -179,14 +179,14 @@ def test_prometheus_evaluates_every_rule_without_an_error(scraped: Scraped) -> N
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
 
 
-def test_only_the_flood_of_wrong_keys_is_told_and_its_text_is_whole(scraped: Scraped) -> None:
+def test_only_the_flood_of_wrong_keys_fires_and_its_text_is_complete(scraped: Scraped) -> None:
     prometheus, _ = scraped
     alert = prometheus.wait_firing("DefinitionServerUnauthorizedFlood")
     assert prometheus.alerts().keys() == {"DefinitionServerUnauthorizedFlood"}
     assert re.fullmatch(
         r"127\.0\.0\.1:\d+ gets [\d.]+ calls a second with a wrong key\.", alert["annotations"]["summary"]
     )
-    # Those whose `for` has not passed yet: a twentieth of unknown names, a steady wrong key. Nothing grave.
+    # Alerts whose `for` has not passed yet: a twentieth of unknown names, a steady wrong key. None is critical.
     pending = prometheus.alerts("pending")
     assert pending.keys() <= {
         "DefinitionServerUnauthorizedSteady", "DefinitionServerUnknownNames", "DefinitionServerRowsUnserved",

@@ -1,4 +1,6 @@
-"""The rules are sound, each alert has unit tests in which it fires and does not, and their numbers are the server's."""
+"""The rules are valid, each alert has unit tests in which it fires and is silent, and the numbers are the server's
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,11 @@ def scenarios() -> list[Document]:
 
 
 def told(moment: Document) -> set[str]:
-    """Names of the alerts that a moment of a scenario expects."""
+    """Names of the alerts that a scenario expects at a moment."""
     return {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in moment["exp_samples"]}
 
 
-def test_promtool_takes_the_rules_and_the_configuration() -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert "rules found" in promtool("check", "rules", *RULES)
     promtool("check", "config", SHIPPED / "prometheus.yml")
 
@@ -46,7 +48,7 @@ def test_the_unit_tests_of_the_alerts_pass(path: Path) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_fires_in_a_scenario_and_is_silent_at_another_moment_of_it(alert: str) -> None:
+def test_every_alert_fires_and_is_silent_in_some_scenario(alert: str) -> None:
     moments = [scenario["promql_expr_test"] for scenario in scenarios()]
     assert all(moment["expr"] == FIRING for test in moments for moment in test), "a moment tells every firing alert"
     turning = [
@@ -57,12 +59,12 @@ def test_every_alert_fires_in_a_scenario_and_is_silent_at_another_moment_of_it(a
     assert turning
 
 
-def test_no_scenario_waits_for_an_alert_that_does_not_exist() -> None:
+def test_no_scenario_expects_an_alert_that_does_not_exist() -> None:
     assert {name for s in scenarios() for moment in s["promql_expr_test"] for name in told(moment)} <= ALERTS.keys()
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_says_how_grave_it_is_what_to_do_and_where_to_read_on(alert: str) -> None:
+def test_every_alert_has_severity_description_and_runbook(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"].keys() == {"severity"}
     assert rule["labels"]["severity"] in {"critical", "warning"}
@@ -72,7 +74,7 @@ def test_every_alert_says_how_grave_it_is_what_to_do_and_where_to_read_on(alert:
 
 
 def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
-    """Whoever changes a default must see that the alerts speak of another server."""
+    """A changed default must also be changed in the alerts."""
     text = "\n".join(path.read_text() for path in RULES)
     fields = Settings.model_fields
     assert f"> 3 * {fields['sync_interval_seconds'].default:g}\n" in text
@@ -81,12 +83,12 @@ def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
     assert port == fields["metrics_port"].default
 
 
-def test_the_alerts_of_the_operations_guide_are_there_with_their_thresholds() -> None:
+def test_the_alerts_of_the_operations_guide_exist_with_their_thresholds() -> None:
     assert ALERTS["DefinitionServerCacheSmall"]["expr"] == "avap_cache_size < 100"
     assert ALERTS["DefinitionServerUnauthorizedFlood"]["expr"] == 'rate(avap_requests_total{status="401"}[1m]) > 10'
     assert "avap_start_time_seconds" in ALERTS["DefinitionServerRestarts"]["expr"]
 
 
-def test_every_recorded_series_is_asked_for() -> None:
+def test_every_recorded_series_is_used() -> None:
     recorded = {rule["record"] for rule in shipped_rules() if "record" in rule}
     assert recorded <= set(re.findall(r"[\w]+:[\w:]+", "\n".join(rule["expr"] for rule in ALERTS.values())))

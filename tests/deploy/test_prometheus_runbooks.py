@@ -1,4 +1,4 @@
-"""Runbooks speak of what there is: alerts, metrics, messages, commands, drills; and their commands and queries work."""
+"""Runbooks name only existing alerts, metrics, messages, commands and drills; their commands and queries work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 @cache
 def sections(page: Path) -> dict[str, str]:
-    """Title of each section, and its text."""
+    """The title of each section → its text."""
     parts = re.split(r"^## (.+)$", page.read_text(), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -53,14 +53,14 @@ def quoted(text: str) -> list[str]:
 
 
 def seen(page: Path, kind: str) -> list[str]:
-    """What a page says is seen, of a kind."""
+    """The names of one kind in the section "What you see" of a page."""
     rows = re.findall(r"^\| (\w+) \| (.+) \|$", sections(page)["What you see"], flags=re.MULTILINE)
     assert {of for of, _ in rows} - {"kind"} <= KINDS
     return [name for of, text in rows if of == kind for name in quoted(text)]
 
 
 def blocks(language: str, page: Path) -> list[str]:
-    """Code blocks of a language, freed of their indent."""
+    """Code blocks of a language, without their indent."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
@@ -71,8 +71,8 @@ def commands(page: Path) -> list[str]:
 
 @cache
 def texts_of_the_service() -> str:
-    """Every string of the service's code, f-strings with holes for their values."""
-    files = (ROOT / "service/definition_server").rglob("*.py")
+    """Every string of the service's code, f-strings with placeholders for their values."""
+    files = (ROOT / "service").rglob("*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     texts += [
@@ -84,7 +84,7 @@ def texts_of_the_service() -> str:
 
 
 @each_page
-def test_a_page_has_the_six_sections_and_says_something_in_each(page: Path) -> None:
+def test_a_page_has_the_six_sections_and_none_is_empty(page: Path) -> None:
     assert list(sections(page)) == SECTIONS
     assert all(text.strip() for text in sections(page).values())
 
@@ -102,7 +102,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 @each_page
-def test_every_alert_and_message_that_is_seen_exists(page: Path) -> None:
+def test_every_alert_and_message_of_a_page_exists(page: Path) -> None:
     assert set(seen(page, "alert")) <= ALERTS.keys()
     texts = texts_of_the_service()
     fields = {"ts", "removed", "SIGHUP"}
@@ -111,13 +111,13 @@ def test_every_alert_and_message_that_is_seen_exists(page: Path) -> None:
     ] == []
 
 
-def test_every_fault_of_the_drills_has_its_runbook_and_no_runbook_invents_one() -> None:
+def test_every_fault_of_the_drills_is_on_one_runbook_and_no_other_fault_is() -> None:
     named = [(drill, page.name) for page in PAGES for drill in quoted(sections(page)["Drill"])]
     assert sorted(drill for drill, _ in named) == sorted(every_fault())
 
 
 @pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).is_file(), target
 
@@ -136,7 +136,7 @@ def cli_calls(line: str) -> Iterator[list[str]]:
 
 
 @each_page
-def test_commands_use_known_programs_and_ours_takes_their_options(page: Path) -> None:
+def test_commands_use_known_programs_and_valid_options(page: Path) -> None:
     for line in commands(page):
         first = re.sub(r"'[^']*'", "", line)
         assert {part.split()[0] for part in re.split(r"\|", first)} <= PROGRAMS, line
@@ -152,7 +152,7 @@ def test_commands_use_known_programs_and_ours_takes_their_options(page: Path) ->
 
 
 @each_page
-def test_commands_of_ours_in_the_text_exist(page: Path) -> None:
+def test_our_commands_in_the_text_exist(page: Path) -> None:
     for words in (text.split()[1:] for text in quoted(page.read_text()) if text.startswith("definition-server ")):
         assert cli.get_command(click.Context(cli), words[0]), words
 
@@ -173,14 +173,14 @@ def server(table: Table, start_server: StartServer, tmp_path: Path) -> ServerPro
 
 
 def keys_of(document: Any) -> set[str]:
-    """Every key in a JSON document, at whatever depth."""
+    """Every key in a JSON document, at any depth."""
     if isinstance(document, dict):
         return set(document) | {key for value in document.values() for key in keys_of(value)}
     return {key for value in document for key in keys_of(value)} if isinstance(document, list) else set()
 
 
 @pytest.mark.transports
-def test_questions_to_the_server_are_answered(server: ServerProcess) -> None:
+def test_the_servers_answers_have_the_fields_that_a_page_reads(server: ServerProcess) -> None:
     tools_or_skip()
     asked = [line for page in [*PAGES, INDEX] for line in commands(page) if line.startswith("curl ")]
     assert len(asked) > 8
@@ -193,13 +193,13 @@ def test_questions_to_the_server_are_answered(server: ServerProcess) -> None:
         )
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout.strip(), line
-        # jq answers null for a key that does not exist: it must not pass for an answer.
+        # For a missing key jq prints null, which must not count as an answer.
         for key in set(re.findall(r"\b[a-z_]{3,}\b", " ".join(re.findall(r"'([^']*)'", line)))):
             assert key in known, f"{key}: {line}"
 
 
 @pytest.mark.transports
-def test_queries_are_understood_and_name_series_that_there_are(server: ServerProcess, tmp_path: Path) -> None:
+def test_queries_are_valid_and_their_series_exist(server: ServerProcess, tmp_path: Path) -> None:
     queries = [query for page in PAGES for query in blocks("promql", page)]
     assert len(queries) > 10
     directory = tmp_path / "prometheus"
@@ -207,7 +207,7 @@ def test_queries_are_understood_and_name_series_that_there_are(server: ServerPro
     with Prometheus(directory, [server.metrics_port]) as prometheus:
         prometheus.wait_series("rate(avap_requests_total[5m])")
         for query in queries:
-            # No traffic: quantiles are NaN, and still a series.
+            # Without traffic quantiles are NaN, which still is a series.
             assert prometheus.query(query), query
 
 

@@ -1,4 +1,4 @@
-"""The SQL of ``deploy/sql``, by psql, on a real PostgreSQL: what the role may, and what it may not."""
+"""The SQL of ``deploy/sql``, run with psql on a real PostgreSQL: the privileges of the role."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSWORD = "a 'quoted' pass\\word"
 
 
 def psql(url: str, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as its head says."""
+    """Run a script as described at its head."""
     given = [f"-v{name}={value}" for name, value in variables.items()]
     command = [first_binaries().psql, "-X", "-q", url, *given, "-f", SQL / script]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -69,7 +69,7 @@ def test_the_role_reads_the_table(role: str) -> None:
         "SELECT pg_terminate_backend(pg_backend_pid()), pg_read_file('/etc/passwd')",
     ],
 )
-def test_the_role_can_do_nothing_else_even_where_it_asks_for_a_writing_transaction(role: str, statement: Any) -> None:
+def test_the_role_can_do_nothing_else_even_in_a_writing_transaction(role: str, statement: Any) -> None:
     with psycopg.connect(role, autocommit=True) as connection:
         assert connection.execute("SHOW transaction_read_only").fetchone() == ("on",)
         connection.execute("SET default_transaction_read_only = off")
@@ -85,7 +85,7 @@ def test_a_second_run_changes_password_and_limit(role: str, database: str) -> No
         psycopg.connect(changed)
 
 
-def test_without_a_password_nothing_is_made_and_the_line_to_write_is_told(database: str) -> None:
+def test_without_a_password_nothing_is_created_and_the_error_shows_the_command(database: str) -> None:
     Table(database)
     done = psql(database, "role.sql")
     assert done.returncode == 3
@@ -95,7 +95,7 @@ def test_without_a_password_nothing_is_made_and_the_line_to_write_is_told(databa
         assert connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone() is None
 
 
-def test_without_the_table_no_half_made_role_stays(database: str) -> None:
+def test_without_the_table_no_role_is_created(database: str) -> None:
     done = psql(database, "role.sql", password=PASSWORD)
     assert done.returncode == 3
     assert "obex_dapl_functions" in done.stderr
@@ -103,7 +103,7 @@ def test_without_the_table_no_half_made_role_stays(database: str) -> None:
         assert connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone() is None
 
 
-def test_an_owner_who_is_no_superuser_can_run_it(database: str) -> None:
+def test_an_owner_who_is_not_a_superuser_can_run_it(database: str) -> None:
     table = Table(database)
     table.run("CREATE ROLE owner_of_the_table LOGIN CREATEROLE PASSWORD 'own'")
     table.run("ALTER TABLE obex_dapl_functions OWNER TO owner_of_the_table")
@@ -122,7 +122,7 @@ def test_the_role_has_connections_for_the_largest_fleet_twice(role: str, guide: 
 
 
 @pytest.mark.transports
-def test_a_server_lives_on_the_role_and_notices_neither_an_index_nor_its_making(
+def test_a_server_works_with_the_role_before_during_and_after_the_index_is_built(
     role: str, database: str, start_server: StartServer
 ) -> None:
     server = start_server(role).wait_ready()
@@ -149,7 +149,7 @@ def test_with_the_index_a_second_row_of_a_name_is_refused_and_a_second_run_chang
         table.add_commands(1)
 
 
-def test_where_there_are_duplicates_the_index_is_not_made_and_one_is_told(database: str) -> None:
+def test_with_duplicates_the_index_is_not_built_and_the_error_names_one(database: str) -> None:
     table = Table(database)
     table.add_commands(3)
     table.add_commands(1)

@@ -1,7 +1,7 @@
-"""The programs and schemas that the manifests are judged with, in pinned versions, fetched by Go's own client.
+"""The programs and schemas that check the manifests, in pinned versions, fetched with Go.
 
-They are kept where the judges' programs are (`tests.judges.tools`). Without Go a run skips what needs them, and fails
-in CI.
+They are stored with the judges' programs (`tests.judges.tools`). Without Go the tests that need them are skipped, and
+fail in CI.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def service_monitor_schema() -> dict[str, Any]:
 def render(folder: Path) -> list[dict[str, Any]]:
     """The objects that kustomize makes of a folder.
 
-    Raises:
-        AssertionError: where it refuses; with what it said.
+    Raises: AssertionError: kustomize fails; the message has its output.
     """
     done = subprocess.run(
         [kustomize(), "build", folder], capture_output=True, text=True, timeout=RENDER_SECONDS, check=False

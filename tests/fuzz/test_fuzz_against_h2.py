@@ -1,4 +1,4 @@
-"""A state machine over frames, with python-hyper's `h2` as the client: it must agree with all that the engine sends."""
+"""A state machine over frames, with python-hyper's `h2` as the client: `h2` must accept all that the engine sends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: 
 
 
 class Call:
-    """What one call should come to, and what came."""
+    """The expected outcome of one call, and what has come of it."""
 
     def __init__(self, path: bytes, unsent: bytes) -> None:
         self.path = path
@@ -50,7 +50,7 @@ class Call:
 
 
 class Client(RuleBasedStateMachine):
-    """Rules are what a client, its network and a handler do."""
+    """A client, its network and a handler; each rule is an action of one of them."""
 
     open_calls: Bundle[int] = Bundle("open_calls")
 
@@ -74,7 +74,7 @@ class Client(RuleBasedStateMachine):
     # -- the network ----------------------------------------------------------------------------------------------
 
     def exchange(self, size: int = 10**9) -> None:
-        """Carry octets to and fro until neither end has more to say."""
+        """Carry octets both ways until neither end sends more."""
         for _ in range(1000):
             outbound = self.client.data_to_send()
             for at in range(0, len(outbound), size):
@@ -86,7 +86,7 @@ class Client(RuleBasedStateMachine):
                 self._seen(event)
             if not inbound and not outbound:
                 return
-        raise AssertionError("they never come to rest")
+        raise AssertionError("client and engine send without end")
 
     def _events(self, events: list[Event]) -> None:
         for event in events:
@@ -169,7 +169,7 @@ class Client(RuleBasedStateMachine):
             return
         while call.unsent:
             size = min(len(call.unsent), self.client.local_flow_control_window(stream), 16384)
-            assert size > 0, "no window comes back"
+            assert size > 0, "the engine gives no window back"
             self.client.send_data(stream, call.unsent[:size])
             call.unsent = call.unsent[size:]
             self.exchange()
@@ -241,9 +241,10 @@ class Client(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             assert self.engine.open_calls == len(self._live())
             assert not self.engine.terminated
+            self.engine.check_invariants()
 
     def teardown(self) -> None:
-        """Open every window: now each call must come to its end."""
+        """Open every window; then each call must end."""
         if not hasattr(self, "engine"):
             return
         for stream, call in self.calls.items():
@@ -268,7 +269,7 @@ class Client(RuleBasedStateMachine):
         if call.reset is None and not call.reset_by_client:
             while call.unsent:
                 size = min(len(call.unsent), self.client.local_flow_control_window(stream), 16384)
-                assert size > 0, "no window comes back"
+                assert size > 0, "the engine gives no window back"
                 self.client.send_data(stream, call.unsent[:size])
                 call.unsent = call.unsent[size:]
                 self.exchange()

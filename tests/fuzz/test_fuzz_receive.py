@@ -1,8 +1,8 @@
 """Any octets: no exception, bounded memory, and the same outcome however they are cut.
 
-Seeds are the captures of real clients and the files of `tests/fuzz/corpus` (what once failed, and openings of attacks).
-A file named there is replayed as it is in each run. `FUZZ_EXAMPLES` sets how many mutations are tried;
-without it Hypothesis' profile does.
+Seeds are the captures of real clients and the files of `tests/fuzz/corpus` (inputs that once failed, and openings of
+attacks). Each run replays every file unchanged. `FUZZ_EXAMPLES` sets the number of mutations; without it
+the profile of Hypothesis does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MIB = 1024 * 1024
 
 
 def outcome(peer: Peer) -> dict[str, object]:
-    """What a client and a handler have seen."""
+    """All that the client and the handlers saw."""
     events = [
         (type(event).__name__, getattr(getattr(event, "stream", None), "id", None), getattr(event, "message", None))
         for event in peer.events
@@ -59,7 +59,7 @@ def settled(result: Result) -> bool:
 
 
 def check(octets: bytes) -> None:
-    """Feed `octets` in three ways and hold the outcomes against each other."""
+    """Feed `octets` in three ways and compare the outcomes."""
     peers = [Peer(feed, hello=None).send(octets) for feed in FEEDS]
     for peer in peers:
         assert peer.connection.terminated == (peer.closing is not None)
@@ -85,12 +85,12 @@ def check(octets: bytes) -> None:
 
 
 def reset_by_client(octets: bytes, stream: int) -> bool:
-    # An answer that a reset overtakes is dropped; whether it was on its way depends on the cuts.
+    # An answer that a reset overtakes is dropped; whether the reset overtakes it depends on the cuts.
     return any(got.kind == 3 and got.stream == stream for got in split_frames(octets.removeprefix(PREFACE))[0])
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_the_corpus(name: str):
+def test_a_file_of_the_corpus_has_one_outcome_however_it_is_cut(name: str):
     check(SEEDS[name])
 
 
@@ -160,7 +160,7 @@ def _mutated(octets: bytes, what: str, where: float, how: object) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(SEEDS)), st.lists(_MUTATION, min_size=1, max_size=6))
-def test_mutated_captures(name: str, mutations: list[tuple[str, float, object]]):
+def test_a_mutated_capture_has_one_outcome_however_it_is_cut(name: str, mutations: list[tuple[str, float, object]]):
     check(mutate(SEEDS[name], mutations))
 
 
@@ -205,14 +205,14 @@ def _frames(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_frames(), max_size=12))
-def test_random_frames(frames: list[bytes]):
+def test_random_frames_have_one_outcome_however_they_are_cut(frames: list[bytes]):
     check(HELLO + SETTINGS_ACK + b"".join(frames))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @example(b"")
 @given(st.binary(max_size=300))
-def test_random_octets(octets: bytes):
+def test_random_octets_have_one_outcome_however_they_are_cut(octets: bytes):
     check(octets)
     check(PREFACE + octets)
     check(HELLO + call(1) + octets)
@@ -221,7 +221,7 @@ def test_random_octets(octets: bytes):
 # --- memory --------------------------------------------------------------------------------------------------
 
 
-def test_memory_stays_bounded_over_many_broken_connections():
+def test_many_broken_connections_take_bounded_memory():
     draw = random.Random(20)
     names = sorted(SEEDS)
     tracemalloc.start()

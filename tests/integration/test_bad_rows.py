@@ -1,4 +1,4 @@
-"""Whatever stands in the table, the rest of the catalogue is served, and what is left out is told."""
+"""Rows that cannot be served or look wrong: all others are served, and rows left out are reported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from tests.support.table import Table
 GOOD = ("good", "function", "[]", "pass")
 
 pytestmark = pytest.mark.any_transport
+
+
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
 
 
 def test_rows_that_cannot_be_served_are_counted_by_reason(table: Table, start_server: StartServer) -> None:
@@ -28,7 +34,7 @@ def test_rows_that_cannot_be_served_are_counted_by_reason(table: Table, start_se
     assert server.metric("avap_cache_size") == 1
 
 
-def test_of_rows_with_one_name_the_highest_id_wins(table: Table, start_server: StartServer) -> None:
+def test_of_rows_with_the_same_name_the_highest_id_is_served(table: Table, start_server: StartServer) -> None:
     table.add([("twin", "function", "[]", "old"), GOOD, ("twin", "function", "[]", "new")])
     # An update moves the lower id behind the higher one in the heap: order of storage must not decide.
     table.run("UPDATE obex_dapl_functions SET code = 'old, touched later' WHERE id = 1")
@@ -40,7 +46,9 @@ def test_of_rows_with_one_name_the_highest_id_wins(table: Table, start_server: S
     assert server.wait_log("Rows not served", reason="duplicate")["examples"] == ["id=1 name='twin'"]
 
 
-def test_an_interface_that_is_no_json_is_served_as_it_is_and_told(table: Table, start_server: StartServer) -> None:
+def test_an_interface_that_is_not_json_is_served_unchanged_and_reported(
+    table: Table, start_server: StartServer
+) -> None:
     table.add([GOOD, ("odd", "function", "{not json", "pass"), ("object", "function", '{"a": 1}', "pass")])
     server = start_server(table.url).wait_ready()
     with Client(server.port) as client:
@@ -83,7 +91,7 @@ def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_serv
         assert client.get("good").code == b"pass"
 
 
-def test_an_empty_table_is_served_where_that_is_asked_for(table: Table, start_server: StartServer) -> None:
+def test_an_empty_table_is_served_if_the_setting_allows_it(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
     with Client(server.port) as client:
         catalogue = client.sync()
@@ -91,7 +99,7 @@ def test_an_empty_table_is_served_where_that_is_asked_for(table: Table, start_se
         assert client.health() == "SERVING"
 
 
-def test_bytes_that_are_no_utf8_cost_their_row_and_no_other(postgres, start_server: StartServer) -> None:  # type: ignore[no-untyped-def]
+def test_a_row_that_is_not_utf8_is_left_out_and_no_other(postgres, start_server: StartServer) -> None:  # type: ignore[no-untyped-def]
     import psycopg
     from tests.support.providers import drop_database
 

@@ -1,4 +1,6 @@
-"""Connections are spread over the workers by load, move on from a dead one, and wait for no hung one."""
+"""Connections are spread over the workers by load, move from a dead worker to others, and do not wait for a hung
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,19 @@ def start(table: Table, start_server: StartServer, **settings: str) -> ServerPro
 
 
 def held(server: ServerProcess) -> list[int]:
-    """Connections of each worker."""
+    """Number of connections of each worker."""
     return [worker["connections"] or 0 for worker in server.statusz()["workers"]]
 
 
 @pytest.fixture
 def clients() -> Iterator[ExitStack]:
-    """Clients that leave at the end of the test."""
+    """Clients that are closed at the end of the test."""
     with ExitStack() as stack:
         yield stack
 
 
 def connect(clients: ExitStack, server: ServerProcess, count: int) -> list[Client]:
-    """So many clients, one after the other, each with a connection by which it has been answered."""
+    """Open clients one after the other; each has a connection on which it has been answered."""
     made = []
     for _ in range(count):
         made.append(clients.enter_context(Client(server.port, options=PATIENT)))
@@ -48,7 +50,7 @@ def connect(clients: ExitStack, server: ServerProcess, count: int) -> list[Clien
     return made
 
 
-def test_sixteen_clients_one_after_the_other_fall_evenly_on_four_workers(
+def test_sixteen_clients_in_sequence_are_spread_evenly_over_four_workers(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server)
@@ -60,7 +62,7 @@ def test_sixteen_clients_one_after_the_other_fall_evenly_on_four_workers(
     assert server.metric("avap_connections", worker="0") == CLIENTS // WORKERS
 
 
-def test_a_burst_of_clients_falls_evenly_too(table: Table, start_server: StartServer, clients: ExitStack) -> None:
+def test_a_burst_of_clients_is_spread_evenly(table: Table, start_server: StartServer, clients: ExitStack) -> None:
     server = start(table, start_server)
     for _ in range(40):
         clients.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
@@ -68,10 +70,12 @@ def test_a_burst_of_clients_falls_evenly_too(table: Table, start_server: StartSe
     assert max(held(server)) - min(held(server)) <= 1
 
 
-def test_a_dead_workers_share_moves_on_and_connections_spread_anew(
+def test_connections_of_a_dead_worker_move_to_others_and_are_spread_again(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
-    """Those of the dead one go to the living at once; as connections come of age, its successor gets its share."""
+    """Connections of the dead worker move to the others at once; as connections reach their maximum age, its successor
+    gets its share.
+    """
     server = start(table, start_server, MAX_CONNECTION_AGE_SECONDS="2")
     callers = connect(clients, server, CLIENTS)
     os.kill(server.worker_pids()[0], signal.SIGKILL)
@@ -79,15 +83,15 @@ def test_a_dead_workers_share_moves_on_and_connections_spread_anew(
 
     def spread() -> bool:
         for caller in callers:
-            caller.health()  # it reconnects where it has to
+            caller.health()  # it reconnects if it has to
         now = held(server)
-        # While one connection of a client drains, it may have its next one already.
+        # While one connection of a client drains, the client may have its next one already.
         return sum(now) >= CLIENTS and max(now) - min(now) <= 1 and min(now) >= CLIENTS // WORKERS
 
     until(spread, lambda: f"an even spread over all workers: {held(server)}", seconds=60)
 
 
-def test_a_worker_that_hangs_holds_up_no_connection(
+def test_a_hung_worker_does_not_delay_new_connections(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server, HEARTBEAT_TIMEOUT_SECONDS="60")
@@ -96,14 +100,14 @@ def test_a_worker_that_hangs_holds_up_no_connection(
     os.kill(idle, signal.SIGSTOP)
     try:
         slowest = 0.0
-        deadline = time.monotonic() + 2.5  # past the moment from which its heart is missed
+        deadline = time.monotonic() + 2.5  # until its heartbeat is too old
         while time.monotonic() < deadline:
             began = time.monotonic()
             connect(clients, server, 1)
             slowest = max(slowest, time.monotonic() - began)
     finally:
         os.kill(idle, signal.SIGCONT)
-    # 50 ms of patience at first, none later; the rest is the machine's.
+    # 50 ms of waiting at first, none later; the rest is due to the machine.
     assert slowest < 0.5
     assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
 

@@ -1,4 +1,4 @@
-"""The commands as a newcomer and an operator run them, against the real thing."""
+"""The commands as a new user and an operator run them, against real servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 class Demo:
-    """``definition-server demo`` in a process group of its own."""
+    """``definition-server demo`` in its own process group."""
 
     def __init__(self, umask: int = -1, cwd: Path | None = None, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
@@ -57,7 +57,7 @@ class Demo:
             self.output += line
 
     def find(self, pattern: str) -> str:
-        """The first group of ``pattern`` in the output, waited for."""
+        """Wait for ``pattern`` in the output. Returns its first group."""
         return until(lambda: re.search(pattern, self.output), lambda: self.output)[1]
 
     def interrupt(self) -> int:
@@ -84,7 +84,7 @@ def demo() -> Iterator[Demo]:
     demo.end()
 
 
-def test_the_demo_serves_its_catalogue_and_the_lines_it_prints_work(demo: Demo) -> None:
+def test_the_demo_serves_its_catalogue_and_its_printed_commands_work(demo: Demo) -> None:
     port = demo.find(r"gRPC +127\.0\.0\.1:(\d+)")
     key = demo.find(r"x-avap-auth: (\S+)")
     url = demo.find(r"PostgreSQL at (\S+)")
@@ -152,7 +152,7 @@ def server(postgres: DatabaseServer, transport: str) -> Iterator[ServerProcess]:
             yield server.wait_ready()
 
 
-def test_validate_tells_what_would_be_served(table: Table) -> None:
+def test_validate_reports_what_would_be_served(table: Table) -> None:
     table.add_commands(3)
     done = run("validate", DATABASE_URL=table.url)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -164,7 +164,7 @@ def test_validate_tells_what_would_be_served(table: Table) -> None:
     assert "interface_not_json_array" in json.dumps(told)
 
 
-def test_validate_tells_a_database_that_cannot_be_read() -> None:
+def test_validate_reports_a_database_that_cannot_be_read() -> None:
     done = run("validate", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert done.returncode == 69
     assert "refused" in done.stderr
@@ -194,19 +194,19 @@ def test_exit_codes_are_as_documented(server: ServerProcess, arguments: tuple[st
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_is_away_is_told(server: ServerProcess) -> None:
+def test_a_server_that_cannot_be_reached_is_reported(server: ServerProcess) -> None:
     for command in (("get", "x"), ("sync",), ("health",)):
         assert run(*command, API_KEY=KEY, PORT="1").returncode == 69
 
 
-def test_config_prints_what_is_in_force_and_no_secret(table: Table) -> None:
+def test_config_prints_the_settings_in_force_and_no_secret(table: Table) -> None:
     done = run("config", "--json", DATABASE_URL=table.url, API_KEY="s3cret", SYNC_INTERVAL_SECONDS="0.5")
     values = json.loads(done.stdout)
     assert (values["SYNC_INTERVAL_SECONDS"], values["API_KEY"]) == ("0.5", "********")
     assert "s3cret" not in done.stdout
 
 
-def test_snapshot_inspect_reads_what_the_server_stored(table: Table, start_server: StartServer, tmp_path: Path) -> None:
+def test_snapshot_inspect_reads_the_stored_file(table: Table, start_server: StartServer, tmp_path: Path) -> None:
     table.add_commands(4)
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()
     version = server.wait_log("Definitions Broadcasted")["version_hash"]

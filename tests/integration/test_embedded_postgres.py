@@ -1,4 +1,4 @@
-"""The PostgreSQL child process: real servers, real signals; nothing may be left behind."""
+"""The PostgreSQL child process: real servers, real signals; no process, file or memory may be left behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ pytestmark = pytest.mark.skipif(
     not find_binaries() and "embedded" not in required_providers(),
     reason="no PostgreSQL binaries on this machine",
 )
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells no child of its parent's death")
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel does not report a parent's end to its children"
+)
 
 
 @pytest.fixture(scope="module", params=find_binaries(), ids=lambda binaries: f"postgres-{binaries.version}")
@@ -53,7 +55,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def directories(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every temporary directory that is made from here on."""
+    """Every temporary directory that is created during the test."""
     made: list[Path] = []
     make = tempfile.mkdtemp
 
@@ -70,7 +72,7 @@ def connect(server: EmbeddedPostgres) -> psycopg.Connection:
 
 
 def alive(pid: int) -> bool:
-    """Neither gone nor a zombie that only its parent keeps."""
+    """Whether the process runs; a zombie does not."""
     return any(pid == other and state not in "ZX" for other, _, state in embedded_postgres._process_table())
 
 
@@ -101,7 +103,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Without coverage: a child that is another user could not write its data here.
+        # Without coverage: a child of another user could not write its data here.
         env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")} | {"PYTHONPATH": str(SOURCE_ROOT)},
     )
     with child:
@@ -111,7 +113,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def test_a_started_server_answers_on_the_loopback_address_only(server: EmbeddedPostgres) -> None:
+def test_a_started_server_listens_on_the_loopback_address_only(server: EmbeddedPostgres) -> None:
     assert server.running
     assert server.url == f"postgresql://postgres@127.0.0.1:{server.port}/avap"
     with connect(server) as connection:
@@ -133,13 +135,13 @@ def test_start_of_a_running_server_changes_nothing(server: EmbeddedPostgres) -> 
     assert server.pid == before
 
 
-def test_psql_takes_sql_arguments_and_standard_input(server: EmbeddedPostgres) -> None:
+def test_psql_accepts_sql_arguments_and_standard_input(server: EmbeddedPostgres) -> None:
     assert server.psql("SELECT 1, 'ñandú'") == "1|ñandú\n"
     assert server.psql(["-f", "-"], "CREATE TEMP TABLE t (i int);\nCOPY t FROM STDIN;\n7\n\\.\nTABLE t;") == "7\n"
     assert server.psql("SELECT 1; SELECT 2") == "1\n2\n"
 
 
-def test_psql_stops_at_the_first_error_and_tells_it(server: EmbeddedPostgres) -> None:
+def test_psql_stops_at_the_first_error_and_reports_it(server: EmbeddedPostgres) -> None:
     with pytest.raises(PsqlFailed, match='relation "nowhere" does not exist'):
         server.psql(["-f", "-"], "TABLE nowhere;\nINSERT INTO kept VALUES ('after the error');")
     assert "after the error" not in server.psql("TABLE kept")
@@ -188,7 +190,7 @@ def test_restart_of_a_running_server_is_orderly(server: EmbeddedPostgres) -> Non
     assert "before the restart" in server.psql("TABLE kept")
 
 
-def test_a_query_hangs_in_a_pause_and_then_goes_on(server: EmbeddedPostgres) -> None:
+def test_a_query_waits_during_a_pause_and_then_continues(server: EmbeddedPostgres) -> None:
     answers: list[object] = []
     with connect(server) as connection:
         server.pause()
@@ -206,7 +208,7 @@ def test_a_query_hangs_in_a_pause_and_then_goes_on(server: EmbeddedPostgres) -> 
     assert server.psql("SELECT 2") == "2\n"
 
 
-def test_open_connections_go_on_while_the_postmaster_is_paused(server: EmbeddedPostgres) -> None:
+def test_open_connections_work_while_the_postmaster_is_paused(server: EmbeddedPostgres) -> None:
     with connect(server) as connection:
         server.pause_postmaster()
         try:
@@ -226,7 +228,7 @@ def test_a_name_that_needs_quoting_and_settings_are_honoured() -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "connected", "paused", "killed"])
-def test_stop_leaves_nothing(state: str, directories: list[Path]) -> None:
+def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Path]) -> None:
     server = EmbeddedPostgres().start()
     processes, segments = family(server), shared_memory(server)
     with contextlib.ExitStack() as stack:
@@ -263,7 +265,7 @@ def test_a_port_in_use_fails_the_start_with_the_logs_reason(directories: list[Pa
     assert not directories[0].exists()
 
 
-def test_another_server_on_the_port_is_not_taken_for_ours(server: EmbeddedPostgres) -> None:
+def test_another_server_on_the_port_fails_the_start(server: EmbeddedPostgres) -> None:
     with pytest.raises(PostgresStartFailed, match="Address already in use"):
         EmbeddedPostgres(server.port, binaries=server.binaries).start()
 
@@ -274,13 +276,15 @@ def test_a_wrong_setting_fails_the_start_with_the_logs_reason(directories: list[
     assert not directories[0].exists()
 
 
-def test_binaries_that_are_not_there_fail_the_start(tmp_path: Path, directories: list[Path]) -> None:
+def test_missing_binaries_fail_the_start(tmp_path: Path, directories: list[Path]) -> None:
     with pytest.raises(PostgresStartFailed, match="postgres"):
         EmbeddedPostgres(binaries=PostgresBinaries(tmp_path)).start()
     assert not directories[0].exists()
 
 
-def test_an_interrupted_start_leaves_nothing(directories: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_start_leaves_no_process_or_file(
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = EmbeddedPostgres()
     pids: list[int | None] = []
 
@@ -296,7 +300,7 @@ def test_an_interrupted_start_leaves_nothing(directories: list[Path], monkeypatc
     assert not directories[0].exists()
 
 
-def test_what_needs_a_started_server_says_so() -> None:
+def test_methods_of_a_server_that_is_not_started_raise() -> None:
     server = EmbeddedPostgres()
     for act in (server.restart, lambda: server.psql("SELECT 1")):
         with pytest.raises(PostgresStartFailed, match="not started"):
@@ -305,7 +309,9 @@ def test_what_needs_a_started_server_says_so() -> None:
         act()
 
 
-def test_without_binaries_the_error_names_places_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_binaries_the_error_names_searched_places_and_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(embedded_postgres, "_SYSTEM_INSTALLATIONS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -318,9 +324,7 @@ def test_without_binaries_the_error_names_places_and_remedy(monkeypatch: pytest.
         assert place in message
 
 
-def test_binaries_are_found_newest_first_and_incomplete_ones_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_newest_complete_binaries_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for version in ("9", "15", "17", "other"):
         directory = tmp_path / version / "bin"
         directory.mkdir(parents=True)
@@ -351,7 +355,7 @@ def test_a_killed_parent_leaves_no_server() -> None:
             child.send_signal(signal.SIGKILL)
             wait_for(lambda: not alive(int(pid)))
         finally:
-            shutil.rmtree(directory)  # what nobody was left to remove
+            shutil.rmtree(directory)  # no process was left to remove it
 
 
 @on_linux
@@ -416,3 +420,18 @@ def test_root_copies_binaries_that_the_servers_user_cannot_reach(tmp_path: Path)
         server.kill()
         server.restart()
         assert server.psql("SELECT 2") == "2\n"
+
+
+def test_programs_that_cannot_be_run_as_a_copy_either_fail_with_the_remedy_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "embedded_postgres" / "pginstall" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("initdb", "postgres", "pg_isready", "psql"):
+        (folder / name).touch(0o600)  # not executable, as on a file system that is mounted noexec
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(PostgresStartFailed, match="Set TMPDIR to a directory of a file system") as caught:
+        EmbeddedPostgres(binaries=PostgresBinaries(folder)).start()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("avap-*"))

@@ -23,6 +23,12 @@ PROTO = Path(__file__).parents[2] / "service/definition_server/proto/avap.proto"
 
 
 @pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
+@pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the client and what it needs, installed from the lock file."""
     if shutil.which("npm") is None:

@@ -1,4 +1,4 @@
-"""The locustfile: its users read the catalogue, ask in the mix that was set, and tell wrong answers as failures."""
+"""The locustfile: its users read the catalogue, call in the configured mix, and report wrong answers as failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("SyncCatalog", "GetCommand", "GetCommand, unknown name", "GetCommand, w
 
 
 def locust(port: int, *options: str, key: str = KEY, seconds: int = 3) -> subprocess.CompletedProcess[str]:
-    """Four users for some seconds; what locust printed."""
+    """Run four users for some seconds. Returns the output of locust."""
     command = [sys.executable, "-m", "locust", "-f", "perf/locustfile.py", "--headless", "--json", "--only-summary"]
     command += [
         "-u",
@@ -56,7 +56,7 @@ def server(table: Table, start_server: StartServer) -> ServerProcess:
     return start_server(table.url).wait_ready()
 
 
-def test_users_sync_and_ask_in_the_mix_that_was_set(server: ServerProcess) -> None:
+def test_users_call_in_the_configured_mix(server: ServerProcess) -> None:
     done = locust(server.port, "--unknown", "0.2", "--bad-key", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     seen = rows(done)
@@ -65,7 +65,7 @@ def test_users_sync_and_ask_in_the_mix_that_was_set(server: ServerProcess) -> No
     total = sum(row["num_requests"] for row in seen.values()) - 4
     assert total > 100
     assert sum(row["num_failures"] for row in seen.values()) == 0
-    # What locust counted is what the server counted, but for a call of each user that the end may have cut off.
+    # The counts of locust and the server agree, except for one call of each user that the end may have cut.
     for name, status in zip(NAMES[2:], ("404", "401"), strict=True):
         counted = server.metric("avap_requests_total", status=status)
         assert 0 <= counted - seen[name]["num_requests"] <= 4
@@ -73,7 +73,7 @@ def test_users_sync_and_ask_in_the_mix_that_was_set(server: ServerProcess) -> No
     assert 0.03 < seen["GetCommand, wrong key"]["num_requests"] / total < 0.2
 
 
-def test_a_catalogue_that_changes_is_read_again_and_no_failure(server: ServerProcess, table: Table) -> None:
+def test_a_changed_catalogue_is_read_again_without_a_failure(server: ServerProcess, table: Table) -> None:
     command = [sys.executable, "-m", "locust", "-f", "perf/locustfile.py", "--headless", "--json", "--only-summary"]
     command += ["-u", "2", "-r", "100", "-t", "6s", "--host", f"127.0.0.1:{server.port}", "--pause", "0.005"]
     with subprocess.Popen(
@@ -88,7 +88,7 @@ def test_a_catalogue_that_changes_is_read_again_and_no_failure(server: ServerPro
     assert sum(row["num_failures"] for row in seen.values()) == 0
 
 
-def test_a_key_that_the_server_does_not_know_is_a_failure(server: ServerProcess) -> None:
+def test_a_refused_key_is_a_failure(server: ServerProcess) -> None:
     done = locust(server.port, key="another key")
     assert done.returncode == 1
     seen = rows(done)
@@ -106,7 +106,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("options", "key", "told"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be_measured_is_told_at_once(transport: str, options: tuple[str, ...], key: str, told: str) -> None:
+def test_wrong_options_are_reported_at_once(transport: str, options: tuple[str, ...], key: str, told: str) -> None:
     done = locust(1, *options, key=key, seconds=60)
     assert done.returncode == 2
     assert told in done.stderr

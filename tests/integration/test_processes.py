@@ -1,4 +1,4 @@
-"""Master and workers: what each may hold, what becomes of them, and how they leave."""
+"""Master and workers: their resources, their replacement, and their end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_replaced_and_its_counters_stay(server: ServerProcess
             client.get("command1")
     served = 20
     server.wait_metric(served, "avap_requests_total", status="200")
-    # Three times: by then a worker stands where another one counted.
+    # Three times: by then a worker uses a slot in which another one has counted.
     for deaths in (1, 2, 3):
         for victim in server.worker_pids():
             os.kill(victim, signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(server: ServerProcess) -
 
 
 @pytest.mark.any_transport
-def test_workers_leave_when_their_master_is_killed(server: ServerProcess) -> None:
+def test_workers_exit_when_their_master_is_killed(server: ServerProcess) -> None:
     workers = server.worker_pids()
     assert len(workers) == 2
     os.kill(server.pid, signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_workers_leave_when_their_master_is_killed(server: ServerProcess) -> Non
     assert len(server.logged("The master is gone; leaving")) == 2
 
 
-def test_a_new_server_takes_the_port_of_a_killed_one(
+def test_a_new_server_binds_the_port_of_a_killed_one(
     server: ServerProcess, table: Table, start_server: StartServer
 ) -> None:
     port = server.port
@@ -139,7 +139,7 @@ def test_a_new_server_takes_the_port_of_a_killed_one(
         assert client.get("command1").name == "command1"
 
 
-def test_shutdown_reports_not_serving_then_waits_then_leaves(table: Table, start_server: StartServer) -> None:
+def test_a_shutdown_reports_not_serving_then_waits_then_exits(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     server = start_server(table.url, DRAIN_WAIT_SECONDS="1.5", DRAIN_TIMEOUT_SECONDS="8", WORKERS="1").wait_ready()
     with Client(server.port) as client:
@@ -148,19 +148,19 @@ def test_shutdown_reports_not_serving_then_waits_then_leaves(table: Table, start
         server.signal(signal.SIGTERM)
         told = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - told < 1.5, "health tells before the wait, not after"
+        assert time.monotonic() - told < 1.5, "health reports before the wait, not after"
         assert client.get("command1").name == "command1", "calls are answered during the wait"
         assert server.http("/readyz")[0] == 503
         assert server.wait_exit() == 0
         assert time.monotonic() - told >= 1.5
-        # An open watch must not hold the server until the drain timeout.
+        # An open watch must not keep the server running until the drain timeout.
         assert time.monotonic() - told < 8
         watch.cancel()
     assert server.logged("Stopped")
 
 
-def test_calls_in_flight_finish_before_the_server_leaves(table: Table, start_server: StartServer) -> None:
-    """A slow reader holds a SyncCatalog of 30 MB open while the server is told to stop."""
+def test_calls_in_flight_finish_before_the_server_exits(table: Table, start_server: StartServer) -> None:
+    """A slow reader keeps a SyncCatalog of 30 MB in flight while the server is stopped."""
     table.add_commands(15_000, size=2000)
     server = start_server(table.url, WORKERS="1").wait_ready()
     with Client(server.port) as client:
@@ -177,7 +177,7 @@ def client_empty() -> object:
     return avap_pb2.Empty()
 
 
-def test_a_second_signal_cuts_the_drain_short(table: Table, start_server: StartServer) -> None:
+def test_a_second_signal_ends_the_drain(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     server = start_server(table.url, DRAIN_WAIT_SECONDS="60", DRAIN_TIMEOUT_SECONDS="90").wait_ready()
     server.signal(signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_a_second_signal_cuts_the_drain_short(table: Table, start_server: StartS
 
 
 @pytest.mark.any_transport
-def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_others_serve(
+def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
     server: ServerProcess,
 ) -> None:
     """Kill the same worker five times: the master reports a crash loop and still brings the worker back."""
@@ -205,8 +205,8 @@ def test_a_worker_that_cannot_start_again_and_again_is_a_crash_loop_and_the_othe
     until(lambda: _serving(server) == 2, server.tail)
 
 
-def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_server: StartServer) -> None:
-    """Its memory is freed by whoever is, and calls would wait for that."""
+def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table, start_server: StartServer) -> None:
+    """The last process to release it frees its memory; in a worker, calls would wait for that."""
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 
@@ -224,7 +224,7 @@ def test_no_worker_is_the_last_to_hold_a_replaced_catalogue(table: Table, start_
 
 
 @pytest.mark.any_transport
-def test_no_descriptor_is_left_behind_by_publications(table: Table, start_server: StartServer) -> None:
+def test_publications_leave_no_descriptor_open(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 

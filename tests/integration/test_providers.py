@@ -1,4 +1,4 @@
-"""Every provider of a database gives the same server: it works, and it survives the faults made on it."""
+"""Every provider of a database gives an equivalent server: it works, and it survives the faults made on it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_committed_rows_survive_a_hard_stop(breakable: DatabaseServer, database:
     assert names(database) == ["addVar"]
 
 
-def test_an_open_connection_outlives_a_pause(breakable: DatabaseServer, database: str) -> None:
+def test_an_open_connection_works_after_a_pause(breakable: DatabaseServer, database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         breakable.pause()
         try:
@@ -135,7 +135,7 @@ def test_an_unknown_required_provider_is_an_error(monkeypatch: pytest.MonkeyPatc
         providers.required_providers()
 
 
-def test_no_engine_is_found_out_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_docker_engine_is_detected_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     started = time.monotonic()
     reason = providers._why_no_container()
@@ -144,7 +144,7 @@ def test_no_engine_is_found_out_quickly(monkeypatch: pytest.MonkeyPatch) -> None
     assert time.monotonic() - started < 2
 
 
-def test_an_image_that_cannot_be_had_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_pulled_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     if (reason := providers.available_providers()["container"]) is not None:
         pytest.skip(reason)
     monkeypatch.setenv("POSTGRES_IMAGE", "localhost:1/no-such-image:0")
@@ -153,7 +153,7 @@ def test_an_image_that_cannot_be_had_is_the_reason(monkeypatch: pytest.MonkeyPat
     assert "localhost:1/no-such-image:0" in reason
 
 
-def test_a_broken_server_is_never_the_external_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_never_break_the_external_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "_availability", lambda: {"external": None, "container": "", "embedded": ""})
     monkeypatch.delenv("REQUIRE_PROVIDERS", raising=False)
     with pytest.raises(pytest.skip.Exception):

@@ -1,4 +1,4 @@
-"""The main job on every PostgreSQL there is: rows in the table become answers to a stock client, byte for byte."""
+"""The main task on every available PostgreSQL: a standard client gets the rows of the table, byte for byte."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_hashes_are_the_same_on_every_server_signed_or_not_and_after_a_restart(
         ((("x-avap-auth-bin", KEY.encode()),), "binary"),
     ],
 )
-def test_a_key_that_is_not_exactly_right_is_refused(
+def test_a_missing_wrong_or_repeated_key_is_refused(
     shared_server: ServerProcess, metadata: tuple[tuple[str, str | bytes], ...], why: str
 ) -> None:
     before = shared_server.metric("avap_requests_total", status="401")
@@ -102,7 +102,7 @@ def test_a_key_that_is_not_exactly_right_is_refused(
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "añ'\n\"o", "IF", "if "])
-def test_an_unknown_name_is_told_by_its_name(shared_server: ServerProcess, name: str) -> None:
+def test_the_error_for_an_unknown_name_contains_the_name(shared_server: ServerProcess, name: str) -> None:
     before = shared_server.metric("avap_requests_total", status="404")
     with Client(shared_server.port) as client:
         assert failure(client.get, name) == ("NOT_FOUND", f"Command '{name}' not found")
@@ -110,7 +110,9 @@ def test_an_unknown_name_is_told_by_its_name(shared_server: ServerProcess, name:
 
 
 @pytest.mark.parametrize("request_bytes", [b"\x0a\x05ab", b"\xff\xff\xff", b"\x0a\x02\xc3\x28", b"\x08"])
-def test_garbage_protobuf_is_a_bad_request(shared_server: ServerProcess, request_bytes: bytes) -> None:
+def test_a_request_that_is_not_protobuf_is_an_invalid_argument(
+    shared_server: ServerProcess, request_bytes: bytes
+) -> None:
     before = shared_server.metric("avap_requests_total", status="400")
     with Client(shared_server.port) as client:
         told = failure(client.raw, "GetCommand", request_bytes)
@@ -118,7 +120,7 @@ def test_garbage_protobuf_is_a_bad_request(shared_server: ServerProcess, request
     shared_server.wait_metric(before + 1, "avap_requests_total", status="400")
 
 
-def test_an_oversized_request_is_refused_and_the_connection_lives_on(shared_server: ServerProcess) -> None:
+def test_an_oversized_request_is_refused_and_the_connection_stays_open(shared_server: ServerProcess) -> None:
     with Client(shared_server.port) as client:
         assert failure(client.get, "x" * (5 * 1024 * 1024))[0] == "RESOURCE_EXHAUSTED"
         assert client.get("if").name == "if"
@@ -147,7 +149,7 @@ def test_reflection_is_off_unless_asked_for(
         assert failure(lambda: list(call(iter([b""]), timeout=5)))[0] == "UNIMPLEMENTED"
 
 
-def test_readiness_liveness_and_status_are_told_over_http(shared_server: ServerProcess) -> None:
+def test_readiness_liveness_and_status_are_served_over_http(shared_server: ServerProcess) -> None:
     assert shared_server.http("/livez") == (200, "alive\n")
     assert shared_server.http("/readyz") == (200, "ready\n")
     status = shared_server.statusz()

@@ -1,4 +1,4 @@
-"""A start: whatever the database does, the server comes up, says what is wrong, and serves what it can."""
+"""A start: whatever the database does, the server starts, logs the fault, and serves what it has."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ LAST_KNOWN_GOOD = "last-known-good.avapsnap"
 pytestmark = pytest.mark.any_transport
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
 def store_snapshot(table: Table, start_server: StartServer, directory: Path, **settings: str) -> str:
-    """Let a server store its catalogue; the version hash."""
+    """Let a server store its catalogue. Returns the version hash."""
     server = start_server(table.url, SNAPSHOT_DIR=str(directory), **settings).wait_ready()
     version = str(server.wait_log("Definitions Broadcasted")["version_hash"])
     server.end()
@@ -35,7 +41,7 @@ def store_snapshot(table: Table, start_server: StartServer, directory: Path, **s
     return version
 
 
-def test_a_start_without_database_serves_the_last_known_good_snapshot_and_says_so(
+def test_a_start_without_a_database_serves_the_last_known_good_snapshot_and_logs_it(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(20)
@@ -74,7 +80,7 @@ def test_a_start_without_database_and_snapshot_waits_and_then_serves(
         assert client.sync().total_count == 5
 
 
-def test_a_database_that_hangs_at_the_start_does_not_hold_up_the_last_known_good_snapshot(
+def test_a_hanging_database_at_the_start_does_not_delay_the_last_known_good_snapshot(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(5)
@@ -108,7 +114,7 @@ def stored(postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -
         (lambda data: data + b"x", "magic"),
     ],
 )
-def test_a_damaged_snapshot_is_refused_by_the_name_of_the_check(
+def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
     stored: bytes, start_server: StartServer, tmp_path: Path, damage, check: str
 ) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / LAST_KNOWN_GOOD).write_bytes(damage(stored))
@@ -120,7 +126,7 @@ def test_a_damaged_snapshot_is_refused_by_the_name_of_the_check(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
-def test_a_stored_snapshot_is_signed_anew_for_another_key(
+def test_a_stored_snapshot_is_signed_again_for_another_key(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     from definition_server.catalog.signing import Signer
@@ -133,7 +139,7 @@ def test_a_stored_snapshot_is_signed_anew_for_another_key(
         assert Signer("new").unpack(client.get("command1").code).startswith(b"# 1\n")
 
 
-def test_an_unwritable_snapshot_directory_costs_the_file_and_nothing_else(
+def test_with_an_unwritable_snapshot_directory_only_the_file_is_missing(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(5)
@@ -161,7 +167,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("trouble", BROKEN)
-def test_a_broken_table_is_told_with_its_remedy(table: Table, start_server: StartServer, trouble: str) -> None:
+def test_an_unreadable_table_is_logged_with_its_remedy(table: Table, start_server: StartServer, trouble: str) -> None:
     statement, remedy = BROKEN[trouble]
     table.add_commands(3)
     table.run("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'limited'")
@@ -176,7 +182,7 @@ def test_a_broken_table_is_told_with_its_remedy(table: Table, start_server: Star
         table.run("DROP OWNED BY limited; DROP ROLE limited")
 
 
-def test_a_wrong_password_is_told_without_the_password(start_server: StartServer, container_url: str) -> None:
+def test_a_wrong_password_is_logged_without_the_password(start_server: StartServer, container_url: str) -> None:
     server = start_server(_as(container_url, container_url.split("//")[1].split(":")[0], "wr0ng-secret"))
     line = server.wait_log("Sync failed")
     assert "password authentication failed" in line["error"]
@@ -184,7 +190,7 @@ def test_a_wrong_password_is_told_without_the_password(start_server: StartServer
     assert "wr0ng-secret" not in server.tail(1000)
 
 
-def test_an_unknown_database_is_told(postgres: DatabaseServer, start_server: StartServer) -> None:
+def test_an_unknown_database_is_logged(postgres: DatabaseServer, start_server: StartServer) -> None:
     server = start_server(postgres.url.rpartition("/")[0] + "/nowhere")
     line = server.wait_log("Sync failed")
     assert "nowhere" in line["error"]
@@ -197,7 +203,7 @@ def _as(url: str, user: str, password: str) -> str:
 
 @pytest.fixture
 def container_url() -> str:
-    """A server that asks for a password: the embedded one trusts everybody."""
+    """A PostgreSQL that requires a password: the embedded one trusts all connections."""
     from tests.support.providers import provider_or_skip
 
     server = provider_or_skip("container")
@@ -205,7 +211,7 @@ def container_url() -> str:
     server.close()
 
 
-def test_a_second_instance_on_the_same_port_says_so_and_leaves(table: Table, start_server: StartServer) -> None:
+def test_a_second_instance_on_the_same_port_logs_that_and_exits(table: Table, start_server: StartServer) -> None:
     table.add_commands(1)
     first = start_server(table.url).wait_ready()
     second = start_server(table.url, PORT=str(first.port))
@@ -218,7 +224,7 @@ def test_a_second_instance_on_the_same_port_says_so_and_leaves(table: Table, sta
         assert client.get("command0").name == "command0"
 
 
-def test_a_taken_metrics_port_is_told_and_no_worker_is_left(table: Table, start_server: StartServer) -> None:
+def test_a_taken_metrics_port_is_logged_and_no_worker_is_left(table: Table, start_server: StartServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = start_server(table.url, METRICS_PORT=str(port))
@@ -226,7 +232,7 @@ def test_a_taken_metrics_port_is_told_and_no_worker_is_left(table: Table, start_
         assert f"127.0.0.1:{port} is in use" in server.wait_log("Cannot start")["error"]
 
 
-def test_a_wrong_environment_is_told_whole_and_exits_78() -> None:
+def test_all_problems_of_a_wrong_environment_are_listed_and_the_exit_code_is_78() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "definition_server", "serve"],
         env={"PORT": "http", "WORKERS": "0", "API_KEY": "se cret "},
@@ -241,7 +247,7 @@ def test_a_wrong_environment_is_told_whole_and_exits_78() -> None:
     assert "se cret" not in done.stderr
 
 
-def test_a_low_limit_of_open_files_is_raised_or_told(table: Table, start_server: StartServer) -> None:
+def test_a_low_limit_of_open_files_is_raised_or_logged(table: Table, start_server: StartServer) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     table.add_commands(1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
@@ -258,7 +264,9 @@ def test_a_low_limit_of_open_files_is_raised_or_told(table: Table, start_server:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_anything_is_served_ends_in_order(start_server: StartServer, number: signal.Signals) -> None:
+def test_a_signal_before_the_first_catalogue_ends_the_server_in_order(
+    start_server: StartServer, number: signal.Signals
+) -> None:
     server: ServerProcess = start_server(CLOSED_PORT_URL)
     server.wait_log("Sync failed")
     server.signal(number)
@@ -266,7 +274,7 @@ def test_a_signal_before_anything_is_served_ends_in_order(start_server: StartSer
     assert server.logged("Stopped")
 
 
-def test_a_snapshot_that_could_not_be_stored_is_stored_once_the_disk_is_mended(
+def test_a_snapshot_that_could_not_be_stored_is_stored_when_the_disk_is_repaired(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(5)
@@ -280,7 +288,7 @@ def test_a_snapshot_that_could_not_be_stored_is_stored_once_the_disk_is_mended(
     assert (blocked / LAST_KNOWN_GOOD).exists()
 
 
-def test_a_malformed_host_is_told_and_not_as_a_crash(start_server: StartServer) -> None:
+def test_a_malformed_host_is_an_error_message_without_a_traceback(start_server: StartServer) -> None:
     server = start_server("postgresql://nobody@a..b/none")
     line = server.wait_log("Sync failed")
     assert "DATABASE_URL" in line["error"]

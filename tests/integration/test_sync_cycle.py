@@ -1,4 +1,4 @@
-"""A cycle notices every change, moves nothing where there is none, and reads what it reads in one transaction."""
+"""A cycle notices every change, reads no rows if there is none, and reads all rows in one transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cycles(server: ServerProcess, outcome: str) -> int:
 
 
 def wait_cycles(server: ServerProcess, count: int, outcome: str = "unchanged") -> None:
-    """Wait for ``count`` further cycles with that outcome."""
+    """Wait for ``count`` more cycles with that outcome."""
     goal = cycles(server, outcome) + count
     until(lambda: cycles(server, outcome) >= goal, lambda: f"{count} more cycles {outcome}\n{server.tail()}")
 
@@ -58,7 +58,7 @@ CHANGES: dict[str, tuple[str, int]] = {
 
 @pytest.fixture(scope="module")
 def changing(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerProcess, Table, str]]:
-    """A server for all changes, its table, and the version hash of the ten commands that each change begins with."""
+    """One server for all changes, its table, and the version hash of the ten commands before each change."""
     with shared_table(postgres, f"changing_{transport}") as table:
         table.add_commands(10)
         with ServerProcess(table.url, TRANSPORT=transport) as server:
@@ -84,7 +84,7 @@ def test_every_kind_of_change_is_served_by_every_worker(
     server.wait_version(after["version_hash"])
 
 
-def test_an_unchanged_table_is_neither_read_nor_published(table: Table, start_server: StartServer) -> None:
+def test_an_unchanged_table_is_not_read_and_not_published(table: Table, start_server: StartServer) -> None:
     table.add_commands(2000, size=2000)
     with Proxy(table.url) as proxy:
         server = start_server(proxy.url).wait_ready()
@@ -127,7 +127,7 @@ def test_an_uncommitted_change_is_not_served(table: Table, start_server: StartSe
 
 
 def test_no_answer_mixes_two_states_of_the_table(table: Table, start_server: StartServer) -> None:
-    """Every transaction gives all rows the same body; whatever is served must be one of those states, whole."""
+    """Every transaction gives all rows the same body; each answer must be exactly one of these states."""
     table.add_commands(3000, size=1000)
     table.run("UPDATE obex_dapl_functions SET code = 'state 0'")
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
@@ -158,7 +158,7 @@ def _note_state(sync: Callable[[], object], states: set[bytes]) -> int:
     return len(states)
 
 
-def test_the_server_never_writes_and_needs_select_alone(table: Table, start_server: StartServer) -> None:
+def test_the_server_never_writes_and_needs_only_select(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     table.run(
         "DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'reader'; "
@@ -186,7 +186,7 @@ def test_sighup_syncs_at_once(table: Table, start_server: StartServer) -> None:
     server.wait_count(4)
 
 
-def test_sighup_takes_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_sighup_reads_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:  # type: ignore[no-untyped-def]
     import signal
 
     table.add_commands(3)

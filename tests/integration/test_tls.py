@@ -1,4 +1,4 @@
-"""TLS: who is let in, and a certificate that is replaced while the server runs."""
+"""TLS: which clients are accepted, and replacement of a certificate while the server runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: how many there are plays no part here."""
+    return {"WORKERS": "1"}
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
@@ -32,7 +38,7 @@ def start(table: Table, start_server: StartServer, shown: Certificate, **setting
 
 
 def common_name(server: ServerProcess, authority: Authority) -> str:
-    """Of the certificate that a new connection is shown."""
+    """Serial number of the certificate that a new connection gets."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     context.set_alpn_protocols(["h2"])
     with (
@@ -45,7 +51,7 @@ def common_name(server: ServerProcess, authority: Authority) -> str:
     return str(dict(pair[0] for pair in certificate["subject"])["commonName"])
 
 
-def test_calls_are_answered_over_tls_and_only_there(
+def test_with_tls_calls_are_answered_over_tls_only(
     table: Table, start_server: StartServer, authority: Authority
 ) -> None:
     server = start(table, start_server, authority.sign("server"))
@@ -57,7 +63,7 @@ def test_calls_are_answered_over_tls_and_only_there(
         assert failure(cleartext.get, "command1")[0] == "UNAVAILABLE"
 
 
-def test_a_client_must_show_a_certificate_of_the_authority_where_one_is_set(
+def test_with_a_client_authority_a_client_needs_a_certificate_of_it(
     table: Table, start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:
     server = start(table, start_server, authority.sign("server"), TLS_CLIENT_CA_FILE=str(authority.cert))
@@ -93,7 +99,7 @@ def test_the_client_commands_call_a_server_with_tls(
     assert "--client-cert-file" in refused.stderr
 
 
-def test_a_replaced_certificate_is_shown_after_sighup_and_open_connections_live_on(
+def test_a_replaced_certificate_is_used_after_sighup_and_open_connections_stay(
     table: Table, start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:
     first, second = authority.sign("first"), authority.sign("second")
@@ -120,7 +126,7 @@ def test_a_replaced_certificate_is_shown_after_sighup_and_open_connections_live_
         assert client.get("command1").name == "command1"
 
 
-def test_a_certificate_without_its_key_is_told_at_the_start(
+def test_a_certificate_without_its_key_is_reported_at_the_start(
     start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:
     cert, other = authority.sign("one"), authority.sign("other")

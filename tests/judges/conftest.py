@@ -1,4 +1,4 @@
-"""Servers for the judges, as child processes: nothing of them is left behind."""
+"""Servers for the judges, as child processes that end with the tests."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def roomy() -> Iterator[int]:
-    """Port of a server on our engine that takes 64 KiB of header fields: nghttp's ``--continuation`` sends 24."""
+    """Port of a server on our engine that accepts 64 KiB of header fields: nghttp's ``--continuation`` sends 24."""
     with judged_server("native", "--max-header-list", "65536") as port:
         yield port
 
 
 @pytest.fixture(scope="session")
 def grpcio() -> Iterator[int]:
-    """Port of a server on grpcio: the judge of our judges."""
+    """Port of a server on grpcio: what fails on both is the judge's fault."""
     with judged_server("grpcio") as port:
         yield port
 

@@ -1,4 +1,4 @@
-"""What a server makes of octets: sends them on a connection of its own and sums up in one line what came back.
+"""How a server answers octets: send them on a new connection, and sum up in one line what came back.
 
 ``T:n``     the call ended with grpc-status n (an HTTP status other than 200: ``H:n``)
 ``S:CODE``  its stream was reset; ``T:n+S:CODE``: after the status
@@ -36,7 +36,7 @@ _CODES = {
 
 @dataclass
 class _Exchange:
-    """What came on one stream."""
+    """The answer on one stream."""
 
     fields: dict[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
@@ -54,7 +54,7 @@ class _Exchange:
 
 
 class _Peer:
-    """A client that acknowledges what must be acknowledged, and otherwise only listens."""
+    """A client that acknowledges what must be acknowledged, and otherwise only reads."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
@@ -67,14 +67,14 @@ class _Peer:
         self.echoed: set[bytes] = set()
 
     def over(self) -> bool:
-        """Whether the server has ended the connection, or said that it will."""
+        """Whether the server has ended the connection, or sent GOAWAY."""
         return self.gone or self.goaway is not None
 
     def close(self) -> None:
         self._socket.close()
 
     def send(self, octets: bytes) -> None:
-        # Where it has closed already, what it said before that is still to be read.
+        # Where the server has closed already, its last octets are still to be read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(octets)
 
@@ -85,7 +85,7 @@ class _Peer:
         return all(self.exchange(s).ended or self.exchange(s).reset is not None for s in streams)
 
     def read(self, deadline: float) -> bool:
-        """Take in what comes next; whether anything came before the deadline."""
+        """Read once. Returns whether anything came before the deadline."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             return False
@@ -143,7 +143,7 @@ def outcome(
         peer.send(hello + octets)
         _listen(peer, lambda: peer.finished(streams), PATIENCE if silence else DEADLINE)
         if not peer.over():
-            # Whatever follows the end of a stream comes before the echo of a PING that was sent after it.
+            # Any frame that follows the end of a stream comes before the answer to a PING that was sent after it.
             peer.send(wire.ping(b"judgment"))
             _listen(peer, lambda: b"judgment" in peer.echoed, DEADLINE)
         if peer.over():

@@ -1,8 +1,8 @@
 """``judges.Rows``: a few methods on octets, for cases that are written frame by frame.
 
-``Unary`` and ``Ready`` answer what they were asked; the second is a static-unary door where the transport has such.
-``Stream`` answers a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises and ``Meta``
-answers with the metadata it got.
+``Unary`` and ``Ready`` return their request; the second is a static method where the transport has those. ``Stream``
+returns a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises, and ``Meta`` returns
+the metadata of the call.
 """
 
 from __future__ import annotations

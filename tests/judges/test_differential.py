@@ -1,8 +1,8 @@
-"""Frame by frame, our engine and grpcio are asked the same things, and every difference is one that is wanted.
+"""Frame by frame, our engine and grpcio get the same octets, and every difference is one that we want.
 
-A row (``rows_framing.py``, ``rows_calls.py``) says what is demanded. Our engine must do that, by way of a handler and
-by way of a static-unary door; grpcio must do the same or what ``deviations.py`` records of it, so that the list of
-differences is true and complete for the version of grpcio that is installed.
+A row (``rows_framing.py``, ``rows_calls.py``) states the demanded answer. Our engine must give it, from a handler and
+from a static method; grpcio must give it or the answer that ``deviations.py`` records, so that the list of differences
+is true and complete for the version of grpcio that is installed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from tests.judges.deviations import GRPCIO
 from tests.judges.outcome import outcome
 from tests.judges.rows_calls import CALLS
 from tests.judges.rows_framing import FRAMING, UNARY, Row
+from tests.support.requirements import PAGE, rows
 
 ROWS = FRAMING + CALLS
-DOOR = b"/judges.Rows/Ready"
-RESET_AFTER_STATUS = 45
-"""The row about the RST_STREAM behind an early status. In other rows it depends on how far the server has read."""
+READY = b"/judges.Rows/Ready"
+RESET_AFTER_STATUS = "A45"
+"""The requirement of RST_STREAM behind an early status. In other rows it depends on how far the server has read."""
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
@@ -28,18 +29,18 @@ def ask(port: int, row: Row, octets: bytes, expected: tuple[str, ...]) -> str:
 
 
 @every_row
-def test_a_handler_on_our_engine_does_what_is_demanded(native: int, row: Row) -> None:
+def test_a_handler_on_our_engine_gives_the_demanded_answer(native: int, row: Row) -> None:
     assert ask(native, row, row.octets, row.demanded) in row.demanded
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if UNARY in row.octets], ids=str)
-def test_a_static_door_of_our_engine_does_what_is_demanded(native: int, row: Row) -> None:
+def test_a_static_method_of_our_engine_gives_the_demanded_answer(native: int, row: Row) -> None:
     # The paths are of one length, so nothing else changes.
-    assert ask(native, row, row.octets.replace(UNARY, DOOR), row.demanded) in row.demanded
+    assert ask(native, row, row.octets.replace(UNARY, READY), row.demanded) in row.demanded
 
 
 @every_row
-def test_grpcio_does_the_same_or_what_is_recorded(grpcio: int, row: Row) -> None:
+def test_grpcio_gives_the_demanded_answer_or_the_recorded_one(grpcio: int, row: Row) -> None:
     expected = (GRPCIO[str(row)],) if str(row) in GRPCIO else row.demanded
     if any(line.startswith("C:") for line in expected):
         # C-core mostly closes without GOAWAY, or the TCP reset overtakes it: that the connection ends is what counts.
@@ -47,7 +48,11 @@ def test_grpcio_does_the_same_or_what_is_recorded(grpcio: int, row: Row) -> None
     assert ask(grpcio, row, row.octets, expected) in expected
 
 
-def test_rows_are_told_apart_and_deviations_belong_to_rows() -> None:
+def test_rows_have_unique_names_and_deviations_belong_to_rows() -> None:
     names = [str(row) for row in ROWS]
     assert len(set(names)) == len(names)
     assert set(GRPCIO) <= set(names)
+
+
+def test_rows_name_requirements_that_exist() -> None:
+    assert {row.row for row in ROWS} <= rows(PAGE.read_text()).keys()

@@ -80,7 +80,7 @@ def test_curl_and_nghttp_choose_http2_over_tls(secure: int, body: str) -> None:
 
 @pytest.mark.requirement("A33")
 @pytest.mark.parametrize(("extra", "status"), [((), "415"), (("-X", "GET"), "405")], ids=["no gRPC", "no POST"])
-def test_curl_learns_why_it_is_refused(native: int, body: str, extra: tuple[str, ...], status: str) -> None:
+def test_curl_gets_the_reason_of_a_refusal(native: int, body: str, extra: tuple[str, ...], status: str) -> None:
     url = f"http://127.0.0.1:{native}{PATHS['handler']}"
     arguments = ["-sS", "--http2-prior-knowledge", "--data-binary", f"@{body}", *extra, "-w", "\n%{http_code}", url]
     done = run([command("curl", "Debian curl"), *arguments], seconds=SECONDS)

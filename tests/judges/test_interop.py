@@ -1,4 +1,4 @@
-"""gRPC's own interoperability clients are content: the one of Go, and the one of C-core (by way of Ruby).
+"""gRPC's own interoperability clients pass: the one of Go, and the one of C-core (through Ruby).
 
 The same service on grpcio passes too, so what fails on one transport only is that transport's.
 """

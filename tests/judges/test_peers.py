@@ -138,12 +138,12 @@ def client(peer: Target) -> Iterator[Client]:
     yield from client_of(peer)
 
 
-def test_every_command_is_answered_as_the_snapshot_says(client: Client, catalogue: Served) -> None:
+def test_every_command_gets_the_answer_of_the_snapshot(client: Client, catalogue: Served) -> None:
     for name in (*NAMES, "large"):
         assert client.get(name) == catalogue.snapshot.answer(name.encode())
 
 
-def test_the_whole_catalogue_is_the_snapshots(client: Client, catalogue: Served) -> None:
+def test_sync_catalog_gives_the_body_of_the_snapshot(client: Client, catalogue: Served) -> None:
     assert client.sync() == bytes(catalogue.snapshot.body)
 
 
@@ -153,24 +153,24 @@ def test_an_unknown_name_is_not_found(client: Client, unknown: str) -> None:
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_stranger_learns_nothing(client: Client, stranger: Metadata) -> None:
+def test_a_call_without_the_right_key_is_unauthenticated(client: Client, stranger: Metadata) -> None:
     refusal = (grpc.StatusCode.UNAUTHENTICATED, "Invalid Credentials")
     assert [client.get("if", stranger), client.get("nichts", stranger), client.sync(stranger)] == [refusal] * 3
 
 
-def test_a_method_that_there_is_not_is_unimplemented(client: Client) -> None:
+def test_an_unknown_method_is_unimplemented(client: Client) -> None:
     answered = client.other()
     assert isinstance(answered, tuple)
     assert answered[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_calls_at_once_each_get_their_own_answer(client: Client, catalogue: Served) -> None:
+def test_concurrent_calls_each_get_their_own_answer(client: Client, catalogue: Served) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(client.get, NAMES * 3))
     assert answers == [catalogue.snapshot.answer(name.encode()) for name in NAMES * 3]
 
 
-def test_it_speaks_tls(name: str, catalogue: Served, tmp_path: Path) -> None:
+def test_calls_over_tls_are_answered(name: str, catalogue: Served, tmp_path: Path) -> None:
     command("openssl", "Debian openssl")
     files = self_signed(tmp_path)
     trusted = grpc.ssl_channel_credentials(Path(files["tls_cert_file"]).read_bytes())
@@ -189,7 +189,7 @@ def test_several_workers_serve_on_one_port(name: str, catalogue: Served) -> None
     assert processes == {"grpc-js": 4, "grpcio-sync": 4, "grpcio-aio": 4}.get(name, 1)
 
 
-def test_one_worker_keeps_to_the_cpu_it_is_given(name: str, catalogue: Served) -> None:
+def test_one_worker_runs_only_on_its_cpu(name: str, catalogue: Served) -> None:
     last = max(os.sched_getaffinity(0))
     with peers.start(name, catalogue, cpus=[last]) as target:
         for pid in target.pids:
@@ -197,7 +197,7 @@ def test_one_worker_keeps_to_the_cpu_it_is_given(name: str, catalogue: Served) -
                 assert os.sched_getaffinity(int(thread.name)) == {last}
 
 
-def test_nothing_is_left_of_it(name: str, catalogue: Served) -> None:
+def test_a_stopped_peer_leaves_no_process_and_no_port(name: str, catalogue: Served) -> None:
     with nothing_left(c_core=True):
         with peers.start(name, catalogue, workers=2) as target:
             pids, port = target.pids, target.port
@@ -206,7 +206,7 @@ def test_nothing_is_left_of_it(name: str, catalogue: Served) -> None:
             assert probe.connect_ex(("127.0.0.1", port))
 
 
-def test_it_ends_with_the_process_that_started_it(name: str, tmp_path: Path) -> None:
+def test_a_peer_ends_with_the_process_that_started_it(name: str, tmp_path: Path) -> None:
     # Killed, a harness closes nothing itself: only what the system does for it is left.
     command_line, environment = [sys.executable, "-c", HARNESS, name], os.environ | {"FOLDER": str(tmp_path)}
     with subprocess.Popen(command_line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as harness:
@@ -222,14 +222,14 @@ def test_it_ends_with_the_process_that_started_it(name: str, tmp_path: Path) -> 
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_death_in_the_middle_is_told(name: str, catalogue: Served) -> None:
+def test_a_peer_that_dies_during_a_run_is_reported(name: str, catalogue: Served) -> None:
     pids: list[int] = []
     with pytest.raises(TargetFailed, match=f"{name} ended with -9"):
         _measure_and_kill(name, catalogue, pids)
     until(lambda: not any(_runs(pid) for pid in pids), f"workers of {name} live on")
 
 
-def test_what_it_says_is_told_where_it_does_not_start(name: str, catalogue: Served, tmp_path: Path) -> None:
+def test_the_output_of_a_peer_that_does_not_start_is_reported(name: str, catalogue: Served, tmp_path: Path) -> None:
     nowhere = {"tls_cert_file": str(tmp_path / "cert.pem"), "tls_key_file": str(tmp_path / "key.pem")}
     with (
         nothing_left(c_core=True),
@@ -255,7 +255,7 @@ def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_built")
-def test_a_peer_that_lacks_its_tools_is_skipped_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_whose_tools_are_missing_is_skipped_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["build"]) == 0
     told = capsys.readouterr().out
     assert "grpc-js      skipped: missing on this machine: npm (Debian npm), node (Debian nodejs)\n" in told
@@ -263,14 +263,14 @@ def test_a_peer_that_lacks_its_tools_is_skipped_with_a_line(capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("nothing_built")
-def test_the_list_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_the_missing_tools(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["list"]) == 0
     told = capsys.readouterr().out
     assert "tonic        missing on this machine: cargo (Rust 1.88 or newer)" in told
     assert "nghttpd      missing on this machine: nghttpd (Debian nghttp2-server)" in told
 
 
-def test_a_peer_that_is_not_built_says_how_to(
+def test_the_error_of_a_peer_that_is_not_built_names_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, catalogue: Served
 ) -> None:
     command("go", "Go 1.26")
@@ -280,7 +280,7 @@ def test_a_peer_that_is_not_built_says_how_to(
         pass
 
 
-def test_a_build_that_fails_says_why_and_leaves_nothing(
+def test_a_failed_build_reports_the_reason_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("go", "Go 1.26")
@@ -297,7 +297,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["grpc_go.lock"]
 
 
-def test_a_name_that_nobody_knows_is_refused_with_those_there_are(catalogue: Served) -> None:
+def test_an_unknown_peer_is_refused_with_the_list_of_peers(catalogue: Served) -> None:
     told = "there is no peer 'grpc-c'; there are grpc-js, grpc-go, tonic"
     with pytest.raises(peers.PeerMissing, match=told), peers.start("grpc-c", catalogue):
         pass
@@ -305,7 +305,7 @@ def test_a_name_that_nobody_knows_is_refused_with_those_there_are(catalogue: Ser
         program.main(["build", "grpc-c"])
 
 
-def test_versions_are_those_that_are_pinned() -> None:
+def test_reported_versions_are_the_pinned_ones() -> None:
     assert peers.versions("tonic")["tonic"].startswith("0.14.")
     assert re.search(rf"grpc v{re.escape(peers.versions('grpc-go')['grpc-go'])}\n", (GO / "go.mod").read_text())
     assert f'"@grpc/grpc-js": "{peers.versions("grpc-js")["grpc-js"]}"' in (JS / "package.json").read_text()

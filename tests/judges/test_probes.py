@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator
 
 
 @pytest.mark.parametrize(("service", "code"), [("", 0), ("avap.DefinitionEngine", 0), ("nothing", NOT_FOUND)])
-def test_grpc_health_probe_tells_what_is_served(server: ServerProcess, service: str, code: int) -> None:
+def test_grpc_health_probe_reports_the_state_of_each_service(server: ServerProcess, service: str, code: int) -> None:
     probe = str(go_programs() / "grpc-health-probe")
     done = run([probe, f"-addr=127.0.0.1:{server.port}", f"-service={service}"], seconds=SECONDS)
     assert done.returncode == code, done.stderr

@@ -103,7 +103,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 500])
-def test_every_view_of_every_chart_is_drawn_and_nothing_sticks_out(tmp_path: Path, html: str, width: int) -> None:
+def test_every_view_of_every_chart_is_drawn_within_the_page(tmp_path: Path, html: str, width: int) -> None:
     seen = look(tmp_path, html, f"--window-size={width},1000")
     hot = load(write(tmp_path)).cells["get-hot", "native"]
     assert seen["errors"] == []
@@ -122,7 +122,7 @@ def test_every_view_of_every_chart_is_drawn_and_nothing_sticks_out(tmp_path: Pat
         assert name in seen["charts"]["per-core"]["text"]
 
 
-def test_the_dark_side_changes_page_and_charts(tmp_path: Path, html: str) -> None:
+def test_dark_mode_changes_page_and_charts(tmp_path: Path, html: str) -> None:
     light = look(tmp_path, html)
     dark = look(tmp_path, html, "--blink-settings=preferredColorScheme=0")
     assert light["page"] != dark["page"]
@@ -130,7 +130,7 @@ def test_the_dark_side_changes_page_and_charts(tmp_path: Path, html: str) -> Non
     assert dark["errors"] == []
 
 
-def test_what_a_record_says_is_run_by_no_browser(tmp_path: Path) -> None:
+def test_script_in_a_record_is_not_executed(tmp_path: Path) -> None:
     evil = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
     told = sample()
     told["title"] = told["commit"] = evil
@@ -145,7 +145,7 @@ def test_what_a_record_says_is_run_by_no_browser(tmp_path: Path) -> None:
     assert len(seen["charts"]) == len(CHARTS)
 
 
-def test_the_page_that_is_seen_is_not_blank(tmp_path: Path, html: str) -> None:
+def test_a_screenshot_of_the_page_is_not_blank(tmp_path: Path, html: str) -> None:
     path, picture = tmp_path / "page.html", tmp_path / "page.png"
     path.write_text(html, encoding="utf-8")
     chromium(tmp_path, "--window-size=1280,5200", f"--screenshot={picture}", path.as_uri())

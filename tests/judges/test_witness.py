@@ -35,7 +35,7 @@ def two_cpus(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_throughput_is_what_h2load_says(catalogue: Catalogue) -> None:
+def test_our_throughput_agrees_with_h2load(catalogue: Catalogue) -> None:
     command("h2load", "Debian nghttp2-client")
     found = witness.settled(lambda: witness.by_h2load(catalogue, SECONDS))
     assert [each for each in found if each.verdict == "disagrees"] == []
@@ -43,7 +43,7 @@ def test_throughput_is_what_h2load_says(catalogue: Catalogue) -> None:
 
 
 @may_build
-def test_p95_is_what_ghz_says(catalogue: Catalogue) -> None:
+def test_our_p95_agrees_with_ghz(catalogue: Catalogue) -> None:
     command("go", "Go 1.26")
     witness.build()
     found = witness.settled(lambda: witness.by_ghz(catalogue, SECONDS))
@@ -74,7 +74,7 @@ def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, A
         (ran(50_000, microseconds=10, client=0.99), ran(100_000, microseconds=10), "explained"),
     ],
 )
-def test_a_difference_in_rate_is_explained_by_measured_time_or_not_at_all(
+def test_a_difference_in_rate_is_explained_only_by_measured_cpu_time(
     ours: dict[str, Any], theirs: dict[str, Any], verdict: str
 ) -> None:
     assert throughput(ours, theirs, "h2load", "test").verdict == verdict
@@ -90,7 +90,7 @@ def test_a_difference_in_rate_is_explained_by_measured_time_or_not_at_all(
         (0.6, 0.09, 800, "disagrees"),  # a witness that is faster than ours has no excuse to give
     ],
 )
-def test_a_difference_in_p95_is_explained_by_what_ghz_takes_or_not_at_all(
+def test_a_difference_in_p95_is_explained_only_by_the_time_of_ghz(
     ours: float, theirs: float, own: float, verdict: str
 ) -> None:
     run = {"latency": {"p95": theirs}, "client_us_per_call": own}
@@ -120,6 +120,6 @@ def test_a_report_of_ghz_with_anything_but_good_answers_is_refused(change: dict[
         parsed_ghz(json.dumps(REPORT | change))
 
 
-def test_what_is_no_report_is_refused() -> None:
+def test_an_output_that_is_not_a_report_is_refused() -> None:
     with pytest.raises(TargetFailed, match="connection refused"):
         parsed_ghz("", "connection refused")

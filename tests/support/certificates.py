@@ -59,7 +59,7 @@ class Authority:
 
     @property
     def cert(self) -> Path:
-        """What a peer trusts."""
+        """The file that a peer trusts."""
         return self._own.cert
 
     def sign(self, name: str, names: str = LOCAL_NAMES) -> Certificate:

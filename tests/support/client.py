@@ -27,7 +27,7 @@ RETRYING = (
 
 @dataclass(frozen=True)
 class Tls:
-    """What a client trusts, and what it shows of itself, if anything."""
+    """The certificates that a client trusts, and its own, if it has one."""
 
     authority: Path
     cert: Path | None = None

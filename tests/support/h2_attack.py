@@ -1,4 +1,4 @@
-"""An attacker of one `Connection`, which keeps nothing: what grows is the connection; and a victim beside it."""
+"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing: any growth is the engine's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grpc_h2 import CallCancelled, CallStarted, Connection, ConnectionClosing, E
 
 
 class Attacker:
-    """Sends as fast as the connection lets it. All at one instant, so that no bucket leaks."""
+    """Sends as fast as the connection reads, all at one instant, so that no bucket leaks."""
 
     def __init__(
         self, doors: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
@@ -33,7 +33,7 @@ class Attacker:
         self.flood([HELLO + SETTINGS_ACK])
 
     def flood(self, pieces: Iterable[bytes], *, read: bool = True, keep: bool = False) -> Attacker:
-        """Send `pieces` until the connection ends. Without `read`, until it wants to read nothing more."""
+        """Send `pieces` until the connection ends; without `read`, until it defers work."""
         connection = self.connection
         for piece in pieces:
             if connection.terminated:
@@ -46,10 +46,11 @@ class Attacker:
             while connection.backlog and read:
                 self._events(connection.receive_data(b"", 0.0), keep=keep)
                 self.drain()
+        connection.check_invariants()
         return self
 
     def drain(self) -> int:
-        """Take what waits to be sent. Returns its octets."""
+        """Take all queued output. Returns the number of its octets."""
         taken = 0
         while pieces := self.connection.data_to_send():
             octets = b"".join(pieces)
@@ -104,7 +105,7 @@ def pieces_of(octets: bytes, size: int = 65536) -> list[bytes]:
 
 
 class Beside:
-    """A victim and an attacker at the same doors. At the end, the victim's connection must answer as before."""
+    """A victim and an attacker at the same router. At the end, the victim's connection must answer as before."""
 
     def __init__(self, limits: Limits | None = None, *, slow_handlers: bool = False) -> None:
         self.doors = some_doors()

@@ -1,4 +1,4 @@
-"""A connection whose answers show what header lists it saw, held against the independent `hpack` library."""
+"""A connection whose answers show the header lists that it decoded, compared with the independent `hpack` library."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def showing_doors() -> Router:
 
 
 class Oracle:
-    """Sends blocks as static calls, and holds what is shown against what the library decodes."""
+    """Sends blocks as static calls, and compares the answers with what the library decodes."""
 
     def __init__(self, feed: Feed = whole, limits: Limits | None = None) -> None:
         self.peer = Peer(feed, doors=showing_doors(), limits=limits)
@@ -86,7 +86,7 @@ class Oracle:
         self.peer.send(octets)
 
     def assert_out_of_step(self, atoms: bytes) -> None:
-        """The block refers to what is no longer there."""
+        """A block that refers to an entry that has gone must be a compression error."""
         self.stream += 2
         self.peer.send(headers(self.stream, REQUEST + atoms))
         self.peer.assert_closed(COMPRESSION_ERROR)
@@ -119,7 +119,7 @@ REPLAYS: dict[str, list[bytes]] = {
 
 
 def placed(atoms: bytes) -> tuple[bytes, bytes]:
-    """Size updates stand before the first field."""
+    """Split ``atoms`` into the size updates before the first field, and the rest."""
     at = 0
     while at < len(atoms) and atoms[at] & 0xE0 == 0x20:
         at += 1

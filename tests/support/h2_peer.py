@@ -1,4 +1,4 @@
-"""A client in memory: it feeds a sans-IO `Connection`, and judges every octet that comes back (RFC 9113)."""
+"""A client in memory: it feeds a sans-IO `Connection`, and checks every octet that comes back (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANSWER = b"a definition"
 
 
 class Keys:
-    """Whom the guarded door lets in; `asked` counts how often it looked."""
+    """The keys that the guarded method accepts; `asked` counts the authorizations."""
 
     def __init__(self, *valid: str) -> None:
         self.valid = set(valid)
@@ -49,7 +49,7 @@ class Keys:
 
 
 def some_doors(keys: Keys | None = None) -> Router:
-    """Static doors: one that answers, one that fails, one that asks for a key. Any other path is a handler's."""
+    """Static methods: one that answers, one that fails, one that requires a key. Any other path has a handler."""
     doors = Router()
     answer = StaticAnswer.unary(ANSWER, answer_id=1)
     doors.add_static_unary(
@@ -61,10 +61,10 @@ def some_doors(keys: Keys | None = None) -> Router:
 
 
 class Peer:
-    """A client of one `Connection`. What it sends arrives as `feed` cuts it; what comes back is judged at once.
+    """A client of one `Connection`. `feed` cuts what it sends; each reply is checked at once.
 
-    Calls of paths without a static door become `calls`; the test is their handler. A cancelled call's handler ends at
-    once, unless `slow_handlers`.
+    Calls of paths without a static method become `calls`; the test is their handler. The handler of a cancelled call
+    ends at once, unless `slow_handlers`.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class Peer:
         slow_handlers: bool = False,
         reads: bool = True,
         consumes: bool = True,
+        jitter: float = 0.0,
     ) -> None:
         self.now = 1000.0
-        self.connection = Connection(doors or some_doors(), limits or Limits(), self.now)
+        self.connection = Connection(doors or some_doors(), limits or Limits(), self.now, jitter)
         self.replies = Replies()
         self.events: list[Event] = []
         self.calls: dict[int, Stream] = {}
@@ -88,7 +89,7 @@ class Peer:
         self.cancelled: dict[int, int] = {}
         self.closing: ConnectionClosing | None = None
         self.octets = 0
-        """How much came back."""
+        """Octets that came back."""
         self.turns = 0
         self._feed = feed
         self._slow_handlers = slow_handlers
@@ -101,7 +102,7 @@ class Peer:
     # -- exchange -----------------------------------------------------------------------------------------------
 
     def send(self, *octets: bytes) -> Peer:
-        """Send, let the connection work until it wants nothing more, and read what it answers."""
+        """Send, let the connection work until nothing is deferred, and read the answers."""
         joined = b"".join(octets)
         self.replies.note_sent(joined)
         for piece in self._feed(joined):
@@ -117,10 +118,11 @@ class Peer:
                 self._take_events(self.connection.receive_data(b"", self.now))
             if self._reads:
                 self.read()
+        self.connection.check_invariants()
         return self
 
     def read(self, budget: int = 262144) -> None:
-        """Take everything that can be sent now."""
+        """Take all output that can be sent now."""
         while pieces := self.connection.data_to_send(budget):
             octets = b"".join(pieces)
             assert octets, "nothing to send is an empty list"
@@ -138,10 +140,11 @@ class Peer:
             self._take_events(self.connection.tick(self.now))
             self.read()
         else:
-            raise AssertionError("a deadline that never passes")
+            raise AssertionError("a deadline that is always due")
         self.now = end
         self._take_events(self.connection.tick(end))
         self.read()
+        self.connection.check_invariants()
 
     def _take_events(self, events: list[Event]) -> None:
         for event in events:
@@ -177,9 +180,10 @@ class Peer:
             self.connection.send_message(handled, message)
         self.connection.send_status(handled, status, text)
         self.connection.finished(handled)
+        self.connection.check_invariants()
         self.read()
 
-    # -- judgements ---------------------------------------------------------------------------------------------
+    # -- assertions ---------------------------------------------------------------------------------------------
 
     def result(self, stream: int) -> Result:
         return self.replies.stream(stream)
@@ -190,18 +194,18 @@ class Peer:
         return self.replies.goaways[-1][1] if self.replies.goaways else None
 
     def assert_answered(self, stream: int, *messages: bytes) -> None:
-        """The stream had these messages (by default the static door's) and status OK."""
+        """The stream had these messages (by default the static method's) and status OK."""
         result = self.result(stream)
         assert (result.status, result.reset, result.ended) == (0, None, True), (result, self.code, self.closing)
         assert result.http_status == 200
         assert result.messages == list(messages or (ANSWER,))
 
     def assert_answered_with(self, stream: int, status: int) -> None:
-        """The stream ended with this status; the connection is not tried."""
+        """The stream ended with this status; the connection is not probed."""
         assert (self.result(stream).status, self.result(stream).ended) == (status, True), self.result(stream)
 
     def assert_answered_until_reset(self, stream: int) -> None:
-        """The static answer came whole; what happened to the stream afterwards is not judged."""
+        """The static answer came whole; later frames of the stream are not checked."""
         result = self.result(stream)
         assert (result.status, result.messages, result.ended) == (0, [ANSWER], True), result
 
@@ -225,12 +229,12 @@ class Peer:
         self.assert_alive()
 
     def assert_reset(self, stream: int, *codes: int) -> None:
-        """The stream was reset with one of `codes`, no other harm was done."""
+        """The stream was reset with one of `codes`, and the connection lives."""
         assert self.result(stream).reset in codes, (self.result(stream), self.code, self.closing)
         self.assert_alive()
 
     def assert_closed(self, *codes: int) -> None:
-        """The connection ended with one of `codes`, told so, and listens to nothing more."""
+        """The connection ended with one of `codes` in its GOAWAY, and answers nothing more."""
         assert self.code in codes, (self.replies.goaways, self.closing)
         assert self.closing is not None
         assert self.closing.code in codes

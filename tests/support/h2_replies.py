@@ -1,4 +1,4 @@
-"""A judge of all that a server sends on a connection (RFC 9113): it fails on what no client need take."""
+"""A checker of all that a server sends on a connection (RFC 9113): it fails on frames that a client may refuse."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def text(self) -> bytes:
-        """grpc-message as it came."""
+        """grpc-message as it was sent, still percent-encoded."""
         return self._value(b"grpc-message") or b""
 
     @property
@@ -64,7 +64,7 @@ class Result:
 
     @property
     def messages(self) -> list[bytes]:
-        """The whole messages; the rest must be nothing."""
+        """The messages of the body, which must end with the last of them."""
         found, body = [], bytes(self.body)
         while body:
             size = int.from_bytes(body[1:5], "big")
@@ -96,12 +96,12 @@ class Replies:
         self._granted: dict[int, int] = {}
         self._opened: set[int] = set()
         self._prioritised: set[int] = set()
-        """Streams that had PRIORITY while idle. A wrong one is answered by RST_STREAM there too."""
+        """Streams that had PRIORITY while idle; a wrong one is answered with RST_STREAM there too."""
 
-    # -- what the client says ---------------------------------------------------------------------------------
+    # -- frames of the client ---------------------------------------------------------------------------------
 
     def note_sent(self, octets: bytes) -> None:
-        """The client's own frames, for the windows they open."""
+        """Note the client's own frames, for the windows and limits that they set."""
         for sent in split_frames(octets.removeprefix(PREFACE))[0]:
             if sent.kind == SETTINGS and not sent.flags & ACK:
                 pairs = [sent.payload[at : at + 6] for at in range(0, len(sent.payload), 6)]
@@ -129,10 +129,10 @@ class Replies:
         if HEADER_TABLE_SIZE in acked:
             self._decoder.max_allowed_table_size = acked[HEADER_TABLE_SIZE]
 
-    # -- what the server says --------------------------------------------------------------------------------
+    # -- frames of the server --------------------------------------------------------------------------------
 
     def feed(self, octets: bytes) -> list[Frame]:
-        """Take the server's octets. Returns the whole frames among them."""
+        """Check the server's octets. Returns the whole frames among them."""
         frames, self._rest = split_frames(self._rest + octets)
         for got in frames:
             self._judge(got)

@@ -1,7 +1,7 @@
 """HTTP/2 at the level of octets, for tests: builders of frames and header blocks, legal and illegal.
 
 Nothing here shares code with the engine under test: frames are built by hand (RFC 9113 section 4.1), header blocks
-from the octets of RFC 7541 section 6. What the server sends is judged by `tests.support.h2_peer`.
+from the octets of RFC 7541 section 6. `tests.support.h2_replies` checks what the server sends.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Frame:
 
 
 def split_frames(octets: bytes) -> tuple[list[Frame], bytes]:
-    """The whole frames of `octets` and what is left over."""
+    """The whole frames of `octets`, and the rest."""
     frames, at = [], 0
     while at + 9 <= len(octets):
         end = at + 9 + int.from_bytes(octets[at : at + 3], "big")

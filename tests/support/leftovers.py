@@ -1,4 +1,4 @@
-"""What a test may not leave behind: descriptors, threads, child processes."""
+"""Checks that a test leaves nothing behind: descriptors, threads, child processes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from definition_server.rpc import avap_pb2, avap_pb2_grpc
 
 @dataclass
 class Result:
-    """What became of the calls."""
+    """The outcomes of the calls."""
 
     offered: int = 0
     answered: int = 0

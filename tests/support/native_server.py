@@ -111,7 +111,7 @@ class ServerThread:
 
 
 class RawClient:
-    """A blocking HTTP/2 client of octets, whose server is judged by `Replies`."""
+    """A blocking HTTP/2 client of octets; `Replies` checks what the server sends."""
 
     def __init__(self, port: int, hello: bytes = HELLO + SETTINGS_ACK, *, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -139,7 +139,7 @@ class RawClient:
         self.socket.sendall(octets)
 
     def read(self) -> None:
-        """What has come, at least one octet or the end."""
+        """Read at least one octet, or the end."""
         got = self.socket.recv(65536)
         self.octets += len(got)
         self.eof = not got

@@ -33,7 +33,7 @@ _RATES = {
 
 
 def sample(*, seed: int = 1, measured: str = "2026-11-25T10:20:30+00:00", faster: float = 1.0) -> dict[str, Any]:
-    """A record; ``faster`` multiplies what servers do. The caller's own, to be changed at will."""
+    """A new record; ``faster`` multiplies the rates of the servers. The caller may change it."""
     made: dict[str, Any] = json.loads(_encoded(seed, measured, faster))
     return made
 

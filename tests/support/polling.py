@@ -13,7 +13,7 @@ DEADLINE_SECONDS = 30.0
 
 
 def until(what: Callable[[], T], told: str | Callable[[], str], *, seconds: float = DEADLINE_SECONDS) -> T:
-    """Ask ``what`` until its answer is truthy; that answer.
+    """Call ``what`` until its result is truthy. Returns that result.
 
     Raises:
         AssertionError: after ``seconds``, saying ``told``.

@@ -124,7 +124,7 @@ class Prometheus:
         except OSError:
             return False
 
-    # -- what it answers ---------------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------------------------
 
     def api(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
         """``data`` of an answer of ``/api/v1/``.

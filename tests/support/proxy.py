@@ -61,11 +61,11 @@ class Proxy:
                     open_socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self) -> None:
-        """Go deaf: everything stays open and acknowledged, nothing passes (the half-open case)."""
+        """Stop forwarding: everything stays open and acknowledged, nothing passes (the half-open case)."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """What was held back passes, and all that follows."""
+        """Forward what was held back, and all that follows."""
         self._flowing.set()
 
     def swallow(self) -> None:
@@ -121,7 +121,7 @@ class Proxy:
             self._run(self._pump, database, client, True, done)
 
     def _drain(self, lost: socket.socket) -> None:
-        """Read what nobody will ever get, until the peer gives up."""
+        """Read and discard, until the peer closes."""
         with contextlib.suppress(OSError):
             while lost.recv(_CHUNK):
                 pass

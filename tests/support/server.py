@@ -94,7 +94,7 @@ class ServerProcess:
             self._process = None
 
     def _kill_group(self, group: int) -> None:
-        """Orphaned workers drain by themselves; whoever does not within the deadline is killed and told."""
+        """Orphaned workers drain by themselves; one that does not within the deadline is killed and reported."""
         deadline = time.monotonic() + 15
         while _group_exists(group):
             if time.monotonic() > deadline:
@@ -112,7 +112,7 @@ class ServerProcess:
             else:
                 self.lines.append(parsed)
 
-    # -- what it says ------------------------------------------------------------------------------------------
+    # -- its log -----------------------------------------------------------------------------------------------
 
     def logged(self, message: str, *, after: int = 0, **fields: Any) -> list[LogLine]:
         """Log lines with that ``msg`` (and those fields), from line number ``after`` on."""
@@ -134,7 +134,7 @@ class ServerProcess:
         """The last output, for a failing test."""
         return "\n".join([*(json.dumps(line) for line in self.lines[-count:]), *self.other_output[-count:]])
 
-    # -- where it is -------------------------------------------------------------------------------------------
+    # -- its processes and ports -------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
@@ -160,7 +160,7 @@ class ServerProcess:
         except OSError:
             return []
 
-    # -- what it answers ---------------------------------------------------------------------------------------
+    # -- its admin HTTP ----------------------------------------------------------------------------------------
 
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of the admin HTTP server."""

@@ -39,7 +39,7 @@ REPLACED = {
     r"\btid(y|ies|ied)\b": "release",
     r"\b[Tt]all(y|ies)\b": "answer id",
     r"\blooks? at the table\b": "change check",
-    r"\b(a|the|each|every|one|first|last|cheap) look\b(?!-?up| of )": "change check",
+    r"\b(a|the|each|every|one|first|last|cheap) look\b(?!-|up| of |$)": "change check",
 }
 """Pattern of a replaced term → the term to use."""
 

@@ -378,7 +378,15 @@ class EmbeddedPostgres:
         if libraries.is_dir():
             shutil.copytree(libraries, copy / libraries.name, symlinks=True)
         self._give_to_server(copy, *copy.rglob("*"))
-        return PostgresBinaries(copy / install.parent.name / install.name / "bin")
+        copied = PostgresBinaries(copy / install.parent.name / install.name / "bin")
+        try:
+            self._run_as_server(copied.postgres, "--version")
+        except PermissionError:
+            raise PostgresStartFailed(
+                f"root starts PostgreSQL as another user, who can run its programs neither in {install} nor as a copy "
+                f"in {self._root.parent}. Set TMPDIR to a directory of a file system that is not mounted noexec"
+            ) from None
+        return copied
 
     def _launch(self) -> Self:
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]

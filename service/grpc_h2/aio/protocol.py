@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from array import array
 from collections.abc import Mapping
 from fcntl import ioctl
@@ -128,7 +129,7 @@ class Http2Protocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self.connection = Connection(self._host.doors, self._host.limits, self._loop.time())
+        self.connection = Connection(self._host.doors, self._host.limits, self._loop.time(), random.uniform(-1, 1))
         self.established = True
         self._host.connected(self)
         tls = transport.get_extra_info("ssl_object")

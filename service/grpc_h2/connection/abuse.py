@@ -1,33 +1,156 @@
-"""Against clients that ping to keep a connection alive at our cost (gRPC proposal A8)."""
+"""Protection from peers that cost us more than they pay: counters and budgets of one connection. Pure arithmetic.
+
+- *Glitches* are cheap misdeeds: each is legal or harmless alone, and an attack in numbers. All of them are drawn from
+  one leaky bucket, so that no attack is below every threshold at once.
+- *WINDOW_UPDATEs* have a balance that grows by what an honest client answers with one.
+- *PINGs* follow gRPC proposal A8. Whenever we send HEADERS or DATA, strikes and clock start anew; so grpc-go, which
+  sends a PING after every reply to measure the bandwidth-delay product, never strikes.
+- *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond: a neighbour waits that long
+  while a peer sends the most expensive input there is.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.timers import Timers
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode
+
+FRAME_WORK: Final = 4
+BLOCK_WORK: Final = 3
+STREAM_WORK: Final = 12
+OCTETS_OF_BLOCK_PER_WORK: Final = 8
+OCTETS_OF_MESSAGE_PER_WORK: Final = 256
+
+_UPDATES_PER_STREAM: Final = 2
+"""WINDOW_UPDATEs that a stream entitles to: C-core sends two for every call."""
+_UPDATES_PER_FRAME: Final = 20
+"""WINDOW_UPDATEs that a DATA frame of ours entitles to (Envoy: 10)."""
 
 
-class PingPolicy:
-    """Counts PINGs that come sooner than allowed. Whenever we send HEADERS or DATA, strikes and clock start anew.
+_UPDATES_PER_ANSWER: Final = _UPDATES_PER_STREAM + _UPDATES_PER_FRAME
 
-    So grpc-go, which sends a PING after every reply to measure the bandwidth-delay product, never strikes.
-    """
 
-    __slots__ = ("_last", "_limits", "_strikes")
+class LeakyBucket:
+    """Counts misdeeds, forgetting them at a constant rate. Time is an argument."""
 
-    def __init__(self, limits: Limits) -> None:
+    __slots__ = ("_capacity", "_level", "_rate", "_then")
+
+    def __init__(self, capacity: float, rate: float, now: float) -> None:
+        self._capacity = capacity
+        self._rate = rate
+        self._level = 0.0
+        self._then = now
+
+    def add(self, now: float, amount: float = 1.0) -> bool:
+        """Pour in ``amount``. Returns whether the bucket overflows."""
+        self._level = max(0.0, self._level - (now - self._then) * self._rate) + amount
+        self._then = now
+        return self._level > self._capacity
+
+
+class Abuse:
+    """What the peer of one connection may still do."""
+
+    __slots__ = (
+        "_bucket",
+        "_last_ping",
+        "_limits",
+        "_strikes",
+        "_timers",
+        "_window_updates",
+        "calls_left",
+        "work_left",
+    )
+
+    def __init__(self, limits: Limits, timers: Timers) -> None:
         self._limits = limits
-        self._last: float | None = None
+        self._timers = timers
+        self._bucket = LeakyBucket(limits.glitches, limits.glitches_per_second, timers.now)
+        self._window_updates = limits.free_window_updates
+        self._last_ping: float | None = None
+        """When the last PING came, since we last sent HEADERS or DATA."""
         self._strikes = 0
+        self.work_left = limits.work_per_turn
+        self.calls_left = limits.calls_per_turn
 
-    def reset(self) -> None:
-        """We have sent HEADERS or DATA."""
-        self._last = None
-        self._strikes = 0
+    # -- budgets --------------------------------------------------------------------------------------------------
 
-    def abused(self, now: float, *, idle: bool) -> bool:
-        """A PING came. Returns whether it is one too many."""
-        limits = self._limits
+    def begin_turn(self) -> None:
+        """The budgets are whole again."""
+        self.work_left = self._limits.work_per_turn
+        self.calls_left = self._limits.calls_per_turn
+
+    def spend(self, work: int) -> None:
+        """``work`` was done."""
+        self.work_left -= work
+
+    def call_started(self) -> None:
+        """A handler is going to be started."""
+        self.calls_left -= 1
+
+    # -- misdeeds -------------------------------------------------------------------------------------------------
+
+    def glitch(self, what: str, amount: float = 1.0) -> None:
+        """Count a misdeed.
+
+        Raises:
+            ConnectionFault: ENHANCE_YOUR_CALM where it is one too many.
+        """
+        if self._bucket.add(self._timers.now, amount):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def window_update(self) -> None:
+        """WINDOW_UPDATE was received.
+
+        Raises:
+            ConnectionFault: ENHANCE_YOUR_CALM where it is one too many.
+        """
+        self._window_updates -= 1
+        if self._window_updates < 0:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
+
+    def ping(self, *, idle: bool) -> None:
+        """PING was received; ``idle``: no stream is open.
+
+        Raises:
+            ConnectionFault: ENHANCE_YOUR_CALM where it came too soon too often.
+        """
+        limits, now = self._limits, self._timers.now
         least = limits.min_ping_interval_idle if idle else limits.min_ping_interval
-        if self._last is not None and now - self._last < least:
+        if self._last_ping is not None and now - self._last_ping < least:
             self._strikes += 1
-        self._last = now
-        return self._strikes > limits.max_ping_strikes
+        self._last_ping = now
+        if self._strikes > limits.max_ping_strikes:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+
+    # -- what entitles the peer to more ---------------------------------------------------------------------------
+
+    def stream_opened(self) -> None:
+        """The client has opened a stream, whatever becomes of it."""
+        self._window_updates += _UPDATES_PER_STREAM
+
+    def headers_sent(self) -> None:
+        """We have sent HEADERS."""
+        self._last_ping = None
+        self._strikes = 0
+
+    def data_sent(self, data_frames: int) -> None:
+        """We have sent DATA frames."""
+        self._window_updates += _UPDATES_PER_FRAME * data_frames
+        self._last_ping = None
+        self._strikes = 0
+
+    def answered_one(self) -> None:
+        """The fast path: as `answered` with one stream and one answer."""
+        self._window_updates += _UPDATES_PER_ANSWER
+        self._last_ping = None
+        self._strikes = 0
+
+    def answered(self, streams: int, answers: int) -> None:
+        """The fast path: the client has opened ``streams``, and ``answers`` were sent, of one DATA frame at most."""
+        self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers
+        if answers:
+            self._last_ping = None
+            self._strikes = 0

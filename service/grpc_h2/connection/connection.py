@@ -1,42 +1,187 @@
 """The server's side of one HTTP/2 connection that carries gRPC: no socket, no event loop; time is an argument.
 
-**Theory of operation.** `Connection.receive_data` takes whatever the socket gave and works through it frame by frame.
-What has to be said at once (acknowledgements, resets, ready answers) goes to the sender's list; what concerns a handler
+**Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
+frame. Replies that wait for nothing (acknowledgements, resets, static answers) are queued; what concerns a handler
 becomes an event. `Connection.data_to_send` hands out what may be written. Neither raises on any input: a peer's fault
-ends its stream (`Core._refuse`) or the connection (`Core.close`), each in one place.
+ends its stream (`Calls.refuse`) or the connection (`Calls.close`), each in one place.
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
-neighbours). Where input is left over, ``backlog`` says so, and the caller comes back after other connections.
+neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
 
-**Who holds what.** Ids: `Streams`. Windows and queues outwards: `Sender`; inwards: `ReceiveWindow` and the
-streams' own. Instants: `Lifetime`. Misdeeds: one `LeakyBucket`, `PingPolicy`, and a balance of WINDOW_UPDATEs. Ready
-answers: `Router`.
+**Composition.** A connection is made of parts. Each owns its numbers, which others read but change by its methods
+only; a part knows the parts that stand before it in this list, and returns outcomes to those behind it::
+
+    Lifecycle    the connection's state        InputBuffer  octets that are not dealt with
+    Timers       instants                      Abuse        buckets, ping policy, budgets of work
+    FlowControl  the connection's windows      Streams      streams by id, counts of handlers
+    Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
+    Bodies       DATA to messages              FastPath     known calls, alone or in batches
+    Calls        begin and end of calls        Inbound      frames in
 """
 
 from __future__ import annotations
 
 from math import inf
 
-from grpc_h2.connection.core import MESSAGE_OVERHEAD, PREFIX
-from grpc_h2.connection.events import (
-    ConnectionClosing,
-    Event,
-    Writable,
-)
-from grpc_h2.connection.inbound import DRAIN_PING, KEEPALIVE_PING, Inbound
-from grpc_h2.connection.outbound import Piece
-from grpc_h2.connection.stream import Stream
-from grpc_h2.connection.timers import Due
+from grpc_h2.connection.abuse import Abuse
+from grpc_h2.connection.bodies import Bodies
+from grpc_h2.connection.calls import Calls
+from grpc_h2.connection.events import ConnectionClosing, Event, Writable
+from grpc_h2.connection.fast_path import FastPath
+from grpc_h2.connection.flow_control import FlowControl
+from grpc_h2.connection.headers import Headers
+from grpc_h2.connection.inbound import KEEPALIVE_PING, Inbound
+from grpc_h2.connection.input_buffer import InputBuffer
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.outbound import Outbound
+from grpc_h2.connection.state import INTRODUCED, ConnectionState, Lifecycle, StreamState
+from grpc_h2.connection.stream import Piece, Stream
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Due, Timers
 from grpc_h2.rpc.requests import Metadata
-from grpc_h2.rpc.responses import initial_block, trailers_block, trailers_only_block
+from grpc_h2.rpc.responses import initial_block
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import ErrorCode
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 
 
-class Connection(Inbound):
-    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write what `data_to_send` gives."""
+class Connection:
+    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write what `data_to_send` gives.
 
-    __slots__ = ()
+    All instants are in seconds of one monotonic clock, sizes in octets.
+    """
+
+    __slots__ = (
+        "_abuse",
+        "_bodies",
+        "_buffer",
+        "_calls",
+        "_fast_path",
+        "_flow",
+        "_headers",
+        "_inbound",
+        "_lifecycle",
+        "_outbound",
+        "_streams",
+        "_timers",
+        "answer_one",
+        "answered",
+        "limits",
+    )
+
+    def __init__(self, router: Router, limits: Limits, now: float, jitter: float = 0.0) -> None:
+        """A client has connected at instant ``now``.
+
+        Args:
+            router: The server's static methods.
+            limits: What the client may ask for.
+            now: The present instant.
+            jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
+        """
+        self.limits = limits
+        self.answered: list[int] = []
+        """The ``answer_id`` of each static answer given; the reader clears the list."""
+        self._lifecycle = lifecycle = Lifecycle()
+        self._buffer = buffer = InputBuffer()
+        self._timers = timers = Timers(limits, now, jitter)
+        self._abuse = abuse = Abuse(limits, timers)
+        self._flow = flow = FlowControl(limits.connection_window)
+        self._streams = streams = Streams()
+        self._outbound = outbound = Outbound(flow)
+        self._headers = headers = Headers(router, limits, abuse)
+        self._bodies = bodies = Bodies(limits, abuse)
+        self._fast_path = fast_path = FastPath(
+            limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, self.answered
+        )
+        self._calls = calls = Calls(
+            limits, lifecycle, buffer, timers, abuse, flow, streams, outbound, bodies, fast_path, self.answered
+        )
+        self._inbound = Inbound(
+            limits,
+            lifecycle,
+            buffer,
+            timers,
+            abuse,
+            flow,
+            streams,
+            outbound,
+            headers,
+            bodies,
+            fast_path,
+            calls,
+            self.answered,
+        )
+        self.answer_one = fast_path.answer_one
+        """See `FastPath.answer_one`. Bound here, because every call that comes alone would pay for one call more."""
+        outbound.control(
+            frames.settings(
+                (
+                    (frames.MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
+                    (frames.INITIAL_WINDOW_SIZE, limits.initial_window),
+                    (frames.MAX_HEADER_LIST_SIZE, limits.max_header_list),
+                )
+            )
+            + frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW)
+        )
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ConnectionState:
+        """See ``state.py``."""
+        return self._lifecycle.state
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the last GOAWAY is queued and no stream is left."""
+        return self._lifecycle.closed
+
+    @property
+    def backlog(self) -> bool:
+        """Whether input is left over: call ``receive_data(b"", now)`` again soon, and read no more until then."""
+        return self._buffer.backlog
+
+    @property
+    def open_calls(self) -> int:
+        """Handlers at work, those of cancelled calls among them."""
+        return self._streams.open_calls
+
+    @property
+    def forgotten(self) -> dict[int, Stream]:
+        """Streams that were open when the connection ended, to be freed a few at a time."""
+        return self._calls.released
+
+    # -- input --------------------------------------------------------------------------------------------------------
+
+    def hold(self, data: bytes, now: float) -> None:
+        """Keep ``data``, octets that the peer has sent, for the next `receive_data`: until then it is ``backlog``."""
+        self._timers.read(now)
+        self._buffer.add(data)
+
+    def receive_data(self, data: bytes, now: float) -> list[Event]:
+        """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
+        if data:
+            self._timers.read(now)
+            self._buffer.add(data)
+        else:
+            self._timers.advance(now)
+        if self._lifecycle.state is ConnectionState.CLOSED:
+            self._buffer.clear()  # after the last GOAWAY octets are read, but not dealt with (section 5.4.1)
+        else:
+            try:
+                self._inbound.work()
+            except ConnectionFault as fault:
+                self._calls.close(fault.code, fault.reason)
+        return self._calls.take_events()
+
+    @property
+    def eventful(self) -> bool:
+        """Whether `take_events` has any."""
+        return self._calls.eventful
+
+    def take_events(self) -> list[Event]:
+        """Events that came about otherwise than by `receive_data` or `tick`."""
+        return self._calls.take_events()
 
     # -- output -------------------------------------------------------------------------------------------------------
 
@@ -45,159 +190,166 @@ class Connection(Inbound):
 
         Empty where nothing can go: nothing is queued, or the peer's windows are shut. May leave events (`take_events`).
         """
-        if self._paused:
+        outbound = self._outbound
+        if outbound.paused:
             return []
-        if not self._sender.streaming:
-            return self._sender.take_out()
-        pieces, sent = self._sender.take(self.limits.octets_per_turn if budget is None else budget)
+        if not outbound.waiting:
+            return outbound.take_out()
+        pieces, sent, data_frames = outbound.take(self.limits.octets_per_turn if budget is None else budget)
         if sent:
-            self._lifetime.progress_at = self._now
-            self._pings.reset()
-            self._window_updates += 20 * self._sender.data_frames
-            self._sender.data_frames = 0
-            for stream in dict.fromkeys(sent):  # one that had several quanta is looked at once
-                if stream.ended:
-                    self._both_ended(stream)
-                elif not stream.below_high_water and stream.unsent <= self.limits.low_water:
-                    stream.below_high_water = True
-                    self._events.append(Writable(stream))
-            if self._sender.out:
-                pieces.append(b"".join(self._sender.out))
-                self._sender.out.clear()
+            self._timers.progressed()
+            self._abuse.data_sent(data_frames)
+            for stream in sent:
+                if stream.state in (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED):
+                    self._calls.response_ended(stream)
+                elif stream.note_sent(self.limits.low_water):
+                    self._calls.note(Writable(stream))
+            pieces += outbound.take_out()
         return pieces
 
     @property
     def wants_read(self) -> bool:
         """Whether to read on: not while the peer leaves our answers unread."""
-        return not self._paused
+        return not self._outbound.paused
 
     def pause_writing(self, now: float) -> None:
         """The transport takes no more."""
-        self._paused = True
-        self._lifetime.progress_at = now
+        self._timers.advance(now)
+        self._timers.progressed()
+        self._outbound.pause(True)
 
     def resume_writing(self, now: float) -> None:
         """The transport takes more again."""
-        self._now = now
-        self._paused = False
-        self._lifetime.progress_at = now
+        self._timers.advance(now)
+        self._timers.progressed()
+        self._outbound.pause(False)
 
-    # -- what a server does with its calls ----------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------------------------------
 
     def send_initial_metadata(self, stream: Stream, metadata: Metadata = (), encoding: str | None = None) -> None:
-        """Response headers. No effect on a closed stream, or when they have been sent."""
+        """Response headers. No effect on a closed stream, or when they have been sent.
+
+        Raises:
+            ValueError: for metadata that may not be sent; then nothing was sent.
+        """
         if stream.closed or stream.headers_sent:
             return
-        block = initial_block(metadata, encoding)  # may raise: then nothing was sent
-        stream.headers_sent = True
-        self._sender.headers(stream, block, end_stream=False)
-        self._pings.reset()
+        self._calls.send_headers(stream, initial_block(metadata, encoding))
 
     def send_message(self, stream: Stream, message: bytes | memoryview, *, compressed: bool = False) -> None:
-        """One message, as it goes on the wire; ``compressed`` tells that it is. No effect on a closed stream."""
+        """One message as it goes on the wire, without its prefix; ``compressed``: whether it is. No effect on a closed
+        stream."""
         if stream.closed:
             return
         self.send_initial_metadata(stream)
-        self._queue(stream, bytes((compressed,)) + len(message).to_bytes(4, "big"), message)
-        stream.below_high_water = stream.unsent <= self.limits.high_water
+        self._calls.send_message(stream, message, compressed=compressed)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
-        """The end of a call: trailers, or trailers alone where nothing was sent. No effect on a closed stream."""
-        if stream.closed:
-            return
-        block = trailers_block if stream.headers_sent else trailers_only_block
-        self._end_with(stream, block(status, message, metadata))
+        """The end of a call: trailers, or trailers alone where nothing was sent. No effect on a closed stream.
+
+        Raises:
+            ValueError: for metadata that may not be sent; then nothing was sent.
+        """
+        if not stream.closed:
+            self._calls.send_status(stream, status, message, metadata)
 
     def cancel(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
         """RST_STREAM. No effect on a stream that has ended."""
-        if stream.ended or stream.cancelled:
-            return
-        stream.trailers = b""  # closed by its own handler: that needs no telling
-        self._sender.out.append(frames.rst_stream(stream.id, code))
-        self._streams.note_reset(stream.id)
-        self._abandon(stream, code)
+        self._calls.cancel(stream, code)
 
     def consumed(self, stream: Stream, octets: int) -> None:
         """A handler has taken a message of ``octets``: the windows grow again."""
-        taken = min(octets + MESSAGE_OVERHEAD, stream.unread)
-        stream.unread -= taken
-        self._unread -= taken
-        free = min(octets + PREFIX, stream.owed)
-        stream.owed -= free
-        self._take_in(0, free)
-        stream.credit += free
-        self._credit_stream(stream)
+        self._calls.consumed(stream, octets)
 
     def finished(self, stream: Stream) -> None:
         """The handler's work has really ended; until then it counts as a stream."""
-        if stream.finished:
-            return
-        stream.finished = True
-        self.open_calls -= 1
-        if stream.id not in self._streams.open:
-            self._zombies -= 1
+        self._calls.finished(stream)
 
     # -- life and death -----------------------------------------------------------------------------------------------
 
+    def close(self, code: int, reason: str) -> None:
+        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        self._calls.close(code, reason)
+
     def drain(self, now: float) -> None:
-        """Leave in order: calls that the client has begun, or begins before it hears of it, are served.
+        """Leave in order: calls that the client has begun, or begins before it knows of the drain, are served.
 
         Double GOAWAY (RFC 9113 section 6.8): the first announces, the second comes when the client has answered the
         PING behind the first.
         """
-        self._now = now
-        if self.terminated or self._refused_above is not None or self._lifetime.draining_at != inf:
-            return
-        if not self._lifetime.introduced:
-            self.close(ErrorCode.NO_ERROR, "draining")
-            return
-        self._lifetime.age_at = inf
-        self._lifetime.draining_at = now
-        self._sender.out += (
-            frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR, b"draining"),
-            frames.ping(DRAIN_PING, ack=False),
-        )
+        self._timers.advance(now)
+        self._calls.drain()
 
     def connection_lost(self) -> list[Event]:
         """The transport is gone."""
-        self._abandon_all()
+        self._calls.abandon_all()
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:
         """When `tick` is due; it may turn out later that nothing is."""
-        if self.terminated:
+        if self._lifecycle.closed:
             return None
-        deadline = self._lifetime.next_deadline(idle=self._idle, unsent=self._unsent)
+        deadline = self._timers.next_deadline(
+            introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer
+        )
         return None if deadline == inf else deadline
 
     def tick(self, now: float) -> list[Event]:
         """Do what has become due."""
-        self._now = now
-        for due in self._lifetime.due(now, idle=self._idle, unsent=self._unsent):
-            if self.terminated:
+        self._timers.advance(now)
+        for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
+            if self._lifecycle.closed:
                 break
-            self._do(due, now)
+            self._do(due)
         return self.take_events()
 
-    def _do(self, due: Due, now: float) -> None:
+    @property
+    def _introduced(self) -> bool:
+        return self._lifecycle.state in INTRODUCED
+
+    @property
+    def _unread_by_peer(self) -> bool:
+        return self._outbound.paused or self._outbound.unsent > 0
+
+    def _do(self, due: Due) -> None:
+        timers, calls = self._timers, self._calls
         if due is Due.PREFACE:
-            self.close(ErrorCode.SETTINGS_TIMEOUT, "no preface in time")
+            calls.close(ErrorCode.SETTINGS_TIMEOUT, "no preface in time")
         elif due is Due.HEADER_BLOCK:
-            self.close(ErrorCode.ENHANCE_YOUR_CALM, "a header block not finished in time")
+            calls.close(ErrorCode.ENHANCE_YOUR_CALM, "a header block not finished in time")
         elif due is Due.KEEPALIVE:
-            self._sender.out.append(frames.ping(KEEPALIVE_PING, ack=False))
-            self._lifetime.asked_at = now
+            self._outbound.control(frames.ping(KEEPALIVE_PING, ack=False))
+            timers.keepalive_sent()
         elif due is Due.DEAD:
-            self.close(ErrorCode.NO_ERROR, "keepalive timeout")
+            calls.close(ErrorCode.NO_ERROR, "keepalive timeout")
         elif due is Due.AGE:
-            self._lifetime.grace_at = now + self.limits.age_grace
-            self.drain(now)
+            timers.grace_begun()
+            calls.drain()
         elif due is Due.IDLE:
-            self._lifetime.idle_at = inf
-            self.drain(now)
+            timers.idleness_noted()
+            calls.drain()
         elif due is Due.FINAL_GOAWAY:
-            self._final_goaway()
+            calls.final_goaway()
         elif due is Due.GRACE:
-            self.close(ErrorCode.NO_ERROR, "max_age")
+            calls.close(ErrorCode.NO_ERROR, "max_age")
         else:
-            self.close(ErrorCode.ENHANCE_YOUR_CALM, "nothing was read for too long")
+            calls.close(ErrorCode.ENHANCE_YOUR_CALM, "nothing was read for too long")
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Assert everything that holds between two calls. Costs a walk over all streams: for tests."""
+        streams = self._streams.open.values()
+        if self._lifecycle.closed:
+            assert not streams
+            assert not self._fast_path.pending
+            assert not self._outbound.waiting
+            assert self._outbound.unsent == 0
+            return
+        self._streams.check_invariants()
+        self._flow.check_invariants(held=sum(stream.owed for stream in streams))
+        self._outbound.check_invariants(streams)
+        self._bodies.check_invariants(streams)
+        self._headers.check_invariants()
+        self._fast_path.check_invariants()
+        self._buffer.check_invariants()

@@ -1,32 +1,44 @@
-"""Flow-control arithmetic (RFC 9113 sections 5.2 and 6.9) of what a connection receives."""
+"""Flow control of a connection (RFC 9113 sections 5.2 and 6.9): what either side may still send.
+
+A stream's own windows are in ``stream.py``. Credit for received octets is given back in halves of the window, so that
+one WINDOW_UPDATE answers many requests.
+"""
 
 from __future__ import annotations
 
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
-from grpc_h2.wire.frames import LARGEST_WINDOW
+from grpc_h2.wire.frames import DEFAULT_WINDOW, LARGEST_WINDOW
 
 
-class ReceiveWindow:
-    """The connection's receive window: what the peer may still send, and what is owed to it.
+class FlowControl:
+    """Both windows of a connection.
 
-    Credit is given back in halves of the window, so that a WINDOW_UPDATE answers many requests rather than one.
+    Of the octets received, ``window + credit + held = size``: what the peer may still send, what is to be given back,
+    and what somebody holds. `check_invariants` asserts it.
     """
 
-    __slots__ = ("_credit", "_left", "_size")
+    __slots__ = ("_credit", "_size", "_window", "initial_send_window", "send_window")
 
     def __init__(self, size: int) -> None:
+        """``size``: octets that we receive without giving any back."""
         self._size = size
-        self._left = size
+        self._window = size
         self._credit = 0
+        self.send_window = DEFAULT_WINDOW
+        """Octets of DATA that we may still send."""
+        self.initial_send_window = DEFAULT_WINDOW
+        """What a new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
 
-    def take(self, octets: int) -> None:
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def receive(self, octets: int) -> None:
         """The peer has sent ``octets`` of DATA, padding included.
 
         Raises:
             ConnectionFault: FLOW_CONTROL_ERROR where it had no window for them.
         """
-        self._left -= octets
-        if self._left < 0:
+        self._window -= octets
+        if self._window < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
 
     def give_back(self, octets: int) -> int:
@@ -35,16 +47,69 @@ class ReceiveWindow:
         if self._credit * 2 < self._size:
             return 0
         increment, self._credit = self._credit, 0
-        self._left += increment
+        self._window += increment
         return increment
 
-    def pass_by(self, octets: int) -> bool:
-        """Take ``octets`` and give them back. False, and nothing is done, where that is a fault or to be announced."""
-        if octets > self._left or (self._credit + octets) * 2 >= self._size:
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def grow(self, increment: int) -> None:
+        """WINDOW_UPDATE of the connection.
+
+        Raises:
+            ConnectionFault: FLOW_CONTROL_ERROR where the window passes 2^31 - 1.
+        """
+        window = grown(self.send_window, increment)
+        if window is None:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window passes 2^31 - 1")
+        self.send_window = window
+
+    def change_initial(self, size: int) -> int:
+        """SETTINGS_INITIAL_WINDOW_SIZE. Returns by how much the window of every stream changes (section 6.9.2)."""
+        shift = size - self.initial_send_window
+        self.initial_send_window = size
+        return shift
+
+    def spend(self, octets: int) -> None:
+        """``octets`` of DATA were sent."""
+        self.send_window -= octets
+        assert self.send_window >= 0, "sent beyond the connection's window"
+
+    # -- both at once: the fast path ------------------------------------------------------------------------------
+
+    def exchange(self, received: int, sent: int) -> bool:
+        """Receive ``received`` octets, give them back and send ``sent``. False, and nothing is done, where that would
+        be a fault, pass a window, or make an increment due."""
+        if (
+            sent > self.send_window
+            or sent > self.initial_send_window
+            or received > self._window
+            or (self._credit + received) * 2 >= self._size
+        ):
             return False
-        self._left -= octets
-        self._credit += octets
+        self._window -= received
+        self._credit += received
+        self.send_window -= sent
         return True
+
+    def commit(self, received: int, sent: int) -> int:
+        """``received`` octets have arrived and need not be held; ``sent`` were sent. Returns as `give_back`.
+
+        Raises:
+            ConnectionFault: as `receive`.
+        """
+        self.send_window -= sent
+        assert self.send_window >= 0, "sent beyond the connection's window"
+        self.receive(received)
+        self._credit += received
+        return self.give_back(0) if self._credit * 2 >= self._size else 0
+
+    def check_invariants(self, held: int) -> None:
+        """Assert the sums; ``held``: octets of messages that nobody has taken yet."""
+        assert self._window + self._credit + held == self._size
+        assert self._window >= 0
+        assert 0 <= self._credit * 2 < self._size
+        assert 0 <= self.send_window <= LARGEST_WINDOW
+        assert 0 <= self.initial_send_window <= LARGEST_WINDOW
 
 
 def grown(window: int, increment: int) -> int | None:

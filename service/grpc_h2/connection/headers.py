@@ -1,14 +1,39 @@
-"""Header blocks that come in parts."""
+"""Header blocks in: assembled from frames, decoded, and understood as a route; what is understood is remembered.
+
+**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block neither changes the
+table nor, since the memo is dropped at each change, was read in another state than the present one. The decoder counts
+changes (``epoch``), and `Headers.decode` is the only place that decodes and compares. A block is remembered only where
+it leads to a static method. The memo is dropped too when the server's authorizations change (`Headers.refresh`).
+
+**Long blocks.** A block of more than `LONGEST_SHORT_BLOCK` octets is decoded a few fields at a time
+(`Headers.end_assembly`), so that other connections are served in between. Until it is through, no other frame of the
+connection is looked at.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
+from grpc_h2.connection.abuse import BLOCK_WORK, OCTETS_OF_BLOCK_PER_WORK, Abuse
 from grpc_h2.connection.limits import Limits
+from grpc_h2.rpc.faults import CallFault
+from grpc_h2.rpc.requests import parse_timeout, split_timeout
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.static.routes import Route, Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
+from grpc_h2.wire.frame_parsing import LONGEST_SHORT_BLOCK
+from grpc_h2.wire.hpack import Decoder, Field
+
+_MEMO_ENTRIES: Final = 64
+FIELDS_AT_ONCE: Final = 32
+"""Of a block that is not short: some 20 µs."""
+_OVERFLOW_GLITCH: Final = 5.0
+"""A list over the limit costs us milliseconds and the peer nothing: two hundred of them, and it is disconnected."""
 
 
 class BlockAssembly:
-    """A header block that has begun and is not dealt with (section 6.10): nothing else may come in between."""
+    """A header block that has begun and is not dealt with (RFC 9113 section 6.10): no other frame may come between."""
 
     __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id", "whole")
 
@@ -22,7 +47,7 @@ class BlockAssembly:
         self._parts = bytearray(fragment)
         self._continuations = 0
         self.whole: bytes | None = None
-        """The block, once it has come to its end and waits to be decoded."""
+        """The block, once its last fragment is in and it waits to be decoded."""
 
     def add(self, kind: int, stream_id: int, fragment: bytes) -> None:
         """The next frame.
@@ -41,5 +66,139 @@ class BlockAssembly:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
 
     def end(self) -> None:
-        """The block has come to its end."""
+        """The last fragment is in."""
         self.whole = bytes(self._parts)
+
+
+class Headers:
+    """The receiving side's header compression of one connection, and what it has understood so far."""
+
+    __slots__ = (
+        "_abuse",
+        "_ahead",
+        "_decoder",
+        "_limits",
+        "_memo_epoch",
+        "_router",
+        "assembly",
+        "memo",
+        "router_epoch",
+    )
+
+    def __init__(self, router: Router, limits: Limits, abuse: Abuse) -> None:
+        self._router = router
+        self._limits = limits
+        self._abuse = abuse
+        self._decoder = Decoder(
+            max_list_size=limits.max_header_list,
+            max_fields=limits.max_header_fields,
+            hard_list_size=limits.hard_header_list,
+            hard_fields=limits.hard_header_fields,
+        )
+        self.memo: dict[bytes, Route] = {}
+        """Block → route. To be read only."""
+        self._memo_epoch = self._decoder.epoch
+        self.router_epoch = router.epoch
+        """The router's epoch in which the memo is authorized."""
+        self.assembly: BlockAssembly | None = None
+        """The block that is being received or decoded."""
+        self._ahead: tuple[Field, ...] | None = None
+        """The fields of a long block that has been decoded to its end."""
+
+    # -- assembly -------------------------------------------------------------------------------------------------
+
+    def begin(self, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool, whole: bool) -> None:
+        """A block begins that cannot be dealt with at once; ``whole``: it ends with this fragment, too."""
+        assert self.assembly is None
+        self.assembly = BlockAssembly(
+            self._limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent
+        )
+        if whole:
+            self.assembly.end()
+
+    def end_assembly(self) -> BlockAssembly | None:
+        """Decode some more of the block that is whole. Returns it once that is through: now `decode` has its fields."""
+        assembly = self.assembly
+        assert assembly is not None
+        assert assembly.whole is not None
+        self._ahead = self._decoder.decode_some(assembly.whole, FIELDS_AT_ONCE)
+        self._abuse.spend(FIELDS_AT_ONCE)
+        if self._ahead is None:
+            return None
+        self.assembly = None
+        return assembly
+
+    # -- understanding --------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Forget what may not be authorized any more."""
+        if self.router_epoch != self._router.epoch:
+            self.memo.clear()
+            self.router_epoch = self._router.epoch
+
+    def route(self, block: bytes) -> Route:
+        """The route of a request, by the memo or as `learn` finds it.
+
+        A block that came in parts has been decoded already: its fields are used, or the next block would get them.
+        """
+        if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK:  # to look for 16 kB takes 3 µs
+            return self.memo.get(block) or self.learn(block)
+        return self.learn(block)
+
+    def learn(self, block: bytes) -> Route:
+        """Decode a request's header block and find its route; remember the block where that is sound.
+
+        Raises:
+            ConnectionFault: where the table cannot be kept in step, or the list is far beyond every limit.
+            StreamFault: where the fields are no well-formed request.
+        """
+        fields = self.decode(block)
+        decoder = self._decoder
+        if decoder.overflow:
+            self._abuse.glitch("header lists beyond the limit", _OVERFLOW_GLITCH)
+            too_large = CallFault(StatusCode.RESOURCE_EXHAUSTED, "The request's header list is too large")
+            return Route(None, fault=too_large)
+        rest, timeout = split_timeout(fields)
+        route = self._router.route(rest, decoder.list_size)
+        if timeout is not None and route.request is not None:
+            try:
+                seconds = parse_timeout(timeout)
+                if seconds <= 0:
+                    raise CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            except CallFault as fault:
+                fault.content_length = route.request.content_length
+                return Route(None, fault=fault)
+            if route.method is None:
+                return Route(route.request.with_timeout(seconds))
+        sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
+        if sound and route.lasting and route.answer_payload is not None:
+            if len(self.memo) >= _MEMO_ENTRIES:
+                self.memo.clear()
+            self.memo[block] = route
+        return route
+
+    def decode(self, block: bytes) -> tuple[Field, ...]:
+        """The fields of a whole block. Every block goes through here: the table changes nowhere else, and with it the
+        memo goes.
+
+        Raises:
+            ConnectionFault: as `learn`.
+        """
+        decoder = self._decoder
+        fields, self._ahead = self._ahead, None
+        if fields is None:
+            fields = decoder.decode(block)
+        self._abuse.spend(BLOCK_WORK + len(block) // OCTETS_OF_BLOCK_PER_WORK)
+        if decoder.epoch != self._memo_epoch:
+            self.memo.clear()
+            self._memo_epoch = decoder.epoch
+        if decoder.beyond_hard_limit:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list far beyond the limit")
+        return fields
+
+    def check_invariants(self) -> None:
+        """Assert that nothing is remembered in another state of the table than the present one."""
+        assert not self.memo or self._memo_epoch == self._decoder.epoch
+        assert len(self.memo) <= _MEMO_ENTRIES
+        assert all(len(block) <= LONGEST_SHORT_BLOCK and route.lasting for block, route in self.memo.items())
+        assert self._ahead is None

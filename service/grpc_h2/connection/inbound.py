@@ -1,18 +1,27 @@
-"""Octets in: preface, frames, and the turn that bounds how much is done before other connections are looked at."""
+"""Frames in: the preface, then frame by frame, each judged by its shape and by the state of its stream.
+
+A turn (one call of `Inbound.work`) is bounded by `Limits.answers_per_turn` and its neighbours, so that other
+connections are served in between; where it ends early, `InputBuffer.backlog` says so.
+"""
 
 from __future__ import annotations
 
-from math import inf
+from typing import Final
 
-from grpc_h2.connection.core import FRAME_WORK
-from grpc_h2.connection.events import (
-    Event,
-)
-from grpc_h2.connection.exchanges import Exchanges
-from grpc_h2.connection.flow_control import grown
-from grpc_h2.connection.headers import BlockAssembly
-from grpc_h2.connection.streams import StreamStatus
-from grpc_h2.static.routes import UNKNOWN_LENGTH
+from grpc_h2.connection.abuse import FRAME_WORK, Abuse
+from grpc_h2.connection.bodies import Bodies
+from grpc_h2.connection.calls import DRAIN_PING, Calls
+from grpc_h2.connection.fast_path import FastPath, Opened, Refused
+from grpc_h2.connection.flow_control import FlowControl
+from grpc_h2.connection.headers import Headers
+from grpc_h2.connection.input_buffer import InputBuffer
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.outbound import Outbound
+from grpc_h2.connection.state import ConnectionState, Lifecycle, StreamState, StreamStatus
+from grpc_h2.connection.stream import Stream
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Timers
+from grpc_h2.rpc.requests import check_trailers
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 from grpc_h2.wire.frame_parsing import (
@@ -22,69 +31,98 @@ from grpc_h2.wire.frame_parsing import (
     unpadded,
     without_priority,
 )
+from grpc_h2.wire.hpack import Field
 
-DRAIN_PING = b"draining"
-KEEPALIVE_PING = b"keepaliv"
-_STREAMS_PER_GLITCH = 64
+KEEPALIVE_PING: Final = b"keepaliv"
+_STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
-_IN_FLIGHT_GLITCH = 0.25
+_IN_FLIGHT_GLITCH: Final = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
+_NEVER_OPEN: Final = (StreamStatus.IDLE, StreamStatus.SKIPPED)
 
 
-class Inbound(Exchanges):
-    """Octets in: the turn, and every frame."""
+class Inbound:
+    """The receiving half of a connection."""
 
-    __slots__ = ()
+    __slots__ = (
+        "_abuse",
+        "_answered",
+        "_bodies",
+        "_buffer",
+        "_calls",
+        "_fast_path",
+        "_flow",
+        "_headers",
+        "_lifecycle",
+        "_limits",
+        "_outbound",
+        "_settings_unacked",
+        "_streams",
+        "_timers",
+    )
 
-    # -- input --------------------------------------------------------------------------------------------------------
+    def __init__(
+        self,
+        limits: Limits,
+        lifecycle: Lifecycle,
+        buffer: InputBuffer,
+        timers: Timers,
+        abuse: Abuse,
+        flow: FlowControl,
+        streams: Streams,
+        outbound: Outbound,
+        headers: Headers,
+        bodies: Bodies,
+        fast_path: FastPath,
+        calls: Calls,
+        answered: list[int],
+    ) -> None:
+        self._limits = limits
+        self._lifecycle = lifecycle
+        self._buffer = buffer
+        self._timers = timers
+        self._abuse = abuse
+        self._flow = flow
+        self._streams = streams
+        self._outbound = outbound
+        self._headers = headers
+        self._bodies = bodies
+        self._fast_path = fast_path
+        self._calls = calls
+        self._answered = answered
+        self._settings_unacked = 1
 
-    def hold(self, data: bytes, now: float) -> None:
-        """Keep ``data``, octets that the peer has sent, for the next `receive_data`: until then it is ``backlog``."""
-        self._lifetime.read_at = now
-        self._lifetime.asked_at = inf
-        self._held = self._held[self._position :] + data if self._held else data
-        self._position = 0
-        self.backlog = True
+    def work(self) -> None:
+        """Work through what is held, until it ends, a frame is incomplete, or the turn is spent.
 
-    def receive_data(self, data: bytes, now: float) -> list[Event]:
-        """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
-        self._now = now
-        if data:
-            self.hold(data, now)
-        if self._epoch != self._doors.epoch:
-            self._memo.clear()
-            self._epoch = self._doors.epoch
-        self.backlog = False
-        if self.terminated:
-            self._held = b""  # after the last GOAWAY the peer is heard out, not listened to (section 5.4.1)
-        else:
-            self._answers_most = len(self.answered) + self.limits.answers_per_turn
-            self._calls_left = self.limits.calls_per_turn
-            self._work_left = self.limits.work_per_turn
-            try:
-                self._work()
-            except ConnectionFault as fault:
-                self.close(fault.code, fault.reason)
-        return self.take_events()
-
-    def _work(self) -> None:
-        """Work through what is held, until it ends, a frame is incomplete, or the turn is spent."""
-        if self._expect_preface and not self._take_preface():
-            return
-        data, position = self._held, self._position
-        end = len(data)
-        out = self._sender.out
-        while not self.terminated:
-            if self._may_answer():
-                position = self._answer_batch(data, position, end)
-                if position == end:
+        Raises:
+            ConnectionFault: where the peer broke the connection's rules.
+        """
+        buffer, lifecycle, headers, abuse = self._buffer, self._lifecycle, self._headers, self._abuse
+        fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
+        headers.refresh()
+        abuse.begin_turn()
+        if lifecycle.state is ConnectionState.AWAITS_PREFACE:
+            if not buffer.take_preface():
+                return
+            lifecycle.enter(ConnectionState.AWAITS_SETTINGS)
+        data, position = buffer.held, buffer.position
+        end, backlog = len(data), False
+        most = len(answered) + limits.answers_per_turn
+        while lifecycle.state is not ConnectionState.CLOSED:
+            # Only DATA (0) and HEADERS (1) can be of a known call.
+            if end - position >= frames.HEADER_LENGTH and data[position + 3] <= frames.HEADERS and fast_path.ready:
+                position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
+                if left is not None:
+                    self._take_up(left)
+                if position == end or backlog:
                     break
-            undecoded = self._assembly is not None and self._assembly.whole is not None
+            assembly = headers.assembly
+            undecoded = assembly is not None and assembly.whole is not None
             if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
-            spent = self._calls_left <= 0 or self._work_left <= 0 or len(out) > self.limits.replies_per_turn
-            if self.backlog or spent:
-                self.backlog = True
+            if abuse.calls_left <= 0 or abuse.work_left <= 0 or len(outbound.out) > limits.replies_per_turn:
+                backlog = True
                 break
             if undecoded:
                 self._go_on_decoding()
@@ -93,46 +131,41 @@ class Inbound(Exchanges):
             length = high << 16 | low
             if length > frames.DEFAULT_FRAME_SIZE:  # judged before any of it is held (section 4.2)
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} octets")
-            self._work_left -= FRAME_WORK
+            abuse.spend(FRAME_WORK)
             begin = position + frames.HEADER_LENGTH
             if begin + length > end:
                 break
             position = begin + length
             self._frame(kind, flags, stream_id & frames.LARGEST_STREAM_ID, data[begin:position])
-        if position == end:
-            self._held, self._position = b"", 0
-        elif self.backlog:
-            self._held, self._position = data, position
+        if lifecycle.state is ConnectionState.CLOSED:
+            buffer.clear()
         else:
-            self._held, self._position = data[position:], 0
+            buffer.keep(position, backlog=backlog)
 
-    def _take_preface(self) -> bool:
-        wanted = frames.PREFACE
-        if not wanted.startswith(self._held[: len(wanted)]):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
-        if len(self._held) < len(wanted):
-            return False
-        self._held = self._held[len(wanted) :]
-        self._expect_preface = False
-        return True
+    def _take_up(self, left: Opened | Refused) -> None:
+        """A stream that the fast path has left."""
+        if isinstance(left, Opened):
+            self._calls.open(left)
+        else:
+            self._calls.refuse(left.stream_id, left.fault)
 
-    # -- frames of streams --------------------------------------------------------------------------------------------
+    # -- frames of streams ----------------------------------------------------------------------------------------
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """One frame, whatever it is."""
-        if self._assembly is not None:
-            self._continue_block(self._assembly, kind, flags, stream_id, payload)
+        if self._headers.assembly is not None:
+            self._continue_block(kind, flags, stream_id, payload)
             return
-        if not self._lifetime.introduced:
+        if self._lifecycle.state is ConnectionState.AWAITS_SETTINGS:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the preface was not followed by SETTINGS")
-            self._lifetime.introduced = True
+            self._lifecycle.enter(ConnectionState.OPEN)
         try:
             check_shape(kind, flags, stream_id, len(payload))
             if kind == frames.DATA:
                 self._data(flags, stream_id, payload)
             elif kind == frames.HEADERS:
-                self._headers(flags, stream_id, payload)
+                self._begin_block(flags, stream_id, payload)
             elif kind == frames.WINDOW_UPDATE:
                 self._window_update(stream_id, frames.LONG.unpack(payload)[0] & frames.LARGEST_WINDOW)
             elif kind == frames.PING:
@@ -144,152 +177,149 @@ class Inbound(Exchanges):
             elif kind == frames.CONTINUATION:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION outside a header block")
             elif kind == frames.PRIORITY:
-                self._glitch("PRIORITY frames")
+                self._abuse.glitch("PRIORITY frames")
                 if depends_on_itself(stream_id, payload):
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
             else:  # GOAWAY (the peer will open no more streams: nothing to do), and types that nobody knows yet
-                self._glitch("frames without effect")
+                self._abuse.glitch("frames without effect")
         except StreamFault as fault:
-            self._refuse(stream_id, fault)
+            self._calls.refuse(stream_id, fault)
 
-    def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _begin_block(self, flags: int, stream_id: int, payload: bytes) -> None:
         fragment, self_dependent = without_priority(flags, stream_id, unpadded(flags, payload))
         end_stream = bool(flags & frames.END_STREAM)
         whole = bool(flags & frames.END_HEADERS)
         if whole and len(fragment) <= LONGEST_SHORT_BLOCK:
             self._block(stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent)
             return
-        self._assembly = BlockAssembly(
-            self.limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent
-        )
-        if whole:
-            self._assembly.end()
-        else:
-            self._lifetime.block_at = self._now
+        self._headers.begin(stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent, whole=whole)
+        if not whole:
+            self._timers.block_begun()
 
-    def _continue_block(self, assembly: BlockAssembly, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+    def _continue_block(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        assembly = self._headers.assembly
+        assert assembly is not None
         assembly.add(kind, stream_id, payload)
         if not payload and not flags & frames.END_HEADERS:
-            self._glitch("empty CONTINUATION frames")
+            self._abuse.glitch("empty CONTINUATION frames")
         if flags & frames.END_HEADERS:
             assembly.end()
-            self._lifetime.block_at = inf
+            self._timers.block_ended()
 
     def _go_on_decoding(self) -> None:
         """Some more of a long header block; once it is through, what it is about."""
-        assembly = self._assembly
-        assert assembly is not None
-        assert assembly.whole is not None
-        if not self._decode_ahead(assembly.whole):
+        done = self._headers.end_assembly()
+        if done is None:
             return
-        self._assembly = None
+        assert done.whole is not None
         try:
-            self._block(
-                assembly.stream_id,
-                assembly.whole,
-                end_stream=assembly.end_stream,
-                self_dependent=assembly.self_dependent,
-            )
+            self._block(done.stream_id, done.whole, end_stream=done.end_stream, self_dependent=done.self_dependent)
         except StreamFault as fault:
-            self._refuse(assembly.stream_id, fault)
+            self._calls.refuse(done.stream_id, fault)
 
     def _block(self, stream_id: int, block: bytes, *, end_stream: bool, self_dependent: bool) -> None:
         """A whole header block. Whatever becomes of it, it is decoded (section 4.3)."""
-        stream = self._find(stream_id)
+        streams, headers = self._streams, self._headers
+        stream = self._calls.find(stream_id)
         if stream is not None:
-            self._trailers(stream, self._decode(block), end_stream=end_stream)
+            self._trailers(stream, headers.decode(block), end_stream=end_stream)
             return
-        standing = self._streams.standing(stream_id)
-        if standing is StreamStatus.SKIPPED:
+        status = streams.status(stream_id)
+        if status is StreamStatus.SKIPPED:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} is opened after a higher one")
-        if standing is not StreamStatus.IDLE:
-            self._decode(block)
-            if standing is StreamStatus.CLOSED:
+        if status is not StreamStatus.IDLE:
+            headers.decode(block)
+            if status is StreamStatus.CLOSED:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
-            self._glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
+            self._abuse.glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
             return
-        self._streams.use(stream_id)
-        self._window_updates += 2  # whatever becomes of it: C-core sends two for every call
-        if self._refused_above is not None:
-            self._decode(block)
-            self._streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
+        streams.use(stream_id)
+        self._abuse.stream_opened()
+        if self._lifecycle.state is ConnectionState.LEAVING:
+            headers.decode(block)
+            streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
             return
-        if len(self._streams) + self._zombies >= self.limits.max_concurrent_streams:
-            self._decode(block)
+        if self._calls.open_streams + streams.zombies >= self._limits.max_concurrent_streams:
+            headers.decode(block)
             raise StreamFault(ErrorCode.REFUSED_STREAM, "too many streams at once")
-        # No longer one is remembered, and to look for 16 kB takes 3 µs.
-        known = self._memo.get(block) if len(block) <= LONGEST_SHORT_BLOCK else None
-        route = known or self._learn(block)
+        route = headers.route(block)
         if self_dependent:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
-        self._open(stream_id, route, end_stream=end_stream)
+        self._calls.open(Opened(stream_id, route), end_stream=end_stream)
+
+    def _trailers(self, stream: Stream, fields: tuple[Field, ...], *, end_stream: bool) -> None:
+        if stream.state is StreamState.HALF_CLOSED_REMOTE:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        if not end_stream:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a second HEADERS without END_STREAM")
+        check_trailers(fields)
+        self._calls.end_of_request(stream)
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
-        stream = self._find(stream_id)
+        stream = self._calls.find(stream_id)
         content = unpadded(flags, payload)
+        status = None if stream is not None else self._streams.status(stream_id)
+        if status in _NEVER_OPEN:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
+        self._flow.receive(size)
         if stream is None:
-            standing = self._streams.standing(stream_id)
-            if standing in (StreamStatus.IDLE, StreamStatus.SKIPPED):
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
-            self._take_in(size, size)
-            if standing is StreamStatus.CLOSED:
+            self._calls.give_back(size)
+            if status is StreamStatus.CLOSED:
                 raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
-            self._glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
+            self._abuse.glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
             return
         end_stream = bool(flags & frames.END_STREAM)
         if not content and not end_stream:
-            self._glitch("empty DATA frames")
-        if stream.half_closed:
-            self._take_in(size, size)
-            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
-        stream.receive_window -= size
-        if stream.receive_window < 0:
-            self._take_in(size, size)
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
-        if stream.body_left != UNKNOWN_LENGTH:
-            stream.body_left -= len(content)
-            if stream.body_left < 0:
-                self._take_in(size, size)
-                raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
-        stream.half_closed = end_stream
-        self._feed(stream, content, size)
+            self._abuse.glitch("empty DATA frames")
+        fault = self._judge_data(stream, size, len(content))
+        if fault is not None:
+            self._calls.give_back(size)
+            raise fault
+        if end_stream:
+            stream.request_ended()
+        self._calls.act_on(stream, self._bodies.feed(stream, content, size))
         if end_stream and stream_id in self._streams.open:
-            self._end_of_request(stream)
+            self._calls.judge_request(stream)
+
+    def _judge_data(self, stream: Stream, size: int, content: int) -> StreamFault | None:
+        if stream.state is StreamState.HALF_CLOSED_REMOTE:
+            return StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+        if not stream.receive(size):
+            return StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if not stream.count_body(content):
+            return StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
+        return None
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
-        stream = self._find(stream_id)
-        if stream is None and self._streams.standing(stream_id) in (StreamStatus.IDLE, StreamStatus.SKIPPED):
+        stream = self._calls.find(stream_id)
+        if stream is None and self._streams.status(stream_id) in _NEVER_OPEN:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
-        self._glitch("resets")  # CVE-2023-44487
+        self._abuse.glitch("resets")  # CVE-2023-44487
         if stream is not None:
-            self._abandon(stream, code)
+            self._calls.abandon(stream, code)
 
     def _window_update(self, stream_id: int, increment: int) -> None:
-        self._window_updates -= 1
-        if self._window_updates < 0:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
+        self._abuse.window_update()
         if stream_id == 0:
             if increment == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self._sender.grow(increment)
+            self._flow.grow(increment)
             return
-        streams = self._streams
-        if stream_id in streams.pending and increment:
-            added = streams.pending_windows.get(stream_id, 0) + increment
-            if grown(self._sender.initial_window, added) is not None:
-                streams.pending_windows[stream_id] = added
-                return
-        stream = self._find(stream_id)
+        if increment and self._fast_path.grow_window(stream_id, increment):
+            return
+        stream = self._calls.find(stream_id)
         if stream is None:
-            if streams.standing(stream_id) in (StreamStatus.IDLE, StreamStatus.SKIPPED):
+            if self._streams.status(stream_id) in _NEVER_OPEN:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
             return  # legal for a while on a closed stream (section 5.1)
         if increment == 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-        self._sender.grow_stream(stream, increment)
+        if not stream.grow_send_window(increment):
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window passes 2^31 - 1")
+        self._outbound.reconsider(stream)
 
-    # -- the connection's own frames ----------------------------------------------------------------------------------
+    # -- the connection's own frames ------------------------------------------------------------------------------
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if flags & frames.ACK:
@@ -297,13 +327,13 @@ class Inbound(Exchanges):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS ACK without SETTINGS")
             self._settings_unacked -= 1
             return
-        if len(payload) > self.limits.max_settings_entries * frames.SETTING.size:
+        if len(payload) > self._limits.max_settings_entries * frames.SETTING.size:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many entries in SETTINGS")
-        self._glitch("SETTINGS frames", 1 + len(self._streams.open) / _STREAMS_PER_GLITCH)
-        window = self._sender.initial_window
+        self._abuse.glitch("SETTINGS frames", 1 + len(self._streams.open) / _STREAMS_PER_GLITCH)
+        window = self._flow.initial_send_window
         for key, value in frames.SETTING.iter_unpack(payload):
             if key == frames.HEADER_TABLE_SIZE:
-                self._sender.allow_table(value)
+                self._outbound.allow_table(value)
             elif key == frames.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
             elif key == frames.INITIAL_WINDOW_SIZE:
@@ -313,17 +343,27 @@ class Inbound(Exchanges):
             elif key == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE of {value}")
-                self._sender.max_frame = value
-        self._sender.change_initial_window(window, self._streams.open)
-        self._sender.out.append(frames.SETTINGS_ACK)
+                self._outbound.allow_frames(value)
+        self._change_initial_window(window)
+        self._outbound.control(frames.SETTINGS_ACK)
+
+    def _change_initial_window(self, size: int) -> None:
+        shift = self._flow.change_initial(size)
+        if not shift:
+            return
+        fit = self._fast_path.windows_fit(size)
+        for stream in self._streams.open.values():
+            fit = fit and stream.grow_send_window(shift)
+            self._outbound.reconsider(stream)
+        if not fit:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS makes a stream's window too large")
 
     def _ping(self, flags: int, payload: bytes) -> None:
         if flags & frames.ACK:
-            if payload == DRAIN_PING and self._lifetime.draining_at != inf:
-                self._final_goaway()
+            if payload == DRAIN_PING and self._lifecycle.state is ConnectionState.DRAINING:
+                self._calls.final_goaway()
             elif payload != KEEPALIVE_PING:
-                self._glitch("answers to no PING")
+                self._abuse.glitch("answers to no PING")
             return
-        if self._pings.abused(self._now, idle=not len(self._streams)):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._sender.out.append(frames.ping(payload, ack=True))
+        self._abuse.ping(idle=not self._calls.open_streams)
+        self._outbound.control(frames.ping(payload, ack=True))

@@ -135,21 +135,3 @@ class Limits:
 
     drain_timeout: float = 5.0
     """How long the first GOAWAY's PING may stay unanswered before the second comes (Go 5 s, Java 10, C-core 20)."""
-
-
-class LeakyBucket:
-    """Counts misdeeds, forgetting them at a constant rate. Pure arithmetic: time is an argument."""
-
-    __slots__ = ("_capacity", "_level", "_rate", "_then")
-
-    def __init__(self, capacity: float, rate: float, now: float) -> None:
-        self._capacity = capacity
-        self._rate = rate
-        self._level = 0.0
-        self._then = now
-
-    def add(self, now: float, amount: float = 1.0) -> bool:
-        """Pour in ``amount``. Returns whether the bucket overflows."""
-        self._level = max(0.0, self._level - (now - self._then) * self._rate) + amount
-        self._then = now
-        return self._level > self._capacity

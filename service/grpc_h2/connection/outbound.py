@@ -1,145 +1,118 @@
-"""What goes out: control frames and ready answers at once, stream data as the peer's windows allow.
+"""Frames out: control frames and ready answers at once, stream data as the peer's windows allow.
 
-Two places hold output. ``out`` is a list of small pieces whose order is final; whatever is in it is handed over whole
-by the next `Sender.take`. Stream data waits in the streams' own queues, and is taken from them in turn (round robin,
-one quantum each), so that a catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind
-their stream's data; nothing else does.
+Two places hold output. `Outbound.out` is a list of small pieces whose order is final; the next `take` hands it over
+whole. Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so
+that a catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data;
+nothing else does. Only this module appends to ``out``.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
+from typing import Final
 
-from grpc_h2.connection.flow_control import grown
-from grpc_h2.connection.stream import Stream
+from grpc_h2.connection.flow_control import FlowControl
+from grpc_h2.connection.stream import Piece, Stream
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
+from grpc_h2.wire.hpack import DEFAULT_TABLE_SIZE, encode_size_update
 
-_QUANTUM = 64 * 1024
-_LARGEST_FRAME = 64 * 1024
+_QUANTUM: Final = 64 * 1024
+_LARGEST_FRAME: Final = 64 * 1024
 """Peers may allow 16 MiB; a frame this long already makes headers negligible, and longer ones delay the PING behind."""
+_COPIED: Final = 4096
+"""Pieces up to this size are joined with their neighbours; larger ones are handed over uncopied."""
 
-Piece = bytes | memoryview
+_NO_TABLE: Final = encode_size_update(0)
+"""Our blocks never refer to a dynamic table."""
 
 
-class Sender:
+class Outbound:
     """The sending half of a connection."""
 
-    __slots__ = ("_round", "data_frames", "initial_window", "max_frame", "out", "size_update_due", "unsent", "window")
+    __slots__ = ("_data_frames", "_flow", "_max_frame", "out", "paused", "size_update_due", "unsent", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, flow: FlowControl) -> None:
+        self._flow = flow
         self.out: list[bytes] = []
-        self.window = frames.DEFAULT_WINDOW
-        """Octets of DATA that the connection may still send."""
-        self.initial_window = frames.DEFAULT_WINDOW
-        self.max_frame = frames.DEFAULT_FRAME_SIZE
+        self.paused = False
+        """The transport takes no more."""
         self.size_update_due = False
-        """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and has not been told
-        that we use none (RFC 7541 section 4.2)."""
-        self._round: deque[Stream] = deque()
+        """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
+        announced that we use none (RFC 7541 section 4.2)."""
         self.unsent = 0
         """Octets of stream data queued."""
-        self.data_frames = 0
-        """DATA frames sent, since somebody last looked."""
+        self._max_frame = frames.DEFAULT_FRAME_SIZE
+        self.waiting: dict[Stream, None] = {}
+        """Streams whose data may go out as far as their own windows are concerned, the next first."""
+        self._data_frames = 0
 
-    # -- what the peer says ---------------------------------------------------------------------------------------
+    # -- settings of the peer, and the transport ------------------------------------------------------------------
 
     def allow_table(self, size: int) -> None:
         """SETTINGS_HEADER_TABLE_SIZE."""
-        if size < 4096:
+        if size < DEFAULT_TABLE_SIZE:
             self.size_update_due = True
 
-    def change_initial_window(self, size: int, streams: dict[int, Stream]) -> None:
-        """SETTINGS_INITIAL_WINDOW_SIZE: shifts the window of every stream, below zero too (section 6.9.2).
+    def allow_frames(self, size: int) -> None:
+        """SETTINGS_MAX_FRAME_SIZE."""
+        assert frames.DEFAULT_FRAME_SIZE <= size <= frames.LARGEST_FRAME_SIZE
+        self._max_frame = size
 
-        Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where a window passes 2^31 - 1.
-        """
-        shift = size - self.initial_window
-        self.initial_window = size
-        if not shift:
-            return
-        for stream in streams.values():
-            window = grown(stream.send_window, shift)
-            if window is None:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS makes a stream's window too large")
-            stream.send_window = window
-            self._enter_round(stream)
-
-    def grow(self, increment: int) -> None:
-        """WINDOW_UPDATE of the connection.
-
-        Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where it passes 2^31 - 1.
-        """
-        window = grown(self.window, increment)
-        if window is None:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window passes 2^31 - 1")
-        self.window = window
-
-    def grow_stream(self, stream: Stream, increment: int) -> None:
-        """WINDOW_UPDATE of a stream.
-
-        Raises:
-            StreamFault: FLOW_CONTROL_ERROR where it passes 2^31 - 1.
-        """
-        window = grown(stream.send_window, increment)
-        if window is None:
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window passes 2^31 - 1")
-        stream.send_window = window
-        self._enter_round(stream)
+    def pause(self, paused: bool) -> None:
+        """Whether the transport takes no more."""
+        self.paused = paused
 
     # -- what is to be sent ---------------------------------------------------------------------------------------
 
-    def block(self, block: bytes) -> bytes:
-        """``block`` as it may be sent now: the first one after the peer shrank its table begins with a size update."""
-        if self.size_update_due:
-            self.size_update_due = False
-            return b"\x20" + block  # size 0: our blocks never refer to a dynamic table
-        return block
+    def control(self, *control_frames: bytes) -> None:
+        """Queue frames that wait for nothing."""
+        self.out += control_frames
+
+    def commit(self, replies: Iterable[bytes]) -> None:
+        """The fast path: queue whole answers, which flow control has admitted."""
+        self.out += replies
 
     def headers(self, stream: Stream, block: bytes, *, end_stream: bool) -> None:
-        """Queue a header block, ahead of all stream data."""
-        data = frames.headers(stream.id, self.block(block), end_stream=end_stream, max_frame=self.max_frame)
-        self.out.append(data)
+        """Queue a header block, ahead of all stream data; with ``end_stream`` it ends the response."""
+        self.out.append(self._headers(stream, block, end_stream=end_stream))
+        if end_stream:
+            stream.response_ended()
+        else:
+            stream.response_begun()
+
+    def _headers(self, stream: Stream, block: bytes, *, end_stream: bool) -> bytes:
+        if self.size_update_due:  # in the first block after the peer shrank its table
+            self.size_update_due = False
+            block = _NO_TABLE + block
+        return frames.headers(stream.id, block, end_stream=end_stream, max_frame=self._max_frame)
 
     def data(self, stream: Stream, *pieces: Piece) -> None:
         """Queue ``pieces`` of stream data."""
         for piece in pieces:
             if len(piece):
-                stream.queue.append(piece)
-                stream.unsent += len(piece)
+                stream.queue(piece)
                 self.unsent += len(piece)
-        self._enter_round(stream)
+        self.reconsider(stream)
+
+    def reconsider(self, stream: Stream) -> None:
+        """The stream's queue or window has grown."""
+        if stream.may_send:
+            self.waiting.setdefault(stream)
 
     def drop(self, stream: Stream) -> None:
-        """Forget what ``stream`` has queued."""
-        self.unsent -= stream.unsent
-        stream.unsent = 0
-        stream.queue.clear()
+        """Drop what ``stream`` has queued."""
+        self.unsent -= stream.drop_queue()
+        self.waiting.pop(stream, None)
 
-    def forget(self) -> None:
-        """Forget what any stream has queued."""
-        self._round.clear()
+    def drop_all(self) -> None:
+        """Drop what any stream has queued. The streams are not in use any more."""
+        self.waiting.clear()
         self.unsent = 0
 
-    def _enter_round(self, stream: Stream) -> None:
-        if not stream.queued and stream.queue and stream.send_window > 0:
-            stream.queued = True
-            self._round.append(stream)
-
-    @property
-    def can_send(self) -> bool:
-        """Whether stream data could go out now."""
-        return bool(self._round) and self.window > 0
-
-    @property
-    def streaming(self) -> bool:
-        """Whether a stream waits for its turn to send data."""
-        return bool(self._round)
+    # -- what goes out --------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:
-        """``out``, joined: all there is while nobody is `streaming`."""
+        """``out``, joined: all there is while no stream is `waiting`."""
         out = self.out
         if not out:
             return []
@@ -147,75 +120,57 @@ class Sender:
         out.clear()
         return pieces
 
-    def take(self, budget: int) -> tuple[list[Piece], list[Stream]]:
+    def take(self, budget: int) -> tuple[list[Piece], dict[Stream, None], int]:
         """What can be written now: ``out``, then at most about ``budget`` octets of stream data.
 
         Returns:
-            Pieces in order (small ones joined), and the streams that gave data.
+            Pieces in order (small ones joined), the streams that gave data, and the number of DATA frames.
         """
-        sent: list[Stream] = []
-        if not self._round:
-            return self.take_out(), sent
+        sent: dict[Stream, None] = {}
         gathered: list[Piece] = []
         small, self.out = self.out, []
-        while self._round and budget > 0 and self.window > 0:
-            stream = self._round.popleft()
-            stream.queued = False
-            if not stream.queue:
-                continue
+        self._data_frames = 0
+        waiting = self.waiting
+        while waiting and budget > 0 and self._flow.send_window > 0:
+            stream = next(iter(waiting))
+            del waiting[stream]
             budget -= self._send_quantum(stream, min(_QUANTUM, budget), small, gathered)
-            sent.append(stream)
-            self._enter_round(stream)
+            sent[stream] = None
+            self.reconsider(stream)
         if small:
             gathered.append(b"".join(small))
-        return gathered, sent
+        return gathered, sent, self._data_frames
 
     def _send_quantum(self, stream: Stream, quantum: int, small: list[bytes], gathered: list[Piece]) -> int:
         """Move up to ``quantum`` octets from the stream's queue into frames. Returns how many."""
         moved = 0
-        queue = stream.queue
-        while queue and moved < quantum:
-            piece = queue[0]
-            size = min(len(piece), stream.send_window, self.window, self.max_frame, _LARGEST_FRAME)
-            if size <= 0:
+        largest = min(self._max_frame, _LARGEST_FRAME)
+        while moved < quantum:
+            parts = stream.next_frame(min(largest, self._flow.send_window))
+            if not parts:
                 break
-            # Neighbours share a frame where they fit whole: a message's five-octet prefix is no frame of its own.
-            parts = [_first(queue, size)]
-            if size == len(piece):
-                room = min(stream.send_window, self.window, self.max_frame, _LARGEST_FRAME) - size
-                while queue and room > 0:
-                    part = _first(queue, room)
-                    parts.append(part)
-                    size += len(part)
-                    room -= len(part)
-            last = not queue and stream.trailers == b""
+            size = sum(map(len, parts))
+            last = stream.last_piece_out and not stream.trailers
             small.append(frames.HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, int(last), stream.id))
             for part in parts:
-                if len(part) > 4096:
+                if len(part) > _COPIED:
                     gathered += (b"".join(small), part)
                     small.clear()
                 else:
                     small.append(bytes(part))
             moved += size
-            stream.send_window -= size
-            self.window -= size
-            stream.unsent -= size
-            self.data_frames += 1
+            self._flow.spend(size)
+            self._data_frames += 1
         self.unsent -= moved
-        if not queue and stream.trailers is not None:
+        if stream.last_piece_out:
             if stream.trailers:
-                small.append(
-                    frames.headers(stream.id, self.block(stream.trailers), end_stream=True, max_frame=self.max_frame)
-                )
-            stream.ended = True
+                small.append(self._headers(stream, stream.trailers, end_stream=True))
+            stream.response_ended()
         return moved
 
-
-def _first(queue: deque[Piece], most: int) -> Piece:
-    """The first piece of ``queue``, or as much of it as is allowed: taken out. Not a view before it has to be one."""
-    piece = queue[0]
-    if len(piece) <= most:
-        return queue.popleft()
-    view = memoryview(piece)
-    queue[0] = view[most:]
-    return view[:most]
+    def check_invariants(self, streams: Iterable[Stream]) -> None:
+        """Assert the sums over the open ``streams``."""
+        unsent = [stream for stream in streams if stream.unsent]
+        assert self.unsent == sum(stream.unsent for stream in unsent)
+        assert self.waiting.keys() <= set(unsent), "a closed stream, or one without data, waits to send"
+        assert all(stream in self.waiting for stream in unsent if stream.may_send), "data would wait for ever"

@@ -1,95 +1,312 @@
-"""One stream that could not be answered on the spot: what has come in, what waits to go out."""
+"""One stream that could not be answered on the spot: what has arrived, what waits to go out.
+
+A `Stream` owns its numbers: other parts read them and change them by its methods only. It exists from its HEADERS until
+both ends are through with it.
+
+`Stream.receive_window` (what the client may still send), `Stream.credit` (octets to be given back by the next
+WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken yet) always sum up to the initial window.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
+from grpc_h2.connection.flow_control import grown
+from grpc_h2.connection.state import ResponseState, StreamState
 from grpc_h2.rpc.messages import MessageReader
 from grpc_h2.rpc.requests import Request
-from grpc_h2.static.routes import Route
+from grpc_h2.static.routes import UNKNOWN_LENGTH, Route
+from grpc_h2.wire.frames import LARGEST_WINDOW
+
+Piece = bytes | memoryview
+
+_HEADERS_OUT = (ResponseState.HEADERS_SENT, ResponseState.END_QUEUED, ResponseState.END_SENT)
 
 
 class Stream:
-    """State of one stream (RFC 9113 section 5.1).
-
-    It exists from its HEADERS until both ends are through with it. ``half_closed`` is the client's END_STREAM,
-    ``ended`` ours: the terminal HEADERS or DATA frame has been handed out.
-    """
+    """A stream that is, or was, open (RFC 9113 section 5.1; see ``state.py``)."""
 
     __slots__ = (
-        "below_high_water",
+        "_finished",
+        "_initial_window",
+        "_queue",
+        "_response",
         "body_left",
         "call",
-        "cancelled",
         "credit",
-        "ended",
-        "finished",
-        "half_closed",
-        "headers_sent",
+        "handled",
         "id",
         "message",
         "message_octets",
         "octets",
         "owed",
         "partial",
-        "queue",
-        "queued",
         "reader",
         "receive_window",
         "request",
         "route",
         "send_window",
+        "state",
         "trailers",
         "unread",
         "unsent",
+        "writable",
     )
 
-    def __init__(self, stream_id: int, route: Route, send_window: int, receive_window: int) -> None:
+    def __init__(
+        self, stream_id: int, route: Route, send_window: int, receive_window: int, reader: MessageReader | None
+    ) -> None:
         self.id = stream_id
         self.route = route
         self.request: Request | None = route.request
-        self.reader: MessageReader | None = None
+        self.state = StreamState.OPEN
+        self._response = ResponseState.NOTHING_SENT
+        self.handled = route.method is None and route.fault is None
+        """Whether the call is a handler's: neither a static method's nor one that cannot be served."""
+        self._finished = not self.handled
+        self.reader = reader
+        """Cuts DATA into messages; None: DATA is of no interest (any more)."""
         self.message: bytes | None = None
         """A static call's request, once it is whole."""
         self.body_left = route.content_length
-        """Octets of DATA that content-length still announces; -1: it announced nothing."""
-        self.owed = 0
-        """Octets of whole messages that no handler has taken yet: their windows are given back by ``consumed``."""
-        self.unread = 0
-        """Octets of those messages, inflated."""
-        self.partial = 0
-        """Octets of an unfinished message that the reader holds."""
+        """Octets of DATA that content-length still announces; `UNKNOWN_LENGTH`: it announced nothing."""
         self.octets = 0
         """Octets of DATA received, and ``message_octets`` of whole messages in them: more if they were compressed."""
         self.message_octets = 0
-        self.half_closed = False
-        self.headers_sent = False
-        self.trailers: bytes | None = None
-        """The terminal header block, waiting behind the queue; empty: END_STREAM goes on the last DATA frame."""
-        self.ended = False
-        self.cancelled = False
-        self.finished = True
-        """No handler is at work; `Connection` clears it when it starts a call."""
-        self.queue: deque[bytes | memoryview] = deque()
-        self.unsent = 0
-        """Octets in ``queue``."""
-        self.queued = False
-        """Whether the stream waits in the sender's round."""
-        self.below_high_water = True
-        self.send_window = send_window
-        self.receive_window = receive_window
+        self.partial = 0
+        """Octets of an unfinished message that the reader holds."""
+        self.unread = 0
+        """Cost of whole messages that no handler has taken yet, inflated."""
+        self.owed = 0
+        """Octets of those messages on the wire: `consume` turns them into credit."""
         self.credit = 0
         """Octets taken in and not yet given back by WINDOW_UPDATE."""
+        self._initial_window = receive_window
+        self.receive_window = receive_window
+        self.send_window = send_window
+        self._queue: deque[Piece] = deque()
+        self.unsent = 0
+        """Octets that wait to be sent."""
+        self.trailers = b""
+        """The terminal header block behind them; empty: END_STREAM goes on the last DATA frame."""
+        self.writable = True
+        """Whether a handler may go on sending."""
         self.call: Any = None
         """For the server's own use."""
 
-    @property
-    def writable(self) -> bool:
-        """Whether a handler may go on sending."""
-        return self.below_high_water
+    # -- state ----------------------------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be sent any more."""
-        return self.cancelled or self.ended or self.trailers is not None
+        """Whether nothing more can be queued: the stream is closed, or its response has its end."""
+        return self.state is StreamState.CLOSED or self._response is ResponseState.END_QUEUED
+
+    @property
+    def headers_sent(self) -> bool:
+        """Whether initial metadata is out."""
+        return self._response in _HEADERS_OUT
+
+    @property
+    def finished(self) -> bool:
+        """Whether no handler is at work."""
+        return self._finished
+
+    def finish(self) -> None:
+        """The handler's work has really ended."""
+        self._finished = True
+
+    def _enter(self, state: StreamState) -> None:
+        assert state in self.state.following, f"stream {self.id}: {self.state} → {state}"
+        self.state = state
+
+    def _respond(self, state: ResponseState) -> None:
+        assert state in self._response.following, f"stream {self.id}: {self._response} → {state}"
+        self._response = state
+
+    def request_ended(self) -> None:
+        """END_STREAM was received."""
+        self._enter(StreamState.HALF_CLOSED_REMOTE)
+
+    def response_begun(self) -> None:
+        """HEADERS without END_STREAM were queued."""
+        self._respond(ResponseState.HEADERS_SENT)
+
+    def response_complete(self, trailers: bytes) -> None:
+        """The response has its end, and ``trailers`` wait behind the data that is queued."""
+        self._respond(ResponseState.END_QUEUED)
+        self.trailers = trailers
+
+    def response_ended(self) -> None:
+        """END_STREAM was sent."""
+        begun = self._response is not ResponseState.NOTHING_SENT
+        self._respond(ResponseState.END_SENT if begun else ResponseState.TRAILERS_ONLY)
+        remote = self.state is StreamState.HALF_CLOSED_REMOTE
+        self._enter(StreamState.CLOSED if remote else StreamState.HALF_CLOSED_LOCAL)
+
+    def close(self) -> None:
+        """RST_STREAM was sent or received, or the connection is gone. No effect on a closed stream."""
+        if self.state is not StreamState.CLOSED:
+            self._enter(StreamState.CLOSED)
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def receive(self, size: int) -> bool:
+        """A DATA frame of ``size`` octets, padding included. Returns whether the stream had a window for it."""
+        self.receive_window -= size
+        self.octets += size
+        return self.receive_window >= 0
+
+    def count_body(self, size: int) -> bool:
+        """``size`` octets of content. Returns whether content-length, if there is one, announced them."""
+        if self.body_left == UNKNOWN_LENGTH:
+            return True
+        self.body_left -= size
+        return self.body_left >= 0
+
+    def body_read(self) -> None:
+        """No message follows."""
+        self.reader = None
+
+    def hold_partial(self, octets: int) -> int:
+        """The reader holds ``octets`` of an unfinished message. Returns how many more than before."""
+        change = octets - self.partial
+        self.partial = octets
+        return change
+
+    def weigh(self, octets: int) -> int:
+        """Whole messages of ``octets``, inflated. Returns how many there have been in all."""
+        self.message_octets += octets
+        return self.message_octets
+
+    def hold_message(self, cost: int) -> None:
+        """A whole message waits to be taken."""
+        self.unread += cost
+
+    def keep_message(self, message: bytes) -> None:
+        """The request of a static call."""
+        assert self.message is None
+        self.message = message
+
+    def take_in(self, owed: int, free: int) -> None:
+        """Of a DATA frame, ``owed`` octets belong to messages that wait; ``free`` octets need not be held."""
+        self.owed += owed
+        self.credit += free
+
+    def consume(self, cost: int, octets: int) -> tuple[int, int]:
+        """A message was taken that cost ``cost`` and had ``octets`` on the wire, at most.
+
+        Returns:
+            What it did cost, and the octets that need not be held any more.
+        """
+        cost, free = min(cost, self.unread), min(octets, self.owed)
+        self.unread -= cost
+        self.owed -= free
+        self.credit += free
+        return cost, free
+
+    def discard_body(self) -> tuple[int, int, int]:
+        """Nothing that has arrived will be taken. Returns ``partial``, ``unread`` and ``owed`` as they were."""
+        discarded = self.partial, self.unread, self.owed
+        self.partial = self.unread = self.owed = 0
+        return discarded
+
+    def window_due(self) -> int:
+        """The increment to announce now, which is done by that; 0 where there is none. Half a window at the least."""
+        increment = self.credit
+        if increment * 2 < self._initial_window or self.state is not StreamState.OPEN or self.closed:
+            return 0
+        self.receive_window += increment
+        self.credit = 0
+        return increment
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    @property
+    def may_send(self) -> bool:
+        """Whether data waits and the stream's window is open."""
+        return bool(self._queue) and self.send_window > 0
+
+    @property
+    def last_piece_out(self) -> bool:
+        """Whether no data waits and the response has its end."""
+        return not self._queue and self._response is ResponseState.END_QUEUED
+
+    def grow_send_window(self, increment: int) -> bool:
+        """WINDOW_UPDATE, or a change of the initial window (which may be negative: RFC 9113 section 6.9.2).
+
+        Returns whether the window stays within 2^31 - 1; where it would not, nothing is changed.
+        """
+        window = grown(self.send_window, increment)
+        if window is None:
+            return False
+        self.send_window = window
+        return True
+
+    def queue(self, piece: Piece) -> None:
+        """Queue octets of data."""
+        self._queue.append(piece)
+        self.unsent += len(piece)
+
+    def note_queued(self, high_water: int) -> None:
+        """A handler has queued a message: above ``high_water`` it may not go on sending."""
+        self.writable = self.unsent <= high_water
+
+    def note_sent(self, low_water: int) -> bool:
+        """Data was sent. Returns whether that lets a handler that waits go on sending."""
+        if self.writable or self.unsent > low_water:
+            return False
+        self.writable = True
+        return True
+
+    def drop_queue(self) -> int:
+        """Drop the data that waits. Returns its octets."""
+        dropped, self.unsent = self.unsent, 0
+        self._queue.clear()
+        return dropped
+
+    def next_frame(self, room: int) -> list[Piece]:
+        """Take the content of a DATA frame of at most ``room`` octets from the queue; empty where nothing may be sent.
+
+        Neighbours share a frame where they fit whole: a message's five-octet prefix is no frame of its own.
+        """
+        queue = self._queue
+        room = min(room, self.send_window)
+        if not queue or room <= 0:
+            return []
+        whole = len(queue[0]) <= room
+        part = _first(queue, room)
+        parts = [part]
+        size = len(part)
+        while whole and queue and size < room:
+            part = _first(queue, room - size)
+            parts.append(part)
+            size += len(part)
+        self.send_window -= size
+        self.unsent -= size
+        return parts
+
+    # -- what must hold -------------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Assert what holds between two calls of the connection's methods."""
+        assert self.state is not StreamState.CLOSED
+        assert self.state is not StreamState.HALF_CLOSED_LOCAL, "left at once"
+        assert self.unsent == sum(map(len, self._queue))
+        assert self.unsent or self._response is not ResponseState.END_QUEUED, "nothing waits, so the end can go"
+        assert min(self.owed, self.credit, self.partial, self.unread, self.unsent) >= 0
+        assert self.send_window <= LARGEST_WINDOW
+        assert self.receive_window >= 0
+        if not self.closed:
+            assert self.receive_window + self.credit + self.owed == self._initial_window
+            assert self.reader is None or self.partial == self.reader.buffered
+
+
+def _first(queue: deque[Piece], most: int) -> Piece:
+    """The first piece of ``queue``, or as much of it as is allowed: taken out. Not a view before it has to be one."""
+    piece = queue[0]
+    if len(piece) <= most:
+        return queue.popleft()
+    view = memoryview(piece)
+    queue[0] = view[most:]
+    return view[:most]

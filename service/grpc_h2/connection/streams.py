@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, ValuesView
-from enum import Enum, auto
+from typing import Final
 
+from grpc_h2.connection.state import StreamStatus
 from grpc_h2.connection.stream import Stream
-from grpc_h2.static.routes import Route
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 from grpc_h2.wire.frames import LARGEST_STREAM_ID
 
-_REMEMBERED_RESETS = 1024
-_REMEMBERED_GAPS = 64
-
-
-class StreamStatus(Enum):
-    """What a stream id stands for when a frame names it and no open stream has it."""
-
-    IDLE = auto()
-    """Higher than any the client has used."""
-    SKIPPED = auto()
-    """Passed over by a higher one: closed without ever having been open (section 5.1.1)."""
-    RESET = auto()
-    """Reset or left by us a short while ago: what was in flight is still arriving, and is dropped."""
-    CLOSED = auto()
+_REMEMBERED_RESETS: Final = 1024
+_REMEMBERED_GAPS: Final = 64
 
 
 class Streams:
-    """Open streams, and what must be remembered of the others. Memory is bounded: see the constants."""
+    """Open streams, counts, and what must be remembered of other ids. Memory is bounded: see the constants.
 
-    __slots__ = ("_gaps", "_resets", "last_id", "open", "pending", "pending_windows")
+    A handler whose stream has closed before it has ended (a *zombie*) counts as a stream, so that a reset frees nothing
+    before the work has really ended (CVE-2023-44487).
+    """
+
+    __slots__ = ("_gaps", "_named", "_resets", "last_id", "open", "open_calls", "zombies")
 
     def __init__(self) -> None:
         self.open: dict[int, Stream] = {}
-        self.pending: dict[int, Route] = {}
-        """Streams of static methods whose DATA is not in yet: all there is to know of one is its route."""
-        self.pending_windows: dict[int, int] = {}
-        """What WINDOW_UPDATE has added to those of them that had one (C-core sends it between HEADERS and DATA)."""
+        self.open_calls = 0
+        """Handlers at work, zombies among them."""
+        self.zombies = 0
         self.last_id = -1
         """The highest id that the client has used; -1: none, so that the next in line is always two above."""
         self._gaps: list[range] = []
         self._resets: dict[int, None] = {}
+        self._named: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.open) + len(self.pending)
+    # -- open streams ---------------------------------------------------------------------------------------------
 
-    def forget(self) -> dict[int, Stream]:
-        """Nothing is open any more. What was: to free hundreds at once takes as long as hundreds of answers."""
-        forgotten, self.open = self.open, {}
-        self.pending.clear()
-        self.pending_windows.clear()
-        return forgotten
+    def add(self, stream: Stream) -> None:
+        """A stream is open; where it is a handler's, the handler counts from now on."""
+        self.open[stream.id] = stream
+        if stream.handled:
+            self.open_calls += 1
 
-    def values(self) -> ValuesView[Stream]:
-        """The open streams."""
-        return self.open.values()
+    def remove(self, stream: Stream) -> bool:
+        """The stream is not open any more. Returns whether it was."""
+        if self.open.pop(stream.id, None) is None:
+            return False
+        if not stream.finished:
+            self.zombies += 1
+        return True
 
-    def items(self) -> ItemsView[int, Stream]:
-        """The open streams by id."""
-        return self.open.items()
+    def finish(self, stream: Stream) -> None:
+        """The stream's handler has really ended."""
+        if stream.finished:
+            return
+        stream.finish()
+        self.open_calls -= 1
+        if stream.id not in self.open:
+            self.zombies -= 1
 
-    def standing(self, stream_id: int) -> StreamStatus:
-        """What ``stream_id`` stands for, given that it is not open."""
+    def release(self) -> dict[int, Stream]:
+        """No stream is open any more. Returns those that were: to free hundreds at once takes as long as hundreds of
+        answers."""
+        released, self.open = self.open, {}
+        return released
+
+    # -- ids ------------------------------------------------------------------------------------------------------
+
+    def status(self, stream_id: int) -> StreamStatus:
+        """The meaning of ``stream_id``, given that it is not open."""
         if stream_id > self.last_id or not stream_id & 1:
             return StreamStatus.IDLE
         if stream_id in self._resets:
@@ -84,13 +90,32 @@ class Streams:
             self._gaps.append(range(self.last_id + 2, stream_id, 2))
         self.last_id = stream_id
 
+    def use_up_to(self, stream_id: int) -> None:
+        """The fast path: the client has opened every odd id up to ``stream_id``."""
+        self.last_id = stream_id
+
     def note_reset(self, stream_id: int) -> None:
         """We have ended a stream that the client may still be sending on."""
         if len(self._resets) >= _REMEMBERED_RESETS:
             del self._resets[next(iter(self._resets))]
         self._resets[stream_id] = None
 
+    def name_last(self) -> None:
+        """The last GOAWAY is sent: streams beyond the present last id are not served, and it never grows again."""
+        self._named = self.last_for_goaway
+
     @property
-    def last_told(self) -> int:
+    def last_for_goaway(self) -> int:
         """The last stream id for GOAWAY."""
-        return min(max(self.last_id, 0), LARGEST_STREAM_ID)
+        return min(max(self.last_id, 0), LARGEST_STREAM_ID) if self._named is None else self._named
+
+    def check_invariants(self) -> None:
+        """Assert the counts."""
+        at_work = sum(not stream.finished for stream in self.open.values())
+        assert self.open_calls == at_work + self.zombies, "a handler is lost or counted twice"
+        assert self.zombies >= 0
+        assert len(self._resets) <= _REMEMBERED_RESETS
+        assert len(self._gaps) <= _REMEMBERED_GAPS
+        for stream_id, stream in self.open.items():
+            assert stream_id == stream.id <= max(self.last_id, 0)
+            stream.check_invariants()

@@ -1,4 +1,7 @@
-"""When something is due on a connection: pure arithmetic over instants that others note down. No clock in here."""
+"""When something is due on a connection: the instants of its life, and arithmetic over them. No clock in here.
+
+Every instant is in seconds of one monotonic clock. ``now`` is the instant of the call that is being worked on.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ class Due(Enum):
     """What has become due."""
 
     PREFACE = auto()
-    """The client has not introduced itself."""
+    """The client has not sent its preface and SETTINGS."""
     HEADER_BLOCK = auto()
     """A header block was begun and not finished."""
     KEEPALIVE = auto()
-    """Silence: ask whether the peer lives."""
+    """Silence: a PING has to find out whether the peer lives."""
     DEAD = auto()
-    """It was asked and did not answer."""
+    """It was not answered."""
     AGE = auto()
     IDLE = auto()
     FINAL_GOAWAY = auto()
@@ -29,56 +32,113 @@ class Due(Enum):
     """The peer reads nothing of what is queued."""
 
 
-class Lifetime:
-    """The instants of one connection, in seconds of one monotonic clock."""
+class Timers:
+    """The instants of one connection."""
 
     __slots__ = (
-        "age_at",
+        "_age_at",
+        "_block_at",
+        "_draining_at",
+        "_grace_at",
+        "_idle_at",
+        "_limits",
+        "_opened_at",
+        "_progress_at",
+        "_read_at",
         "asked_at",
-        "block_at",
-        "draining_at",
-        "grace_at",
-        "idle_at",
-        "introduced",
-        "limits",
-        "opened_at",
-        "progress_at",
-        "read_at",
+        "now",
     )
 
     def __init__(self, limits: Limits, now: float, jitter: float) -> None:
-        self.limits = limits
-        self.opened_at = self.read_at = self.idle_at = self.progress_at = now
-        self.introduced = False
-        """The client's preface and first SETTINGS are in."""
-        self.block_at = inf
+        """``jitter``: from -1 to 1; by that share of ``Limits.age_jitter`` the connection's age varies."""
+        assert -1 <= jitter <= 1
+        self._limits = limits
+        self.now = now
+        self._opened_at = self._read_at = self._idle_at = self._progress_at = now
+        self._block_at = inf
         """Begin of an unfinished header block."""
         self.asked_at = inf
         """When the keepalive PING left that has had no answer."""
-        self.age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
-        self.grace_at = inf
-        self.draining_at = inf
+        self._age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
+        self._grace_at = inf
+        self._draining_at = inf
         """When the first GOAWAY of a drain left, until the second has."""
 
-    def _deadlines(self, *, idle: bool, unsent: bool) -> tuple[tuple[float, Due], ...]:
-        limits = self.limits
-        introduced = self.introduced
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """It is ``now``."""
+        self.now = now
+
+    def read(self, now: float) -> None:
+        """It is ``now``, and the peer has sent something."""
+        self.now = self._read_at = now
+        self.asked_at = inf
+
+    def answered(self, now: float) -> None:
+        """The fast path: it is ``now``, the peer has sent a call, and the call has been answered."""
+        self.now = self._read_at = self._idle_at = now
+        self.asked_at = inf
+
+    def stream_ended(self) -> None:
+        """From now on the connection may be idle."""
+        self._idle_at = self.now
+
+    def progressed(self) -> None:
+        """The peer has taken something, or the first octet was queued that it has to take."""
+        self._progress_at = self.now
+
+    def block_begun(self) -> None:
+        """A header block has begun whose end is not in."""
+        self._block_at = self.now
+
+    def block_ended(self) -> None:
+        """The header block is whole."""
+        self._block_at = inf
+
+    def keepalive_sent(self) -> None:
+        """A PING asks whether the peer lives."""
+        self.asked_at = self.now
+
+    def drain_begun(self) -> None:
+        """The first GOAWAY has left; age does not matter any more."""
+        self._age_at = inf
+        self._draining_at = self.now
+
+    def drain_announced(self) -> None:
+        """The last GOAWAY has left."""
+        self._draining_at = inf
+
+    def grace_begun(self) -> None:
+        """The connection has reached its age: calls have ``Limits.age_grace`` to finish."""
+        self._grace_at = self.now + self._limits.age_grace
+
+    def idleness_noted(self) -> None:
+        """The connection was idle too long, which is dealt with once."""
+        self._idle_at = inf
+
+    # -- what is due ----------------------------------------------------------------------------------------------
+
+    def _deadlines(self, *, introduced: bool, idle: bool, unsent: bool) -> tuple[tuple[float, Due], ...]:
+        limits = self._limits
+        silent = introduced and self.asked_at == inf
         return (
-            (inf if introduced else self.opened_at + limits.preface_timeout, Due.PREFACE),
-            (self.block_at + limits.header_timeout, Due.HEADER_BLOCK),
+            (inf if introduced else self._opened_at + limits.preface_timeout, Due.PREFACE),
+            (self._block_at + limits.header_timeout, Due.HEADER_BLOCK),
             (self.asked_at + limits.keepalive_timeout, Due.DEAD),
-            (self.read_at + limits.keepalive_time if introduced and self.asked_at == inf else inf, Due.KEEPALIVE),
-            (self.age_at, Due.AGE),
-            (self.idle_at + limits.max_connection_idle if idle else inf, Due.IDLE),
-            (self.draining_at + limits.drain_timeout, Due.FINAL_GOAWAY),
-            (self.grace_at, Due.GRACE),
-            (self.progress_at + limits.stall_timeout if unsent else inf, Due.STALLED),
+            (self._read_at + limits.keepalive_time if silent else inf, Due.KEEPALIVE),
+            (self._age_at, Due.AGE),
+            (self._idle_at + limits.max_connection_idle if idle else inf, Due.IDLE),
+            (self._draining_at + limits.drain_timeout, Due.FINAL_GOAWAY),
+            (self._grace_at, Due.GRACE),
+            (self._progress_at + limits.stall_timeout if unsent else inf, Due.STALLED),
         )
 
-    def next_deadline(self, *, idle: bool, unsent: bool) -> float:
+    def next_deadline(self, *, introduced: bool, idle: bool, unsent: bool) -> float:
         """The first instant at which something becomes due if nothing happens; ``inf`` if nothing ever does."""
-        return min(instant for instant, _ in self._deadlines(idle=idle, unsent=unsent))
+        return min(instant for instant, _ in self._deadlines(introduced=introduced, idle=idle, unsent=unsent))
 
-    def due(self, now: float, *, idle: bool, unsent: bool) -> list[Due]:
-        """What is due at ``now``."""
-        return [what for instant, what in self._deadlines(idle=idle, unsent=unsent) if instant <= now]
+    def due(self, *, introduced: bool, idle: bool, unsent: bool) -> list[Due]:
+        """What is due now."""
+        deadlines = self._deadlines(introduced=introduced, idle=idle, unsent=unsent)
+        return [what for instant, what in deadlines if instant <= self.now]

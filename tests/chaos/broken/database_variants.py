@@ -1,4 +1,4 @@
-"""Servers with one bug each, of the kind that a promise about the database forbids."""
+"""Servers with one defect each, which breaks a promise about the database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _after_each_cycle(act: Callable[[sync.Synchronizer, sync.Outcome], None]) ->
 
 
 def fails_closed() -> None:
-    """Serves nothing while the database cannot be read, lest it serve what is old."""
+    """Serves nothing while the database cannot be read, to avoid old answers."""
 
     def empty(self: sync.Synchronizer, outcome: sync.Outcome) -> None:
         if outcome is sync.Outcome.FAILED:
@@ -40,7 +40,7 @@ def fails_closed() -> None:
 
 
 def dies_of_it() -> None:
-    """Ends when the database cannot be read, for somebody else to start it again."""
+    """Exits when the database cannot be read, and relies on a supervisor."""
 
     def die(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
         if outcome is sync.Outcome.FAILED:
@@ -50,7 +50,7 @@ def dies_of_it() -> None:
 
 
 def leaks() -> None:
-    """Keeps something of every failed cycle."""
+    """Leaks memory in every failed cycle."""
     kept: list[bytearray] = []
 
     def keep(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
@@ -70,7 +70,7 @@ def keeps_dead_connection() -> None:
 
 
 def waits_for_ever() -> None:
-    """Believes that whoever was asked will answer."""
+    """Has no timeout for the database's answer."""
 
     async def limited(
         _: postgres.PostgresSource, work: Coroutine[Any, Any, object], limit: float | None = None
@@ -81,12 +81,12 @@ def waits_for_ever() -> None:
 
 
 def accepts_empty() -> None:
-    """Takes an emptied table for what somebody wanted."""
+    """Treats an emptied table as intended."""
     sync.Synchronizer._refuse_empty = lambda *_: None  # type: ignore[method-assign]
 
 
 def forgets_rotation() -> None:
-    """Does not take the new password that it is told of."""
+    """Does not use a new password after SIGHUP."""
 
     async def use_url(_: postgres.PostgresSource, url: str) -> None:
         return None
@@ -95,7 +95,7 @@ def forgets_rotation() -> None:
 
 
 def never_looks_again() -> None:
-    """Reads once over a second connection and takes every later look for one at the same rows."""
+    """Reads once over a second connection and treats every later change check as unchanged."""
     begin = postgres._Reading.begin
 
     async def always_the_same(self: postgres._Reading, statement_timeout: float) -> None:
@@ -107,7 +107,7 @@ def never_looks_again() -> None:
 
 
 def publishes_half() -> None:
-    """Publishes what has been read so far when the reading breaks off."""
+    """Publishes the rows read so far when the reading is interrupted."""
     batches = postgres._Reading.batches
 
     async def as_far_as_it_goes(self: postgres._Reading) -> AsyncIterator[list[Row]]:
@@ -121,7 +121,7 @@ def publishes_half() -> None:
 
 
 def reads_by_page() -> None:
-    """Reads page after page, each as the table is at that moment."""
+    """Reads page after page, each in its own transaction."""
 
     async def pages(self: postgres._Reading) -> AsyncIterator[list[Row]]:
         connection = self._connection

@@ -1,6 +1,7 @@
-"""Breaks a server on purpose, to show that a drill notices. Python imports this module by itself at the start of every
-process whose ``PYTHONPATH`` holds this directory; ``PYTHON_DRILL_BROKEN`` names the variant (a function of
-`database_variants`). The prefix is one that the master hands on to its workers."""
+"""Gives a server a deliberate defect, to show that a drill detects it. Python imports this module at the start of every
+process whose ``PYTHONPATH`` has this directory; ``PYTHON_DRILL_BROKEN`` names the variant (a function of
+`database_variants`). The master passes variables with this prefix to its workers.
+"""
 
 from __future__ import annotations
 

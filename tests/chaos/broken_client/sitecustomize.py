@@ -1,4 +1,4 @@
-"""Servers that are broken on purpose, to show that a client drill can fail; only tests put this on ``PYTHONPATH``.
+"""Servers with a deliberate defect, to show that a client drill can fail; only tests put this on ``PYTHONPATH``.
 
 Python imports it when a process starts. ``PYTHON_DRILL_BROKEN`` names the variant; workers inherit ``PYTHON…``.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def evicts_the_oldest() -> None:
-    """Sheds load by throwing out those that have been there longest."""
+    """Reduces load by closing the oldest connections."""
     from grpc_h2 import Server
 
     connected, held = Server.connected, []
@@ -26,7 +26,7 @@ def evicts_the_oldest() -> None:
 
 
 def keeps_every_connection() -> None:
-    """Leaks what a connection took."""
+    """Leaks the memory of each connection."""
     from grpc_h2 import Server
 
     connected, kept = Server.connected, []
@@ -39,7 +39,7 @@ def keeps_every_connection() -> None:
 
 
 def waits_for_slow_readers() -> None:
-    """Holds up everybody until a full buffer has room."""
+    """Blocks all clients until a full buffer has room."""
     from grpc_h2 import Http2Protocol
 
     pause = Http2Protocol.pause_writing
@@ -52,7 +52,7 @@ def waits_for_slow_readers() -> None:
 
 
 def dies_of_a_reset() -> None:
-    """Does not expect a connection to end in an error."""
+    """Does not handle a connection that ends with an error."""
     from grpc_h2 import Http2Protocol
 
     lost = Http2Protocol.connection_lost
@@ -66,7 +66,7 @@ def dies_of_a_reset() -> None:
 
 
 def dies_of_an_attack() -> None:
-    """Does not expect a client to do what attackers do."""
+    """Has no limits against attackers."""
     from grpc_h2 import Http2Protocol
 
     tell = Http2Protocol._tell_closing
@@ -80,7 +80,7 @@ def dies_of_an_attack() -> None:
 
 
 def makes_all_wait_for_wrong_keys() -> None:
-    """Answers a wrong key late, and everybody else with it."""
+    """Answers a wrong key late, and so delays all other answers."""
     from definition_server.data_plane.authentication import KeyRing
 
     authenticate = KeyRing.authenticate
@@ -96,7 +96,7 @@ def makes_all_wait_for_wrong_keys() -> None:
 
 
 def lets_wrong_keys_in() -> None:
-    """Takes one wrong key in a hundred."""
+    """Accepts one wrong key in a hundred."""
     from definition_server.data_plane.authentication import KeyRing
 
     authenticate, refused = KeyRing.authenticate, 0

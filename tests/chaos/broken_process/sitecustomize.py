@@ -1,4 +1,4 @@
-"""Servers that are broken on purpose, to show that a process or machine drill can fail; and a clock that can be set.
+"""Servers with a deliberate defect, to show that a process or machine drill can fail; and a settable clock.
 
 Only tests put this on ``PYTHONPATH``; Python imports it when a process starts. ``PYTHON_DRILL_BROKEN`` names the
 variant, ``PYTHON_DRILL_CLOCK`` the file that the clock is read from; workers inherit ``PYTHON…``.
@@ -23,9 +23,9 @@ from typing import Any
 
 
 def run_under_clock(file: str, library: str) -> None:
-    """Start this interpreter once more under libfaketime, whose variables a worker's scrubbed environment lacks."""
+    """Restart this interpreter under libfaketime, whose variables are missing in a worker's scrubbed environment."""
     if os.environ.get("FAKETIME_TIMESTAMP_FILE") == file:
-        del os.environ["LD_PRELOAD"]  # not for the processes that this one starts: each does it for itself
+        del os.environ["LD_PRELOAD"]  # not for child processes: each does this for itself
         # From Python 3.11 on this is clock_nanosleep until a monotonic instant, which libfaketime (0.9.10) makes fail.
         time.sleep = lambda seconds: select.select((), (), (), float(seconds))  # type: ignore[assignment]
         return
@@ -48,7 +48,7 @@ def of(module: str) -> Any:
 
 
 def never_replaces_workers() -> None:
-    """A post whose worker has ended stays empty."""
+    """Does not replace a worker that has ended."""
     supervisor = of("control_plane.supervisor").Supervisor
 
     async def pause(self: Any, post: Any) -> None:
@@ -58,19 +58,19 @@ def never_replaces_workers() -> None:
 
 
 def replaces_workers_late() -> None:
-    """Waits twenty seconds before it fills a post again."""
+    """Waits twenty seconds before it starts a successor."""
     supervisor = of("control_plane.supervisor")
     supervisor._FIRST_DELAY = 20.0
 
 
 def never_kills_hung_workers() -> None:
-    """Trusts that a worker that is silent will speak again."""
+    """Never kills a worker whose heartbeat stands still."""
     heartbeat = of("control_plane.schedule").Heartbeat
     heartbeat.hangs = lambda self, beat, now: False
 
 
 def forgets_to_hand_over() -> None:
-    """A worker that follows another gets keys, but no catalogue."""
+    """A successor gets keys, but no catalogue."""
     process = of("control_plane.worker_process").WorkerProcess
     level = process.reconcile
     seen: dict[int, Any] = {}
@@ -83,7 +83,7 @@ def forgets_to_hand_over() -> None:
 
 
 def rolls_before_the_successor_is_ready() -> None:
-    """Makes room first."""
+    """Stops the old worker before it starts the new one."""
     supervisor = of("control_plane.supervisor").Supervisor
     roll = supervisor._roll
 
@@ -95,13 +95,13 @@ def rolls_before_the_successor_is_ready() -> None:
 
 
 def starts_again_at_once() -> None:
-    """However often it has failed."""
+    """Never increases the delay, however often a worker has failed."""
     backoff = of("control_plane.schedule").Backoff
     backoff.next = lambda self: 0.0
 
 
 def rolls_by_killing() -> None:
-    """Does not wait for calls in flight; as they take less than a millisecond, it sees to it that there are some."""
+    """Does not wait for calls in flight; as calls take less than a millisecond, it also delays them."""
     process = of("control_plane.worker_process").WorkerProcess
 
     def stop_and_kill(self: Any, drain: Any) -> None:
@@ -112,13 +112,13 @@ def rolls_by_killing() -> None:
 
 
 def leaves_without_draining() -> None:
-    """SIGTERM ends the master on the spot."""
+    """SIGTERM ends the master immediately."""
     master = of("control_plane.master")
     master._Master._on_stop = lambda self, number: os._exit(1)
 
 
 def workers_outlive_their_master() -> None:
-    """And hold the port, for much longer than anybody waits."""
+    """Workers also hold the port, for much longer than any client waits."""
     worker = of("data_plane.worker")
     watch = worker._leave_at_the_latest
 
@@ -130,7 +130,7 @@ def workers_outlive_their_master() -> None:
 
 
 def leaves_a_lock_behind() -> None:
-    """A server that was killed is believed to run still."""
+    """Assumes that a killed server still runs, because of a lock file."""
     master = of("control_plane.master")
     listen = master.listen
 
@@ -148,7 +148,7 @@ def leaves_a_lock_behind() -> None:
 
 
 def dies_of_a_failed_cycle() -> None:
-    """Takes what goes wrong in a cycle for the end."""
+    """Ends when a cycle fails."""
     outcomes = of("control_plane.sync").Outcome
     synchronizer = of("control_plane.sync").Synchronizer
     cycle = synchronizer.cycle
@@ -163,7 +163,7 @@ def dies_of_a_failed_cycle() -> None:
 
 
 def workers_die_of_trouble() -> None:
-    """A worker that has something to complain of ends."""
+    """A worker that logs an error exits."""
     worker = of("data_plane.worker")
     log = worker.log
 
@@ -178,7 +178,7 @@ def workers_die_of_trouble() -> None:
 
 
 def needs_a_thread_to_swap() -> None:
-    """A worker swaps catalogues in a thread, and does without where there is none."""
+    """A worker swaps catalogues in a thread, and does not swap if it cannot start one."""
     worker = of("data_plane.worker")
     take = worker.Worker._open
 
@@ -196,7 +196,7 @@ def needs_a_thread_to_swap() -> None:
 
 
 def stores_before_it_publishes() -> None:
-    """What cannot be stored is not served."""
+    """Does not serve a catalogue that cannot be stored."""
     synchronizer = of("control_plane.sync").Synchronizer
     publish = synchronizer._publish
 
@@ -211,19 +211,19 @@ def stores_before_it_publishes() -> None:
 
 
 def trusts_the_disk() -> None:
-    """Serves the last-known-good file as it is found."""
+    """Serves the last-known-good file without verification."""
     snapshot = of("catalog.snapshot").Snapshot
     snapshot.verify = lambda self: None
 
 
 def goes_by_the_wall_clock() -> None:
-    """Whatever the master waits for, it waits for by the time of day."""
+    """The master measures all its waits with the wall clock."""
     loop: Any = asyncio.BaseEventLoop
     loop.time = lambda self: time.time()
 
 
 def workers_end_when_late() -> None:
-    """A worker whose loop comes back a twentieth of a second late takes itself for sick."""
+    """A worker whose event loop is late by a twentieth of a second exits."""
     worker = of("data_plane.worker")
 
     async def beat(self: Any) -> None:
@@ -238,7 +238,7 @@ def workers_end_when_late() -> None:
 
 
 def shares_its_port() -> None:
-    """Lets whoever comes listen beside it."""
+    """Lets other processes listen on its port."""
     master = of("control_plane.master")
 
     def listen(host: str, port: int) -> socket.socket:
@@ -248,7 +248,7 @@ def shares_its_port() -> None:
 
 
 def takes_another_port() -> None:
-    """Better any port than none."""
+    """Takes another port if its own is in use."""
     master = of("control_plane.master")
     listen = master.listen
 

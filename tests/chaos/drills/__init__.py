@@ -1,4 +1,4 @@
-"""Drills: steady load on all workers, one fault, and what must hold.
+"""Drills: steady load on all workers, one fault, and promises that must hold.
 
 ``model``      what a fault, an allowance, a stage and an outcome are
 ``rows``       a table whose every row carries the version that was written

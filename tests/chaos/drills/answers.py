@@ -1,4 +1,4 @@
-"""What an answer must be: whole, of one version, and as its hashes say."""
+"""Conditions for an answer: it is complete, of one version, and agrees with its hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WrongAnswer(Exception):
 
 
 def check_definition(answer: avap_pb2.CommandResponse) -> None:
-    """Raises `WrongAnswer` where the hash is not that of the content."""
+    """Raises `WrongAnswer` if the hash is not that of the content."""
     source = answer.code
     if source.startswith(MAGIC):
         try:
@@ -27,7 +27,7 @@ def check_definition(answer: avap_pb2.CommandResponse) -> None:
 
 
 def check_catalogue(answer: avap_pb2.CatalogResponse) -> None:
-    """Raises `WrongAnswer` where count, order or version hash do not agree with the definitions."""
+    """Raises `WrongAnswer` if count, order or version hash do not agree with the definitions."""
     found = [command.name for command in answer.commands]
     if answer.total_count != len(found):
         raise WrongAnswer(f"total_count is {answer.total_count}, there are {len(found)} definitions")
@@ -40,10 +40,10 @@ def check_catalogue(answer: avap_pb2.CatalogResponse) -> None:
 
 
 class Checker:
-    """Judges answers; remembers those it has judged by their bytes, so that a repeated answer costs a look-up.
+    """Judges answers; remembers judged answers by their bytes, so that a repeated answer costs one look-up.
 
     ``count`` > 0: the catalogue is a `rows.VersionedTable` of so many rows with ``size`` octets of filling, and an
-    answer's version is the tag in its code. 0: any catalogue, where only ``SyncCatalog`` tells a version, its hash.
+    answer's version is the tag in its code. 0: any catalogue, for which only ``SyncCatalog`` has a version, its hash.
     """
 
     def __init__(self, count: int = 0, size: int = 0) -> None:
@@ -52,7 +52,7 @@ class Checker:
         self._known: dict[bytes, str | None] = {}
 
     def definition(self, name: str, answer: bytes) -> str | None:
-        """The version of an answer to ``GetCommand(name)``; None where it tells none. Raises `WrongAnswer`."""
+        """The version of an answer to ``GetCommand(name)``; None if it has none. Raises `WrongAnswer`."""
         if answer not in self._known:
             self._remember(answer, self._judged_definition(name, answer))
         elif not answer.startswith(_named(name)):
@@ -100,5 +100,5 @@ class Checker:
 
 
 def _named(name: str) -> bytes:
-    """How every serialized ``CommandResponse`` of that name begins."""
+    """The first octets of every serialized ``CommandResponse`` of that name."""
     return avap_pb2.CommandResponse(name=name).SerializeToString()

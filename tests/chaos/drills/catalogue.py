@@ -13,8 +13,7 @@ MODULES = ("faults_database", "faults_process", "faults_machine", "faults_client
 def every_fault() -> dict[str, Fault]:
     """All faults, in the order of `MODULES`.
 
-    Raises:
-        ValueError: where two have the same id.
+    Raises: ValueError: two faults have the same id.
     """
     found: dict[str, Fault] = {}
     for module in MODULES:

@@ -1,4 +1,4 @@
-"""Says of an outcome which promises were broken, and whether it proves anything at all."""
+"""Determines which promises an outcome broke, and whether the outcome proves anything."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tests.chaos.drills.run import PATIENCE, memory_back
 Verdict = Literal["held", "BROKEN", "invalid"]
 
 MOST_CYCLES = 3
-"""The cycle that was under way at the commit, the next one, and one that may pass before we look."""
+"""The cycle under way at the commit, the next one, and one that may pass before the check."""
 LEAST_OFFERED = 0.98
 
 
 def verdict(outcome: Outcome) -> Verdict:
-    """``BROKEN`` where a promise was; else ``invalid`` where the drill proves nothing; else ``held``."""
+    """``BROKEN`` if a promise was broken; otherwise ``invalid`` if the drill proves nothing; otherwise ``held``."""
     if judge(outcome):
         return "BROKEN"
     return "invalid" if doubts(outcome) else "held"
 
 
 def told(outcome: Outcome) -> str:
-    """Everything that speaks against it, for a failing test."""
+    """All broken promises and doubts, for the message of a failing test."""
     return "\n".join([verdict(outcome), *judge(outcome), *doubts(outcome)])
 
 
@@ -32,13 +32,13 @@ def judge(outcome: Outcome) -> list[str]:
 
 
 def doubts(outcome: Outcome) -> list[str]:
-    """Why the drill proves nothing, whatever it saw: its load or its fault was not what it should have been."""
+    """Why the drill proves nothing: its load or its fault was not as intended."""
     load = outcome.load
     found = []
     if outcome.trouble:
-        found.append(f"the drill could not be played to its end: {outcome.trouble}")
+        found.append(f"the drill could not be finished: {outcome.trouble}")
     if not outcome.felt:
-        found.append("the fault was never felt")
+        found.append("the fault had no effect")
     for name, each in (("without", load.plain), ("with", load.retrying)):
         wanted = load.rate * load.seconds / 2
         if each.offered == 0 or each.offered < LEAST_OFFERED * wanted:
@@ -46,7 +46,7 @@ def doubts(outcome: Outcome) -> list[str]:
         if each.answered + each.lost != each.offered:
             found.append(f"{each.offered - each.answered - each.lost} calls {name} a retry are unaccounted for")
     if load.too_late:
-        found.append(f"{load.late} of {load.offered} calls left late: the machine was too busy for the load")
+        found.append(f"{load.late} of {load.offered} calls were sent late: the machine was too busy for the load")
     return found
 
 
@@ -66,7 +66,7 @@ def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], to
     if outside:
         found.append(f"{len(outside)} calls {told} that were not in flight at the fault: {_examples(outside)}")
     if calls.lost > len(calls.failures):
-        found.append(f"{calls.lost} calls {told}, too many to look at each")
+        found.append(f"{calls.lost} calls {told}, too many to judge each")
     return found
 
 
@@ -82,11 +82,11 @@ def _answers(outcome: Outcome) -> list[str]:
     load = outcome.load
     found = []
     if load.wrong_count:
-        found.append(f"{load.wrong_count} answers were not whole of one version: {'; '.join(load.wrong[:3])}")
+        found.append(f"{load.wrong_count} answers were incomplete or of several versions: {'; '.join(load.wrong[:3])}")
     if outcome.written and (unknown := load.versions.keys() - set(outcome.written)):
-        found.append(f"versions were served that nobody wrote: {', '.join(sorted(unknown)[:5])}")
+        found.append(f"versions were served that were never written: {', '.join(sorted(unknown)[:5])}")
     if load.went_back and not outcome.allows.may_go_back:
-        found.append(f"what is served went back: {'; '.join(load.went_back[:3])}")
+        found.append(f"an older version was served after a newer one: {'; '.join(load.went_back[:3])}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Starts and reads the load of a drill, which runs in a process of its own (`load_process`)."""
+"""Starts and reads the load of a drill, which runs in a separate process (`load_process`)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ END_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Job:
-    """What is to be offered to whom."""
+    """The load to offer, and its target."""
 
     target: str
     """HOST:PORT."""
     key: str
     names: list[str] = field(default_factory=list)
-    """Commands to ask for; none: those that ``SyncCatalog`` names at the start."""
+    """Commands to request; empty: those that ``SyncCatalog`` names at the start."""
     rate: float = 300.0
-    """Calls per second in all: half without a retry, half with it."""
+    """Calls per second: half without a retry, half with it."""
     connections: int = 16
-    """Of each of the two sets."""
+    """Connections in each of the two sets."""
     sync_every: int = 20
     """About one call in so many is ``SyncCatalog``; 0: none."""
     deadline_seconds: float = 10.0
@@ -42,15 +42,15 @@ class Job:
     size: int = 0
     """Octets of filling in each of those rows."""
     most_failures: int = 5000
-    """How many are told one by one, of each set. Beyond it nobody can say whether they were allowed."""
+    """Number of failures of each set that are reported one by one. Further ones cannot be judged."""
 
 
 class LoadFailed(Exception):
-    """The load could not begin, or its process died; the message is for the reader."""
+    """The load could not start, or its process died; the message is for the reader."""
 
 
 class DrillLoad:
-    """A running load. A context; after it, ``report`` is whole."""
+    """A running load, as a context manager; afterwards ``report`` is complete."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -92,7 +92,7 @@ class DrillLoad:
             raise LoadFailed(self._told())
 
     def _end(self) -> None:
-        """Stop it, wait for its result, and leave nothing of it."""
+        """Stop the load, wait for its result, and end its process."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -150,14 +150,14 @@ class DrillLoad:
         return self._so_far("failed")
 
     def everywhere(self, version: str) -> float | None:
-        """When ``version`` was first the last answer of every connection (monotonic clock); None: not yet."""
+        """When all connections had first seen ``version`` (monotonic clock); None: not yet."""
         self._alive()
         found: float | None = self._progress.get("everywhere", {}).get(version)
         return found
 
     @property
     def version(self) -> str | None:
-        """What every connection saw last; None while they differ."""
+        """The version that every connection saw last; None while they differ."""
         self._alive()
         found: str | None = self._progress.get("now_everywhere")
         return found
@@ -165,7 +165,7 @@ class DrillLoad:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def wait_steady(self, seconds: float = 30) -> None:
-        """Until every connection has been answered."""
+        """Wait until every connection has been answered."""
         wanted = 2 * self.job.connections
         if self.job.rows or self.job.sync_every:
             until(lambda: self._so_far("seen_on") == wanted, self._stand, seconds=seconds)
@@ -173,12 +173,14 @@ class DrillLoad:
             until(lambda: self.answered >= wanted, self._stand, seconds=seconds)
 
     def keep(self, seconds: float) -> None:
-        """Go on for so long, as told by the calls that were offered."""
+        """Continue for that many seconds, measured by the calls that were offered."""
         goal = self.offered + int(seconds * self.job.rate)
         until(lambda: self.offered >= goal, self._stand, seconds=3 * seconds + 30)
 
     def wait_everywhere(self, version: str, seconds: float) -> float:
-        """Until every connection sees ``version``. The instant (monotonic clock) at which the last one did."""
+        """Wait until every connection sees ``version``. Returns the time (monotonic clock) at which the last one
+        did.
+        """
         until(
             lambda: self.everywhere(version) is not None, lambda: f"version {version}: {self._stand()}", seconds=seconds
         )
@@ -191,7 +193,7 @@ class DrillLoad:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would have the load measured for coverage: it must keep its rate."""
+    """Our environment without the variables for coverage, which would slow the load down."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return kept | {"GRPC_VERBOSITY": "ERROR"}
 

@@ -1,10 +1,11 @@
 """The load of a drill: ``python -m tests.chaos.drills.load_process``, started by `tests.chaos.drills.load`.
 
-Open loop: calls leave on a schedule, whether or not those before have been answered. Two sets of connections, one
-without any retry and one with the retry that the README asks clients to set, take turns; every answer is checked.
+Open loop: calls are sent on a schedule, whether or not earlier calls have been answered. Calls alternate between two
+sets of connections, one without any retry and one with the retry policy of the README; every answer is checked.
 
-Reads a `load.Job` as one line of JSON; says ``{"progress": …}`` several times a second; ends when standard input does,
-waits for the calls under way, and says ``{"result": …}``. Trouble before the first call is ``{"error": …}``.
+The process reads a `load.Job` as one line of JSON and prints ``{"progress": …}`` several times a second. When standard
+input ends, it waits for the calls under way and prints ``{"result": …}``. An error before the first call is printed as
+``{"error": …}``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _GET, _SYNC = "/avap.DefinitionEngine/GetCommand", "/avap.DefinitionEngine/SyncC
 
 @dataclass(slots=True)
 class Connection:
-    """One channel and what it last saw."""
+    """One channel and the last version that it saw."""
 
     number: int
     channel: grpc.aio.Channel
@@ -48,7 +49,7 @@ class Connection:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one set's calls."""
+    """The results of the calls of one set."""
 
     offered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -159,7 +160,7 @@ class Load:
                 self._newest_everywhere = (int(version), now)
 
     def progress(self) -> dict[str, Any]:
-        """So far."""
+        """The progress so far."""
         tallies = self._tallies.values()
         return {
             "offered": sum(tally.offered for tally in tallies),
@@ -172,7 +173,7 @@ class Load:
         }
 
     def report(self) -> LoadReport:
-        """All of it."""
+        """The result."""
         return LoadReport(
             plain=self._tallies[False].report(),
             retrying=self._tallies[True].report(),
@@ -187,7 +188,7 @@ class Load:
 
 
 def _common(versions: set[str | None]) -> str | None:
-    """The one version of all; None where they differ."""
+    """The version that all saw last; None if they differ."""
     return next(iter(versions)) if len(versions) == 1 else None
 
 
@@ -198,7 +199,7 @@ def say(**what: Any) -> None:
 
 
 def connect(job: Job) -> list[Connection]:
-    """The connections: those without a retry and those with it take turns."""
+    """The connections, alternately without and with a retry."""
     found = []
     for number in range(2 * job.connections):
         retrying = number % 2 == 1
@@ -222,7 +223,7 @@ async def known_names(job: Job, connection: Connection) -> list[str]:
 
 
 async def until_all_connected(connections: list[Connection], seconds: float) -> None:
-    """Raises `TimeoutError` where one does not connect."""
+    """Raises `TimeoutError` if one does not connect."""
     async with asyncio.timeout(seconds):
         await asyncio.gather(*(each.channel.channel_ready() for each in connections))
 
@@ -235,7 +236,7 @@ async def tell_progress(load: Load) -> None:
 
 
 async def main() -> int:
-    """Run the job. 1 where it could not begin."""
+    """Run the job. Returns the exit code: 1 if it could not start."""
     job = Job(**json.loads(sys.stdin.readline()))
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stopped.set)
@@ -253,7 +254,7 @@ async def main() -> int:
         say(error=f"the catalogue at {job.target} is empty: there is no command to ask for")
         return 1
     load = Load(job, connections, names)
-    gc.freeze()  # the generator's own pauses are not the server's
+    gc.freeze()  # pauses of the generator must not be attributed to the server
     teller = asyncio.create_task(tell_progress(load))
     await load.run(stopped)
     teller.cancel()

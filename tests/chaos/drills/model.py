@@ -1,4 +1,4 @@
-"""What a drill is made of: a fault, what is allowed while it lasts, and what came of it."""
+"""The parts of a drill: a fault, its allowance, and the outcome."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ class Loss(enum.Enum):
 
     NONE = "none"
     IN_FLIGHT = "in flight"
-    """Calls that were under way during a wound (`Stage.wound`)."""
+    """Calls that were in flight during a wound (`Stage.wound`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a fault may cost."""
+    """The damage that a fault may do."""
 
     plain: Loss = Loss.NONE
-    """Of clients without a retry."""
+    """Calls of clients without a retry that may fail."""
     retried: Loss = Loss.NONE
-    """Of clients with the default retry. Only where one server, alone, has nothing to serve: say why."""
+    """Calls of clients with the default retry that may fail. Only for a single server with nothing to serve; state the
+    reason.
+    """
     fresh: bool = True
     """Fresh rows must be served within one cycle after the fault's end."""
     memory: bool = True
-    """Memory, descriptors and threads must come back to what they were before the fault."""
+    """Memory, descriptors and threads must return to their values before the fault."""
     may_go_back: bool = False
-    """An older version may be served after a newer one, as the database itself went back."""
+    """An older version may be served after a newer one, because the database itself went back."""
     grace_seconds: float = 0.0
-    """Added to the time in which fresh rows must come, where the fault's end is not the cure's end. Argue it."""
+    """Added to the time in which fresh rows must be served, if recovery takes time after the fault's end. State the
+    reason.
+    """
 
 
 NOTHING = Allowance()
@@ -49,23 +53,23 @@ NOTHING = Allowance()
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One bad day. ``inject`` is a context: entering begins the fault, leaving ends it.
+    """A fault. ``inject`` is a context: entering begins the fault, leaving ends it.
 
-    It runs in the main thread while the load runs in a process of its own, so it may block. It must leave the stage
-    sound whatever happens in between: `run.play` may leave it early.
+    It runs in the main thread while the load runs in a separate process, so it may block. It must leave the stage sound
+    in any case: `run.play` may leave the context early.
     """
 
     id: str
     """Unique among all faults, of ``[a-z0-9-]``."""
     title: str
-    """For the table: what befalls whom, in a few words."""
+    """A short description for the table."""
     kind: Kind
     inject: Callable[[Stage], AbstractContextManager[object]]
     allows: Allowance = NOTHING
     harms: bool = True
-    """Whether it may hurt others that use the same server or database: asked for before it is played on a real one."""
+    """Whether it may affect other users of the same server or database: on a target it needs a confirmation."""
     felt: Callable[[Stage], object] | None = None
-    """Truthy once the fault has taken effect; asked again and again while it lasts. Never so: the drill is invalid."""
+    """True once the fault has had an effect; polled while the fault lasts. If it never is, the drill is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Failure:
 
 @dataclass(slots=True)
 class SetReport:
-    """What became of the calls of one set of clients."""
+    """The results of the calls of one set of clients."""
 
     offered: int = 0
     answered: int = 0
@@ -99,7 +103,7 @@ class SetReport:
     failures: list[Failure] = field(default_factory=list)
     """The first few hundred of them."""
     worst_ms: float = 0.0
-    """From the scheduled instant to the answer, so that a stalled generator or server cannot hide."""
+    """From the scheduled instant to the answer, so that stalls of the generator or server are included."""
     p50_ms: float = 0.0
     p99_ms: float = 0.0
 
@@ -117,66 +121,67 @@ class Sighting:
     last: float
     answers: int
     everywhere: float | None = None
-    """When, for the first time, every connection's last answer was of this version."""
+    """When every connection's last answer was first of this version."""
 
 
 @dataclass(slots=True)
 class LoadReport:
-    """What the load saw."""
+    """The observations of the load."""
 
     plain: SetReport = field(default_factory=SetReport)
     retrying: SetReport = field(default_factory=SetReport)
     wrong: list[str] = field(default_factory=list)
-    """Answers that are not whole of one version (the first few)."""
+    """Answers that are incomplete or of several versions (the first few)."""
     wrong_count: int = 0
     went_back: list[str] = field(default_factory=list)
-    """Answers of an older version to calls sent after a newer one was everywhere (the first few)."""
+    """Answers of an older version to calls sent after all connections had seen a newer one (the first few)."""
     versions: dict[str, Sighting] = field(default_factory=dict)
     seconds: float = 0.0
     late: int = 0
-    """Calls that left a tenth of a second or more after their instant: the generator itself was held up."""
+    """Calls that were sent 0.1 s or more after their scheduled instant: the generator itself was delayed."""
     rate: float = 0.0
-    """Calls per second that were to be offered."""
+    """Planned calls per second."""
 
     @property
     def too_late(self) -> bool:
-        """Whether so many calls left late that the load was not what it should have been."""
+        """Whether so many calls were sent late that the load was not as planned."""
         return self.late > MOST_LATE * self.offered
 
     @property
     def offered(self) -> int:
-        """Calls in all."""
+        """Number of calls."""
         return self.plain.offered + self.retrying.offered
 
     @property
     def lost(self) -> int:
-        """Failed calls in all."""
+        """Number of failed calls."""
         return self.plain.lost + self.retrying.lost
 
     @property
     def worst_ms(self) -> float:
-        """The slower set's."""
+        """That of the slower set."""
         return max(self.plain.worst_ms, self.retrying.worst_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the server's processes hold together."""
+    """Memory, descriptors and the like of all server processes together."""
 
     memory_bytes: int
     """Anonymous and shared memory, each page counted once (``Pss_Anon`` + ``Pss_Shmem``). Pages of program files are
-    left out: how much of them a process is charged with depends on who else runs the same program."""
+    left out: the share that a process is charged depends on which other processes run the same program.
+    """
     rss_bytes: int
     descriptors: int
     threads: int
     memfds: int
-    """Distinct anonymous memory files that are mapped or open: one a snapshot."""
+    """Distinct anonymous memory files that are mapped or open: one per snapshot."""
     processes: int
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a drill. `judge.judge` says which promises were broken."""
+    """The outcome of a drill. `judge.judge` determines which promises were broken."""
 
     fault: str
     title: str
@@ -186,25 +191,25 @@ class Outcome:
     allows: Allowance
     load: LoadReport = field(default_factory=LoadReport)
     written: list[str] = field(default_factory=list)
-    """Versions that were committed to the table; empty where the table is not the drill's own."""
+    """Versions that were committed to the table; empty if the drill did not create the table."""
     wounds: list[tuple[float, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """Promises that the fault itself saw broken (`Stage.broken`)."""
+    """Broken promises that the fault itself detected (`Stage.broken`)."""
     fault_seconds: float = 0.0
     fresh_seconds: float | None = None
-    """From the fault's end (and the commit of a new version after it) to the last connection that sees it."""
+    """Seconds from the commit of a new version after the fault's end until the last connection sees it."""
     fresh_cycles: int | None = None
     """Sync cycles that ended meanwhile."""
     fresh_limit_seconds: float | None = None
-    """None: freshness was not to be measured (no table of our own)."""
+    """None: freshness is not measured (the drill did not create the table)."""
     before: Usage | None = None
     after: Usage | None = None
     felt: bool = True
     trouble: str | None = None
-    """Why the drill could not be played to its end."""
+    """Why the drill could not be finished."""
 
     def to_json(self) -> dict[str, Any]:
-        """For a record: `table.to_json`."""
+        """Used in a record: `table.to_json`."""
         from tests.chaos.drills.table import to_json
 
         return to_json(self)

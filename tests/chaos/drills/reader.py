@@ -1,4 +1,4 @@
-"""The role that a drill's server reads with: SELECT on the table and nothing else, by password."""
+"""The role of a drill's server: SELECT on the table and nothing else, by password."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reader:
         return parts._replace(netloc=f"{self.name}:{self.password}@{place}").geturl()
 
     def rotate(self) -> None:
-        """Another password from now on; open sessions stay."""
+        """Change the password; open sessions stay."""
         self.password = secrets.token_hex(8)
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute("SET password_encryption TO 'scram-sha-256'")
@@ -36,7 +36,7 @@ class Reader:
             )
 
     def end_sessions(self) -> None:
-        """Terminate the server's sessions, so that it must connect anew."""
+        """Terminate the server's sessions, so that it must reconnect."""
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -49,7 +49,7 @@ class Reader:
 def new_reader(admin_url: str, name: str) -> Iterator[Reader]:
     """A role that may read every table of this database, present and to come; dropped at the end.
 
-    Its password is really asked for, whatever ``pg_hba.conf`` says of others.
+    PostgreSQL requires its password, whatever ``pg_hba.conf`` states for other roles.
     """
     reader = Reader(admin_url, name)
     role = sql.Identifier(name)

@@ -1,4 +1,4 @@
-"""A table whose every row carries its version, so that an answer tells which publication it is of."""
+"""A table whose every row carries its version, so that an answer shows its publication."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def code(name: str, version: int, size: int) -> bytes:
 
 
 def version_in(name: str, found: bytes) -> str | None:
-    """The version that the code of ``name`` says it is of; None where it says nothing, or another name."""
+    """The version in the code of ``name``; None if there is none, or another name."""
     tag = _TAG.match(found)
     if tag is None or tag[1] != name.encode():
         return None
@@ -63,7 +63,7 @@ class VersionedTable:
     """``obex_dapl_functions`` with ``rows`` commands, all of one version; a new version is one transaction."""
 
     def __init__(self, url: str, *, rows: int = 100, size: int = 200) -> None:
-        """Creates and fills the table in the database of ``url``, a role that may do so."""
+        """Creates and fills the table in the database of ``url``, whose role may do so."""
         self.url = url
         self.rows = rows
         self.size = size
@@ -98,7 +98,7 @@ class VersionedTable:
         self.fill()
 
     def fill(self) -> str:
-        """Replace whatever rows there are by all rows of the next version. Its tag."""
+        """Replace all rows by those of the next version. Returns its tag."""
         version = self.version + 1
         with psycopg.connect(self.url, connect_timeout=5) as connection:
             connection.execute(f"DELETE FROM {TABLE}")
@@ -110,14 +110,14 @@ class VersionedTable:
             return self._committed(version)
 
     def advance(self) -> str:
-        """Write the next version into all rows, in one transaction. Its tag."""
+        """Write the next version into all rows, in one transaction. Returns its tag."""
         version = self.version + 1
         with psycopg.connect(self.url, connect_timeout=5) as connection:
             connection.execute(f"UPDATE {TABLE} SET code = {_CODE_SQL}", {"version": version, "size": self.size})
             return self._committed(version)
 
     def _committed(self, version: int) -> str:
-        """Note the version before the transaction of this block commits: it may be served a moment later."""
+        """Record the version before the transaction of this block commits: it may be served a moment later."""
         self.version = version
         self.written.append(str(version))
         return str(version)

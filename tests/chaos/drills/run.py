@@ -1,4 +1,4 @@
-"""Plays a drill."""
+"""Runs a drill."""
 
 from __future__ import annotations
 
@@ -13,34 +13,31 @@ from tests.chaos.drills.stage import Stage
 from tests.support.polling import until
 
 FELT_SECONDS = 20.0
-"""How long a fault may take to be felt."""
+"""Time until a fault must have an effect."""
 MEMORY_SECONDS = 10.0
-"""How long memory may take to come back: replaced snapshots are unmapped, rolled workers end."""
+"""Time for memory to return to its value before: replaced snapshots are unmapped, replaced workers exit."""
 WARM_UP_VERSIONS = 2
 MEMORY_SHARE, MEMORY_BYTES = 0.10, 8 << 20
 DESCRIPTORS, THREADS = 4, 2
-"""How far above the figures before the fault counts as back: allocators keep a little, connections come and go."""
+"""Allowed excess over the figures before the fault: allocators keep a little, connections change."""
 
 PATIENCE = 1.5
-"""How many times the limit fresh rows are waited for."""
+"""Fresh rows are waited for this many times the limit."""
 
 PLAYED: list[Outcome] = []
 """Outcomes of this process, for the table at the end."""
 RED: list[Outcome] = []
-"""Those on servers that are broken on purpose, for a table of their own."""
+"""Outcomes on servers with a deliberate defect, for a separate table."""
 _OURS = Path(__file__).parents[1]
 
 
 def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
-    """Offer steady load, let ``fault`` happen, see what held. Noted in `PLAYED`; `judge.verdict` judges it.
+    """Offer steady load, make ``fault``, and record the outcome in `PLAYED`; `judge.verdict` judges it.
 
-    Args:
-        fault: what to inject.
-        stage: a server that serves; sound again afterwards, unless the outcome tells of trouble.
-        load_seconds: for how long the load goes on while the fault lasts, once the fault is felt.
+    Args: fault: what to inject. stage: a server that serves; sound again afterwards, unless the outcome tells of
+    trouble. load_seconds: how long the fault lasts after its first effect.
 
-    Returns:
-        What came of it. What goes wrong in the drill itself is its ``trouble``, not an exception.
+    Returns: The outcome. An error in the drill itself is its ``trouble``, not an exception.
     """
     outcome = Outcome(fault.id, fault.title, fault.kind, stage.transport, stage.provider, fault.allows)
     stage.wounds, stage.broken = outcome.wounds, outcome.broken
@@ -61,8 +58,9 @@ def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
 
 
 def play_until_valid(fault: Fault, stage: Stage, load_seconds: float = 2.0, attempts: int = 3) -> Outcome:
-    """`play`, and again where the machine was too busy to offer the load at its rate: such an outcome says nothing, and
-    stays in the table as what it is. The last outcome."""
+    """Call `play`, and repeat it if the machine was too busy to offer the load at its rate: such an outcome proves
+    nothing, and stays in the table as invalid. Returns the last outcome.
+    """
     for _ in range(attempts - 1):
         outcome = play(fault, stage, load_seconds)
         if not outcome.load.too_late:
@@ -71,7 +69,7 @@ def play_until_valid(fault: Fault, stage: Stage, load_seconds: float = 2.0, atte
 
 
 def play_red(fault: Fault, stage: Stage, bug: str, load_seconds: float = 2.0) -> Outcome:
-    """`play` on a server that is broken on purpose, by ``bug``. Noted in `RED`."""
+    """`play` on a server with the deliberate defect ``bug``. Recorded in `RED`."""
     outcome = play(fault, stage, load_seconds)
     PLAYED.remove(outcome)
     outcome.title = f"{outcome.title} [{bug}]"
@@ -100,14 +98,14 @@ def _play(fault: Fault, stage: Stage, load: DrillLoad, load_seconds: float, outc
 
 
 def _place(error: Exception) -> str:
-    """Where in the drills ``error`` came up, rather than where in a library."""
+    """The place in the drills, not in a library, where ``error`` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)] or frames
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 def _warm_up(stage: Stage, load: DrillLoad) -> None:
-    """Publish a few times, so that the memory of a publication is part of what is compared with."""
+    """Publish a few times, so that the memory of a publication is part of the baseline."""
     if stage.table is None:
         load.keep(1)
         return
@@ -115,8 +113,8 @@ def _warm_up(stage: Stage, load: DrillLoad) -> None:
         version = stage.table.advance()
         written = time.monotonic()
         stage.cycle_took = load.wait_everywhere(version, 30 + 2 * stage.cycle_seconds) - written
-    load.keep(0.7)  # a worker lets go of a replaced snapshot half a second later
-    with suppress(AssertionError):  # and the master after some seconds; where it never does, the drill's end shows it
+    load.keep(0.7)  # a worker releases a replaced snapshot half a second later
+    with suppress(AssertionError):  # and the master after some seconds; if not, the drill detects it
         until(lambda: _alone(stage.usage()), "only the current snapshot", seconds=MEMORY_SECONDS)
 
 
@@ -133,7 +131,7 @@ def _felt(fault: Fault, stage: Stage) -> bool:
 
 
 def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
-    """Write a new version and see how long it takes to reach every connection."""
+    """Write a new version and measure the time until every connection sees it."""
     if stage.table is None:
         return
     outcome.fresh_limit_seconds = stage.cycle_seconds + outcome.allows.grace_seconds
@@ -141,7 +139,7 @@ def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
     written = time.monotonic()
     before = stage.cycles()
     try:
-        # Beyond the limit, so that the table tells how late it was, if not too late.
+        # Longer than the limit, so that the table can show how late it was.
         came = load.wait_everywhere(version, PATIENCE * outcome.fresh_limit_seconds)
     except AssertionError:
         return
@@ -152,7 +150,7 @@ def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
 
 
 def memory_back(before: Usage, now: Usage) -> bool:
-    """Whether ``now`` is ``before`` again, within what an allocator keeps."""
+    """Whether ``now`` equals ``before``, except for what an allocator keeps."""
     return (
         now.memory_bytes <= before.memory_bytes * (1 + MEMORY_SHARE) + MEMORY_BYTES
         and now.descriptors <= before.descriptors + DESCRIPTORS
@@ -162,14 +160,14 @@ def memory_back(before: Usage, now: Usage) -> bool:
 
 
 def _see_memory(stage: Stage, outcome: Outcome) -> None:
-    """Wait until memory is back, for a while; what it is then."""
+    """Wait some time until memory has returned to its value before. Returns its last value."""
     before = outcome.before
 
     def look() -> bool:
         outcome.after = stage.usage()
         return before is None or outcome.after is None or memory_back(before, outcome.after)
 
-    # Where fresh rows did not come, the drill is lost already.
+    # If fresh rows were not served, the drill has failed already.
     patience = MEMORY_SECONDS if outcome.fresh_seconds is not None or stage.table is None else 1.0
     with suppress(AssertionError):
         until(look, "memory back", seconds=patience)

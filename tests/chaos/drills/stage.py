@@ -1,4 +1,4 @@
-"""What a drill is played on: database, table, proxy, server and the load that runs beside."""
+"""The stage of a drill: database, table, proxy, server and the load."""
 
 from __future__ import annotations
 
@@ -27,72 +27,77 @@ SETTINGS = {
     "STATEMENT_TIMEOUT_SECONDS": "1",
     "HEARTBEAT_TIMEOUT_SECONDS": "2",
 }
-"""The settings of a drill's server, over those of a test's (`tests.support.server.FAST`)."""
+"""Settings of a drill's server that differ from a test's (`tests.support.server.FAST`)."""
 
 BROKEN = Path(__file__).parents[1] / "broken"
-"""Holds the ``sitecustomize`` that breaks a server on purpose."""
+"""Directory of the ``sitecustomize`` that gives a server a deliberate defect."""
 
 NOTICED_SECONDS = 0.1
-"""Within this a client notices that its connection is gone, and has another."""
+"""Time within which a client notices that its connection is lost, and opens another."""
 REFUSED_SECONDS = 1.5
-"""The same on grpcio, where every worker has a listening socket of its own: the kernel may lay a client's next
-connection into the queue of a worker that is just dying, and resets it. The client tries again after 1 s, give or take
-a fifth (gRPC's connection backoff), and until then calls that do not wait fail at once."""
+"""The same on grpcio, where every worker has a listening socket of its own: the kernel may put a client's next
+connection into the accept queue of a dying worker, and then reset it. The client tries again after 1 s ± 20 % (gRPC's
+connection backoff), and until then calls that do not wait fail at once.
+"""
 
 _CLIENT_MARGIN_SECONDS = 1.0
-"""How much later than ``STATEMENT_TIMEOUT_SECONDS`` the server gives up a wait."""
+"""Time after ``STATEMENT_TIMEOUT_SECONDS`` at which the server gives up a wait."""
 _MOST_NAMES = 2000
 _LARGEST_ANSWER = 4 << 20
-"""What clients accept by default. A larger catalogue is asked for by name only: the drill is about the database."""
+"""The default receive limit of clients. A larger catalogue is requested by name only: the drill is about the
+database.
+"""
 _OCTETS_PER_CALL = 13_000
-"""How much of whole catalogues an average call may carry: 4 MB/s at 300 calls per second, which Python clients bear."""
+"""Octets of whole catalogues for an average call: 4 MB/s at 300 calls per second, which Python clients can handle."""
 _WORK_SECONDS = 1.5
 _WORK_SHARE = 1.5
-"""For the reading, building, publishing, and the load's next call on every connection: that long, or that many times
-what a cycle without a fault took, whichever is more."""
+"""Time for reading, building, publishing, and the load's next call on every connection: these seconds, or this multiple
+of a cycle without a fault, whichever is longer.
+"""
 
 _numbers = itertools.count()
 
 
 @dataclass
 class Stage:
-    """Everything that a fault may lay hands on. For a target that is not ours, most of it is None."""
+    """Everything that a fault may use. For a target that the drill did not start, most of it is None."""
 
     target: str
     """HOST:PORT that clients call."""
     transport: str = "?"
     provider: str = "?"
-    """Of the database: ``embedded``, ``container``, ``external``."""
+    """Provider of the database: ``embedded``, ``container``, ``external``."""
     key: str = KEY
     server: ServerProcess | None = None
     database: DatabaseServer | None = None
     table: VersionedTable | None = None
     proxy: Proxy | None = None
-    """Between the server and its database."""
+    """The proxy between the server and its database."""
     directory: Path | None = None
-    """For files of this stage alone. ``url`` is the server's DATABASE_URL_FILE."""
+    """Directory for files of this stage. ``url`` is the server's DATABASE_URL_FILE."""
     settings: dict[str, str] = field(default_factory=dict)
-    """Those that the server was started with, over `tests.support.server.FAST`."""
+    """Settings of the server that differ from `tests.support.server.FAST`."""
     job: Job | None = None
     """The load to offer; None: `Stage.default_job`."""
     load: DrillLoad | None = None
-    """Set while a drill is played."""
+    """Set while a drill runs."""
     wounds: list[tuple[float, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """Promises that the fault itself saw broken, each as a sentence: `judge.judge` tells them too."""
+    """Broken promises that the fault itself detected, each as a sentence: `judge.judge` reports them too."""
     reader: Reader | None = None
-    """The role that the server reads with; None: the one that owns the table."""
+    """The role of the server; None: the owner of the table."""
     first_line: int = 0
     """Number of the server's first log line since the fault began."""
     cycle_took: float = 0.0
     """Seconds from a commit to the last connection that saw it, in a cycle without a fault."""
     pids: list[int] = field(default_factory=list)
-    """For a server that this process did not start but may look at."""
+    """Process ids of a server that this process did not start but may inspect."""
 
     @contextmanager
     def wound(self) -> Iterator[None]:
-        """The block hurts calls under way, for as long as it lasts and until every client has a new connection: what is
-        sent meanwhile on the old one counts as under way too."""
+        """The block harms calls in flight while it lasts and until every client has a new connection: calls that are
+        sent meanwhile on an old connection count as in flight too.
+        """
         began = time.monotonic()
         try:
             yield
@@ -111,7 +116,7 @@ class Stage:
         return job
 
     def usage(self) -> Usage | None:
-        """What the server's processes hold; None where they are not ours to look at."""
+        """Resource usage of the server's processes; None if this process may not inspect them."""
         if self.server is not None:
             return usage([self.server.pid, *self.server.worker_pids()])
         return usage(self.pids) if self.pids else None
@@ -125,15 +130,16 @@ class Stage:
             return False
 
     def logged(self, message: str, *needles: str) -> int:
-        """How many log lines of the server since the fault began have that message and one of ``needles`` in their
-        ``error``; without needles, any error."""
+        """Number of log lines of the server since the fault began with that message and one of ``needles`` in
+        ``error``; without needles, any error.
+        """
         if self.server is None:
             return 0
         lines = self.server.logged(message, after=self.first_line)
         return sum(not needles or any(each in line.get("error", "") for each in needles) for line in lines)
 
     def cycles(self, outcome: str | None = None) -> int | None:
-        """Sync cycles so far (with that outcome); None where that cannot be known."""
+        """Sync cycles so far (with that outcome); None if that is unknown."""
         if self.server is None:
             return None
         counted: dict[str, int] = self.server.statusz()["sync"]["cycles"]
@@ -141,8 +147,9 @@ class Stage:
 
     @property
     def cycle_seconds(self) -> float:
-        """The longest that fresh rows may take: the cycle under way may first have to run into its time limit; then
-        comes the wait for the next one, and its work."""
+        """The longest time until fresh rows are served: the cycle under way may first run into its time limit; then
+        come the wait for the next one, and its work.
+        """
         settings = SETTINGS | self.settings
         give_up = max(
             float(settings["CONNECT_TIMEOUT_SECONDS"]),
@@ -166,12 +173,9 @@ def open_stage(
 ) -> Iterator[Stage]:
     """A server behind a proxy on a new database of ``database``, serving ``rows`` rows.
 
-    Args:
-        database: is not closed here.
-        directory: for files; exists.
-        reader: the server reads with a role of its own, by password, that may do no more (wants a superuser).
-        broken: name of a deliberately broken variant (`tests/chaos/broken`).
-        settings: over `SETTINGS`.
+    Args: database: is not closed here. directory: for files; exists. reader: the server uses a role with SELECT only,
+    by password (needs a superuser). broken: name of a variant with a deliberate defect (`tests/chaos/broken`).
+    settings: added to `SETTINGS`.
     """
     name = f"drill_{os.getpid()}_{next(_numbers)}"
     with ExitStack() as stack:
@@ -204,12 +208,12 @@ def open_stage(
         try:
             yield stage
         finally:
-            if stage.server is not None:  # a fault that restarts the server has put another one there
+            if stage.server is not None:  # a fault that restarts the server replaces it here
                 stage.server.end()
 
 
 def _drop(database: DatabaseServer, name: str) -> None:
-    """Drop the stage's database; a server that a failed drill left dead is its owner's to close."""
+    """Drop the stage's database; if a failed drill left its PostgreSQL dead, the owner closes it."""
     import psycopg
 
     with suppress(psycopg.OperationalError):

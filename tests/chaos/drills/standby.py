@@ -22,7 +22,7 @@ POLL_SECONDS = 0.05
 
 @contextmanager
 def standby_behind(primary: EmbeddedPostgres, url: str) -> Iterator[str]:
-    """A standby of ``primary`` that replays nothing from now on; its URL for the database of ``url``."""
+    """Start a standby of ``primary`` whose replay is paused. Returns its URL for the database of ``url``."""
     assert primary.directory is not None
     owner = primary.directory.stat()
     user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}

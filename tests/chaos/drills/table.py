@@ -35,7 +35,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
 
 
 def text_table(outcomes: Iterable[Outcome]) -> str:
-    """All of them, one a line, and below what was broken or doubtful."""
+    """All outcomes, one per line; below them the broken promises and the doubts."""
     outcomes = list(outcomes)
     rows = [HEADINGS, *(row(each) for each in outcomes)]
     widths = [max(len(line[column]) for line in rows) for column in range(len(HEADINGS))]

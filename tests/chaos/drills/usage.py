@@ -9,7 +9,7 @@ from tests.chaos.drills.model import Usage
 
 
 def usage(pids: Iterable[int]) -> Usage:
-    """What the processes hold together. One that ends meanwhile counts with what was read of it."""
+    """Resource usage of the processes together. A process that ends meanwhile counts with the values read so far."""
     memory_bytes = rss = descriptors = threads = processes = 0
     memfds: set[int] = set()
     for pid in pids:

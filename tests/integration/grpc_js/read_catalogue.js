@@ -1,4 +1,4 @@
-// Reads a catalogue as today's language servers do, and prints what it got as one JSON document.
+// Reads a catalogue as today's language servers do, and prints the answers as one JSON document.
 // Usage: node read_catalogue.js PORT KEY PROTO
 "use strict";
 const grpc = require("@grpc/grpc-js");

@@ -336,3 +336,12 @@ def test_a_vanished_reader_of_stdout_neither_ends_the_process_nor_fills_stderr()
         process.stdin.close()
         assert process.stderr.read() == b"still here"
         assert process.wait(60) == 0
+
+
+def test_a_worker_starts_without_rich_although_it_is_installed() -> None:
+    program = (
+        "import sys, importlib.util, definition_server.data_plane.worker\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'rich']\n"
+        "assert importlib.util.find_spec('rich'), 'the commands find it'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

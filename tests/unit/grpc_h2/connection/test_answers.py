@@ -1,4 +1,4 @@
-"""Answers and their ends, rows 43 to 46 of the requirements. A name's number is the row."""
+"""Answers of handlers and static methods, and how calls end (PROTOCOL-HTTP2, RFC 9113 section 8.1)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def handled(stream: int, *, end_stream: bool = True) -> bytes:
 BODY = grpc_message(bytes(16_000))
 
 
-# --- 43 to 46: the answer ------------------------------------------------------------------------------------
+# --- the answer ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A43")

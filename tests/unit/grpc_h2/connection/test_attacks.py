@@ -1,6 +1,6 @@
 """Attacks on a connection, each with a victim's connection beside it: what they may cost, and that they end.
 
-The time stands still during an attack, so that every figure is that of the worst burst.
+Time does not advance during an attack, so that every figure is that of the worst burst.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def test_a_continuation_flood_ends_within_nine_frames(fragment: bytes):
 
 
 def in_frames(stream: int, block: bytes) -> bytes:
-    """A block in HEADERS and as many CONTINUATIONs as its size needs."""
+    """A block in HEADERS and as many CONTINUATION frames as its size needs."""
     parts = pieces_of(block, 16384)
     rest = [continuation(stream, part, end_headers=part is parts[-1]) for part in parts[1:]]
     return headers(stream, parts[0], end_stream=True, end_headers=len(parts) == 1) + b"".join(rest)

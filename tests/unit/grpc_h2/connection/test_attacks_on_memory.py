@@ -1,4 +1,4 @@
-"""Attacks on memory: bodies, answers and connections that pile up, each with a victim's connection beside it."""
+"""Attacks on memory: bodies, answers and connections in great number, each with a victim's connection beside it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_messages_that_no_handler_takes_use_bounded_memory(size: int):
             for _ in range(400):
                 attacker.flood([attack], keep=True)
 
-        # As objects in a handler's queue; 8 octets each where the message is one that Python shares.
+        # As objects in a handler's queue; 8 octets each where Python shares the message.
         assert peak_memory(flood) < 24 * MIB
         assert attacker.received < 200_000
 

@@ -1,4 +1,4 @@
-"""Flow control both ways, rows 18 to 22 of the requirements. A name's number is the row."""
+"""Flow control in both directions, and the client's header table (RFC 9113 sections 4.3.1 and 6.9)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def handled(stream: int, *, end_stream: bool = True) -> bytes:
     return headers(stream, request_block(HANDLED), end_stream=end_stream)
 
 
-# --- 18: the peer's HPACK table ------------------------------------------------------------------------------
+# --- the client's HPACK table --------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A18")
@@ -80,7 +80,7 @@ def test_a_larger_table_needs_no_size_update(feed: Feed):
     peer.assert_answered(1)
 
 
-# --- 19, 20: sending within windows --------------------------------------------------------------------------
+# --- sending within windows ----------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A19")
@@ -181,7 +181,7 @@ def test_an_exhausted_connection_window_holds_back_all_streams(feed: Feed):
 def test_a_large_static_answer_stays_within_the_windows(feed: Feed):
     large = bytes(range(256)) * 400
     peer = Peer(feed).send(window_update(0, 10**6))
-    # The request of 102,405 octets goes in pieces of the largest frame; the door answers with what it was asked.
+    # The request of 102,405 octets goes in pieces of the largest frame; the static method returns its message.
     body = grpc_message(large)
     parts = [body[at : at + 16384] for at in range(0, len(body), 16384)]
     peer.send(headers(1, request_block()), *(data(1, part) for part in parts), data(1, end_stream=True))
@@ -190,7 +190,7 @@ def test_a_large_static_answer_stays_within_the_windows(feed: Feed):
     peer.assert_answered(1, large)
 
 
-# --- 21: WINDOW_UPDATE ---------------------------------------------------------------------------------------
+# --- WINDOW_UPDATE -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A21", "B-made-you-reset")
@@ -222,7 +222,7 @@ def test_the_largest_window_is_legal(feed: Feed):
     peer.assert_answered(1, b"x")
 
 
-# --- 22: receiving within windows ----------------------------------------------------------------------------
+# --- receiving within windows --------------------------------------------------------------------------------
 
 
 def credit(peer: Peer, stream: int) -> int:

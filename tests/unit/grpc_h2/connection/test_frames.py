@@ -1,4 +1,4 @@
-"""Frames by themselves, rows 1 to 7, 16, 17 (RFC 9113 sections 3 to 6). A name's number is the row."""
+"""Preface, frames and settings (RFC 9113 sections 3 to 6)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
 from grpc_h2.static.routes import Router
 
-# --- 1: the preface ------------------------------------------------------------------------------------------
+# --- the preface ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A1")
@@ -94,7 +94,7 @@ def test_requests_in_the_first_flight_are_answered(feed: Feed):
     peer.assert_answered(3)
 
 
-# --- 2, 3: sizes ---------------------------------------------------------------------------------------------
+# --- sizes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A2")
@@ -148,7 +148,7 @@ def test_a_stream_error_resets_a_static_call_whose_data_has_not_come(feed: Feed,
     assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
 
 
-# --- 4, 5: kinds and ids -------------------------------------------------------------------------------------
+# --- types and stream ids ------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A4")
@@ -209,7 +209,7 @@ def test_an_unknown_frame_type_inside_a_header_block_is_a_connection_error(feed:
     peer.assert_closed(PROTOCOL_ERROR)
 
 
-# --- 6: padding and priority ---------------------------------------------------------------------------------
+# --- padding and priority ------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A6", "C-java-priority", "C-nghttp-padding")
@@ -263,7 +263,7 @@ def test_cut_padding_or_priority_fields_are_a_connection_error(feed: Feed, wrong
     peer.assert_closed(FRAME_SIZE_ERROR, PROTOCOL_ERROR)
 
 
-# --- 7: header blocks in parts -------------------------------------------------------------------------------
+# --- header blocks in parts ----------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A7")
@@ -298,7 +298,7 @@ def test_a_continuation_without_a_header_block_is_a_connection_error(feed: Feed,
     Peer(feed).send(before, continuation(1, b"", end_headers=True)).assert_closed(PROTOCOL_ERROR)
 
 
-# --- 16, 17: settings ----------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A16")

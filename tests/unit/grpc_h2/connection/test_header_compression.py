@@ -1,4 +1,4 @@
-"""Header compression on a connection, rows 23 to 28 of the requirements. A name's number is the row."""
+"""Header compression on a connection (RFC 7541), and the limits of header lists."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from tests.support.h2_wire import (
     three_ways,
 )
 
-from grpc_h2.connection.exchanges import FIELDS_AT_ONCE
+from grpc_h2.connection.headers import FIELDS_AT_ONCE
 from grpc_h2.connection.limits import Limits
 from grpc_h2.wire.hpack import Decoder
 
-LITERAL = b"\x00\x01a"  # a literal without indexing, its name "a", its value to follow
+LITERAL = b"\x00\x01a"  # a literal without indexing: the name "a", without a value yet
 
 BROKEN = {
-    "a23_index_zero": b"\x80",
-    "a23_index_past_the_static_table": indexed(62),
-    "a23_index_far_past": indexed(2**31),
-    "a23_name_index_past_the_table": b"\x0f\x7f" + string(b"x"),
-    "a23_inserting_name_index_past_the_table": b"\x7f\x7f" + string(b"x"),
-    "a23_index_of_six_octets": b"\xff" + b"\xff" * 5 + b"\x0f",
-    "a23_endless_integer": b"\xff" + b"\x80" * 40,
-    "a23_integer_above_32_bits": b"\xff\xff\xff\xff\xff\x7f",
-    "a23_unfinished_integer": b"\xff\x80",
-    "a23_string_past_the_block": LITERAL + b"\x05abcd",
-    "a23_string_of_four_gigabytes": LITERAL + integer(2**32 - 1, 7) + b"a",
-    "a23_name_past_the_block": b"\x00\x09abc",
-    "a23_literal_without_value": LITERAL,
-    "a23_literal_without_anything": b"\x40",
-    "a24_huffman_padding_of_eleven_bits": LITERAL + b"\x82\x1f\xff",
-    "a24_huffman_padding_of_eight_bits": LITERAL + b"\x81\xff",
-    "a24_huffman_padding_not_ones": LITERAL + b"\x81\x18",
-    "a24_huffman_end_of_string": LITERAL + b"\x84\xff\xff\xff\xff",
-    "a24_huffman_end_of_string_inside": LITERAL + b"\x85\x1f\xff\xff\xff\xff",
-    "a24_huffman_broken_name": b"\x00\x81\x18\x01a",
-    "a25_size_update_after_a_field": size_update(0),
-    "a25_size_update_above_the_limit": size_update(4097),
+    "index zero": b"\x80",
+    "index past the static table": indexed(62),
+    "index far past": indexed(2**31),
+    "name index past the table": b"\x0f\x7f" + string(b"x"),
+    "inserting name index past the table": b"\x7f\x7f" + string(b"x"),
+    "index of six octets": b"\xff" + b"\xff" * 5 + b"\x0f",
+    "endless integer": b"\xff" + b"\x80" * 40,
+    "integer above 32 bits": b"\xff\xff\xff\xff\xff\x7f",
+    "unfinished integer": b"\xff\x80",
+    "string past the block": LITERAL + b"\x05abcd",
+    "string of four gigabytes": LITERAL + integer(2**32 - 1, 7) + b"a",
+    "name past the block": b"\x00\x09abc",
+    "literal without value": LITERAL,
+    "literal without anything": b"\x40",
+    "huffman padding of eleven bits": LITERAL + b"\x82\x1f\xff",
+    "huffman padding of eight bits": LITERAL + b"\x81\xff",
+    "huffman padding not ones": LITERAL + b"\x81\x18",
+    "huffman end of string": LITERAL + b"\x84\xff\xff\xff\xff",
+    "huffman end of string inside": LITERAL + b"\x85\x1f\xff\xff\xff\xff",
+    "huffman broken name": b"\x00\x81\x18\x01a",
+    "size update after a field": size_update(0),
+    "size update above the limit": size_update(4097),
 }
 
 
@@ -86,7 +86,7 @@ def test_a_size_update_above_the_advertised_limit_is_a_compression_error(feed: F
 
 @pytest.mark.requirement("A27")
 @three_ways
-@pytest.mark.parametrize("name", ["a24_huffman_padding_not_ones", "a23_index_zero"])
+@pytest.mark.parametrize("name", ["huffman padding not ones", "index zero"])
 @pytest.mark.parametrize("where", ["trailers", "refused", "reset", "continuation", "malformed"])
 def test_a_broken_block_is_a_compression_error_even_where_its_request_is_dropped(feed: Feed, name: str, where: str):
     broken = BROKEN[name]
@@ -107,7 +107,7 @@ def test_a_broken_block_is_a_compression_error_even_where_its_request_is_dropped
     peer.assert_closed(COMPRESSION_ERROR)
 
 
-# --- 26: the dynamic table -----------------------------------------------------------------------------------
+# --- the dynamic table ---------------------------------------------------------------------------------------
 
 
 def metadata_of(peer: Peer, stream: int) -> list[tuple[str, str | bytes]]:
@@ -167,7 +167,7 @@ def test_duplicates_in_the_table_are_legal(feed: Feed):
     assert metadata_of(peer, 3).count(("a", "1")) == 1
 
 
-# --- 27: in step after errors --------------------------------------------------------------------------------
+# --- errors leave the table in step --------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A27")
@@ -229,7 +229,7 @@ def test_nothing_behind_a_compression_error_is_read(feed: Feed, broken: bytes):
     assert 3 not in peer.replies.streams
 
 
-# --- 28: lists too large -------------------------------------------------------------------------------------
+# --- header lists that are too large -------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A28", "B-hpack-bomb")

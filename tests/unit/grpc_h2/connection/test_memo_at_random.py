@@ -1,7 +1,7 @@
-"""The memo of decoded header blocks at random, and without one half of its law or the other.
+"""The memo of decoded header blocks on random blocks, and with decoders that break one of its rules.
 
-The door under test answers with the metadata that it was shown, so a wrong header list cannot hide; the oracle is the
-independent `hpack` library, which decodes every block.
+The static method under test answers with the metadata that it sees, so that a wrong header list shows in the answer;
+the oracle is the independent `hpack` library, which decodes every block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.h2_wire import (
 )
 from tests.support.hypothesis_profiles import examples
 
-from grpc_h2.connection import core
+from grpc_h2.connection import headers as module
 from grpc_h2.wire import hpack as engine_hpack
 
 # --- at random, and mutants -------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ _BLOCK = st.tuples(st.lists(st.sampled_from([0, 50, 100, 4096]), max_size=2), st
 
 
 def _concrete(oracle: Oracle, updates: list[int], atoms: list[object]) -> tuple[bytes, bytes]:
-    """Octets of a block whose references exist in the table as the library has it."""
+    """Size updates and fields of a block whose references exist in the library's table."""
     front = b"".join(map(size_update, updates))
     probe = hpack.Decoder()
     probe.header_table.maxsize = oracle.decoder.header_table.maxsize
@@ -74,7 +74,7 @@ def test_random_blocks_in_random_order_are_decoded_as_by_the_reference(
 
 
 class NeverChanged(engine_hpack.Decoder):
-    """A mutant: blocks that change the table look as if they did not."""
+    """A mutant: no block seems to change the table."""
 
     __slots__ = ()
 
@@ -88,7 +88,7 @@ class NeverChanged(engine_hpack.Decoder):
 
 
 class StandingEpoch(engine_hpack.Decoder):
-    """A mutant: the memo is never told that the table changed."""
+    """A mutant: the epoch never advances."""
 
     __slots__ = ()
 
@@ -106,7 +106,7 @@ class StandingEpoch(engine_hpack.Decoder):
 def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
     monkeypatch: pytest.MonkeyPatch, mutant: type[engine_hpack.Decoder]
 ):
-    monkeypatch.setattr(core, "Decoder", mutant)
+    monkeypatch.setattr(module, "Decoder", mutant)
     caught = set()
     for name in REPLAYS:
         try:
@@ -119,7 +119,7 @@ def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
 
 
 def _blind_to(unseen: str) -> type[engine_hpack.Decoder]:
-    """A decoder that does not tell its connection of one kind of change."""
+    """A decoder whose epoch does not count one kind of change."""
 
     class Blind(engine_hpack.Decoder):
         __slots__ = ()
@@ -146,7 +146,7 @@ def test_a_memo_that_misses_one_kind_of_change_gives_a_wrong_answer(
     monkeypatch: pytest.MonkeyPatch, unseen: str, emptying: bytes, blind: bool
 ):
     if blind:
-        monkeypatch.setattr(core, "Decoder", _blind_to(unseen))
+        monkeypatch.setattr(module, "Decoder", _blind_to(unseen))
     oracle = Oracle()
     for atoms in (A1, FIRST, FIRST):
         oracle.call(atoms)

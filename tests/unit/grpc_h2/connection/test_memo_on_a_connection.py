@@ -1,7 +1,7 @@
-"""The memo of decoded header blocks changes no answer: what comes back is what a decoder without memory would give.
+"""The memo of decoded header blocks changes no answer: each is the one that a decoder without a memo would give.
 
-The door under test answers with the metadata that it was shown, so a wrong header list cannot hide; the oracle is the
-independent `hpack` library, which decodes every block.
+The static method under test answers with the metadata that it sees, so that a wrong header list shows in the answer;
+the oracle is the independent `hpack` library, which decodes every block.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_a_change_of_the_table_by_a_refused_stream_empties_the_memo(feed: Feed):
     oracle.call(FIRST)
 
 
-# --- the same fragment in other clothes --------------------------------------------------------------------------
+# --- the same block in other frames ------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("D3")
@@ -131,6 +131,25 @@ def test_padding_priority_and_continuations_are_not_part_of_the_key(feed: Feed):
             oracle.stream += 2
             oracle.send(clothes(oracle.stream) + data(oracle.stream, BODY, end_stream=True))
             oracle.judge("a=1*1")
+
+
+@pytest.mark.requirement("D3", "A27")
+@three_ways
+@pytest.mark.parametrize("authorization", [b"Bearer wrong", None], ids=["wrong key", "no key"])
+def test_fields_of_a_remembered_block_in_continuations_do_not_reach_the_next_request(
+    feed: Feed, authorization: bytes | None
+):
+    known, other = request_block(GUARDED), request_block(GUARDED, authorization=authorization)
+    peer = Peer(feed).send(headers(1, known) + data(1, BODY, end_stream=True))
+    peer.send(
+        headers(3, known[:9], end_headers=False),
+        continuation(3, known[9:], end_headers=True),
+        data(3, BODY, end_stream=True),
+    )
+    peer.send(headers(5, other), data(5, BODY, end_stream=True))
+    peer.send(headers(7, request_block(HANDLED)), data(7, BODY, end_stream=True))
+    assert [peer.result(stream).status for stream in (1, 3, 5)] == [0, 0, 16]
+    assert peer.calls[7].request.path == HANDLED.decode()
 
 
 @pytest.mark.requirement("D3")

@@ -1,4 +1,4 @@
-"""What real clients send, replayed octet by octet: captures of `tests/data/captures`, and what their sources tell."""
+"""Habits of real clients: the captures of `tests/data/captures`, and what the sources of other clients show."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def streams_of(name: str) -> list[int]:
 
 
 def step_by_step(name: str) -> list[bytes]:
-    """A capture cut behind each END_STREAM: the client sent the rest when it had its answer."""
+    """A capture cut behind each END_STREAM: the client sent each part when it had the answer to the one before."""
     steps, step = [], PREFACE
     for got in frames_of(name):
         step += frame(got.kind, got.flags, got.stream, got.payload)

@@ -1,4 +1,4 @@
-"""What a request may say, rows 29 to 42 of the requirements. A name's number is the row."""
+"""Requests and their messages on a connection (RFC 9113 section 8, PROTOCOL-HTTP2)."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ def without(*names: bytes) -> bytes:
     return block(pair for pair in request_fields() if pair[0] not in names)
 
 
-# --- 29, 30: well-formed fields ------------------------------------------------------------------------------
+# --- well-formed fields --------------------------------------------------------------------------------------
 
 MALFORMED = {
-    "a29_upper_case_name": request_block() + plain(b"Upper", b"x"),
-    "a29_empty_name": request_block() + plain(b"", b"x"),
-    "a29_space_in_name": request_block() + plain(b"a b", b"x"),
-    "a29_colon_in_name": request_block() + plain(b"a:b", b"x"),
-    "a29_control_in_name": request_block() + plain(b"a\x00", b"x"),
-    "a29_high_octet_in_name": request_block() + plain(b"a\xc3", b"x"),
-    "a29_nul_in_value": request_block() + plain(b"a", b"x\0y"),
-    "a29_line_feed_in_value": request_block() + plain(b"a", b"x\ny"),
-    "a29_carriage_return_in_value": request_block() + plain(b"a", b"x\ry"),
-    "a29_leading_space": request_block() + plain(b"a", b" x"),
-    "a29_trailing_tab": request_block() + plain(b"a", b"x\t"),
-    "a30_no_method": without(b":method"),
-    "a30_no_scheme": without(b":scheme"),
-    "a30_no_path": without(b":path"),
-    "a30_nothing": b"",
-    "a30_empty_path": request_block(b""),
-    "a30_empty_method": request_block(method=b""),
-    "a30_empty_scheme": request_block(scheme=b""),
-    "a30_two_methods": plain(b":method", b"POST") + request_block(),
-    "a30_two_paths": plain(b":path", b"/t.S/Get") + request_block(),
-    "a30_two_schemes": plain(b":scheme", b"http") + request_block(),
-    "a30_two_authorities": plain(b":authority", b"localhost") + request_block(),
-    "a30_unknown_pseudo_header": plain(b":protocol", b"websocket") + request_block(),
-    "a30_response_pseudo_header": plain(b":status", b"200") + request_block(),
-    "a30_pseudo_header_after_a_field": plain(b"a", b"x") + request_block(),
-    "a30_connection": request_block() + plain(b"connection", b"close"),
-    "a30_proxy_connection": request_block() + plain(b"proxy-connection", b"x"),
-    "a30_keep_alive": request_block() + plain(b"keep-alive", b"5"),
-    "a30_transfer_encoding": request_block() + plain(b"transfer-encoding", b"chunked"),
-    "a30_upgrade": request_block() + plain(b"upgrade", b"h2c"),
-    "a30_te_other_than_trailers": request_block(te=b"trailers, deflate"),
-    "a31_content_length_not_digits": request_block(content_length=b"1O"),
-    "a31_content_length_with_sign": request_block(content_length=b"+10"),
-    "a31_content_length_empty": request_block(content_length=b""),
-    "a31_differing_content_lengths": request_block(content_length=b"10") + plain(b"content-length", b"11"),
+    "upper case name": request_block() + plain(b"Upper", b"x"),
+    "empty name": request_block() + plain(b"", b"x"),
+    "space in name": request_block() + plain(b"a b", b"x"),
+    "colon in name": request_block() + plain(b"a:b", b"x"),
+    "control in name": request_block() + plain(b"a\x00", b"x"),
+    "high octet in name": request_block() + plain(b"a\xc3", b"x"),
+    "nul in value": request_block() + plain(b"a", b"x\0y"),
+    "line feed in value": request_block() + plain(b"a", b"x\ny"),
+    "carriage return in value": request_block() + plain(b"a", b"x\ry"),
+    "leading space": request_block() + plain(b"a", b" x"),
+    "trailing tab": request_block() + plain(b"a", b"x\t"),
+    "no method": without(b":method"),
+    "no scheme": without(b":scheme"),
+    "no path": without(b":path"),
+    "nothing": b"",
+    "empty path": request_block(b""),
+    "empty method": request_block(method=b""),
+    "empty scheme": request_block(scheme=b""),
+    "two methods": plain(b":method", b"POST") + request_block(),
+    "two paths": plain(b":path", b"/t.S/Get") + request_block(),
+    "two schemes": plain(b":scheme", b"http") + request_block(),
+    "two authorities": plain(b":authority", b"localhost") + request_block(),
+    "unknown pseudo header": plain(b":protocol", b"websocket") + request_block(),
+    "response pseudo header": plain(b":status", b"200") + request_block(),
+    "pseudo header after a field": plain(b"a", b"x") + request_block(),
+    "connection": request_block() + plain(b"connection", b"close"),
+    "proxy connection": request_block() + plain(b"proxy-connection", b"x"),
+    "keep alive": request_block() + plain(b"keep-alive", b"5"),
+    "transfer encoding": request_block() + plain(b"transfer-encoding", b"chunked"),
+    "upgrade": request_block() + plain(b"upgrade", b"h2c"),
+    "te other than trailers": request_block(te=b"trailers, deflate"),
+    "content length not digits": request_block(content_length=b"1O"),
+    "content length with sign": request_block(content_length=b"+10"),
+    "content length empty": request_block(content_length=b""),
+    "differing content lengths": request_block(content_length=b"10") + plain(b"content-length", b"11"),
 }
 
 
@@ -131,7 +131,7 @@ def test_a_body_of_the_announced_length_is_answered(feed: Feed):
         peer.assert_answered(stream)
 
 
-# --- 32 to 35: authority, method, type, path -----------------------------------------------------------------
+# --- authority, method, content type, path -------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A32")
@@ -237,7 +237,7 @@ def test_a_path_is_compared_exactly(feed: Feed, path: bytes):
         peer.assert_status(1, 12)
 
 
-# --- 36: timeouts --------------------------------------------------------------------------------------------
+# --- timeouts ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A36")
@@ -273,7 +273,7 @@ def test_every_unit_and_the_largest_timeout_are_accepted(feed: Feed, value: byte
     peer.assert_answered(3, b"x")
 
 
-# --- 38 to 41: messages --------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------------------
 
 
 def zipped(message: bytes, flag: int = 1) -> bytes:
@@ -396,7 +396,7 @@ def test_a_static_answer_waits_for_end_stream(feed: Feed):
     peer.send(data(1, end_stream=True)).assert_answered(1, ANSWER)
 
 
-# --- 42: binary metadata -------------------------------------------------------------------------------------
+# --- binary metadata -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A42")

@@ -1,4 +1,4 @@
-"""Streams and their states, rows 8 to 15 (RFC 9113 sections 5 and 8). A name's number is the row."""
+"""Streams and their states (RFC 9113 sections 5 and 8)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.h2_wire import (
 from grpc_h2.connection.events import CallStarted
 from grpc_h2.connection.limits import Limits
 
-# --- 8 to 11: priority, ping, ids ----------------------------------------------------------------------------
+# --- priority, ping, ids -------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A8", "C-nghttp-priority")
@@ -114,7 +114,7 @@ def test_a_frame_other_than_headers_and_priority_on_an_idle_stream_is_a_connecti
     Peer(feed).send(call(3), wrong).assert_closed(PROTOCOL_ERROR)
 
 
-# --- 12, 13: after the end -----------------------------------------------------------------------------------
+# --- after the end of a stream -------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A12")
@@ -185,13 +185,13 @@ def test_a_reset_is_never_answered_with_a_reset(feed: Feed, state: str):
     peer.send(rst_stream(1), rst_stream(1), data(1, b"late"))
     after = [got for got in peer.replies.frames if got.kind == RST_STREAM]
     if state == "open":
-        # DATA on a stream that the client itself reset is its own breach: section 5.1 lets us say STREAM_CLOSED.
+        # DATA on a stream that the client has reset is an error of the client: section 5.1 allows STREAM_CLOSED.
         assert len(after) <= 1
     elif state == "reset by us":
         assert after == before
 
 
-# --- 14: too many streams ------------------------------------------------------------------------------------
+# --- too many streams ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A14", "A27")
@@ -228,7 +228,7 @@ def test_the_advertised_limit_of_streams_is_at_least_a_hundred():
     assert peer.replies.settings[3] >= 100
 
 
-# --- 15: trailers --------------------------------------------------------------------------------------------
+# --- trailers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A15")

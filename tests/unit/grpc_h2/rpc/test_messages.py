@@ -1,4 +1,4 @@
-"""Cutting DATA into gRPC messages: every piece-wise arrival gives the same, and limits hold before anything is kept."""
+"""Cutting DATA into gRPC messages: the result does not depend on the pieces, and limits hold before octets are kept."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_framed_message_is_read_back(message: bytes) -> None:
 
 @pytest.mark.requirement("B-inflate-bomb")
 def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
-    """A fault kept by the reader would keep its traceback, the frames in it, and 4 MiB in one of those."""
+    """A fault that the reader keeps would keep its traceback, whose frames hold 4 MiB."""
     bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)
     gc.disable()
     try:

@@ -1,5 +1,5 @@
-"""What a header list means: rows of RFC 9113 sections 8.1 to 8.3 and of PROTOCOL-HTTP2.md, and grpcio as the judge of
-what a servicer gets to see.
+"""From a header list to a request: RFC 9113 sections 8.1 to 8.3, PROTOCOL-HTTP2, and grpcio as the reference for the
+metadata that a servicer sees.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def call_fault(*extra: Field, fields: tuple[Field, ...] = CALL) -> CallFault:
 
 
 def assert_malformed(fields: tuple[Field, ...]) -> None:
-    for _ in range(2):  # what is remembered does not change the verdict
+    for _ in range(2):  # a remembered verdict is the same
         with pytest.raises(StreamFault) as raised:
             interpret(fields)
         assert raised.value.code is ErrorCode.PROTOCOL_ERROR

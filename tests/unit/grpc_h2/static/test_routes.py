@@ -1,4 +1,4 @@
-"""Ready answers: what a door remembers, for how long, and that it is bounded."""
+"""Answers of static methods: what is remembered, for how long, and that it is bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def payload(message: bytes) -> bytes:
 
 
 class Catalogue:
-    """Answers a message with itself and an edition, and counts how often it is asked."""
+    """Answers a message with itself and an edition, and records the messages that it looks up."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -177,7 +177,7 @@ def remembering(*messages: bytes) -> Catalogue:
 
 
 def to_come(catalogue: Catalogue) -> Callable[[bytes], StaticAnswer]:
-    """What the catalogue answers in its next edition."""
+    """The look-up of the next edition of the catalogue."""
 
     def lookup(message: bytes) -> StaticAnswer:
         catalogue.asked.append(message)

@@ -1,10 +1,10 @@
-"""When a decoded header block may be remembered: the law that `Decoder.epoch` and `Decoder.changed` are there for.
+"""When a decoded header block may be remembered: the rules that `Decoder.epoch` and `Decoder.changed` serve.
 
 Decoding is a function of (block, dynamic table, limits). A memo of blocks is therefore sound if and only if a hit would
-neither have changed the table nor read it in another state: it keeps blocks that did not move the epoch, and is emptied
-whenever the epoch has moved. Here a decoder with the smallest such memo runs beside one without; fields, refusals and
-tables must be the same after each block. That the comparison sees anything is shown by memos and decoders that break
-the law in one place each.
+neither have changed the table nor read it in another state: it keeps blocks that did not advance the epoch, and is
+emptied whenever the epoch has advanced. Here a decoder with the smallest such memo runs beside one without a memo;
+fields, refusals and tables must be the same after each block. Memos and decoders that break one rule each prove that
+the comparison detects a fault.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TABLE_SIZE = 100
 
 
 class Memo:
-    """The law, and nothing else."""
+    """The smallest memo that follows the rules."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -67,7 +67,7 @@ class OfEverything(NeverFlushed):
 
 
 class FlushedButOfEverything(Memo):
-    """Forgets when the epoch moves, but keeps the very block that moves it."""
+    """Is emptied when the epoch advances, but keeps the block that advanced it."""
 
     def worth(self) -> bool:
         self.epoch = self.decoder.epoch
@@ -75,7 +75,7 @@ class FlushedButOfEverything(Memo):
 
 
 class SilentInsertion(Decoder):
-    """Forgets to count one kind of change, as do the others below."""
+    """A decoder that does not count one kind of change; so are the others below."""
 
     def _insert(self, field: Field, size: int) -> None:
         before = self.epoch
@@ -124,7 +124,7 @@ def outcome(subject: Decoder | Memo, block: Block) -> tuple[Field, ...] | str:
 def first_difference(
     steps: Sequence[Step], memo_kind: type[Memo] = Memo, decoder_kind: type[Decoder] = Decoder
 ) -> str | None:
-    """Runs a decoder with a memo beside one without; says where they part. A refusal does not end the comparison."""
+    """Run a decoder with a memo beside one without. Returns their first difference; a refusal does not end the run."""
     plain = Decoder(max_list_size=1000, max_fields=10, max_table_size=TABLE_SIZE)
     memo = memo_kind(decoder_kind(max_list_size=1000, max_fields=10, max_table_size=TABLE_SIZE))
     for number, step in enumerate(steps):
@@ -216,7 +216,7 @@ CALL = [
 @pytest.mark.requirement("D1", "C-go-fresh-timeout")
 @pytest.mark.parametrize("timeouts", ["none", "fresh", "a few"])
 def test_requests_of_real_clients_are_decoded_alike_with_and_without_a_memo(timeouts: str) -> None:
-    """Everything is inserted, as grpc-go and grpc-java do; a fresh time-out per call pushes older entries out."""
+    """The encoder inserts all fields, as grpc-go and grpc-java do; fresh timeouts evict older entries."""
     encoder = reference.Encoder()
     plain = Decoder(max_list_size=16384, max_fields=100)
     memo = Memo(Decoder(max_list_size=16384, max_fields=100))
@@ -226,5 +226,5 @@ def test_requests_of_real_clients_are_decoded_alike_with_and_without_a_memo(time
         block = encoder.encode(fields)
         assert tuple(fields) == plain.decode(block) == memo.decode(block)
         assert memo.decoder.dynamic_table == plain.dynamic_table
-    # With a fresh time-out there is nothing to hit: what helps there is the memo of Huffman-coded strings.
+    # With a fresh timeout no block repeats; there the memo of Huffman-coded strings helps.
     assert (memo.hits == 0) == (timeouts == "fresh")

@@ -1,4 +1,4 @@
-"""HPACK is RFC 7541: its examples, its errors, and whatever the independent `hpack` package encodes or accepts."""
+"""The decoder follows RFC 7541: its examples, its errors, its limits, and what advances the epoch."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ def test_sixteen_thousand_references_keep_no_more_than_the_limit() -> None:
     assert subject.list_size == 16001 * 4033
 
 
-# -- what moves the epoch ------------------------------------------------------------------------------------------
+# -- what advances the epoch ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("D2")
@@ -443,7 +443,7 @@ def test_the_huffman_memo_is_bounded_and_gives_the_decoded_text(monkeypatch: pyt
             assert memo[string] == b"text-%d" % n
             assert memo[coded[0]] == b"text-0"
             assert memo.held <= 20
-    assert coded[0] in memo | memo.old  # what is asked for again and again stays
+    assert coded[0] in memo | memo.old  # a string that is used again and again stays
     size = memo.held
     long = reference.hpack.Encoder().huffman_coder.encode(b"x" * 200)
     assert memo[long] == b"x" * 200
@@ -462,7 +462,7 @@ def test_a_never_indexed_field_is_not_kept_in_the_huffman_memo(monkeypatch: pyte
     assert len(memo) == 1
 
 
-# -- in pieces -------------------------------------------------------------------------------------------------------
+# -- in steps --------------------------------------------------------------------------------------------------------
 
 _NAMES = st.sampled_from([b"a", b"name", b"x-" + b"y" * 40])
 _FIELDS = st.one_of(
@@ -489,7 +489,7 @@ def in_pieces(most: int) -> object:
 
 
 def outcome(subject: Decoder, decode: object, block: bytes) -> object:
-    """All that can be seen of it afterwards."""
+    """The fields and the visible state of the decoder after a block, or the error."""
     try:
         fields = decode(subject, block)  # type: ignore[operator]
     except HpackError as error:
@@ -515,7 +515,7 @@ def test_a_block_decoded_in_steps_equals_the_block_decoded_at_once(
         seen = outcome(first, whole, block)
         assert outcome(second, in_pieces(most), block) == seen
         if isinstance(seen, str) or first.beyond_hard_limit:
-            return  # of no more use
+            return  # the decoder cannot go on
 
 
 @pytest.mark.requirement("B-long-reads")

@@ -1,5 +1,5 @@
-"""Against an independent HPACK, the `hpack` package: what it encodes we decode, what we encode it decodes, and any
-octets at all give the same fields and the same table with both, or are refused by both.
+"""The decoder and the encoder against the independent `hpack` package: each decodes what the other encodes, and any
+octets give the same fields and the same table with both, or are refused by both.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_any_octets_are_decoded_or_refused_as_by_the_reference(blocks: list[byte
         assert subject.dynamic_table == tuple(peer.header_table.dynamic_entries)
 
 
-# -- the encoder, for which the reference decodes ------------------------------------------------------------
+# -- the encoder, decoded by the reference -------------------------------------------------------------------
 
 
 @pytest.mark.requirement("A18")

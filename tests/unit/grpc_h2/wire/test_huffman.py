@@ -18,7 +18,7 @@ EOS_BITS = "1" * 30
 
 
 def coded(bits: str) -> bytes:
-    """Bits as octets; as many as there are must fill the last."""
+    """Bits as octets; their number is a multiple of eight."""
     assert len(bits) % 8 == 0
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
@@ -94,7 +94,7 @@ def code_length(symbol: int) -> int:
 @pytest.mark.requirement("A24")
 @pytest.mark.parametrize("octets", [1, 2, 3])
 def test_padding_of_more_than_seven_bits_is_refused(octets: int) -> None:
-    for text in (b"", b"0", b"/path", b"&"):  # "&" has eight bits: nothing is left to pad
+    for text in (b"", b"0", b"/path", b"&"):  # "&" has eight bits and needs no padding
         with pytest.raises(HpackError) as caught:
             huffman.decode(encode(text) + b"\xff" * octets)
         assert caught.value.code is ErrorCode.COMPRESSION_ERROR

@@ -1,0 +1,378 @@
+"""How calls begin, are answered and end, and how the connection ends with them.
+
+The only place where a stream is opened or closed, and where GOAWAY and RST_STREAM are sent. It acts on the outcomes of
+the other parts, which it composes; it reads no frames (``inbound.py`` does) and knows no time of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grpc_h2.connection.abuse import STREAM_WORK, Abuse
+from grpc_h2.connection.bodies import Bodies, Fed
+from grpc_h2.connection.events import (
+    CallCancelled,
+    CallStarted,
+    ConnectionClosing,
+    Event,
+    HalfClosed,
+    MessageReceived,
+)
+from grpc_h2.connection.fast_path import FastPath, Opened
+from grpc_h2.connection.flow_control import FlowControl
+from grpc_h2.connection.input_buffer import InputBuffer
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.outbound import Outbound
+from grpc_h2.connection.state import ConnectionState, Lifecycle, StreamState, StreamStatus
+from grpc_h2.connection.stream import Piece, Stream
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Timers
+from grpc_h2.rpc.faults import CallFault, HttpFault
+from grpc_h2.rpc.messages import frame_message, message_prefix
+from grpc_h2.rpc.responses import Entries, http_block, initial_block, trailers_block, trailers_only_block
+from grpc_h2.rpc.status import StatusCode
+from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ErrorCode, StreamFault
+
+DRAIN_PING: Final = b"draining"
+
+
+class Calls:
+    """The calls of one connection, and its end."""
+
+    __slots__ = (
+        "_abuse",
+        "_answered",
+        "_bodies",
+        "_buffer",
+        "_events",
+        "_fast_path",
+        "_flow",
+        "_lifecycle",
+        "_limits",
+        "_outbound",
+        "_streams",
+        "_timers",
+        "released",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        lifecycle: Lifecycle,
+        buffer: InputBuffer,
+        timers: Timers,
+        abuse: Abuse,
+        flow: FlowControl,
+        streams: Streams,
+        outbound: Outbound,
+        bodies: Bodies,
+        fast_path: FastPath,
+        answered: list[int],
+    ) -> None:
+        """``answered``: where the ids of static answers go."""
+        self._limits = limits
+        self._lifecycle = lifecycle
+        self._buffer = buffer
+        self._timers = timers
+        self._abuse = abuse
+        self._flow = flow
+        self._streams = streams
+        self._outbound = outbound
+        self._bodies = bodies
+        self._fast_path = fast_path
+        self._answered = answered
+        self._events: list[Event] = []
+        self.released: dict[int, Stream] = {}
+        """Streams that were open when the connection ended, to be freed a few at a time."""
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    @property
+    def eventful(self) -> bool:
+        """Whether `take_events` has any."""
+        return bool(self._events)
+
+    def take_events(self) -> list[Event]:
+        """Events that have come about since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def note(self, event: Event) -> None:
+        """An event has come about elsewhere."""
+        self._events.append(event)
+
+    # -- begin ----------------------------------------------------------------------------------------------------
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that are open, those that wait for their DATA on the fast path among them."""
+        return len(self._streams.open) + self._fast_path.pending
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stream is open and no handler is at work."""
+        return not self.open_streams and not self._streams.zombies
+
+    def find(self, stream_id: int) -> Stream | None:
+        """The open stream of that id. One that waits for its DATA becomes an object now."""
+        opened = self._fast_path.release(stream_id)
+        if opened is not None:
+            self.open(opened)
+        return self._streams.open.get(stream_id)
+
+    def open(self, opened: Opened, *, end_stream: bool = False) -> None:
+        """A stream begins that is not answered at once; ``end_stream``: its HEADERS end it.
+
+        Raises:
+            StreamFault: with ``end_stream``, as `end_of_request`.
+        """
+        self._abuse.spend(STREAM_WORK)
+        route = opened.route
+        stream = Stream(
+            opened.stream_id,
+            route,
+            self._flow.initial_send_window,
+            self._limits.initial_window,
+            self._bodies.reader(route),
+        )
+        fits = stream.grow_send_window(opened.window)
+        assert fits, "judged when WINDOW_UPDATE came"
+        self._streams.add(stream)
+        if stream.handled:
+            self._abuse.call_started()
+            self._events.append(CallStarted(stream))
+        if end_stream:
+            self.end_of_request(stream)
+
+    def end_of_request(self, stream: Stream) -> None:
+        """END_STREAM was received.
+
+        Raises:
+            StreamFault: PROTOCOL_ERROR where content-length has announced more.
+        """
+        stream.request_ended()
+        self.judge_request(stream)
+
+    def judge_request(self, stream: Stream) -> None:
+        """The request is whole: answer it, or pass it on to its handler.
+
+        Raises:
+            StreamFault: as `end_of_request`.
+        """
+        if stream.body_left > 0:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "less DATA than content-length says")
+        if stream.closed:  # the response has its end, which waits behind data
+            return
+        route = stream.route
+        if route.fault is not None:
+            self._answer_fault(stream, route.fault)
+            return
+        if stream.reader is not None:
+            try:
+                stream.reader.finish()
+            except CallFault as fault:
+                self.fail(stream, fault)
+                return
+            stream.body_read()
+        if stream.handled:
+            self._events.append(HalfClosed(stream))
+        elif stream.message is None:
+            self.fail(stream, CallFault(StatusCode.UNIMPLEMENTED, "No message in a unary request"))
+        elif route.answer_payload is not None:
+            answer = route.answer_payload(frame_message(stream.message))
+            if answer is not None:
+                self._answer(stream, answer)
+
+    # -- bodies ---------------------------------------------------------------------------------------------------
+
+    def act_on(self, stream: Stream, fed: Fed) -> None:
+        """Act on the outcome of a DATA frame."""
+        self._events += [MessageReceived(stream, message) for message in fed.messages]
+        self.give_back(fed.free)
+        if fed.fault is None:
+            self._credit(stream)
+        else:
+            self.fail(stream, fed.fault)
+
+    def consumed(self, stream: Stream, octets: int) -> None:
+        """A handler has taken a message of ``octets``: the windows grow again."""
+        self.give_back(self._bodies.consume(stream, octets))
+        self._credit(stream)
+
+    def give_back(self, octets: int) -> None:
+        """``octets`` of DATA need not be held any more."""
+        increment = self._flow.give_back(octets)
+        if increment:
+            self._outbound.control(frames.window_update(0, increment))
+
+    def _credit(self, stream: Stream) -> None:
+        increment = stream.window_due()
+        if increment:
+            self._outbound.control(frames.window_update(stream.id, increment))
+
+    # -- responses ------------------------------------------------------------------------------------------------
+
+    def send_headers(self, stream: Stream, block: bytes) -> None:
+        """Initial metadata."""
+        self._outbound.headers(stream, block, end_stream=False)
+        self._abuse.headers_sent()
+
+    def send_message(self, stream: Stream, message: bytes | memoryview, *, compressed: bool) -> None:
+        """A message, as it goes on the wire, without its prefix."""
+        self._queue(stream, message_prefix(len(message), compressed), message)
+        stream.note_queued(self._limits.high_water)
+
+    def send_status(self, stream: Stream, status: int, message: str, metadata: Entries) -> None:
+        """The end of a call: trailers, or trailers alone where nothing was sent."""
+        block = trailers_block if stream.headers_sent else trailers_only_block
+        self._end_with(stream, block(status, message, metadata))
+
+    def _answer(self, stream: Stream, answer: StaticAnswer) -> None:
+        """A static answer under flow control."""
+        self._answered.append(answer.answer_id)
+        if answer.message is not None:
+            self._outbound.headers(stream, initial_block((), None), end_stream=False)
+            self._queue(stream, message_prefix(len(answer.message)), answer.message)
+        self._end_with(stream, answer.block)
+
+    def _answer_fault(self, stream: Stream, fault: CallFault | HttpFault) -> None:
+        if isinstance(fault, CallFault):
+            self._end_with(stream, trailers_only_block(fault.status, fault.message, ()))
+            return
+        text = fault.text.encode()
+        self._outbound.headers(stream, http_block(fault.status, len(text)), end_stream=False)
+        self._queue(stream, text)
+        self._end_with(stream, b"")
+
+    def fail(self, stream: Stream, fault: CallFault) -> None:
+        """The client's messages make no call: answer with a status, and take the call from its handler."""
+        taken = stream.handled and not stream.closed
+        self._outbound.drop(stream)
+        self.send_status(stream, fault.status, fault.message, ())
+        if taken:
+            self._events.append(CallCancelled(stream, ErrorCode.CANCEL))
+
+    def _queue(self, stream: Stream, *pieces: Piece) -> None:
+        if not self._outbound.unsent:
+            self._timers.progressed()  # the clock of a stall starts with the first octet queued
+        self._outbound.data(stream, *pieces)
+
+    def _end_with(self, stream: Stream, block: bytes) -> None:
+        """Queue the terminal header block (empty: END_STREAM on the last DATA frame) behind the stream's data."""
+        self._abuse.headers_sent()
+        if stream.unsent:
+            stream.response_complete(block)
+            return
+        self._outbound.headers(stream, block, end_stream=True)
+        self.response_ended(stream)
+
+    def response_ended(self, stream: Stream) -> None:
+        """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
+        if stream.state is StreamState.HALF_CLOSED_LOCAL:
+            self._reset(stream.id, ErrorCode.NO_ERROR)
+        self._close(stream)
+
+    # -- ends of streams ------------------------------------------------------------------------------------------
+
+    def refuse(self, stream_id: int, fault: StreamFault) -> None:
+        """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671.
+
+        Raises:
+            ConnectionFault: where it is one too many.
+        """
+        self._abuse.glitch("frames that break a stream's rules")
+        self._fast_path.release(stream_id)
+        stream = self._streams.open.get(stream_id)
+        if stream is None and self._streams.status(stream_id) is StreamStatus.RESET:
+            return
+        if stream_id <= self._streams.last_id:
+            self._reset(stream_id, fault.code)
+        else:
+            self._outbound.control(frames.rst_stream(stream_id, fault.code))
+        if stream is not None:
+            self.abandon(stream, fault.code)
+
+    def cancel(self, stream: Stream, code: int) -> None:
+        """RST_STREAM on the handler's side. No effect on a stream that has ended."""
+        if stream.state is StreamState.CLOSED:
+            return
+        self._reset(stream.id, code)
+        self.abandon(stream, code, by_handler=True)
+
+    def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
+        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the end is its own doing."""
+        report = stream.handled and not stream.closed and not by_handler
+        self._outbound.drop(stream)
+        self._close(stream)
+        if report:
+            self._events.append(CallCancelled(stream, code))
+
+    def finished(self, stream: Stream) -> None:
+        """The handler's work has really ended; until then it counts as a stream."""
+        self._streams.finish(stream)
+
+    def _reset(self, stream_id: int, code: int) -> None:
+        self._outbound.control(frames.rst_stream(stream_id, code))
+        self._streams.note_reset(stream_id)
+
+    def _close(self, stream: Stream) -> None:
+        stream.close()
+        if not self._streams.remove(stream):
+            return
+        owed = self._bodies.discard(stream)
+        if owed:  # messages that no handler will take any more
+            self.give_back(owed)
+        self._timers.stream_ended()
+        self._leave_if_done()
+
+    # -- the end of the connection --------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Leave in order: see `Connection.drain`."""
+        if self._lifecycle.state is ConnectionState.OPEN:
+            self._lifecycle.enter(ConnectionState.DRAINING)
+            self._timers.drain_begun()
+            self._outbound.control(
+                frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR, b"draining"),
+                frames.ping(DRAIN_PING, ack=False),
+            )
+        elif self._lifecycle.state in (ConnectionState.AWAITS_PREFACE, ConnectionState.AWAITS_SETTINGS):
+            self.close(ErrorCode.NO_ERROR, "draining")
+
+    def final_goaway(self) -> None:
+        """The client knows of the drain, or has had its time: name the last stream that is served."""
+        self._lifecycle.enter(ConnectionState.LEAVING)
+        self._timers.drain_announced()
+        self._streams.name_last()
+        self._outbound.control(frames.goaway(self._streams.last_for_goaway, ErrorCode.NO_ERROR))
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._lifecycle.state is ConnectionState.LEAVING and not self.open_streams:
+            self._lifecycle.enter(ConnectionState.CLOSED)
+            self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
+
+    def close(self, code: int, reason: str) -> None:
+        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        if self._lifecycle.closed:
+            return
+        self.abandon_all()
+        self._outbound.control(frames.goaway(self._streams.last_for_goaway, code, reason.encode()))
+        self._events.append(ConnectionClosing(code, reason))
+
+    def abandon_all(self) -> None:
+        """Nothing more can be sent, or is read.
+
+        Only streams whose handler is at work are ended one by one: the others need no event, and to close 256 of them
+        takes half a millisecond.
+        """
+        if not self._lifecycle.closed:
+            self._lifecycle.enter(ConnectionState.CLOSED)
+        for stream in [each for each in self._streams.open.values() if not each.finished]:
+            self.abandon(stream, ErrorCode.CANCEL)
+        self.released = self._streams.release() or self.released
+        self._fast_path.drop_all()
+        self._outbound.drop_all()
+        self._buffer.clear()

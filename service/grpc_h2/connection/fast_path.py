@@ -1,0 +1,291 @@
+"""The fast path: calls of static methods whose answers are known, alone or in batches.
+
+**Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
+The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
+answer by the message's octets, and builds no object. A HEADERS frame whose DATA is not right behind it waits in
+``_pending`` as its route alone: clients with many streams send all their HEADERS first.
+
+Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
+because nothing changes before its answer is sure; only a block, once decoded, stays decoded: then the outcome says
+what becomes of its stream, and the caller does it.
+
+**Cost.** Every line of the two methods is paid for by every request, so both are flat and longer than functions should
+be. They read the other parts' numbers into local variables, change nothing of them meanwhile, and hand the sum of what
+they did to each part in one call: per batch, or per request that comes alone.
+
+**Why it is sound.** `FastPath.answer_one` does what ``receive_data`` would do for the same octets, number by number; a
+test compares two connections, one on either path, after each read. The reserved bit of a stream id is not looked at,
+so the last ids are left to the frame machine.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeAlias
+
+from grpc_h2.connection.abuse import Abuse
+from grpc_h2.connection.flow_control import FlowControl, grown
+from grpc_h2.connection.headers import Headers
+from grpc_h2.connection.input_buffer import InputBuffer
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.outbound import Outbound
+from grpc_h2.connection.state import ConnectionState, Lifecycle
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Timers
+from grpc_h2.static.routes import UNKNOWN_LENGTH, Route, Router
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import StreamFault
+from grpc_h2.wire.frame_parsing import LAST_DATA, SHAPES
+
+_LAST_ID: Final = frames.LARGEST_STREAM_ID - 2**16
+_OPEN: Final = ConnectionState.OPEN
+_DRAINING: Final = ConnectionState.DRAINING
+
+
+class Opened(NamedTuple):
+    """A stream that has begun and could not be answered at once."""
+
+    stream_id: int
+    route: Route
+    window: int = 0
+    """What WINDOW_UPDATE has added to its send window."""
+
+
+class Refused(NamedTuple):
+    """A stream whose header block was malformed."""
+
+    stream_id: int
+    fault: StreamFault
+
+
+Batch: TypeAlias = tuple[int, bool, Opened | Refused | None]
+"""The outcome of a batch: see `FastPath.answer_batch`."""
+
+
+class FastPath:
+    """Answers known calls of one connection."""
+
+    __slots__ = (
+        "_abuse",
+        "_answered",
+        "_buffer",
+        "_flow",
+        "_headers",
+        "_lifecycle",
+        "_limits",
+        "_outbound",
+        "_pending",
+        "_pending_windows",
+        "_router",
+        "_streams",
+        "_timers",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        router: Router,
+        lifecycle: Lifecycle,
+        buffer: InputBuffer,
+        timers: Timers,
+        abuse: Abuse,
+        flow: FlowControl,
+        streams: Streams,
+        outbound: Outbound,
+        headers: Headers,
+        answered: list[int],
+    ) -> None:
+        """``answered``: where the ids of the answers go."""
+        self._limits = limits
+        self._router = router
+        self._lifecycle = lifecycle
+        self._buffer = buffer
+        self._timers = timers
+        self._abuse = abuse
+        self._flow = flow
+        self._streams = streams
+        self._outbound = outbound
+        self._headers = headers
+        self._answered = answered
+        self._pending: dict[int, Route] = {}
+        """Streams of static methods whose DATA is not in yet: a route is all there is to know of one."""
+        self._pending_windows: dict[int, int] = {}
+        """What WINDOW_UPDATE has added to those of them that had one (C-core sends it between HEADERS and DATA)."""
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def answer_one(self, data: bytes, now: float) -> bytes | None:
+        """The answer to ``data`` where that is one call of a static method and there is nothing else to do; else None.
+
+        A client that waits for each answer sends exactly that, and each call pays alone for what `receive_data` does
+        once for a batch. None leaves everything as it was: call `receive_data` with the same octets then.
+        """
+        shape = SHAPES.get(data[:5])
+        if shape is None or self._buffer.held or self._lifecycle.state is not _OPEN:
+            return None
+        outbound, streams, headers, body = self._outbound, self._streams, self._headers, shape[1]
+        if (
+            len(data) < body
+            or outbound.out
+            or outbound.unsent
+            or outbound.paused
+            or outbound.size_update_due
+            or self._pending
+            or len(streams.open) + streams.zombies >= self._limits.max_concurrent_streams
+            or headers.assembly is not None
+        ):
+            return None
+        stream_id, block, data_head, data_stream = shape[0](data, 0)
+        length = LAST_DATA.get(data_head)
+        if length is None or body + length != len(data):
+            return None
+        if not stream_id == data_stream == streams.last_id + 2 <= _LAST_ID:
+            return None
+        route = headers.memo.get(block)
+        if route is None or route.answer_payload is None:
+            return None
+        if route.content_length != UNKNOWN_LENGTH and route.content_length != length:
+            return None
+        answer = route.answer_payload(data[body:])
+        if answer is None or answer.pieces is None or headers.router_epoch != self._router.epoch:
+            return None
+        if not self._flow.exchange(length, answer.size):
+            return None
+        streams.use_up_to(stream_id)
+        self._abuse.answered_one()
+        self._timers.answered(now)
+        self._answered.append(answer.answer_id)
+        return data[body - 4 : body].join(answer.pieces)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `answer_batch` may be called."""
+        return (
+            (self._lifecycle.state is _OPEN or self._lifecycle.state is _DRAINING)
+            and self._headers.assembly is None
+            and not self._outbound.size_update_due
+            and self._streams.last_id < _LAST_ID
+        )
+
+    def answer_batch(self, data: bytes, position: int, end: int, most: int) -> Batch:
+        """Answer at most ``most`` calls that lie whole in ``data`` from ``position`` to ``end``.
+
+        Returns:
+            The position of what is left; whether the turn is spent, so that what is left is backlog; and the stream
+            that could not be answered, if that is why the batch ends.
+
+        Raises:
+            ConnectionFault: where a header block or the connection's window makes one.
+        """
+        limits, flow, streams, headers, abuse = self._limits, self._flow, self._streams, self._headers, self._abuse
+        memo, pending = headers.memo, self._pending
+        room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
+        replies: list[bytes] = []
+        answer_ids: list[int] = []
+        window = first_window = flow.send_window
+        floor = window - limits.octets_per_turn
+        largest = flow.initial_send_window
+        first = expected = streams.last_id + 2
+        received = 0
+        try:
+            while len(replies) < most and window >= floor:
+                head = data[position : position + 5]
+                shape = SHAPES.get(head)
+                if shape is not None:
+                    body = position + shape[1]
+                    if body > end or len(pending) >= room:
+                        return position, False, None
+                    stream_id, block, data_head, data_stream = shape[0](data, position)
+                    if stream_id != expected:
+                        return position, False, None
+                    route = memo.get(block)
+                    if route is None:
+                        if abuse.work_left <= 0:
+                            break
+                        expected += 2
+                        try:
+                            route = headers.learn(block)
+                        except StreamFault as fault:
+                            return body - frames.HEADER_LENGTH, False, Refused(stream_id, fault)
+                        if route.answer_payload is None:
+                            return body - frames.HEADER_LENGTH, False, Opened(stream_id, route)
+                    else:
+                        expected += 2
+                    length = LAST_DATA.get(data_head)
+                    if length is None or data_stream != stream_id or body + length > end:
+                        pending[stream_id] = route
+                        position = body - frames.HEADER_LENGTH
+                        continue
+                else:
+                    length = LAST_DATA.get(head)
+                    body = position + frames.HEADER_LENGTH
+                    if length is None or body + length > end:
+                        return position, False, None
+                    stream_id = int.from_bytes(data[position + 5 : body], "big")
+                    pended = pending.pop(stream_id, None)
+                    if pended is None:
+                        return position, False, None
+                    route = pended
+                answer = None
+                if route.answer_payload is not None and route.content_length in (length, UNKNOWN_LENGTH):
+                    answer = route.answer_payload(data[body : body + length])
+                if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
+                    added = self._pending_windows.pop(stream_id, 0)
+                    return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
+                if self._pending_windows:
+                    self._pending_windows.pop(stream_id, None)
+                replies.append(data[body - 4 : body].join(answer.pieces))
+                answer_ids.append(answer.answer_id)
+                window -= answer.size
+                received += length
+                position = body + length
+            return position, position < end, None
+        finally:
+            if expected != first or replies:
+                streams.use_up_to(expected - 2)
+                abuse.answered((expected - first) // 2, len(replies))
+            if replies:
+                self._answered += answer_ids
+                self._outbound.commit(replies)
+                self._timers.stream_ended()
+                increment = flow.commit(received, first_window - window)
+                if increment:
+                    self._outbound.control(frames.window_update(0, increment))
+
+    # -- streams that wait for their DATA -------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """How many streams wait for their DATA."""
+        return len(self._pending)
+
+    def release(self, stream_id: int) -> Opened | None:
+        """Release a stream that waits for its DATA, so that it becomes a `Stream`; None where no such stream waits."""
+        route = self._pending.pop(stream_id, None)
+        return None if route is None else Opened(stream_id, route, self._pending_windows.pop(stream_id, 0))
+
+    def grow_window(self, stream_id: int, increment: int) -> bool:
+        """WINDOW_UPDATE. Returns False where no such stream waits or its window would pass 2^31 - 1."""
+        if stream_id not in self._pending:
+            return False
+        added = self._pending_windows.get(stream_id, 0) + increment
+        if grown(self._flow.initial_send_window, added) is None:
+            return False
+        self._pending_windows[stream_id] = added
+        return True
+
+    def windows_fit(self, initial: int) -> bool:
+        """Whether the windows of all streams that wait stay within 2^31 - 1 with this ``initial`` window."""
+        return all(grown(initial, added) is not None for added in self._pending_windows.values())
+
+    def drop_all(self) -> None:
+        """No stream waits any more."""
+        self._pending.clear()
+        self._pending_windows.clear()
+
+    def check_invariants(self) -> None:
+        """Assert that what waits is in order."""
+        assert self._pending_windows.keys() <= self._pending.keys()
+        assert self._pending.keys().isdisjoint(self._streams.open.keys())
+        in_use = len(self._pending) + len(self._streams.open)
+        assert in_use <= self._limits.max_concurrent_streams
+        assert all(stream_id <= self._streams.last_id for stream_id in self._pending)

@@ -1,0 +1,58 @@
+"""Octets that have arrived and are not dealt with."""
+
+from __future__ import annotations
+
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ConnectionFault, ErrorCode
+
+
+class InputBuffer:
+    """``held``, of which the octets from ``position`` on are left."""
+
+    __slots__ = ("backlog", "held", "position")
+
+    def __init__(self) -> None:
+        self.held = b""
+        self.position = 0
+        self.backlog = False
+        """Whether what is left could be dealt with now."""
+
+    def add(self, data: bytes) -> None:
+        """``data`` has arrived."""
+        self.held = self.held[self.position :] + data if self.held else data
+        self.position = 0
+        self.backlog = True
+
+    def keep(self, position: int, *, backlog: bool) -> None:
+        """All up to ``position`` has been dealt with; the rest is an incomplete frame, or ``backlog``."""
+        self.backlog = backlog
+        if position == len(self.held):
+            self.held, self.position = b"", 0
+        elif backlog:
+            self.position = position
+        else:
+            self.held, self.position = self.held[position:], 0
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.held, self.position, self.backlog = b"", 0, False
+
+    def take_preface(self) -> bool:
+        """Take the connection preface (RFC 9113 section 3.4). Returns False where it is not whole yet.
+
+        Raises:
+            ConnectionFault: PROTOCOL_ERROR where it is another.
+        """
+        wanted = frames.PREFACE
+        if not wanted.startswith(self.held[: len(wanted)]):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+        if len(self.held) < len(wanted):
+            self.backlog = False
+            return False
+        self.held = self.held[len(wanted) :]
+        return True
+
+    def check_invariants(self) -> None:
+        """Assert that the position lies within what is held."""
+        assert 0 <= self.position <= len(self.held)
+        assert self.held or not self.position

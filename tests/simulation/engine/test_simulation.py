@@ -1,0 +1,140 @@
+"""The engine under simulation: hundreds of seeds pass, one seed is one run, and bugs that are put in are found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.simulation.engine.plan import draw_plan
+from tests.simulation.engine.world import Failure, World, run_seed
+
+ROOT = Path(__file__).parents[3]
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
+PIECES = 10
+
+
+@pytest.mark.requirement("A20", "A22")
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_every_seed_has_the_planned_outcomes(piece: int) -> None:
+    for seed in range(piece, SEEDS, PIECES):
+        run_seed(seed)
+
+
+@pytest.mark.requirement("A7", "A40")
+@pytest.mark.parametrize("seed", range(1000, 1004))
+def test_the_outcomes_do_not_depend_on_how_octets_are_cut(seed: int) -> None:
+    expected = run_seed(seed, "whole").outcomes()
+    assert run_seed(seed, "random").outcomes() == expected
+    assert run_seed(seed, "octets").outcomes() == expected
+
+
+def test_a_seed_replays_exactly() -> None:
+    for seed in range(3):
+        traces: list[list[str]] = [[], []]
+        for trace in traces:
+            run_seed(seed, trace=trace.append)
+        assert traces[0] == traces[1]
+        assert len(traces[0]) > 10
+
+
+def test_another_seed_is_another_run() -> None:
+    traces: list[list[str]] = [[], []]
+    for seed, trace in enumerate(traces):
+        run_seed(seed, trace=trace.append)
+    assert traces[0] != traces[1]
+
+
+def test_a_failure_names_the_command_that_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "_judge", lambda self: 1 / 0)
+    with pytest.raises(Failure, match=r"seed 7: ZeroDivisionError(.|\n)*--start 7 --seeds 1 --network random --trace"):
+        run_seed(7)
+
+
+def test_hundreds_of_seeds_exercise_every_kind_of_event() -> None:
+    plans = [draw_plan(seed) for seed in range(200)]
+    clients = [client for plan in plans for client in plan.clients]
+    calls = [call for client in clients for call in client.calls]
+    for wanted in (
+        any(client.lost_after is not None for client in clients),
+        any(client.drained_after is not None for client in clients),
+        any(client.changes for client in clients),
+        any(client.pings for client in clients),
+        any(call.cancel_after is not None for call in calls),
+        any(call.ping_pong for call in calls),
+        any(call.linger for call in calls),
+        {call.status for call in calls} >= {0, 5, 7, 8, 12, 13, 16},
+        {call.reset for call in calls} >= {None, 1, 8},
+    ):
+        assert wanted
+
+
+# -- bugs that are put in ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A bug: a line of the package, wherever it stands, and the line that replaces it."""
+
+    line: str
+    """A regular expression for one line without its indentation; its first group is the second of the whole."""
+    instead: str
+    within: int
+    """Seeds among which the bug must show."""
+
+
+MUTANTS = {
+    "unread octets of a stream off by a sign": Mutant(r"stream\.unread -= taken", "stream.unread += taken", 100),
+    "unread octets of a message counted down": Mutant(
+        r"stream\.unread \+= len\(message\) \+ MESSAGE_OVERHEAD",
+        "stream.unread -= len(message) + MESSAGE_OVERHEAD",
+        100,
+    ),
+    "unread octets of the connection not given back": Mutant(r"self\._unread -= taken", "pass", 200),
+    "window of the connection not given back": Mutant(r"self\._take_in\(0, free\)", "pass", 200),
+    "window of a stream not given back": Mutant(r"stream\.credit \+= free", "pass", 200),
+    "END_STREAM lost where trailers had to wait": Mutant(
+        r"if not queue and stream\.trailers is not None:", "if not moved and stream.trailers is not None:", 50
+    ),
+    "a shift of the initial window forgotten": Mutant(r"stream\.send_window = window", "pass", 50),
+    "octets of a cut frame lost": Mutant(
+        r"self\._held, self\._position = data\[position:\], 0", 'self._held, self._position = b"", 0', 20
+    ),
+    "a stale header list after a block in parts": Mutant(
+        r"known = self\._memo\.get\(block\) if self\._ahead is None and (.*)",
+        r"known = self._memo.get(block) if \g<2>",
+        60,
+    ),
+    "a handler that counts as running for ever": Mutant(r"self\.open_calls -= 1", "pass", 20),
+    "a paused transport that is written to": Mutant(r"self\._paused = True", "pass", 100),
+}
+
+
+def mutated_package(folder: Path, mutant: Mutant) -> int:
+    """A copy of the package with the bug in it, in ``folder``. Returns how many lines were replaced."""
+    shutil.copytree(ROOT / "service/grpc_h2", folder / "grpc_h2", ignore=shutil.ignore_patterns("__pycache__"))
+    replaced = 0
+    for path in (folder / "grpc_h2").rglob("*.py"):
+        source, count = re.subn(
+            rf"^(\s*){mutant.line}$", rf"\g<1>{mutant.instead}", path.read_text(), flags=re.MULTILINE
+        )
+        if count:
+            path.write_text(source)
+            replaced += count
+    return replaced
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_bug_that_is_put_in_is_found(tmp_path: Path, name: str) -> None:
+    mutant = MUTANTS[name]
+    assert mutated_package(tmp_path, mutant), "the line is no longer there: write the bug into the code as it is now"
+    command = [sys.executable, "-m", "tests.simulation.engine", "--seeds", str(mutant.within)]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, f"{mutant.within} seeds passed: {done.stdout}"
+    assert re.search(r"^seed \d+: AssertionError", done.stdout, re.MULTILINE), done.stdout + done.stderr

@@ -1,0 +1,299 @@
+"""Virtual time, the network, and what must hold after each event."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.engine.client import Client
+from tests.simulation.engine.plan import Plan, draw_plan
+from tests.simulation.engine.server import Shell
+
+from grpc_h2.aio import scheduler as scheduler_module
+from grpc_h2.aio.scheduler import FairScheduler
+
+LONGEST = 30.0
+"""Virtual seconds after which a run that has not ended has stalled."""
+HURRY = 2.0
+"""Virtual seconds after which clients, handlers and network stop to dawdle: what is left must come to its end."""
+MOST_EVENTS = 200_000
+IDLE_STEP = 0.004
+"""Virtual seconds until a client that could do nothing looks again."""
+
+NETWORKS = ("random", "whole", "octets")
+
+
+class Failure(AssertionError):
+    """A run in which something was wrong."""
+
+    def __init__(self, seed: int, network: str, what: str) -> None:
+        replay = f"python -m tests.simulation.engine --start {seed} --seeds 1 --network {network} --trace"
+        super().__init__(f"seed {seed}: {what}\nreplay: {replay}")
+        self.seed = seed
+
+
+class Loop:
+    """As much of an event loop as the scheduler and the shells use, on virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call in the next iteration: at the same instant, behind what is due already."""
+        self._world.later(0.0, lambda: callback(*arguments))
+
+    def time(self) -> float:
+        """The virtual instant."""
+        return self._world.now
+
+
+class Link:
+    """A client, its connection, and the network between them."""
+
+    def __init__(self, world: World, client: Client, shell: Shell) -> None:
+        self.world = world
+        self.client = client
+        self.shell = shell
+        self.steps = 0
+        self.uplink_busy = False
+        self.downlink_busy = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is under way in either direction and every handler has finished."""
+        return (
+            self.client.done
+            and (self.shell.lost or not self.shell.buffer)
+            and all(handler.finished for handler in self.shell.handlers.values())
+        )
+
+    def step(self) -> None:
+        """An action of the client, now and then a fault."""
+        client, shell, world = self.client, self.shell, self.world
+        if self.done:
+            return
+        if client.broken:
+            world.later(0.001, self.step)
+            return
+        self.steps += 1
+        busy = True
+        if self.steps == client.plan.lost_after:
+            client.broken = True
+            shell.lose()
+        elif self.steps == client.plan.drained_after and client.introduced:
+            shell.drain()
+        else:
+            busy = client.step(hurry=world.hurry)
+        if not self.steps % 8:
+            shell.tick()
+        self.send()
+        world.later(world.client_delay() if busy else IDLE_STEP, self.step)
+
+    def send(self) -> None:
+        """Octets for the server are in the outbox: deliver a piece of them later."""
+        if self.client.outbox and not self.uplink_busy and self.shell.reading and not self.client.broken:
+            self.uplink_busy = True
+            self.world.later(self.world.network_delay(), self._deliver_up)
+
+    def _deliver_up(self) -> None:
+        self.uplink_busy = False
+        if self.client.broken or not self.shell.reading:
+            return
+        size = self.world.chunk(len(self.client.outbox))
+        piece = bytes(self.client.outbox[:size])
+        del self.client.outbox[:size]
+        self.shell.data_received(piece)
+        self.send()
+
+    def receive(self) -> None:
+        """Octets for the client are in the transport's buffer: deliver a piece of them later."""
+        if self.shell.buffer and not self.downlink_busy:
+            self.downlink_busy = True
+            self.world.later(self.world.network_delay(), self._deliver_down)
+
+    def _deliver_down(self) -> None:
+        self.downlink_busy = False
+        if self.client.broken or self.shell.lost:
+            return
+        piece = self.shell.take(self.world.chunk(len(self.shell.buffer)))
+        self.client.data_received(piece)
+        self.receive()
+        self.send()
+
+
+class World:
+    """One run."""
+
+    def __init__(self, plan: Plan, network: str = "random", trace: Callable[[str], object] | None = None) -> None:
+        self.plan = plan
+        self.network = network
+        self.trace = trace
+        self.now = 1000.0
+        self.events = 0
+        self._draw = random.Random(f"network {network} {plan.seed}")
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = 0
+        self.loop: Any = Loop(self)
+        self.scheduler = FairScheduler()
+        self.links = []
+        self._links: dict[Shell, Link] = {}
+        for client_plan in plan.clients:
+            shell = Shell(self, {call.number: call for call in client_plan.calls})
+            link = Link(self, Client(client_plan, plan.limits, self._draw), shell)
+            self.links.append(link)
+            self._links[shell] = link
+
+    # -- time and dice ------------------------------------------------------------------------------------------------
+
+    def later(self, delay: float, action: Callable[[], object]) -> None:
+        """Have ``action`` called after ``delay`` virtual seconds."""
+        self._order += 1
+        heapq.heappush(self._queue, (self.now + delay, self._order, action))
+
+    @property
+    def hurry(self) -> bool:
+        """Whether what is left must come to its end."""
+        return self.now - 1000.0 > HURRY
+
+    def clock(self) -> float:
+        """What the scheduler sees as the time that its work takes: now and then a slice is over."""
+        self._spent = getattr(self, "_spent", 0.0) + self._draw.choice((0.0, 1e-6, 5e-5))
+        return self.now + self._spent
+
+    def client_delay(self) -> float:
+        """Seconds between two actions of a client."""
+        return self._draw.choice((0.0, 0.0, 0.0001, 0.001, 0.01))
+
+    def handler_delay(self) -> float:
+        """Seconds between two steps of a handler."""
+        return 0.0 if self.hurry else self._draw.choice((0.0, 0.0, 0.0005, 0.02))
+
+    def network_delay(self) -> float:
+        """Seconds that a piece is under way."""
+        return 0.0 if self.hurry else self._draw.choice((0.0, 0.0001, 0.003))
+
+    def chunk(self, waiting: int) -> int:
+        """How many of the octets that wait arrive together."""
+        if self.network == "whole" or self.hurry:
+            return waiting
+        if self.network == "octets":
+            return 1
+        draw = self._draw
+        if draw.random() < 0.3:
+            return waiting
+        return min(waiting, draw.choice((1, 5, 9, 10, 17, 64, 300, 1400, 16_393)))
+
+    # -- what shells say ----------------------------------------------------------------------------------------------
+
+    def output_waits(self, shell: Shell) -> None:
+        """There is something in the shell's buffer."""
+        self._links[shell].receive()
+
+    def input_wanted(self, shell: Shell) -> None:
+        """The shell reads again."""
+        self.later(0.0, self._links[shell].send)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> World:
+        """Run to the end. Raises `Failure`."""
+        real = getattr(scheduler_module, "perf_counter", None)
+        if real is not None:
+            scheduler_module.perf_counter = self.clock
+        try:
+            self._run()
+        except Failure:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} {where.line})"
+            raise Failure(self.plan.seed, self.network, what) from error
+        finally:
+            if real is not None:
+                scheduler_module.perf_counter = real
+        return self
+
+    def _run(self) -> None:
+        for link in self.links:
+            link.shell.settle()
+            self.later(self.client_delay(), link.step)
+        while self._queue:
+            self.now, _, action = heapq.heappop(self._queue)
+            self.events += 1
+            action()
+            if self.trace is not None:
+                self.trace(f"{self.now - 1000:9.6f} {getattr(action, '__qualname__', action)} {self._state()}")
+            self._check()
+            if self.now - 1000.0 > LONGEST or self.events > MOST_EVENTS:
+                raise AssertionError(f"stalled: {self._unfinished()}")
+        self._judge()
+
+    def _check(self) -> None:
+        """What holds after each event."""
+        for link in self.links:
+            shell = link.shell
+            assert shell.connection.open_calls == shell.running, "a handler is not counted, or counted twice"
+            if shell.connection.terminated:
+                assert shell.lost or link.client.plan.drained_after is not None, (
+                    f"the connection ended: {shell.closing}"
+                )
+
+    def _judge(self) -> None:
+        """What holds at the end."""
+        for link in self.links:
+            assert link.done, f"over, but not done: {self._unfinished()}"
+            link.client.judge()
+            shell = link.shell
+            assert shell.connection.open_calls == 0
+            for handler in shell.handlers.values():
+                plan = handler.plan
+                assert handler.stream.unsent == 0 or shell.lost, f"call {plan.number}: octets are left in its queue"
+                if handler.ended and not handler.cancelled and plan.reads_all and plan.status is not None:
+                    assert handler.half_closed
+            if shell.lost or link.client.last_id < 2**31 - 1:
+                continue
+            # All that was sent has been given back, but for what is too little to be worth a frame.
+            assert 2 * link.client.window >= self.plan.limits.connection_window, (
+                f"{self.plan.limits.connection_window - link.client.window} octets of the window did not come back"
+            )
+
+    def _state(self) -> str:
+        return "; ".join(
+            f"out {len(link.client.outbox)} back {len(link.shell.buffer)} open {link.shell.connection.open_calls}"
+            for link in self.links
+        )
+
+    def _unfinished(self) -> str:
+        lines = []
+        for number, link in enumerate(self.links):
+            if link.done:
+                continue
+            calls = [(call.plan.number, call.sent, len(call.plan.body), call.window) for call in link.client.open_calls]
+            handlers = [h.plan.number for h in link.shell.handlers.values() if not h.finished]
+            lines.append(
+                f"client {number}: calls (number, sent, octets, window) {calls}, {len(link.client.to_come)} to come, "
+                f"window {link.client.window}, handlers {handlers}, outbox {len(link.client.outbox)}, "
+                f"buffer {len(link.shell.buffer)}, reading {link.shell.reading}"
+            )
+        return "; ".join(lines)
+
+    def outcomes(self) -> dict[int, object]:
+        """Number of a call → what came back, for calls with one right outcome: neither cancelled nor lost."""
+        found: dict[int, object] = {}
+        for link in self.links:
+            if link.client.plan.lost_after is not None or link.client.plan.drained_after is not None:
+                continue
+            for call in link.client.calls.values():
+                result = link.client.result(call)
+                if call.plan.cancel_after is None and call.plan.reset is None:
+                    found[call.plan.number] = (result.http_status, result.status, bytes(result.body), result.text)
+        return found
+
+
+def run_seed(seed: int, network: str = "random", trace: Callable[[str], object] | None = None) -> World:
+    """Run one seed. Raises `Failure` with the command that replays it."""
+    return World(draw_plan(seed), network, trace).run()
