@@ -35,7 +35,7 @@ TURNS = 7
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one catalogue. A look and a reading are the time of one core of the database, when nobody hinders it."""
+    """The cost of one catalogue. A change check and a reading are seconds of one core of an idle database."""
 
     definitions: int
     look_cpu_seconds: float

@@ -86,7 +86,7 @@ def _snapshots(pid: int) -> dict[str, int]:
 
 
 class Peak(threading.Thread):
-    """Watches processes until it is told to stop; ``octets`` is the most that they held at one time."""
+    """Watches processes until `finish`; ``octets`` is the most that they held at one time."""
 
     def __init__(self, pids: list[int]) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ Content = dict[str, Any]
 
 
 class RecordUnusable(Exception):
-    """The record does not hold what is needed; the text tells what, and how to get it."""
+    """The record does not hold what is needed; the text says what is missing and how to get it."""
 
 
 def figures(record: Content, source: str, memory: Sequence[Content] | None = None) -> Content:

@@ -112,7 +112,7 @@ class Sharing:
     LOOK, READING = 0, 1
 
     def __init__(self, cores: int, network: float, stream: float) -> None:
-        """``stream``: octets a second of one reading that nobody hinders."""
+        """``stream``: octets a second of a single reading, without other load."""
         self._cores, self._readings_at_full_speed = cores, network / stream
         self._jobs: tuple[list[tuple[float, int]], ...] = ([], [])
         self._service = [0.0, 0.0]
@@ -128,7 +128,7 @@ class Sharing:
         return len(self._jobs[self.READING])
 
     def add(self, kind: int, replica: int, seconds: float) -> None:
-        """Begin a job now that takes ``seconds`` when nobody hinders it."""
+        """Begin a job now that takes ``seconds`` without other load."""
         heapq.heappush(self._jobs[kind], (self._service[kind] + seconds, replica))
 
     def next(self) -> tuple[float, int]:

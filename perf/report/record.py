@@ -30,7 +30,7 @@ Figure = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class RecordError(ValueError):
-    """A file is no record that can be shown; the text tells which file, what is wrong with it and what to do."""
+    """A file is not a valid record; the text says which file, what is wrong and what to do."""
 
 
 class _Told(BaseModel):
@@ -193,12 +193,12 @@ class Record(_Told):
 
     @cached_property
     def measured_scenarios(self) -> list[str]:
-        """In the order of ``scenarios``, which is that of the file; those that it does not tell at the end."""
+        """In the order of ``scenarios``, which is that of the file; scenarios that it does not list are last."""
         ranks = {name: rank for rank, name in enumerate(self.scenarios)}
         return sorted(dict.fromkeys(run.scenario for run in self.runs), key=lambda name: ranks.get(name, len(ranks)))
 
     def title_of(self, scenario: str) -> str:
-        """Empty where the record does not tell."""
+        """Empty if the record has no title."""
         return self.scenarios[scenario].title if scenario in self.scenarios else ""
 
     @cached_property
