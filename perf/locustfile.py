@@ -1,4 +1,4 @@
-"""Language servers, for people who know locust: ``API_KEY=… locust -f perf/locustfile.py --host 127.0.0.1:50051``.
+"""Simulated language servers for locust: ``API_KEY=… locust -f perf/locustfile.py --host 127.0.0.1:50051``.
 
 Each user is a language server with a connection of its own. It reads the catalogue when it starts, then asks for
 commands, a few of them often (Zipf), with a pause between two calls; sometimes for a name that there is not, or with a
@@ -85,7 +85,7 @@ def _wrong(given: Any) -> str:
 
 
 class WrongAnswer(Exception):
-    """The server answered, and not with what it must answer; the text tells how."""
+    """The server's answer is wrong; the text says how."""
 
 
 class Catalogue:
@@ -124,7 +124,7 @@ class LanguageServer(User):
         return random.expovariate(1 / pause) if pause else 0.0
 
     def on_start(self) -> None:
-        """Connect, and read the catalogue; a user who cannot does not go on."""
+        """Connect, and read the catalogue; a user that cannot do so stops."""
         given = self.environment.parsed_options
         settings = [
             ("grpc.use_local_subchannel_pool", 1),
@@ -140,7 +140,7 @@ class LanguageServer(User):
         self._get = self._method("GetCommand", avap_pb2.CommandRequest, avap_pb2.CommandResponse)
         self._sync = self._method("SyncCatalog", avap_pb2.Empty, avap_pb2.CatalogResponse)
         while not self.synchronize():
-            time.sleep(1.0)  # as a language server does; locust ends a user who waits
+            time.sleep(1.0)  # as a language server does; locust ends a user that waits
 
     def on_stop(self) -> None:
         """Hang up."""
@@ -215,7 +215,7 @@ class LanguageServer(User):
         expected: tuple[grpc.StatusCode, str] | None = None,
         seconds: float | None = None,
     ) -> Any:
-        """Make a call and tell locust: a success where it ends as ``expected``, or well if nothing is.
+        """Make a call and report it to locust: a success if it ends as ``expected`` (default: OK).
 
         Returns:
             The answer; None where there was none, or a wrong one.

@@ -1,9 +1,9 @@
-"""What 100,000 definitions of 2 kB cost: start, unchanged cycle, one changed row, memory, and a publish under load.
+"""The cost of 100,000 definitions of 2 kB: start, unchanged cycle, one changed row, memory, publication under load.
 
     python -m perf catalogue [--rows N] [--workers N] [--rate N]
 
-Needs a PostgreSQL provider of the tests. The load comes from a process of its own, on a schedule, and latency counts
-from the scheduled instant. The record goes to ``perf/results/``; the limits are those the project has promised.
+Needs a PostgreSQL provider of the tests. Another process offers the load on a schedule; latency counts from the
+scheduled instant. The record goes to ``perf/results/``. The limits are what the project promises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a server costs its database: ``python -m perf database`` measures a look and a reading of all rows.
+"""The load of a server on its database: ``python -m perf database`` measures a change check and a reading of all rows.
 
-The queries are the server's own (`PostgresSource`), on a real PostgreSQL; time is the least of several, since other
-work on the machine can only add to it. The record goes to ``perf/results/<date>-database-cost.json``; `costs` reads
-the newest one. Needs a PostgreSQL provider of the tests.
+The queries are the server's own (`PostgresSource`), on a real PostgreSQL. A time is the shortest of several, because
+other work on the machine can only lengthen it. The record goes to ``perf/results/<date>-database-cost.json``; `costs`
+reads the newest one. Needs a PostgreSQL provider of the tests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TURNS = 7
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one catalogue. A look and a reading are the time of one core of the database, when nobody hinders it."""
+    """The cost of one catalogue. A change check and a reading are seconds of one core of an idle database."""
 
     definitions: int
     look_cpu_seconds: float

@@ -1,9 +1,9 @@
-"""What the native transport costs: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
+"""The cost of the native transport: ``python -m perf native [--quick] [--only TEXT] [--transport grpcio]``.
 
-The server has one CPU, the generators another. A figure "per core" is answers per second of the server's own CPU
-time, read from /proc, so that it does not depend on how fast the generator is; where the server is not kept busy
-it is the cost of work in small batches. Figures that are compared are measured in turns, and their medians are taken.
-Every promise of the transport is a row; the record goes to ``perf/results/``.
+The server runs on one CPU, the generators on another. A figure "per core" is answers per second of the server's own CPU
+time, read from /proc, so it does not depend on the speed of the generator. If the server is not busy all the time, the
+figure is the cost of work in small batches. Figures that are compared are measured in interleaved runs, of which the
+median counts. Every promise of the transport is a row; the record goes to ``perf/results/``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[f
 
 
 def steady(target: Target, path: str, connections: int, streams: int, seconds: float, **more: Any) -> Result:
-    """h2load for about ``seconds``: a short run tells how many requests that takes, and warms the server up."""
+    """h2load for about ``seconds``: a short run finds the number of requests, and warms the server up."""
     shortest = h2load(target, path, 20 * connections * streams, connections, streams, **more)
     probe = h2load(target, path, max(100, int(shortest["rate"] * 0.3)), connections, streams, **more)
     return h2load(target, path, max(100, int(probe["rate"] * seconds)), connections, streams, **more)
@@ -225,8 +225,8 @@ def publishing(
     """Pairs of runs, without and with publications; the median of the differences of their slowest calls.
 
     The generations are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
-    Without ``keep`` nobody but the worker holds a generation that it serves, so that it has to free 200 MB of memory
-    when it moves on to the next.
+    Without ``keep`` only the worker holds the generation that it serves, so it frees 200 MB of memory when it switches
+    to the next.
     """
     differences, details = [], []
     kept: list[int] = []
@@ -257,7 +257,7 @@ def publishing(
 
 
 def idle(bench: Bench) -> None:
-    """10,000 connections that say nothing."""
+    """10,000 idle connections."""
     count = min(10_000, raise_descriptor_limit() - 200)
     measured: Result = {}
 
@@ -280,13 +280,13 @@ def idle(bench: Bench) -> None:
 
 
 def attacks(bench: Bench) -> None:
-    """Every attack of the list from one client, and what another client's calls feel of it.
+    """Every attack of the list from one client, and its effect on the calls of another client.
 
-    How calm the machine is changes within seconds, so each look at the victim under attack lies between two at the
-    victim alone. What is judged is the median of the former divided by the median of the latter, which others that use
-    the machine make larger alike. Attacks that come near to what is promised are looked at more often.
-    An honest client that asks as fast as it can is measured too: a core that is all taken makes everybody wait for its
-    turn. Each row's detail has the ratio. Latency ends in the client's kernel (`perf.benches.victim.VICTIM`).
+    The load of the machine changes within seconds, so each measurement of the victim under attack lies between two of
+    the victim alone. The judged figure is the median of the former divided by the median of the latter; other load on
+    the machine raises both. Attacks whose figure comes near to the limit are measured more often. An honest client at
+    full rate is measured too, because every client of a busy core has to wait. Each row's detail has the ratio. Latency
+    ends in the client's kernel (`perf.benches.victim.VICTIM`).
     """
     names = [name for name in ATTACKS if name != HONEST]
     with bench.worker(bench.large) as served:
@@ -329,10 +329,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="short measurements: whether it works, not how well")
-    parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; more than once for several")
+    parser.add_argument(
+        "--quick", action="store_true", help="short measurements: they show that it works, not how fast"
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part; may be repeated")
     parser.add_argument("--transport", default="native")
-    parser.add_argument("--name", default="native", help="of the record")
+    parser.add_argument("--name", default="native", help="name of the record's file, after the date")
     arguments = parser.parse_args(given)
     keep_to_client_cpu()
     raise_descriptor_limit()

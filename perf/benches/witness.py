@@ -1,7 +1,7 @@
-"""Independent witnesses of our generator: the same server and the same load, measured by h2load and by ghz.
+"""Compares our generator with independent ones: the same server and the same load, measured by h2load and by ghz.
 
     python -m perf witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
-    python -m perf witness          compares, and prints a table; 1 where a difference is not explained
+    python -m perf witness          compares and prints a table; exit code 1 if a difference is not explained
 
 What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
 cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where
@@ -56,7 +56,7 @@ Run = dict[str, Any]
 
 
 class WitnessMissing(Exception):
-    """The program is not on this machine; the text tells how to get it."""
+    """The program is not on this machine; the text says how to get it."""
 
 
 class Unmeasured(TargetFailed):
@@ -65,7 +65,7 @@ class Unmeasured(TargetFailed):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One quantity, told by us and by a witness."""
+    """One quantity, measured by our generator and by a witness."""
 
     witness: str
     what: str
@@ -74,7 +74,7 @@ class Comparison:
     theirs: float
     allowed: float
     reason: str = ""
-    """Why they differ by more than is allowed; empty where they do not, or where nobody knows."""
+    """Why they differ by more than is allowed; empty if they do not, or if no reason is known."""
 
     @property
     def difference(self) -> float:
@@ -223,7 +223,7 @@ def by_h2load(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
 
 
 def _h2load(target: Target, scenario: Scenario) -> Run:
-    """About so many seconds; a short run before tells how many calls that takes."""
+    """About so many seconds; a short run before finds the number of calls."""
     with tempfile.TemporaryDirectory(prefix="definition-server-perf-") as folder:
         request = Path(folder) / "request"
         request.write_bytes(wire.message(wire.command_request(name_of(0).encode())))

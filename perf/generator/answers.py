@@ -99,7 +99,7 @@ class HeaderBlocks:
         """Counts the changes of the table: what a block means, it means as long as this stays the same."""
 
     def fields(self, block: bytes) -> Fields:
-        """What ``block`` says. The result belongs to all who ask: it is not to be changed.
+        """What ``block`` says. All callers share the result: do not change it.
 
         Raises:
             WrongAnswer: where it cannot be decoded.

@@ -39,7 +39,7 @@ def connect(port: int, *, source: str = "", receive_buffer: int = 0, seconds: fl
     has too few ports.
 
     Raises:
-        OSError: where there is nobody, or no TLS with ``h2``.
+        OSError: if no server listens, or TLS does not negotiate ``h2``.
     """
     sock = socket.socket()
     try:
@@ -224,7 +224,7 @@ class LoadConnection:
         return data
 
     def _read_tls(self) -> bytes:
-        """All that has come: what OpenSSL holds in its own buffer, epoll would not tell us of."""
+        """All octets that have arrived: epoll does not report those in OpenSSL's own buffer."""
         parts = [self.sock.recv(_RECORD)]
         try:
             while parts[-1] and self.sock.gettimeout() == 0:

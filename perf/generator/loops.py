@@ -41,7 +41,7 @@ class Beside(Protocol):
         """A little of it."""
 
     def close(self) -> dict[str, Any]:
-        """End it, and tell."""
+        """End it; returns the figures."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Span:
         self.client, self.began = process_time(), monotonic()
 
     def result(self, answered: float, *, spinning: float = 0.0) -> dict[str, Any]:
-        """End, and tell. ``spinning``: seconds of the client's time in which it did nothing but look at the clock."""
+        """End, and return the figures. ``spinning``: seconds that the client only waited for the clock."""
         seconds = monotonic() - self.began
         client = max(0.0, process_time() - self.client - spinning)
         told: dict[str, Any] = {

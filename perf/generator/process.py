@@ -39,18 +39,18 @@ def say(**what: Any) -> None:
 
 
 def told() -> dict[str, Any]:
-    """The next line of standard input; empty where it has ended: the one who started us is gone."""
+    """The next line of standard input; empty at its end, when the process that started this one is gone."""
     line = sys.stdin.readline()
     found: dict[str, Any] = json.loads(line) if line else {}
     return found
 
 
 def asked(job: Job) -> dict[str, Any] | None:
-    """Do the job. None where nobody tells us to start.
+    """Do the job. None if standard input ends before the start.
 
     Raises:
         WrongAnswer: for an answer that is wrong or does not come.
-        OSError: where there is nobody to ask, or the machine lacks something.
+        OSError: if no server listens, or the machine lacks a resource.
     """
     snapshot = Snapshot(map_sealed(job.snapshot))
     with ExitStack() as stack:

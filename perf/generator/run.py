@@ -1,4 +1,4 @@
-"""The load generator: `run` makes the calls of one scenario against one server and tells what came of it.
+"""The load generator: `run` makes the calls of one scenario against one server and returns the figures.
 
 The work is done by processes of their own (`perf.generator.process`), kept off the server's CPU, which begin at the
 same instant; the first of them also reads the server's CPU time, at the instants between which it counts. Their
@@ -32,7 +32,7 @@ LATE_SHARE = 0.01
 GROWN_SHARE = 0.01
 """How much more may be unanswered at the end than at the start, while the server has time left."""
 BUSY = 0.9
-"""Of a CPU: who takes more of it has none left."""
+"""Share of a CPU: a process that uses more has no reserve."""
 DEADLINES = 100_000
 """Different ones: more than any memo remembers."""
 SLOW_READERS = 16
@@ -113,7 +113,7 @@ def _client_cpus(target: Target) -> list[int]:
         server = os.sched_getaffinity(target.pid)
     except ProcessLookupError:
         raise Spoilt(f"{target.name} is not running (process {target.pid} is gone)", "server") from None
-    # The first thread's own mask would not do: whoever calls may be kept to one CPU.
+    # The first thread's own mask is not enough: the caller may be bound to one CPU.
     free = sorted(set(range(os.cpu_count() or 1)) - server)
     if not free:
         free = [CLIENT_CPU]
@@ -153,7 +153,7 @@ def _share(whole: int, count: int, number: int) -> int:
 def _measured(
     jobs: Sequence[Job], cpus: Sequence[int], descriptor: int, measuring: Callable[[], None] | None, target: Target
 ) -> list[dict[str, Any]]:
-    """What each process tells at the end. None of them is left when this returns."""
+    """The result of each process. All of them have ended when this returns."""
     with ExitStack() as stack:
         members = [Member(job, cpus[number % len(cpus)], descriptor) for number, job in enumerate(jobs)]
         for member in members:
@@ -209,13 +209,13 @@ class Member:
                 self._process.stdin.write(json.dumps(what).encode() + b"\n")
                 self._process.stdin.flush()
         except BrokenPipeError:
-            return  # it has ended; `expect` tells why
+            return  # it has ended; `expect` says why
 
     def expect(self, key: str, seconds: float) -> Any:
-        """What the process tells under ``key``, skipping what else it says.
+        """The value that the process sends under ``key``; other messages are skipped.
 
         Raises:
-            Spoilt: where it tells an error, ends, or says nothing in time.
+            Spoilt: if it reports an error, ends, or sends nothing in time.
         """
         deadline = monotonic() + seconds
         while True:
@@ -267,7 +267,7 @@ def _summed(told: Sequence[Mapping[str, Any]], jobs: Sequence[Job], target: Targ
     first = told[0]
     answered, seconds = sum(each["answered"] for each in told), first["seconds"]
     server, client = first["server_cpu_seconds"], sum(each["client_cpu_seconds"] for each in told)
-    # Ticks are coarse, the clock is not: what they tell is how to split it.
+    # Ticks are coarse and the clock is precise: ticks only give the ratio in which to split it.
     user, softirq = min(server, first["server_user_seconds"]), first["server_softirq_seconds"]
     softirq = min(softirq, server - user)
     whole = histogram.merged([each["histogram"] for each in told])

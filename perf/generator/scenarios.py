@@ -1,4 +1,4 @@
-"""Scenarios as data: what is asked of a server, and how. Their file is ``scenarios.toml``; its head tells the keys."""
+"""Scenarios as data: the load that is offered to a server. The head of ``scenarios.toml`` describes the keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = "all"
 
 
 class ScenarioError(ValueError):
-    """The file does not say what can be measured; the text tells where and what to write instead."""
+    """The file is not valid; the text says where, and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)

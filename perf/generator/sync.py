@@ -46,7 +46,7 @@ class CatalogueReader:
 
     @property
     def pending(self) -> bool:
-        """Whether TLS has decrypted more than was taken; epoll does not tell."""
+        """Whether TLS has decrypted more than was taken; epoll does not report that."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def ask(self) -> None:

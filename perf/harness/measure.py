@@ -45,19 +45,34 @@ def parser() -> argparse.ArgumentParser:
         description="Measure the server and judge it by perf/sla.toml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    made.add_argument("--quick", action="store_true", help="the gates of every change, under a minute")
-    made.add_argument("--full", action="store_true", help="every scenario on every server: the table of the README")
-    made.add_argument("--only", action="append", default=[], metavar="SCENARIO", help="those whose name contains this")
-    made.add_argument("--servers", metavar="NAMES", help="instead of the usual ones: " + ",".join(scenarios.SERVERS))
-    made.add_argument("--against", metavar="REV", help="judge the working tree beside this revision, pairwise")
-    made.add_argument("--selftest", type=int, metavar="N", help="slow the server down on purpose, N times")
+    made.add_argument("--quick", action="store_true", help="only the gates for every change: under a minute")
+    made.add_argument("--full", action="store_true", help="every scenario on every server (the README's table): 15 min")
+    made.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SCENARIO",
+        help="only scenarios whose name contains this; may be repeated",
+    )
+    made.add_argument(
+        "--servers",
+        metavar="NAMES",
+        help="measure these, separated by commas, instead of the usual ones: " + ",".join(scenarios.SERVERS),
+    )
+    made.add_argument("--against", metavar="REV", help="compare the working tree with this revision, pairwise")
+    made.add_argument(
+        "--selftest",
+        type=int,
+        metavar="N",
+        help="slow the server down on purpose N times, and check that the gates detect it",
+    )
     made.add_argument(
         "--attempts", type=int, default=1, metavar="N",
         help="measure up to N times, while the result is INVALID (exit code 3)",
     )  # fmt: skip
-    made.add_argument("--name", default="", help="of the record's file, after the date")
-    made.add_argument("--no-record", action="store_true", help="keep nothing")
-    made.add_argument("--list", action="store_true", help="tell what would be measured, and how long it takes")
+    made.add_argument("--name", default="", help="name of the record's file, after the date")
+    made.add_argument("--no-record", action="store_true", help="do not keep a record")
+    made.add_argument("--list", action="store_true", help="print what would be measured and how long it takes")
     return made
 
 

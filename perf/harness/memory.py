@@ -1,8 +1,8 @@
-"""What a server's memory is made of: ``python -m perf memory [--definitions N …] [--workers N …]``.
+"""The memory of whole servers: ``python -m perf memory [--definitions N …] [--workers N …]``.
 
-A whole server (master and workers) on a real PostgreSQL, once at rest and once while a changed row makes it publish
-everything again. What counts is what a pod is charged for: private pages and the pages of files of every process, and
-each snapshot once, however many processes map it. Needs a PostgreSQL provider of the tests.
+Measures a whole server (master and workers) on a real PostgreSQL, at rest and while a changed row makes it publish the
+whole catalogue again. It counts the memory that a pod is charged for: private pages and file pages of every process,
+and each snapshot once, however many processes map it. Needs a PostgreSQL provider of the tests.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _snapshots(pid: int) -> dict[str, int]:
 
 
 class Peak(threading.Thread):
-    """Watches processes until it is told to stop; ``octets`` is the most that they held at one time."""
+    """Watches processes until `finish`; ``octets`` is the most that they held at one time."""
 
     def __init__(self, pids: list[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fixed work whose CPU time tells how fast this interpreter and this kernel are, here and now.
+"""Fixed work whose CPU time measures the speed of this interpreter and this kernel at this moment.
 
 How many calls a core serves depends on the server's code, on the interpreter that runs it, and on the kernel and the
 CPU under both. Only the first is the project's to judge. So the others are measured during every run that a gate

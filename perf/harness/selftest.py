@@ -125,7 +125,7 @@ def prove(
     generate: Generate,
     say: Callable[[int, Result], None] = lambda number, run: None,
 ) -> Result:
-    """``count`` runs and their `summary`; ``say`` is told each one when it is there."""
+    """``count`` runs and their `summary`; ``say`` is called after each one."""
     runs = []
     for number in range(1, count + 1):
         runs.append(once(scenarios, rules, generate))

@@ -73,7 +73,7 @@ class Servers:
         return worker(transport, self.catalogue.descriptor, self.catalogue.built, **self.tls, **more)
 
     def stop(self, name: str) -> None:
-        """End the server ``name``, if it runs; whoever asks for it next gets a new one.
+        """End the server ``name``, if it runs; the next use starts a new one.
 
         Raises:
             TargetFailed: where it had ended before.

@@ -1,4 +1,4 @@
-"""Gates: what a server must keep, judged from several runs. They stand in ``sla.toml``, whose head tells the keys.
+"""Gates: what a server must keep, judged from several runs. They are in ``sla.toml``, whose head describes the keys.
 
 **How a gate is judged.** Each round of a measurement gives one sample: a figure of one run, or, where the gate is
 ``over`` or ``minus`` another server, the quotient or the difference of two runs that followed each other. The median
@@ -60,7 +60,7 @@ class Expected:
 
 
 class SlaError(ValueError):
-    """The file does not say what can be judged; the text tells where and what to write instead."""
+    """The file is not valid; the text says where, and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def is_failure(run: Run) -> bool:
 def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
     """Judge ``gate`` by those of ``runs`` that are of its scenario and servers.
 
-    Each run's ``round`` tells what it is paired with. ``noise``: `Sla.noise`.
+    Runs of the same ``round`` are paired. ``noise``: `Sla.noise`.
     """
     model = noise.get(gate.noise, gate.noise)
     names = gate.servers
@@ -270,7 +270,7 @@ def _samples(gate: Gate, good: Sequence[Run], names: Sequence[str]) -> list[floa
 
 
 def _may_cost(expected: Expected, run: Run, other_us: float) -> float | None:
-    """Microseconds of CPU time that a call may cost; None where nobody knows how fast the machine was."""
+    """Microseconds of CPU time that a call may cost; None if the speed of the machine was not measured."""
     speed = run.get("reference")
     if not speed or _starved(run):
         return None

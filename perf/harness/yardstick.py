@@ -24,7 +24,7 @@ _MESSAGE_HEAD = 5
 
 
 def by_h2load(target: Target, scenario: Scenario) -> dict[str, Any]:
-    """One closed loop of about ``scenario.seconds``: shorter ones before it tell how many calls that takes.
+    """One closed loop of about ``scenario.seconds``: shorter ones before it find the number of calls.
 
     Raises:
         TargetFailed: where h2load is missing, or not every answer came.

@@ -53,7 +53,7 @@ def missing(name: str) -> str:
     """Why the peer ``name`` cannot be started here; empty where it can.
 
     Raises:
-        PeerMissing: where nobody has heard of it.
+        PeerMissing: for an unknown name.
     """
     if name == NGHTTPD:
         return "" if shutil.which(NGHTTPD) else "missing on this machine: nghttpd (Debian nghttp2-server)"
@@ -64,7 +64,7 @@ def versions(name: str) -> dict[str, str]:
     """Versions of the peer ``name`` and of what it runs on, for a record.
 
     Raises:
-        PeerMissing: where nobody has heard of it.
+        PeerMissing: for an unknown name.
     """
     return tool_version(NGHTTPD, "--version") if name == NGHTTPD else _stack(name).versions()
 

@@ -1,4 +1,4 @@
-"""Write the figures that ``definition-server capacity`` plans with: ``python -m perf capacity RECORD``.
+"""Writes the figures that ``definition-server capacity`` plans with: ``python -m perf capacity RECORD``.
 
 They come from a record of ``nox -s perf`` (``perf/results/``): what one core answers in each scenario that a fleet may
 look like, the knee, and the memory of whole servers. Where the record holds no memory, ``--memory FILE`` names the
@@ -30,7 +30,7 @@ Content = dict[str, Any]
 
 
 class RecordUnusable(Exception):
-    """The record does not hold what is needed; the text tells what, and how to get it."""
+    """The record does not hold what is needed; the text says what is missing and how to get it."""
 
 
 def figures(record: Content, source: str, memory: Sequence[Content] | None = None) -> Content:

@@ -1,8 +1,8 @@
-"""A thousand replicas on paper: how stale they get, and what they ask of the database. No replica is run for it.
+"""Simulates a fleet of replicas: how stale they become after a change, and the load on their database.
 
     python -m perf simulate                            the tables of docs/capacity.md, on the screen
-    python -m perf simulate --docs docs/capacity.md    rewrites them there
-    python -m perf simulate --docs … --check           only tells whether they are stale
+    python -m perf simulate --docs docs/capacity.md    rewrites them in that page
+    python -m perf simulate --docs … --check           fails if they are stale
 
 **Model.** Every replica looks at the table every ``interval`` seconds, counted from its own start. A look that begins
 after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and from that
@@ -112,7 +112,7 @@ class Sharing:
     LOOK, READING = 0, 1
 
     def __init__(self, cores: int, network: float, stream: float) -> None:
-        """``stream``: octets a second of one reading that nobody hinders."""
+        """``stream``: octets a second of a single reading, without other load."""
         self._cores, self._readings_at_full_speed = cores, network / stream
         self._jobs: tuple[list[tuple[float, int]], ...] = ([], [])
         self._service = [0.0, 0.0]
@@ -128,7 +128,7 @@ class Sharing:
         return len(self._jobs[self.READING])
 
     def add(self, kind: int, replica: int, seconds: float) -> None:
-        """Begin a job now that takes ``seconds`` when nobody hinders it."""
+        """Begin a job now that takes ``seconds`` without other load."""
         heapq.heappush(self._jobs[kind], (self._service[kind] + seconds, replica))
 
     def next(self) -> tuple[float, int]:

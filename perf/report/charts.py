@@ -41,7 +41,7 @@ class Chart:
 
     id: str
     alt: str
-    """What it shows, for those who do not see it."""
+    """A description in words, for readers who cannot see the chart."""
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name → figure, as Plotly takes it. The first is shown first."""
 
@@ -96,7 +96,7 @@ def per_core(record: Record) -> Chart:
 def percentiles(record: Record) -> Chart:
     """Latency by percentile, on an axis that gives the slowest calls as much room as all the others."""
     chart = Chart("percentiles", "Curves: latency in milliseconds by percentile of calls, a curve for each server.")
-    # A schedule shows what clients feel; a closed loop at its limit mostly shows its own length. The former first.
+    # A schedule shows the latency of clients; a closed loop at its limit mostly shows its own length. The former first.
     for scenario in sorted(record.measured_scenarios, key=lambda name: not _scheduled(record, name)):
         curves = {server: cell.curve(PERCENTILES) for server, cell in _cells(record, scenario).items()}
         if not any(curves.values()):

@@ -1,12 +1,12 @@
-"""What a measurement found, to be looked at: an HTML page with charts, or tables in Markdown.
+"""Shows a measurement: an HTML page with charts, or tables in Markdown.
 
-    python -m perf report [FILE…] [-o PAGE]                  the page of the newest FILE, with all of them as history
+    python -m perf report [FILE…] [-o PAGE]                  a page about the newest FILE; the others are its history
     python -m perf report --markdown [FILE]                  its tables
-    python -m perf report --readme README.md [FILE]          rewrite the table between the markers of the README
-    python -m perf report --readme README.md --check [FILE]  fail where that table is not the record's
+    python -m perf report --readme README.md [FILE]          rewrite the README's table between its markers
+    python -m perf report --readme README.md --check [FILE]  fail if that table is not the record's
 
-Without FILE: what is kept in perf/results. For the README that is the newest full measurement, or the newest whole one
-where there is no full one; never a quick one, a choice of scenarios or a comparison.
+Without FILE: the records in perf/results. For the README: the newest full measurement, or the newest standard one if
+there is no full one; never a quick one, a choice of scenarios or a comparison.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="records, as python -m perf writes them")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", type=Path, help="records that `python -m perf measure` wrote"
+    )
     parser.add_argument("-o", "--output", metavar="PAGE", type=Path, help="default: beside the record, with .html")
     parser.add_argument("--markdown", action="store_true", help="print tables")
     parser.add_argument("--readme", metavar="README", type=Path, help="rewrite the table in this file")
-    parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail where it is stale")
+    parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail if it is stale")
     told = parser.parse_args(arguments)
     if told.check and not told.readme:
         parser.error("--check goes with --readme")
@@ -64,7 +66,7 @@ def _records(files: Sequence[Path]) -> list[Record]:
     """
     records = sorted((load(path) for path in files), key=lambda record: record.measured) if files else kept()
     if not records:
-        raise RecordError(f"no record in {RESULTS.name}/: measure with `python -m perf`, or name a file")
+        raise RecordError(f"no record in {RESULTS.name}/: measure with `python -m perf measure`, or name a file")
     return records
 
 

@@ -1,6 +1,7 @@
-"""Records of ``python -m perf``, read and put together for whoever shows them: runs of one thing become a `Cell`.
+"""Reads the records of ``python -m perf measure``; the runs of one scenario on one server become a `Cell`.
 
-Nothing here trusts a record: files of other programs, older or damaged ones are refused with what is wrong and where.
+A record is not trusted: files of other programs, old and damaged files are refused with a text that says what is wrong
+and where.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Figure = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class RecordError(ValueError):
-    """A file is no record that can be shown; the text tells which file, what is wrong with it and what to do."""
+    """A file is not a valid record; the text says which file, what is wrong and what to do."""
 
 
 class _Told(BaseModel):
@@ -192,12 +193,12 @@ class Record(_Told):
 
     @cached_property
     def measured_scenarios(self) -> list[str]:
-        """In the order of ``scenarios``, which is that of the file; those that it does not tell at the end."""
+        """In the order of ``scenarios``, which is that of the file; scenarios that it does not list are last."""
         ranks = {name: rank for rank, name in enumerate(self.scenarios)}
         return sorted(dict.fromkeys(run.scenario for run in self.runs), key=lambda name: ranks.get(name, len(ranks)))
 
     def title_of(self, scenario: str) -> str:
-        """Empty where the record does not tell."""
+        """Empty if the record has no title."""
         return self.scenarios[scenario].title if scenario in self.scenarios else ""
 
     @cached_property
@@ -321,7 +322,7 @@ def load(path: Path) -> Record:
     schema = told.get("schema") if isinstance(told, dict) else None
     if schema != SCHEMA:
         found = "none" if schema is None else f"{schema!r}"
-        raise RecordError(f"{path}: no record of `python -m perf`: schema {SCHEMA} is wanted, {found} found")
+        raise RecordError(f"{path}: no record of `python -m perf measure`: schema {SCHEMA} is wanted, {found} found")
     try:
         return Record(**told | {"path": path})
     except ValidationError as error:

@@ -71,7 +71,7 @@ def scheduled(record: Record) -> list[str]:
 
 
 def generator_cost(record: Record) -> str:
-    """What the harness itself takes, so that nobody counts it as the server's."""
+    """The CPU time of the harness itself, which is not part of the server's."""
     rows = []
     for (scenario, server), cell in record.cells.items():
         ours, theirs = cell.figure("client_us_per_call"), cell.us_per_answer("server_cpu_seconds")

@@ -1,4 +1,4 @@
-"""What /proc tells about the processes under test, and where they may run."""
+"""Figures of /proc about the processes under test, and the CPUs on which they may run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def user_seconds(pids: Iterable[int]) -> float:
 
 
 def softirq_seconds(cpus: Iterable[int]) -> float:
-    """Time that ``cpus`` have spent in the network's interrupts and others, whoever was running, in steps of a tick.
+    """Time that ``cpus`` have spent in soft interrupts (network and others) for any process, in steps of a tick.
 
     As kernels are usually built, it is part of the system time of the process that was interrupted.
     """
@@ -55,7 +55,7 @@ def softirq_seconds(cpus: Iterable[int]) -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process is there and has not ended (one that nobody has waited for yet has ended)."""
+    """Whether the process is there and has not ended (a zombie has ended)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.deploy.manifests import Manifests
-from tests.deploy.pages import Block, blocks, languages
 from tests.deploy.tools import kustomize
 from tests.judges.tools import command, may_build
+from tests.support.pages import Block, blocks, languages
 from tests.support.polling import until
 from tests.support.table import Table
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.deploy.pages import broken_links
+from tests.support.pages import broken_links
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
