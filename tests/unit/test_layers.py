@@ -37,6 +37,7 @@ ONLY_IN = {
     "grpc": (
         "data_plane/transports/grpcio.py",
         "data_plane/transports/native.py",
+        "data_plane/transports/first_calls.py",
         "data_plane/health.py",
         "cli/channel.py",
         "cli/client.py",

@@ -84,7 +84,7 @@ class Slot:
 
     def start(self, pid: int, now_ns: int) -> None:
         """A new process takes the slot; what it counts stays, what it *is* begins anew."""
-        self.close_gate()
+        self.stop_accepting()
         self._words[Word.CONNECTIONS] = 0
         self._words[Word.GENERATION] = 0
         self._words[Word.ENTRIES] = 0
@@ -116,12 +116,12 @@ class Slot:
         words[_FIRST_BUCKET + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
         words[_NANOSECONDS + method] += number * elapsed_ns
 
-    def open_gate(self) -> None:
-        """The worker takes new connections from now on."""
+    def start_accepting(self) -> None:
+        """The worker accepts new connections from now on."""
         self._words[Word.ACCEPTING] = 1
 
-    def close_gate(self) -> None:
-        """No new connections: the worker drains, or (said by the master) is dead."""
+    def stop_accepting(self) -> None:
+        """The worker accepts no more: it drains or, where the master calls this, it is dead."""
         self._words[Word.ACCEPTING] = 0
 
     def connected(self, connections: int, opened: int) -> None:

@@ -72,8 +72,8 @@ class ServicerContext:
         "_no_more",
         "_over",
         "_plain_next",
+        "_protocol",
         "_reader",
-        "_shell",
         "_stream",
         "_timer",
         "_trailing",
@@ -84,9 +84,9 @@ class ServicerContext:
     )
 
     def __init__(
-        self, shell: Http2Protocol, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
+        self, protocol: Http2Protocol, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
     ) -> None:
-        self._shell = shell
+        self._protocol = protocol
         self._stream = stream
         self._loop = loop
         self._eof = eof
@@ -119,7 +119,7 @@ class ServicerContext:
     def message_received(self, message: bytes) -> None:
         """A message of the client."""
         if self._over:
-            self._shell.connection.consumed(self._stream, len(message))
+            self._protocol.connection.consumed(self._stream, len(message))
             return
         self._inbox.append(message)
         _wake(self._reader)
@@ -141,21 +141,21 @@ class ServicerContext:
 
     def terminate(self, code: int, details: str) -> None:
         """End the call with a status that is not the handler's, and cancel its task."""
-        self._shell.connection.send_status(self._stream, code, details)
-        self._shell.wake()
+        self._protocol.connection.send_status(self._stream, code, details)
+        self._protocol.wake()
         self._stop()
 
     def finish(self) -> None:
         """The handler's work has really ended, in whatever way: from now on the call counts no more."""
         self._stop_timer()
         self._over = True
-        connection = self._shell.connection
+        connection = self._protocol.connection
         if not self._stream.closed:
             connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
         while self._inbox:
             connection.consumed(self._stream, len(self._inbox.popleft()))
         connection.finished(self._stream)
-        self._shell.wake()
+        self._protocol.wake()
         for callback in self._callbacks or ():
             callback(self)
 
@@ -165,8 +165,8 @@ class ServicerContext:
         if self._stream.closed:
             return
         if self._stream.headers_sent:
-            self._shell.connection.cancel(self._stream, ErrorCode.CANCEL)
-            self._shell.wake()
+            self._protocol.connection.cancel(self._stream, ErrorCode.CANCEL)
+            self._protocol.wake()
             self._stop()
         else:
             self.terminate(DEADLINE_EXCEEDED, "Deadline Exceeded")
@@ -199,9 +199,9 @@ class ServicerContext:
             finally:
                 self._reader = None
         message = self._inbox.popleft()
-        self._shell.connection.consumed(self._stream, len(message))
+        self._protocol.connection.consumed(self._stream, len(message))
         if not self._no_more:
-            self._shell.wake()  # window updates may be due
+            self._protocol.wake()  # window updates may be due
         return message
 
     def deserialize(self, message: bytes) -> Any:
@@ -228,14 +228,14 @@ class ServicerContext:
 
     def put(self, octets: bytes) -> None:
         """Queue a serialized message, compressed where that was chosen and the client can read it."""
-        connection, stream = self._shell.connection, self._stream
+        connection, stream = self._protocol.connection, self._stream
         gzip = self._gzip
         if not stream.headers_sent:
             connection.send_initial_metadata(stream, (), "gzip" if gzip else None)
         compressed = gzip and not self._plain_next
         self._plain_next = False
         connection.send_message(stream, compress_gzip(octets) if compressed else octets, compressed=compressed)
-        self._shell.wake()
+        self._protocol.wake()
 
     async def send(self, octets: bytes) -> None:
         """`put`, then wait until the client has taken enough of what is queued."""
@@ -255,8 +255,8 @@ class ServicerContext:
         """The handler is through: send its status, or another than it has set."""
         if code is None or self._aborted:
             code, details = self.status, self._details
-        self._shell.connection.send_status(self._stream, code, details or "", self._trailing)
-        self._shell.wake()
+        self._protocol.connection.send_status(self._stream, code, details or "", self._trailing)
+        self._protocol.wake()
 
     @property
     def status(self) -> int:
@@ -288,8 +288,8 @@ class ServicerContext:
         if self._stream.headers_sent:
             raise ValueError("initial metadata has been sent")
         entries = _checked(metadata)
-        self._shell.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
-        self._shell.wake()
+        self._protocol.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
+        self._protocol.wake()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """See `metadata_out`."""
@@ -361,11 +361,11 @@ class ServicerContext:
 
     def peer(self) -> str:
         """The client's address: ``ipv4:1.2.3.4:5678``."""
-        return self._shell.peer
+        return self._protocol.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """What TLS knows of the client."""
-        return self._shell.auth_context()
+        return self._protocol.auth_context()
 
     def peer_identity_key(self) -> str | None:
         """The property of `auth_context` that names the client, if it showed a certificate."""

@@ -73,7 +73,7 @@ class Supervised:
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        return [post.worker for post in self.supervisor.posts if post.worker is not None]
+        return [slot.worker for slot in self.supervisor.slots if slot.worker is not None]
 
     @property
     def pids(self) -> set[int]:
@@ -197,15 +197,15 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
     assert supervised.served() == 20
     await get(port, "if")
     assert supervised.served() == 21
-    assert [post.restarts for post in supervised.supervisor.posts] == [1, 1]
+    assert [slot.restarts for slot in supervised.supervisor.slots] == [1, 1]
     assert len(logged(logs, "Worker ended; starting another", log_level="error", how="signal 9")) == WORKERS
 
 
 async def test_slots_are_used_again_however_often_workers_die(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for post in supervised.supervisor.posts:
-        monkeypatch.setattr(post.backoff, "_most", 0.1)
+    for slot in supervised.supervisor.slots:
+        monkeypatch.setattr(slot.backoff, "_most", 0.1)
     for _ in range(2 * WORKERS + 1):  # more than there are slots
         (victim, *_) = supervised.pids
         os.kill(victim, signal.SIGKILL)
@@ -254,7 +254,7 @@ async def test_a_roll_replaces_every_worker_and_never_has_fewer_that_serve(
     assert not supervised.pids & before
     assert len(logged(logs, "Worker rolled", log_level="info")) == WORKERS
     assert not logged(logs, "Worker ended; starting another")
-    assert [post.restarts for post in supervised.supervisor.posts] == [0, 0]
+    assert [slot.restarts for slot in supervised.supervisor.slots] == [0, 0]
     await get(port, "if")
 
 
@@ -345,7 +345,7 @@ async def test_a_drain_is_cut_short_at_once(supervised: Supervised, port: int) -
 async def test_a_dead_worker_is_declared_to_accept_nothing(supervised: Supervised) -> None:
     """Others leave connections to whoever holds the fewest, so a dead one must not be waited for."""
     worker = supervised.workers[0]
-    worker.slot.open_gate()
+    worker.slot.start_accepting()
     worker.kill()
     await promptly(worker.ended)
     assert not worker.slot.read().accepting

@@ -194,8 +194,8 @@ async def test_garbage_is_a_bad_request(serve: Serve) -> None:
 
 
 async def test_without_a_catalogue_calls_are_told_to_come_again(serve: Serve, engine: DefinitionEngine) -> None:
-    _, port = await serve()
     engine.snapshot = None
+    _, port = await serve()
     async with channel(port) as client:
         assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.UNAVAILABLE
 
@@ -245,17 +245,19 @@ async def test_a_batch_of_calls_is_counted_call_by_call(serve: Serve, page: Stat
 async def test_another_snapshot_answers_the_very_next_call_of_an_open_connection(
     serve: Serve, engine: DefinitionEngine
 ) -> None:
-    _, port = await serve()
+    transport, port = await serve()
     async with channel(port) as client:
         for number in range(5):
-            engine.snapshot = opened(row("if", f"# {number}"))
+            snapshot = opened(row("if", f"# {number}"))
+            transport.begin_swap(snapshot).commit()
+            assert engine.snapshot is snapshot
             for _ in range(3):  # the same octets each time
-                assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
-                assert await raw(client, "SyncCatalog", b"") == bytes(engine.snapshot.body)
-        engine.snapshot = opened("else")
+                assert await raw(client, "GetCommand", b"\x0a\x02if") == snapshot.answer(b"if")
+                assert await raw(client, "SyncCatalog", b"") == bytes(snapshot.body)
+        transport.begin_swap(opened("else")).commit()
         assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.NOT_FOUND
-        engine.snapshot = opened("if")
-        assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
+        transport.begin_swap(snapshot := opened("if")).commit()
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == snapshot.answer(b"if")
 
 
 async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_other_does(
@@ -274,16 +276,17 @@ async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_ot
 
         await answers()
         assert (await failure(client, "GetCommand", b"\x0a\x03new"))[0] is grpc.StatusCode.NOT_FOUND
-        await transport.prepare(coming)
+        swap = transport.begin_swap(coming)
+        await swap.prepare()
         assert served is not None
         assert await answers() == expected(served), "prepared is not served"
-        engine.snapshot = coming
-        await transport.tidy()
+        assert swap.commit() is served
+        await swap.release()
         assert await answers() == expected(coming)
         assert await raw(client, "GetCommand", b"\x0a\x03new") == coming.answer(b"new"), "it was remembered as missing"
-        await transport.prepare(coming)
-        engine.snapshot = another
-        assert await answers() == expected(another)
+        await transport.begin_swap(coming).prepare()
+        transport.begin_swap(another).commit()
+        assert await answers() == expected(another), "what was prepared for another snapshot is not used"
 
 
 @pytest.mark.transports("native")
@@ -303,8 +306,9 @@ async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
         for name in ("if", "no"):
             await answered(client, name)
         coming = opened(row("if", "# coming"))
-        await transport.prepare(coming)
-        engine.snapshot = coming
+        swap = transport.begin_swap(coming)
+        await swap.prepare()
+        swap.commit()
         looked_up.clear()
         for name in ("if", "no"):
             await answered(client, name)
@@ -321,12 +325,13 @@ async def test_a_preparation_that_takes_too_long_is_cut(
     serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport, port = await serve()
-    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
+    monkeypatch.setattr(native, "PREPARATION_SECONDS", 0.05)
     monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
     async with channel(port) as client:
         await answered(client, "if")
-        await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
-        engine.snapshot = coming
+        swap = transport.begin_swap(coming := opened(row("if", "# coming")))
+        await promptly(swap.prepare())
+        swap.commit()
         assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
 
 
@@ -350,16 +355,16 @@ async def test_nothing_keeps_a_replaced_snapshot_in_memory(
     transport, port = await serve()
     async with channel(port) as client:
         memory = array("B", opened(row("if", "x" * size)).buffer)
-        engine.snapshot, replaced = Snapshot(memoryview(memory)), weakref.ref(memory)
+        transport.begin_swap(Snapshot(memoryview(memory))).commit()
+        replaced = weakref.ref(memory)
         del memory
         await raw(client, "SyncCatalog", b"")
         await raw(client, "GetCommand", b"\x0a\x02if")
+        swap = transport.begin_swap(opened("if"))
         if prepared:
-            await transport.prepare(coming := opened("if"))
-            engine.snapshot = coming
-        else:
-            engine.snapshot = opened("if")
-        await transport.tidy()
+            await swap.prepare()
+        swap.commit()
+        await swap.release()
         await eventually(lambda: replaced() is None, "the old snapshot was let go")
 
 

@@ -44,15 +44,15 @@ CONFIGURE = Configure(
 )
 PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
 UNPREPARED = """
-from definition_server.data_plane.transports.native import NativeTransport
-async def prepare(self, snapshot): raise RuntimeError("a bug")
-NativeTransport.prepare = prepare
+from definition_server.data_plane.transports.native import NativeSwap
+async def prepare(self): raise RuntimeError("a bug")
+NativeSwap.prepare = prepare
 """
 SLOWLY_PREPARED = """
 import asyncio
-from definition_server.data_plane.transports.native import NativeTransport
-async def prepare(self, snapshot, ready=NativeTransport.prepare): await asyncio.sleep(1.5); await ready(self, snapshot)
-NativeTransport.prepare = prepare
+from definition_server.data_plane.transports.native import NativeSwap
+async def prepare(self, ready=NativeSwap.prepare): await asyncio.sleep(1.5); await ready(self)
+NativeSwap.prepare = prepare
 """
 
 

@@ -56,7 +56,7 @@ def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
-    slot.open_gate()
+    slot.start_accepting()
     for i in range(len(STATUSES)):
         for _ in range(i + 1):
             slot.count(0, i, 0)
@@ -180,7 +180,7 @@ def test_a_worker_that_follows_keeps_the_counters_and_begins_anew_what_it_is(pag
 def test_a_worker_that_follows_accepts_nothing_and_holds_no_connection_at_first(page: StatsPage) -> None:
     slot = page.slot(0)
     slot.start(pid=10, now_ns=100)
-    slot.open_gate()
+    slot.start_accepting()
     slot.connected(5, 8)
     slot.start(pid=11, now_ns=200)
     assert slot.load() == (False, 0, 8, 200)

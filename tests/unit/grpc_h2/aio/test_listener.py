@@ -1,4 +1,4 @@
-"""Accepting connections: addresses, shared sockets, gates, limits, and running out of descriptors."""
+"""Accepting connections: addresses, shared sockets, policies, limits, and running out of descriptors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answered(port: int) -> bool:
         return client.replies.stream(1).messages == [b"S"]
 
 
-class Gate:
+class Policy:
     """Lets through what the test says."""
 
     retry_seconds = 0.01
@@ -96,7 +96,7 @@ def test_a_port_that_is_taken_is_refused_and_one_just_left_is_not(loop: Any) -> 
     listen(server.target).close()
 
 
-# --- shared sockets and gates ----------------------------------------------------------------------------------------
+# --- shared sockets and accept policies ------------------------------------------------------------------------------
 
 
 def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
@@ -113,51 +113,54 @@ def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
             assert all([answered(port) for _ in range(5)])  # noqa: C419
 
 
-def test_a_gate_counts_every_connection_from_beginning_to_end(loop: Any) -> None:
-    gate = Gate()
+def test_a_policy_counts_every_connection_from_beginning_to_end(loop: Any) -> None:
+    policy = Policy()
 
     def add(server: Server) -> None:
         prepare(server)
-        server.add_listener(listening, gate=gate)
+        server.add_listener(listening, policy=policy)
 
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False):
         assert all([answered(port) for _ in range(5)])  # noqa: C419
         with RawClient(port):
-            until(lambda: gate.opened_count == 6, "the sixth is counted")
-        until(lambda: gate.closed_count == 6, "all have gone")
+            until(lambda: policy.opened_count == 6, "the sixth is counted")
+        until(lambda: policy.closed_count == 6, "all have gone")
 
 
-def test_a_closed_gate_leaves_connections_to_others_without_a_busy_loop(loop: Any) -> None:
-    gate = Gate()
-    gate.open = False
+def test_a_closed_policy_leaves_connections_to_others_without_a_busy_loop(loop: Any) -> None:
+    policy = Policy()
+    policy.open = False
 
     def add(server: Server) -> None:
         prepare(server)
-        server.add_listener(listening, gate=gate)
+        server.add_listener(listening, policy=policy)
 
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False) as server, RawClient(port) as client:
         client.send(call(1))
-        until(lambda: gate.asked >= 3, "it is asked again")
-        before, began = gate.asked, server.call(server.loop.time)
+        until(lambda: policy.asked >= 3, "it is asked again")
+        before, began = policy.asked, server.call(server.loop.time)
         until(lambda: server.call(server.loop.time) > began + 0.2, "time goes by")
-        assert gate.asked - before < 60, "not more often than every retry_seconds"
-        assert gate.opened_count == 0
-        gate.open = True
+        assert policy.asked - before < 60, "not more often than every retry_seconds"
+        assert policy.opened_count == 0
+        policy.open = True
         client.until(lambda: client.replies.stream(1).ended)
-        assert gate.opened_count == 1
+        assert policy.opened_count == 1
 
 
-def test_a_stop_while_the_gate_is_closed_leaves_nothing(loop: Any) -> None:
-    gate = Gate()
-    gate.open = False
+def test_a_stop_while_the_policy_is_closed_leaves_nothing(loop: Any) -> None:
+    policy = Policy()
+    policy.open = False
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
-    with ServerThread(loop, lambda server: server.add_listener(listening, gate=gate), listen=False), RawClient(port):
-        until(lambda: gate.asked >= 1, "it is asked")
+    with (
+        ServerThread(loop, lambda server: server.add_listener(listening, policy=policy), listen=False),
+        RawClient(port),
+    ):
+        until(lambda: policy.asked >= 1, "it is asked")
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The shell around a connection: what it writes and when, what makes it stop reading, its timers, and how it leaves."""
+"""The asyncio protocol around a connection: its writes, when it reads, its timers, and how it closes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from tests.support.loop import eventually
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
-from grpc_h2.aio import protocol as module
-from grpc_h2.aio.protocol import LINGER, Http2Protocol
+from grpc_h2.aio import lingering_close
+from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 from grpc_h2.static.routes import Answer
@@ -119,13 +120,13 @@ async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport
     prepare(server)
     await server.start()
     transport = FakeTransport()
-    shell = Http2Protocol(server, asyncio.get_running_loop())
-    shell.connection_made(transport)
-    shell.data_received(HELLO + SETTINGS_ACK)
-    return server, shell, transport
+    protocol = Http2Protocol(server, asyncio.get_running_loop())
+    protocol.connection_made(transport)
+    protocol.data_received(HELLO + SETTINGS_ACK)
+    return server, protocol, transport
 
 
-async def turns(what: Callable[[], bool]) -> None:
+async def loop_until(what: Callable[[], bool]) -> None:
     """Let the loop turn until ``what`` is true."""
     for _ in range(10_000):
         if what():
@@ -150,77 +151,79 @@ def running(loop: Any) -> Iterator[ServerThread]:
 
 async def test_a_batch_of_requests_is_answered_by_one_write() -> None:
     observed: list[list[int]] = []
-    _, shell, transport = await connected(observe=lambda answer_ids, seconds: observed.append(list(answer_ids)))
+    _, protocol, transport = await connected(observe=lambda answer_ids, seconds: observed.append(list(answer_ids)))
     transport.writes.clear()
-    shell.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
+    protocol.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
     assert len(transport.writes) == 1
     assert len(split_frames(transport.writes[0])[0]) == 3 * 32
     assert observed == [[7] * 32]
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_what_handlers_send_in_one_turn_is_one_write() -> None:
-    server, shell, transport = await connected()
+    server, protocol, transport = await connected()
     transport.writes.clear()
     for stream in range(1, 21, 2):
-        shell.data_received(
+        protocol.data_received(
             headers(stream, request_block(b"/t.S/echo")) + data(stream, grpc_message(b"x"), end_stream=True)
         )
-    await turns(lambda: not server.open_calls)
+    await loop_until(lambda: not server.open_calls)
     await asyncio.sleep(0)
     assert len(transport.writes) <= 3, "ten handlers, ten messages, ten statuses"
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 10
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_nothing_is_written_while_the_transport_is_full() -> None:
-    _, shell, transport = await connected()
+    _, protocol, transport = await connected()
     transport.writes.clear()
-    shell.pause_writing()
-    shell.data_received(call(1))
+    protocol.pause_writing()
+    protocol.data_received(call(1))
     assert transport.writes == []
     assert not transport.is_reading()
-    shell.resume_writing()
+    protocol.resume_writing()
     assert len(transport.writes) == 1
     assert transport.is_reading()
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
-    _, shell, transport = await connected(limits=Limits(answers_per_turn=10))
+    _, protocol, transport = await connected(limits=Limits(answers_per_turn=10))
     transport.writes.clear()
-    shell.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
-    await turns(lambda: len(transport.writes) > 0)
+    protocol.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
+    await loop_until(lambda: len(transport.writes) > 0)
     assert len(split_frames(transport.writes[0])[0]) == 3 * 10
     assert not transport.is_reading()
-    await turns(transport.is_reading)
+    await loop_until(transport.is_reading)
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 100
     assert len(transport.writes) == 10
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_others() -> None:
-    _, shell, transport = await connected(limits=Limits(answers_per_turn=1000))
+    _, protocol, transport = await connected(limits=Limits(answers_per_turn=1000))
     transport.writes.clear()
     octets = b"".join(call(stream) for stream in range(1, 601, 2))
     assert len(octets) > 16 * 1024
-    shell.data_received(octets)
+    protocol.data_received(octets)
     assert transport.writes == []
     assert not transport.is_reading()
-    await turns(lambda: transport.writes != [])
+    await loop_until(lambda: transport.writes != [])
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 300
     assert transport.is_reading()
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_a_large_answer_is_written_in_turns() -> None:
-    _, shell, transport = await connected()
-    shell.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
+    _, protocol, transport = await connected()
+    protocol.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
     transport.writes.clear()
-    shell.data_received(headers(1, request_block(b"/t.S/large")) + data(1, grpc_message(b"5000000"), end_stream=True))
-    await turns(lambda: sum(map(len, transport.writes)) > 5_000_000)
+    protocol.data_received(
+        headers(1, request_block(b"/t.S/large")) + data(1, grpc_message(b"5000000"), end_stream=True)
+    )
+    await loop_until(lambda: sum(map(len, transport.writes)) > 5_000_000)
     assert max(map(len, transport.writes)) < 2 * Limits().octets_per_turn
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -283,8 +286,8 @@ def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(runni
     with RawClient(running.port) as client:
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
-        (shell,) = running.server._shells
-        inside = shell._transport.get_extra_info("socket")
+        (protocol,) = running.server._protocols
+        inside = protocol._transport.get_extra_info("socket")
         assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
 
 
@@ -313,10 +316,13 @@ def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -
         client.send(ping(b"12345678") * 10)
         client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
-        (shell,) = running.server._shells
+        (protocol,) = running.server._protocols
         for _ in range(10):
             client.send(ping(b"12345678"))
-        until(lambda: shell._heard >= 10 * len(ping(b"12345678")), "they are read, no RST answers them")
+        until(
+            lambda: protocol._lingering_close.octets >= 10 * len(ping(b"12345678")),
+            "they are read, no RST answers them",
+        )
         assert running.server.connections == 1
 
 
@@ -332,14 +338,14 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
 async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
     server = Server()
     await server.start()
-    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
-    shell.connection_made(transport)
-    shell.data_received(b"no preface, but an end of the connection")
-    assert shell.closing
-    shell.data_received(bytes(250_000))
+    protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(b"no preface, but an end of the connection")
+    assert protocol.closing
+    protocol.data_received(bytes(250_000))
     assert transport.paused
     await eventually(lambda: not transport.paused, "it reads on")
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
@@ -354,11 +360,11 @@ async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
 
     server = Server()
     await server.start()
-    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), Gone()
-    shell.connection_made(transport)
-    shell.close()
+    protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), Gone()
+    protocol.connection_made(transport)
+    protocol.close()
     assert transport.aborted
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 def test_a_drain_ends_an_idle_connection(running: ServerThread) -> None:
@@ -419,7 +425,7 @@ def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any
 
 
 def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER", 60.0)
+    monkeypatch.setattr(lingering_close, "LINGER", 60.0)
     with limited(loop, header_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(headers(1, request_block(), end_headers=False))
         client.until_eof()
@@ -443,7 +449,7 @@ def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float
 
 
 async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, shell, _ = await connected()
+    _, protocol, _ = await connected()
     armed: list[float] = []
     running = asyncio.get_running_loop()
     real = running.call_at
@@ -454,9 +460,9 @@ async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(running, "call_at", call_at)
     for stream in range(1, 2001, 2):
-        shell.data_received(call(stream))
+        protocol.data_received(call(stream))
     assert len(armed) <= 1
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
@@ -464,21 +470,21 @@ async def test_an_idle_connection_takes_less_than_10_kb() -> None:
     server = Server()
     prepare(server)
     await server.start()
-    shells: list[Http2Protocol] = []
+    protocols: list[Http2Protocol] = []
     (await connected())[1].connection_lost(None)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(200):
-            shell = Http2Protocol(server, asyncio.get_running_loop())
+            protocol = Http2Protocol(server, asyncio.get_running_loop())
             transport = FakeTransport()
-            shell.connection_made(transport)
-            shell.data_received(HELLO + SETTINGS_ACK)
+            protocol.connection_made(transport)
+            protocol.data_received(HELLO + SETTINGS_ACK)
             transport.writes.clear()
-            shells.append(shell)
-        each = (tracemalloc.get_traced_memory()[0] - before) / len(shells)
+            protocols.append(protocol)
+        each = (tracemalloc.get_traced_memory()[0] - before) / len(protocols)
     finally:
         tracemalloc.stop()
-    for shell in shells:
-        shell.connection_lost(None)
+    for protocol in protocols:
+        protocol.connection_lost(None)
     assert each < 10_000
