@@ -291,7 +291,7 @@ class EmbeddedPostgres:
             self._process.wait()
 
     def pause_postmaster(self) -> None:
-        """New connections hang (the kernel accepts them, nobody answers); open ones go on."""
+        """New connections hang (the kernel accepts them, the server does not answer); open ones continue."""
         self._signal(signal.SIGSTOP, _STOPPED, children=False)
 
     def pause(self) -> None:

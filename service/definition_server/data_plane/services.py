@@ -1,4 +1,4 @@
-"""The RPCs of ``avap.DefinitionEngine``, stated once for every transport: request bytes in, answer bytes out."""
+"""The RPCs of ``avap.DefinitionEngine``, implemented once for every transport: from request octets to answer octets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SERVICE = "avap.DefinitionEngine"
 
 _NAME_TAG = NAME << 3 | 2
 _LONGEST_NAME_SHOWN = 200
-"""The column holds 100 characters; a longer name comes from no catalogue, and trailers have an 8 KiB limit."""
+"""Characters of a requested name that the error message repeats. The table's column holds 100, so no catalogue has a
+longer name; and trailers have a limit of 8 KiB."""
 
 
 class DefinitionEngine:
@@ -67,8 +68,8 @@ class DefinitionEngine:
 def _requested_name(request: bytes) -> bytes:
     """The name in a serialized ``CommandRequest``, as UTF-8.
 
-    Every client library writes a name below 128 octets as tag, length, octets; only what differs from that needs
-    the protobuf parser, which also judges the encoding.
+    Every client library writes a name below 128 octets as tag, length and octets. Other forms go through the protobuf
+    parser, which also validates the encoding.
     """
     if len(request) > 2 and request[0] == _NAME_TAG and request[1] == len(request) - 2 < 128:
         name = request[2:]

@@ -173,7 +173,7 @@ class Worker:
         self._published.set()
 
     async def _swap_published(self) -> None:
-        """Swap to every published snapshot in turn. One that is overtaken before its turn is left out."""
+        """Swap to each published snapshot. One that a newer one overtakes while it waits is left out."""
         while True:
             await self._published.wait()
             self._published.clear()

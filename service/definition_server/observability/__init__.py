@@ -1,1 +1,1 @@
-"""JSON logs, and the metrics by the names that dashboards in the field query."""
+"""Logs in JSON, and metrics under the names that existing dashboards query."""

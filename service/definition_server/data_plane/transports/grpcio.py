@@ -1,8 +1,8 @@
 """The reference transport: ``grpc.aio.server`` on gRPC's C-core.
 
-C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT`` and the kernel
-spreads connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
-Messages pass as bytes: no serializer, so no message object is built for a request.
+C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT``, and the kernel
+distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
+Messages pass as octets: there is no serializer, so no message object is built for a request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ABORT_CODES = {status: _CODES[status.value] for status in Status}
 
 _MAX_REQUEST = 4 * 1024 * 1024
-"""gRPC's default everywhere. A request is a name of 100 characters at most; more is refused before it is read."""
+"""Octets; gRPC's default. A request holds a name of at most 100 characters. A larger one is refused unread."""
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]
 

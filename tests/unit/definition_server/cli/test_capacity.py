@@ -136,7 +136,7 @@ def test_the_page_tells_answer_formula_and_source() -> None:
     assert told.exit_code == 0
     for part in ("workers:", "memory limit:", "20 % above", "margin 40%", sizing.load_figures().source, "(WORKERS="):
         assert part in told.output
-    assert "one replica away" in run("--rps", "35000", "--replicas", "4").output
+    assert "one replica down" in run("--rps", "35000", "--replicas", "4").output
 
 
 WRONG = {

@@ -237,7 +237,7 @@ def test_what_is_no_regular_file_exits_1_without_waiting(tmp_path: Path) -> None
     for path in (tmp_path, fifo, Path("/dev/zero")):
         result = inspect(path)
         assert result.exit_code == 1
-        assert "no regular file" in result.stderr
+        assert "not a regular file" in result.stderr
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x7f", b"\x0a\x02\x0a\x7f", b"\x0a\x03\x0a\x01\xff"], ids=repr)

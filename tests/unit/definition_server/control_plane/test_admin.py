@@ -114,9 +114,9 @@ def test_metrics_are_in_prometheus_own_format_with_the_names_of_the_field(ask: A
 def test_live_while_the_loop_turns_and_not_when_it_stands_still(ask: Ask, service: Service) -> None:
     answer, text = ask("/livez")
     assert (answer.status, text) == (200, "alive\n")
-    service.trouble = "the master's event loop stands still for 31 s"
+    service.trouble = "the master's event loop has stood still for 31 s"
     answer, text = ask("/livez")
-    assert (answer.status, text) == (503, "the master's event loop stands still for 31 s\n")
+    assert (answer.status, text) == (503, "the master's event loop has stood still for 31 s\n")
 
 
 def test_live_though_not_ready(ask: Ask, service: Service) -> None:

@@ -63,8 +63,8 @@ def niceness():
 async def main():
     background = Background()
     before = niceness(), await background.run(niceness)
-    background.give_way()
-    background.give_way()
+    background.lower_priority()
+    background.lower_priority()
     print(*before, niceness(), await background.run(niceness))
 
 asyncio.run(main())

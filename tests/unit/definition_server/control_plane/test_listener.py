@@ -18,7 +18,7 @@ from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.control_plane import listener
-from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reserve_port, told
+from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reason_text, reserve_port
 
 NOBODY = 65534
 
@@ -213,7 +213,7 @@ def test_a_name_that_does_not_resolve_is_told(clock: Clock, monkeypatch: pytest.
 
 
 def test_a_privileged_port_is_told_with_the_way_out() -> None:
-    assert told("0.0.0.0", 80, "PORT", PermissionError(errno.EACCES, "Permission denied")) == (
+    assert reason_text("0.0.0.0", 80, "PORT", PermissionError(errno.EACCES, "Permission denied")) == (
         "0.0.0.0:80 may not be opened by this user. Set PORT to a port from 1024 up."
     )
 
@@ -236,7 +236,7 @@ def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
 
 def test_the_variable_to_set_is_named() -> None:
     taken = OSError(errno.EADDRINUSE, "Address already in use")
-    assert "set METRICS_PORT to a free port" in told("127.0.0.1", 9464, "METRICS_PORT", taken)
+    assert "set METRICS_PORT to a free port" in reason_text("127.0.0.1", 9464, "METRICS_PORT", taken)
 
 
 # -- the descriptor limit --------------------------------------------------------------------------------------------

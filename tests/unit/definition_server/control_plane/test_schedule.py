@@ -65,7 +65,7 @@ def test_a_crash_loop_is_over_once_a_worker_has_lived_long_enough(seconds: float
     loop = CrashLoop(2, STABLE)
     loop.ended(0.1)
     loop.ended(0.1)
-    loop.lives(seconds)
+    loop.runs(seconds)
     assert loop.looping is not over
     loop.ended(seconds)
     assert loop.looping is not over

@@ -42,14 +42,14 @@ class StandInSupervisor:
     page: StatsPage
     serving: int = 0
     counts_connections: bool = True
-    posts: list[SimpleNamespace] = field(default_factory=list)
+    slots: list[SimpleNamespace] = field(default_factory=list)
 
     def add(self, worker: StandInWorker | None, *, restarts: int = 0, looping: bool = False) -> None:
         crash_loop = CrashLoop(1, 30.0)
         if looping:
             crash_loop.ended(0.1)
-        self.posts.append(
-            SimpleNamespace(number=len(self.posts), worker=worker, restarts=restarts, crash_loop=crash_loop)
+        self.slots.append(
+            SimpleNamespace(number=len(self.slots), worker=worker, restarts=restarts, crash_loop=crash_loop)
         )
 
 
@@ -78,7 +78,7 @@ def supervisor() -> Iterator[StandInSupervisor]:
     supervisor.page.close()
     # Whoever holds the page or a slot of it keeps it mapped, and pytest holds the supervisor for a while yet.
     del supervisor.page
-    supervisor.posts.clear()
+    supervisor.slots.clear()
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
     supervisor.start()
     await eventually(lambda: supervisor.serving == 1, "the worker serves")
     yield supervisor
-    living = [worker.pid for worker in supervisor._living]
+    living = [worker.pid for worker in supervisor._workers]
     await supervisor.drain(wait=0, timeout=5)
     assert not child_processes() & set(living), "a drain leaves no process"
     tick.cancel()
@@ -93,7 +93,7 @@ def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 def pid(supervisor: Supervisor) -> int | None:
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     return None if worker is None else worker.pid
 
 
@@ -131,13 +131,13 @@ async def test_a_worker_that_cannot_be_started_is_tried_again_until_it_can(
 ) -> None:
     python = sys.executable
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     worker.kill()
     await eventually(lambda: len(logged(logs, "Worker cannot be started")) >= 2, "two attempts")
     monkeypatch.setattr(sys, "executable", python)
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
-    assert supervisor.posts[0].restarts >= 3
+    assert supervisor.slots[0].restarts >= 3
 
 
 async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
@@ -146,7 +146,7 @@ async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     python = sys.executable
     python_that("exec sleep 600")
     supervisor._start_timeout = 0.5
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     worker.kill()
     await eventually(lambda: logged(logs, "Worker is not READY in time; killed"), "the sleeper is killed")
@@ -160,15 +160,15 @@ async def test_workers_that_end_at_once_are_a_crash_loop_until_one_lives_long_en
 ) -> None:
     python = sys.executable
     python_that("exit 7")
-    post = supervisor.posts[0]
-    assert post.worker is not None
-    post.worker.kill()
-    await eventually(lambda: post.crash_loop.looping, "a crash loop")
+    slot = supervisor.slots[0]
+    assert slot.worker is not None
+    slot.worker.kill()
+    await eventually(lambda: slot.crash_loop.looping, "a crash loop")
     assert logged(logs, "Worker ended; starting another")[-1]["how"] == "exit code 7"
     assert logged(logs, "Worker crash loop")[0]["worker"] == 0
     monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.setattr(post.crash_loop, "_stable", 0.5)
-    await eventually(lambda: supervisor.serving == 1 and not post.crash_loop.looping, "recovery")
+    monkeypatch.setattr(slot.crash_loop, "_stable", 0.5)
+    await eventually(lambda: supervisor.serving == 1 and not slot.crash_loop.looping, "recovery")
 
 
 async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
@@ -176,7 +176,7 @@ async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
 ) -> None:
     """As when the worker had no descriptor left to receive it with."""
     monkeypatch.setattr(worker_process, "_SEND_AGAIN_SECONDS", 0.3)
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     send, lost = worker._channel.send, []
 

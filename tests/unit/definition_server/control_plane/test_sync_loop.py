@@ -22,7 +22,8 @@ from tests.support.snapshots import published, row
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore
-from definition_server.control_plane.sync import Synchronizer, SyncLoop
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_loop import SyncLoop
 
 NEVER = 3600.0
 """An interval or a patience that no test waits out."""

@@ -23,7 +23,7 @@ from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import delayed_release, sync
+from definition_server.control_plane import delayed_release, last_known_good
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -179,7 +179,7 @@ async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
         raise StoreError("No space left on device")
 
     monkeypatch.setattr(store, "save", full)
-    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.1)
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.1)
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()
@@ -234,7 +234,7 @@ async def test_a_hanging_disk_holds_up_no_cycle(
     logs: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     synchronizer = make(hanging)
     assert await promptly(cycle(synchronizer)) is Outcome.PUBLISHED
     assert synchronizer.state.store_error == "the disk did not finish within 0.05 s"
@@ -249,7 +249,7 @@ async def test_a_hanging_disk_holds_up_no_cycle(
 async def test_a_disk_that_works_again_stores_the_next_publication(
     source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     synchronizer = make(hanging)
     await promptly(cycle(synchronizer))
     first = bytes(current(publisher).buffer)
@@ -259,7 +259,7 @@ async def test_a_disk_that_works_again_stores_the_next_publication(
     await eventually(hanging.path.exists, "the hung snapshot stored")
     # The publication it was taken from is gone, its descriptor closed; what was written is nonetheless whole.
     assert stored(hanging) == first
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 30.0)
     source.replace(row("startLoop"))
     await promptly(cycle(synchronizer))
     assert synchronizer.state.store_error is None
