@@ -135,7 +135,7 @@ def test_empty_code_is_served_as_empty_code() -> None:
 
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
-def test_a_catalogue_without_definitions_is_one(signer: Signer | None) -> None:
+def test_an_empty_catalogue_can_be_built(signer: Signer | None) -> None:
     answer = catalogue([], signer)
     assert (len(answer.commands), answer.total_count) == (0, 0)
     assert answer.version_hash == hashlib.sha256(b"").hexdigest()
@@ -183,7 +183,7 @@ def suspects(*table: Row, signer: Signer | None = None) -> dict[Suspect, int]:
 
 
 @pytest.mark.parametrize("interface", [b"{}", b"null", b"[", b"item", b"[" * 100_000])
-def test_an_interface_that_is_no_json_array_is_served_and_counted(interface: bytes) -> None:
+def test_an_interface_that_is_not_a_json_array_is_served_and_counted(interface: bytes) -> None:
     table = [Row(n, b"%d" % n, None, interface, b"") for n in range(3)]
     assert suspects(*table) == {Suspect.INTERFACE_NOT_JSON_ARRAY: 3}
     assert catalogue(table).commands[0].interface_json == interface.decode()
@@ -295,7 +295,7 @@ def test_ids_generation_time_and_signature_change_no_hash() -> None:
     assert [c.hash for c in catalogue(TABLE).commands] == [c.hash for c in catalogue(TABLE, SIGNER).commands]
 
 
-def test_every_code_is_signed_under_the_key_and_the_footer_says_which() -> None:
+def test_every_code_is_signed_and_the_footer_holds_the_key_id() -> None:
     built = build(TABLE, SIGNER)
     assert built.footer.key_id == SIGNER.key_id
     assert build(TABLE).footer.key_id == UNSIGNED
@@ -308,7 +308,7 @@ def test_every_code_is_signed_under_the_key_and_the_footer_says_which() -> None:
 # -- the block ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_footer_says_what_was_given_and_the_size_is_that_of_the_pieces() -> None:
+def test_the_footer_holds_the_given_values_and_the_size_of_the_pieces() -> None:
     built = build(TABLE, generation=2**63, created_at_ns=2**62)
     assert (built.footer.generation, built.footer.created_at_ns, built.footer.count) == (2**63, 2**62, 3)
     assert built.size == len(built.to_bytes()) == sum(map(len, built.pieces))
@@ -323,7 +323,7 @@ def test_a_catalogue_above_the_limit_of_protobuf_is_refused(monkeypatch: pytest.
         build(TABLE)
 
 
-def test_building_copies_no_code() -> None:
+def test_a_build_copies_no_code() -> None:
     """The pieces are handed on one by one: a catalogue costs its size once, not twice."""
     builder = SnapshotBuilder()
     builder.add(Row(n, b"%d" % n, None, None, b"x" * 100_000) for n in range(50))
@@ -338,7 +338,7 @@ def test_building_copies_no_code() -> None:
 
 
 @given(rows(TEXT), SIGNERS, SIGNERS | st.just(Signer("another key")))
-def test_a_snapshot_gives_back_the_rows_to_build_it_anew_under_another_key(
+def test_a_snapshot_yields_the_rows_to_rebuild_it_with_another_key(
     table: list[Row], old: Signer | None, new: Signer | None
 ) -> None:
     recovered = list(rows_of(Snapshot(build(table, old).to_bytes())))

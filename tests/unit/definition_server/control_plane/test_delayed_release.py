@@ -49,7 +49,7 @@ def release() -> Iterator[DelayedRelease]:
     background.close()
 
 
-async def test_a_snapshot_is_held_for_its_time_and_freed_in_the_background(
+async def test_a_snapshot_is_held_for_its_time_and_released_in_the_background(
     release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.2)
@@ -70,7 +70,7 @@ async def test_no_more_than_one_is_held(release: DelayedRelease) -> None:
     assert all(memory.freed_in != [threading.get_ident()] for memory in memories[:4])
 
 
-async def test_what_failed_while_it_was_served_does_not_hold_it(
+async def test_a_failed_cycles_exception_does_not_keep_a_snapshot_in_memory(
     release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.2)
@@ -92,7 +92,7 @@ async def test_what_failed_while_it_was_served_does_not_hold_it(
         gc.enable()
 
 
-async def test_closed_it_holds_nothing_and_waits_for_nothing(release: DelayedRelease) -> None:
+async def test_close_releases_the_held_snapshot_at_once(release: DelayedRelease) -> None:
     memory = Memory()
     release.take(memory.snapshot())
     release.close()

@@ -49,7 +49,7 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes() -> None:
     assert run("reaping") == "[7, 8] 0"
 
 
-def test_without_reaping_they_would_stay() -> None:
+def test_without_reaping_orphans_stay() -> None:
     """Else the test above would prove nothing."""
     codes, left = run("idle").rsplit(" ", 1)
     assert codes == "[7, 8]"

@@ -108,7 +108,7 @@ async def test_a_roll_whose_successor_does_not_start_leaves_the_old_worker_servi
     assert "the old one stays" in logged(logs, "Roll stopped")[0]["error"]
 
 
-async def test_a_roll_for_which_no_process_can_be_made_leaves_the_old_worker_serving(
+async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     before = pid(supervisor)
@@ -126,7 +126,7 @@ async def test_a_second_roll_while_one_is_under_way_is_ignored(supervisor: Super
     assert pid(supervisor) != before
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again_until_it_can(
+async def test_a_worker_that_cannot_be_started_is_retried_until_it_starts(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     python = sys.executable
@@ -155,7 +155,7 @@ async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
 
 
-async def test_workers_that_end_at_once_are_a_crash_loop_until_one_lives_long_enough(
+async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_enough(
     supervisor: Supervisor, python_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     python = sys.executable
@@ -192,7 +192,7 @@ async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
     assert len(lost) == 1
 
 
-async def test_other_keys_reach_the_workers(supervisor: Supervisor, holder: socket.socket) -> None:
+async def test_replaced_keys_reach_the_workers(supervisor: Supervisor, holder: socket.socket) -> None:
     port = holder.getsockname()[1]
 
     def refused(key: str) -> bool:

@@ -140,7 +140,7 @@ async def test_every_publication_is_stored_as_it_is_served(
         assert stored(store) == bytes(current(publisher).buffer)
 
 
-async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works(
+async def test_a_failing_disk_prevents_no_publication_and_is_reported_until_it_works(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -172,7 +172,7 @@ def snapshots_mapped() -> int:
     return Path("/proc/self/maps").read_text().count("/memfd:avap-snapshot")
 
 
-async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
+async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -194,7 +194,7 @@ async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
         gc.enable()
 
 
-async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothing_changed(
+async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -215,7 +215,7 @@ async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothin
     assert store.path.stat().st_ino == before, "what is stored is not stored again"
 
 
-async def test_a_reason_for_the_restore_is_told(
+async def test_the_reason_for_a_restore_is_logged(
     source: FakeSource, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     keep(store, "old")
@@ -226,7 +226,7 @@ async def test_a_reason_for_the_restore_is_told(
     assert logged(logs, RESTORED, reason="no route to host")
 
 
-async def test_a_hanging_disk_holds_up_no_cycle(
+async def test_a_hanging_disk_does_not_block_cycles(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -278,7 +278,7 @@ async def test_without_a_store_nothing_is_stored_or_restored(
 # -- restoring -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
+async def test_the_last_known_good_snapshot_is_served_and_its_age_logged(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     clock = FakeClock()
@@ -293,7 +293,7 @@ async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
     assert line["version_hash"] == kept.version_hash
 
 
-async def test_a_table_that_answers_replaces_what_was_restored(
+async def test_rows_from_the_table_replace_the_restored_snapshot(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "old", generation=7)
@@ -305,7 +305,7 @@ async def test_a_table_that_answers_replaces_what_was_restored(
     assert synchronizer.state.restored_age_seconds is None
 
 
-async def test_a_table_that_holds_what_was_restored_is_not_published_again(
+async def test_a_table_equal_to_the_restored_snapshot_is_not_published_again(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "if", "else", generation=7)
@@ -331,14 +331,14 @@ async def test_a_damaged_file_is_refused(
     assert "content checksum" in str(synchronizer.state.store_error)
 
 
-async def test_a_missing_file_is_told(
+async def test_a_missing_file_is_logged(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     assert not await make(store).restore()
     assert logged(logs, "No last-known-good snapshot", log_level="warning", path=str(store.path))
 
 
-async def test_nothing_is_restored_once_something_is_published(
+async def test_nothing_is_restored_after_a_publication(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "old", generation=7)
@@ -350,7 +350,7 @@ async def test_nothing_is_restored_once_something_is_published(
     assert synchronizer.state.restored_age_seconds is None
 
 
-async def test_a_disk_that_hangs_while_loading_holds_up_no_cycle_and_loses_against_the_table(
+async def test_a_disk_that_hangs_while_loading_does_not_delay_the_tables_publication(
     source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore
 ) -> None:
     hanging.disk_works.set()
@@ -409,7 +409,7 @@ class BrokenSigner(Signer):
         return payload
 
 
-async def test_what_cannot_be_signed_again_is_not_served(
+async def test_a_snapshot_that_cannot_be_signed_again_is_not_served(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     keep(store, "if", signer=BrokenSigner("old key"))
@@ -420,7 +420,9 @@ async def test_what_cannot_be_signed_again_is_not_served(
     assert logged(logs, NOT_USABLE, log_level="error")
 
 
-async def test_an_unreadable_store_is_told_and_the_cycle_goes_on(make: Make, tmp_path: Path, logs: LogLines) -> None:
+async def test_an_unreadable_store_is_logged_and_the_cycle_continues(
+    make: Make, tmp_path: Path, logs: LogLines
+) -> None:
     (tmp_path / "file").touch()
     store = SnapshotStore(tmp_path / "file")
     with pytest.raises(StoreError):

@@ -71,7 +71,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 @given(st.integers(1, 8), st.integers(0, 200), st.randoms(use_true_random=False))
-def test_connections_one_after_the_other_never_lie_more_than_one_apart(
+def test_consecutive_connections_keep_the_counts_within_one(
     workers: int, connections: int, chance: random.Random
 ) -> None:
     fleet = Fleet(workers)
@@ -85,12 +85,12 @@ def test_connections_one_after_the_other_never_lie_more_than_one_apart(
     fleet.page.close()
 
 
-def test_who_holds_more_leaves_the_connection_to_the_others(fleet: Fleet) -> None:
+def test_a_worker_with_more_connections_leaves_the_next_to_the_others(fleet: Fleet) -> None:
     fleet.hold(2, 1, 2, 3)
     assert [balancer.may_accept() for balancer in fleet.balancers] == [False, True, False, False]
 
 
-def test_a_connection_that_ends_makes_room_at_its_worker(fleet: Fleet) -> None:
+def test_a_worker_accepts_again_when_one_of_its_connections_ends(fleet: Fleet) -> None:
     fleet.hold(2, 2, 2, 2)
     fleet.balancers[3].closed()
     assert [balancer.may_accept() for balancer in fleet.balancers] == [False, False, False, True]
@@ -103,7 +103,7 @@ def test_a_worker_alone_always_accepts() -> None:
     fleet.page.close()
 
 
-def test_who_has_not_started_or_has_stopped_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_worker_that_has_not_started_or_has_stopped_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     fleet.balancers[1].stop()
     assert [balancer.may_accept() for balancer in (fleet.balancers[0], fleet.balancers[2])] == [True, False]
@@ -123,7 +123,7 @@ def test_a_successor_that_has_not_opened_yet_is_not_waited_for(fleet: Fleet) -> 
     assert fleet.balancers[0].may_accept()
 
 
-def test_a_worker_whose_heart_stands_still_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_worker_without_a_recent_heartbeat_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     fleet.hung = {1}
     fleet.clock.advance(FRESH_SECONDS + 0.01)
@@ -140,7 +140,7 @@ def look_on(fleet: Fleet, number: int, seconds: float) -> float | None:
     return None
 
 
-def test_nobody_waits_long_for_a_worker_that_hangs_before_its_heart_is_missed(fleet: Fleet) -> None:
+def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     waited = look_on(fleet, 0, 0.5)
     assert waited == pytest.approx(PATIENCE_SECONDS, abs=0.002)
@@ -148,7 +148,7 @@ def test_nobody_waits_long_for_a_worker_that_hangs_before_its_heart_is_missed(fl
     assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "each connection begins anew"
 
 
-def test_while_others_take_connections_nobody_loses_patience(fleet: Fleet) -> None:
+def test_patience_does_not_run_out_while_other_workers_accept(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     for _ in range(5):
         assert look_on(fleet, 0, PATIENCE_SECONDS * 0.9) is None
@@ -219,7 +219,7 @@ def test_a_full_worker_accepts_nothing_says_so_once_and_is_not_waited_for() -> N
     fleet.page.close()
 
 
-def test_what_a_gate_counts_stands_on_the_page(fleet: Fleet) -> None:
+def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:
     fleet.hold(3, 0, 0, 0)
     fleet.balancers[0].closed()
     reading = fleet.page.slot(0).read()

@@ -19,7 +19,7 @@ print(json.dumps([gc.get_freeze_count(), gc.get_threshold()[0], gc.isenabled()])
 
 
 @pytest.mark.parametrize(("name", "young"), [("native", 5000), ("grpcio", 700)])
-def test_what_was_allocated_is_frozen_and_the_young_generation_fits(name: str, young: int) -> None:
+def test_warm_up_freezes_existing_objects_and_raises_the_gc_threshold(name: str, young: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, timeout=60, check=False
     )

@@ -83,7 +83,7 @@ def test_every_form_of_address_is_listened_on(loop: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", ":", "host:", "::1:50051", "127.0.0.1:http", "127.0.0.1:-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="not an address"):
         listen(address)
 
@@ -113,7 +113,7 @@ def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
             assert all([answered(port) for _ in range(5)])  # noqa: C419
 
 
-def test_a_policy_counts_every_connection_from_beginning_to_end(loop: Any) -> None:
+def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any) -> None:
     policy = Policy()
 
     def add(server: Server) -> None:
@@ -129,7 +129,7 @@ def test_a_policy_counts_every_connection_from_beginning_to_end(loop: Any) -> No
         until(lambda: policy.closed_count == 6, "all have gone")
 
 
-def test_a_closed_policy_leaves_connections_to_others_without_a_busy_loop(loop: Any) -> None:
+def test_a_refusal_of_the_policy_leaves_the_connection_waiting_without_a_busy_loop(loop: Any) -> None:
     policy = Policy()
     policy.open = False
 
@@ -151,7 +151,7 @@ def test_a_closed_policy_leaves_connections_to_others_without_a_busy_loop(loop: 
         assert policy.opened_count == 1
 
 
-def test_a_stop_while_the_policy_is_closed_leaves_nothing(loop: Any) -> None:
+def test_a_stop_while_the_policy_refuses_leaves_nothing_behind(loop: Any) -> None:
     policy = Policy()
     policy.open = False
     listening = listen("127.0.0.1:0")
@@ -166,9 +166,7 @@ def test_a_stop_while_the_policy_is_closed_leaves_nothing(loop: Any) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_connections_above_the_limit_are_closed_and_there_is_room_again(
-    loop: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_connections_above_the_limit_are_closed_until_one_ends(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "grpc_h2"),
         ServerThread(loop, prepare, max_connections=2) as server,
@@ -198,7 +196,7 @@ class Exhausted(socket.socket):
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
-def test_running_out_of_descriptors_is_a_pause_and_one_line(
+def test_exhausted_descriptors_pause_accepting_and_log_one_line(
     loop: Any, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with listen("127.0.0.1:0") as original:
@@ -217,7 +215,7 @@ def test_running_out_of_descriptors_is_a_pause_and_one_line(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_an_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
+def test_an_accept_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
     with listen("127.0.0.1:0") as original:
         listening = Exhausted(fileno=original.detach())
     listening.failures = [errno.ECONNABORTED, errno.EPROTO]
@@ -231,7 +229,7 @@ def test_an_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
         assert answered(port)
 
 
-def test_a_listener_may_be_added_to_a_server_that_runs(loop: Any) -> None:
+def test_a_listener_may_be_added_to_a_running_server(loop: Any) -> None:
     with ServerThread(loop, prepare) as server:
         port = server.call(server.server.add_insecure_port, "127.0.0.1:0")
         assert answered(port)

@@ -160,7 +160,7 @@ async def test_a_batch_of_requests_is_answered_by_one_write() -> None:
     protocol.connection_lost(None)
 
 
-async def test_what_handlers_send_in_one_turn_is_one_write() -> None:
+async def test_output_of_handlers_in_one_loop_iteration_is_one_write() -> None:
     server, protocol, transport = await connected()
     transport.writes.clear()
     for stream in range(1, 21, 2):
@@ -187,7 +187,7 @@ async def test_nothing_is_written_while_the_transport_is_full() -> None:
     protocol.connection_lost(None)
 
 
-async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
+async def test_input_beyond_the_budget_of_an_iteration_is_deferred_and_then_answered() -> None:
     _, protocol, transport = await connected(limits=Limits(answers_per_turn=10))
     transport.writes.clear()
     protocol.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
@@ -200,7 +200,7 @@ async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
     protocol.connection_lost(None)
 
 
-async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_others() -> None:
+async def test_a_large_read_is_deferred_behind_other_connections() -> None:
     _, protocol, transport = await connected(limits=Limits(answers_per_turn=1000))
     transport.writes.clear()
     octets = b"".join(call(stream) for stream in range(1, 601, 2))
@@ -214,7 +214,7 @@ async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_othe
     protocol.connection_lost(None)
 
 
-async def test_a_large_answer_is_written_in_turns() -> None:
+async def test_a_large_answer_is_written_in_several_iterations() -> None:
     _, protocol, transport = await connected()
     protocol.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
     transport.writes.clear()
@@ -248,7 +248,7 @@ def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
         victim.until(lambda: victim.replies.stream(1).ended)
 
 
-def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> None:
+def test_octets_after_goaway_are_read_only_up_to_a_limit(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         sent, octets = 0, bytes(100_000)
@@ -259,7 +259,7 @@ def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> N
         assert sent < 50_000_000
 
 
-def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
+def test_a_client_that_does_not_read_its_answers_is_disconnected(loop: Any) -> None:
     with (
         ServerThread(loop, prepare, limits=Limits(stall_timeout=0.2)) as server,
         RawClient(server.port, PREFACE + settings((4, 2**31 - 1)) + window_update(0, 2**30)) as client,
@@ -270,7 +270,7 @@ def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
         until(lambda: server.server.connections == 0, "it is cut")
 
 
-def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
+def test_a_client_that_shuts_its_side_has_its_calls_cancelled(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(headers(1, request_block(b"/t.S/slow")) + data(1, grpc_message(b"x"), end_stream=True))
         until(lambda: running.server.open_calls == 1, "the call runs")
@@ -282,7 +282,7 @@ def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(running: ServerThread) -> None:
+def test_the_kernels_receive_buffer_is_a_few_hundred_kilobytes(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
@@ -291,7 +291,7 @@ def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(runni
         assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
 
 
-def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThread) -> None:
+def test_goaway_arrives_although_the_client_continues_to_send(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         for _ in range(100):
@@ -302,7 +302,7 @@ def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThrea
             client.send(call(1))
 
 
-def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> None:
+def test_a_flooding_client_gets_goaway_and_is_disconnected_before_the_flood_is_read(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 40_000)
         with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
@@ -311,7 +311,7 @@ def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> N
         until(lambda: running.server.connections == 0, "it is gone", seconds=LINGER / 2)
 
 
-def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -> None:
+def test_a_client_that_calms_down_after_goaway_is_read_until_the_linger_ends(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 10)
         client.until_eof()
@@ -335,7 +335,7 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
         assert time.monotonic() - began < LINGER + 0.5
 
 
-async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
+async def test_input_after_goaway_is_read_in_pieces_with_pauses() -> None:
     server = Server()
     await server.start()
     protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
@@ -348,7 +348,7 @@ async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() ->
     protocol.connection_lost(None)
 
 
-async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
+async def test_a_peer_that_is_gone_before_the_half_close_is_aborted() -> None:
     class Gone(FakeTransport):
         aborted = False
 
@@ -391,7 +391,7 @@ def test_a_probe_that_connects_and_leaves_is_not_logged(
     assert caplog.text == ""
 
 
-def test_an_attack_is_one_line_in_the_log(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_attack_logs_one_line(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "grpc_h2"), RawClient(running.port) as client:
         client.send(ping() * 10)
         client.until_eof()
@@ -408,14 +408,14 @@ def limited(loop: Any, **limits: Any) -> ServerThread:
     return ServerThread(loop, prepare, limits=Limits(**limits))
 
 
-def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
+def test_a_connection_without_a_preface_is_closed_after_the_timeout(loop: Any) -> None:
     with limited(loop, preface_timeout=0.1) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(SECONDS)
         while client.recv(1000):
             pass
 
 
-def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any) -> None:
+def test_an_unfinished_header_block_ends_the_connection_despite_other_traffic(loop: Any) -> None:
     with limited(loop, header_timeout=0.2) as server, RawClient(server.port) as client:
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
@@ -424,7 +424,9 @@ def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any
         assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
 
 
-def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_silent_after_enhance_your_calm_is_half_closed(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lingering_close, "LINGER", 60.0)
     with limited(loop, header_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(headers(1, request_block(), end_headers=False))
@@ -432,7 +434,7 @@ def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeyp
         assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
 
 
-def test_a_dead_peer_is_asked_and_cut(loop: Any) -> None:
+def test_a_peer_that_does_not_answer_the_keepalive_ping_is_disconnected(loop: Any) -> None:
     with limited(loop, keepalive_time=0.1, keepalive_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(call(1))
         client.until_eof()
@@ -448,7 +450,7 @@ def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float
         assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
 
 
-async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_traffic_sets_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     _, protocol, _ = await connected()
     armed: list[float] = []
     running = asyncio.get_running_loop()

@@ -33,7 +33,7 @@ def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_than_one() -> None:
+async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than_one() -> None:
     server = Server(limits=Limits(answers_per_turn=10))
     prepare(server)
     await server.start()
@@ -62,7 +62,7 @@ async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_tha
 
 @pytest.mark.usefixtures("no_time")
 @pytest.mark.parametrize(("busy", "loops"), [(60.0, 1), (0.0, 2)])
-async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
+async def test_a_busy_loop_puts_the_time_slice_off_once(
     busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUSY_LIMIT", busy)
@@ -81,7 +81,7 @@ async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
     assert taken == 10
 
 
-async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_that_returns_true_ends_its_time_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIME_SLICE", 60.0)
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(6):
@@ -93,7 +93,7 @@ async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.
     assert seen == [2, 3, 6]
 
 
-async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
+async def test_one_closing_connection_is_read_per_loop_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its end may come at once, outside of any slice."""
@@ -116,7 +116,7 @@ async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
     await server.stop(0)
 
 
-async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> None:
+async def test_an_accepted_connection_ends_its_time_slice() -> None:
     server = Server()
     prepare(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -129,7 +129,7 @@ async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> No
         await server.stop(0)
 
 
-async def test_a_slice_takes_several_short_turns() -> None:
+async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
     told: list[int] = []
     scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     for number in range(3):
@@ -138,7 +138,7 @@ async def test_a_slice_takes_several_short_turns() -> None:
     assert told == [0, 1, 2]
 
 
-async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
+async def test_work_deferred_again_waits_for_the_next_loop_iteration() -> None:
     scheduler, loop, count = FairScheduler(), asyncio.get_running_loop(), 0
 
     def again() -> None:
@@ -153,7 +153,7 @@ async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
         assert count == expected
 
 
-async def test_a_turn_that_raises_does_not_hold_up_the_others(
+async def test_work_that_raises_does_not_stop_other_deferred_work(
     event_loop_errors: list[BaseException],
 ) -> None:
     told: list[str] = []
@@ -171,7 +171,7 @@ async def test_a_turn_that_raises_does_not_hold_up_the_others(
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
+async def test_long_work_is_spread_over_loop_iterations() -> None:
     scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     taken: list[int] = []
     served = 0
@@ -192,7 +192,7 @@ async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
     assert served >= 49, "a connection with leftovers has every other turn"
 
 
-async def test_short_steps_share_a_slice() -> None:
+async def test_short_steps_share_a_time_slice() -> None:
     taken: list[int] = []
     task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(3)))
     await asyncio.sleep(0)
@@ -201,7 +201,7 @@ async def test_short_steps_share_a_slice() -> None:
     await task
 
 
-async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
+async def test_an_exception_of_a_step_is_raised_to_the_awaiting_task() -> None:
     def steps() -> Iterator[None]:
         yield
         raise RuntimeError("a step failed")
@@ -211,7 +211,7 @@ async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_work_that_nobody_waits_for_any_more_ends() -> None:
+async def test_spread_work_ends_when_its_task_is_cancelled() -> None:
     taken: list[int] = []
     task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(50)))
     await loop_until(lambda: bool(taken))
@@ -233,7 +233,7 @@ async def event_loop_errors() -> list[BaseException]:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
+async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration() -> None:
     server = Server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -252,7 +252,7 @@ async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_the_streams_of_a_connection_that_ends_are_freed_a_few_at_a_time() -> None:
+async def test_the_streams_of_an_ended_connection_are_released_a_few_at_a_time() -> None:
     server = Server()
     prepare(server)
     await server.start()
