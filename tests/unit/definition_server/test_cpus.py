@@ -1,5 +1,5 @@
-"""The CPUs granted are what the kernel will really give: the tightest cgroup quota on the way up, of either version,
-and the affinity mask; a fraction is rounded down, and one CPU is always there.
+"""The number of granted CPUs is what the kernel allows: the minimum of the affinity mask and of the cgroup quotas of
+all ancestors, of either version. A fraction is rounded down, to one CPU at least.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The environment is read once, whole and strictly: what is wrong with it is told all at once with variable, masked
-value and remedy; old names and secret files are read too, by a fixed precedence; no secret ever shows; and the
-reference page says what the declaration says.
+"""The environment is read once, completely and strictly: all problems are reported at once with variable, masked value
+and remedy. Old names and secret files are read too, by a fixed precedence. No secret is ever shown, and the reference
+page matches the declaration.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MARK = "hunter2"
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """An environment in which ``values`` are all that the settings look at."""
+    """An environment in which only ``values`` concern the settings."""
     known = {name for cls, field in FIELDS for name in variables(cls.model_fields[field])}
     with pytest.MonkeyPatch.context() as patch:
         for name in known | {f"{name}_FILE" for name in known}:
@@ -72,7 +72,7 @@ def load(**values: str) -> Settings:
 
 
 def failure(**values: str) -> SettingsError:
-    """The same, refused."""
+    """The same where the settings are refused."""
     with pytest.raises(SettingsError) as caught:
         load(**values)
     return caught.value
@@ -345,7 +345,7 @@ def test_neither_a_refusal_nor_its_traceback_shows_a_secret(url: str) -> None:
 
 
 def test_a_secret_that_is_not_text_is_refused() -> None:
-    """The environment holds bytes; what of them is no UTF-8 could not be used as a key."""
+    """The environment holds octets. Octets that are not UTF-8 could not be used as a key."""
     (problem,) = failure(AVAP_INTERNAL_KEY=os.fsdecode(b"\xff")).problems
     assert (problem.variable, problem.value) == ("AVAP_INTERNAL_KEY", "********")
 

@@ -1,6 +1,6 @@
-"""What is built from rows *is* a serialized ``avap.CatalogResponse``, byte for byte what protobuf itself would write:
-sorted, complete, one definition a name, defaults filled in. Its hashes depend on the content of the rows alone, and a
-release does not change them by accident. Rows that cannot be served are left out and counted.
+"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf itself writes it: sorted,
+complete, one definition per name, with defaults. Its hashes depend on the content of the rows alone, and stay the same
+in every release. Rows that cannot be served are left out and counted.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def body(built: BuiltSnapshot) -> bytes:
 
 
 def catalogue(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """What is served of ``rows``, as protobuf reads it."""
+    """The catalogue built from ``rows``, as protobuf reads it."""
     return avap_pb2.CatalogResponse.FromString(body(build(rows, signer)))
 
 
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The same by the words of the contract, with none of our code but the signature."""
+    """The same by the text of the contract, without our code except for the signature."""
     served = {row.name: row for row in sorted(rows) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
@@ -67,7 +67,7 @@ FEW_NAMES = st.sampled_from([b"if", b"else", "año".encode(), b"", None])
 
 
 def rows(names: st.SearchStrategy[bytes | None]) -> st.SearchStrategy[list[Row]]:
-    """Rows as a table holds them: unique ids, in any order, with NULLs."""
+    """Rows of a table: unique ids, in any order, with NULLs."""
     row = st.builds(Row, st.integers(1, 2**31 - 1), names, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT)
     return st.lists(row, max_size=20, unique_by=lambda row: row.id)
 
@@ -204,7 +204,7 @@ def test_a_plain_definition_is_not_suspect() -> None:
 def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
     signer: Signer | None, excess: int, expected: dict[Suspect, int]
 ) -> None:
-    """The limit is on the answer, all five fields of it."""
+    """The limit applies to the whole answer, all five fields of it."""
     around = len(model([Row(1, b"if", None, None, b"x" * LARGE_DEFINITION)]).commands[0].SerializeToString())
     around += 0 if signer is None else OVERHEAD
     row = Row(1, b"if", None, None, b"x" * (2 * LARGE_DEFINITION - around + excess))
@@ -249,7 +249,7 @@ TABLE = [
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
 def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> None:
-    """Clients compare them across releases. A red test here is a change of contract."""
+    """Clients compare hashes across releases. A failure here is a change of contract."""
     answer = catalogue(TABLE, signer)
     assert {command.name: command.hash for command in answer.commands} == {
         "año": "958e828e85de123d89d28d7e7276aa1f52570982cf5aa565baaa7dae72f71b98",
@@ -260,7 +260,7 @@ def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> 
 
 
 def test_the_hashes_of_a_known_body_never_change() -> None:
-    """Nor does any byte of the answer."""
+    """Neither does any octet of the answer."""
     assert (
         hashlib.sha256(body(build(TABLE))).hexdigest()
         == "a1075661c05765e1cc80c0536123de0fa42a9180ca67f7f53c770be4997e6504"
@@ -324,7 +324,7 @@ def test_a_catalogue_above_the_limit_of_protobuf_is_refused(monkeypatch: pytest.
 
 
 def test_a_build_copies_no_code() -> None:
-    """The pieces are handed on one by one: a catalogue costs its size once, not twice."""
+    """The pieces are passed on one by one, so a catalogue takes its size in memory once, not twice."""
     builder = SnapshotBuilder()
     builder.add(Row(n, b"%d" % n, None, None, b"x" * 100_000) for n in range(50))
     tracemalloc.start()

@@ -1,5 +1,5 @@
-"""A signed package has the layout that deployed language servers verify, byte for byte; it opens under its own key
-only, and no octet of it can be changed, lost or added unnoticed.
+"""A signed package has the layout that deployed language servers verify, octet for octet. It opens with its own key
+only, and a changed, missing or added octet is detected.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A snapshot is read where it lies: every name finds its answer and no other name finds one, however names collide;
-opening touches no entry and a look-up allocates its answer and nothing else; and what is damaged in any way, by one bit
-or by one octet more or less, is never served.
+"""A snapshot is read without a copy: every name finds its answer, and no other name finds one, whatever the collisions.
+Opening reads no entry, a lookup allocates only its answer, and a snapshot with any damage, of one bit or one octet more
+or less, is never served.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|content
 
 
 def octets(names: list[bytes], signer: Signer | None = None, *, code: bytes = b"pass") -> bytes:
-    """A snapshot with those names, each with code of its own."""
+    """A snapshot with the given names, each with its own code."""
     builder = SnapshotBuilder(signer)
     builder.add(Row(number, name, None, None, b"%b # %d" % (code, number)) for number, name in enumerate(names))
     return builder.build(generation=3, created_at_ns=5).to_bytes()
@@ -58,7 +58,7 @@ def catalogue(snapshot: Snapshot) -> avap_pb2.CatalogResponse:
 
 
 def check(buffer: bytes) -> Snapshot:
-    """Open and verify, as a file must be before anything of it is served."""
+    """Open and verify, as is required for a file before anything in it is served."""
     snapshot = Snapshot(buffer)
     snapshot.verify()
     return snapshot
@@ -123,7 +123,7 @@ def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> 
 
 @pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
 def test_names_with_the_same_hash_are_distinguished(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names then share one probe run, which for the last slot goes round the end of the index."""
+    """All names then share one probe run, which wraps around the end of the index."""
     for module in (builder_module, snapshot_module):
         monkeypatch.setattr(module, "name_hash", lambda name: constant)
     names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
@@ -333,7 +333,7 @@ DIGEST = st.binary(min_size=32, max_size=32)
 def test_a_valid_footer_with_wrong_sizes_is_refused(
     before: bytes, count: int, body_length: int, slots: int, digest: bytes
 ) -> None:
-    """Its own checksum holds; the lengths in it must still be checked before they are believed."""
+    """The footer's own checksum is right; its sizes must still be checked before they are used."""
     footer = Footer(1, 1, count, body_length, slots, bytes(8), bytes(32), digest)
     with pytest.raises(SnapshotError, match=r"^(size|index|content checksum): "):
         check(before + footer.pack())

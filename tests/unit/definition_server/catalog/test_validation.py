@@ -1,5 +1,5 @@
-"""A row is served unless it cannot be put on the wire, and each row that is not is counted under one reason; what is
-told of such rows is bounded, however many there are.
+"""A row is served unless the wire format cannot carry it, and each row that is not served is counted under one reason.
+The examples of such rows are limited, however many rows there are.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The hand-written protobuf encoding is protobuf: whatever it writes, the official runtime writes the same bytes;
-whatever the official runtime writes, it reads the same values; and any bytes at all give values or `WireError`.
+"""The hand-written protobuf encoding equals protobuf: the official runtime writes the same octets and reads the same
+values, and any octets yield values or `WireError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The capacity answer: what it plans for holds, and no measured point lies above what it promises."""
+"""The answer of ``capacity``: the plan satisfies its own limits, and no measured point lies above the memory model."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ HOSTILE_NAMES = [
 
 
 class Engine(avap_pb2_grpc.DefinitionEngineServicer):
-    """Serves ``commands``; fails as ``failure`` says; holds every answer back while ``gate`` is closed."""
+    """Serves ``commands``; fails as ``failure`` says; delays every answer while ``gate`` is closed."""
 
     def __init__(self) -> None:
         self.commands: list[avap_pb2.CommandResponse] = []
@@ -162,13 +162,13 @@ def unused_port() -> Iterator[int]:
 
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
-    """A port that accepts and then says nothing."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 def spawn(command: str, *arguments: str, environment: dict[str, str | None], **streams: Any) -> Any:
-    """The command in a process of its own, where SIGINT means Ctrl-C even if this one ignores it."""
+    """The command in a process of its own, in which SIGINT has its default action even if this process ignores it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from definition_server.cli.client import {command}; {command}()"
@@ -179,7 +179,7 @@ def spawn(command: str, *arguments: str, environment: dict[str, str | None], **s
 
 
 def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | None], stdout: Any = None) -> str:
-    """What the command shows on a terminal (with ``stdout`` elsewhere: its stderr)."""
+    """The command's output on a terminal (its stderr where ``stdout`` is given)."""
     controller, terminal = pty.openpty()
     try:
         target = terminal if stdout is None else stdout
@@ -681,7 +681,7 @@ class Watching:
         return told
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code. No state may be left untold, and no traceback shown."""
+        """Send Ctrl-C and return the exit code. Every state must have been printed, and no traceback."""
         self.process.send_signal(signal.SIGINT)
         code: int = self.process.wait(PATIENCE)
         self._reader.join()
@@ -727,7 +727,7 @@ def test_a_watch_outlives_the_server_and_finds_it_again(server: Server, watching
 
 
 class CountingHealth(health_pb2_grpc.HealthServicer):
-    """Every watch says SERVING once; ``ends``: and is over, else it stays. Sets ``often`` at the third."""
+    """Every watch sends SERVING once, and then ends if ``ends``. Sets ``often`` at the third watch."""
 
     def __init__(self, *, ends: bool) -> None:
         self._ends = ends

@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health`` over TLS, against both kinds of server, and what they say where it fails."""
+"""``get``, ``sync`` and ``health`` over TLS, against both transports, and their error messages."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def own(authority: Authority) -> Certificate:
 
 
 def run(command: click.Command, *arguments: str, **environment: str | None) -> Result:
-    """Settings are named without DEFINITION_SERVER_."""
+    """Settings are named without the prefix DEFINITION_SERVER_."""
     given = {f"DEFINITION_SERVER_{name}" if name in VARIABLES else name: value for name, value in environment.items()}
     result = CliRunner().invoke(command, list(arguments), env={**NO_SETTINGS, "API_KEY": "key", **given})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -1,4 +1,4 @@
-"""The command line as a whole: every command is listed and explains itself, and settings are shown without secrets."""
+"""The command line as a whole: every command is listed and has help, and secrets of the settings are masked."""
 
 from __future__ import annotations
 

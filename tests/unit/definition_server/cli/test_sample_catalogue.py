@@ -44,7 +44,7 @@ def interface_of(command: SampleCommand) -> list[dict[str, str]]:
 
 
 def read_back(text: str) -> list[SampleCommand]:
-    """The commands in CSV of ours, by Python's reader (to which quotes make no difference)."""
+    """The commands in our CSV, read by Python's reader, which does not distinguish quoted fields."""
     commands = []
     for row in csv.reader(io.StringIO(text, newline=""), strict=True):
         values = [None if value == NULL else value for value in row]

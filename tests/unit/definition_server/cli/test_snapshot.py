@@ -1,4 +1,4 @@
-"""``snapshot inspect`` on whole, damaged and hostile files."""
+"""``snapshot inspect`` on undamaged, damaged and hostile files."""
 
 from __future__ import annotations
 

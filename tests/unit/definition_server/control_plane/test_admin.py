@@ -1,4 +1,4 @@
-"""The admin HTTP server: what probes, Prometheus and people get from it, over real connections."""
+"""The admin HTTP server over real connections: what probes, Prometheus and operators receive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from definition_server.observability.status import ServiceStatus
 
 
 class Service:
-    """What the admin server asks; a test changes it between two requests."""
+    """The state that the admin server reads; a test changes it between two requests."""
 
     def __init__(self) -> None:
         self.reset()
@@ -86,7 +86,7 @@ def ask(server: AdminServer) -> Ask:
 
 
 def raw(port: int, request: bytes) -> bytes:
-    """All octets of the answer."""
+    """All octets of the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as file:

@@ -1,4 +1,4 @@
-"""Heavy work runs in one thread, in order, beside the event loop, and from some point on behind the workers."""
+"""Heavy work runs in one thread, in order, beside the event loop, and later with a lower priority than the workers."""
 
 from __future__ import annotations
 

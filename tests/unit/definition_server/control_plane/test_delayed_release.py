@@ -1,4 +1,4 @@
-"""A replaced catalogue is held for a while, one at a time, and freed beside the event loop."""
+"""A replaced snapshot is held for a while, one at a time, and released beside the event loop."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from definition_server.control_plane.delayed_release import DelayedRelease
 
 
 class Memory:
-    """A snapshot's memory, and the thread in which it was freed."""
+    """A snapshot's memory, and the thread in which it was released."""
 
     def __init__(self) -> None:
         self.freed_in: list[int] = []
         self._memory = array("B", opened("if").buffer)
 
     def snapshot(self) -> Snapshot:
-        """Once: nothing else holds it then."""
+        """May be called once: nothing else refers to the memory then."""
         memory = self.__dict__.pop("_memory")
         weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
         return Snapshot(memoryview(memory))

@@ -1,4 +1,4 @@
-"""The port belongs to one master and its workers; a second master is told so, a restart is not kept waiting."""
+"""The port belongs to one master and its workers: a second master is refused, and a restart does not have to wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 
 class Clock:
-    """In place of the module `time`: sleeping takes no time, but may do something."""
+    """Replaces the module `time`: sleeping takes no time, and may have a side effect."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def worker_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """What gRPC's C-core opens in a worker."""
+    """A socket as gRPC's C-core opens it in a worker."""
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,7 +141,7 @@ def test_all_workers_can_listen_and_are_reached(host: str) -> None:
 
 
 def accepted(workers: tuple[socket.socket, ...]) -> int | None:
-    """Descriptor of the worker that a connection waits at; it is accepted and closed."""
+    """The descriptor of the worker at which a connection waits; the connection is accepted and closed."""
     for worker in workers:
         try:
             worker.accept()[0].close()
@@ -160,7 +160,7 @@ def test_the_reserving_socket_accepts_no_connection() -> None:
 
 
 def in_time_wait(port: int) -> bool:
-    """Whether the kernel still keeps a connection of ``port`` (``/proc/net/tcp``, state 06)."""
+    """Whether the kernel still holds a connection of ``port`` in TIME_WAIT (``/proc/net/tcp``, state 06)."""
     rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "06" for row in rows)
 
@@ -243,14 +243,14 @@ def test_the_variable_to_set_is_named() -> None:
 
 
 def run(program: str) -> str:
-    """Output of a Python process of its own, as limits and users are a process's for good."""
+    """The output of a Python process of its own: limits and users cannot be restored in this one."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], list[dict[str, object]]]:
-    """What `raise_descriptor_limit` returns, the limits after it, and what it logged."""
+    """The result of `raise_descriptor_limit`, the limits after it, and its log lines."""
     program = (
         "import resource, json\n"
         "from definition_server.control_plane.listener import raise_descriptor_limit\n"

@@ -1,4 +1,4 @@
-"""One publication at a time: its descriptor is owned, its memory is sealed, and those told of it can read it."""
+"""One publication at a time: its descriptor is owned, its memory is sealed, and its listeners can read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of waiting: back-off grows and ends, a crash loop is told from bad luck, only a hung worker hangs."""
+"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, and only a hung worker is hung."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ TICK = 0.25
 
 
 def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most: int = 1000) -> float:
-    """Look at the same beat once a tick; the time at which it was called hung."""
+    """Observe the same beat once per tick; returns the time at which it counted as hung."""
     for number in range(1, most):
         now = start + number * TICK
         if heartbeat.hangs(beat, now):

@@ -1,4 +1,4 @@
-"""The status put together from the real publisher and stats page, with stand-ins for the supervisor's workers."""
+"""The status assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINUTE_NS = 60 * 10**9
 
 @dataclass
 class StandInWorker:
-    """What the status reads of a `WorkerProcess`."""
+    """The attributes of a `WorkerProcess` that the status reads."""
 
     slot: Slot
     pid: int = 4711
@@ -37,7 +37,7 @@ class StandInWorker:
 
 @dataclass
 class StandInSupervisor:
-    """What the status reads of a `Supervisor`."""
+    """The attributes of a `Supervisor` that the status reads."""
 
     page: StatsPage
     serving: int = 0

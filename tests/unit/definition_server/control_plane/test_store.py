@@ -1,4 +1,4 @@
-"""The last-known-good file: whole or not there, whenever the writer fails or is killed; never served when damaged."""
+"""The last-known-good file is complete or absent, even if its writer is killed; a damaged one is never served."""
 
 from __future__ import annotations
 

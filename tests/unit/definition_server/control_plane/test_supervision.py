@@ -1,4 +1,4 @@
-"""The supervisor with real worker processes, where something goes wrong that no integration test can bring about."""
+"""The supervisor with real worker processes, in failures that an integration test cannot produce."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def holder() -> Iterator[socket.socket]:
 
 @pytest.fixture
 async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterator[Supervisor]:
-    """One worker, serving one command, and the tick."""
+    """One worker that serves one command, and the tick."""
     config = Configure("127.0.0.1", holder.getsockname()[1], "grpcio", False, 0.0, 2, "production", "ERROR", 5.0)
     keys = Keys((sha256(b"key").hexdigest(),))
     supervisor = Supervisor(config, publisher, keys, workers=1, heartbeat_timeout=30, start_timeout=SECONDS)
@@ -81,7 +81,7 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
 
 @pytest.fixture
 def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make the workers to come run a shell script in Python's place."""
+    """Make every further worker run a shell script in place of Python."""
 
     def replace(script: str) -> None:
         program = tmp_path / "python"
@@ -174,7 +174,7 @@ async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_eno
 async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
     supervisor: Supervisor, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the worker had no descriptor left to receive it with."""
+    """For example because the worker had no free descriptor."""
     monkeypatch.setattr(worker_process, "_SEND_AGAIN_SECONDS", 0.3)
     worker = supervisor.slots[0].worker
     assert worker is not None

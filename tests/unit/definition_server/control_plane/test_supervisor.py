@@ -1,6 +1,6 @@
-"""The life of two real worker processes under a supervisor: replaced when they die or hang, rolled, drained.
+"""Two real worker processes under a supervisor: replaced when they end or hang, rolled, drained.
 
-What no integration test can bring about is in `test_supervision`.
+Failures that an integration test cannot produce are in `test_supervision`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Supervised:
         return {worker.pid for worker in self.workers}
 
     def served(self) -> int:
-        """Requests answered with 200 by whichever worker, dead ones included."""
+        """Requests answered with 200 by any worker, including those that have ended."""
         page = self.supervisor.page
         return sum(page.slot(number).read().requests["200"] for number in range(page.slots))
 
@@ -112,7 +112,7 @@ async def supervised(publisher: Publisher, port: int) -> AsyncIterator[Supervise
 
 
 async def get(port: int, name: str, times: int = 1) -> None:
-    """Call without retries; every call must succeed."""
+    """Make a call without retries. Every call must succeed."""
 
     def call() -> None:
         with Client(port, "key") as client:
@@ -343,7 +343,7 @@ async def test_a_drain_is_cut_short_at_once(supervised: Supervised, port: int) -
 
 
 async def test_a_dead_worker_no_longer_counts_as_accepting(supervised: Supervised) -> None:
-    """Others leave connections to whoever holds the fewest, so a dead one must not be waited for."""
+    """Workers leave a connection to the one with the fewest, so a dead one must not be waited for."""
     worker = supervised.workers[0]
     worker.slot.start_accepting()
     worker.kill()

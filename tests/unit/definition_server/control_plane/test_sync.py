@@ -1,4 +1,5 @@
-"""A sync cycle publishes what changed and only that; whatever goes wrong, the good catalogue stays and the log says so.
+"""A sync cycle publishes a changed table and nothing else. After a failure the good catalogue stays, and the log says
+why.
 
 The last-known-good store is in `test_sync_store`, the schedule in `test_sync_loop`.
 """
@@ -35,7 +36,7 @@ NEXT_ATTEMPT = 12.345678
 
 @dataclass
 class Bench:
-    """A synchronizer and everything around it."""
+    """A synchronizer and the parts around it."""
 
     source: FakeSource
     publisher: Publisher
@@ -46,7 +47,7 @@ class Bench:
         self.synchronizer = Synchronizer(self.source, self.publisher, clock=self.clock)
 
     def use_other_synchronizer(self, *, allow_empty: bool = False, signer: Signer | None = None) -> None:
-        """One that is configured otherwise, on the same parts."""
+        """Replace it by one with another configuration, on the same parts."""
         self.synchronizer.close()
         self.synchronizer = Synchronizer(
             self.source, self.publisher, allow_empty=allow_empty, signer=signer, clock=self.clock

@@ -1,5 +1,5 @@
-"""When cycles run: at once when asked, at the interval otherwise, sooner while nothing is served; and when a start
-without a database falls back on the last-known-good snapshot.
+"""When cycles run: at once on request, otherwise at the interval, sooner while nothing is served; and when a start
+without a database publishes the last-known-good snapshot.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 @pytest.fixture
 async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[StartLoop]:
-    """Start a loop; it is cancelled when the test ends, and then nothing may run any more."""
+    """Start a loop. It is cancelled when the test ends, and no task may be left then."""
     tasks: list[asyncio.Task[None]] = []
     synchronizers: list[Synchronizer] = []
     stack = ExitStack()

@@ -1,5 +1,5 @@
-"""The sync cycle and the last-known-good file: every publication is stored, no disk stops a cycle, a start without a
-database serves what was stored, and nothing that is damaged or older than what is served.
+"""The sync cycle and the last-known-good file: every publication is stored, a disk never stops a cycle, and a start
+without a database serves the stored snapshot, unless it is damaged or older than what is served.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Make = Callable[..., Synchronizer]
 
 
 class HangingStore(SnapshotStore):
-    """A store whose disk hangs while ``disk_works`` is not set."""
+    """A store whose disk hangs until ``disk_works`` is set."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -107,7 +107,7 @@ async def cycle(synchronizer: Synchronizer) -> Outcome:
 
 
 def stored(store: SnapshotStore) -> bytes:
-    """The octets in the file, after all checks."""
+    """The octets of the file, after all checks."""
     loaded = store.load()
     assert loaded is not None
     os.close(loaded[1])
@@ -168,7 +168,7 @@ async def test_a_failing_disk_prevents_no_publication_and_is_reported_until_it_w
 
 
 def snapshots_mapped() -> int:
-    """How many this process holds."""
+    """The number of snapshots that this process has mapped."""
     return Path("/proc/self/maps").read_text().count("/memfd:avap-snapshot")
 
 
@@ -403,7 +403,7 @@ async def test_a_snapshot_under_another_key_is_signed_again_with_the_same_conten
 
 
 class BrokenSigner(Signer):
-    """Packs nothing, so that what it "signed" cannot be unpacked."""
+    """Signs nothing, so that its packages cannot be unpacked."""
 
     def pack(self, payload: bytes) -> bytes:
         return payload

@@ -1,5 +1,5 @@
-"""The balancer lets the least loaded worker accept, by what the others say of themselves on the stats page; and nobody
-waits long for a worker that does not.
+"""The worker with the fewest connections accepts the next one, by the counts on the stats page, and no connection waits
+long for a worker that does not accept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Fleet:
-    """Workers on one page, all of whose hearts beat unless a test stops them."""
+    """Workers on one page, all with a recent heartbeat unless a test stops it."""
 
     def __init__(self, workers: int, *, limit: int = 0) -> None:
         self.clock = Clock()
@@ -55,7 +55,7 @@ class Fleet:
         return [balancer.connections for balancer in self.balancers]
 
     def connect(self, order: list[int]) -> int | None:
-        """A connection comes; workers look in ``order``. Who takes it?"""
+        """A connection arrives, and the workers ask in ``order``: the number of the worker that accepts it."""
         for number in order:
             if number not in self.hung and self.balancers[number].may_accept():
                 self.balancers[number].opened()
@@ -132,7 +132,7 @@ def test_a_worker_without_a_recent_heartbeat_is_not_waited_for(fleet: Fleet) -> 
 
 
 def look_on(fleet: Fleet, number: int, seconds: float) -> float | None:
-    """Worker ``number`` looks every millisecond: seconds until it may accept, None if not within ``seconds``."""
+    """Worker ``number`` asks every millisecond: the seconds until it may accept, None if not within ``seconds``."""
     for millisecond in range(int(seconds * 1000)):
         if fleet.balancers[number].may_accept():
             return millisecond / 1000

@@ -1,4 +1,4 @@
-"""A call, without a transport: who is let in, what is answered, what is counted, and what a bug of ours may show."""
+"""A call without a transport: authentication, answers, counters, and what a client sees of a bug."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_any_of_several_known_keys_is_accepted(key: str) -> None:
 
 @pytest.mark.parametrize("presented", [KEY, OTHER, "wrong"])
 def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the time taken tells nothing of which key it was, or of none."""
+    """So that the time reveals neither which key matched nor whether one did."""
     compared: list[bytes] = []
     compare = hmac.compare_digest
 

@@ -1,4 +1,4 @@
-"""Health checks: both service names follow the same state, watchers hear of every change, and none holds up a stop."""
+"""Health checks: both service names have the same state, watches get every change, and none delays a stop."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_watch_that_begins_after_the_end_is_ended_too(health: Health, st
 
 
 async def end_of(call: Any) -> grpc.StatusCode:
-    """Read ``call`` to its end; its status."""
+    """Read ``call`` to its end, and return its status."""
     with suppress(grpc.aio.AioRpcError):
         async for _ in call:
             pass
@@ -146,8 +146,8 @@ async def end_of(call: Any) -> grpc.StatusCode:
 
 
 async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
-    """Judged by their status, not by how long the stop took: now and then C-core accepts a call that grpcio then begins
-    no handler for, whatever the servicer, and the stop waits out its grace."""
+    """Their status is checked, not the duration of the stop: rarely, C-core accepts a call for which grpcio then starts
+    no handler, whatever the servicer, and the stop waits for its whole grace period."""
     begun = 0
 
     class Counted(Health):

@@ -1,4 +1,4 @@
-"""Every transport with a stock grpcio client: the contract's bytes, statuses, messages; and an orderly end."""
+"""Every transport with a stock grpcio client: the contract's octets, statuses and messages, and an orderly end."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def keys() -> KeyRing:
 
 @pytest.fixture
 async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: StatsPage) -> AsyncIterator[Serve]:
-    """Start a transport of the kind whose turn it is, configured as said; returns it and its port."""
+    """Starts a transport of the parametrized kind with the given configuration; returns it and its port."""
     kind = transport
     started: list[Transport] = []
 
@@ -410,7 +410,7 @@ async def test_health_needs_no_key_and_is_not_serving_until_set(serve: Serve) ->
 
 
 async def services(client: grpc.aio.Channel) -> set[str]:
-    """What reflection lists."""
+    """The services that reflection lists."""
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(client)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
     return {service.name for service in (await call.read()).list_services_response.service}

@@ -1,4 +1,4 @@
-"""What the warm-up leaves behind: everything frozen, and a young generation that fits the transport."""
+"""The state after the warm-up: all objects are frozen, and the collector's threshold fits the transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker process with the test in the master's place: what it accepts, what it refuses, and how it leaves."""
+"""A worker process with the test as its master: what it accepts, what it refuses, and how it drains."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class WorkerAlone:
         os.close(descriptor)
 
     def wait_ready(self) -> int:
-        """The generation of the next Ready."""
+        """Wait for the next Ready; returns its generation."""
         message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
         assert isinstance(message, Ready)
         return message.generation
@@ -128,7 +128,7 @@ def port() -> int:
 
 @pytest.fixture
 def configure(transport: str, port: int) -> Configure:
-    """For each transport in turn."""
+    """The configuration, for each transport."""
     return replace(CONFIGURE, transport=transport, port=port)
 
 

@@ -1,4 +1,4 @@
-"""A worker whose event loop hangs must not hold the port for ever once its master is gone."""
+"""A worker whose event loop hangs must not hold the port for ever after its master has ended."""
 
 from __future__ import annotations
 

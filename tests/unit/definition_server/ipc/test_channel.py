@@ -1,5 +1,5 @@
-"""The control socket carries every message whole and in order, and a descriptor beside it that is the receiver's own;
-neither end ever blocks; the end of the other process is seen by both verbs; and garbage is told from a message.
+"""The control socket transports every message whole and in order, with a descriptor that becomes the receiver's own.
+Neither end ever blocks; send and receive report the end of the other process; invalid datagrams are detected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    """Both ends of a control socket; after the test nothing of it is left."""
+    """Both ends of a control socket. After the test nothing of it is left."""
     with nothing_left():
         ours, raw = Channel.pair()
         theirs = Channel(raw)
@@ -153,7 +153,7 @@ def test_an_invalid_datagram_with_a_descriptor_leaves_none_open(raw: tuple[Chann
 
 
 def test_of_several_descriptors_only_one_is_received(raw: tuple[Channel, socket.socket]) -> None:
-    """Nobody would close them."""
+    """Nothing would close the others."""
     ours, theirs = raw
     before = open_descriptors().keys()
     socket.send_fds(theirs, [encode(Ready(1))], [theirs.fileno()] * 3)

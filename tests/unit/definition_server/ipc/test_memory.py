@@ -1,5 +1,5 @@
-"""Sealed memory holds exactly the pieces it was made of, however the kernel cuts the writing; nobody can change it any
-more, its maker included; memory that could still change is not mapped; and no descriptor leaks on any way out.
+"""Sealed memory holds exactly the pieces that it was made of, however the kernel splits the writes. No process can
+change it any more, its creator included. Memory that could still change is not mapped, and no failure leaks a descriptor.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sealed(*pieces: bytes | memoryview) -> Iterator[int]:
 
 @contextmanager
 def memfd(content: bytes, seals: int = 0) -> Iterator[int]:
-    """Memory under ``seals``, made without our code."""
+    """Memory with ``seals``, created without our code."""
     descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.write(descriptor, content)
@@ -84,7 +84,7 @@ def test_pieces_may_be_views_and_come_one_by_one() -> None:
 @example([b"abc", b"", b"defg", b"h"], [1])
 @example([b"abc", b"", b"defg", b"h"], [5, 1])
 def test_a_partial_write_loses_and_repeats_nothing(pieces: list[bytes], steps: list[int]) -> None:
-    """The kernel may write less than it is given (``write(2)``), of a vector as of one buffer."""
+    """The kernel may write less than it was given (``write(2)``), of a vector as of one buffer."""
     write, counts = os.write, iter(steps * 1000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)[: next(counts)]))
@@ -168,7 +168,7 @@ def test_a_descriptor_that_is_not_a_memfd_is_refused(tmp_path: Path) -> None:
 
 
 def test_empty_memory_is_refused() -> None:
-    """Not with an exception of its own: a worker must survive whatever it is sent."""
+    """With the documented exception: a worker must survive every descriptor that it is sent."""
     with sealed() as descriptor, pytest.raises((NotSealedError, OSError)):
         map_sealed(descriptor)
 
@@ -182,7 +182,7 @@ def test_the_descriptor_is_not_inherited_by_default() -> None:
 
 
 class Interrupted(BaseException):
-    """Not an `Exception`: as KeyboardInterrupt."""
+    """Like KeyboardInterrupt not an `Exception`."""
 
 
 def test_an_exception_while_writing_leaves_no_descriptor_open() -> None:

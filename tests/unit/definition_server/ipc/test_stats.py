@@ -1,5 +1,5 @@
-"""The stats page is one memory for all processes: what a worker counts in its slot, the master reads, and nothing else
-changes; what a dead worker counted stays. The layout keeps every slot on cache lines of its own.
+"""The stats page is one memory for all processes: the master reads what a worker counts in its slot, and nothing else
+changes. The counts of a worker that has ended stay. Every slot has cache lines of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_a_page_holds_the_slots_it_was_made_for() -> None:
 
 
 def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
-    """Each is written alone, with a value of its own; all are read back as written."""
+    """Each is written with a value of its own, and all are read back as written."""
     slot = page.slot(1)
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))

@@ -1,6 +1,6 @@
-"""A log line is one JSON object with ``ts``, ``level``, ``msg`` and ``pid`` first, whoever logged it and whatever is in
-it; an exception in production tells its type, text and place, and neither a traceback nor the value of any variable; in
-development the traceback is there, the variables are not.
+"""A log line is one JSON object with ``ts``, ``level``, ``msg`` and ``pid`` first, for every logger and all values. An
+exception in production is logged with type, text and place, without a traceback or any variable's value; in development
+with the traceback, but without variables.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def configured(app_env: str, level: str) -> io.StringIO:
-    """Set up logging; what is then written to stdout."""
+    """Set up logging; returns what is then written to stdout."""
     stdout = io.StringIO()
     with redirect_stdout(stdout):
         configure_logs(app_env, level)
@@ -60,13 +60,13 @@ def _no_json(constant: str) -> None:
 
 @pytest.fixture
 def production() -> Lines:
-    """Logging as in production; the lines so far, parsed."""
+    """Logging as in production; returns the lines so far, parsed."""
     stdout = configured("production", "DEBUG")
     return lambda: parsed(stdout)
 
 
 def fail() -> None:
-    """Raise where a secret is in reach."""
+    """Raise where a local variable is a secret."""
     api_key = "hunter2"
     assert api_key
     raise ValueError("it broke")
@@ -127,7 +127,7 @@ def test_a_librarys_record_has_the_same_format(production: Lines) -> None:
 
 
 def test_configuring_twice_does_not_double_the_lines() -> None:
-    """A worker does, before and after it knows its settings."""
+    """A worker configures its logs before and after it has its settings."""
     before = configured("production", "INFO")
     stdout = configured("production", "INFO")
     get_logger("x").info("once")
@@ -136,7 +136,7 @@ def test_configuring_twice_does_not_double_the_lines() -> None:
 
 
 def test_a_logger_made_before_configuring_follows_it() -> None:
-    """Modules take theirs when they are imported."""
+    """Modules create their loggers when they are imported."""
     logger = get_logger("x")
     stdout = configured("production", "WARN")
     logger.info("hidden")

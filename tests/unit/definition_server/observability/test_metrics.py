@@ -1,6 +1,6 @@
-"""``/metrics`` shows exactly the names and labels that dashboards and alerts in the field query, every status from the
-start and at nought, in text that Prometheus' own parsers take; histograms are cumulated; and nothing is read before a
-scrape asks for it.
+"""``/metrics`` shows exactly the names and labels that existing dashboards and alerts query, with every status at zero
+from the start, in text that Prometheus' own parsers accept. Histograms are cumulative, and the status is read only at a
+scrape.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ STARTING = replace(
 
 
 def families(status: ServiceStatus) -> dict[str, Metric]:
-    """The service's metrics by name, through the text that is scraped."""
+    """The service's metrics by name, parsed from the scraped text."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(lambda: status))
     return {family.name: family for family in parse_text(generate_latest(registry).decode())}
@@ -273,7 +273,7 @@ def test_the_whole_exposition_parses_in_both_formats(
     expose: Callable[[CollectorRegistry], bytes],
     parse: Callable[[str], list[Metric]],
 ) -> None:
-    """Prometheus asks for OpenMetrics and falls back to text."""
+    """Prometheus requests OpenMetrics and accepts the text format too."""
     found = list(parse(expose(create_registry(lambda: status)).decode()))
     names = {sample.name for family in found for sample in family.samples}
     assert {"avap_cache_size", "avap_requests_total", "process_resident_memory_bytes", "python_info"} <= names

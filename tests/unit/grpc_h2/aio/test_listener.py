@@ -1,4 +1,4 @@
-"""Accepting connections: addresses, shared sockets, policies, limits, and running out of descriptors."""
+"""Accepting connections: addresses, shared sockets, accept policies, limits, and exhausted descriptors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answered(port: int) -> bool:
 
 
 class Policy:
-    """Lets through what the test says."""
+    """Accepts as the test says."""
 
     retry_seconds = 0.01
 

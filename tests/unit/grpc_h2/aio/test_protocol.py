@@ -45,7 +45,7 @@ SECONDS = 10.0
 
 
 class FakeTransport(asyncio.Transport):
-    """Notes every write; its buffer fills when the test says so."""
+    """Records every write. Its buffer fills when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport
 
 
 async def loop_until(what: Callable[[], bool]) -> None:
-    """Let the loop turn until ``what`` is true."""
+    """Let the loop iterate until ``what`` is true."""
     for _ in range(10_000):
         if what():
             return
@@ -230,7 +230,7 @@ async def test_a_large_answer_is_written_in_several_iterations() -> None:
 
 
 def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
-    """Refusals take no window, so nothing but TCP bounds them. A neighbour does not notice."""
+    """Refusals use no window, so only TCP limits them. Another connection is not affected."""
     with RawClient(running.port, receive_buffer=4096) as flood, RawClient(running.port) as victim:
         flood.socket.setblocking(False)
         block = request_block(b"/t.S/No")
@@ -468,7 +468,7 @@ async def test_traffic_sets_no_more_than_one_timer(monkeypatch: pytest.MonkeyPat
 
 
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
-    """Protocol and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
+    """The protocol and the connection, as after the handshake, without the transport and the kernel's share."""
     server = Server()
     prepare(server)
     await server.start()

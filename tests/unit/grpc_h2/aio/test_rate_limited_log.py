@@ -1,4 +1,4 @@
-"""Log lines about clients: as many as somebody can read."""
+"""The log of clients' faults: a limited rate, and a count of the lines that are left out."""
 
 from __future__ import annotations
 

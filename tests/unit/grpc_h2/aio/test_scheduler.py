@@ -1,4 +1,4 @@
-"""Work left over by connections: shared fairly, and never more of it than a slice before the loop looks around."""
+"""Deferred work: shared fairly, and never more than a time slice of it before the loop polls its sockets."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CONNECTIONS = 8
 
 @pytest.fixture(autouse=True)
 def never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice comes in every turn of the loop, however slow the machine is."""
+    """A time slice comes in every iteration of the loop, however slow the machine is."""
     monkeypatch.setattr(module, "BUSY_LIMIT", 60.0)
 
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice is over with the first turn in it."""
+    """A time slice ends with its first piece of work."""
     monkeypatch.setattr(module, "TIME_SLICE", 0.0)
 
 
@@ -96,7 +96,7 @@ async def test_work_that_returns_true_ends_its_time_slice(monkeypatch: pytest.Mo
 async def test_one_closing_connection_is_read_per_loop_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its end may come at once, outside of any slice."""
+    """The read may end the connection at once, outside of any time slice."""
     monkeypatch.setattr(module, "TIME_SLICE", 60.0)
     server = Server()
     await server.start()
@@ -226,7 +226,7 @@ async def test_spread_work_ends_when_its_task_is_cancelled() -> None:
 
 @pytest.fixture
 async def event_loop_errors() -> list[BaseException]:
-    """What the loop's handler of exceptions is told."""
+    """The exceptions that reach the loop's exception handler."""
     errors: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     return errors

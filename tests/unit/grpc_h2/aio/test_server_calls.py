@@ -1,4 +1,4 @@
-"""Calls of the four kinds on the native engine, with handlers in every style grpc.aio knows, from grpcio's client."""
+"""Calls of the four kinds on the native engine, with handlers in every style of grpc.aio, from grpcio's client."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def test_the_reflection_servicer_of_grpcio_works_unchanged(loop: str, servicer: 
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Notes what it sees; refuses methods named ``secret``; sends ``renamed`` elsewhere."""
+    """Records what it sees; refuses methods named ``secret``; redirects ``renamed``."""
 
     def __init__(self, name: str, seen: list[str]) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""How calls of the native engine end otherwise than by their handler: deadlines, cancellation, loss, and a stop."""
+"""Ends of calls on the native engine other than by their handler: deadlines, cancellation, lost connections, a stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECONDS = 10.0
 
 
 class Handlers:
-    """Handlers that wait until they are let go, and what became of them."""
+    """Handlers that wait until the test releases them, and how they ended."""
 
     def __init__(self) -> None:
         self.started = threading.Semaphore(0)

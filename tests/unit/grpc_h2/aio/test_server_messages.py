@@ -1,4 +1,4 @@
-"""Messages through the native engine: compression, limits, and that neither side can make the other pile them up."""
+"""Messages through the native engine: compression, limits, and back-pressure on both sides."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_client_waits_for_a_handler_that_does_not_read(
 
 
 def test_a_huge_answer_does_not_delay_other_connections(running: ServerThread) -> None:
-    """20 MB go to one connection as fast as it reads, while another asks for ready answers one by one."""
+    """One connection reads 20 MB as fast as it can, while another requests ready answers one by one."""
     hello = PREFACE + settings((4, 2**31 - 1)) + window_update(0, 2**30) + SETTINGS_ACK
     ended = threading.Event()
 

@@ -108,7 +108,7 @@ def connect(port: int, alpn: list[str], **versions: ssl.TLSVersion) -> ssl.SSLSo
 
 
 def common_name(port: int, authority: Authority) -> str:
-    """Of the certificate that the server shows."""
+    """The common name of the certificate that the server presents."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     context.set_alpn_protocols(["h2"])
     plain = socket.create_connection(("127.0.0.1", port), SECONDS)
