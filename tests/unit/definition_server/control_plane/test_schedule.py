@@ -1,4 +1,4 @@
-"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, and only a hung worker is hung."""
+"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, only a hung worker is hung."""
 
 from __future__ import annotations
 
