@@ -1,5 +1,6 @@
-"""Sealed memory holds exactly the pieces that it was made of, however the kernel splits the writes. No process,
-its creator included, can change it any more. Memory that could still change is not mapped, and no failure leaks a descriptor.
+"""Sealed memory holds exactly the pieces that it was made of, however the kernel splits the writes. No process, its
+creator included, can change it any more. Memory that could still change is not mapped, and no failure leaks a
+descriptor.
 """
 
 from __future__ import annotations
