@@ -1,6 +1,6 @@
 """The RPCs as every transport calls them: authenticate, answer, and reduce any failure to what the client may see.
 
-A `Method` is the one place where a bug is logged and hidden. The grpcio transport calls it once per request, through
+Only here a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per request, through
 `Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it does not
 remember, and counts whole batches of answers itself.
 """

@@ -189,7 +189,7 @@ class Worker:
             await swap.release()
 
     def _commit(self, swap: Swap) -> None:
-        """Serve ``swap``'s snapshot from now on, say so, and release the one before."""
+        """Serve ``swap``'s snapshot from now on, report that, and release the one before."""
         # A call that already holds the old snapshot keeps its memory mapped.
         replaced = [swap.commit()]
         footer = swap.snapshot.footer

@@ -93,7 +93,7 @@ class LingeringClose:
         return True
 
     def _pause(self) -> None:
-        # libuv makes up to 32 reads of 250 kB from one socket before it serves the next: not from this one.
+        # libuv makes up to 32 reads of 250 kB from one socket before it serves the next. The pauses prevent that here.
         self._transport.pause_reading()
         self._loop.call_later(_PAUSE, self._scheduler.defer, self._loop, self.read_on)
 

@@ -76,7 +76,7 @@ class Listener:
         """
         listening.setblocking(False)
         if listening.family in (socket.AF_INET, socket.AF_INET6):
-            # Connections inherit what their listening socket has.
+            # Accepted connections inherit these options.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -84,7 +84,7 @@ def secret_file(folder: Path, content: bytes) -> str:
     return str(path)
 
 
-# -- what is required, and how a wrong environment is told -------------------------------------------------------------
+# -- required variables, and the report of an invalid environment ------------------------------------------------------
 
 
 def test_the_required_variables_suffice() -> None:

@@ -149,7 +149,7 @@ def test_the_index_is_a_power_of_two_and_at_least_half_free(commands: int) -> No
     assert slots <= max(8, 4 * commands)
 
 
-# -- what it tells of itself -------------------------------------------------------------------------------------------
+# -- its values --------------------------------------------------------------------------------------------------------
 
 
 def test_the_snapshot_has_the_values_of_its_footer() -> None:

@@ -686,7 +686,7 @@ class Watching:
         code: int = self.process.wait(PATIENCE)
         self._reader.join()
         assert self._lines.empty()
-        assert b"Traceback" not in self.process.stderr.read()  # gRPC's own log may tell of a GOAWAY
+        assert b"Traceback" not in self.process.stderr.read()  # gRPC's own log may mention a GOAWAY
         return code
 
     def close(self) -> None:
@@ -754,7 +754,7 @@ def test_a_watch_is_renewed_silently_where_streams(ends: bool) -> None:
     try:
         assert watching.next()["status"] == "SERVING"
         assert server.health.often.wait(PATIENCE)
-        assert watching.interrupt() == 0  # nothing further was told
+        assert watching.interrupt() == 0  # nothing further was printed
     finally:
         watching.close()
         server.stop()

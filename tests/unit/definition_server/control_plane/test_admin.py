@@ -37,7 +37,7 @@ class Service:
         return self.trouble
 
 
-# One server for all tests: closing it takes half a second, as `socketserver` looks that often whether it is to end.
+# One server for all tests: closing it takes half a second, because `socketserver` checks that often whether it must end.
 
 
 @pytest.fixture(scope="module")

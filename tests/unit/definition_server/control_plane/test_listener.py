@@ -169,7 +169,7 @@ def test_connections_of_an_earlier_server_in_time_wait_do_not_block(clock: Clock
     with reserve_port("127.0.0.1", 0) as holder:
         port = holder.getsockname()[1]
         with worker_socket(port) as worker, socket.create_connection(("127.0.0.1", port)) as client:
-            worker.accept()[0].close()  # whoever closes first keeps the TIME_WAIT
+            worker.accept()[0].close()  # the side that closes first keeps the TIME_WAIT
             assert client.recv(1) == b""
     until(lambda: in_time_wait(port), "the connection in TIME_WAIT")
     reserve_port("127.0.0.1", port).close()
@@ -224,7 +224,7 @@ def first_free_to_all() -> int:
 
 @pytest.mark.skipif(first_free_to_all() <= 1, reason="every port is open to every user here")
 def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
-    # The package is imported before the privilege is dropped: a user nobody may not be able to read it.
+    # The package is imported before the privilege is dropped: the user ``nobody`` may have no access to it.
     program = (
         "import os; from definition_server.control_plane.listener import PortInUse, reserve_port\n"
         f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"

@@ -76,7 +76,7 @@ def supervisor() -> Iterator[StandInSupervisor]:
     supervisor = StandInSupervisor(StatsPage.create(4))
     yield supervisor
     supervisor.page.close()
-    # Whoever holds the page or a slot of it keeps it mapped, and pytest holds the supervisor for a while yet.
+    # A reference to the page or one of its slots keeps it mapped, and pytest holds the supervisor for a while.
     del supervisor.page
     supervisor.slots.clear()
 

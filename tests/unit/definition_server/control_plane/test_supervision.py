@@ -204,5 +204,5 @@ async def test_replaced_keys_reach_the_workers(supervisor: Supervisor, holder: s
 
     assert not await asyncio.to_thread(refused, "key")
     supervisor.use_keys(Keys((sha256(b"other").hexdigest(),)))
-    await asyncio.to_thread(until, lambda: not refused("other"), "the other key is let in")
+    await asyncio.to_thread(until, lambda: not refused("other"), "the other key is accepted")
     assert await asyncio.to_thread(refused, "key")

@@ -314,7 +314,7 @@ async def test_the_same_signing_key_again_rebuilds_nothing(bench: Bench) -> None
     assert bench.source.rows_given == 2
 
 
-# -- what it tells ---------------------------------------------------------------------------------------------------
+# -- log and state ---------------------------------------------------------------------------------------------------
 
 
 async def test_findings_are_those_of_the_last_reading(bench: Bench, logs: LogLines) -> None:

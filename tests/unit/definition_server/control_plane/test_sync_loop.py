@@ -90,7 +90,7 @@ async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[Start
         return loop
 
     yield started
-    # Not cancelled in the middle of storing: that goes on in a thread of its own.
+    # Not cancelled in the middle of storing: that continues in a thread of its own.
     for state in (synchronizer.state for synchronizer in synchronizers):
         await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023
     for task in tasks:

@@ -62,7 +62,7 @@ def page() -> Iterator[StatsPage]:
 REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
 
 
-# -- who is let in ----------------------------------------------------------------------------------------------------
+# -- authentication ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

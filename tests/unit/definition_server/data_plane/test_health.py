@@ -172,7 +172,7 @@ async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
             await server.stop(0.5)
             codes = [await promptly(end_of(call)) for call in calls]
         ended += codes.count(grpc.StatusCode.OK)
-        # Whoever was held up until the grace was over is told something else.
+        # A watch that had to wait until the grace was over would get another status.
         assert ended == begun
     assert begun > 60, "they did begin"
 

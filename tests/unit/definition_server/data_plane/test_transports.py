@@ -365,7 +365,7 @@ async def test_nothing_keeps_a_replaced_snapshot_in_memory(
             await swap.prepare()
         swap.commit()
         await swap.release()
-        await eventually(lambda: replaced() is None, "the old snapshot was let go")
+        await eventually(lambda: replaced() is None, "the old snapshot was released")
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ async def services(client: grpc.aio.Channel) -> set[str]:
 async def test_reflection_is_off_unless_configured(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:
-        # One batch: a write after the refusal would fail in the client, which then tells that instead.
+        # One batch: a write after the refusal would fail in the client, which would then report that instead.
         call: Any = client.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=10)

@@ -173,7 +173,7 @@ def test_a_descriptor_arrives_as_one_of_the_receivers_own(ends: tuple[Channel, C
     os.write(sent, b"snapshot")
     assert ours.send(Publish(1, "aa"), sent)
     identity = os.fstat(sent).st_ino
-    os.close(sent)  # the receiver's goes on working
+    os.close(sent)  # the receiver's stays open
     received = theirs.receive()
     assert received is not None
     message, descriptor = received

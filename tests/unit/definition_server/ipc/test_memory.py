@@ -94,7 +94,7 @@ def test_a_partial_write_loses_and_repeats_nothing(pieces: list[bytes], steps: l
             assert content(descriptor) == b"".join(pieces)
 
 
-# -- nobody changes it -------------------------------------------------------------------------------------------------
+# -- it cannot be changed ----------------------------------------------------------------------------------------------
 
 
 def test_the_memory_can_neither_be_written_nor_resized_nor_unsealed() -> None:
@@ -191,7 +191,7 @@ def test_an_exception_while_writing_leaves_no_descriptor_open() -> None:
         yield from [b"x"] * 2000
         raise Interrupted
 
-    with pytest.raises(Interrupted):  # the fixture looks for what is left
+    with pytest.raises(Interrupted):  # the fixture checks that nothing is left
         create_sealed("test", pieces())
 
 

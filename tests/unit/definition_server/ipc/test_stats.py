@@ -185,7 +185,7 @@ def test_the_next_worker_of_a_slot_begins_without_connections_and_not_accepting(
     slot.start(pid=11, now_ns=200)
     assert slot.load() == (False, 0, 8, 200)
     slot.connected(1, 1)
-    assert slot.read().opened == 9, "what was ever accepted goes on counting"
+    assert slot.read().opened == 9, "the total of accepted connections continues"
 
 
 @given(st.integers(0, 10_000), st.integers(0, len(STATUSES) - 1), st.integers(0, 10**10))

@@ -84,7 +84,7 @@ def samples(status: ServiceStatus) -> dict[tuple[str, Labels], float]:
     """(Name, labels) → value."""
     found = [sample for family in families(status).values() for sample in family.samples]
     values = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in found}
-    assert len(values) == len(found), "a series is told twice"
+    assert len(values) == len(found), "a series appears twice"
     return values
 
 

@@ -122,7 +122,7 @@ async def test_an_accepted_connection_ends_its_time_slice() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     (listener,) = server._listeners
     listener._loop = asyncio.get_running_loop()
-    assert not listener._accept(), "nobody waits"
+    assert not listener._accept(), "no connection waits"
     with socket.create_connection(("127.0.0.1", port)):
         assert listener._accept()
         await server.start()
