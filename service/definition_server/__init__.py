@@ -1,3 +1,3 @@
-"""AVAP Definition Server: command definitions over gRPC, served from memory, whatever happens to the database."""
+"""AVAP Definition Server: command definitions over gRPC, served from memory, also while the database is down."""
 
 __version__ = "0.1.0"

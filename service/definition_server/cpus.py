@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use.
+"""The number of CPUs that this process may use.
 
 A container's CPU limit is a cgroup quota, which ``os.cpu_count()`` and the affinity mask do not show: with
 ``cpu.max = 400000 100000`` (Kubernetes: 4000m) a 64-core node grants four. Sources: Linux
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def granted_cpus(root: Path = Path("/")) -> int:
-    """CPUs granted: the tightest cgroup quota, rounded down, then the affinity mask; at least 1.
+    """CPUs granted: the minimum of the affinity mask and of the cgroup quotas, rounded down; at least 1.
 
-    Rounded down because a process group that runs more busy threads than its quota is throttled for the rest
-    of every period, which costs tail latency. ``root`` is where ``proc`` and ``sys`` are looked for.
+    Rounded down because a process group with more busy threads than its quota is throttled for the rest of every
+    period, which costs tail latency. ``root`` is the directory that holds ``proc`` and ``sys``.
     """
     allowed = len(os.sched_getaffinity(0))
     quotas = [quota for quota in (_quota_v2(root), _quota_v1(root)) if quota is not None]
@@ -23,7 +23,7 @@ def granted_cpus(root: Path = Path("/")) -> int:
 
 
 def _quota_v2(root: Path) -> float | None:
-    """The least ``cpu.max`` of the process's own cgroup and its ancestors, in CPUs."""
+    """The smallest ``cpu.max`` of the process's own cgroup and its ancestors, in CPUs."""
     base = root / "sys/fs/cgroup"
     folder = base / _cgroup_path(root, controller="").lstrip("/")
     quotas = []
@@ -38,7 +38,7 @@ def _quota_v2(root: Path) -> float | None:
 
 def _quota_v1(root: Path) -> float | None:
     own = _cgroup_path(root, controller="cpu").lstrip("/")
-    # Inside a container the controller is mounted at the container's own group, so its path is not below it.
+    # Inside a container the controller's mount point is the container's own group, so the group's path is not below it.
     for folder in (root / "sys/fs/cgroup/cpu" / own, root / "sys/fs/cgroup/cpu"):
         quota, period = (
             _read(folder / "cpu.cfs_quota_us").strip(),

@@ -1,8 +1,8 @@
-"""The environment: read into typed settings, secrets from files too, and every problem told with its remedy.
+"""Reads the environment into typed settings, secrets from files too, and reports every problem with its remedy.
 
-The only reader of ``os.environ``. Which settings there are is declared in `settings`, as fields of a subclass of
-`EnvironmentSettings`: a field's description says what it does, its `advice` what to write when a value is refused.
-A secret ``X`` may come from a file instead, named by ``X_FILE`` (trailing newlines are dropped).
+The only reader of ``os.environ``. `settings` declares the settings, as fields of a subclass of `EnvironmentSettings`:
+a field's description says what it does, and its `advice` what to write when a value is refused. A secret ``X`` may
+come from a file instead, which ``X_FILE`` names (trailing newlines are dropped).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 EX_CONFIG = 78
-"""Exit code for a wrong environment (sysexits.h EX_CONFIG), told apart from a crash."""
+"""Exit code for an invalid environment (sysexits.h EX_CONFIG), to distinguish it from a crash."""
 
 
 def forget_libpq_variables() -> None:
@@ -32,7 +32,7 @@ def forget_libpq_variables() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the environment: which variable, the value found (secrets masked), what to do."""
+    """One problem of the environment: the variable, its value (masked where secret), the reason and the remedy."""
 
     variable: str
     value: str | None
@@ -45,7 +45,7 @@ class Problem:
 
 
 class SettingsError(Exception):
-    """The environment cannot be used. ``problems`` holds all that is wrong with it, not only the first."""
+    """The environment cannot be used. ``problems`` holds every problem, not only the first."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -53,12 +53,12 @@ class SettingsError(Exception):
 
 
 def advice(text: str, *, secret: bool = False) -> dict[str, Any]:
-    """A field's ``json_schema_extra``: what to write when its value is refused, and whether it must never be shown."""
+    """A field's ``json_schema_extra``: what to write when a value is refused, and whether values must stay hidden."""
     return {"remedy": text, "secret": secret}
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Values of secrets from the files that ``<VARIABLE>_FILE`` names; `_file_problems` reports the unreadable."""
+    """Secrets from the files that ``<VARIABLE>_FILE`` names. `_file_problems` reports files that cannot be read."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         variable = variables(field)[0]
@@ -76,7 +76,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 
 class EnvironmentSettings(BaseSettings):
-    """Settings that are read from the environment, from files where they are secret, and then never change."""
+    """Settings that are read once from the environment, or from files where they are secret. Immutable."""
 
     model_config = SettingsConfigDict(
         case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
@@ -103,12 +103,12 @@ def load_settings(
     """Read ``cls`` from the environment.
 
     Args:
-        cls: the declaration.
-        defaults: by variable name, for variables that the environment does not set.
-        overrides: by variable name, whatever the environment sets.
+        cls: The declaration of the settings.
+        defaults: By variable name, for variables that the environment does not set.
+        overrides: By variable name; they take precedence over the environment.
 
     Raises:
-        SettingsError: with every problem found.
+        SettingsError: holds every problem.
     """
     problems = [problem for problem in _file_problems(cls) if problem.variable.removesuffix("_FILE") not in overrides]
     unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
@@ -124,7 +124,7 @@ def load_settings(
 
 
 def variables(field: FieldInfo) -> tuple[str, ...]:
-    """The environment variables that set ``field``, the foremost first."""
+    """The environment variables that set ``field``, in order of precedence."""
     alias = field.validation_alias
     if isinstance(alias, AliasChoices):
         return tuple(str(choice) for choice in alias.choices)
@@ -157,7 +157,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def effective(settings: EnvironmentSettings) -> dict[str, str | None]:
-    """Variable → value in force, secrets masked, in the order of the declaration."""
+    """Variable → effective value, secrets masked, in the order of the declaration."""
     values: dict[str, str | None] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -167,12 +167,12 @@ def effective(settings: EnvironmentSettings) -> dict[str, str | None]:
 
 
 def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """The part of the environment that a child process may see: exact ``names`` and names by ``prefixes``."""
+    """The variables for a child process: those in ``names``, and those that start with one of ``prefixes``."""
     return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
 
 
 def _unset(cls: type[EnvironmentSettings], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The ``defaults`` of variables that the environment sets under none of their names, nor by a file."""
+    """The ``defaults`` of variables that the environment does not set, under any of their names or by a file."""
     kept = dict(defaults)
     for field in cls.model_fields.values():
         names = variables(field)
@@ -199,22 +199,22 @@ def _file_problems(cls: type[EnvironmentSettings]) -> list[Problem]:
         if not path or not is_secret(field):
             continue
         if os.environ.get(variable):
-            reason, told = f"{variable} is set as well", f"Set only one of {variable} and {variable}_FILE"
+            reason, action = f"{variable} is set as well", f"Set only one of {variable} and {variable}_FILE"
         else:
             try:
                 content = Path(path).read_text(encoding="utf-8")
             except OSError as error:
-                reason, told = (
+                reason, action = (
                     f"it cannot be read ({error.strerror})",
                     "Name a file that the server may read",
                 )
             except UnicodeDecodeError:
-                reason, told = "its content is not UTF-8 text", "Write the secret as text"
+                reason, action = "its content is not UTF-8 text", "Write the secret as text"
             else:
                 if content.strip():
                     continue
-                reason, told = "the file is empty", "Write the secret into it"
-        problems.append(Problem(f"{variable}_FILE", path, reason, told))
+                reason, action = "the file is empty", "Write the secret into it"
+        problems.append(Problem(f"{variable}_FILE", path, reason, action))
     return problems
 
 
@@ -229,4 +229,4 @@ def _problem(cls: type[EnvironmentSettings], detail: dict[str, Any]) -> Problem:
 
 def _lower_first(message: str) -> str:
     text = message.removeprefix("Value error, ")
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name stays as it is
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name keeps its capitals

@@ -1,4 +1,4 @@
-"""The settings: one declaration, which feeds parsing (`environment`), ``definition-server serve --help``,
+"""The settings. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
 ``definition-server config`` and ``docs/settings.md``.
 """
 
@@ -33,7 +33,7 @@ def _check_api_key(value: SecretStr) -> SecretStr:
 
 
 class Settings(EnvironmentSettings):
-    """What ``definition-server serve`` runs on."""
+    """The settings of ``definition-server serve``."""
 
     database_url: SecretStr = Field(
         validation_alias="DATABASE_URL",
@@ -84,27 +84,27 @@ class Settings(EnvironmentSettings):
     sync_interval_seconds: Seconds = Field(
         60.0,
         validation_alias="SYNC_INTERVAL_SECONDS",
-        description="Time between two change checks of the table.",
+        description="Time between the starts of two sync cycles, each of which checks the table for changes.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("60 or 0.5")),
     )
     snapshot_dir: Path | None = Field(
         None,
         validation_alias="SNAPSHOT_DIR",
-        description="Directory of the last-known-good snapshot, served when the database is down at start. "
+        description="Directory of the last-known-good snapshot, which is served when the database is down at start. "
         "Unset: none is kept.",
         json_schema_extra=advice("Give a directory that the server may write to, or leave it unset"),
     )
     allow_empty_catalog: bool = Field(
         False,
         validation_alias="ALLOW_EMPTY_CATALOG",
-        description="Serve a catalogue without a single definition. False: an emptied table is refused, "
+        description="Serve a catalogue without any definition. False: an empty table is refused, "
         "and the last good catalogue stays.",
         json_schema_extra=advice("Give true or false"),
     )
     transport: Literal["native", "grpcio"] = Field(
         DEFAULT_TRANSPORT,
         validation_alias="TRANSPORT",
-        description="gRPC implementation of the workers. native: the server's own, the fast one. grpcio: Google's.",
+        description="gRPC implementation of the workers. native: the server's own, which is faster. grpcio: Google's.",
         json_schema_extra=advice("Give native or grpcio"),
     )
     tls_cert_file: Path | None = Field(
@@ -122,26 +122,26 @@ class Settings(EnvironmentSettings):
     tls_client_ca_file: Path | None = Field(
         None,
         validation_alias="TLS_CLIENT_CA_FILE",
-        description="PEM file of the authorities whose client certificates are demanded. Unset: clients need none.",
+        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none.",
         json_schema_extra=advice("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     reflection: bool = Field(
         False,
         validation_alias="REFLECTION",
-        description="Offer gRPC server reflection (without a key).",
+        description="Offer gRPC server reflection, which needs no key.",
         json_schema_extra=advice("Give true or false"),
     )
     max_connection_age_seconds: SecondsOrZero = Field(
         3600.0,
         validation_alias="MAX_CONNECTION_AGE_SECONDS",
-        description="Age (with jitter) at which a connection is asked to reconnect, so that a grown fleet "
-        "rebalances. 0: never.",
+        description="Age (with jitter) at which a client is asked to reconnect, so that connections spread over added "
+        "replicas. 0: never.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("3600, or 0 for never")),
     )
     max_connection_idle_seconds: SecondsOrZero = Field(
         0.0,
         validation_alias="MAX_CONNECTION_IDLE_SECONDS",
-        description="Time without a call after which a connection is asked to go. 0: never.",
+        description="Time without a call after which a connection is closed in order. 0: never.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("900, or 0 for never")),
     )
     max_connections: int = Field(
@@ -149,20 +149,20 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=1_000_000,
         validation_alias="MAX_CONNECTIONS",
-        description="Connections that a worker holds at most; further ones wait until one ends (grpcio: are closed). "
-        "0: no limit but that of open files.",
+        description="Most connections of a worker; further ones wait until one ends (grpcio: are closed). "
+        "0: only the limit of open files applies.",
         json_schema_extra=advice("Give a whole number from 0 to 1000000"),
     )
     keepalive_time_seconds: Seconds = Field(
         7200.0,
         validation_alias="KEEPALIVE_TIME_SECONDS",
-        description="Silence of a client after which a ping asks whether it is still there.",
+        description="Time without data from a client after which the server sends it a ping.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("7200")),
     )
     keepalive_timeout_seconds: Seconds = Field(
         20.0,
         validation_alias="KEEPALIVE_TIMEOUT_SECONDS",
-        description="Time for the answer to that ping, after which the connection is closed.",
+        description="Time for the answer to that ping. Without one the connection is closed.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("20")),
     )
     app_env: Literal["production", "development"] = Field(
@@ -175,7 +175,7 @@ class Settings(EnvironmentSettings):
     log_level: Literal["DEBUG", "INFO", "WARN", "ERROR", "FATAL"] = Field(
         "INFO",
         validation_alias="LOG_LEVEL",
-        description="Least level that is logged.",
+        description="Lowest level that is logged.",
         json_schema_extra=advice("Give DEBUG, INFO, WARN, ERROR or FATAL"),
     )
     threadpool_size: int = Field(
@@ -183,40 +183,40 @@ class Settings(EnvironmentSettings):
         ge=1,
         le=1024,
         validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
-        description="Threads at most for blocking handlers in a worker (none of the server's own RPCs blocks). "
+        description="Most threads for blocking handlers in a worker (none of the server's own RPCs blocks). "
         "Also read as UV_THREADPOOL_SIZE.",
         json_schema_extra=advice("Give a whole number from 1 to 1024"),
     )
     connect_timeout_seconds: Seconds = Field(
         5.0,
         validation_alias="CONNECT_TIMEOUT_SECONDS",
-        description="Time allowed for connecting to the database; also how long a start waits for the "
+        description="Longest time to connect to the database; also the time that a start waits for the "
         "database before it serves the last-known-good snapshot.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
     )
     statement_timeout_seconds: Seconds = Field(
         30.0,
         validation_alias="STATEMENT_TIMEOUT_SECONDS",
-        description="Time allowed for each database statement (the change check, and each batch of rows).",
+        description="Longest time of each database statement (the change check, and each batch of rows).",
         json_schema_extra=advice(_SECONDS_REMEDY.format("30")),
     )
     drain_wait_seconds: SecondsOrZero = Field(
         5.0,
         validation_alias="DRAIN_WAIT_SECONDS",
-        description="On shutdown, time between health NOT_SERVING and the closing of the port, so that load "
-        "balancers notice.",
+        description="On shutdown, time between reporting NOT_SERVING and closing the port, so that load balancers "
+        "notice it.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
     )
     drain_timeout_seconds: Seconds = Field(
         25.0,
         validation_alias="DRAIN_TIMEOUT_SECONDS",
-        description="On shutdown, time in all, the wait included, after which calls in flight are cut.",
+        description="On shutdown, total time, the wait included, after which calls in flight are cut off.",
         json_schema_extra=advice("Give a number of seconds above DRAIN_WAIT_SECONDS"),
     )
     heartbeat_timeout_seconds: Seconds = Field(
         10.0,
         validation_alias="HEARTBEAT_TIMEOUT_SECONDS",
-        description="A worker whose event loop stands still this long is killed and replaced.",
+        description="A worker whose event loop has not run for this long is killed and replaced.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("10")),
     )
     start_timeout_seconds: Seconds = Field(
@@ -232,7 +232,7 @@ class Settings(EnvironmentSettings):
         try:
             scheme = urlsplit(value.get_secret_value()).scheme
         except ValueError:
-            # Its text would quote the URL, password and all.
+            # Its text would quote the URL, with the password.
             raise ValueError("it is not a valid URL") from None
         if scheme not in ("postgresql", "postgres"):
             raise ValueError("the scheme must be postgresql://")
@@ -285,14 +285,14 @@ def _check_pair(certificate: Path | None, key: Path | None, variables: str) -> N
         raise ValueError(f"{variables} belong together")
     if key is not None and certificate is not None:
         try:
-            # A password would be asked for on the terminal.
+            # Without this, OpenSSL would ask for the password on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
         except (OSError, ValueError) as error:
             raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
 
 
 def _check_regular(path: Path | None) -> None:
-    """Refuse a pipe: it can be read only once, and has been when its content was checked."""
+    """Refuse a pipe: it can be read only once, and the check of its content reads it."""
     try:
         regular = path is None or path.is_file() or not path.exists()
     except OSError as error:
@@ -310,7 +310,7 @@ def _first_line(error: Exception) -> str:
 
 
 class ClientSettings(EnvironmentSettings):
-    """What the client commands (``get``, ``sync``, ``health``) run on."""
+    """The settings of the client commands (``get``, ``sync``, ``health``)."""
 
     host: str = Field(
         "127.0.0.1",
@@ -334,14 +334,14 @@ class ClientSettings(EnvironmentSettings):
         None,
         union_mode="left_to_right",
         validation_alias="DEFINITION_SERVER_CA_FILE",
-        description="PEM file of the authorities that the server's certificate is verified with: call over TLS. "
+        description="PEM file of the authorities that verify the server's certificate: call over TLS. "
         "`system`: this machine's authorities. Unset: cleartext.",
         json_schema_extra=advice("Name a readable PEM file, give system, or leave it unset"),
     )
     client_cert_file: Path | None = Field(
         None,
         validation_alias="DEFINITION_SERVER_CLIENT_CERT_FILE",
-        description="PEM file of the certificate chain that is shown to a server that demands one.",
+        description="PEM file of the certificate chain for a server that demands a client certificate.",
         json_schema_extra=advice("Name a readable PEM file and set DEFINITION_SERVER_CLIENT_KEY_FILE, or unset both"),
     )
     client_key_file: Path | None = Field(
@@ -379,7 +379,7 @@ class ClientSettings(EnvironmentSettings):
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "client_cert_file" not in info.data:
-            return value  # told already
+            return value  # reported already
         _check_regular(value)
         names = "DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE"
         _check_pair(info.data["client_cert_file"], value, names)

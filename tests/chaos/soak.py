@@ -35,7 +35,7 @@ from tests.support.providers import EmbeddedServer, available_providers
 from tests.support.results import keep as keep_record
 
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
-from definition_server.control_plane.delayed_release import HELD_SECONDS
+from definition_server.ipc.handover import HOLD_SECONDS
 from definition_server.settings import DEFAULT_TRANSPORT
 
 AIM = 0.99999
@@ -210,7 +210,7 @@ def _warm_up(stage: Stage, load: DrillLoad, faults: list[Fault]) -> None:
                 load.keep(0.5)
     for _ in range(WARM_UP_VERSIONS):
         load.wait_everywhere(stage.table.advance(), 30 + 2 * stage.cycle_seconds)
-    load.keep(HELD_SECONDS + 1)
+    load.keep(HOLD_SECONDS + 1)
 
 
 def _look(found: Soak, stage: Stage) -> Usage | None:

@@ -52,6 +52,7 @@ ONLY_IN = {
     "grpc": (
         "definition_server/data_plane/transports/grpcio.py",
         "definition_server/data_plane/transports/native.py",
+        "definition_server/data_plane/transports/first_calls.py",
         "definition_server/data_plane/health.py",
         "definition_server/cli/channel.py",
         "definition_server/cli/client.py",

@@ -1,8 +1,8 @@
-"""Rows in, snapshot out.
+"""Builds a snapshot from rows.
 
-The builder keeps one encoded ``CommandResponse`` per name and nothing else, so 200 MB of code cost little more than
-200 MB while they are read; the result is a list of pieces that are written to shared memory one after the other,
-never joined.
+The builder keeps one encoded ``CommandResponse`` per name and nothing else, so 200 MB of code take little more than
+200 MB of memory while they are read. The result is a list of pieces, which are written to shared memory one after the
+other and never joined.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CatalogTooLarge(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BuiltSnapshot:
-    """A snapshot as the pieces that make it up, in order."""
+    """A snapshot as its pieces, in order."""
 
     pieces: list[bytes]
     footer: Footer
@@ -67,7 +67,7 @@ class SnapshotBuilder:
         self.findings = Findings()
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take ``rows`` in any order. Of rows with the same name the highest id wins."""
+        """Add ``rows``, in any order. Of rows with the same name the one with the highest id is served."""
         for row in rows:
             self.findings.source_rows += 1
             reason = reason_not_served(row)
@@ -110,14 +110,14 @@ class SnapshotBuilder:
         return len(self._entries)
 
     def build(self, *, generation: int, created_at_ns: int) -> BuiltSnapshot:
-        """The snapshot of what was added.
+        """The snapshot of the rows that were added.
 
         Args:
             generation: number of the publication.
             created_at_ns: time of building, nanoseconds since the epoch.
 
         Raises:
-            CatalogTooLarge: where the body would pass 2 GiB.
+            CatalogTooLarge: where the body would exceed 2 GiB.
         """
         names = sorted(self._entries)
         version = _version_hash((name, self._entries[name][1]) for name in names)
@@ -167,7 +167,7 @@ def _catalog_tail(count: int, version: bytes) -> bytes:
 
 
 class _Slots:
-    """The index while it is filled."""
+    """The index under construction."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -187,9 +187,9 @@ class _Slots:
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:
-    """The rows that ``snapshot`` was built from, as far as it still tells: source code, unsigned.
+    """The served rows that ``snapshot`` was built from, with unsigned source code; ids are positions.
 
-    For rebuilding a stored snapshot under another signing key. Ids are positions.
+    They serve to rebuild a stored snapshot under another signing key.
     """
     signed = snapshot.footer.key_id != UNSIGNED
     for number, definition in enumerate(snapshot):

@@ -1,4 +1,4 @@
-"""A command's definition, as rows hold it and as the wire carries it."""
+"""The definition of a command: as a row of the table, and in its wire format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_INTERFACE = b"[]"
 
 
 class Row(NamedTuple):
-    """One row of the source table. Text is undecoded bytes: a database may hold what is not UTF-8."""
+    """One row of the source table. Text is undecoded octets: a database may hold text that is not UTF-8."""
 
     id: int
     name: bytes | None
@@ -34,9 +34,9 @@ class Definition:
 
 
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
-    """Fields 1 to 4 of ``CommandResponse``, in order. All but ``code`` are not empty."""
+    """Fields 1 to 4 of ``CommandResponse``, in order. Only ``code`` may be empty."""
     varint = wire.varint
-    # One join and the tags spelt out (field << 3 | 2): this runs once per row of every rebuild.
+    # One join, with literal tags (field << 3 | 2), for speed: this runs once per row of every build.
     return b"".join(
         (b"\x0a", varint(len(name)), name, b"\x12", varint(len(kind)), kind)
         + (b"\x1a", varint(len(interface)), interface)
@@ -57,7 +57,7 @@ def parse_definition(message: memoryview) -> Definition:
     """The definition in a serialized ``CommandResponse``.
 
     Raises:
-        WireError: where ``message`` is none.
+        WireError: where ``message`` is not a ``CommandResponse``.
     """
     values = {number: bytes(content) for number, _, content in wire.fields(message)}
     try:

@@ -32,12 +32,12 @@ FOOTER_SIZE = _FIELDS.size + _DIGEST_SIZE
 
 
 class SnapshotError(ValueError):
-    """Bytes that are no whole, undamaged snapshot. The message names the check that failed."""
+    """Octets that are not a complete, undamaged snapshot. The message names the check that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What is known of a snapshot without touching its body."""
+    """The facts about a snapshot that can be read without reading its body."""
 
     generation: int
     created_at_ns: int
@@ -67,7 +67,7 @@ class Footer:
 
     @classmethod
     def unpack(cls, buffer: memoryview) -> Footer:
-        """The checked footer of a snapshot that fills ``buffer`` exactly. O(1).
+        """The checked footer of the snapshot that is exactly ``buffer``. O(1).
 
         Raises:
             SnapshotError: where a check fails.

@@ -18,19 +18,19 @@ OVERHEAD = _HEADER.size + _MAC_SIZE
 """Octets that a package adds to its payload."""
 
 UNSIGNED = bytes(8)
-"""`Signer.key_id` of no signer."""
+"""The key id of an unsigned snapshot."""
 
 
 class SignatureError(ValueError):
-    """Bytes that are no signed package, or one of another key."""
+    """Octets that are not a signed package, or that were signed with another key."""
 
 
 class Signer:
-    """Packs payloads under one key."""
+    """Signs payloads with one key."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
-        # Tells two keys apart in a stored snapshot and says nothing of either.
+        # Distinguishes two keys in a stored snapshot, and reveals nothing about either.
         self.key_id = hmac.digest(self._key, b"AVAP definition server: key id", hashlib.sha256)[:8]
 
     def pack(self, payload: bytes) -> bytes:
@@ -53,7 +53,7 @@ class Signer:
 
 
 def payload_of(package: bytes) -> bytes:
-    """The payload of ``package``, its signature not verified.
+    """The payload of ``package``. The signature is not verified.
 
     Raises:
         SignatureError: where the header is not that of a package of this version, or the length disagrees.

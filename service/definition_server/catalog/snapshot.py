@@ -1,4 +1,4 @@
-"""Reading a snapshot where it lies: in shared memory, in a file, in a bytes object."""
+"""Reads a snapshot without copying it: from shared memory, a mapped file or a bytes object."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _NAME_TAG = wire.NAME << 3 | wire.LENGTH_DELIMITED
 
 
 class Snapshot:
-    """An open snapshot. Immutable; keeps its buffer alive for as long as it is referenced.
+    """An open snapshot. Immutable; it keeps its buffer alive for as long as it is referenced.
 
-    Opening checks the footer and the sizes in it (O(1), no entry is touched). That is enough for memory that the
-    master has sealed; a file must pass `verify` as well before anything of it is served.
+    Opening it checks the footer and the sizes in it: O(1), no entry is read. That is enough for memory that the master
+    has sealed. A file must also pass `verify` before anything in it is served.
     """
 
     __slots__ = ("_body_length", "_buffer", "_index", "_mask", "footer")
 
     def __init__(self, buffer: bytes | mmap | memoryview) -> None:
-        """Open the snapshot that fills ``buffer``.
+        """Open the snapshot that is exactly ``buffer``.
 
         Raises:
-            SnapshotError: naming the check that failed.
+            SnapshotError: names the check that failed.
         """
         view = memoryview(buffer).toreadonly()
         self.footer = Footer.unpack(view)
@@ -103,8 +103,8 @@ class Snapshot:
                 yield content
 
     def _find(self, name: bytes) -> tuple[int, int] | None:
-        # An answer starts with its name field, tag and length included, so one prefix comparison tells whether
-        # the slot is this name's or another's whose 64-bit hash is the same.
+        # An answer starts with its name field, tag and length included, so one comparison of prefixes tells whether
+        # the slot belongs to this name or to another name with the same 64-bit hash.
         prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
         wanted = name_hash(name)
         position = wanted & self._mask
@@ -119,7 +119,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names by what became of them between two snapshots, each in name order."""
+    """The names that were added, removed or changed between two snapshots, each in name order."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -127,7 +127,7 @@ class Difference:
 
 
 def diff(old: Snapshot | None, new: Snapshot) -> Difference:
-    """What changed from ``old`` (None: nothing was served) to ``new``; signatures do not count."""
+    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change."""
     before = {} if old is None else _hashes(old)
     after = _hashes(new)
     return Difference(
@@ -138,7 +138,7 @@ def diff(old: Snapshot | None, new: Snapshot) -> Difference:
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, bytes]:
-    """Name → hash, read without touching the code (the hash is the last field, its value 64 octets)."""
+    """Name → hash. Does not read the code: the hash is the last field, and its value has 64 octets."""
     hashes = {}
     for message in snapshot.messages():
         length, start = wire.read_varint(message, 1)

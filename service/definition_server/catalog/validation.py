@@ -1,8 +1,8 @@
-"""Which rows are served, and why the others are not.
+"""Decides which rows are served, and gives the reason for each that is not.
 
-The server does not own the table: any row may be garbage. A row that cannot be put on the wire is left out and
-counted by reason; a row that can, but looks wrong, is served as it stands and counted as suspect, because holding
-back one odd definition breaks every script that uses it, while serving it breaks nothing that worked before.
+The server does not own the table: any row may be invalid. A row that the wire format cannot carry is left out and
+counted by reason. A row that it can carry, but that looks wrong, is served as it is and counted as suspect, because
+holding back one odd definition breaks every script that uses it, while serving it breaks nothing that worked before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import StrEnum
 from definition_server.catalog.definition import Row
 
 LARGE_DEFINITION = 4 * 1024 * 1024
-"""What a gRPC client accepts by default; a larger answer reaches only clients that raised their limit."""
+"""Octets that a gRPC client accepts by default. A larger answer reaches only clients that have raised their limit."""
 
 _EXAMPLES = 10
 
@@ -39,13 +39,13 @@ class Suspect(StrEnum):
 
 @dataclass(slots=True)
 class Findings:
-    """What reading the rows of one snapshot found."""
+    """The findings in the rows of one snapshot."""
 
     source_rows: int = 0
     unserved: Counter[Unserved] = field(default_factory=Counter)
     suspect: Counter[Suspect] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Up to ten rows by reason, as ``id=7 name='if'``."""
+    """Reason → up to ten rows, as ``id=7 name='if'``."""
 
     def note(self, reason: Unserved | Suspect, row: Row) -> None:
         """Count ``row`` under ``reason``."""
@@ -55,27 +55,27 @@ class Findings:
             self.suspect[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append(_told(row))
+            examples.append(_example(row))
 
     def withdraw(self, reason: Suspect, row: Row) -> None:
-        """Take back what `note` counted: ``row`` is not served after all."""
+        """Undo `note` for ``row``, which is not served after all."""
         self.suspect[reason] -= 1
         if not self.suspect[reason]:
             del self.suspect[reason]
-        told = _told(row)
-        if told in self.examples[reason]:
-            self.examples[reason].remove(told)
+        example = _example(row)
+        if example in self.examples[reason]:
+            self.examples[reason].remove(example)
         if not self.examples[reason]:
             del self.examples[reason]
 
 
-def _told(row: Row) -> str:
+def _example(row: Row) -> str:
     name = None if row.name is None else row.name.decode(errors="replace")
     return f"id={row.id} name={name!r}"
 
 
 def reason_not_served(row: Row) -> Unserved | None:
-    """Why ``row`` by itself cannot be served; None if it can. Duplicates are judged by the builder."""
+    """Why ``row`` by itself cannot be served; None if it can. The builder detects duplicates."""
     _, name, kind, interface, code = row
     if not name:
         return Unserved.NULL_NAME if name is None else Unserved.EMPTY_NAME
@@ -91,26 +91,26 @@ def reason_not_served(row: Row) -> Unserved | None:
 
 
 def _refuse(constant: str) -> None:
-    """NaN and Infinity: Python reads them, JSON (RFC 8259) does not know them."""
+    """Reject NaN and Infinity: Python's parser reads them, but they are not JSON (RFC 8259)."""
     raise ValueError(constant)
 
 
 class InterfaceCheck:
-    """Tells whether an interface is a JSON array, remembering the answers: interfaces repeat across commands."""
+    """Tells whether an interface is a JSON array. Results are cached, because many commands have the same interface."""
 
-    _MOST_REMEMBERED = 10_000
+    _MOST_CACHED = 10_000
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, bool] = {}
+        self._cache: dict[bytes, bool] = {}
 
     def is_json_array(self, interface: bytes) -> bool:
         """Whether ``interface`` parses as a JSON array."""
-        known = self._seen.get(interface)
+        known = self._cache.get(interface)
         if known is None:
             try:
                 known = isinstance(json.loads(interface.decode(), parse_constant=_refuse), list)
             except (ValueError, RecursionError):
                 known = False
-            if len(self._seen) < self._MOST_REMEMBERED:
-                self._seen[interface] = known
+            if len(self._cache) < self._MOST_CACHED:
+                self._cache[interface] = known
         return known

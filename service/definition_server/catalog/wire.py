@@ -1,7 +1,7 @@
-"""The little of the protobuf wire format that the snapshot is made of.
+"""The part of the protobuf wire format that snapshots use.
 
-Source: protobuf.dev, "Encoding". Tags are ``field number << 3 | wire type``; all fields used here are
-length-delimited (wire type 2) but ``CatalogResponse.total_count`` (varint, wire type 0).
+Source: protobuf.dev, "Encoding". Tags are ``field number << 3 | wire type``. All fields used here are
+length-delimited (wire type 2), except ``CatalogResponse.total_count`` (varint, wire type 0).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LENGTH_DELIMITED = 2
 VARINT = 0
 
 NAME, TYPE, INTERFACE_JSON, CODE, HASH = 1, 2, 3, 4, 5
-"""Field numbers of ``CommandResponse``; NAME is also that of ``CommandRequest``."""
+"""Field numbers of ``CommandResponse``. ``CommandRequest`` has NAME too."""
 
 COMMANDS, TOTAL_COUNT, VERSION_HASH = 1, 2, 3
 """Field numbers of ``CatalogResponse``."""
@@ -22,15 +22,15 @@ MAX_MESSAGE = 2**31 - 1
 """No protobuf implementation serializes a message above 2 GiB."""
 
 _SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
-"""Varints of one and two octets, ready: nearly every length in a catalogue is one."""
+"""All varints of one and two octets: nearly every length in a catalogue is one of them."""
 
 
 class WireError(ValueError):
-    """Bytes that are not the protobuf message they should be."""
+    """Octets that are not the expected protobuf message."""
 
 
 def varint(value: int) -> bytes:
-    """``value`` (not negative) in base 128, least significant group first."""
+    """``value``, which is not negative, in base 128, least significant group first."""
     if value < len(_SHORT):
         return _SHORT[value]
     out = bytearray()
@@ -42,7 +42,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A length-delimited field; empty where ``value`` is, as proto3 leaves out default values."""
+    """A length-delimited field; empty where ``value`` is empty, because proto3 omits default values."""
     if not value:
         return b""
     return _SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
@@ -52,7 +52,7 @@ def read_varint(buffer: memoryview | bytes, position: int) -> tuple[int, int]:
     """The varint at ``position`` and the position after it.
 
     Raises:
-        WireError: where it does not end within ten octets or within the buffer.
+        WireError: where the varint does not end within ten octets or within the buffer.
     """
     value = 0
     for shift in range(0, 70, 7):
@@ -70,7 +70,7 @@ def fields(buffer: memoryview) -> Iterator[tuple[int, int, memoryview]]:
     """The fields of a message: (number, varint value or 0, content).
 
     Raises:
-        WireError: on a wire type that the catalogue does not use, or a length beyond the buffer.
+        WireError: for a wire type that the catalogue does not use, or a length beyond the buffer.
     """
     position = 0
     while position < len(buffer):

@@ -1,4 +1,4 @@
-"""``definition-server capacity``: workers, cores and memory for a load, from measured figures."""
+"""``definition-server capacity``: the workers, cores and memory that a load needs, from measured figures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from definition_server.cli.sizing import LIMIT_OVER_PEAK, Answer, Demand, Figure
 @click.option("--definitions", type=click.IntRange(1), default=100_000, show_default=True, help="In the catalogue.")
 @click.option(
     "--definition-octets", type=click.IntRange(1), default=2100, show_default=True,
-    help="Average size of one definition as served: `validate` tells body bytes and definitions.",
+    help="Average size of one served definition: `validate` prints body bytes and definitions.",
 )  # fmt: skip
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="One of several may be away.")
+@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="One of several may be down.")
 @click.option("--connections", type=click.IntRange(0), default=1000, show_default=True, help="Clients, all replicas.")
 @click.option(
     "--margin", type=click.FloatRange(0, 0.95), default=0.4, show_default=True,
@@ -28,12 +28,12 @@ from definition_server.cli.sizing import LIMIT_OVER_PEAK, Answer, Demand, Figure
 def capacity(
     rps: float, definitions: int, definition_octets: int, replicas: int, connections: int, margin: float, as_json: bool
 ) -> None:
-    """Print what a load takes: workers, cores and memory of each replica, with the formulas.
+    """Print the workers, cores and memory that each replica needs for a load, with the formulas.
 
-    The figures behind it were measured and came with this package; the machine they were measured on is printed.
+    The formulas use measured figures that come with this package. The machine that they were measured on is printed.
     """
     if rps in (float("inf"), float("-inf")) or rps != rps:
-        raise click.UsageError("--rps wants a finite number.")
+        raise click.UsageError("--rps must be a finite number.")
     demand = Demand(rps, definitions, definition_octets, replicas, connections, margin)
     try:
         figures = load_figures()
@@ -63,35 +63,35 @@ def _print(demand: Demand, found: Answer, figures: Figures) -> None:
     name, rate = figures.planning
     several = demand.replicas > 1
     each = "each replica" if several else "the server"
-    click.echo(f"For {demand.rps:,.0f} calls a second and {demand.definitions:,} definitions, {each} wants:\n")
+    click.echo(f"For {demand.rps:,.0f} calls a second and {demand.definitions:,} definitions, {each} needs:\n")
     print_facts(
         [
             ("workers", f"{found.workers}  (WORKERS={found.workers})"),
             ("CPU request", f"{found.cpu_request:.1f} cores"),
             ("CPU limit", f"{found.cpu_limit} cores"),
             ("memory at rest", f"{found.resident_mb:,.0f} MiB"),
-            ("memory at its peak", f"{found.peak_mb:,.0f} MiB, while it publishes and a worker is replaced"),
+            ("memory at its peak", f"{found.peak_mb:,.0f} MiB, during a publication and the replacement of a worker"),
             ("memory limit", f"{found.memory_limit_mb:,} MiB"),
         ]
     )
-    click.echo("\nHow that comes about:")
+    click.echo("\nCalculation:")
     load = f"{found.rps_per_replica:,.0f} calls a second"
     if several:
-        load = f"{demand.rps:,.0f} ÷ {demand.replicas - 1} (one replica away) = {load}"
+        load = f"{demand.rps:,.0f} ÷ {demand.replicas - 1} (one replica down) = {load}"
     knee = "" if figures.knee is None else f", knee {figures.knee['rate']:,.0f}"
     print_facts(
         [
             ("  load", load),
-            ("  one core answers", f"{rate:,.0f} a second ({name}: the dearest of those measured{knee})"),
+            ("  one core answers", f"{rate:,.0f} a second ({name}: the most expensive scenario measured{knee})"),
             ("  one worker", f"{figures.worker_rate:,.0f} × {1 - demand.margin:.2f} (margin {demand.margin:.0%}) "
                              f"= {found.worker_rps:,.0f}"),
             ("  workers", f"max(2, ⌈{found.rps_per_replica:,.0f} ÷ {found.worker_rps:,.0f}⌉) = {found.workers}, "
-                          f"then busy {found.utilisation:.0%} of their time"),
-            ("  CPU limit", f"workers + 1: the master takes {found.publication_cpu_seconds:.1f} s of a core for each "
+                          f"busy {found.utilisation:.0%} of their time"),
+            ("  CPU limit", f"workers + 1: the master uses {found.publication_cpu_seconds:.1f} s of a core for each "
                             "publication"),
             ("  memory limit", f"peak {found.peak_mb:,.0f} × {LIMIT_OVER_PEAK:g} (20 % above), "
                                f"snapshot {found.snapshot_mb:,.0f} MiB"),
         ]
     )  # fmt: skip
     click.echo(f"\nMeasured {figures.measured[:10]} on {figures.machine} ({figures.source}).")
-    click.echo("Another machine answers more or less: measure yours with `nox -s perf`.")
+    click.echo("Other machines differ: measure yours with `nox -s perf`.")

@@ -1,4 +1,4 @@
-"""Which server the client commands call, and how: options, channel, one call, and what is told where it fails."""
+"""The server that a client command calls: its options, the channel, one call, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from definition_server.settings import ClientSettings
 
 _METADATA_KEY = "x-avap-auth"
 _CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # a catalogue soon passes the 4 MiB of the default
+    ("grpc.max_receive_message_length", -1),  # a catalogue easily exceeds the default of 4 MiB
     ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),  # http_proxy is set for the web; these ports are inside
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, whatever an earlier one waits for
+    ("grpc.enable_http_proxy", 0),  # http_proxy is meant for web traffic; these ports are internal
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects at once, without an earlier one's back-off
 )
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -29,7 +29,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Which server is called, with which key, how long an answer may take (seconds), and whether over TLS."""
+    """The server to call: its address, the key, the longest time of an answer (seconds), and TLS (None: cleartext)."""
 
     address: str
     api_key: str | None
@@ -47,7 +47,7 @@ class Server:
         """Call ``method`` of ``avap.DefinitionEngine``.
 
         Raises:
-            CommandFailed: where the call fails, and (78) where there is no key.
+            CommandFailed: where the call fails, or there is no key (exit code 78).
         """
         if self.api_key is None:
             remedy = "Set it to the server's API_KEY, or API_KEY_FILE to a file that holds it"
@@ -64,7 +64,7 @@ class Server:
             raise self.failure(error) from None
 
     def failure(self, error: grpc.RpcError) -> CommandFailed:
-        """``error`` as what the user is told: the address, the cause and, where there is one, a remedy."""
+        """The report of ``error``: the address, the cause and, where we know one, a remedy."""
         call = cast("grpc.Call", error)
         cause = visible(call.details() or "no reason given")
         match call.code():
@@ -90,7 +90,7 @@ class Server:
 
 
 def connection_options(default_timeout: float) -> Callable[[Command], Command]:
-    """The options that say which server to call and how: the keyword arguments of `server_of`."""
+    """The options for the server to call: the keyword arguments of `server_of`."""
     seconds = click.FloatRange(min=0, min_open=True, max=86_400)
     options = (
         click.option("--host", help="Host to call, in place of DEFINITION_SERVER_HOST."),
@@ -140,10 +140,10 @@ def server_of(
     client_cert_file: str | None,
     client_key_file: str | None,
 ) -> Server:
-    """The server that the options name, or else the environment.
+    """The server that the options name; the environment supplies what they leave out.
 
     Raises:
-        CommandFailed: where either cannot be used.
+        CommandFailed: where the options or the environment cannot be used.
     """
     given = {
         "DEFINITION_SERVER_HOST": host,

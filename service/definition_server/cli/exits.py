@@ -1,4 +1,4 @@
-"""Exit codes of the commands, and what all of them do alike on a user's screen."""
+"""Exit codes of the commands, and the output that they have in common."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CommandFailed(click.ClickException):
 def settings_or_exit(
     cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
 ) -> AnySettings:
-    """`load_settings`, its problems shown whole and with exit code 78."""
+    """`load_settings`; an invalid environment ends the command with every problem and exit code 78."""
     try:
         return load_settings(cls, defaults=defaults, **overrides)
     except SettingsError as error:
@@ -48,17 +48,17 @@ def settings_or_exit(
 
 
 def unusable_environment(problems: Iterable[Problem]) -> CommandFailed:
-    """The error that shows ``problems`` whole."""
+    """The error that lists all ``problems``."""
     lines = [f"  {problem}" for problem in problems]
     return CommandFailed("\n".join(["the environment cannot be used:", *lines]), Exit.CONFIG)
 
 
 @contextmanager
 def no_traceback() -> Iterator[None]:
-    """Around a command: what may end it early and is no bug of ours is told in one line.
+    """Around a command: reports causes of an early end that are not bugs in one line.
 
-    Ctrl-C ends with `Exit.INTERRUPTED`, output that cannot be written with `Exit.FAILED`. A reader that closed the
-    pipe is left to click, which ends without a word.
+    Ctrl-C ends with `Exit.INTERRUPTED`, output that cannot be written with `Exit.FAILED`. A reader that has closed the
+    pipe is left to click, which exits silently.
     """
     try:
         yield
@@ -77,32 +77,32 @@ def no_traceback() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Forget what stdout still buffers: writing it once more at exit would end with Python's own code, 120."""
+    """Discard what stdout still buffers: to write it at exit would fail again, with Python's own exit code 120."""
     with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def on_terminal() -> bool:
-    """Whether a person reads stdout; what is piped gets neither colours nor tables, whatever FORCE_COLOR says."""
+    """Whether stdout is a terminal. A pipe gets neither colours nor tables, whatever FORCE_COLOR says."""
     return sys.stdout.isatty()
 
 
 def print_json(value: object) -> None:
-    """``value`` as JSON on stdout, in ASCII: it then passes through any encoding."""
+    """Print ``value`` as JSON on stdout, in ASCII, which every encoding can carry."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """One ``label: value`` a line on stdout, the values aligned."""
+    """Print one ``label: value`` per line on stdout, with aligned values."""
     width = max(len(label) for label, _ in facts) + 1
     for label, value in facts:
         click.echo(f"{label + ':':<{width}} {value}")
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """``text`` with every character that prints nothing, but those in ``keep``, as its escape.
+    """``text`` with every character that is not printable, except those in ``keep``, as its escape.
 
-    Names and code come from a table that anyone may have written; an escape sequence in them must not reach the
+    Names and code come from a table that the server does not own. An escape sequence in them must not reach the
     terminal.
     """
     return "".join(

@@ -23,11 +23,11 @@ _COMMANDS = {
     "sync": "definition_server.cli.client",
     "validate": "definition_server.cli.validate",
 }
-"""Command → the module that has it under that name."""
+"""Command → the module that defines a function of that name."""
 
 
 class _Commands(click.Group):
-    """Imports a command's module when the command is run: ``serve`` starts without gRPC and terminal libraries."""
+    """Imports the module of a command when it is run, so that ``serve`` starts without gRPC and terminal libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_COMMANDS])
@@ -42,17 +42,17 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="definition-server")
 def cli() -> None:
-    """Serve AVAP command definitions from PostgreSQL over gRPC, and look at what is served."""
+    """Serve AVAP command definitions from PostgreSQL over gRPC, and inspect what is served."""
 
 
 @cli.command(epilog=settings_epilog(Settings))
 def serve() -> None:
     """Serve the catalogue until SIGTERM or Ctrl-C.
 
-    Signals: SIGHUP syncs at once (and re-reads secrets from files), SIGUSR2 replaces the workers one by one.
+    Signals: SIGHUP syncs at once and reads secrets from their files again; SIGUSR2 replaces the workers one by one.
     """
     settings = settings_or_exit(Settings)
-    from definition_server.control_plane.master import run_master  # not before the settings are known to be right
+    from definition_server.control_plane.master import run_master  # after the settings have been validated
 
     sys.exit(run_master(settings))
 

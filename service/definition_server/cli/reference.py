@@ -1,4 +1,4 @@
-"""The settings, rendered from their declaration: for ``--help`` and for ``docs/settings.md``."""
+"""Renders the declaration of the settings: for ``--help`` and for ``docs/settings.md``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def settings_page() -> str:
         "",
         "<!-- Written by `definition-server config --reference`. Edit service/definition_server/settings.py. -->",
         "",
-        "All settings come from the environment. A wrong environment is told whole, with every variable, the value",
-        "found (secrets masked) and a remedy, and ends the command with exit code 78. A secret `X` may be given as a",
-        "file instead, named by `X_FILE`; on `SIGHUP` the server reads those files again. An empty variable counts as",
-        "unset.",
+        "All settings come from the environment. An invalid environment ends the command with exit code 78, and every",
+        "problem is reported: the variable, its value (masked where it is secret), the reason and a remedy. A secret",
+        "`X` may be in a file instead, which `X_FILE` names; on `SIGHUP` the server reads those files again. An empty",
+        "variable counts as unset.",
         "",
         "## Server (`definition-server serve`)",
         "",

@@ -1,7 +1,7 @@
 """The sample catalogue: AVAP commands as a deployment's table holds them, for demonstrations and tests.
 
-The commands are written down in ``sample_catalogue.toml``, beside this module; its head tells what their bodies
-may use. Nothing here runs a body.
+The commands are in ``sample_catalogue.toml`` beside this module, whose first comment says what their bodies may use.
+No body is executed here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 COLUMNS = ("name", "interface", "description", "type", "logic", "componenttype", "service", "command", "code")
-"""The table's columns but ``id``, in its order: that of the fields of ``SampleCommand`` and of ``as_csv``."""
+"""The table's columns except ``id``, in the order of the table, of ``SampleCommand``'s fields and of ``as_csv``."""
 
 CREATE_TABLE_SQL = """\
 CREATE TABLE IF NOT EXISTS obex_dapl_functions (
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS obex_dapl_functions (
 )"""
 
 NULL = r"\N"
-"""How ``as_csv`` writes None: without quotes, which every text has."""
+"""None in the output of ``as_csv``. It has no quotes, and every text has."""
 
 _REFUSED = re.compile(r"\0|^\\\.\r?$", re.MULTILINE)
 
@@ -55,7 +55,7 @@ class SampleCommand:
 
 
 class _Null:
-    """None for the csv module: QUOTE_NONNUMERIC leaves the quotes off whatever has a ``__float__``."""
+    """None for the csv module: with QUOTE_NONNUMERIC it writes no quotes around an object that has a ``__float__``."""
 
     def __str__(self) -> str:
         return NULL
@@ -65,7 +65,7 @@ class _Null:
 
 
 def load_sample_catalogue() -> tuple[SampleCommand, ...]:
-    """Every sample command, in the file's order: the same at each call. Names are unique."""
+    """Every sample command, in the order of the file. Names are unique."""
     text = resources.files(__package__).joinpath("sample_catalogue.toml").read_text(encoding="utf-8")
     return tuple(_command(table) for table in tomllib.loads(text)["command"])
 
@@ -75,8 +75,8 @@ def as_csv(commands: Iterable[SampleCommand]) -> str:
 
     ``\copy obex_dapl_functions (<COLUMNS>) FROM pstdin WITH (FORMAT csv, NULL '\N')``
 
-    PostgreSQL takes the NULL marker only where it has no quotes, and every text here has them: a text that reads
-    ``\N``, or is empty, arrives as that text.
+    PostgreSQL reads the marker as NULL only without quotes, and every text here has quotes. So a text ``\N``, or an
+    empty one, is stored as that text.
 
     Raises:
         ValueError: a text holds NUL, which PostgreSQL cannot store, or a line ``\.``, at which psql before

@@ -1,7 +1,7 @@
-"""How much machine a load takes: arithmetic on figures that were measured.
+"""The resources that a load needs: arithmetic on measured figures.
 
-The figures are ``capacity_figures.json`` beside this module. ``python -m perf capacity`` writes that file from
-a record of measurements; nobody types a number into it. ``docs/capacity.md`` derives the formulas used here.
+The figures are in ``capacity_figures.json`` beside this module. ``python -m perf capacity`` writes that file
+from a record of measurements; it is never edited by hand. ``docs/capacity.md`` derives the formulas used here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from definition_server.catalog.layout import FOOTER_SIZE, SLOT, slot_count
 FILE = "capacity_figures.json"
 MB = 1 << 20
 LIMIT_OVER_PEAK = 1.2
-"""The guide's memory math: the limit of a pod exceeds what it holds by 20 %."""
+"""As in the deployment guide: the memory limit of a pod exceeds its use by 20 %."""
 LEAST_WORKERS = 2
-"""With a single one, its crash or its replacement would leave nobody who answers."""
+"""With one worker, no worker would answer during its crash or replacement."""
 _LIMIT_STEP_MB = 16
 _CORE_STEP = 0.1
 
 
 class FiguresError(Exception):
-    """The measured figures are missing or make no sense; the text tells which."""
+    """The measured figures are missing or invalid. The message names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """One measurement of a whole server. Sizes in MB (2²⁰ octets); ``peak_mb`` while it publishes."""
+    """One measurement of a whole server. Sizes in MB (2²⁰ octets); ``peak_mb`` is measured during a publication."""
 
     workers: int
     snapshot_mb: float
@@ -43,7 +43,7 @@ class MemoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """``base + workers × worker + per_snapshot × snapshot``, so chosen that no measured point lies above it."""
+    """``base + workers × worker + per_snapshot × snapshot``, with coefficients that no measured point exceeds."""
 
     base_mb: float
     worker_mb: float
@@ -53,8 +53,8 @@ class MemoryModel:
     def over(cls, points: Sequence[MemoryPoint], peak: bool) -> MemoryModel:
         """The model over ``peak_mb`` or ``resident_mb`` of ``points``.
 
-        The worker's part is the largest seen, the slope the steepest between the smallest and the largest catalogue;
-        the base is then what the highest point leaves.
+        ``worker_mb`` is the largest of all points, ``per_snapshot`` the steepest slope between the smallest and the
+        largest catalogue, and ``base_mb`` the smallest base with which no point lies above the model.
         """
         worker = max(point.private_mb_per_worker for point in points)
         rest = [
@@ -66,13 +66,13 @@ class MemoryModel:
         return cls(max(left - slope * size for size, left in rest), worker, slope)
 
     def held_mb(self, workers: int, snapshot_mb: float) -> float:
-        """What a server holds, in MB."""
+        """The memory of a server, in MB."""
         return self.base_mb + workers * self.worker_mb + self.per_snapshot * snapshot_mb
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured, and where."""
+    """The measured figures, and their origin."""
 
     source: str
     measured: str
@@ -80,55 +80,55 @@ class Figures:
     per_core: Mapping[str, float]
     """Scenario → answers a second of one core's time."""
     knee: Mapping[str, float] | None
-    """``rate``: the most that one worker answered with a P95 below ``p95_limit_ms``; None: not measured."""
+    """``rate``: the highest rate that one worker answered with a P95 below ``p95_limit_ms``. None: not measured."""
     points: tuple[MemoryPoint, ...]
     kb_per_connection: float
     remembered_answers: int
-    """Ready answers that a worker keeps of its own, at most."""
+    """Most ready answers that a worker remembers."""
 
     @property
     def planning(self) -> tuple[str, float]:
-        """The dearest of the scenarios: its name, answers a second of a core."""
+        """The most expensive scenario: its name, and answers per second of one core."""
         name = min(self.per_core, key=lambda each: self.per_core[each])
         return name, self.per_core[name]
 
     @property
     def worker_rate(self) -> float:
-        """Answers a second that one worker can give: what its core's time is worth, and never above the knee."""
+        """Answers per second of one worker: those of its core, but never more than at the knee."""
         rate = self.planning[1]
         return rate if self.knee is None else min(rate, self.knee["rate"])
 
 
-def figures_from(told: Any) -> Figures:
+def figures_from(data: Any) -> Figures:
     """The content of `FILE`.
 
     Raises:
-        FiguresError: where something is missing or no measurement could say so.
+        FiguresError: where a figure is missing, or no measurement could yield it.
     """
     try:
         figures = Figures(
-            source=str(told["source"]),
-            measured=str(told["measured"]),
-            machine=str(told["machine"]),
-            per_core={str(name): float(rate) for name, rate in told["per_core"].items()},
-            knee=None if told["knee"] is None else {name: float(value) for name, value in told["knee"].items()},
-            points=tuple(MemoryPoint(**point) for point in told["memory"]),
-            kb_per_connection=float(told["kb_per_connection"]),
-            remembered_answers=int(told["remembered_answers"]),
+            source=str(data["source"]),
+            measured=str(data["measured"]),
+            machine=str(data["machine"]),
+            per_core={str(name): float(rate) for name, rate in data["per_core"].items()},
+            knee=None if data["knee"] is None else {name: float(value) for name, value in data["knee"].items()},
+            points=tuple(MemoryPoint(**point) for point in data["memory"]),
+            kb_per_connection=float(data["kb_per_connection"]),
+            remembered_answers=int(data["remembered_answers"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FiguresError(f"{FILE}: {type(error).__name__}: {error}") from error
     if not figures.per_core or not all(rate > 0 for rate in figures.per_core.values()):
-        raise FiguresError(f"{FILE}: per_core wants at least one scenario, and rates above 0")
+        raise FiguresError(f"{FILE}: per_core must have at least one scenario, and rates above 0")
     if figures.knee is not None and not figures.knee.get("rate", 0) > 0:
-        raise FiguresError(f"{FILE}: knee wants a rate above 0")
+        raise FiguresError(f"{FILE}: knee must have a rate above 0")
     if len({point.snapshot_mb for point in figures.points}) < 2:
-        raise FiguresError(f"{FILE}: memory wants measurements of at least two sizes of catalogues")
+        raise FiguresError(f"{FILE}: memory must have measurements of at least two catalogue sizes")
     return figures
 
 
 def load_figures() -> Figures:
-    """The figures that came with this package.
+    """The figures that come with this package.
 
     Raises:
         FiguresError: where they cannot be used.
@@ -142,7 +142,7 @@ def load_figures() -> Figures:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked: calls a second of all replicas together, and the catalogue that they serve."""
+    """The load: calls per second of all replicas together, and the catalogue that they serve."""
 
     rps: float
     definitions: int
@@ -151,17 +151,17 @@ class Demand:
     connections: int
     """Client connections, of all replicas together."""
     margin: float
-    """Share of a core's time that stays free: for bursts, and for a neighbour that takes more than its part."""
+    """Share of a core's time that stays free, for bursts and for other processes on the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What each replica takes. Memory in MB (2²⁰ octets)."""
+    """The resources that each replica needs. Memory in MB (2²⁰ octets)."""
 
     rps_per_replica: float
-    """With one replica away, where there are several."""
+    """With one replica down, where there are several."""
     worker_rps: float
-    """What is planned for one worker: what it can, less the margin."""
+    """The planned rate of one worker: its rate less the margin."""
     workers: int
     busy_cores: float
     cpu_request: float
@@ -171,29 +171,29 @@ class Answer:
     peak_mb: float
     memory_limit_mb: int
     publication_cpu_seconds: float
-    """The master's, each time the table has changed."""
+    """CPU time of the master for each publication."""
     utilisation: float
-    """Share of the workers' time that is used at the load asked for."""
+    """Share of the workers' time that is used at the given load."""
 
 
 def snapshot_octets(definitions: int, octets: int) -> int:
-    """Octets of a snapshot of ``definitions`` whose serialized ``CommandResponse`` has ``octets`` on the average.
+    """Octets of a snapshot of ``definitions`` whose serialized ``CommandResponse`` has ``octets`` on average.
 
-    Each has a tag and a length (two to five octets) in front of it: docs/architecture.md, "Snapshot layout".
+    A tag and a length (two to five octets) precede each: docs/architecture.md, "Snapshot layout".
     """
     framing = 1 + max(1, math.ceil(octets.bit_length() / 7))
     return definitions * (octets + framing) + slot_count(definitions) * SLOT.size + FOOTER_SIZE
 
 
 def answer(demand: Demand, figures: Figures) -> Answer:
-    """What ``demand`` takes, by ``figures``.
+    """The resources that ``demand`` needs, by ``figures``.
 
-    One replica may be away (a rollout, a lost node), so the others share what it would have had; a worker may be
-    replaced, so memory is counted for one more than there are.
+    One replica may be down (a rollout, a lost node), so the others share its load. A worker may be under replacement,
+    so memory is counted for one more worker.
     """
     share = demand.rps / max(1, demand.replicas - 1)
     worker_rps = figures.worker_rate * (1 - demand.margin)
-    # A hair less than the quotient: 60,000 ÷ (100,000 × 0.6) is one worker, whatever the last binary digit says.
+    # 1e-9 less than the quotient, against rounding: 60,000 ÷ (100,000 × 0.6) is one worker.
     workers = max(LEAST_WORKERS, math.ceil(share / worker_rps - 1e-9))
     busy = share / figures.planning[1]
     snapshot_mb = snapshot_octets(demand.definitions, demand.definition_octets) / MB

@@ -1,4 +1,4 @@
-"""``definition-server snapshot``: look into a snapshot file; and how one definition looks on a screen."""
+"""``definition-server snapshot``: inspect a snapshot file; and the output of one definition."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from definition_server.cli.exits import (
 )
 
 _DEEPEST_INTERFACE = 20
-"""Levels of nesting; a real interface has two, and Python's JSON writer ends at some hundreds."""
+"""Levels of nesting. A real interface has two; Python's JSON writer fails at some hundreds."""
 
 
 @click.group()
 def snapshot() -> None:
-    """Look into snapshot files, such as the last-known-good one in SNAPSHOT_DIR."""
+    """Inspect snapshot files, such as the last-known-good snapshot in SNAPSHOT_DIR."""
 
 
 @snapshot.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--list", "listing", is_flag=True, help="Print the definitions in place of the facts (JSON: beside).")
+@click.option("--list", "listing", is_flag=True, help="Print the definitions in place of the facts (JSON: with them).")
 @click.option("--name", help="Print the definition of this name in place of the facts.")
 @no_traceback()
 def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
-    """Verify the snapshot in FILE, every octet of it, and print what it holds.
+    """Verify every octet of the snapshot in FILE, and print its content.
 
-    Exit codes: 0 whole, 1 no file or damaged, 3 no definition called NAME.
+    Exit codes: 0 undamaged, 1 no file or damaged, 3 no definition called NAME.
     """
     if listing and name is not None:
         raise click.UsageError("--list and --name exclude each other.")
@@ -66,16 +66,16 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         else:
             _print_facts(opened)
     except WireError as error:
-        # The checksum holds, so the file is what was written: by a program with a bug, or one that means harm.
+        # The checksum is right, so the file is as it was written: by a program with a bug, or with bad intent.
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 
 def _open_verified(path: Path) -> Snapshot:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device has no end
-            raise CommandFailed(f"cannot read {path}: it is no regular file", Exit.FAILED)
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may have no end
+            raise CommandFailed(f"cannot read {path}: it is not a regular file", Exit.FAILED)
         with path.open("rb") as file:
-            # The server replaces its file by renaming, so what is mapped here stays as it is. Nothing maps no octets.
+            # The server replaces its file by renaming, so the mapped one does not change. An empty one has no mapping.
             octets = mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b""
         opened = Snapshot(octets)
         opened.verify()
@@ -160,7 +160,7 @@ def _print_one(opened: Snapshot, name: str, file: Path, *, as_json: bool) -> Non
 
 
 def definition_value(definition: Definition) -> dict[str, Any]:
-    """``definition`` for JSON. ``code`` is as served: source as text, a signed package or other bytes in base64."""
+    """``definition`` for JSON. ``code`` is as served: source as text; a signed package or other octets in base64."""
     signed, _ = _source_of(definition)
     encoding = "base64" if signed or not _is_utf8(definition.code) else "utf-8"
     octets = base64.b64encode(definition.code) if encoding == "base64" else definition.code
@@ -184,7 +184,7 @@ def _is_utf8(octets: bytes) -> bool:
 
 
 def interface_value(text: str) -> list[Any] | str:
-    """``text`` parsed where it is a JSON array that can be written as JSON again, else ``text`` itself."""
+    """``text`` parsed, where it is a JSON array that can be written as JSON again; else ``text`` itself."""
     try:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
@@ -195,7 +195,7 @@ def interface_value(text: str) -> list[Any] | str:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no JSON number")
+        raise ValueError(f"{text} is not a JSON number")
     return value
 
 
@@ -205,9 +205,9 @@ def _nests_at_most(levels: int, value: object) -> bool:
 
 
 def print_definition(definition: Definition) -> None:
-    """``definition`` for people: coloured on a terminal, plain text elsewhere.
+    """Print ``definition`` in readable form: coloured on a terminal, plain text elsewhere.
 
-    Of a signed package the payload is shown; nothing here verifies the signature.
+    Of a signed package the payload is shown. The signature is not verified.
     """
     signed, source = _source_of(definition)
     facts = [
@@ -246,7 +246,7 @@ def _source_of(definition: Definition) -> tuple[bool, bytes]:
 
 
 def _interface_rows(text: str) -> list[tuple[str, str]]:
-    """(item, type) of each entry; an entry of another shape, or an interface that is no array, as it stands."""
+    """(item, type) of each entry. An entry of another form, or an interface that is not an array, is shown as it is."""
     value = interface_value(text)
     if isinstance(value, str):
         return [(visible(value), "")]

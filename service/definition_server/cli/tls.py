@@ -1,4 +1,4 @@
-"""What the client commands trust and show where the server serves TLS, and what to do where the two do not fit."""
+"""TLS of the client commands: trusted authorities, the client certificate, and advice where a connection fails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from definition_server.environment import Problem
 from definition_server.settings import ClientSettings
 
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_")
-"""What gRPC calls a connection that was made, and that the other side then ended (by an alert in TLS 1.2)."""
+"""gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM: the authorities that the server's certificate is verified with, and the client's own, if any."""
+    """In PEM: the authorities that verify the server's certificate, and the client's certificate and key, if any."""
 
     authorities: bytes
     certificate: bytes | None
@@ -25,10 +25,10 @@ class Tls:
 
 
 def tls_of(settings: ClientSettings) -> Tls | None:
-    """What ``settings`` say about TLS; nothing for cleartext.
+    """The TLS part of ``settings``; None for cleartext.
 
     Raises:
-        CommandFailed: (78) where the system's authorities are asked for and there are none.
+        CommandFailed: (exit code 78) where the system's authorities are requested and there are none.
     """
     if settings.ca_file is None:
         return None
@@ -43,20 +43,20 @@ def tls_of(settings: ClientSettings) -> Tls | None:
 def system_authorities() -> bytes:
     """The authorities that OpenSSL trusts on this machine (``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` included), as PEM.
 
-    gRPC's own default is a list that it brings along, in which an authority of the house is missing.
+    gRPC's own default is a list that comes with it, in which a company's own authorities are missing.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_default_certs()
     folder = ssl.get_default_verify_paths().capath
-    # OpenSSL looks into the folder only when it verifies, so what lies there is not among `get_ca_certs` yet.
+    # OpenSSL reads the folder only when it verifies, so `get_ca_certs` does not return its files yet.
     for file in sorted(Path(folder).iterdir()) if folder is not None else ():
-        with suppress(OSError):  # ssl.SSLError is one: not all that lies there is a certificate
+        with suppress(OSError):  # ssl.SSLError is one: some files are not certificates
             context.load_verify_locations(file)
     return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
 
 
 def advice(cause: str, tls: Tls | None) -> str | None:
-    """What to do about a server that is unavailable for gRPC's ``cause``, where TLS or its absence explains it."""
+    """What to do where TLS, or its absence, explains gRPC's ``cause`` of an unavailable server; else None."""
     closed = any(sign in cause for sign in _CLOSED)
     if tls is None:
         todo = "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)"

@@ -1,4 +1,4 @@
-"""``definition-server validate``: what a server would make of the table, without serving it."""
+"""``definition-server validate``: reads the table as a server would, and reports what it finds, without serving it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class _Report:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @no_traceback()
 def validate(as_json: bool) -> None:
-    """Read the table of DATABASE_URL as a server would, and report what it would not serve, and what looks wrong.
+    """Read the table of DATABASE_URL as a server would, and report rows that it would not serve or that look wrong.
 
-    Nothing is served and nothing is written; API_KEY is not needed. Exit codes: 0 every row is served and none is
-    suspect, 1 there are findings, 69 the database cannot be read.
+    Nothing is served or written, and API_KEY is not needed. Exit codes: 0 every row is served and none is suspect,
+    1 there are findings, 69 the database cannot be read.
     """
     settings = settings_or_exit(Settings, API_KEY="unused")
     try:

@@ -1,1 +1,1 @@
-"""The master: reads the table, builds and publishes snapshots, keeps workers alive, tells how it is."""
+"""The master: reads the table, builds and publishes snapshots, keeps workers running, reports its status."""

@@ -1,7 +1,7 @@
 """Admin HTTP on ``METRICS_PORT``: ``/metrics``, ``/livez``, ``/readyz``, ``/statusz``.
 
-It runs in threads of its own, so that it answers while the master's event loop builds a snapshot, and so that a
-stuck loop shows: ``/livez`` asks when the loop last turned.
+It runs in threads of its own, so that it answers while the master's event loop is busy, and so that a loop that hangs
+is noticed: ``/livez`` checks when the loop last ran.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from definition_server.control_plane.listener import PortInUse, told
+from definition_server.control_plane.listener import PortInUse, reason_text
 from definition_server.observability.metrics import create_registry
 from definition_server.observability.status import ServiceStatus
 
 _SOCKET_SECONDS = 10.0
-"""A client that sends nothing holds a thread no longer than this."""
+"""Longest time that a client that sends nothing occupies a thread."""
 
 StartResponse = Callable[..., Any]
 
@@ -37,18 +37,18 @@ class AdminServer:
         """Open the port.
 
         Args:
-            read: the service's status now; called from this server's threads.
-            alive: None where the master's loop turns, else what is wrong.
+            read: Returns the service's present status; called from this server's threads.
+            alive: Returns None where the master's event loop runs, else the problem.
 
         Raises:
-            PortInUse: where the port cannot be had.
+            PortInUse: where the port cannot be opened.
         """
         app = _App(read, alive)
         server_class = _ServerV6 if ":" in host else _Server
         try:
             self._server = make_server(host, port, app, server_class, _Handler)
         except OSError as error:
-            raise PortInUse(told(host, port, "METRICS_PORT", error)) from error
+            raise PortInUse(reason_text(host, port, "METRICS_PORT", error)) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="admin-http", daemon=True)
 
@@ -78,7 +78,7 @@ class _App:
         if method not in ("GET", "HEAD"):
             allow = [("Allow", "GET, HEAD")]
             return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD are answered.\n", allow)
-        # HEAD is GET without the content (RFC 9110, 9.3.2); prometheus_client's application knows only GET.
+        # HEAD is GET without the content (RFC 9110, 9.3.2); prometheus_client's application supports only GET.
         body = self._get(environ | {"REQUEST_METHOD": "GET"}, start_response)
         return body if method == "GET" else []
 
@@ -94,10 +94,10 @@ class _App:
         return route(start_response)
 
     def _livez(self, start_response: StartResponse) -> Iterable[bytes]:
-        trouble = self._alive()
-        if trouble is None:
+        problem = self._alive()
+        if problem is None:
             return _answer(start_response, HTTPStatus.OK, "alive\n")
-        return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, f"{trouble}\n")
+        return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n")
 
     def _readyz(self, start_response: StartResponse) -> Iterable[bytes]:
         status = self._read()
@@ -130,11 +130,11 @@ def _answer(
 
 class _Server(ThreadingWSGIServer):
     daemon_threads = True
-    # Of socketserver: without it a restart would wait for TIME_WAIT. A listening socket still excludes another.
+    # An option of socketserver: without it a restart would wait for TIME_WAIT. A second listener is still refused.
     allow_reuse_address = True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own; where none is to be had (a limit of processes), in this one: probes must be heard."""
+        """Answer in a thread of its own, or in this one where no thread can be started: probes must be answered."""
         try:
             super().process_request(request, client_address)
         except RuntimeError:
@@ -148,5 +148,5 @@ class _ServerV6(_Server):
 class _Handler(WSGIRequestHandler):
     timeout = _SOCKET_SECONDS
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
-        """No access log: probes and scrapes would drown what matters."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Write no access log: probes and scrapes would fill it."""

@@ -1,4 +1,4 @@
-"""The port and the descriptor limit, before any worker exists."""
+"""Opens the port and raises the descriptor limit, before any worker is started."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ log = get_logger(__name__)
 
 WANTED_DESCRIPTORS = 65_536
 BACKLOG = 4096
-"""Connections that may wait for a worker: a fleet that reconnects at once. The kernel caps it at
+"""Connections that may wait for a worker, as when a whole fleet reconnects at once. The kernel limits it to
 ``net.core.somaxconn``, 4096 since Linux 5.4."""
 _RETRY_SECONDS = 2.0
 _RETRY_EVERY = 0.1
 
 
 class PortInUse(Exception):
-    """The address is taken or not ours; the message says which and what to do."""
+    """The address is taken, or not ours. The message says which, and what to do."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host:port``, for workers to inherit and accept from.
+    """A socket that listens on ``host:port``. Workers inherit it and accept from it.
 
-    While one of them or this process has it open, the port is open: a connection that comes while all workers are down
-    waits for the next one. ``SO_REUSEADDR`` lets TIME_WAIT not count (``socket(7)``); a second listener is refused all
-    the same, so no two masters share a port. As with `reserve_port`, the attempt is repeated for two seconds.
+    The port is open while this process or a worker has the socket open: a connection that arrives while all workers are
+    down waits for the next one. With ``SO_REUSEADDR`` sockets in TIME_WAIT do not block the port (``socket(7)``); a
+    second listener is refused nevertheless, so two masters cannot share a port. As in `reserve_port`, the attempt is
+    repeated for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be had.
+        PortInUse: where the address cannot be opened.
     """
     return _bound(host, port, lambda made: made.listen(BACKLOG))
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that holds ``host:port`` for this master and lets its workers, and nobody else, listen there.
+    """A socket that reserves ``host:port``: only the workers of this master can listen there.
 
-    For a transport that cannot adopt a listening socket. ``SO_REUSEPORT`` alone would let a second master of the same
-    user join in silently. So the socket binds first *without* it, which fails if anyone listens there, and allows it
-    afterwards: Linux looks at the current flag of both sockets for each bind (``net/ipv4/inet_connection_sock.c``,
-    ``inet_csk_bind_conflict``). ``SO_REUSEADDR`` is on for the bind, so that connections of an earlier server in
-    TIME_WAIT do not count, and off afterwards, so that a second master's bind fails even before the first worker
-    listens. The socket never listens itself.
+    For a transport that cannot adopt a listening socket. ``SO_REUSEPORT`` alone would silently let a second master of
+    the same user listen too. So the socket binds first *without* that option, which fails if another process listens
+    there, and sets it afterwards: Linux checks the current option of both sockets at each bind
+    (``net/ipv4/inet_connection_sock.c``, ``inet_csk_bind_conflict``). ``SO_REUSEADDR`` is set for the bind, so that
+    connections of an earlier server in TIME_WAIT do not block it, and cleared afterwards, so that the bind of a second
+    master fails even before the first worker listens. This socket itself never listens.
 
-    Workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
+    The workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be had.
+        PortInUse: where the address cannot be opened.
     """
     return _bound(host, port, _share_with_workers)
 
@@ -61,7 +62,7 @@ def _share_with_workers(holder: socket.socket) -> None:
 
 
 def _bound(host: str, port: int, complete: Callable[[socket.socket], None]) -> socket.socket:
-    """A socket bound to ``host:port`` and then made ``complete``."""
+    """A socket bound to ``host:port``, after ``complete`` was called with it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     deadline = time.monotonic() + _RETRY_SECONDS
     while True:
@@ -74,12 +75,12 @@ def _bound(host: str, port: int, complete: Callable[[socket.socket], None]) -> s
         except OSError as error:
             made.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise PortInUse(told(host, port, "PORT", error)) from error
+                raise PortInUse(reason_text(host, port, "PORT", error)) from error
             time.sleep(_RETRY_EVERY)
 
 
-def told(host: str, port: int, variable: str, error: OSError) -> str:
-    """Why ``host:port`` cannot be had, and what to do."""
+def reason_text(host: str, port: int, variable: str, error: OSError) -> str:
+    """Why ``host:port`` cannot be opened, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"{host}:{port} is in use by another process (another definition-server?). "
@@ -91,10 +92,10 @@ def told(host: str, port: int, variable: str, error: OSError) -> str:
 
 
 def raise_descriptor_limit(wanted: int = WANTED_DESCRIPTORS) -> int:
-    """Raise the soft limit of open files to at least ``wanted`` where allowed, else say so.
+    """Raise the soft limit of open files to at least ``wanted``; where that is not allowed, log it.
 
     Returns:
-        The limit in force.
+        The effective limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -1,7 +1,8 @@
-"""The master process: one place that wires source → checks → publisher → workers, and answers signals.
+"""The master process: creates and connects source, sync cycle, publisher and supervisor, and handles signals.
 
-Signals: SIGTERM, SIGINT drain and exit 0 (a second one cuts the drain short) · SIGHUP re-reads secrets and certificates
-from their files and syncs at once · SIGUSR2 rolls the workers. Handlers only set events; the work is done in tasks.
+Signals: SIGTERM and SIGINT drain and exit 0; a second one cuts the drain short. SIGHUP reads secrets and certificates
+from their files again and syncs at once. SIGUSR2 replaces the workers. Handlers only set events or start tasks, which
+do the work.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
-from definition_server.control_plane.sync import Synchronizer, SyncLoop
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.environment import SettingsError, load_settings
 from definition_server.ipc.messages import Configure, Keys
 from definition_server.observability.logs import configure_logs, get_logger
@@ -43,7 +45,7 @@ _EXIT_MARGIN_SECONDS = 5.0
 
 
 def run_master(settings: Settings) -> int:
-    """Serve until told to stop. Returns the exit code: 0, or 69 where a port is taken."""
+    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken."""
     configure_logs(settings.app_env, settings.log_level)
     raise_descriptor_limit()
     try:
@@ -61,18 +63,18 @@ def run_master(settings: Settings) -> int:
 
 
 class _Master:
-    """The parts, wired."""
+    """The parts of the master, connected."""
 
     def __init__(self, settings: Settings, holder: socket.socket) -> None:
-        """Nothing is started yet, but the metrics port is open. ``holder`` has the gRPC port.
+        """Opens the metrics port, and starts nothing yet. ``holder`` has the gRPC port.
 
         Raises:
-            PortInUse: where the metrics port cannot be had.
+            PortInUse: where the metrics port cannot be opened.
         """
         self._settings = settings
         self._port = port = int(holder.getsockname()[1])
         self._holder = holder
-        self._started = self._last_turn = time.monotonic()
+        self._started = self._loop_ran_at = time.monotonic()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._publisher = Publisher()
@@ -104,7 +106,7 @@ class _Master:
             listener=holder if settings.transport == "native" else None,
         )
         self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
-        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._trouble)
+        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._problem)
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
@@ -127,7 +129,7 @@ class _Master:
         self._supervisor.start()
         forever = [
             asyncio.create_task(work)
-            for work in (self._sync_loop.run(), self._supervisor.watch(), self._turn(), self._announce())
+            for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
         ]
         if os.getpid() == 1:
             forever.append(asyncio.create_task(reap_orphans()))
@@ -135,7 +137,7 @@ class _Master:
         ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
         code = 0
         for task in ended - {stopped}:
-            # None of these ever returns; what they raise is a bug of ours. Leave in order, with a crash's code.
+            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with a crash's code.
             log.critical("The master failed; leaving", exc_info=task.exception())
             code = 1
         _exit_at_the_latest(settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
@@ -150,7 +152,7 @@ class _Master:
             wait_seconds=settings.drain_wait_seconds,
             timeout_seconds=settings.drain_timeout_seconds,
         )
-        # From now on the port is open for as long as a worker has it open, and no longer.
+        # From now on the port is open only for as long as a worker has it open.
         self._holder.close()
         forever[0].cancel()
         await self._supervisor.drain(wait=settings.drain_wait_seconds, timeout=settings.drain_timeout_seconds)
@@ -172,7 +174,7 @@ class _Master:
             self._stop.set()
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work`` beside everything else, keeping hold of it."""
+        """Run ``work`` in a task, with a reference to the task until it ends."""
         task = asyncio.create_task(work())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -182,7 +184,7 @@ class _Master:
         await self._supervisor.roll()
 
     async def _reload(self) -> None:
-        """Take rotated secrets from their files, then sync at once."""
+        """Read rotated secrets from their files, then sync at once."""
         try:
             settings = load_settings(Settings)
         except SettingsError as error:
@@ -196,25 +198,25 @@ class _Master:
         self._sync_loop.sync_soon()
 
     async def _announce(self) -> None:
-        """Say once that every worker serves, then rest."""
+        """Log once that every worker serves. Never returns."""
         while self._supervisor.serving < self._settings.workers:  # noqa: ASYNC110 - a level, not an edge
             await asyncio.sleep(_ANNOUNCE_SECONDS)
         log.info("Serving", seconds=round(time.monotonic() - self._started, 3), workers=self._settings.workers)
         await asyncio.Event().wait()
 
-    async def _turn(self) -> None:
-        """Note that the loop turns, for /livez."""
+    async def _note_loop_runs(self) -> None:
+        """Note for /livez that the event loop runs. Never returns."""
         while True:
-            self._last_turn = time.monotonic()
+            self._loop_ran_at = time.monotonic()
             await asyncio.sleep(TICK_SECONDS)
 
-    def _trouble(self) -> str | None:
-        silent = time.monotonic() - self._last_turn
-        return None if silent < _LOOP_STUCK_SECONDS else f"the master's event loop stands still for {silent:.0f} s"
+    def _problem(self) -> str | None:
+        silent = time.monotonic() - self._loop_ran_at
+        return None if silent < _LOOP_STUCK_SECONDS else f"the master's event loop has stood still for {silent:.0f} s"
 
 
 def _exit_at_the_latest(seconds: float, code: int) -> None:
-    """End the process with ``code`` after ``seconds``: a thread on a hung disk or resolver would wait for ever."""
+    """End the process with ``code`` after ``seconds``: a thread may hang for ever, on a disk or a resolver."""
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")

@@ -1,8 +1,8 @@
-"""Reaping what the first process of a container inherits.
+"""Reaps the processes that the first process of a container inherits.
 
-A process whose parent has ended becomes a child of PID 1, which is the master where nothing else is (``docker run``
-without ``--init``): what an operator's ``exec`` leaves behind, for one. Nobody but its parent can remove it once it has
-ended, and each one that is left takes a place in the container's process table for good.
+A process whose parent has ended becomes a child of PID 1, which is the master in a container without an init process
+(``docker run`` without ``--init``). An operator's ``exec`` may leave such processes. When one has ended, only its
+parent can remove it, and until then it takes a place in the container's process table.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ PAUSE_SECONDS = 1.0
 
 
 async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
-    """Reap whatever has ended and is waited for by nobody, at most one every ``pause`` seconds. Never returns.
+    """Reap every ended child that nothing waits for, at most one every ``pause`` seconds. Never returns.
 
-    Which children are the master's own need not be known: asyncio waits for those and reaps them at once, so what still
-    lies there one pause after it was first seen is not among them.
+    It need not know which children are the master's own: asyncio waits for those and reaps them at once, so a process
+    that is still there one pause after it was first seen is not one of them.
     """
     suspect = 0
     while True:
         await asyncio.sleep(pause)
-        suspect = _look(suspect)
+        suspect = _reap_one(suspect)
 
 
-def _look(suspect: int) -> int:
-    """Reap ``suspect`` if it is still there. Returns the next one that lies there, 0 where none does."""
+def _reap_one(suspect: int) -> int:
+    """Reap ``suspect`` if it is still there. Returns the next ended child, 0 where there is none."""
     try:
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             if dead.si_pid != suspect:

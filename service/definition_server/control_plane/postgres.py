@@ -1,12 +1,12 @@
-"""The table ``obex_dapl_functions`` as a source. The one place that imports psycopg.
+"""The table ``obex_dapl_functions`` as a source of definitions. Only this module imports psycopg.
 
-Everything happens in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of one
-moment: a writer in between changes the next cycle, not this one. No lock is taken but the ACCESS SHARE of a SELECT.
+All reads happen in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same
+moment: a concurrent write affects the next cycle, not this one. The only lock taken is the ACCESS SHARE of a SELECT.
 
-A dead database shows in three ways, and each has its limit. *Refused or failing*: an error, at once. *Packets go
-nowhere*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges but the
-server does nothing* (half-open; no TCP timer sees it): every wait has a deadline of its own here, a little above the
-server's ``statement_timeout``. After any error the connection is dropped and the next cycle makes a new one.
+A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
+lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
+server does nothing* (half-open; no TCP timer detects it): every wait here has a deadline of its own, a little above the
+server's ``statement_timeout``. After any error the connection is closed, and the next cycle opens a new one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ AnyCursor = TypeVar("AnyCursor", AsyncCursor[Any], AsyncServerCursor[Any])
 
 TABLE = "obex_dapl_functions"
 
-# One row comes back, whatever the size of the table, and no text column is read. Every INSERT and UPDATE writes a row
-# version with a new (ctid, xmin); DELETE and TRUNCATE take versions away. The sum of 64-bit hashes does not depend on
-# the order of the scan. The attributes are there because ALTER TABLE changes what a row says without touching the row
-# (a column dropped, or added with a default). The file node changes with TRUNCATE and with a table dropped and made
-# again; the start time tells servers apart (a standby that took over may have given the same transaction number to
-# other work).
+# The result is one row, whatever the table's size, and no text column is read. Every INSERT and UPDATE writes a row
+# version with a new (ctid, xmin); DELETE and TRUNCATE remove versions. The sum of 64-bit hashes does not depend on the
+# order of the scan. The attributes are included because ALTER TABLE can change the content of rows without a new row
+# version (a column dropped, or added with a default). The file node changes with TRUNCATE, and when a table is dropped
+# and created again. The start time distinguishes servers: a promoted standby may have assigned the same transaction
+# number to other work.
 FINGERPRINT_SQL: LiteralString = f"""
 SELECT concat_ws('/',
     count(*),
@@ -49,12 +49,12 @@ SELECT concat_ws('/',
 FROM {TABLE}
 """
 
-# Casts: the columns' types may differ from what we were told (json, varchar); the wire wants text.
+# Casts: the columns' types may differ from those that we expect (json, varchar); the wire format needs text.
 ROWS_SQL: LiteralString = f"SELECT id::bigint, name::text, type::text, interface::text, code::text FROM {TABLE}"
 
 _BATCH_ROWS = 1000
 _CLIENT_MARGIN_SECONDS = 1.0
-"""How much later than the server's own timeout a wait is given up here, so that the server's clear error wins."""
+"""Seconds between the server's own timeout and ours, so that the server's clear error comes first."""
 
 _LOCK_SHARE = 0.8
 
@@ -68,10 +68,10 @@ _REMEDIES: tuple[tuple[type[psycopg.Error], str], ...] = (
 
 
 class PostgresSource:
-    """`DefinitionSource` on PostgreSQL. One connection, made when needed and kept between cycles."""
+    """`DefinitionSource` on PostgreSQL. One connection, opened when needed and kept between cycles."""
 
     def __init__(self, url: str, *, connect_timeout: float, statement_timeout: float) -> None:
-        """Timeouts in seconds. Nothing is connected yet."""
+        """Timeouts are in seconds. No connection is opened yet."""
         self._url = url
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -91,25 +91,26 @@ class PostgresSource:
             if self._connection is None:
                 self._connection = await self._connect()
                 self._connections += 1
-            # Part of the fingerprint, so that the first look over a new connection always reads: a server that
-            # crashed may have lost a commit (synchronous_commit=off) and given its transaction number to another.
+            # The connection's number is part of the fingerprint, so that the first cycle on a new connection always
+            # reads the table: a server that crashed may have lost a commit (synchronous_commit=off) and assigned its
+            # transaction number to another.
             reading = _Reading(self._connection, self._limited, str(self._connections))
             await reading.begin(self._statement_timeout)
             yield reading
             await self._limited(self._connection.rollback())
         except (psycopg.Error, OSError, TimeoutError, UnicodeError) as error:
-            # libpq tells no SQLSTATE of a connection that failed, so there is one remedy for all of its reasons.
+            # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
             advice = (
                 _remedy(error) if self._connection else "check host, port, user, password and database in DATABASE_URL"
             )
             await self.close()
-            raise SourceError(_told(error, advice)) from error
+            raise SourceError(_error_text(error, advice)) from error
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Drop the connection, if any."""
+        """Close the connection, if any."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -119,7 +120,7 @@ class PostgresSource:
         connection = await self._limited(
             AsyncConnection.connect(
                 self._url,
-                # libpq counts whole seconds and allows no fewer than two; the deadline around it is exact.
+                # libpq counts whole seconds and uses two at least; the deadline around it is exact.
                 connect_timeout=max(2, round(limit)),
                 client_encoding="utf8",
                 application_name="avap-definition-server",
@@ -132,7 +133,7 @@ class PostgresSource:
             limit,
         )
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Such a database holds any bytes; converting them would fail the whole reading for one bad row.
+            # Such a database holds any octets; their conversion would fail the whole reading because of one bad row.
             await connection.set_autocommit(True)
             await self._limited(connection.execute("SET client_encoding TO 'SQL_ASCII'"))
             await connection.set_autocommit(False)
@@ -141,10 +142,10 @@ class PostgresSource:
         return connection
 
     async def _limited(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
-        """Wait for ``work``, but not forever.
+        """Wait for ``work``, but not for ever.
 
-        Where it is given up, by time or by cancellation, the socket is closed first: psycopg would otherwise ask the
-        server to cancel and wait for it twice five seconds, which a server that does nothing does not deserve.
+        When the wait ends early, by timeout or cancellation, the socket is closed first. Otherwise psycopg would send
+        the server a cancel request and wait twice five seconds for a server that does nothing.
 
         Raises:
             TimeoutError: after ``limit`` seconds (default: the statement timeout and a margin).
@@ -181,10 +182,10 @@ class _Reading:
         """Start the transaction and take the fingerprint."""
         limits = {
             "statement": str(int(statement_timeout * 1000)),
-            # Shorter, so that a lock is told as what it is.
+            # Shorter, so that the error names the lock as the cause.
             "lock": str(int(statement_timeout * 1000 * _LOCK_SHARE)),
         }
-        # set_config with is_local: a pooler between us and the server then hands nothing on to the next client.
+        # set_config with is_local: behind a pooler, the next client of the connection does not inherit the setting.
         await self._limited(
             self._connection.execute(
                 "SELECT set_config('statement_timeout', %(statement)s, true), "
@@ -207,10 +208,10 @@ class _Reading:
 
 
 def _raw(cursor: AnyCursor) -> AnyCursor:
-    """``cursor``, giving text as bytes.
+    """``cursor``, changed to return text as octets.
 
-    Not decoded, because the builder wants UTF-8 bytes, and because a SQL_ASCII database may hold what is none: that is
-    to cost the one row, not the cycle.
+    Text is not decoded, because the builder needs UTF-8 octets, and because a SQL_ASCII database may hold other
+    octets, which must cost one row and not the whole cycle.
     """
     cursor.adapters.register_loader("text", ByteaBinaryLoader)
     return cursor
@@ -220,7 +221,7 @@ def _remedy(error: BaseException) -> str | None:
     return next((remedy for cls, remedy in _REMEDIES if isinstance(error, cls)), None)
 
 
-def _told(error: BaseException, advice: str | None) -> str:
-    """``error`` for the log: one line, the cause and, where there is one, what to do."""
+def _error_text(error: BaseException, advice: str | None) -> str:
+    """``error`` for the log, in one line: the cause and, where we know it, what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if advice is None else f"{text} ({advice})"

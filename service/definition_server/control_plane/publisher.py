@@ -1,4 +1,4 @@
-"""The current publication: sealed memory and what is known of it. One at a time; the supervisor hands it out."""
+"""The current publication: one snapshot in sealed memory, which the supervisor sends to the workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Publication:
 
 
 class Publisher:
-    """Holds the current publication and tells ``on_publish`` of each new one."""
+    """Holds the current publication and calls the listeners of `on_publish` with each new one."""
 
     def __init__(self) -> None:
         self.current: Publication | None = None
@@ -32,11 +32,11 @@ class Publisher:
 
     @property
     def next_generation(self) -> int:
-        """Number for the next snapshot."""
+        """The number of the next snapshot."""
         return 1 if self.current is None else self.current.snapshot.generation + 1
 
     def publish(self, publication: Publication) -> None:
-        """Make ``publication`` the current one. Takes over its descriptor and closes the one before."""
+        """Make ``publication`` the current one. Owns its descriptor from now on, and closes that of the one before."""
         previous, self.current = self.current, publication
         for listener in self._listeners:
             listener(publication)
@@ -44,7 +44,7 @@ class Publisher:
             os.close(previous.descriptor)
 
     def close(self) -> None:
-        """Close the descriptor; the workers' mappings live on."""
+        """Close the descriptor. The mappings of the workers stay valid."""
         if self.current is not None:
             os.close(self.current.descriptor)
             self.current = None
@@ -54,7 +54,7 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     """Write ``built`` into sealed memory, to be published.
 
     Raises:
-        OSError: no memory or no descriptor left.
+        OSError: where memory or descriptors are exhausted.
     """
     descriptor = create_sealed("avap-snapshot", built.pieces)
     try:

@@ -1,10 +1,10 @@
-"""Arithmetic of waiting: back-off, crash loops, heartbeats. No clock of its own: time is an argument (seconds)."""
+"""Arithmetic on time: back-off, crash loops, heartbeats. Without a clock: time is an argument, in seconds."""
 
 from __future__ import annotations
 
 
 class Backoff:
-    """Exponential delays, from ``first`` doubling to ``most``; `reset` after a success."""
+    """Exponential delays, which double from ``first`` up to ``most``; `reset` after a success."""
 
     def __init__(self, first: float, most: float) -> None:
         self._first = first
@@ -23,46 +23,46 @@ class Backoff:
 
 
 class CrashLoop:
-    """Tells a crash loop (``limit`` workers in a row that lived less than ``stable`` seconds) from a chance death."""
+    """Detects a crash loop: ``limit`` workers in a row that ran for less than ``stable`` seconds each."""
 
     def __init__(self, limit: int, stable: float) -> None:
         self._limit = limit
         self._stable = stable
-        self._short_lives = 0
+        self._short_runs = 0
 
-    def ended(self, lived: float) -> None:
-        """A worker ended unasked after ``lived`` seconds."""
-        self._short_lives = self._short_lives + 1 if lived < self._stable else 0
+    def ended(self, ran: float) -> None:
+        """A worker ended by itself after ``ran`` seconds."""
+        self._short_runs = self._short_runs + 1 if ran < self._stable else 0
 
-    def lives(self, seconds: float) -> None:
-        """The present worker has lived ``seconds`` so far."""
+    def runs(self, seconds: float) -> None:
+        """The current worker has run ``seconds`` so far."""
         if seconds >= self._stable:
-            self._short_lives = 0
+            self._short_runs = 0
 
     @property
     def looping(self) -> bool:
         """Whether this is a crash loop."""
-        return self._short_lives >= self._limit
+        return self._short_runs >= self._limit
 
 
 class Heartbeat:
-    """Judges whether a worker hangs: its beat has not changed for ``timeout`` seconds of *our* watching.
+    """Decides whether a worker hangs: its beat has not changed for ``timeout`` seconds of *our* observation.
 
-    Only time during which the watcher itself was awake counts: after a suspended machine or a stopped master, one
-    late look must not condemn every worker at once.
+    Only time during which the observer itself was running counts: after a suspended machine or a stopped master, one
+    late observation must not condemn every worker at once.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._beat: int | None = None
         self._still = 0.0
-        self._looked: float | None = None
+        self._observed_at: float | None = None
 
     def hangs(self, beat: int, now: float) -> bool:
-        """Look at ``beat`` at ``now``; True where the worker has stood still too long."""
-        if beat != self._beat or self._looked is None:
+        """Observe ``beat`` at ``now``. True where it has not changed for too long."""
+        if beat != self._beat or self._observed_at is None:
             self._still = 0.0
         else:
-            self._still += min(now - self._looked, self._timeout / 4)
-        self._beat, self._looked = beat, now
+            self._still += min(now - self._observed_at, self._timeout / 4)
+        self._beat, self._observed_at = beat, now
         return self._still >= self._timeout

@@ -1,4 +1,4 @@
-"""What the sync cycle asks of a source of definitions; PostgreSQL is one (`postgres.py`), tests have another."""
+"""The interface of a source of definitions. PostgreSQL is one (`postgres.py`); tests have another."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from definition_server.catalog.definition import Row
 
 
 class SourceError(Exception):
-    """The source could not be read; the message says what failed and, where we know, what to do."""
+    """The source could not be read. The message says what failed and, where we know it, what to do."""
 
 
 class Reading(Protocol):
-    """One consistent look at the source: the fingerprint and the rows are of the same moment."""
+    """One consistent view of the source: the fingerprint and the rows are of the same moment."""
 
     fingerprint: str
-    """Differs from an earlier one wherever any row was inserted, updated or deleted in between. It may differ
-    without a change; it is compared, never interpreted."""
+    """Differs from an earlier one where any row was inserted, updated or deleted in between. It may also differ without
+    such a change. It is compared, never interpreted."""
 
     def batches(self) -> AsyncIterator[list[Row]]:
-        """All rows, some at a time, in no particular order. May be asked for once.
+        """All rows, in batches, in no particular order. May be called once.
 
         Raises:
-            SourceError: where reading fails; what came before is then to be thrown away.
+            SourceError: where reading fails. The batches before it must then not be used.
         """
 
 
 class DefinitionSource(Protocol):
-    """Where rows come from."""
+    """A source of rows."""
 
     def read(self) -> AbstractAsyncContextManager[Reading]:
         """Open a `Reading`, connecting first where needed.
 
         Raises:
-            SourceError: on entering, where the source cannot be asked.
+            SourceError: on entering the context, where the source does not answer.
         """
 
     async def close(self) -> None:
-        """Let go of what is held open."""
+        """Close what is open."""

@@ -1,4 +1,4 @@
-"""Puts together the `ServiceStatus` from what the parts of the master know. Reads only; called from any thread."""
+"""Assembles the `ServiceStatus` from the state of the master's parts. Only reads; may be called from any thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StatusReader:
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
-            workers=tuple(_worker(post, self._supervisor.counts_connections) for post in self._supervisor.posts),
+            workers=tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots),
             requests=_requests(self._supervisor.page),
         )
 
@@ -75,10 +75,10 @@ def _sync(state: SyncState) -> SyncStatus:
     )
 
 
-def _worker(post: WorkerSlot, counts_connections: bool) -> WorkerStatus:
-    worker = post.worker
+def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
+    worker = slot.worker
     if worker is None:
-        return WorkerStatus(post.number, None, "down", 0, "", 0, None, post.restarts, post.crash_loop.looping, None)
+        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping, None)
     reading = worker.slot.read()
     if worker.draining:
         state = "draining"
@@ -87,15 +87,15 @@ def _worker(post: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     else:
         state = "serving" if worker.generation else "waiting"
     return WorkerStatus(
-        worker=post.number,
+        worker=slot.number,
         pid=worker.pid,
         state=state,
         generation=reading.generation,
         version_hash=reading.version_hash,
         definitions=reading.entries,
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
-        restarts=post.restarts,
-        crash_loop=post.crash_loop.looping,
+        restarts=slot.restarts,
+        crash_loop=slot.crash_loop.looping,
         connections=reading.connections if counts_connections else None,
     )
 

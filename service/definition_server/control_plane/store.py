@@ -1,4 +1,4 @@
-"""The last-known-good snapshot on disk: written whole or not at all, read back only undamaged."""
+"""The last-known-good snapshot on disk: it is written whole or not at all, and read only if it is undamaged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from definition_server.ipc.memory import create_sealed, map_sealed
 FILE_NAME = "last-known-good.avapsnap"
 
 _TEMPORARY_SUFFIX = ".tmp"
-_LEFTOVER_SECONDS = 3600.0
+_ABANDONED_SECONDS = 3600.0
 _CHUNK = 8 * 1024 * 1024
 
 
 class StoreError(Exception):
-    """The last-known-good file cannot be written or read; the message says which file and why."""
+    """The last-known-good snapshot cannot be stored or loaded. The message says why, and names the file."""
 
 
 class SnapshotStore:
@@ -32,16 +32,16 @@ class SnapshotStore:
     def save(self, descriptor: int) -> None:
         """Replace the stored snapshot by the sealed memory behind ``descriptor``.
 
-        Temporary file, ``fsync``, rename, ``fsync`` of the directory: whoever looks, and whenever the power fails,
-        finds the old file or the new one. Blocks; run it in a thread.
+        Temporary file, ``fsync``, rename, ``fsync`` of the directory: a reader, also after a power failure, finds the
+        old file or the new one. Blocks; run it in a thread.
 
         Raises:
-            StoreError: where that fails; the old file is then untouched.
+            StoreError: where that fails. The old file is then unchanged.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            # A name of its own, and readable by its owner alone: it holds the code of a whole platform.
+            self._remove_temporaries()
+            # A unique name, and readable by its owner alone: the file holds the code of a whole platform.
             number, name = mkstemp(_TEMPORARY_SUFFIX, f"{self.path.stem}.", self.path.parent)
             temporary = Path(name)
             try:
@@ -76,7 +76,8 @@ class SnapshotStore:
         except OSError as error:
             raise StoreError(f"cannot read {self.path}: {error.strerror}") from error
         try:
-            # Verified after copying: what is checked is what will be served, whoever writes the file meanwhile.
+            # Verified after copying: then the octets that were checked are those that will be served, whatever writes
+            # the file meanwhile.
             snapshot = Snapshot(map_sealed(descriptor))
             snapshot.verify()
         except (SnapshotError, OSError, ValueError) as error:
@@ -84,12 +85,12 @@ class SnapshotStore:
             raise StoreError(f"{self.path} is not usable: {error}") from error
         return snapshot, descriptor
 
-    def _remove_leftovers(self) -> None:
-        """Files of a writer that was killed. Young ones may be those of another server on the same directory."""
-        for leftover in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
+    def _remove_temporaries(self) -> None:
+        """Remove the files of a writer that was killed. A recent one may be another server's, on the same directory."""
+        for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
             with suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                    leftover.unlink()
+                if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+                    temporary.unlink()
 
 
 def _copy(source: int, target: int) -> None:

@@ -1,9 +1,10 @@
-"""Keeps the wanted number of workers alive: spawn, watch, murder, reap, roll, drain.
+"""Keeps the configured number of workers running: starts, watches, kills, reaps, replaces and drains them.
 
-Each worker number is a `WorkerSlot` with a task that keeps it filled: start a process, wait for its end, start the
-next. A roll puts a successor into the slot itself; the task then waits for that one. Beside it, a tick several times
-a second compares what every worker has with what it should have (keys, snapshot, heartbeat, READY in time) and sends
-or kills accordingly: level rather than edge, so nothing that is missed once is missed for good.
+Each worker number is a `WorkerSlot` with a task that keeps it occupied: it starts a process, waits for its end, and
+starts the next. A roll puts a successor into the slot itself; the task then waits for the end of that one. In addition,
+a tick several times a second compares the state of every worker with the desired state (keys, snapshot, heartbeat,
+READY in time), and sends or kills accordingly. It compares states and does not count on events, so that an event that
+is missed once is not missed for good.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ log = get_logger(__name__)
 TICK_SECONDS = 0.25
 _FIRST_DELAY, _MOST_DELAY = 0.1, 30.0
 _STABLE_SECONDS = 30.0
-"""A worker that lived this long has shown itself sound: its end begins a new series of delays."""
+"""A worker that has run this long is sound: the delays after its end begin with the shortest again."""
 _LOOP_ENDS = 5
 _KILL_MARGIN_SECONDS = 2.0
 
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """One worker number and who fills it."""
+    """One worker number and the process that occupies it. Not to be confused with its slot on the stats page."""
 
     number: int
     worker: WorkerProcess | None = None
@@ -42,7 +43,7 @@ class WorkerSlot:
 
 
 class Supervisor:
-    """Starts and keeps ``workers`` workers, and hands them keys and publications."""
+    """Keeps ``workers`` workers running, and sends them keys and publications."""
 
     def __init__(
         self,
@@ -62,160 +63,160 @@ class Supervisor:
         self._certificate = Certificate(0)
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
-        self.posts = [WorkerSlot(number) for number in range(workers)]
-        # A rolling worker runs beside its successor, so there are slots for both.
+        self.slots = [WorkerSlot(number) for number in range(workers)]
+        # While a worker is replaced it runs beside its successor, so the stats page has two slots for each.
         self.page = StatsPage.create(2 * workers)
-        self._free_slots = list(range(2 * workers))
-        self._living: dict[WorkerProcess, Heartbeat] = {}
+        self._free_stats_slots = list(range(2 * workers))
+        self._workers: dict[WorkerProcess, Heartbeat] = {}
         self._leaving = asyncio.Event()
         self._rolling = asyncio.Lock()
-        self._fillers: list[asyncio.Task[None]] = []
+        self._keepers: list[asyncio.Task[None]] = []
         publisher.on_publish(self._on_publish)
 
     def start(self) -> None:
-        """Begin filling every post."""
-        self._fillers = [asyncio.create_task(self._fill(post)) for post in self.posts]
+        """Start a worker in every slot."""
+        self._keepers = [asyncio.create_task(self._keep_occupied(slot)) for slot in self.slots]
 
     @property
     def serving(self) -> int:
         """Workers that are READY with a snapshot."""
-        # A copy: the admin server's threads ask too, while the loop adds and removes workers.
-        return sum(1 for worker in tuple(self._living) if worker.generation > 0 and not worker.draining)
+        # A copy: the admin server's threads call this too, while the loop adds and removes workers.
+        return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
 
     def use_keys(self, keys: Keys) -> None:
-        """Accept other keys from now on."""
+        """Make every worker accept ``keys`` and no others, from now on."""
         self._keys = keys
-        self._bring_level()
+        self._reconcile()
 
     def certificate_replaced(self) -> None:
-        """Have the workers read the TLS files again."""
+        """Make the workers read the TLS files again."""
         self._certificate = Certificate(self._certificate.revision + 1)
-        self._bring_level()
+        self._reconcile()
 
     @property
     def counts_connections(self) -> bool:
-        """Whether workers keep count of their connections: they do where they accept from a shared socket."""
+        """Whether workers count their connections: they do where they accept from a shared socket."""
         return self._listener is not None
 
     async def watch(self) -> None:
-        """The tick. Never returns."""
+        """Run the tick. Never returns."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._bring_level()
+            self._reconcile()
             now = asyncio.get_running_loop().time()
-            for worker, heartbeat in self._living.items():
+            for worker, heartbeat in self._workers.items():
                 self._judge(worker, heartbeat, now)
-            for post in self.posts:
-                if post.worker is not None and post.crash_loop.looping:
-                    post.crash_loop.lives(now - post.worker.started)
+            for slot in self.slots:
+                if slot.worker is not None and slot.crash_loop.looping:
+                    slot.crash_loop.runs(now - slot.worker.started)
 
     async def roll(self) -> None:
-        """Replace every worker, one by one; the new one is READY before the old one drains.
+        """Replace every worker, one by one; the successor is READY before its predecessor drains.
 
-        Stops where a successor does not become READY; its predecessor then stays.
+        Stops where a successor does not become READY; its predecessor then continues to serve.
         """
         if self._rolling.locked():
             log.warning("Roll ignored: one is under way")
             return
         async with self._rolling:
-            for post in self.posts:
-                if post.worker is not None and not self._leaving.is_set():
+            for slot in self.slots:
+                if slot.worker is not None and not self._leaving.is_set():
                     try:
-                        await self._roll(post, post.worker)
+                        await self._roll(slot, slot.worker)
                     except (OSError, TimeoutError) as error:
-                        log.error("Roll stopped", worker=post.number, error=str(error))
+                        log.error("Roll stopped", worker=slot.number, error=str(error))
                         return
 
     async def drain(self, *, wait: float, timeout: float) -> None:
-        """Make every worker leave: NOT_SERVING, ``wait`` seconds, calls in flight finish within ``timeout`` in all."""
+        """Make every worker report NOT_SERVING, wait ``wait`` seconds, and finish its calls within ``timeout``."""
         self._leaving.set()
-        for worker in self._living:
+        for worker in self._workers:
             worker.drain(Drain(True, wait, timeout))
         if not await self._all_ended(timeout + _KILL_MARGIN_SECONDS):
-            log.warning("Workers did not leave in time; killed", count=len(self._living))
+            log.warning("Workers did not leave in time; killed", count=len(self._workers))
             self.cut_short()
             await self._all_ended(None)
         self.page.close()
 
     def cut_short(self) -> None:
-        """Make a drain under way end at once."""
-        for worker in self._living:
+        """End a drain under way at once."""
+        for worker in self._workers:
             worker.kill()
 
     async def _all_ended(self, timeout: float | None) -> bool:
-        waited: set[asyncio.Task[None] | asyncio.Task[int]] = {*self._fillers}
-        waited |= {worker.ended for worker in self._living}
+        waited: set[asyncio.Task[None] | asyncio.Task[int]] = {*self._keepers}
+        waited |= {worker.ended for worker in self._workers}
         if not waited:
             return True
         _, late = await asyncio.wait(waited, timeout=timeout)
         return not late
 
-    async def _fill(self, post: WorkerSlot) -> None:
-        """Keep ``post`` filled until the supervisor leaves."""
+    async def _keep_occupied(self, slot: WorkerSlot) -> None:
+        """Keep a worker running in ``slot`` until the supervisor drains."""
         while not self._leaving.is_set():
-            worker = post.worker
+            worker = slot.worker
             if worker is None:
                 try:
-                    post.worker = await self._spawn(post.number)
+                    slot.worker = await self._spawn(slot.number)
                 except OSError as error:
-                    log.error("Worker cannot be started", worker=post.number, error=str(error))
-                    await self._pause(post)
+                    log.error("Worker cannot be started", worker=slot.number, error=str(error))
+                    await self._pause(slot)
                 continue
             await asyncio.wait((worker.ended,))
-            if post.worker is worker and not self._leaving.is_set():
-                post.worker = None
-                self._on_exit(post, worker)
-                await self._pause(post)
+            if slot.worker is worker and not self._leaving.is_set():
+                slot.worker = None
+                self._on_exit(slot, worker)
+                await self._pause(slot)
 
-    async def _pause(self, post: WorkerSlot) -> None:
-        post.restarts += 1
+    async def _pause(self, slot: WorkerSlot) -> None:
+        slot.restarts += 1
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._leaving.wait(), post.backoff.next())
+            await asyncio.wait_for(self._leaving.wait(), slot.backoff.next())
 
-    def _on_exit(self, post: WorkerSlot, worker: WorkerProcess) -> None:
-        """A worker ended unasked: say so, and judge whether this is a crash loop."""
+    def _on_exit(self, slot: WorkerSlot, worker: WorkerProcess) -> None:
+        """A worker ended by itself: log it, and decide whether this is a crash loop."""
         lived = asyncio.get_running_loop().time() - worker.started
         if lived > _STABLE_SECONDS:
-            post.backoff.reset()
-        post.crash_loop.ended(lived)
+            slot.backoff.reset()
+        slot.crash_loop.ended(lived)
         code = worker.ended.result()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        log.error("Worker ended; starting another", worker=post.number, worker_pid=worker.pid, how=how)
-        if post.crash_loop.looping:
+        log.error("Worker ended; starting another", worker=slot.number, worker_pid=worker.pid, how=how)
+        if slot.crash_loop.looping:
             log.error(
                 "Worker crash loop",
-                worker=post.number,
+                worker=slot.number,
                 ends=_LOOP_ENDS,
                 lived_less_than_seconds=_STABLE_SECONDS,
                 remedy="read the worker's last log lines; undo the last change of build or environment",
             )
 
     async def _spawn(self, number: int) -> WorkerProcess:
-        """Start a process for post ``number`` and send it all it should have.
+        """Start a process for worker ``number`` and send it keys, certificate and snapshot.
 
         Raises:
-            OSError: where none can be started.
+            OSError: where no process can be started.
         """
-        slot = self._free_slots.pop(0)
+        stats_slot = self._free_stats_slots.pop(0)
         try:
-            worker = await WorkerProcess.start(number, slot, self.page, self._config, self._listener)
+            worker = await WorkerProcess.start(number, stats_slot, self.page, self._config, self._listener)
         except BaseException:
-            self._free_slots.append(slot)
+            self._free_stats_slots.append(stats_slot)
             raise
 
         def release(_: asyncio.Task[int]) -> None:
-            del self._living[worker]
-            self._free_slots.append(slot)
+            del self._workers[worker]
+            self._free_stats_slots.append(stats_slot)
 
-        self._living[worker] = Heartbeat(self._heartbeat_timeout)
+        self._workers[worker] = Heartbeat(self._heartbeat_timeout)
         worker.ended.add_done_callback(release)
         worker.reconcile(self._keys, self._certificate, self._publisher.current)
         if self._leaving.is_set():
             worker.kill()
         return worker
 
-    async def _roll(self, post: WorkerSlot, old: WorkerProcess) -> None:
-        successor = await self._spawn(post.number)
+    async def _roll(self, slot: WorkerSlot, old: WorkerProcess) -> None:
+        successor = await self._spawn(slot.number)
         ready = asyncio.create_task(successor.ready.wait())
         await asyncio.wait((ready, successor.ended), return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
@@ -224,20 +225,20 @@ class Supervisor:
             await asyncio.wait((successor.ended,))
             raise TimeoutError("the new worker did not become READY with the catalogue; the old one stays")
         leave = Drain(False, 0.0, self._config.drain_timeout_seconds)
-        # Else it died meanwhile, its post is filled again, and the successor is one too many.
-        replaced = post.worker is old
+        # Otherwise it ended meanwhile, its slot has another worker already, and the successor is superfluous.
+        replaced = slot.worker is old
         if replaced:
-            post.worker = successor
+            slot.worker = successor
         leaver = old if replaced else successor
         leaver.drain(leave)
         await asyncio.wait((leaver.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
         leaver.kill()
-        await asyncio.wait((leaver.ended,))  # its slot is free from then on; the next roll needs it
+        await asyncio.wait((leaver.ended,))  # its slot on the stats page is free from then on
         if replaced:
-            log.info("Worker rolled", worker=post.number, old_pid=old.pid, new_pid=successor.pid)
+            log.info("Worker rolled", worker=slot.number, old_pid=old.pid, new_pid=successor.pid)
 
     def _judge(self, worker: WorkerProcess, heartbeat: Heartbeat, now: float) -> None:
-        """Kill a worker that is not READY in time, or that hangs; its post then gets another."""
+        """Kill a worker that is not READY in time, or that hangs; its slot then gets another."""
         if not worker.ready.is_set():
             if now - worker.started > self._start_timeout:
                 log.error("Worker is not READY in time; killed", worker=worker.number, worker_pid=worker.pid)
@@ -252,9 +253,9 @@ class Supervisor:
             worker.kill()
 
     def _on_publish(self, _: Publication) -> None:
-        self._bring_level()
+        self._reconcile()
 
-    def _bring_level(self) -> None:
-        for worker in self._living:
+    def _reconcile(self) -> None:
+        for worker in self._workers:
             if not worker.draining:
                 worker.reconcile(self._keys, self._certificate, self._publisher.current)

@@ -1,4 +1,4 @@
-"""One worker process as the master sees it: started by ``exec``, spoken to over its control socket, reaped."""
+"""One worker process, seen from the master: it is started by ``exec``, controlled over a socket, and reaped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
 
-# What a Python process and gRPC's C-core need to run. Everything else stays with the master: no DATABASE_URL, no key.
+# The variables that a Python process and gRPC's C-core need. A worker gets no others: no DATABASE_URL, no key.
 _ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
 _QUIET = {"GRPC_VERBOSITY": "ERROR"}
-"""C-core tells of every GOAWAY on stderr otherwise, in lines that are no JSON. An operator's own value wins."""
+"""Otherwise C-core writes every GOAWAY to stderr, in lines that are not JSON. An operator's own value wins."""
 
 _SEND_AGAIN_SECONDS = 10.0
 
@@ -55,7 +55,7 @@ class WorkerProcess:
         """Start worker ``number`` on stats slot ``slot_number``, with the socket to accept from if there is one.
 
         Raises:
-            OSError: where no process can be made (memory, process or descriptor limit).
+            OSError: where no process can be started (memory, process or descriptor limit).
         """
         channel, theirs = Channel.pair()
         descriptors = [theirs.fileno(), page.descriptor]
@@ -66,7 +66,7 @@ class WorkerProcess:
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive one.
+            # C-core and its threads do not survive a fork.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -95,9 +95,9 @@ class WorkerProcess:
             self._process.kill()
 
     def reconcile(self, keys: Keys, certificate: Certificate, publication: Publication | None) -> None:
-        """Send whatever the worker has not been sent yet; call again and again.
+        """Send the worker what it has not been sent yet. To be called repeatedly.
 
-        A worker that does not read now (its queue is full) gets the newest state at a later call, not a backlog.
+        A worker that does not read now (its queue is full) gets the newest state at a later call, and no backlog.
         """
         try:
             if keys != self._sent_keys and self._channel.send(keys):
@@ -111,23 +111,23 @@ class WorkerProcess:
                     self._sent_generation = snapshot.generation
                     self._sent_at = asyncio.get_running_loop().time()
         except ChannelClosed:
-            return  # the process is ending; `ended` tells
+            return  # the process is ending: see `ended`
 
     def _lacks(self, generation: int) -> bool:
-        """Whether the snapshot is to be sent: never sent, or sent and not taken (the worker had no descriptor left)."""
+        """Whether the snapshot must be sent: it never was, or the worker did not take it (no free descriptor)."""
         if generation != self._sent_generation:
             return True
         late = asyncio.get_running_loop().time() - self._sent_at > _SEND_AGAIN_SECONDS
         return self.ready.is_set() and self.generation != generation and late
 
     def drain(self, drain: Drain) -> None:
-        """Tell the worker to leave."""
+        """Make the worker drain and exit."""
         self.draining = True
         try:
             if not self._channel.send(drain):
                 self.kill()
         except ChannelClosed:
-            return  # it is leaving already
+            return  # it is exiting already
 
     def _receive(self) -> None:
         try:
@@ -145,6 +145,6 @@ class WorkerProcess:
         code = await self._process.wait()
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self._channel.close()
-        # Whoever is about to accept a connection must not wait for a dead worker to take it.
-        self.slot.close_gate()
+        # The other workers must not leave a connection to a dead one.
+        self.slot.stop_accepting()
         return code

@@ -1,1 +1,1 @@
-"""The worker: answers from RAM. It holds no database connection and no credential, and touches no disk."""
+"""The worker: answers calls from memory. It has no database connection and no credentials, and uses no disk."""

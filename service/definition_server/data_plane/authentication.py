@@ -1,7 +1,7 @@
-"""Who may call: metadata ``x-avap-auth`` must carry a known key.
+"""Authentication: a call's metadata ``x-avap-auth`` must carry a known key.
 
-The worker knows keys only as SHA-256 digests. Comparing digests makes the comparison's time independent of the
-presented key's length and content, and leaves no key in the worker's memory to be read.
+The worker knows keys only as SHA-256 digests. The time of comparing digests does not depend on the length and content
+of the presented key, and the worker's memory holds no key that could be read from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ METADATA_KEY = "x-avap-auth"
 
 
 class KeyRing:
-    """The accepted keys. Empty until the master has sent them: then nobody is let in."""
+    """The accepted keys. Empty until the master has sent them; no call is accepted before."""
 
     def __init__(self, digests: Iterable[str] = ()) -> None:
         self._digests: tuple[bytes, ...] = ()
@@ -24,20 +24,19 @@ class KeyRing:
         self.replace(digests)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` whenever the keys have been replaced, for whoever remembers a judgement."""
+        """Call ``listener`` whenever the keys have been replaced: remembered decisions are then invalid."""
         self._listeners.append(listener)
 
     def replace(self, digests: Iterable[str]) -> None:
-        """Accept exactly the keys with these hex SHA-256 digests from now on."""
+        """Accept exactly the keys with these hex SHA-256 digests, from now on."""
         self._digests = tuple(bytes.fromhex(digest) for digest in digests)
         for listener in self._listeners:
             listener()
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Let a call pass that presents one known key.
+        """Return if a call's ``metadata`` carry exactly one key, and that key is known.
 
-        A key presented twice is refused: which of two values a proxy or a library would have taken is anyone's
-        guess, and no honest client sends two.
+        Two keys are refused: a proxy or a library may use either of the two, and no honest client sends both.
 
         Raises:
             CallFailed: UNAUTHENTICATED.
@@ -46,7 +45,7 @@ class KeyRing:
         if len(presented) == 1:
             value = presented[0]
             digest = sha256(value.encode() if isinstance(value, str) else value).digest()
-            # Every known key is compared, so time tells nothing of which one matched.
+            # Every known key is compared, so that the time does not depend on which one matched.
             if sum(hmac.compare_digest(digest, known) for known in self._digests):
                 return
         raise CallFailed(Status.UNAUTHENTICATED, "Invalid Credentials")

@@ -1,4 +1,9 @@
-"""One door for every transport: authenticate, answer, count, and turn any failure into what the client may see."""
+"""The RPCs as every transport calls them: authenticate, answer, and reduce any failure to what the client may see.
+
+Only here a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per request, through
+`Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it does not
+remember, and counts whole batches of answers itself.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from time import perf_counter_ns
 
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.failure import CallFailed, Status
-from definition_server.data_plane.services import DefinitionEngine
+from definition_server.data_plane.services import SERVICE, DefinitionEngine
 from definition_server.ipc.stats import METHODS, STATUSES, Slot
 from definition_server.observability.logs import get_logger
 
@@ -18,40 +23,74 @@ STATUS_INDEX = {status: STATUSES.index(status.http) for status in Status}
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Handler = Callable[[bytes, Metadata], bytes]
+Answering = Callable[[DefinitionEngine, bytes], bytes | memoryview]
+
+
+class Method:
+    """One RPC of `DefinitionEngine`. Its methods raise `CallFailed` and nothing else."""
+
+    def __init__(self, name: str, answer: Answering, keys: KeyRing) -> None:
+        self.name = name
+        self.path = f"/{SERVICE}/{name}"
+        self.index = METHODS.index(name)
+        """Where the method is counted in a stats slot."""
+        self._answer = answer
+        self._keys = keys
+
+    def authenticate(self, metadata: Metadata) -> None:
+        """Let the call pass if its metadata hold a known key."""
+        try:
+            self._keys.authenticate(metadata)
+        except CallFailed:
+            raise
+        except Exception as error:
+            raise self._hidden(error) from error
+
+    def answer(self, engine: DefinitionEngine, request: bytes) -> bytes | memoryview:
+        """The serialized answer to a serialized request, from the snapshot that ``engine`` serves."""
+        try:
+            return self._answer(engine, request)
+        except CallFailed:
+            raise
+        except Exception as error:
+            raise self._hidden(error) from error
+
+    def _hidden(self, error: Exception) -> CallFailed:
+        """What the client sees of ``error``, a bug of ours: it costs one call, is logged, and shows nothing inside."""
+        log.error("Unexpected failure in a call", method=self.name, exc_info=error)
+        return CallFailed(Status.INTERNAL, "Internal error")
 
 
 class Endpoint:
-    """The unary methods of `DefinitionEngine` behind authentication and counters."""
+    """The unary methods of `DefinitionEngine` behind authentication, and the counters of one worker."""
 
     def __init__(self, engine: DefinitionEngine, keys: KeyRing, slot: Slot) -> None:
         self.engine = engine
         self.keys = keys
         self.slot = slot
-        self.handlers: dict[str, Handler] = {
-            "GetCommand": self._guarded("GetCommand", engine.get_command),
-            "SyncCatalog": self._guarded("SyncCatalog", engine.sync_catalog),
-        }
-        """Method name → what answers it. A handler raises `CallFailed` and nothing else."""
+        answers = type(engine)
+        self.methods = (
+            Method("GetCommand", answers.get_command, keys),
+            Method("SyncCatalog", answers.sync_catalog, keys),
+        )
+        self.handlers: dict[str, Handler] = {method.name: self._counted(method) for method in self.methods}
+        """Method name → (request, metadata) → answer, counted. A handler raises `CallFailed` and nothing else."""
 
-    def _guarded(self, method: str, answer: Callable[[bytes], bytes]) -> Handler:
-        index = METHODS.index(method)
-        slot, keys = self.slot, self.keys
+    def _counted(self, method: Method) -> Handler:
+        engine, slot = self.engine, self.slot
 
         def handle(request: bytes, metadata: Metadata) -> bytes:
             start = perf_counter_ns()
             status = Status.INTERNAL
             try:
-                keys.authenticate(metadata)
-                answered = answer(request)
+                method.authenticate(metadata)
+                answer = bytes(method.answer(engine, request))
                 status = Status.OK
-                return answered
+                return answer
             except CallFailed as failure:
                 status = failure.status
                 raise
-            except Exception as error:  # a bug of ours must cost one call, not tell its inside, and be seen
-                log.exception("Unexpected failure in a call", method=method)
-                raise CallFailed(Status.INTERNAL, "Internal error") from error
             finally:
-                slot.count(index, STATUS_INDEX[status], perf_counter_ns() - start)
+                slot.count(method.index, STATUS_INDEX[status], perf_counter_ns() - start)
 
         return handle

@@ -1,4 +1,4 @@
-"""How a call fails: one class, the gRPC status codes it may carry, and their names in metrics."""
+"""The failure of a call: one class, the gRPC status codes that it may carry, and their names in metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """gRPC status codes that the server's RPCs answer with (grpc doc ``statuscodes.md``)."""
+    """The gRPC status codes of the server's RPCs (grpc doc ``statuscodes.md``)."""
 
     OK = 0
     INVALID_ARGUMENT = 3
@@ -32,7 +32,7 @@ _HTTP = {
 
 
 class CallFailed(Exception):
-    """A call ends with ``status`` and ``message``, as the client is to see them."""
+    """A call ends with ``status`` and ``message``, which the client sees."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)

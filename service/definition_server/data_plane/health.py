@@ -1,4 +1,4 @@
-"""``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine``, ``liveness``; watches that do not hold up a drain."""
+"""``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine`` and ``liveness``, with watches that do not delay a drain."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from definition_server.data_plane.services import SERVICE
 LIVENESS = "liveness"
 """SERVING for as long as the worker answers at all, with a catalogue or without.
 
-For kubelet's liveness and startup probes, which end a container that is NOT_SERVING: one that waits for its database,
-or drains, is not to be ended for that.
+For kubelet's liveness and startup probes, which restart a container that is NOT_SERVING. A container that waits for its
+database, or drains, must not be restarted for that.
 """
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -23,10 +23,10 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
-    """The servicer of grpcio-health-checking, whose watches can be ended.
+    """The servicer of grpcio-health-checking, with watches that can be ended.
 
-    A ``Watch`` has no end of its own: a server that waits for its calls in flight would wait out its whole grace
-    period for each client that watches.
+    A ``Watch`` does not end by itself: a server that waits for its calls in flight would wait for its whole grace
+    period if any client watches.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
         self._ending = asyncio.Event()
 
     async def report(self, serving: bool) -> None:
-        """Answer SERVING or NOT_SERVING from now on; watchers hear of it at once. Whoever reports is alive."""
+        """Answer SERVING or NOT_SERVING from now on, to watches at once. Liveness is SERVING from the first call on."""
         await self.set(LIVENESS, _SERVING)
         for service in ("", SERVICE):
             await self.set(service, _SERVING if serving else _NOT_SERVING)
@@ -53,7 +53,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpcio-health-
             await whole.finish()
 
     def end_watches(self) -> None:
-        """End every watch, open or yet to come, with status OK."""
+        """End every watch with status OK, now and from now on."""
         self._ending.set()
 
 
@@ -62,9 +62,9 @@ async def _run(watch: Coroutine[Any, Any, None]) -> None:
 
 
 class _WholeWrites:
-    """A context whose writes, once begun, are finished although the watch ends in the middle of one.
+    """A context that finishes a write once begun, although the watch ends during it.
 
-    C-core never completes a call whose write was cancelled: it would cost a stop its whole grace period.
+    C-core never completes a call whose write was cancelled: a stop would wait for its whole grace period.
     """
 
     def __init__(self, context: Any) -> None:
@@ -72,12 +72,12 @@ class _WholeWrites:
         self._writing: asyncio.Future[None] | None = None
 
     async def write(self, message: health_pb2.HealthCheckResponse) -> None:
-        """As of ``grpc.aio.ServicerContext``."""
+        """See ``grpc.aio.ServicerContext``."""
         self._writing = asyncio.ensure_future(self._context.write(message))
         await asyncio.shield(self._writing)
 
     async def finish(self) -> None:
-        """Wait for a write under way, but not for a client that has stopped reading."""
+        """Wait for a write under way, but not for ever: the client may have stopped reading."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait((self._writing,), timeout=_LAST_WRITE_SECONDS)
             self._writing.cancel()

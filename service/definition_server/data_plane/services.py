@@ -1,8 +1,7 @@
-"""The RPCs of ``avap.DefinitionEngine``, stated once for every transport: request bytes in, answer bytes out."""
+"""The RPCs of ``avap.DefinitionEngine``, implemented once for every transport: from request octets to answer octets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -17,31 +16,17 @@ MessageType = TypeVar("MessageType", bound=Message)
 SERVICE = "avap.DefinitionEngine"
 
 _NAME_TAG = NAME << 3 | 2
-_LONGEST_NAME_TOLD = 200
-"""The column holds 100 characters; a longer name comes from no catalogue, and trailers have an 8 KiB limit."""
+_LONGEST_NAME_SHOWN = 200
+"""Characters of a requested name that the error message repeats. The table's column holds 100, so no catalogue has a
+longer name; and trailers have a limit of 8 KiB."""
 
 
 class DefinitionEngine:
-    """Answers from the snapshot in ``snapshot``; swapping catalogues is assigning that attribute."""
+    """Answers from ``snapshot``. A serving process replaces it by `Swap.commit` alone (see ``swap.py``)."""
 
     def __init__(self) -> None:
-        self._snapshot: Snapshot | None = None
-        self._listeners: list[Callable[[], None]] = []
-
-    @property
-    def snapshot(self) -> Snapshot | None:
+        self.snapshot: Snapshot | None = None
         """What is served; None until the first one is assigned."""
-        return self._snapshot
-
-    @snapshot.setter
-    def snapshot(self, snapshot: Snapshot | None) -> None:
-        self._snapshot = snapshot
-        for listener in self._listeners:
-            listener()
-
-    def on_swap(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` whenever ``snapshot`` has been assigned, for whoever remembers answers."""
-        self._listeners.append(listener)
 
     def get_command(self, request: bytes) -> bytes:
         """``CommandRequest`` → ``CommandResponse``, both serialized.
@@ -53,29 +38,28 @@ class DefinitionEngine:
         name = _requested_name(request)
         answer = snapshot.answer(name)
         if answer is None:
-            told = name.decode()
-            if len(told) > _LONGEST_NAME_TOLD:
-                told = told[:_LONGEST_NAME_TOLD] + "…"
-            raise CallFailed(Status.NOT_FOUND, f"Command '{told}' not found")
+            shown = name.decode()
+            if len(shown) > _LONGEST_NAME_SHOWN:
+                shown = shown[:_LONGEST_NAME_SHOWN] + "…"
+            raise CallFailed(Status.NOT_FOUND, f"Command '{shown}' not found")
         return answer
 
-    def sync_catalog(self, request: bytes) -> bytes:
+    def sync_catalog(self, request: bytes) -> memoryview:
         """``Empty`` → ``CatalogResponse``, both serialized.
+
+        The answer is not copied: it is the snapshot's own memory, which stays mapped for as long as the view is
+        referenced.
 
         Raises:
             CallFailed: INVALID_ARGUMENT, UNAVAILABLE.
         """
-        return bytes(self.catalog(request))
-
-    def catalog(self, request: bytes) -> memoryview:
-        """The same, uncopied: the snapshot's own memory, which stays mapped for as long as the view is referenced."""
         snapshot = self._current()
         if request:
             _parse(avap_pb2.Empty, request)
         return snapshot.body
 
     def _current(self) -> Snapshot:
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         if snapshot is None:
             raise CallFailed(Status.UNAVAILABLE, "The catalogue is not loaded yet")
         return snapshot
@@ -84,8 +68,8 @@ class DefinitionEngine:
 def _requested_name(request: bytes) -> bytes:
     """The name in a serialized ``CommandRequest``, as UTF-8.
 
-    Every client library writes a name below 128 octets as tag, length, octets; only what differs from that needs
-    the protobuf parser, which also judges the encoding.
+    Every client library writes a name below 128 octets as tag, length and octets. Other forms go through the protobuf
+    parser, which also validates the encoding.
     """
     if len(request) > 2 and request[0] == _NAME_TAG and request[1] == len(request) - 2 < 128:
         name = request[2:]

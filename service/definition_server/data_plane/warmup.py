@@ -1,8 +1,8 @@
 """Warm-up before READY: the first calls of a process are its slowest, so the worker makes them itself.
 
-A throw-away server with a key of its own serves the worker's handlers on the loopback; every path that a client's
-first call would take (connection, authentication, found, missing, refused, health) has then been taken once. What was
-allocated until now is then frozen out of the garbage collector's sight: it will live as long as the process.
+A temporary server with a key of its own serves the worker's handlers on the loopback, and every path of a client's
+first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist
+then will live as long as the process, so they are moved out of the garbage collector's reach (``gc.freeze``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 
 _YOUNG_OBJECTS = 5000
-"""Objects of the youngest generation before they are collected. Calls make none on the native transport; an attacker's
-streams do, and by Python's 700 (2,000 from 3.14 on) they are collected, and kept, twenty times a second
+"""Objects of the youngest generation before it is collected. Calls on the native transport create none. An attacker's
+streams do: with Python's default of 700 the collector would run twenty times a second and free nothing
 (docs/runtime-flags.md)."""
 
 

@@ -1,9 +1,9 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT [LISTENER_FD]``.
 
-Started by the master with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
-listening socket; everything else it is told over the control socket. Life: told its configuration → warmed up → port
-open → READY → serves, swapping snapshots as they are published → drains when told to, on SIGTERM, or when the master is
-gone → exits 0.
+The master starts it with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
+listening socket. Everything else arrives over the control socket. A worker receives its configuration, warms up, opens
+the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
+says so, on SIGTERM, or when the master is gone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic_ns
 
 import uvloop
@@ -25,12 +26,14 @@ import uvloop
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
-from definition_server.data_plane.balance import Gate
+from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
+from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
 from definition_server.data_plane.warmup import warm_up
 from definition_server.ipc.channel import Channel, ChannelClosed
+from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
@@ -39,14 +42,12 @@ from definition_server.observability.logs import configure_logs, get_logger
 log = get_logger(__name__)
 
 EXIT_CANNOT_START = 3
-"""The port could not be opened, or the master spoke no language this worker knows."""
+"""The port could not be opened, or the first message of the master was no configuration."""
 
 EXIT_ORPHANED = 4
-"""The master was gone and the worker did not manage to leave in order."""
+"""The master was gone, and the worker did not drain in time."""
 
 _BEAT_SECONDS = 0.25
-_LET_GO_SECONDS = 0.5
-"""What calls in flight hold by then is let go by them."""
 _EXIT_MARGIN_SECONDS = 5.0
 
 
@@ -54,30 +55,34 @@ class Worker:
     """The process around one transport."""
 
     def __init__(
-        self, channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, gate: Gate
+        self, channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
     ) -> None:
         self._channel = channel
         self._slot = slot
         self._config = config
         self._listener = listener
-        self._gate = gate
+        self._balancer = balancer
         self._keys = KeyRing()
         self._engine = DefinitionEngine()
         self._drain: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
-        self._swapped = asyncio.Event()
+        self._begin_swap: Callable[[Snapshot], Swap] = partial(Swap, self._engine)
+        """The transport's own, once there is a transport."""
+        self._status_changed = asyncio.Event()
+        """Another snapshot is served, which health and the master are to be informed of."""
         self._coming: Snapshot | None = None
-        """The newest that was published and is not served yet."""
+        """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
         self._certificate_replaced = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve until told to leave. Returns the exit code."""
-        heart = asyncio.create_task(self._beat())
+        """Serve until the drain is over. Returns the exit code."""
+        heartbeat = asyncio.create_task(self._beat())
         try:
             self._receive()
             await warm_up(self._config)
             endpoint = Endpoint(self._engine, self._keys, self._slot)
-            transport = create_transport(self._config, endpoint, self._listener, self._gate)
+            transport = create_transport(self._config, endpoint, self._listener, self._balancer)
+            self._begin_swap = transport.begin_swap
             try:
                 await transport.start()
             except CannotListen as error:
@@ -86,14 +91,14 @@ class Worker:
             await self._serve(transport)
             await self._leave(transport, self._drain.result())
         finally:
-            heart.cancel()
+            heartbeat.cancel()
         return 0
 
     async def _serve(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
         loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
-        works = (self._report(transport), self._reload(transport), self._take_over(transport))
+        works = (self._report(transport), self._reload(transport), self._swap_published())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await self._drain
@@ -103,19 +108,19 @@ class Worker:
                 task.cancel()
 
     async def _report(self, transport: Transport) -> None:
-        """Tell health and the master of every swap, and of the start."""
+        """Report the start and every swap to health and to the master."""
         while True:
-            self._swapped.clear()
+            self._status_changed.clear()
             snapshot = self._engine.snapshot
             await transport.set_serving(snapshot is not None)
             try:
                 self._channel.send(Ready(0 if snapshot is None else snapshot.generation))
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
-            await self._swapped.wait()
+            await self._status_changed.wait()
 
     async def _reload(self, transport: Transport) -> None:
-        """Have the certificate read again whenever it was replaced."""
+        """Have the transport read the certificate again whenever it was replaced."""
         while True:
             await self._certificate_replaced.wait()
             self._certificate_replaced.clear()
@@ -149,7 +154,7 @@ class Worker:
             self._leave_soon(self._departure(announce=False))
 
     def _open(self, message: Publish, descriptor: int) -> None:
-        """Have the published snapshot served, or keep the one that is served and say why."""
+        """Have the published snapshot served, or log why it is refused."""
         try:
             snapshot = Snapshot(map_sealed(descriptor))
             if snapshot.version_hash != message.version_hash:
@@ -159,35 +164,38 @@ class Worker:
             return
         finally:
             os.close(descriptor)
-        if self._engine.snapshot is None:  # nothing to prepare for, and clients wait
-            self._swap(snapshot)
-        else:
-            if self._coming is not None:
-                _let_go_soon([self._coming])
-            self._coming = snapshot
-            self._published.set()
+        if self._engine.snapshot is None:  # there is nothing to prepare for, and clients wait
+            self._commit(self._begin_swap(snapshot))
+            return
+        if self._coming is not None:
+            _release_soon([self._coming])
+        self._coming = snapshot
+        self._published.set()
 
-    async def _take_over(self, transport: Transport) -> None:
-        """Serve what was published, once the transport is prepared for it. What is overtaken meanwhile is left out."""
+    async def _swap_published(self) -> None:
+        """Swap to each published snapshot. One that a newer one overtakes while it waits is left out."""
         while True:
             await self._published.wait()
             self._published.clear()
             snapshot, self._coming = self._coming, None
             if snapshot is None:
                 continue
+            swap = self._begin_swap(snapshot)
             try:
-                await transport.prepare(snapshot)
+                await swap.prepare()
             except Exception as error:
                 log.error("Answers could not be prepared; the first calls may be slow", exc_info=error)
-            self._swap(snapshot)
-            await transport.tidy()
+            self._commit(swap)
+            await swap.release()
 
-    def _swap(self, snapshot: Snapshot) -> None:
-        # One reference changes; a call that already holds the old snapshot keeps its memory mapped.
-        old, self._engine.snapshot = [self._engine.snapshot], snapshot
-        self._slot.serve(snapshot.generation, snapshot.count, snapshot.footer.version_hash)
-        self._swapped.set()
-        _let_go_soon(old)
+    def _commit(self, swap: Swap) -> None:
+        """Serve ``swap``'s snapshot from now on, report that, and release the one before."""
+        # A call that already holds the old snapshot keeps its memory mapped.
+        replaced = [swap.commit()]
+        footer = swap.snapshot.footer
+        self._slot.serve(footer.generation, footer.count, footer.version_hash)
+        self._status_changed.set()
+        _release_soon(replaced)
 
     def _departure(self, *, announce: bool) -> Drain:
         return Drain(announce, 0.0, self._config.drain_timeout_seconds)
@@ -197,33 +205,34 @@ class Worker:
             self._drain.set_result(drain)
 
     async def _beat(self) -> None:
-        """The heartbeat comes from the loop that serves: where that stands still, so does the heart."""
+        """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
         while True:
             self._slot.beat(monotonic_ns())
             await asyncio.sleep(_BEAT_SECONDS)
 
 
-def _let_go_soon(old: list[Snapshot | None]) -> None:
-    """Have the last reference to a snapshot, the one in ``old``, dropped in a thread of its own.
+def _release_soon(replaced: list[Snapshot | None]) -> None:
+    """Release the snapshot in ``replaced``, which holds the last reference to it, in a thread of its own.
 
-    Whoever drops it unmaps it and, where the master has closed its descriptor, frees hundreds of megabytes of pages:
-    ten milliseconds and more (measured: 13.5 ms for 200 MB), which no call should wait for. The interpreter lock is not
-    held meanwhile.
+    Releasing it unmaps its memory. Where the master has closed its descriptor, that frees hundreds of megabytes of
+    pages: ten milliseconds and more (measured: 13.5 ms for 200 MB), which no call should wait for. The interpreter lock
+    is not held meanwhile.
     """
-    # Where no thread is to be had (a limit of processes), the caller's end unmaps it: better late answers than none.
+    # Where no thread can be started (a limit of processes), the memory is released when the caller returns, and calls
+    # wait for that: late answers are better than none.
     with suppress(RuntimeError):
-        threading.Thread(target=_let_go, args=(old,), name="let-go", daemon=True).start()
+        threading.Thread(target=_release, args=(replaced,), name="snapshot-release", daemon=True).start()
 
 
-def _let_go(old: list[Snapshot | None]) -> None:
-    time.sleep(_LET_GO_SECONDS)
-    old.clear()
+def _release(replaced: list[Snapshot | None]) -> None:
+    time.sleep(RELEASE_SECONDS)
+    replaced.clear()
 
 
 def _leave_at_the_latest(control: int, seconds: float) -> None:
-    """End the process ``seconds`` after the master is gone, even if the event loop hangs and never hears of it.
+    """End the process ``seconds`` after the master is gone, even if the event loop hangs and does not notice.
 
-    Such a worker would hold the port for ever, with nobody left to kill it.
+    Such a worker would hold the port for ever, and no process would be left to kill it.
     """
 
     def watch() -> None:
@@ -237,7 +246,7 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
 
 
 def _configuration(channel: Channel) -> Configure | None:
-    """What the master sent before this process existed; None, and said so, where it is something else."""
+    """The configuration that the master sent before this process existed; None, and a log line, where there is none."""
     received = channel.receive()
     if received is None or not isinstance(received[0], Configure):
         log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
@@ -246,7 +255,7 @@ def _configuration(channel: Channel) -> Configure | None:
 
 
 def _loop_factory(config: Configure) -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop carries the native transport; grpcio brings its own I/O and is tested on asyncio's loop."""
+    """uvloop for the native transport. grpcio does its own I/O, and is tested on asyncio's loop."""
     return uvloop.new_event_loop if config.transport == "native" else asyncio.new_event_loop
 
 
@@ -255,13 +264,15 @@ def _inherited_listener(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-async def _run(channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, gate: Gate) -> int:
-    return await Worker(channel, slot, config, listener, gate).run()
+async def _run(
+    channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
+) -> int:
+    return await Worker(channel, slot, config, listener, balancer).run()
 
 
 def main(arguments: list[str]) -> int:
     """Run one worker. Returns the exit code."""
-    # A terminal's Ctrl-C reaches the whole process group; the master alone decides what it means.
+    # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, stats, number, *listeners = (int(argument) for argument in arguments)
     configure_logs("production", "INFO")
@@ -277,9 +288,9 @@ def main(arguments: list[str]) -> int:
             return EXIT_CANNOT_START
         configure_logs(config.app_env, config.log_level)
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
-        gate = Gate(page, number, limit=config.max_connections)
+        balancer = Balancer(page, number, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, gate))
+            return runner.run(_run(channel, slot, config, listener, balancer))
     except Exception as error:
         log.critical("Worker failed", exc_info=error)
         return 1

@@ -1,1 +1,1 @@
-"""What master and workers share: control messages, descriptor passing, sealed memory, the stats page."""
+"""Communication between master and workers: control messages, descriptor passing, sealed memory, the stats page."""

@@ -1,7 +1,7 @@
-"""The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message a datagram.
+"""The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message per datagram.
 
-Descriptors travel beside a message by ``SCM_RIGHTS`` (``unix(7)``). Both ends are non-blocking; the end of the other
-process is seen as `ChannelClosed`.
+A descriptor travels beside its message by ``SCM_RIGHTS`` (``unix(7)``). Both ends are non-blocking. When the process at
+the other end has ended, `ChannelClosed` is raised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from definition_server.ipc.messages import Message, MessageError, decode, encode
 _MAX_DATAGRAM = 64 * 1024
 _DESCRIPTOR_SIZE = 4
 _SCARCE = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-"""The other end lives; the kernel lacks something at the moment."""
+"""Errors that mean that the kernel lacks a resource at the moment, and not that the other end is gone."""
 
 
 class ChannelClosed(Exception):
@@ -32,13 +32,13 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """Our end, and the raw end to hand to a child process (and to close here once it has been)."""
+        """Our end, and the raw end for a child process (to be closed here once the child has it)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours), theirs
 
     @classmethod
     def inherited(cls, descriptor: int) -> Channel:
-        """The end that this process was started with."""
+        """The end that this process inherited as ``descriptor``."""
         os.set_inheritable(descriptor, False)
         return cls(socket.socket(fileno=descriptor))
 
@@ -50,7 +50,7 @@ class Channel:
         """Send ``message``, with ``descriptor`` if given (the receiver gets one of its own).
 
         Returns:
-            False where it cannot be sent now (the other end does not read, the kernel lacks memory); try again later.
+            False where it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
 
         Raises:
             ChannelClosed: where the other end is gone.
@@ -67,14 +67,14 @@ class Channel:
         return True
 
     def receive(self) -> tuple[Message, int | None] | None:
-        """The next message and the descriptor that came with it (the caller's to close); None if none waits.
+        """The next message and the descriptor that came with it, which the caller closes; None where no message waits.
 
         Raises:
             ChannelClosed: where the other end is gone.
-            MessageError: where the datagram is no message.
+            MessageError: where the datagram is not a valid message.
         """
         try:
-            # Not socket.recv_fds: it drops its flags, and the descriptor would leak into child processes.
+            # Not socket.recv_fds: that ignores its flags, and the descriptor would leak into child processes.
             datagram, ancillary, _, _ = self._socket.recvmsg(
                 _MAX_DATAGRAM, socket.CMSG_LEN(_DESCRIPTOR_SIZE), socket.MSG_CMSG_CLOEXEC
             )
@@ -93,7 +93,7 @@ class Channel:
             raise
 
     def close(self) -> None:
-        """Close this end; the other one sees it at once."""
+        """Close this end. The other end notices that at once."""
         self._socket.close()
 
 

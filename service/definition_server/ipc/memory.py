@@ -1,7 +1,7 @@
-"""Shared memory without names: a sealed ``memfd`` carries a snapshot from the master to every worker.
+"""Shared memory without names: a sealed ``memfd`` transports a snapshot from the master to every worker.
 
-The seals (``fcntl(2)``, F_ADD_SEALS) make the memory immutable for everyone, the master included, so that a worker
-may map it and trust that no length changes under its hands. There is one copy in the machine, however many workers.
+The seals (``fcntl(2)``, F_ADD_SEALS) make the memory immutable for all processes, the master included, so that a worker
+may map it and rely on its size and content. The machine holds one copy, however many workers there are.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BATCH_PIECES = 1024
 
 
 class NotSealedError(ValueError):
-    """Memory that could still change, or that holds nothing: it is not mapped."""
+    """The memory could still change, or is empty: it is not mapped."""
 
 
 def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
     """A sealed memfd that holds ``pieces`` one after the other. The caller closes the descriptor.
 
     Raises:
-        OSError: no memory or no descriptor left.
+        OSError: where memory or descriptors are exhausted.
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -41,7 +41,7 @@ def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
 
 
 def _write_all(descriptor: int, pieces: list[bytes | memoryview]) -> None:
-    """Write ``pieces`` whole: the kernel copies them straight from where they lie, and may stop half-way."""
+    """Write all of ``pieces``. The kernel copies them without an intermediate buffer, and may write less than asked."""
     written = os.writev(descriptor, pieces)
     for piece in pieces:
         if written >= len(piece):

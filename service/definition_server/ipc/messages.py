@@ -1,8 +1,8 @@
-"""What master and worker say to each other.
+"""The messages between the master and a worker.
 
-Master → worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish` (with a descriptor), `Drain`. Worker →
-master: `Ready`, sent when the port is open and again after every swap. A message is one datagram of JSON: rare, small,
-readable in ``strace``. The order of sending is the order of arrival.
+Master to worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish` (with a descriptor), `Drain`. Worker to
+master: `Ready`, sent when the port is open and again after every swap. A message is one datagram of JSON: messages are
+rare and small, and JSON is readable in ``strace``. They arrive in the order in which they are sent.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 
 class MessageError(ValueError):
-    """A datagram that is no message of this protocol."""
+    """A datagram that is not a message of this protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """What a worker needs to start. Nothing secret: keys come by `Keys`, as digests, and TLS files by their paths.
+    """The configuration of a worker. It holds no secrets: keys come as digests by `Keys`, TLS files as paths.
 
-    Of the limits, 0 is none. Times are in seconds.
+    A limit of 0 means no limit. Times are in seconds.
     """
 
     host: str
@@ -45,21 +45,21 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys that clients may present, as hex SHA-256 digests. Replaces the ones before."""
+    """The accepted keys, as hex SHA-256 digests. They replace the ones before."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The TLS files were replaced: read them again, for connections to come. ``revision`` counts the replacements."""
+    """The TLS files were replaced: read them again for new connections. ``revision`` counts the replacements."""
 
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A snapshot, whose sealed memory travels beside the message as one descriptor."""
+    """A snapshot. The descriptor of its sealed memory travels beside the message."""
 
     generation: int
     version_hash: str
@@ -67,7 +67,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Leave: report NOT_SERVING if ``announce``, wait, finish calls in flight within ``timeout_seconds``, exit 0."""
+    """Drain: report NOT_SERVING if ``announce``, wait, finish calls in flight within ``timeout_seconds``, exit 0."""
 
     announce: bool
     wait_seconds: float
@@ -95,7 +95,7 @@ def decode(datagram: bytes) -> Message:
     """The message in ``datagram``.
 
     Raises:
-        MessageError: where it is none.
+        MessageError: where the datagram is not a message.
     """
     try:
         values: dict[str, Any] = json.loads(datagram)

@@ -1,9 +1,9 @@
 """The stats page: one shared mapping, one cache-line-padded slot of 64-bit counters per worker.
 
-A worker is the only writer of its slot and adds without a lock; the master reads all slots when it is asked for
-metrics or status, and a worker reads the others' connections when it is about to accept one. A slot is not cleared when
-its worker dies, and the worker that follows goes on adding, so counters survive crashes. A read may be one request
-behind another read in the same slot; no value is ever torn, because an aligned 64-bit store is one store.
+A worker is the only writer of its slot and adds without a lock. The master reads all slots for metrics and status, and
+a worker reads the others' connection counts before it accepts a connection. A slot is not cleared when its worker ends,
+and the next worker adds to the same counters, so they survive crashes. Two values of one slot may differ by one
+request, but no value is ever torn, because an aligned 64-bit store is one store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CACHE_LINE = 64
 
 
 class Word(IntEnum):
-    """Where each value lies in a slot."""
+    """The position of each value in a slot."""
 
     PID = 0
     HEARTBEAT = 1
@@ -46,7 +46,7 @@ class Word(IntEnum):
 
 
 SLOT_SIZE = -(-Word.END * _WORD // _CACHE_LINE) * _CACHE_LINE
-# A plain int is several times as fast an index as the member of an IntEnum.
+# A plain int is a several times faster index than a member of an IntEnum.
 _HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
     int(word) for word in (Word.HEARTBEAT, Word.ACCEPTING, Word.CONNECTIONS, Word.OPENED)
 )
@@ -56,7 +56,7 @@ _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 
 @dataclass(frozen=True, slots=True)
 class SlotReading:
-    """What a slot holds at one moment."""
+    """The values of a slot at one moment."""
 
     pid: int
     heartbeat_ns: int
@@ -64,7 +64,7 @@ class SlotReading:
     entries: int
     version_hash: str
     accepting: bool
-    """Whether the worker takes new connections."""
+    """Whether the worker accepts new connections."""
     connections: int
     """Connections that it holds now."""
     opened: int
@@ -83,8 +83,8 @@ class Slot:
         self._words = words
 
     def start(self, pid: int, now_ns: int) -> None:
-        """A new process takes the slot; what it counts stays, what it *is* begins anew."""
-        self.close_gate()
+        """A new process takes the slot. Counters stay; the values that describe the process are reset."""
+        self.stop_accepting()
         self._words[Word.CONNECTIONS] = 0
         self._words[Word.GENERATION] = 0
         self._words[Word.ENTRIES] = 0
@@ -94,11 +94,11 @@ class Slot:
         self._words[Word.PID] = pid
 
     def beat(self, now_ns: int) -> None:
-        """The worker's event loop turns. ``now_ns`` is CLOCK_MONOTONIC, the same for all processes."""
+        """Note that the worker's event loop runs. ``now_ns`` is CLOCK_MONOTONIC, the same for all processes."""
         self._words[Word.HEARTBEAT] = now_ns
 
     def serve(self, generation: int, entries: int, version_hash: bytes) -> None:
-        """The worker now answers from this snapshot."""
+        """The worker answers from this snapshot from now on."""
         for number in range(_HASH_WORDS):
             word = version_hash[number * _WORD : (number + 1) * _WORD]
             self._words[Word.VERSION_HASH + number] = int.from_bytes(word, "little")
@@ -106,31 +106,31 @@ class Slot:
         self._words[Word.GENERATION] = generation
 
     def count(self, method: int, status: int, elapsed_ns: int) -> None:
-        """One request answered: indices into `METHODS` and `STATUSES`, and the time it took."""
+        """Count one request: indices into `METHODS` and `STATUSES`, and the time it took."""
         self.count_many(method, status, 1, elapsed_ns)
 
     def count_many(self, method: int, status: int, number: int, elapsed_ns: int) -> None:
-        """``number`` requests answered alike, each in ``elapsed_ns``."""
+        """``number`` requests with the same outcome, each answered in ``elapsed_ns``."""
         words = self._words
         words[_REQUESTS + status] += number
         words[_FIRST_BUCKET + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
         words[_NANOSECONDS + method] += number * elapsed_ns
 
-    def open_gate(self) -> None:
-        """The worker takes new connections from now on."""
+    def start_accepting(self) -> None:
+        """The worker accepts new connections from now on."""
         self._words[Word.ACCEPTING] = 1
 
-    def close_gate(self) -> None:
-        """No new connections: the worker drains, or (said by the master) is dead."""
+    def stop_accepting(self) -> None:
+        """The worker accepts no more: it drains or, where the master calls this, it is dead."""
         self._words[Word.ACCEPTING] = 0
 
     def connected(self, connections: int, opened: int) -> None:
-        """The worker holds ``connections`` now, having accepted ``opened`` more since it last said so."""
+        """The worker holds ``connections`` now, and has accepted ``opened`` more since the last call."""
         self._words[Word.CONNECTIONS] = connections
         self._words[Word.OPENED] += opened
 
     def load(self) -> tuple[bool, int, int, int]:
-        """What a peer's decision to accept needs: accepting, connections, opened, heartbeat in nanoseconds."""
+        """The values that other workers decide by: accepting, connections, opened, heartbeat in nanoseconds."""
         words = self._words
         return words[_ACCEPTING] == 1, words[_CONNECTIONS], words[_OPENED], words[_HEARTBEAT]
 
@@ -157,7 +157,7 @@ class Slot:
 
 
 class StatsPage:
-    """The mapping, over a memfd that worker processes inherit."""
+    """The mapping of a memfd that worker processes inherit."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -178,5 +178,5 @@ class StatsPage:
         return Slot(self._words[number * size : (number + 1) * size])
 
     def close(self) -> None:
-        """Close the descriptor. The mapping goes when its last slot does."""
+        """Close the descriptor. The mapping is released with its last slot."""
         os.close(self.descriptor)

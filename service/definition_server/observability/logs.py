@@ -1,8 +1,8 @@
-"""Logs: one JSON object a line on stdout in production, readable text in development.
+"""Logs: one JSON object per line on stdout in production, readable text in development.
 
-Fields: ``ts`` (ISO 8601, UTC), ``level`` (DEBUG INFO WARN ERROR FATAL), ``msg``, ``pid``, then the event's own. In
-production an exception is told as ``error`` (type and text) and ``at`` (file and line), never as a traceback.
-Records of libraries that use the standard ``logging`` come out the same way.
+Fields: ``ts`` (ISO 8601, UTC), ``level`` (DEBUG INFO WARN ERROR FATAL), ``msg``, ``pid``, then those of the event. In
+production an exception is logged as ``error`` (type and text) and ``at`` (file and line), never as a traceback.
+Records of libraries that use the standard ``logging`` have the same format.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def configure_logs(app_env: str, level: str) -> None:
     ]
     render: list[Any]
     if app_env == "production":
-        render = [_tell_exception, _field_names, structlog.processors.JSONRenderer(_to_json)]
+        render = [_exception_fields, _field_names, structlog.processors.JSONRenderer(_to_json)]
     else:
-        # The plain traceback: the rich one shows local variables, keys among them.
+        # The plain traceback: the rich one shows local variables, which may be keys.
         render = [
             structlog.dev.ConsoleRenderer(
                 timestamp_key="ts",
@@ -54,7 +54,7 @@ def configure_logs(app_env: str, level: str) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(_STANDARD[level])
-    # A failure while logging (stdout closed by a vanished reader) must not print a traceback on stderr.
+    # A failure while logging (the reader of stdout is gone) must not print a traceback on stderr.
     logging.raiseExceptions = app_env != "production"
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -65,7 +65,7 @@ def configure_logs(app_env: str, level: str) -> None:
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Logger of one module: ``log.info("Message", field=value)``."""
+    """The logger of one module: ``log.info("Message", field=value)``."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
     return logger
 
@@ -75,7 +75,7 @@ def _add_pid(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _tell_exception(_: Any, __: str, event: EventDict) -> EventDict:
+def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
     info = event.pop("exc_info", None)
     if info is True:
         info = sys.exc_info()
@@ -101,7 +101,7 @@ def _field_names(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _to_json(event: EventDict, **_: Any) -> str:
-    """``event`` as JSON whatever it holds: a line that cannot be written is worth less than one that says less."""
+    """``event`` as JSON. Values that have no JSON form are written as text, so that no line is lost."""
     try:
         return json.dumps(event, default=str, allow_nan=False)
     except Exception:  # noqa: BLE001 - whatever a value's own methods raise

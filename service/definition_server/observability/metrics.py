@@ -1,7 +1,7 @@
 """Metric names, and the collector that fills them from a `ServiceStatus` when Prometheus scrapes.
 
-``avap_cache_size`` and ``avap_requests_total{status=…}`` are queried by dashboards and alerts in the field under
-exactly these names and labels. Nothing is counted in the master: counters come from the workers' stats page.
+Existing dashboards and alerts query ``avap_cache_size`` and ``avap_requests_total{status=…}`` under exactly these names
+and labels. The master counts nothing: counters come from the workers' stats page.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from definition_server.observability.status import CatalogStatus, RequestStatus,
 
 
 class StatusCollector(Collector):
-    """Renders what ``read`` returns."""
+    """Renders the status that ``read`` returns."""
 
     def __init__(self, read: Callable[[], ServiceStatus]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """Nothing beforehand: registering must not read the status of a service that is still being built."""
+        """Nothing: registration must not read the status of a service that is still under construction."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -54,7 +54,7 @@ def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge without labels; without a sample where there is no value yet."""
+    """A gauge without labels. It has no sample where there is no value yet."""
     if value is None:
         return GaugeMetricFamily(name, text, labels=())
     return GaugeMetricFamily(name, text, value=float(value))
@@ -92,7 +92,7 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
     yield _labelled(CounterMetricFamily, "avap_sync_cycles", "Sync cycles by outcome.", "outcome", sync.cycles)
     yield _gauge(
         "avap_sync_last_success_timestamp_seconds",
-        "When the table was last seen to be what is served, seconds since the epoch.",
+        "When the table and the served catalogue last agreed, seconds since the epoch.",
         sync.last_success,
     )
     yield _gauge("avap_sync_age_seconds", "Time since the last successful cycle.", sync.age_seconds)
@@ -100,13 +100,13 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
     yield _gauge("avap_source_rows", "Rows at the last reading of the table.", sync.source_rows)
     yield _gauge(
         "avap_last_known_good_served",
-        "1 while the last-known-good snapshot is served for want of a database.",
+        "1 while the last-known-good snapshot is served because the database has not answered.",
         sync.restored_age_seconds is not None,
     )
     yield _gauge("avap_snapshot_store_failed", "1 where the snapshot could not be stored.", bool(sync.store_error))
     text = "Rows not served at the last reading, by reason."
     yield _labelled(GaugeMetricFamily, "avap_rows_unserved", text, "reason", sync.unserved)
-    text = "Rows served though they look wrong, at the last reading, by reason."
+    text = "Rows that look wrong and are served, at the last reading, by reason."
     yield _labelled(GaugeMetricFamily, "avap_rows_suspect", text, "reason", sync.suspect)
 
 
@@ -114,8 +114,10 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
     generation = GaugeMetricFamily("avap_worker_generation", "Generation a worker serves.", labels=("worker",))
     served = InfoMetricFamily("avap_worker_snapshot", "Version hash that a worker serves.", labels=("worker",))
     up = GaugeMetricFamily("avap_worker_up", "1 where a worker serves a snapshot.", labels=("worker",))
-    beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Since a worker's last beat.", labels=("worker",))
-    restarts = CounterMetricFamily("avap_worker_restarts", "Unasked ends of a worker.", labels=("worker",))
+    beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Age of the last heartbeat.", labels=("worker",))
+    restarts = CounterMetricFamily(
+        "avap_worker_restarts", "Ends of a worker by itself, and failed starts.", labels=("worker",)
+    )
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
     for worker in status.workers:
@@ -135,7 +137,7 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
 def _requests(requests: RequestStatus) -> Iterator[Metric]:
     text = "Requests by outcome, in HTTP terms."
     yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
-    text = "Time from a request read to its answer ready, in the worker."
+    text = "Time from reading a request to its answer, in the worker."
     histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
     bounds = [*(f"{bound:g}" for bound in requests.bounds_seconds), "+Inf"]
     for method, counts in requests.latency.items():

@@ -1,4 +1,4 @@
-"""What the service is, at one moment: the one source of ``/statusz`` and ``/metrics``."""
+"""The status of the service at one moment: the only source of ``/statusz`` and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CatalogStatus:
 
 @dataclass(frozen=True, slots=True)
 class SyncStatus:
-    """The sync cycles so far; times are seconds since the epoch, None before the first."""
+    """The sync cycles so far. Times are seconds since the epoch; None before the first cycle."""
 
     cycles: dict[str, int]
     last_outcome: str | None
@@ -28,7 +28,7 @@ class SyncStatus:
     last_error: str | None
     last_duration_seconds: float
     age_seconds: float | None
-    """Since the table was last seen to be what is served."""
+    """Since the table and the served catalogue last agreed."""
     restored_age_seconds: float | None
     store_error: str | None
     source_rows: int
@@ -51,12 +51,12 @@ class WorkerStatus:
     restarts: int
     crash_loop: bool
     connections: int | None = None
-    """None where the transport keeps no count."""
+    """None where the transport does not count connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStatus:
-    """Requests of all workers, dead ones included."""
+    """Requests of all workers, including those that have ended."""
 
     by_status: dict[str, int]
     bounds_seconds: tuple[float, ...]
@@ -67,7 +67,7 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """All of it."""
+    """The whole status."""
 
     version: str
     started_at: float

@@ -1,8 +1,9 @@
 """One call, as its handler sees it: grpc.aio's ``ServicerContext``, backed by a stream.
 
-The connection's events come in by `message_received`, `half_closed`, `writable` and `peer_cancelled`; the handler's
-task waits for them in `receive` and `send`. Who ends a call first decides its status: the handler (return, `abort`),
-its deadline, the client, or the server that stops. Whatever comes later finds the stream closed and has no effect.
+The connection's events arrive by `message_received`, `half_closed`, `writable` and `peer_cancelled`; the handler's task
+waits for them in `receive` and `send`. A call can be ended by its handler (return, `abort`), by its deadline, by the
+client, or by a server that stops. The first of them decides the status; later ones find the stream closed and have no
+effect.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 0, 1, 2, 4
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
 _GZIP = 2
-"""``grpc.Compression.Gzip``; what else there is (none, deflate) is sent uncompressed."""
+"""``grpc.Compression.Gzip``. With the other values (none, deflate) messages are sent uncompressed."""
 _FOREVER = 10_000_000.0
 """Seconds beyond which a deadline needs no timer (99999999H are 11,000 years)."""
 
@@ -32,18 +33,18 @@ Deserializer = Callable[[bytes], Any]
 
 
 class AbortError(Http2Error):
-    """`ServicerContext.abort` ends its handler with this. It is no failure."""
+    """`ServicerContext.abort` raises this to end its handler. It is not a failure."""
 
 
 class Metadatum(NamedTuple):
-    """An entry of metadata; the values of keys that end in ``-bin`` are bytes."""
+    """An entry of metadata. The values of keys that end in ``-bin`` are bytes."""
 
     key: str
     value: str | bytes
 
 
 class _Eof:
-    """What `ServicerContext.read` returns behind the last message, unless the server was given another object."""
+    """The result of `ServicerContext.read` after the last message, unless the server was given another object."""
 
     def __bool__(self) -> bool:
         return False
@@ -56,7 +57,7 @@ EOF: Final = _Eof()
 
 
 class ServicerContext:
-    """A call in its handler's hands. To be used in the loop's thread; see `handlers.SyncServicerContext` for others."""
+    """The context of one call, for the loop's thread. `handlers.SyncServicerContext` is for other threads."""
 
     __slots__ = (
         "__weakref__",
@@ -64,17 +65,17 @@ class ServicerContext:
         "_callbacks",
         "_code",
         "_compression",
-        "_cut_short",
         "_details",
+        "_ended_early",
         "_eof",
         "_expires",
+        "_finished",
+        "_half_closed",
         "_inbox",
         "_loop",
-        "_no_more",
-        "_over",
         "_plain_next",
+        "_protocol",
         "_reader",
-        "_shell",
         "_stream",
         "_timer",
         "_trailing",
@@ -85,25 +86,25 @@ class ServicerContext:
     )
 
     def __init__(
-        self, shell: Http2Protocol, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
+        self, protocol: Http2Protocol, stream: Stream, loop: asyncio.AbstractEventLoop, eof: Any, compression: int
     ) -> None:
-        self._shell = shell
+        self._protocol = protocol
         self._stream = stream
         self._loop = loop
         self._eof = eof
         self._compression = compression
         self._plain_next = False
         self._inbox: deque[bytes] = deque()
-        self._no_more = False
+        self._half_closed = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._code: Any = None
         self._details = ""
         self._trailing: tuple[tuple[str, str | bytes], ...] = ()
         self._aborted = False
-        self._over = False
+        self._finished = False
         self._callbacks: list[Callable[[Any], Any]] | None = None
-        self._cut_short = False
+        self._ended_early = False
         self.task: asyncio.Task[None] | None = None
         self.serializer: Serializer | None = None
         self.deserializer: Deserializer | None = None
@@ -115,66 +116,66 @@ class ServicerContext:
             if timeout < _FOREVER:
                 self._timer = loop.call_at(self._expires, self._expire)
 
-    # -- what the connection says ---------------------------------------------------------------------------------
+    # -- events of the connection ---------------------------------------------------------------------------------
 
     def message_received(self, message: bytes) -> None:
         """A message of the client."""
-        if self._over:
-            self._shell.connection.consumed(self._stream, len(message))
+        if self._finished:
+            self._protocol.connection.consumed(self._stream, len(message))
             return
         self._inbox.append(message)
         _wake(self._reader)
 
     def half_closed(self) -> None:
         """The client has sent its last message."""
-        self._no_more = True
+        self._half_closed = True
         _wake(self._reader)
 
     def writable(self) -> None:
-        """What was queued has gone out."""
+        """Enough of the queued output has been written."""
         _wake(self._writer)
 
     def peer_cancelled(self) -> None:
         """Nothing can be sent any more."""
         self._stop()
 
-    # -- what the server says -------------------------------------------------------------------------------------
+    # -- called by the server -------------------------------------------------------------------------------------
 
     def terminate(self, code: int, details: str) -> None:
-        """End the call with a status that is not the handler's, and cancel its task."""
-        self._shell.connection.send_status(self._stream, code, details)
-        self._shell.wake()
+        """End the call with a status that is not the handler's, and cancel the handler's task."""
+        self._protocol.connection.send_status(self._stream, code, details)
+        self._protocol.wake()
         self._stop()
 
     def finish(self) -> None:
-        """The handler's work has really ended, in whatever way: from now on the call counts no more."""
+        """The handler has ended, in whatever way. From now on the call does not count any more."""
         self._stop_timer()
-        self._over = True
-        connection = self._shell.connection
+        self._finished = True
+        connection = self._protocol.connection
         if not self._stream.closed:
             connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
         while self._inbox:
             connection.consumed(self._stream, len(self._inbox.popleft()))
         connection.finished(self._stream)
-        self._shell.wake()
+        self._protocol.wake()
         for callback in self._callbacks or ():
             callback(self)
 
     def _expire(self) -> None:
-        """The deadline has passed: a status while it can be the whole answer, else a reset."""
+        """The deadline has passed: answer with a status if nothing was sent yet, else reset the stream."""
         self._timer = None
         if self._stream.closed:
             return
         if self._stream.headers_sent:
-            self._shell.connection.cancel(self._stream, ErrorCode.CANCEL)
-            self._shell.wake()
+            self._protocol.connection.cancel(self._stream, ErrorCode.CANCEL)
+            self._protocol.wake()
             self._stop()
         else:
             self.terminate(DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _stop(self) -> None:
         self._stop_timer()
-        self._over = self._cut_short = True
+        self._finished = self._ended_early = True
         _wake(self._reader)
         _wake(self._writer)
         if self.task is not None:
@@ -188,11 +189,11 @@ class ServicerContext:
     # -- messages -------------------------------------------------------------------------------------------------
 
     async def receive(self) -> bytes | None:
-        """The next message as it came, None behind the last one."""
+        """The next message, not deserialized; None after the last one."""
         while not self._inbox:
-            if self._over:
+            if self._finished:
                 raise asyncio.CancelledError
-            if self._no_more:
+            if self._half_closed:
                 return None
             self._reader = self._loop.create_future()
             try:
@@ -200,13 +201,13 @@ class ServicerContext:
             finally:
                 self._reader = None
         message = self._inbox.popleft()
-        self._shell.connection.consumed(self._stream, len(message))
-        if not self._no_more:
-            self._shell.wake()  # window updates may be due
+        self._protocol.connection.consumed(self._stream, len(message))
+        if not self._half_closed:
+            self._protocol.wake()  # window updates may be due
         return message
 
     def deserialize(self, message: bytes) -> Any:
-        """A message as the handler wants it. Raises `CallFault` 13 where it is none."""
+        """``message`` as the handler's request type. Raises `CallFault` (INTERNAL) where that fails."""
         if self.deserializer is None:
             return message
         try:
@@ -215,7 +216,7 @@ class ServicerContext:
             raise CallFault(INTERNAL, "Exception deserializing request!") from error
 
     def serialize(self, message: Any) -> bytes:
-        """A handler's message as it goes out. Raises `CallFault` 13 where it cannot."""
+        """The octets of a handler's message. Raises `CallFault` (INTERNAL) where it cannot be serialized."""
         if self.serializer is None:
             octets = message
         else:
@@ -228,23 +229,23 @@ class ServicerContext:
         return octets  # type: ignore[return-value]
 
     def put(self, octets: bytes) -> None:
-        """Queue a serialized message, compressed where that was chosen and the client can read it."""
-        connection, stream = self._shell.connection, self._stream
+        """Queue a serialized message, compressed where that was chosen and the client accepts it."""
+        connection, stream = self._protocol.connection, self._stream
         gzip = self._gzip
         if not stream.headers_sent:
             connection.send_initial_metadata(stream, (), "gzip" if gzip else None)
         compressed = gzip and not self._plain_next
         self._plain_next = False
         connection.send_message(stream, compress_gzip(octets) if compressed else octets, compressed=compressed)
-        self._shell.wake()
+        self._protocol.wake()
 
     async def send(self, octets: bytes) -> None:
         """`put`, then wait until the client has taken enough of what is queued."""
-        if self._over or self._stream.closed:
+        if self._finished or self._stream.closed:
             raise asyncio.InvalidStateError("RPC already finished.")
         self.put(octets)
         while not self._stream.writable:
-            if self._over or self._stream.closed:
+            if self._finished or self._stream.closed:
                 raise asyncio.CancelledError
             self._writer = self._loop.create_future()
             try:
@@ -253,11 +254,11 @@ class ServicerContext:
                 self._writer = None
 
     def end(self, code: int | None = None, details: str | None = None) -> None:
-        """The handler is through: send its status, or another than it has set."""
+        """The handler has ended: send its status, or ``code`` and ``details`` instead."""
         if code is None or self._aborted:
             code, details = self.status, self._details
-        self._shell.connection.send_status(self._stream, code, details or "", self._trailing)
-        self._shell.wake()
+        self._protocol.connection.send_status(self._stream, code, details or "", self._trailing)
+        self._protocol.wake()
 
     @property
     def status(self) -> int:
@@ -272,7 +273,7 @@ class ServicerContext:
     # -- grpc.aio.ServicerContext ---------------------------------------------------------------------------------
 
     async def read(self) -> Any:
-        """The next request message, or EOF behind the last one."""
+        """The next request message, or EOF after the last one."""
         message = await self.receive()
         return self._eof if message is None else self.deserialize(message)
 
@@ -285,12 +286,12 @@ class ServicerContext:
         await self.send(self.serialize(message))
 
     def metadata_out(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send the response headers. Raises ValueError for metadata that may not be sent, or when they are out."""
+        """Send the response headers. Raises ValueError for invalid metadata, or where they were sent already."""
         if self._stream.headers_sent:
             raise ValueError("initial metadata has been sent")
         entries = _checked(metadata)
-        self._shell.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
-        self._shell.wake()
+        self._protocol.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
+        self._protocol.wake()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """See `metadata_out`."""
@@ -299,10 +300,10 @@ class ServicerContext:
     def set_aborted(
         self, code: Any, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
     ) -> None:
-        """The status is decided; nothing that the handler does afterwards changes it."""
+        """Set the final status. Nothing that the handler does afterwards changes it."""
         self._code, self._details = code, details
         if _number(code) == OK:
-            self._code = UNKNOWN  # aborting is no success
+            self._code = UNKNOWN  # an abort is not a success
         if trailing_metadata:
             self._trailing = _checked(trailing_metadata)
         self._aborted = True
@@ -320,11 +321,11 @@ class ServicerContext:
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Metadata to go with the status. Raises ValueError for what may not be sent."""
+        """Set the metadata that is sent with the status. Raises ValueError for invalid metadata."""
         self._trailing = _checked(trailing_metadata)
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What `set_trailing_metadata` was given."""
+        """The metadata of `set_trailing_metadata`."""
         return self._trailing
 
     def invocation_metadata(self) -> tuple[Metadatum, ...]:
@@ -333,43 +334,43 @@ class ServicerContext:
         return () if request is None else tuple([Metadatum(*entry) for entry in request.metadata])
 
     def set_code(self, code: Any) -> None:
-        """The status of the call: a ``grpc.StatusCode``, or its number."""
+        """Set the status of the call: a ``grpc.StatusCode``, or its number."""
         if not self._aborted:
             self._code = code
 
     def set_details(self, details: str) -> None:
-        """The status message."""
+        """Set the status message."""
         if not self._aborted:
             self._details = details
 
     def code(self) -> Any:
-        """What `set_code` was given; None before."""
+        """The value of `set_code`; None before."""
         return self._code
 
     def details(self) -> str:
-        """What `set_details` was given."""
+        """The value of `set_details`."""
         return self._details
 
     def set_compression(self, compression: Any) -> None:
-        """A ``grpc.Compression`` for the messages of this call. Raises RuntimeError once the headers are out."""
+        """Set a ``grpc.Compression`` for the messages of this call. Raises RuntimeError once the headers were sent."""
         if self._stream.headers_sent:
             raise RuntimeError("Compression setting must be specified before sending initial metadata")
         self._compression = compression if isinstance(compression, int) else compression.value
 
     def disable_next_message_compression(self) -> None:
-        """The next message goes out as it is."""
+        """Send the next message uncompressed."""
         self._plain_next = True
 
     def peer(self) -> str:
         """The client's address: ``ipv4:1.2.3.4:5678``."""
-        return self._shell.peer
+        return self._protocol.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS knows of the client."""
-        return self._shell.auth_context()
+        """What TLS has established about the client."""
+        return self._protocol.auth_context()
 
     def peer_identity_key(self) -> str | None:
-        """The property of `auth_context` that names the client, if it showed a certificate."""
+        """The property of `auth_context` that names the client, if the client presented a certificate."""
         known = self.auth_context()
         for key in ("x509_subject_alternative_name", "x509_common_name"):
             if key in known:
@@ -377,21 +378,21 @@ class ServicerContext:
         return None
 
     def peer_identities(self) -> Iterable[bytes] | None:
-        """The client's names by its certificate."""
+        """The client's names in its certificate."""
         key = self.peer_identity_key()
         return None if key is None else self.auth_context()[key]
 
     def time_remaining(self) -> float | None:
-        """Seconds until the deadline, not below 0; None: there is none."""
+        """Seconds until the deadline, not below 0; None without a deadline."""
         return None if self._expires is None else max(0.0, self._expires - self._loop.time())
 
     def cancelled(self) -> bool:
-        """Whether the call was ended by another than its handler."""
-        return self._cut_short
+        """Whether something other than its handler ended the call."""
+        return self._ended_early
 
     def done(self) -> bool:
         """Whether the call has ended."""
-        return self._over or self._stream.closed
+        return self._finished or self._stream.closed
 
     def is_active(self) -> bool:
         """Whether the client still waits."""
@@ -421,5 +422,5 @@ def _number(code: Any) -> int:
 
 def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
     entries = tuple([(key, value) for key, value in metadata or ()])
-    metadata_fields(entries)  # raises in the handler, not when it has gone
+    metadata_fields(entries)  # raises in the handler, and not later when the headers are written
     return entries

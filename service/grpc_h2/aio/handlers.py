@@ -1,7 +1,7 @@
-"""How a handler is run: four kinds of calls, each written as a coroutine, an async generator, with the context's
-``read`` and ``write``, or as an ordinary function, which gets a thread of the server's pool as in grpc.aio.
+"""Runs handlers, for the four kinds of calls. As in grpc.aio, a handler is a coroutine, an async generator, a coroutine
+that uses the context's ``read`` and ``write``, or an ordinary function, which runs in a thread of the server's pool.
 
-A handler's exception never reaches the client in words: it is logged, and the status is UNKNOWN.
+The text of a handler's exception is not sent to the client: it is logged, and the status is UNKNOWN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _END: Any = object()
 
 
 class HandlerCallDetails(NamedTuple):
-    """What a handler is looked up by: the look-alike of ``grpc.HandlerCallDetails``."""
+    """The key for the lookup of a handler. It has the attributes of ``grpc.HandlerCallDetails``."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...]
@@ -50,14 +50,14 @@ class Requests:
 
 
 class Threads:
-    """The threads in which one call's ordinary functions run."""
+    """Runs the ordinary functions of one call in threads."""
 
     __slots__ = ("_executor", "running")
 
     def __init__(self, executor: Callable[[], Executor]) -> None:
         self._executor = executor
         self.running: Future[Any] | None = None
-        """The function that was started last. A cancelled call does not end it: nothing can end a thread."""
+        """The function that was started last. The cancellation of a call does not end it: a thread cannot be ended."""
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of ``function``, run in a thread."""
@@ -66,14 +66,14 @@ class Threads:
 
 
 class SyncServicerContext:
-    """`ServicerContext` in a thread: as ``grpc.ServicerContext``, nothing has to be awaited."""
+    """`ServicerContext` for a thread. As in ``grpc.ServicerContext``, no method is awaited."""
 
     def __init__(self, context: ServicerContext, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
         self._loop = loop
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)  # what neither waits nor sends is the same in any thread
+        return getattr(self._context, name)  # methods that neither wait nor send may be called in any thread
 
     def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with a status. Always raises `AbortError`."""
@@ -93,7 +93,7 @@ class SyncServicerContext:
         self._loop.call_soon_threadsafe(self._context.cancel)
 
     def add_callback(self, callback: Callable[[], Any]) -> bool:
-        """Call ``callback()`` when the call has ended. Returns False if it has."""
+        """Call ``callback()`` when the call has ended. Returns False if it has ended already."""
         if self._context.done():
             return False
         self._loop.call_soon_threadsafe(self._context.add_done_callback, lambda _: callback())
@@ -113,7 +113,7 @@ class Run:
         self.threads = Threads(executor)
 
     async def __call__(self, handler: Any, resolve: Resolve | None) -> None:
-        """Run ``handler``, or what ``resolve`` finds, and send the status. Raises nothing but CancelledError."""
+        """Run ``handler``, or the handler that ``resolve`` returns, and send the status. Raises only CancelledError."""
         context = self._context
         try:
             if resolve is not None:
@@ -129,11 +129,11 @@ class Run:
         except CallFault as fault:
             if fault.__cause__ is not None:
                 log.error(
-                    "A message could not be read or written", exc_info=fault.__cause__, extra={"told": fault.message}
+                    "A message could not be read or written", exc_info=fault.__cause__, extra={"details": fault.message}
                 )
             context.end(fault.status, fault.message)
         except Exception as error:
-            if not context.done():  # what breaks because the client has gone is no news
+            if not context.done():  # an exception because the client has gone is not logged
                 log.error("Exception calling application", exc_info=error)
             # A handler may set a status and raise: the status stands.
             context.end(context.status or UNKNOWN, context.details() or "Exception calling application")
@@ -168,7 +168,7 @@ class Run:
             if handler.response_streaming:
                 await self._send_each(self._in_threads(iter(result)))
                 return
-        # With a failure the message is discarded, as in grpc.aio; of a stream, all messages have been written.
+        # As in grpc.aio, the message is discarded if the status is a failure. The messages of a stream were written.
         if not handler.response_streaming and context.status == OK and not context.done():
             context.put(context.serialize(result))
 

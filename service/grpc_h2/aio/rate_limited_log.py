@@ -1,4 +1,4 @@
-"""Log lines about what clients do wrong, so many a second: nobody may make a server write without end."""
+"""A log of clients' faults with a limited rate, so that no client can make the server write without end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ PER_SECOND = 2.0
 
 
 class RateLimitedLog:
-    """Writes to a log, at most `BURST` lines at once and `PER_SECOND` in the long run.
+    """Writes to a logger, at most `BURST` lines at once and `PER_SECOND` in the long run.
 
-    What is left out is counted, and the next line tells it as ``left_out``. Time is an argument, in seconds.
+    Lines beyond that are counted, and the next line that is written carries their number as ``left_out``. Time is an
+    argument, in seconds.
     """
 
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
         self._tokens = float(BURST)
         self._then = 0.0
         self._left_out = 0
 
-    def tell(self, now: float, level: int, message: str, peer: Callable[[], str], **fields: Any) -> None:
-        """Log ``message`` about ``peer()``, which is asked only then, or count it."""
+    def log(self, now: float, level: int, message: str, peer: Callable[[], str], **fields: Any) -> None:
+        """Log ``message`` about ``peer()``, or count it. ``peer`` is called only for a line that is written."""
         self._tokens = min(BURST, self._tokens + max(0.0, now - self._then) * PER_SECOND)
         self._then = now
         if self._tokens < 1:
@@ -32,4 +33,4 @@ class RateLimitedLog:
         self._tokens -= 1
         if self._left_out:
             fields["left_out"], self._left_out = self._left_out, 0
-        self._log.log(level, message, extra={"peer": peer(), **fields})
+        self._logger.log(level, message, extra={"peer": peer(), **fields})

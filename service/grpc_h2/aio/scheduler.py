@@ -1,13 +1,15 @@
-"""Work that can wait, a little of it in each turn of the event loop: above all what connections have left over.
+"""Deferred work, a time slice of it in each iteration of the event loop: above all what connections have left to do.
 
-A turn of a connection is bounded, but an attacker has as many connections as it likes: if each had a turn in every
-turn of the loop, everybody else would wait for all of them. So what is left over, input not worked through or output
-beyond the budget, is taken up here: first come, first served, for about `SLICE` seconds, then the loop looks at its
-sockets. Those that have leftovers share what is left of the core; those that have none wait for one slice at the most,
-and not also for what else the loop had to do in that turn (reads, new connections, timers): see `BUSY`.
+**Theory of operation.** A connection does a bounded amount of work when it is read. But an attacker has as many
+connections as it likes: if each of them continued in every iteration of the loop, all other connections would wait for
+all of them. So a connection that has more to do (input that is not processed yet, or output beyond its budget) defers
+that to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE` seconds; then the loop
+polls its sockets. Connections with deferred work thus share what is left of the core. Connections without it wait for
+one time slice at most. Where the loop was busy with other things in the same iteration (reads, new connections,
+timers), the time slice is put off by one iteration, so that its length does not add to theirs: see `BUSY_LIMIT`.
 
-What a server has to do beside its connections, and all at once would hold up calls, queues here too
-(`FairScheduler.spread`).
+Work of the server that belongs to no connection, and would delay calls if it were done at once, is deferred here too:
+`FairScheduler.spread` does it step by step.
 """
 
 from __future__ import annotations
@@ -17,72 +19,75 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-SLICE = 0.00003
-"""Seconds of leftover work in one turn of the loop; the connection's turn during which it ends is not cut short."""
+TIME_SLICE = 0.00003
+"""Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
-BUSY = 0.00006
-"""Seconds that the loop may have spent otherwise since the last slice; where it was more, the next one lets the loop
-look at its sockets first. Once: those who wait here must not wait for ever."""
+BUSY_LIMIT = 0.00006
+"""Seconds that the loop may have spent otherwise since the last time slice. Beyond it the next time slice waits until
+the loop has polled its sockets; but once only, because deferred work must not wait for ever."""
 
 
 class FairScheduler:
-    """What waits for a turn in one loop."""
+    """The queue of deferred work of one event loop."""
 
-    __slots__ = ("_gave_way", "_left_at", "_scheduled", "_waiting")
+    __slots__ = ("_last_slice_end", "_put_off", "_scheduled", "_waiting")
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
         self._scheduled = False
-        self._left_at = 0.0
-        self._gave_way = False
+        self._last_slice_end = 0.0
+        self._put_off = False
 
-    def join(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], object]) -> None:
-        """Have ``turn`` called once, behind those that wait already. If it returns something true it is the last one of
-        its slice: what it has begun goes on in the loop's next turn, behind nobody's back."""
-        self._waiting.append(turn)
+    def defer(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
+        """Call ``work`` once, behind the work that is deferred already.
+
+        Where it returns a true value the time slice ends with it: what it has begun continues in the next iteration
+        of the loop, and no other deferred work should run before that.
+        """
+        self._waiting.append(work)
         if not self._scheduled:
             self._scheduled = True
-            self._left_at = perf_counter()
-            loop.call_soon(self._take, loop)
+            self._last_slice_end = perf_counter()
+            loop.call_soon(self._run_slice, loop)
 
     async def spread(self, steps: Iterable[object]) -> None:
-        """Go through ``steps``, each a few microseconds of work, a slice at a time. Raises what a step raises."""
+        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises what a step raises."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         remaining = iter(steps)
 
-        def turn() -> None:
-            if done.done():  # nobody waits for it any more: the task was cancelled
+        def work() -> None:
+            if done.done():  # the task that awaits it was cancelled
                 return
-            end = perf_counter() + SLICE
+            end = perf_counter() + TIME_SLICE
             try:
                 for _ in remaining:
                     if perf_counter() >= end:
-                        self.join(loop, turn)
+                        self.defer(loop, work)
                         return
-            except Exception as error:  # noqa: BLE001 - it belongs to who waits
+            except Exception as error:  # noqa: BLE001 - it is raised where `spread` is awaited
                 done.set_exception(error)
             else:
                 done.set_result(None)
 
-        self.join(loop, turn)
+        self.defer(loop, work)
         await done
 
-    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_slice(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting, now = self._waiting, perf_counter()
-        if now - self._left_at > BUSY and not self._gave_way:
-            self._gave_way = True
-            loop.call_soon(self._take, loop)
+        if now - self._last_slice_end > BUSY_LIMIT and not self._put_off:
+            self._put_off = True
+            loop.call_soon(self._run_slice, loop)
             return
-        self._gave_way = False
-        end = now + SLICE
+        self._put_off = False
+        end = now + TIME_SLICE
         try:
-            # Who joins again during this has its next turn in the next turn of the loop.
+            # Work that is deferred again meanwhile runs in the next iteration of the loop at the earliest.
             for _ in range(len(waiting)):
                 if waiting.popleft()() or perf_counter() >= end:
                     break
         finally:
             self._scheduled = bool(waiting)
             if waiting:
-                self._left_at = perf_counter()
-                loop.call_soon(self._take, loop)
+                self._last_slice_end = perf_counter()
+                loop.call_soon(self._run_slice, loop)

@@ -1,11 +1,12 @@
 """The server: where methods are registered, connections are accepted, and calls get their handlers.
 
-`Server` is to its users what ``grpc.aio.Server`` is: generated ``add_…Servicer_to_server`` functions, the health and
-reflection servicers of grpcio and interceptors plug in unchanged. gRPC itself is not imported; its objects are known
-by their shape. What it has beyond: `Server.add_static_unary`, and listening sockets from outside (`add_listener`).
+`Server` has the interface of ``grpc.aio.Server``: generated ``add_…Servicer_to_server`` functions, the health and
+reflection servicers of grpcio and interceptors work with it unchanged. gRPC itself is not imported; its objects are
+recognized by their attributes. Two things go beyond that interface: `Server.add_static_unary`, and listening sockets
+from outside (`Server.add_listener`).
 
-Stopping is one way with three stations: nothing new is accepted and connections drain; when grace is over, calls are
-ended with UNAVAILABLE; what then is left of connections is closed.
+A stop has three stages. First nothing new is accepted, and connections drain. When the grace period is over, calls are
+ended with UNAVAILABLE. Then the connections that are left are closed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 from grpc_h2.aio.call import EOF, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
-from grpc_h2.aio.listener import Gate, Listener, listen
-from grpc_h2.aio.protocol import LINGER, Http2Protocol
+from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
+from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
@@ -34,17 +36,17 @@ from grpc_h2.static.routes import Authorize, Router, StaticUnary
 log = logging.getLogger("grpc_h2")
 
 _UNWINDING = 1.0
-"""Seconds that cancelled handlers get to clean up in."""
+"""Seconds that cancelled handlers have for their clean-up."""
 
 Observe = Callable[[list[int], float], None]
 
 
 def _unobserved(answer_ids: list[int], seconds: float) -> None:
-    """Nobody wants to know."""
+    """Ignore a batch of ready answers."""
 
 
 class Server:
-    """Serves RPCs. Everything is to be called in the loop's thread; methods are registered before `start`."""
+    """Serves RPCs. Its methods are to be called in the loop's thread; RPC methods are registered before `start`."""
 
     def __init__(
         self,
@@ -60,17 +62,17 @@ class Server:
     ) -> None:
         """
         Args:
-            limits: What each connection may ask for.
-            interceptors: As of grpc.aio: ``async intercept_service(continuation, handler_call_details)``.
-            max_concurrent_calls: Beyond it calls fail with RESOURCE_EXHAUSTED.
-            max_connections: Beyond it connections are accepted and closed.
-            executor: Where handlers that are ordinary functions run; without one, a pool is made when it is needed.
+            limits: Limits of each connection.
+            interceptors: As in grpc.aio: ``async intercept_service(continuation, handler_call_details)``.
+            max_concurrent_calls: Calls beyond it fail with RESOURCE_EXHAUSTED.
+            max_connections: Connections beyond it are accepted and closed.
+            executor: Runs handlers that are ordinary functions; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
-            observe: Told of ready answers: their answer_id numbers, and the seconds from reading to writing.
-            eof: What ``context.read()`` returns behind the last message (``grpc.aio.EOF``, where servicers compare).
+            observe: Called with each batch of ready answers: their answer ids, and the seconds from reading to writing.
+            eof: What ``context.read()`` returns after the last message (``grpc.aio.EOF`` for servicers that compare).
         """
         self.limits = limits = Limits() if limits is None else limits
-        self.doors = Router()
+        self.router = Router()
         self.timer_slack = min(1.0, limits.header_timeout, limits.keepalive_timeout, limits.max_connection_idle)
         self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
         self._interceptors = tuple(interceptors)
@@ -79,15 +81,15 @@ class Server:
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
-        self.complaints = RateLimitedLog(log)
-        self.turns = FairScheduler()
-        self.answered = observe or _unobserved
-        """See `shell.Host`: called with every batch, hence no method that would call it."""
+        self.client_log = RateLimitedLog(log)
+        self.scheduler = FairScheduler()
+        self.observe = observe or _unobserved
+        """See `Host.observe`. It is called with every batch, hence directly and not by a method."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
         self._listeners: list[Listener] = []
-        self._shells: set[Http2Protocol] = set()
+        self._protocols: set[Http2Protocol] = set()
         self._calls: set[ServicerContext] = set()
         self._started = False
         self._stopping = False
@@ -108,20 +110,20 @@ class Server:
 
     def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
         """Serve ``path`` with ready answers: see `Router.add_static_unary`."""
-        return self.doors.add_static_unary(path, lookup, authorize)
+        return self.router.add_static_unary(path, lookup, authorize)
 
     def forget_authorizations(self) -> None:
-        """Have static methods authorize anew, on open connections too."""
-        self.doors.forget_authorizations()
+        """Make static methods authorize anew, on open connections too."""
+        self.router.forget_authorizations()
 
-    # -- where ----------------------------------------------------------------------------------------------------
+    # -- listening ------------------------------------------------------------------------------------------------
 
     def add_insecure_port(self, address: str) -> int:
         """Listen on ``host:port`` (``[host]:port`` for IPv6; port 0: any). Returns the port.
 
         Raises:
-            ValueError: where it is no address.
-            OSError: where it cannot be had.
+            ValueError: where ``address`` has another form.
+            OSError: where the address cannot be bound.
         """
         return self._add_port(address, None)
 
@@ -135,19 +137,19 @@ class Server:
         return int(listening.getsockname()[1])
 
     def add_listener(
-        self, listening: socket.socket, *, gate: Gate | None = None, tls: TlsCredentials | None = None
+        self, listening: socket.socket, *, policy: AcceptPolicy | None = None, tls: TlsCredentials | None = None
     ) -> None:
-        """Accept from a listening socket, which may be shared with other processes; ``gate`` decides about each
-        connection. The socket is closed, in this process, by `stop`.
+        """Accept from a listening socket, which may be shared with other processes; ``policy`` decides about each
+        connection. `stop` closes the socket in this process.
         """
         listener = Listener(
             listening,
-            gate=gate,
+            policy=policy,
             tls=tls,
-            protocol=lambda: Http2Protocol(self, asyncio.get_running_loop()),
+            protocol=lambda acceptor: Http2Protocol(self, asyncio.get_running_loop(), acceptor),
             has_room=self._has_room,
             handshake_timeout=self.limits.preface_timeout,
-            turns=self.turns,
+            scheduler=self.scheduler,
         )
         self._listeners.append(listener)
         if self._started and not self._stopping:
@@ -156,20 +158,20 @@ class Server:
     def _has_room(self) -> bool:
         if self._max_connections is None:
             return True
-        held = len(self._shells) + sum(listener.pending for listener in self._listeners)
+        held = len(self._protocols) + sum(listener.pending for listener in self._listeners)
         return held < self._max_connections
 
     @property
     def connections(self) -> int:
-        """Connections held."""
-        return len(self._shells)
+        """Open connections."""
+        return len(self._protocols)
 
     @property
     def open_calls(self) -> int:
-        """Calls whose handler is at work."""
+        """Calls whose handler runs."""
         return len(self._calls)
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- start and stop -------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to accept. Raises RuntimeError if called twice."""
@@ -183,8 +185,8 @@ class Server:
     async def stop(self, grace: float | None) -> None:
         """Accept nothing more; let calls finish for up to ``grace`` seconds (None: 0), then end them.
 
-        May be called again, also while another call of it waits: the shortest grace counts. Returns when every
-        connection is closed and handlers have ended, or have had a second to end in after they were cancelled.
+        May be called again, also while an earlier call waits: the shortest grace counts. Returns when every connection
+        is closed and handlers have ended, or have had a second to end after they were cancelled.
         """
         if not self._started:
             for listener in self._listeners:
@@ -195,21 +197,23 @@ class Server:
             self._stopping = True
             for listener in self._listeners:
                 listener.stop()
-            for shell in list(self._shells):
-                shell.drain()
+            for protocol in list(self._protocols):
+                protocol.drain()
         if grace:
-            await self._until(lambda: not self._shells and not self._calls, grace)
+            await self._until(lambda: not self._protocols and not self._calls, grace)
         self._grace_over = True
         for call in list(self._calls):
             call.terminate(UNAVAILABLE, "The server is stopping")
         if not await self._until(lambda: not self._calls, _UNWINDING):
             log.warning("Handlers do not end although cancelled", extra={"count": len(self._calls)})
-        for shell in list(self._shells):
-            shell.close(reason="the server has stopped")
-        await self._until(lambda: not self._shells, LINGER)
-        for shell in list(self._shells):
-            shell.abort()
-        await self._until(lambda: not self._shells and not any(one.busy for one in self._listeners), LINGER)
+        for protocol in list(self._protocols):
+            protocol.close(reason="the server has stopped")
+        await self._until(lambda: not self._protocols, LINGER)
+        for protocol in list(self._protocols):
+            protocol.abort()
+        await self._until(
+            lambda: not self._protocols and not any(listener.busy for listener in self._listeners), LINGER
+        )
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
         self._ended.set()
@@ -223,7 +227,7 @@ class Server:
         return False
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait for ``condition``, which is looked at when a call or a connection ends. Returns whether it came."""
+        """Wait for ``condition``, which is checked when a call or a connection ends. Returns whether it became true."""
         deadline = self._loop.time() + seconds
         while not condition():
             self._changed.clear()
@@ -234,33 +238,29 @@ class Server:
                 await asyncio.wait_for(self._changed.wait(), left)
         return True
 
-    # -- what shells tell -----------------------------------------------------------------------------------------
+    # -- called by protocols --------------------------------------------------------------------------------------
 
-    def connected(self, shell: Http2Protocol) -> None:
-        """See `shell.Host`."""
-        self._shells.add(shell)
-        for listener in self._listeners:
-            listener.established(shell)
+    def connected(self, protocol: Http2Protocol) -> None:
+        """See `Host.connected`."""
+        self._protocols.add(protocol)
         if self._stopping:
-            self._loop.call_soon(shell.drain)
+            self._loop.call_soon(protocol.drain)
 
-    def disconnected(self, shell: Http2Protocol) -> None:
-        """See `shell.Host`."""
-        self._shells.discard(shell)
-        for listener in self._listeners:
-            listener.closed(shell)
+    def disconnected(self, protocol: Http2Protocol) -> None:
+        """See `Host.disconnected`."""
+        self._protocols.discard(protocol)
         self._note_change()
 
-    def call_started(self, shell: Http2Protocol, stream: Stream) -> None:
-        """See `shell.Host`."""
+    def call_started(self, protocol: Http2Protocol, stream: Stream) -> None:
+        """See `Host.call_started`."""
         request = stream.request
         if request is None:
             return
         if self._grace_over:
-            self._refuse(shell, stream, UNAVAILABLE, "The server is stopping")
+            self._refuse(protocol, stream, UNAVAILABLE, "The server is stopping")
             return
         if self._max_calls is not None and len(self._calls) >= self._max_calls:
-            self._refuse(shell, stream, RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+            self._refuse(protocol, stream, RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
             return
         details = HandlerCallDetails(request.path, request.metadata)
         handler: Any = None
@@ -272,22 +272,22 @@ class Server:
                 handler = self._find(details)
             except Exception as error:
                 log.error("Exception looking for a handler", exc_info=error)
-                self._refuse(shell, stream, UNKNOWN, "Error in service handler!")
+                self._refuse(protocol, stream, UNKNOWN, "Error in service handler!")
                 return
             if handler is None:
-                self._refuse(shell, stream, UNIMPLEMENTED, "Method not found!")
+                self._refuse(protocol, stream, UNIMPLEMENTED, "Method not found!")
                 return
-        context = ServicerContext(shell, stream, self._loop, self._eof, self._compression)
+        context = ServicerContext(protocol, stream, self._loop, self._eof, self._compression)
         stream.call = context
         self._calls.add(context)
         run = Run(context, self._loop, self._threads)
         context.task = self._loop.create_task(run(handler, resolve))
         context.task.add_done_callback(functools.partial(self._task_done, context, run))
 
-    def _refuse(self, shell: Http2Protocol, stream: Stream, code: int, details: str) -> None:
-        shell.connection.send_status(stream, code, details)
-        shell.connection.finished(stream)
-        shell.wake()
+    def _refuse(self, protocol: Http2Protocol, stream: Stream, code: int, details: str) -> None:
+        protocol.connection.send_status(stream, code, details)
+        protocol.connection.finished(stream)
+        protocol.wake()
 
     def _task_done(self, context: ServicerContext, run: Run, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -299,7 +299,7 @@ class Server:
             thread.add_done_callback(functools.partial(self._thread_done, context))
 
     def _thread_done(self, context: ServicerContext, _: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop is gone, and with it the call
+        with suppress(RuntimeError):  # the loop is closed, and the call with it
             self._loop.call_soon_threadsafe(self._call_done, context)
 
     def _call_done(self, context: ServicerContext) -> None:
@@ -323,7 +323,7 @@ class Server:
         return None
 
     async def _intercept(self, index: int, details: Any) -> Any:
-        """What the interceptors from ``index`` on, and behind them the registered handlers, make of ``details``."""
+        """The handler that the interceptors from ``index`` on, and then the registered ones, give for ``details``."""
         if index == len(self._interceptors):
             return self._find(details)
         return await self._interceptors[index].intercept_service(functools.partial(self._intercept, index + 1), details)

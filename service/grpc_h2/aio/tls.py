@@ -1,4 +1,4 @@
-"""Certificates of a server, which can be replaced while it runs, and what TLS tells about a client."""
+"""The certificate of a server, which can be replaced while the server runs, and the identity of a TLS client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("grpc_h2")
 
 
 class CertificateFault(Http2Error):
-    """The files do not make a usable certificate, key and client CA."""
+    """The files do not hold a usable certificate, key and client CA."""
 
 
 class TlsCredentials:
@@ -30,8 +30,8 @@ class TlsCredentials:
         *,
         require_client_certificate: bool = True,
     ) -> None:
-        """Paths of PEM files. A client need not show a certificate where ``require_client_certificate`` is False, but
-        one that it does show must be good. Raises `CertificateFault`.
+        """The arguments are paths of PEM files. Where ``require_client_certificate`` is False a client may present no
+        certificate, but one that it presents must be valid. Raises `CertificateFault`.
         """
         self._certificate = Path(certificate)
         self._key = Path(key)
@@ -40,11 +40,11 @@ class TlsCredentials:
         self.context = self._build()
 
     def reload(self) -> None:
-        """Read the files again, for connections yet to come.
+        """Read the files again, for new connections.
 
         Raises:
             CertificateFault: where they are not usable together (a pair may be half replaced). The fault is logged, and
-                connections go on to be accepted with what was there before.
+                new connections use the certificate that was loaded before.
         """
         try:
             self.context = self._build()
@@ -63,7 +63,7 @@ class TlsCredentials:
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.set_alpn_protocols(["h2"])
         try:
-            # A key under a passphrase would be asked for on the terminal; a server has none.
+            # OpenSSL would ask for a passphrase on the terminal; a server has none.
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except (OSError, ValueError) as error:
             raise CertificateFault(f"{self._certificate} with {self._key}: {_reason(error)}") from error
@@ -77,7 +77,7 @@ class TlsCredentials:
 
 
 def peer_identity(tls: ssl.SSLObject) -> dict[str, list[bytes]]:
-    """gRPC's auth context: what is known of the client, by the property names of C-core."""
+    """gRPC's auth context: the client's identity, under the property names of C-core."""
     known: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}
     der = tls.getpeercert(binary_form=True)
     certificate = tls.getpeercert()

@@ -69,14 +69,14 @@ def dies_of_an_attack() -> None:
     """Has no limits against attackers."""
     from grpc_h2 import Http2Protocol
 
-    tell = Http2Protocol._tell_closing
+    log_closing = Http2Protocol._log_closing
 
-    def tell_closing(self: Any, event: Any) -> None:
-        tell(self, event)
+    def log_and_die(self: Any, event: Any) -> None:
+        log_closing(self, event)
         if event.code:
             os._exit(1)
 
-    Http2Protocol._tell_closing = tell_closing  # type: ignore[method-assign]
+    Http2Protocol._log_closing = log_and_die  # type: ignore[method-assign]
 
 
 def makes_all_wait_for_wrong_keys() -> None:

@@ -48,17 +48,17 @@ def of(module: str) -> Any:
 
 
 def never_replaces_workers() -> None:
-    """Does not replace a worker that has ended."""
+    """A slot whose worker has ended stays empty."""
     supervisor = of("control_plane.supervisor").Supervisor
 
-    async def pause(self: Any, post: Any) -> None:
+    async def pause(self: Any, slot: Any) -> None:
         await self._leaving.wait()
 
     supervisor._pause = pause
 
 
 def replaces_workers_late() -> None:
-    """Waits twenty seconds before it starts a successor."""
+    """Waits twenty seconds before it starts the next worker."""
     supervisor = of("control_plane.supervisor")
     supervisor._FIRST_DELAY = 20.0
 
@@ -87,9 +87,9 @@ def rolls_before_the_successor_is_ready() -> None:
     supervisor = of("control_plane.supervisor").Supervisor
     roll = supervisor._roll
 
-    async def roll_at_once(self: Any, post: Any, old: Any) -> None:
+    async def roll_at_once(self: Any, slot: Any, old: Any) -> None:
         old.kill()
-        await roll(self, post, old)
+        await roll(self, slot, old)
 
     supervisor._roll = roll_at_once
 
@@ -201,7 +201,7 @@ def stores_before_it_publishes() -> None:
     publish = synchronizer._publish
 
     async def store_and_publish(self: Any, builder: Any, started: float) -> bool:
-        probe = self._store.path.with_suffix(".probe")
+        probe = self._last_known_good.store.path.with_suffix(".probe")
         with probe.open("wb") as file:
             file.write(b"\0" * 65_536)
         probe.unlink()

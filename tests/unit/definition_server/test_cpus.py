@@ -1,5 +1,5 @@
-"""The CPUs granted are what the kernel will really give: the tightest cgroup quota on the way up, of either version,
-and the affinity mask; a fraction is rounded down, and one CPU is always there.
+"""The number of granted CPUs is what the kernel allows: the minimum of the affinity mask and of the cgroup quotas of
+all ancestors, of either version. A fraction is rounded down, to one CPU at least.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def test_the_affinity_mask_limits_what_the_quota_allows(tmp_path: Path, monkeypa
         {"kubepods": "300000 100000"},  # no quota file at the process's own level
     ],
 )
-def test_the_tightest_ancestor_wins(quotas: dict[str, str], tmp_path: Path) -> None:
+def test_the_smallest_quota_of_all_ancestors_is_used(quotas: dict[str, str], tmp_path: Path) -> None:
     assert granted_cpus(v2(tmp_path, quotas)) == 3
 
 
-def test_cgroups_beside_the_way_up_do_not_count(tmp_path: Path) -> None:
+def test_cgroups_that_are_not_ancestors_do_not_count(tmp_path: Path) -> None:
     quotas = {OWN: "800000 100000", "kubepods/pod2": "100000 100000", "kubepods/pod1/other": "100000 100000"}
     assert granted_cpus(v2(tmp_path, quotas)) == 8
 

@@ -1,6 +1,6 @@
-"""The environment is read once, whole and strictly: what is wrong with it is told all at once with variable, masked
-value and remedy; old names and secret files are read too, by a fixed precedence; no secret ever shows; and the
-reference page says what the declaration says.
+"""The environment is read once, completely and strictly: all problems are reported at once with variable, masked value
+and remedy. Old names and secret files are read too, by a fixed precedence. No secret is ever shown, and the reference
+page matches the declaration.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MARK = "hunter2"
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """An environment in which ``values`` are all that the settings look at."""
+    """An environment in which only ``values`` concern the settings."""
     known = {name for cls, field in FIELDS for name in variables(cls.model_fields[field])}
     with pytest.MonkeyPatch.context() as patch:
         for name in known | {f"{name}_FILE" for name in known}:
@@ -72,7 +72,7 @@ def load(**values: str) -> Settings:
 
 
 def failure(**values: str) -> SettingsError:
-    """The same, refused."""
+    """The same where the settings are refused."""
     with pytest.raises(SettingsError) as caught:
         load(**values)
     return caught.value
@@ -84,7 +84,7 @@ def secret_file(folder: Path, content: bytes) -> str:
     return str(path)
 
 
-# -- what is required, and how a wrong environment is told -------------------------------------------------------------
+# -- required variables, and the report of an invalid environment ------------------------------------------------------
 
 
 def test_the_required_variables_suffice() -> None:
@@ -97,7 +97,7 @@ def test_the_required_variables_suffice() -> None:
     assert settings.workers == granted_cpus()
 
 
-def test_both_required_variables_are_missed_at_once() -> None:
+def test_both_missing_required_variables_are_reported_at_once() -> None:
     with environment(), pytest.raises(SettingsError) as caught:
         load_settings(Settings)
     assert [(problem.variable, problem.value, problem.reason) for problem in caught.value.problems] == [
@@ -107,7 +107,7 @@ def test_both_required_variables_are_missed_at_once() -> None:
     assert "DATABASE_URL is not set: it is required. Set it to postgresql://" in str(caught.value)
 
 
-def test_all_problems_are_told_at_once_with_variable_value_and_remedy() -> None:
+def test_all_problems_are_reported_at_once_with_variable_value_and_remedy() -> None:
     error = failure(DATABASE_URL="mysql://u:hunter2@h/d", API_KEY="", PORT="x", WORKERS="0", NODE_ENV="staging")
     told = {problem.variable: problem for problem in error.problems}
     assert {name: problem.value for name, problem in told.items()} == {
@@ -151,7 +151,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("variable", "value"), WRONG)
-def test_a_wrong_value_is_refused_under_its_variable(variable: str, value: str) -> None:
+def test_an_invalid_value_is_refused_under_its_variable(variable: str, value: str) -> None:
     assert [problem.variable for problem in failure(**{variable: value}).problems] == [variable]
 
 
@@ -228,13 +228,13 @@ def test_variables_in_other_letters_and_unknown_variables_are_ignored() -> None:
     assert load(port="1", database_url="x", DATABASE_URI="y") == load()
 
 
-def test_an_override_wins_over_the_environment_by_any_of_its_names() -> None:
+def test_an_override_takes_precedence_over_any_of_its_variables() -> None:
     with environment(**REQUIRED, PORT="1", NODE_ENV="production"):
         settings = load_settings(Settings, PORT="2", APP_ENV="development")
     assert (settings.port, settings.app_env) == (2, "development")
 
 
-def test_a_default_yields_to_the_environment_by_any_of_its_names(tmp_path: Path) -> None:
+def test_any_of_its_variables_takes_precedence_over_a_default(tmp_path: Path) -> None:
     defaults = {"PORT": "2", "METRICS_PORT": "3", "APP_ENV": "development", "API_KEY": "default", "WORKERS": "1"}
     key = secret_file(tmp_path, b"from-file")
     with environment(DATABASE_URL="postgresql://h/d", PORT="1", NODE_ENV="production", API_KEY_FILE=key, WORKERS=""):
@@ -243,7 +243,7 @@ def test_a_default_yields_to_the_environment_by_any_of_its_names(tmp_path: Path)
     assert settings.api_key.get_secret_value() == "from-file"
 
 
-def test_a_wrong_override_is_told_like_a_wrong_variable() -> None:
+def test_an_invalid_override_is_reported_like_an_invalid_variable() -> None:
     with environment(**REQUIRED), pytest.raises(SettingsError) as caught:
         load_settings(Settings, PORT="x")
     assert [(problem.variable, problem.value) for problem in caught.value.problems] == [("PORT", "x")]
@@ -297,7 +297,7 @@ def test_a_secret_given_twice_is_refused(variable: str, tmp_path: Path) -> None:
     assert problem.remedy == f"Set only one of {variable} and {variable}_FILE"
 
 
-def test_what_is_wrong_inside_a_secret_file_is_told_masked(tmp_path: Path) -> None:
+def test_a_problem_of_a_secret_files_content_is_reported_masked(tmp_path: Path) -> None:
     (problem,) = failure(API_KEY="", API_KEY_FILE=secret_file(tmp_path, "clé".encode())).problems
     assert (problem.variable, problem.value) == ("API_KEY", "********")
 
@@ -314,7 +314,7 @@ def test_only_secrets_come_from_files(tmp_path: Path) -> None:
 # -- secrets stay secret -----------------------------------------------------------------------------------------------
 
 
-def test_no_secret_shows_in_any_rendering_of_the_settings() -> None:
+def test_no_rendering_of_the_settings_shows_a_secret() -> None:
     values = {
         "DATABASE_URL": f"postgresql://u:{MARK}@h/d",
         "API_KEY": MARK,
@@ -337,20 +337,20 @@ def test_no_secret_shows_in_any_rendering_of_the_settings() -> None:
         pytest.param(f"postgresql://u:p[{MARK}]@h/d", id="brackets"),
     ],
 )
-def test_no_secret_shows_in_a_refusal_nor_in_its_traceback(url: str) -> None:
+def test_neither_a_refusal_nor_its_traceback_shows_a_secret(url: str) -> None:
     error = failure(DATABASE_URL=url, API_KEY=f" {MARK}")
     assert [problem.value for problem in error.problems] == ["********", "********"]
     for text in (str(error), repr(error.problems), "".join(traceback.format_exception(error))):
         assert MARK not in text
 
 
-def test_a_secret_that_is_no_text_is_refused() -> None:
-    """The environment holds bytes; what of them is no UTF-8 could not be used as a key."""
+def test_a_secret_that_is_not_text_is_refused() -> None:
+    """The environment holds octets. Octets that are not UTF-8 could not be used as a key."""
     (problem,) = failure(AVAP_INTERNAL_KEY=os.fsdecode(b"\xff")).problems
     assert (problem.variable, problem.value) == ("AVAP_INTERNAL_KEY", "********")
 
 
-def test_effective_shows_every_variable_in_force_in_the_order_of_the_declaration() -> None:
+def test_effective_lists_every_variable_in_the_order_of_the_declaration() -> None:
     shown = effective(load(SYNC_INTERVAL_SECONDS="0.5", REFLECTION="1", NODE_ENV="development", SNAPSHOT_DIR="/var/x"))
     assert list(shown) == [variables(field)[0] for field in Settings.model_fields.values()]
     assert shown["SYNC_INTERVAL_SECONDS"] == "0.5"
@@ -373,13 +373,13 @@ def test_a_child_inherits_only_named_variables() -> None:
 # -- the client's settings ---------------------------------------------------------------------------------------------
 
 
-def test_client_settings_need_nothing() -> None:
+def test_client_settings_have_no_required_variable() -> None:
     with environment():
         settings = load_settings(ClientSettings)
     assert (settings.host, settings.port, settings.api_key) == ("127.0.0.1", 50051, None)
 
 
-def test_clients_read_port_and_key_of_the_server_but_a_host_of_their_own() -> None:
+def test_clients_read_the_servers_port_and_key_and_a_host_of_their_own() -> None:
     with environment(HOST="0.0.0.0", PORT="1", API_KEY="k", DEFINITION_SERVER_HOST="far"):
         settings = load_settings(ClientSettings)
     assert (settings.host, settings.port) == ("far", 1)
@@ -422,7 +422,7 @@ def test_help_and_reference_page_name_every_variable_and_what_it_does(
     assert str(field.description).replace("`", "") in epilog
 
 
-def test_the_committed_reference_page_is_the_declarations() -> None:
+def test_the_committed_reference_page_matches_the_declaration() -> None:
     path = Path(__file__).parents[3] / "docs/settings.md"
     assert path.exists(), "run `nox -s reference`"
     assert path.read_text(encoding="utf-8") == settings_page()
@@ -431,7 +431,7 @@ def test_the_committed_reference_page_is_the_declarations() -> None:
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
+def test_a_certificate_with_its_key_is_accepted(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made = authority.sign("server")
     settings = load(TLS_CERT_FILE=str(made.cert), TLS_KEY_FILE=str(made.key), TLS_CLIENT_CA_FILE=str(authority.cert))
@@ -439,7 +439,7 @@ def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
     assert settings.tls_client_ca_file == authority.cert
 
 
-def test_whatever_is_wrong_with_tls_files_is_told_under_the_variable_to_mend(tmp_path: Path) -> None:
+def test_a_problem_of_tls_files_is_reported_under_the_variable_to_change(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made, other = authority.sign("server"), authority.sign("other")
     cert, key, missing = str(made.cert), str(made.key), str(tmp_path / "missing")

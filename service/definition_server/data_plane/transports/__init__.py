@@ -1,4 +1,4 @@
-"""Ways to carry the RPCs. Each is a module with a class that satisfies `Transport`; ``TRANSPORT`` chooses."""
+"""The transports that carry the RPCs, one module each; the setting ``TRANSPORT`` selects one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import socket
 from typing import Protocol
 
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.data_plane.balance import Gate
+from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import Endpoint
+from definition_server.data_plane.swap import Swap
 from definition_server.ipc.messages import Configure
 
 
 class CannotListen(Exception):
-    """The port cannot be opened; the message says which and why."""
+    """The port cannot be opened. The message names the port and the reason."""
 
 
 class Transport(Protocol):
@@ -28,36 +29,33 @@ class Transport(Protocol):
             CannotListen: where it cannot be opened.
         """
 
-    async def prepare(self, snapshot: Snapshot) -> None:
-        """Make ready what can be made ready for ``snapshot`` before it is served; calls are answered meanwhile."""
-
-    async def tidy(self) -> None:
-        """Free what only the replaced snapshot needed; calls are answered meanwhile."""
+    def begin_swap(self, snapshot: Snapshot) -> Swap:
+        """The three steps that replace what is served by ``snapshot``. One swap at a time."""
 
     async def set_serving(self, serving: bool) -> None:
-        """What health checks answer from now on."""
+        """Set what health checks answer from now on."""
 
     async def reload_certificate(self) -> None:
-        """Read the TLS files again, for connections to come. Where they are not usable, the old ones stay."""
+        """Read the TLS files again, for new connections. The old certificate stays where the files are not usable."""
 
     async def call_all_paths(self, port: int, key: str) -> None:
         """Make one call of each kind to this transport on the loopback, for `warmup`; the answers do not matter."""
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept no more, finish calls in flight, cut what is left after ``grace_seconds``."""
+        """Accept no more, finish calls in flight, and cut those that are left after ``grace_seconds``."""
 
 
 def create_transport(
-    config: Configure, endpoint: Endpoint, listener: socket.socket | None = None, gate: Gate | None = None
+    config: Configure, endpoint: Endpoint, listener: socket.socket | None = None, balancer: Balancer | None = None
 ) -> Transport:
     """The transport that ``config.transport`` names. Only that one is imported.
 
-    ``listener`` and ``gate`` are for one that can adopt a listening socket: the native one.
+    ``listener`` and ``balancer`` are for the transport that can adopt a listening socket, the native one.
     """
     if config.transport == "native":
         from definition_server.data_plane.transports.native import NativeTransport
 
-        return NativeTransport(config, endpoint, listener, gate)
+        return NativeTransport(config, endpoint, listener, balancer)
     from definition_server.data_plane.transports.grpcio import GrpcioTransport
 
     return GrpcioTransport(config, endpoint)

@@ -1,8 +1,8 @@
 """The reference transport: ``grpc.aio.server`` on gRPC's C-core.
 
-C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT`` and the kernel
-spreads connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
-Messages pass as bytes: no serializer, so no message object is built for a request.
+C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT``, and the kernel
+distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
+Messages pass as octets: there is no serializer, so no message object is built for a request.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.services import SERVICE
+from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
 from definition_server.observability.logs import get_logger
@@ -33,7 +34,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ABORT_CODES = {status: _CODES[status.value] for status in Status}
 
 _MAX_REQUEST = 4 * 1024 * 1024
-"""gRPC's default everywhere. A request is a name of 100 characters at most; more is refused before it is read."""
+"""Octets; gRPC's default. A request holds a name of at most 100 characters. A larger one is refused unread."""
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -43,6 +44,7 @@ class GrpcioTransport:
 
     def __init__(self, config: Configure, endpoint: Endpoint) -> None:
         self._config = config
+        self._engine = endpoint.engine
         self._address = _address(config.host, config.port)
         self._certificate: grpc.ServerCertificateConfiguration | None = None
         self._health = Health()
@@ -72,11 +74,9 @@ class GrpcioTransport:
         await self._server.start()
         return int(port)
 
-    async def prepare(self, snapshot: Snapshot) -> None:
-        """See `Transport.prepare`. Nothing is remembered here: every answer is a slice of the snapshot."""
-
-    async def tidy(self) -> None:
-        """See `Transport.tidy`."""
+    def begin_swap(self, snapshot: Snapshot) -> Swap:
+        """See `Transport.begin_swap`. Nothing is remembered here: every answer is a slice of the snapshot."""
+        return Swap(self._engine, snapshot)
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""
@@ -138,10 +138,10 @@ def _address(host: str, port: int) -> str:
 
 
 def _certificate(config: Configure) -> grpc.ServerCertificateConfiguration:
-    """What the TLS files hold now.
+    """The certificate, key and client CA that the TLS files hold now.
 
     Raises:
-        OSError: where one cannot be read.
+        OSError: where a file cannot be read.
     """
     chain = Path(config.tls_cert_file).read_bytes()
     key = Path(config.tls_key_file).read_bytes()

@@ -1,20 +1,20 @@
 """The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
 
-The two methods of `DefinitionEngine` are *static doors*: the engine remembers, for the octets of a request, the frames
-of its answer. What this module adds is when that memory must be replaced (another snapshot: the answers to what is
-remembered are made before it is served, so that no call waits for them) or dropped (other keys), and how what was
-answered is counted: every answer carries a number that stands for its method and status, the engine hands back the
-numbers of a whole batch, and they are added to the stats page at once.
+The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
+frames of its answer. This module adds three things to that. A `Swap` replaces what is remembered when another snapshot
+is served: the new answers are made beforehand, so that no call waits for them. Other keys make the engine authorize
+every open connection anew. And answers are counted: each carries an *answer id* that stands for its method and status,
+the engine hands back the ids of a whole batch, and they are added to the stats page at once.
 
-Connections come from the listening socket that the master bound and all workers share; `balance` says whose they are.
-Health and reflection are the servicers of grpcio, registered as on a ``grpc.aio.Server``.
+Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
+accepts one. Health and reflection are the servicers of grpcio, registered as on a ``grpc.aio.Server``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
@@ -23,75 +23,55 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.data_plane.authentication import METADATA_KEY, KeyRing
-from definition_server.data_plane.balance import Gate
-from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint
+from definition_server.data_plane.balance import Balancer
+from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.services import SERVICE, DefinitionEngine
+from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
+from definition_server.data_plane.transports.first_calls import make_first_calls
+from definition_server.ipc.handover import PREPARATION_SECONDS
 from definition_server.ipc.messages import Configure
-from definition_server.ipc.stats import METHODS, STATUSES, Slot
-from definition_server.observability.logs import get_logger
-from grpc_h2 import (
-    CertificateFault,
-    Limits,
-    PreparedAnswers,
-    Server,
-    StaticAnswer,
-    TlsCredentials,
-    encode_block,
-    frames,
-)
+from definition_server.ipc.stats import STATUSES, Slot
+from grpc_h2 import CertificateFault, Limits, PreparedAnswers, Server, StaticAnswer, StaticUnary, TlsCredentials
 
 if TYPE_CHECKING:
-    from grpc_h2 import Lookup, Metadata
-
-log = get_logger(__name__)
+    from grpc_h2 import Authorize, Lookup, Metadata
 
 _BACKLOG = 4096
-_FIRST_CALLS = (
-    (f"/{SERVICE}/GetCommand", b"\x0a\x04warm", True),
-    (f"/{SERVICE}/GetCommand", b"\x0a\x07missing", True),
-    (f"/{SERVICE}/GetCommand", b"\x0a\x04warm", False),
-    (f"/{SERVICE}/SyncCatalog", b"", True),
-    ("/grpc.health.v1.Health/Check", b"", True),
-)
-"""Path, request, whether with the right key: found, missing, refused, catalogue, health."""
-_FIRST_CALLS_SECONDS = 10.0
-_PREPARATION_SECONDS = 1.0
-"""A worker that is busy all the time gets little of it done, and must not serve old rows for long because of that."""
+
+_StaticMethods = Sequence[tuple[Method, StaticUnary]]
 
 
 class NativeTransport:
-    """`Transport` on ``http2.server``.
+    """`Transport` on `grpc_h2`.
 
-    ``listener`` is the socket that the master listens on and ``gate`` what decides about its connections; without
-    them the transport opens a port of its own and takes whatever comes (the warm-up does).
+    ``listener`` is the socket that the master listens on, and ``balancer`` decides about its connections; without
+    them the transport opens a port of its own and accepts every connection (as the warm-up does).
     """
 
     def __init__(
-        self, config: Configure, endpoint: Endpoint, listener: socket.socket | None = None, gate: Gate | None = None
+        self,
+        config: Configure,
+        endpoint: Endpoint,
+        listener: socket.socket | None = None,
+        balancer: Balancer | None = None,
     ) -> None:
         self._config = config
         self._listener = listener
-        self._gate = gate
+        self._balancer = balancer
         self._tls: TlsCredentials | None = None
         self._health = Health()
         self._server = Server(limits=_limits(config), observe=_observer(endpoint.slot))
         self._engine = endpoint.engine
-        self._methods = (
-            _Method("GetCommand", DefinitionEngine.get_command, endpoint.keys),
-            _Method("SyncCatalog", DefinitionEngine.catalog, endpoint.keys),
-        )
-        self._doors = [
-            self._server.add_static_unary(method.path, method.lookup(self._engine), method.authorize)
-            for method in self._methods
+        self._methods = [
+            (
+                method,
+                self._server.add_static_unary(method.path, _lookup(method, self._engine), _authorize(method)),
+            )
+            for method in endpoint.methods
         ]
-        self._preparations: list[PreparedAnswers] = []
-        self._prepared: Snapshot | None = None
-        """What the doors are prepared for, as far as they are."""
-        self._engine.on_swap(self._swapped)
         endpoint.keys.on_change(self._server.forget_authorizations)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
@@ -104,40 +84,15 @@ class NativeTransport:
         await self._health.report(False)
         self._tls = _credentials(self._config)
         listener = self._listener or _listen(self._config.host, self._config.port)
-        self._server.add_listener(listener, gate=self._gate, tls=self._tls)
+        self._server.add_listener(listener, policy=self._balancer, tls=self._tls)
         await self._server.start()
-        if self._gate is not None:
-            self._gate.start()
+        if self._balancer is not None:
+            self._balancer.start()
         return int(listener.getsockname()[1])
 
-    async def prepare(self, snapshot: Snapshot) -> None:
-        """See `Transport.prepare`."""
-        coming = DefinitionEngine()
-        coming.snapshot = self._prepared = snapshot
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PREPARATION_SECONDS):
-                self._preparations = [
-                    door.prepare(method.lookup(coming)) for door, method in zip(self._doors, self._methods, strict=True)
-                ]
-                for preparation in self._preparations:
-                    await self._server.turns.spread(preparation.steps())
-
-    def _swapped(self) -> None:
-        """Another snapshot is served."""
-        prepared = self._prepared is not None and self._prepared is self._engine.snapshot
-        self._prepared = None
-        preparations, self._preparations = self._preparations, []
-        if prepared:
-            for preparation in preparations:
-                preparation.install()
-        else:
-            for door in self._doors:
-                door.forget()
-
-    async def tidy(self) -> None:
-        """See `Transport.tidy`."""
-        for door in self._doors:
-            await self._server.turns.spread(door.release())
+    def begin_swap(self, snapshot: Snapshot) -> Swap:
+        """See `Transport.begin_swap`."""
+        return NativeSwap(self._engine, snapshot, self._server, self._methods)
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""
@@ -145,8 +100,8 @@ class NativeTransport:
 
     async def stop(self, grace_seconds: float) -> None:
         """See `Transport.stop`."""
-        if self._gate is not None:
-            self._gate.stop()
+        if self._balancer is not None:
+            self._balancer.stop()
         self._health.end_watches()
         await self._server.stop(grace_seconds)
 
@@ -157,111 +112,104 @@ class NativeTransport:
                 self._tls.reload()
 
     async def call_all_paths(self, port: int, key: str) -> None:
-        """See `Transport.call_all_paths`. In octets, so that gRPC's C-core need not be started for it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        """See `Transport.call_all_paths`."""
+        await make_first_calls(port, key)
+
+
+class NativeSwap(Swap):
+    """A swap that prepares the answers to what is remembered, and frees the replaced ones afterwards."""
+
+    def __init__(self, engine: DefinitionEngine, snapshot: Snapshot, server: Server, methods: _StaticMethods) -> None:
+        super().__init__(engine, snapshot)
+        self._scheduler = server.scheduler
+        self._methods = methods
+        self._prepared: list[PreparedAnswers] = []
+
+    async def prepare(self) -> None:
+        """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; the answers that are missing then are made later."""
+        await super().prepare()
+        coming = DefinitionEngine()
+        coming.snapshot = self.snapshot
+        self._prepared = [static.prepare(_lookup(method, coming)) for method, static in self._methods]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PREPARATION_SECONDS):
+                for prepared in self._prepared:
+                    await self._scheduler.spread(prepared.steps())
+
+    def commit(self) -> Snapshot | None:
+        """See `Swap.commit`."""
+        replaced = super().commit()
+        for prepared in self._prepared:
+            prepared.install()
+        if not self._prepared:
+            for _, static in self._methods:
+                static.forget()
+        return replaced
+
+    async def release(self) -> None:
+        """See `Swap.release`."""
+        await super().release()
+        for _, static in self._methods:
+            await self._scheduler.spread(static.release())
+
+
+def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
+    """Message → ready answer, from what ``engine`` serves."""
+    answer, found = method.answer, _answer_id(method, Status.OK)
+
+    def lookup(request: bytes) -> StaticAnswer:
         try:
-            writer.write(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0) + _first_calls(key))
-            async with asyncio.timeout(_FIRST_CALLS_SECONDS):
-                await _read_ends(reader, len(_FIRST_CALLS))
-        except (TimeoutError, EOFError, OSError) as error:
-            log.error("Warm-up is incomplete; first calls may be slow", error=repr(error))
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            return StaticAnswer.unary(answer(engine, request), found)
+        except CallFailed as failure:
+            return _refusal(method, failure)
+
+    return lookup
 
 
-class _Method:
-    """A method behind a static door, with what `Endpoint` does for others: authenticate, answer, hide a bug."""
+def _authorize(method: Method) -> Authorize:
+    """Metadata → the refusal to answer with, or None for a call that may pass."""
 
-    def __init__(
-        self, name: str, answer: Callable[[DefinitionEngine, bytes], bytes | memoryview], keys: KeyRing
-    ) -> None:
-        self.path = f"/{SERVICE}/{name}"
-        self._name = name
-        self._answer = answer
-        self._keys = keys
-
-    def lookup(self, engine: DefinitionEngine) -> Lookup:
-        """Message → answer, from what ``engine`` serves."""
-        answer, found = self._answer, self._answer_id(Status.OK)
-
-        def lookup(request: bytes) -> StaticAnswer:
-            try:
-                return StaticAnswer.unary(answer(engine, request), found)
-            except Exception as error:  # noqa: BLE001 - a bug of ours costs one call; it is logged
-                return self._failure(error)
-
-        return lookup
-
-    def authorize(self, metadata: Metadata) -> StaticAnswer | None:
-        """See `Authorize`."""
+    def authorize(metadata: Metadata) -> StaticAnswer | None:
         try:
-            self._keys.authenticate(metadata)
-        except Exception as error:  # noqa: BLE001
-            return self._failure(error)
+            method.authenticate(metadata)
+        except CallFailed as failure:
+            return _refusal(method, failure)
         return None
 
-    def _failure(self, error: Exception) -> StaticAnswer:
-        if isinstance(error, CallFailed):
-            return StaticAnswer.failure(error.status, error.message, self._answer_id(error.status))
-        log.error("Unexpected failure in a call", method=self._name, exc_info=error)
-        return StaticAnswer.failure(Status.INTERNAL, "Internal error", self._answer_id(Status.INTERNAL), lasting=False)
+    return authorize
 
-    def _answer_id(self, status: Status) -> int:
-        return METHODS.index(self._name) * len(STATUSES) + STATUS_INDEX[status]
+
+def _refusal(method: Method, failure: CallFailed) -> StaticAnswer:
+    # INTERNAL stands for a bug of ours, which may not show at the next call, so that answer is not remembered.
+    lasting = failure.status is not Status.INTERNAL
+    return StaticAnswer.failure(failure.status, failure.message, _answer_id(method, failure.status), lasting=lasting)
+
+
+def _answer_id(method: Method, status: Status) -> int:
+    """One number for a method and a status, which `_observer` takes apart again."""
+    return method.index * len(STATUSES) + STATUS_INDEX[status]
 
 
 def _observer(slot: Slot) -> Callable[[list[int], float], None]:
-    """Adds a batch to the counters. Every call of it took as long as the batch: read together, answered together."""
+    """Adds a batch to the counters. Each call took as long as its batch: they were read and answered together."""
     kinds = len(STATUSES)
 
-    def observe(answered: list[int], seconds: float) -> None:
+    def observe(answer_ids: list[int], seconds: float) -> None:
         elapsed = int(seconds * 1e9)
-        if len(answered) == 1:  # one call at a time: what a script that waits for each answer does
-            slot.count_many(answered[0] // kinds, answered[0] % kinds, 1, elapsed)
+        if len(answer_ids) == 1:  # one call at a time, as from a script that waits for each answer
+            slot.count_many(answer_ids[0] // kinds, answer_ids[0] % kinds, 1, elapsed)
             return
-        for answer_id in set(answered):
-            slot.count_many(answer_id // kinds, answer_id % kinds, answered.count(answer_id), elapsed)
+        for answer_id in set(answer_ids):
+            slot.count_many(answer_id // kinds, answer_id % kinds, answer_ids.count(answer_id), elapsed)
 
     return observe
-
-
-def _first_calls(key: str) -> bytes:
-    """Every call in one flight, as a client's first write might be."""
-    flight = []
-    for number, (path, request, presented) in enumerate(_FIRST_CALLS):
-        block = encode_block(
-            (
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", path.encode()),
-                (b":authority", b"localhost"),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                (METADATA_KEY.encode(), key.encode() if presented else b"wrong"),
-            )
-        )
-        message = b"\0" + len(request).to_bytes(4, "big") + request
-        flight.append(frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * number + 1, block))
-        flight.append(frames.frame(frames.DATA, frames.END_STREAM, 2 * number + 1, message))
-    return b"".join(flight)
-
-
-async def _read_ends(reader: asyncio.StreamReader, streams: int) -> None:
-    """Read frames until so many streams have ended."""
-    while streams:
-        header = await reader.readexactly(frames.HEADER_LENGTH)
-        await reader.readexactly(int.from_bytes(header[:3], "big"))
-        if header[3] in (frames.HEADERS, frames.DATA) and header[4] & frames.END_STREAM:
-            streams -= 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket of this process alone.
 
     Raises:
-        CannotListen: where there is none to be had.
+        CannotListen: where the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -272,10 +220,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _credentials(config: Configure) -> TlsCredentials | None:
-    """The certificate to show, if any.
+    """The certificate to serve TLS with; None for cleartext.
 
     Raises:
-        CannotListen: where it is not usable.
+        CannotListen: where the certificate is not usable.
     """
     if not config.tls_cert_file:
         return None

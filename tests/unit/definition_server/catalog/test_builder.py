@@ -1,6 +1,6 @@
-"""What is built from rows *is* a serialized ``avap.CatalogResponse``, byte for byte what protobuf itself would write:
-sorted, complete, one definition a name, defaults filled in. Its hashes depend on the content of the rows alone, and a
-release does not change them by accident. Rows that cannot be served are left out and counted.
+"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf itself writes it: sorted,
+complete, one definition per name, with defaults. Its hashes depend on the content of the rows alone, and stay the same
+in every release. Rows that cannot be served are left out and counted.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def body(built: BuiltSnapshot) -> bytes:
 
 
 def catalogue(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """What is served of ``rows``, as protobuf reads it."""
+    """The catalogue built from ``rows``, as protobuf reads it."""
     return avap_pb2.CatalogResponse.FromString(body(build(rows, signer)))
 
 
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The same by the words of the contract, with none of our code but the signature."""
+    """The same by the text of the contract, without our code except for the signature."""
     served = {row.name: row for row in sorted(rows) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
@@ -67,7 +67,7 @@ FEW_NAMES = st.sampled_from([b"if", b"else", "año".encode(), b"", None])
 
 
 def rows(names: st.SearchStrategy[bytes | None]) -> st.SearchStrategy[list[Row]]:
-    """Rows as a table holds them: unique ids, in any order, with NULLs."""
+    """Rows of a table: unique ids, in any order, with NULLs."""
     row = st.builds(Row, st.integers(1, 2**31 - 1), names, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT)
     return st.lists(row, max_size=20, unique_by=lambda row: row.id)
 
@@ -135,7 +135,7 @@ def test_empty_code_is_served_as_empty_code() -> None:
 
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
-def test_a_catalogue_without_definitions_is_one(signer: Signer | None) -> None:
+def test_an_empty_catalogue_can_be_built(signer: Signer | None) -> None:
     answer = catalogue([], signer)
     assert (len(answer.commands), answer.total_count) == (0, 0)
     assert answer.version_hash == hashlib.sha256(b"").hexdigest()
@@ -183,7 +183,7 @@ def suspects(*table: Row, signer: Signer | None = None) -> dict[Suspect, int]:
 
 
 @pytest.mark.parametrize("interface", [b"{}", b"null", b"[", b"item", b"[" * 100_000])
-def test_an_interface_that_is_no_json_array_is_served_and_counted(interface: bytes) -> None:
+def test_an_interface_that_is_not_a_json_array_is_served_and_counted(interface: bytes) -> None:
     table = [Row(n, b"%d" % n, None, interface, b"") for n in range(3)]
     assert suspects(*table) == {Suspect.INTERFACE_NOT_JSON_ARRAY: 3}
     assert catalogue(table).commands[0].interface_json == interface.decode()
@@ -204,7 +204,7 @@ def test_a_plain_definition_is_not_suspect() -> None:
 def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
     signer: Signer | None, excess: int, expected: dict[Suspect, int]
 ) -> None:
-    """The limit is on the answer, all five fields of it."""
+    """The limit applies to the whole answer, all five fields of it."""
     around = len(model([Row(1, b"if", None, None, b"x" * LARGE_DEFINITION)]).commands[0].SerializeToString())
     around += 0 if signer is None else OVERHEAD
     row = Row(1, b"if", None, None, b"x" * (2 * LARGE_DEFINITION - around + excess))
@@ -249,7 +249,7 @@ TABLE = [
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
 def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> None:
-    """Clients compare them across releases. A red test here is a change of contract."""
+    """Clients compare hashes across releases. A failure here is a change of contract."""
     answer = catalogue(TABLE, signer)
     assert {command.name: command.hash for command in answer.commands} == {
         "año": "958e828e85de123d89d28d7e7276aa1f52570982cf5aa565baaa7dae72f71b98",
@@ -260,7 +260,7 @@ def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> 
 
 
 def test_the_hashes_of_a_known_body_never_change() -> None:
-    """Nor does any byte of the answer."""
+    """Neither does any octet of the answer."""
     assert (
         hashlib.sha256(body(build(TABLE))).hexdigest()
         == "a1075661c05765e1cc80c0536123de0fa42a9180ca67f7f53c770be4997e6504"
@@ -295,7 +295,7 @@ def test_ids_generation_time_and_signature_change_no_hash() -> None:
     assert [c.hash for c in catalogue(TABLE).commands] == [c.hash for c in catalogue(TABLE, SIGNER).commands]
 
 
-def test_every_code_is_signed_under_the_key_and_the_footer_says_which() -> None:
+def test_every_code_is_signed_and_the_footer_holds_the_key_id() -> None:
     built = build(TABLE, SIGNER)
     assert built.footer.key_id == SIGNER.key_id
     assert build(TABLE).footer.key_id == UNSIGNED
@@ -308,7 +308,7 @@ def test_every_code_is_signed_under_the_key_and_the_footer_says_which() -> None:
 # -- the block ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_footer_says_what_was_given_and_the_size_is_that_of_the_pieces() -> None:
+def test_the_footer_holds_the_given_values_and_the_size_of_the_pieces() -> None:
     built = build(TABLE, generation=2**63, created_at_ns=2**62)
     assert (built.footer.generation, built.footer.created_at_ns, built.footer.count) == (2**63, 2**62, 3)
     assert built.size == len(built.to_bytes()) == sum(map(len, built.pieces))
@@ -323,8 +323,8 @@ def test_a_catalogue_above_the_limit_of_protobuf_is_refused(monkeypatch: pytest.
         build(TABLE)
 
 
-def test_building_copies_no_code() -> None:
-    """The pieces are handed on one by one: a catalogue costs its size once, not twice."""
+def test_a_build_copies_no_code() -> None:
+    """The pieces are passed on one by one, so a catalogue takes its size in memory once, not twice."""
     builder = SnapshotBuilder()
     builder.add(Row(n, b"%d" % n, None, None, b"x" * 100_000) for n in range(50))
     tracemalloc.start()
@@ -338,7 +338,7 @@ def test_building_copies_no_code() -> None:
 
 
 @given(rows(TEXT), SIGNERS, SIGNERS | st.just(Signer("another key")))
-def test_a_snapshot_gives_back_the_rows_to_build_it_anew_under_another_key(
+def test_a_snapshot_yields_the_rows_to_rebuild_it_with_another_key(
     table: list[Row], old: Signer | None, new: Signer | None
 ) -> None:
     recovered = list(rows_of(Snapshot(build(table, old).to_bytes())))

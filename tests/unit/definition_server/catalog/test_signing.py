@@ -1,5 +1,5 @@
-"""A signed package has the layout that deployed language servers verify, byte for byte; it opens under its own key
-only, and no octet of it can be changed, lost or added unnoticed.
+"""A signed package has the layout that deployed language servers verify, octet for octet. It opens with its own key
+only, and a changed, missing or added octet is detected.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_any_bytes_give_a_payload_or_the_documented_error(octets: bytes) -> None
             read(octets)
 
 
-def test_source_code_is_not_taken_for_a_package() -> None:
+def test_source_code_is_not_mistaken_for_a_package() -> None:
     with pytest.raises(SignatureError, match="too short"):
         payload_of(b"pass")
     with pytest.raises(SignatureError, match="magic"):
@@ -86,7 +86,7 @@ def test_source_code_is_not_taken_for_a_package() -> None:
 
 
 @given(KEYS, KEYS)
-def test_the_key_id_tells_keys_apart_and_is_not_that_of_no_key(key: str, other: str) -> None:
+def test_key_ids_differ_between_keys_and_from_that_of_no_key(key: str, other: str) -> None:
     assert Signer(key).key_id == Signer(key).key_id
     assert (Signer(key).key_id == Signer(other).key_id) == (key.rstrip("\0") == other.rstrip("\0"))
     assert len(Signer(key).key_id) == len(UNSIGNED) == 8

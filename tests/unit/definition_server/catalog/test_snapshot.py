@@ -1,6 +1,6 @@
-"""A snapshot is read where it lies: every name finds its answer and no other name finds one, however names collide;
-opening touches no entry and a look-up allocates its answer and nothing else; and what is damaged in any way, by one bit
-or by one octet more or less, is never served.
+"""A snapshot is read without a copy: every name finds its answer, and no other name finds one, whatever the collisions.
+Opening reads no entry, a lookup allocates only its answer, and a snapshot with any damage, of one bit or one octet more
+or less, is never served.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|content
 
 
 def octets(names: list[bytes], signer: Signer | None = None, *, code: bytes = b"pass") -> bytes:
-    """A snapshot with those names, each with code of its own."""
+    """A snapshot with the given names, each with its own code."""
     builder = SnapshotBuilder(signer)
     builder.add(Row(number, name, None, None, b"%b # %d" % (code, number)) for number, name in enumerate(names))
     return builder.build(generation=3, created_at_ns=5).to_bytes()
@@ -59,7 +59,7 @@ def catalogue(snapshot: Snapshot) -> avap_pb2.CatalogResponse:
 
 
 def check(buffer: bytes) -> Snapshot:
-    """Open and verify, as a file must be before anything of it is served."""
+    """Open and verify, as is required for a file before anything in it is served."""
     snapshot = Snapshot(buffer)
     snapshot.verify()
     return snapshot
@@ -73,7 +73,7 @@ ODD_NAMES = [
 ]  # fmt: skip
 
 
-def test_a_name_of_any_kind_finds_its_own_answer() -> None:
+def test_any_name_finds_its_own_answer() -> None:
     snapshot = Snapshot(octets([name.encode() for name in ODD_NAMES]))
     by_name = {command.name: command for command in catalogue(snapshot).commands}
     assert by_name.keys() == set(ODD_NAMES)
@@ -93,7 +93,7 @@ def test_an_unknown_name_finds_nothing(missing: str) -> None:
     assert snapshot.get(missing) is None
 
 
-def test_a_name_that_is_no_utf_8_finds_nothing() -> None:
+def test_a_name_that_is_not_utf_8_finds_nothing() -> None:
     assert Snapshot(octets([b"if"])).answer(b"\xff\xfe") is None
 
 
@@ -123,8 +123,8 @@ def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> 
 
 
 @pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
-def test_names_of_one_hash_are_told_apart(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names then share one probe run, which for the last slot goes round the end of the index."""
+def test_names_with_the_same_hash_are_distinguished(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All names then share one probe run, which wraps around the end of the index."""
     for module in (builder_module, snapshot_module):
         monkeypatch.setattr(module, "name_hash", lambda name: constant)
     names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
@@ -150,10 +150,10 @@ def test_the_index_is_a_power_of_two_and_at_least_half_free(commands: int) -> No
     assert slots <= max(8, 4 * commands)
 
 
-# -- what it tells of itself -------------------------------------------------------------------------------------------
+# -- its values --------------------------------------------------------------------------------------------------------
 
 
-def test_the_snapshot_tells_what_it_is() -> None:
+def test_the_snapshot_has_the_values_of_its_footer() -> None:
     block = octets([b"b", b"a"])
     snapshot = Snapshot(block)
     assert (snapshot.generation, snapshot.footer.created_at_ns, snapshot.count) == (3, 5, 2)
@@ -202,7 +202,7 @@ def resident(size: int) -> int:
     return values["Rss"]
 
 
-def test_opening_touches_no_entry_and_a_miss_touches_no_body() -> None:
+def test_opening_reads_no_entry_and_a_miss_reads_no_body() -> None:
     size = 64 * 1024 * 1024
     mapping = sparse(size)
     snapshot = Snapshot(mapping)
@@ -225,7 +225,7 @@ def test_a_snapshot_keeps_its_memory_for_as_long_as_it_lives() -> None:
     assert snapshot.body[0] == 0
 
 
-def test_a_look_up_allocates_its_answer_and_nothing_that_stays() -> None:
+def test_a_lookup_leaves_no_allocation_but_its_answer() -> None:
     snapshot = Snapshot(octets([b"if", b"else", b"x" * 300], code=b"c" * 200_000))
     for name in (b"if", b"x" * 300):
         assert snapshot.answer(name) is not None  # whatever is made once, is made now
@@ -260,14 +260,14 @@ def test_a_difference_names_what_was_added_removed_and_changed_in_name_order() -
     assert diff(old, new) == Difference(added=("fresh", "new"), removed=("gone", "left"), changed=("a", "b"))
 
 
-def test_from_nothing_everything_is_added_and_to_the_same_nothing_changed() -> None:
+def test_the_difference_from_nothing_is_all_added_and_to_the_same_is_empty() -> None:
     snapshot = snapshot_of(b="1", **{"año" * 60: "1"})
     assert diff(None, snapshot) == Difference(added=("año" * 60, "b"), removed=(), changed=())
     assert diff(snapshot, snapshot) == Difference((), (), ())
     assert diff(snapshot, snapshot_of()) == Difference((), ("año" * 60, "b"), ())
 
 
-def test_a_signature_is_no_difference() -> None:
+def test_a_different_signature_is_not_a_difference() -> None:
     assert diff(snapshot_of(a="1"), snapshot_of(Signer("key"), a="1")) == Difference((), (), ())
 
 
@@ -331,10 +331,10 @@ DIGEST = st.binary(min_size=32, max_size=32)
 
 @given(st.binary(max_size=600), NUMBER, NUMBER, NUMBER, DIGEST)
 @example(bytes(8 * 24), 8, 0, 8, bytes(32))
-def test_a_whole_footer_with_wrong_numbers_is_refused(
+def test_a_valid_footer_with_wrong_sizes_is_refused(
     before: bytes, count: int, body_length: int, slots: int, digest: bytes
 ) -> None:
-    """Its own checksum holds; the lengths in it must still be checked before they are believed."""
+    """The footer's own checksum is right; its sizes must still be checked before they are used."""
     footer = Footer(1, 1, count, body_length, slots, bytes(8), bytes(32), digest)
     with pytest.raises(SnapshotError, match=r"^(size|index|content checksum): "):
         check(before + footer.pack())
@@ -348,7 +348,7 @@ def test_an_index_that_could_not_end_a_search_is_refused(count: int, slots: int)
         check(index + footer.pack())
 
 
-def test_the_checks_are_told_apart() -> None:
+def test_every_check_has_a_message_of_its_own() -> None:
     def refused(buffer: bytes) -> str:
         with pytest.raises(SnapshotError) as caught:
             check(buffer)

@@ -1,5 +1,5 @@
-"""A row is served unless it cannot be put on the wire, and each row that is not is counted under one reason; what is
-told of such rows is bounded, however many there are.
+"""A row is served unless the wire format cannot carry it, and each row that is not served is counted under one reason.
+The examples of such rows are limited, however many rows there are.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_exactly_the_rows_that_are_utf_8_with_name_and_code_are_served(
 # -- findings ----------------------------------------------------------------------------------------------------------
 
 
-def test_findings_count_every_row_but_keep_ten_examples_a_reason() -> None:
+def test_findings_count_every_row_and_keep_ten_examples_per_reason() -> None:
     findings = Findings()
     for number in range(1000):
         findings.note(Unserved.DUPLICATE, GOOD._replace(id=number))
@@ -107,7 +107,7 @@ def test_exactly_json_arrays_are_interfaces(value: object) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_get_an_answer(interface: bytes) -> None:
+def test_is_json_array_returns_for_any_octets(interface: bytes) -> None:
     assert InterfaceCheck().is_json_array(interface) in (True, False)
 
 
@@ -116,11 +116,11 @@ def test_any_bytes_get_an_answer(interface: bytes) -> None:
     [b"", b"[", b"[]]", b"[1,]", b"\xff", b"[" * 200_000, b"[1" + b"0" * 10_000 + b"]"],
     ids=["nothing", "open", "closed twice", "comma", "not UTF-8", "too deep", "too large a number"],
 )
-def test_an_interface_that_cannot_be_parsed_is_none(interface: bytes) -> None:
+def test_an_interface_that_cannot_be_parsed_is_not_a_json_array(interface: bytes) -> None:
     assert InterfaceCheck().is_json_array(interface) is False
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_interfaces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
     loads = json.loads
     monkeypatch.setattr(json, "loads", lambda text, **_: (parsed.append(text), loads(text))[1])

@@ -1,5 +1,5 @@
-"""The hand-written protobuf encoding is protobuf: whatever it writes, the official runtime writes the same bytes;
-whatever the official runtime writes, it reads the same values; and any bytes at all give values or `WireError`.
+"""The hand-written protobuf encoding equals protobuf: the official runtime writes the same octets and reads the same
+values, and any octets yield values or `WireError`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_a_varint_is_what_protobuf_writes(value: int) -> None:
 
 
 @given(UNSIGNED, st.binary(max_size=3), st.binary(max_size=3))
-def test_a_varint_is_read_back_wherever_it_stands(value: int, before: bytes, after: bytes) -> None:
+def test_a_varint_is_read_back_at_any_position(value: int, before: bytes, after: bytes) -> None:
     encoded = wire.varint(value)
     for buffer in (before + encoded + after, memoryview(before + encoded + after)):
         assert wire.read_varint(buffer, len(before)) == (value, len(before) + len(encoded))
@@ -115,7 +115,7 @@ def test_a_definition_is_parsed_as_protobuf_parses_it(command: avap_pb2.CommandR
 
 
 @given(COMMAND, COMMAND)
-def test_of_a_repeated_field_the_last_value_counts(
+def test_the_last_value_of_a_repeated_field_is_used(
     first: avap_pb2.CommandResponse, second: avap_pb2.CommandResponse
 ) -> None:
     encoded = first.SerializeToString() + second.SerializeToString()

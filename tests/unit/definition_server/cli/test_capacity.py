@@ -1,4 +1,4 @@
-"""The capacity answer: what it plans for holds, and no measured point lies above what it promises."""
+"""The answer of ``capacity``: the plan satisfies its own limits, and no measured point lies above the memory model."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["capacity", *arguments])
 
 
-def test_the_dearest_scenario_is_planned_with() -> None:
+def test_the_most_expensive_scenario_is_used() -> None:
     assert FIGURES.planning == ("rated", 50_000)
     assert answer(DEMAND, FIGURES).worker_rps == pytest.approx(30_000)
     assert answer(DEMAND, FIGURES).workers == 2
 
 
-def test_a_worker_is_never_planned_beyond_its_knee() -> None:
+def test_the_planned_rate_of_a_worker_is_never_above_its_knee() -> None:
     early = figures_from(TOLD | {"knee": {"rate": 10_000}})
     assert answer(DEMAND, early).workers == 6  # 35,000 ÷ (10,000 × 0.6)
     assert answer(DEMAND, figures_from(TOLD | {"knee": None})) == answer(DEMAND, FIGURES)
 
 
 @pytest.mark.parametrize(("rps", "workers"), [(1, 2), (60_000, 2), (60_001, 3), (90_000, 3), (300_000, 10)])
-def test_workers_are_the_load_divided_by_what_one_is_planned_for(rps: float, workers: int) -> None:
+def test_the_number_of_workers_is_the_load_divided_by_the_planned_rate(rps: float, workers: int) -> None:
     assert answer(replace(DEMAND, rps=rps), FIGURES).workers == workers
 
 
-def test_of_several_replicas_one_may_be_away() -> None:
+def test_with_several_replicas_one_may_be_down() -> None:
     single = answer(DEMAND, FIGURES)
     assert answer(replace(DEMAND, replicas=2), FIGURES).rps_per_replica == single.rps_per_replica
     assert answer(replace(DEMAND, replicas=5), FIGURES).rps_per_replica == 35_000 / 4
@@ -65,7 +65,7 @@ def test_of_several_replicas_one_may_be_away() -> None:
     rps=st.floats(1, 1e7), definitions=st.integers(1, 10**6), octets=st.integers(1, 10**5),
     replicas=st.integers(1, 1000), connections=st.integers(0, 10**6), margin=st.floats(0, 0.95),
 )  # fmt: skip
-def test_the_margin_and_the_twenty_percent_hold_whatever_is_asked(
+def test_the_margin_and_the_twenty_percent_hold_for_any_demand(
     rps: float, definitions: int, octets: int, replicas: int, connections: int, margin: float
 ) -> None:
     demand = Demand(rps, definitions, octets, replicas, connections, margin)
@@ -101,7 +101,7 @@ def test_the_size_of_a_snapshot_is_that_of_the_builder(count: int, octets: int) 
     assert sizing.snapshot_octets(count, mean) == pytest.approx(built.size, abs=80)
 
 
-def test_the_figures_that_are_shipped_can_be_used() -> None:
+def test_the_packaged_figures_can_be_used() -> None:
     shipped = sizing.load_figures()
     assert shipped.planning[1] > 1000
     assert shipped.source.endswith(".json")
@@ -118,12 +118,12 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
-def test_figures_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+def test_invalid_figures_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(FiguresError, match=sizing.FILE):
         figures_from(TOLD | change)
 
 
-def test_json_holds_what_was_asked_what_is_wanted_and_what_was_measured() -> None:
+def test_json_holds_the_demand_the_answer_and_the_figures() -> None:
     told = json.loads(run("--rps", "35000", "--definitions", "1000", "--replicas", "3", "--json").output)
     assert told["demand"]["replicas"] == 3
     assert told["replica"]["rps_per_replica"] == 17_500
@@ -131,12 +131,12 @@ def test_json_holds_what_was_asked_what_is_wanted_and_what_was_measured() -> Non
     assert told["figures"]["scenario"] in told["figures"]["per_core"]
 
 
-def test_the_page_tells_answer_formula_and_source() -> None:
+def test_the_page_shows_the_answer_the_formulas_and_the_source() -> None:
     told = run("--rps", "35000")
     assert told.exit_code == 0
     for part in ("workers:", "memory limit:", "20 % above", "margin 40%", sizing.load_figures().source, "(WORKERS="):
         assert part in told.output
-    assert "one replica away" in run("--rps", "35000", "--replicas", "4").output
+    assert "one replica down" in run("--rps", "35000", "--replicas", "4").output
 
 
 WRONG = {
@@ -152,13 +152,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
-def test_a_wrong_demand_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+def test_an_invalid_demand_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     told = run(*arguments)
     assert told.exit_code == 2
     assert "Error: " in told.output
 
 
-def test_damaged_figures_end_the_command_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_figures_end_the_command_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "FILE", "not_there.json")
     told = run("--rps", "1")
     assert told.exit_code == 1

@@ -60,7 +60,7 @@ HOSTILE_NAMES = [
 
 
 class Engine(avap_pb2_grpc.DefinitionEngineServicer):
-    """Serves ``commands``; fails as ``failure`` says; holds every answer back while ``gate`` is closed."""
+    """Serves ``commands``; fails as ``failure`` says; delays every answer while ``gate`` is closed."""
 
     def __init__(self) -> None:
         self.commands: list[avap_pb2.CommandResponse] = []
@@ -162,13 +162,13 @@ def unused_port() -> Iterator[int]:
 
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
-    """A port that accepts and then says nothing."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 def spawn(command: str, *arguments: str, environment: dict[str, str | None], **streams: Any) -> Any:
-    """The command in a process of its own, where SIGINT means Ctrl-C even if this one ignores it."""
+    """The command in a process of its own, in which SIGINT has its default action even if this process ignores it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from definition_server.cli.client import {command}; {command}()"
@@ -179,7 +179,7 @@ def spawn(command: str, *arguments: str, environment: dict[str, str | None], **s
 
 
 def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | None], stdout: Any = None) -> str:
-    """What the command shows on a terminal (with ``stdout`` elsewhere: its stderr)."""
+    """The command's output on a terminal (its stderr where ``stdout`` is given)."""
     controller, terminal = pty.openpty()
     try:
         target = terminal if stdout is None else stdout
@@ -200,7 +200,7 @@ def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | No
 # get
 
 
-def test_get_prints_readable_text_where_stdout_is_no_terminal(server: Server) -> None:
+def test_get_prints_plain_text_if_stdout_is_not_a_terminal(server: Server) -> None:
     server.engine.add("plus")
     result = server.run(client.get, "plus")
     assert result.exit_code == 0
@@ -219,7 +219,7 @@ def test_get_on_a_terminal_shows_the_interface_as_a_table_and_highlights_the_cod
     assert re.search(r"\x1b\[[0-9;]+mdef\x1b", shown)
 
 
-def test_get_on_a_terminal_lets_no_escape_sequence_of_the_table_through(server: Server) -> None:
+def test_get_on_a_terminal_escapes_control_characters_of_the_table(server: Server) -> None:
     server.engine.add("x\x1b]0;owned\x07", code=b"# \x1b[2J\n", interface='[{"item": "\\u001b[2J"}]')
     shown = on_a_terminal("get", "x\x1b]0;owned\x07", environment=server.environment)
     assert "\x1b]0;" not in shown
@@ -255,7 +255,7 @@ def test_get_json_gives_a_signed_package_whole_and_in_base64(server: Server) -> 
     assert base64.b64decode(answer["code"]) == package
 
 
-def test_get_json_gives_code_that_is_no_utf8_in_base64(server: Server) -> None:
+def test_get_json_gives_code_that_is_not_utf8_in_base64(server: Server) -> None:
     server.engine.add("odd", code=b"\xff\xfe")
     answer = json.loads(server.run(client.get, "odd", "--json").stdout)
     assert (answer["signed"], answer["code_encoding"]) == (False, "base64")
@@ -280,7 +280,7 @@ def test_get_code_only_writes_the_octets_as_served(server: Server, code: bytes) 
     ["[]", "", "no json", '{"item": 1}', "[1.5, null]", "[NaN]", "[1e999]", "[" * 990 + "]" * 990, '["\\ud800"]'],
 )
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_get_copes_with_any_interface(server: Server, interface: str, form: list[str]) -> None:
+def test_get_prints_any_interface(server: Server, interface: str, form: list[str]) -> None:
     server.engine.add("odd", interface=interface)
     result = server.run(client.get, "odd", *form)
     assert result.exit_code == 0
@@ -296,7 +296,7 @@ def test_get_of_an_unknown_name_exits_3(server: Server) -> None:
     assert result.stdout == ""
 
 
-def test_get_takes_a_name_that_looks_like_an_option_after_two_dashes(server: Server) -> None:
+def test_get_accepts_a_name_like_an_option_after_two_dashes(server: Server) -> None:
     server.engine.add("--json")
     assert server.run(client.get, "--", "--json").exit_code == 0
 
@@ -305,7 +305,7 @@ def test_get_refuses_json_together_with_code_only(server: Server) -> None:
     assert server.run(client.get, "plus", "--json", "--code-only").exit_code == 2
 
 
-def test_get_refuses_a_name_that_is_no_utf8(server: Server) -> None:
+def test_get_refuses_a_name_that_is_not_utf8(server: Server) -> None:
     result = server.run(client.get, "\udcff")
     assert result.exit_code == 2
     assert "UTF-8" in result.stderr
@@ -346,7 +346,7 @@ def test_the_key_may_come_from_a_file(
 
 
 @pytest.mark.parametrize(("command", "arguments"), [*CALLS, pytest.param(client.health, [], id="health")])
-def test_a_wrong_environment_exits_78(server: Server, command: click.Command, arguments: list[str]) -> None:
+def test_an_invalid_environment_exits_78(server: Server, command: click.Command, arguments: list[str]) -> None:
     result = server.run(command, *arguments, PORT="many")
     assert result.exit_code == 78
     assert "PORT = 'many'" in result.stderr
@@ -365,7 +365,7 @@ def test_an_unreachable_server_exits_69_with_address_cause_and_remedy(
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
-def test_a_server_that_says_nothing_exits_69_after_the_timeout(
+def test_a_server_that_does_not_answer_exits_69_after_the_timeout(
     command: click.Command, arguments: list[str], deaf_port: int
 ) -> None:
     result = invoke(command, *arguments, "--port", str(deaf_port), "--timeout", "0.2", API_KEY=KEY)
@@ -376,7 +376,7 @@ def test_a_server_that_says_nothing_exits_69_after_the_timeout(
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
 @pytest.mark.parametrize(("status", "code"), [(grpc.StatusCode.UNAVAILABLE, 69), (grpc.StatusCode.INTERNAL, 1)])
-def test_a_failure_that_the_server_tells_is_passed_on(
+def test_the_servers_error_message_is_printed(
     server: Server, command: click.Command, arguments: list[str], status: grpc.StatusCode, code: int
 ) -> None:
     server.engine.failure = status, "told by\x1bthe server"
@@ -386,11 +386,11 @@ def test_a_failure_that_the_server_tells_is_passed_on(
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "1e9", "soon"])
-def test_a_timeout_that_is_no_positive_number_of_seconds_is_refused(server: Server, timeout: str) -> None:
+def test_a_timeout_that_is_not_positive_is_refused(server: Server, timeout: str) -> None:
     assert server.run(client.get, "plus", "--timeout", timeout).exit_code == 2
 
 
-def test_options_win_over_the_environment(server: Server) -> None:
+def test_options_take_precedence_over_the_environment(server: Server) -> None:
     server.engine.add("plus")
     result = server.run(
         client.get,
@@ -428,7 +428,7 @@ def test_a_full_disk_behind_stdout_exits_1_without_a_traceback(server: Server) -
     assert b"Traceback" not in errors
 
 
-def test_a_reader_that_has_gone_exits_1_without_a_word(server: Server) -> None:
+def test_a_closed_pipe_exits_1_silently(server: Server) -> None:
     server.engine.add("plus")
     reader, writer = os.pipe()
     os.close(reader)
@@ -477,7 +477,7 @@ def test_sync_json_prints_the_summary(server: Server) -> None:
     }
 
 
-def test_sync_takes_20_megabytes_where_a_grpc_client_by_default_takes_4(server: Server) -> None:
+def test_sync_receives_20_megabytes_above_grpcs_default_limit(server: Server) -> None:
     for number in range(20_000):
         server.engine.add(f"command_{number}", code=b"#" * 1000)
     summary = json.loads(server.run(client.sync, "--json").stdout)
@@ -606,7 +606,7 @@ def test_health_of_a_serving_server_exits_0_without_a_key(server: Server) -> Non
     assert (result.exit_code, result.stdout, result.stderr) == (0, "SERVING\n", "")
 
 
-def test_health_of_one_that_does_not_serve_exits_69(server: Server) -> None:
+def test_health_of_a_server_that_is_not_serving_exits_69(server: Server) -> None:
     server.health.set("", NOT_SERVING)
     result = server.run(client.health)
     assert (result.exit_code, result.stdout) == (69, "NOT_SERVING\n")
@@ -628,12 +628,12 @@ def test_health_of_an_unknown_service_exits_69(server: Server) -> None:
     assert (result.exit_code, result.stdout) == (69, "SERVICE_UNKNOWN\n")
 
 
-def test_health_tells_a_status_that_it_has_no_name_for(server: Server) -> None:
+def test_health_prints_an_unknown_status_by_number(server: Server) -> None:
     server.health.set("", 77)
     assert server.run(client.health).stdout == "STATUS_77\n"
 
 
-def test_health_of_no_server_exits_69_with_the_cause(unused_port: int) -> None:
+def test_health_without_a_server_exits_69_with_the_cause(unused_port: int) -> None:
     result = invoke(client.health, "--json", "--port", str(unused_port))
     assert result.exit_code == 69
     assert json.loads(result.stdout)["status"] == "UNREACHABLE"
@@ -659,7 +659,7 @@ def test_health_of_a_server_without_a_health_service_exits_69(form: list[str]) -
     assert "UNIMPLEMENTED" in result.stderr
 
 
-def test_health_refuses_a_service_that_is_no_utf8(server: Server) -> None:
+def test_health_refuses_a_service_that_is_not_utf8(server: Server) -> None:
     assert server.run(client.health, "--service", "\udcff").exit_code == 2
 
 
@@ -681,12 +681,12 @@ class Watching:
         return told
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code. No state may be left untold, and no traceback shown."""
+        """Send Ctrl-C and return the exit code. Every state must have been printed, and no traceback."""
         self.process.send_signal(signal.SIGINT)
         code: int = self.process.wait(PATIENCE)
         self._reader.join()
         assert self._lines.empty()
-        assert b"Traceback" not in self.process.stderr.read()  # gRPC's own log may tell of a GOAWAY
+        assert b"Traceback" not in self.process.stderr.read()  # gRPC's own log may mention a GOAWAY
         return code
 
     def close(self) -> None:
@@ -704,7 +704,7 @@ def watching(server: Server) -> Iterator[Watching]:
     running.close()
 
 
-def test_a_watch_tells_every_change_until_ctrl_c_and_exits_0(server: Server, watching: Watching) -> None:
+def test_a_watch_prints_every_change_until_ctrl_c_and_exits_0(server: Server, watching: Watching) -> None:
     first = watching.next()
     assert first["status"] == "SERVING"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first["ts"])
@@ -727,7 +727,7 @@ def test_a_watch_outlives_the_server_and_finds_it_again(server: Server, watching
 
 
 class CountingHealth(health_pb2_grpc.HealthServicer):
-    """Every watch says SERVING once; ``ends``: and is over, else it stays. Sets ``often`` at the third."""
+    """Every watch sends SERVING once, and then ends if ``ends``. Sets ``often`` at the third watch."""
 
     def __init__(self, *, ends: bool) -> None:
         self._ends = ends
@@ -746,7 +746,7 @@ class CountingHealth(health_pb2_grpc.HealthServicer):
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["the server ends", "fall silent"])
-def test_a_watch_is_renewed_without_a_word_where_streams(ends: bool) -> None:
+def test_a_watch_is_renewed_silently_where_streams(ends: bool) -> None:
     server = Server()
     server.health = CountingHealth(ends=ends)
     server.start()
@@ -754,13 +754,13 @@ def test_a_watch_is_renewed_without_a_word_where_streams(ends: bool) -> None:
     try:
         assert watching.next()["status"] == "SERVING"
         assert server.health.often.wait(PATIENCE)
-        assert watching.interrupt() == 0  # nothing further was told
+        assert watching.interrupt() == 0  # nothing further was printed
     finally:
         watching.close()
         server.stop()
 
 
-def test_a_watch_of_a_server_that_says_nothing_tells_unreachable(deaf_port: int) -> None:
+def test_a_watch_of_a_silent_server_prints_unreachable(deaf_port: int) -> None:
     watching = Watching({**NO_SETTINGS, "PORT": str(deaf_port)}, "--timeout", "0.2")
     try:
         assert watching.next()["status"] == "UNREACHABLE"
@@ -787,7 +787,7 @@ def test_a_watch_tries_again_at_growing_but_bounded_intervals(
     assert (delays[0], delays[-1]) == (0.2, 5.0)
 
 
-def test_a_watch_without_json_tells_a_time_and_a_state_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_without_json_prints_a_time_and_a_state_per_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(seconds: float) -> None:
         raise KeyboardInterrupt
 

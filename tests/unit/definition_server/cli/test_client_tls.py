@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health`` over TLS, against both kinds of server, and what they say where it fails."""
+"""``get``, ``sync`` and ``health`` over TLS, against both transports, and their error messages."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def own(authority: Authority) -> Certificate:
 
 
 def run(command: click.Command, *arguments: str, **environment: str | None) -> Result:
-    """Settings are named without DEFINITION_SERVER_."""
+    """Settings are named without the prefix DEFINITION_SERVER_."""
     given = {f"DEFINITION_SERVER_{name}" if name in VARIABLES else name: value for name, value in environment.items()}
     result = CliRunner().invoke(command, list(arguments), env={**NO_SETTINGS, "API_KEY": "key", **given})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -136,7 +136,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
-def test_every_command_speaks_tls_where_an_authority_is_named(
+def test_every_command_uses_tls_if_an_authority_is_named(
     serve: Serve, authority: Authority, certificate: Certificate, command: click.Command, arguments: list[str]
 ) -> None:
     with serve(certificate) as port:
@@ -145,7 +145,9 @@ def test_every_command_speaks_tls_where_an_authority_is_named(
     assert (by_option.exit_code, by_variable.exit_code) == (0, 0), by_option.stderr + by_variable.stderr
 
 
-def test_options_win_over_the_environment(authority: Authority, stranger: Authority, certificate: Certificate) -> None:
+def test_options_take_precedence_over_the_environment(
+    authority: Authority, stranger: Authority, certificate: Certificate
+) -> None:
     with native(certificate) as port:
         wrong = {"PORT": str(port), "CA_FILE": str(stranger.cert)}
         assert run(client.health, **wrong).exit_code == 69
@@ -153,7 +155,7 @@ def test_options_win_over_the_environment(authority: Authority, stranger: Author
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
-def test_a_client_certificate_is_shown_to_a_server_that_demands_one(
+def test_a_client_certificate_is_presented_to_a_server_that_demands_one(
     serve: Serve,
     authority: Authority,
     certificate: Certificate,
@@ -282,7 +284,7 @@ def test_system_does_not_trust_another_authority(
     assert "not trusted" in result.stderr
 
 
-def test_the_system_s_authorities_are_read_from_its_folder_too(
+def test_the_systems_authorities_are_read_from_its_folder_too(
     authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.copy(authority.cert, tmp_path / "house.pem")

@@ -1,4 +1,4 @@
-"""The command line as a whole: every command is listed and explains itself, and settings are shown without secrets."""
+"""The command line as a whole: every command is listed and has help, and secrets of the settings are masked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(*arguments: str, **environment: str) -> Result:
 @pytest.mark.parametrize(
     "command", ["capacity", "config", "demo", "get", "health", "proto", "serve", "snapshot", "sync", "validate"]
 )
-def test_every_command_is_listed_and_explains_itself(command: str) -> None:
+def test_every_command_is_listed_and_has_help(command: str) -> None:
     assert f"  {command} " in run("--help").output
     told = run(command, "--help")
     assert told.exit_code == 0
@@ -31,7 +31,7 @@ def test_help_of_serve_names_every_setting_of_the_declaration() -> None:
         assert variable in told
 
 
-def test_config_shows_what_is_in_force_and_no_secret() -> None:
+def test_config_shows_the_effective_settings_and_no_secret() -> None:
     told = run("config", **ENVIRONMENT)
     assert told.exit_code == 0
     assert "********" in told.output

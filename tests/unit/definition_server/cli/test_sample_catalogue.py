@@ -44,7 +44,7 @@ def interface_of(command: SampleCommand) -> list[dict[str, str]]:
 
 
 def read_back(text: str) -> list[SampleCommand]:
-    """The commands in CSV of ours, by Python's reader (to which quotes make no difference)."""
+    """The commands in our CSV, read by Python's reader, which does not distinguish quoted fields."""
     commands = []
     for row in csv.reader(io.StringIO(text, newline=""), strict=True):
         values = [None if value == NULL else value for value in row]
@@ -58,7 +58,7 @@ def test_catalogue_has_at_least_130_commands() -> None:
     assert len(COMMANDS) >= 130
 
 
-def test_every_load_gives_the_same() -> None:
+def test_every_load_returns_the_same_commands() -> None:
     assert load_sample_catalogue() == COMMANDS
 
 
@@ -125,7 +125,7 @@ def test_body_uses_exactly_the_parameters_of_its_interface(command: SampleComman
 
 
 @each_command
-def test_body_reads_no_name_that_nobody_defines(command: SampleCommand) -> None:
+def test_body_reads_no_undefined_name(command: SampleCommand) -> None:
     module = symtable.symtable(command.code or "", command.name, "exec")
     known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     known |= {"args", "context", *dir(builtins)}

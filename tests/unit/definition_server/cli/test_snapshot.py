@@ -1,4 +1,4 @@
-"""``snapshot inspect`` on whole, damaged and hostile files."""
+"""``snapshot inspect`` on undamaged, damaged and hostile files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_facts_are_one_json_object(tmp_path: Path, signer: Signer | None) ->
     }
 
 
-def test_a_signed_snapshot_says_so(tmp_path: Path) -> None:
+def test_a_signed_snapshot_is_shown_as_signed(tmp_path: Path) -> None:
     signer = Signer("internal")
     path = stored(tmp_path, built(signer=signer).to_bytes())
     assert f"yes (key id {signer.key_id.hex()})" in inspect(path).stdout
@@ -116,20 +116,20 @@ def test_a_signed_snapshot_says_so(tmp_path: Path) -> None:
     ("seconds", "told"),
     [(-60, "in the future"), (5, "5 seconds ago"), (600, "10 minutes ago"), (7300, "2 hours ago")],
 )
-def test_the_age_is_told_in_the_largest_fitting_unit(
+def test_the_age_is_shown_in_the_largest_fitting_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, told: str
 ) -> None:
     monkeypatch.setattr("definition_server.cli.snapshot.time.time", lambda: CREATED_NS / 1e9 + seconds)
     assert told in inspect(stored(tmp_path, built().to_bytes())).stdout
 
 
-def test_an_empty_catalogue_is_whole(tmp_path: Path) -> None:
+def test_an_empty_catalogue_is_undamaged(tmp_path: Path) -> None:
     path = stored(tmp_path, built([]).to_bytes())
     assert json.loads(inspect(path, "--json", "--list").stdout)["definitions"] == []
     assert inspect(path, "--list").stdout == ""
 
 
-def test_the_list_is_one_tab_separated_line_a_definition(file: Path) -> None:
+def test_the_list_has_one_tab_separated_line_per_definition(file: Path) -> None:
     lines = [line.split("\t") for line in inspect(file, "--list").stdout.splitlines()]
     assert [line[:3] for line in lines] == [
         ["plus", "function", str(len(CODE))],
@@ -138,7 +138,7 @@ def test_the_list_is_one_tab_separated_line_a_definition(file: Path) -> None:
     assert all(re.fullmatch(r"[0-9a-f]{64}", line[3]) for line in lines)
 
 
-def test_the_list_comes_beside_the_facts_in_json(file: Path) -> None:
+def test_the_json_output_has_the_facts_and_the_list(file: Path) -> None:
     value = json.loads(inspect(file, "--json", "--list").stdout)
     assert value["generation"] == 7
     assert [(each["name"], each["type"], each["code_bytes"]) for each in value["definitions"]] == [
@@ -181,7 +181,7 @@ def test_an_unknown_name_exits_3(file: Path) -> None:
     assert "'nope'" in result.stderr
 
 
-def test_a_name_that_is_no_utf8_is_refused(file: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused(file: Path) -> None:
     assert inspect(file, "--name", "\udcff").exit_code == 2
 
 
@@ -231,17 +231,17 @@ def test_no_file_exits_1_and_says_which(tmp_path: Path) -> None:
     assert f"cannot read {tmp_path / 'nothing'}: No such file" in result.stderr
 
 
-def test_what_is_no_regular_file_exits_1_without_waiting(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_exits_1_without_blocking(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path in (tmp_path, fifo, Path("/dev/zero")):
         result = inspect(path)
         assert result.exit_code == 1
-        assert "no regular file" in result.stderr
+        assert "not a regular file" in result.stderr
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x7f", b"\x0a\x02\x0a\x7f", b"\x0a\x03\x0a\x01\xff"], ids=repr)
-def test_a_body_that_is_no_catalogue_under_a_right_checksum_exits_1(tmp_path: Path, body: bytes) -> None:
+def test_a_body_that_is_not_a_catalogue_with_a_right_checksum_exits_1(tmp_path: Path, body: bytes) -> None:
     content = body + bytes(8 * SLOT.size)
     digest = hashlib.sha256(content).digest()
     footer = Footer(1, CREATED_NS, 1, len(body), 8, UNSIGNED, bytes(32), digest)

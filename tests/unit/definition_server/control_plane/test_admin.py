@@ -1,4 +1,4 @@
-"""The admin HTTP server: what probes, Prometheus and people get from it, over real connections."""
+"""The admin HTTP server over real connections: what probes, Prometheus and operators receive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from definition_server.observability.status import ServiceStatus
 
 
 class Service:
-    """What the admin server asks; a test changes it between two requests."""
+    """The state that the admin server reads; a test changes it between two requests."""
 
     def __init__(self) -> None:
         self.reset()
@@ -37,7 +37,7 @@ class Service:
         return self.trouble
 
 
-# One server for all tests: closing it takes half a second, as `socketserver` looks that often whether it is to end.
+# One server for all tests: closing one takes half a second, because `socketserver` polls at that interval whether to end.
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def ask(server: AdminServer) -> Ask:
 
 
 def raw(port: int, request: bytes) -> bytes:
-    """All octets of the answer."""
+    """All octets of the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as file:
@@ -96,7 +96,7 @@ def raw(port: int, request: bytes) -> bytes:
 # -- what is answered ------------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_in_prometheus_own_format_with_the_names_of_the_field(ask: Ask) -> None:
+def test_metrics_are_in_prometheus_format_with_the_names_of_the_contract(ask: Ask) -> None:
     answer, text = ask("/metrics")
     assert answer.status == 200
     assert str(answer.getheader("Content-Type")).startswith("text/plain; version=")
@@ -111,20 +111,20 @@ def test_metrics_are_in_prometheus_own_format_with_the_names_of_the_field(ask: A
     assert samples["process_open_fds",] > 0
 
 
-def test_live_while_the_loop_turns_and_not_when_it_stands_still(ask: Ask, service: Service) -> None:
+def test_livez_is_200_while_the_loop_runs_and_503_when_it_hangs(ask: Ask, service: Service) -> None:
     answer, text = ask("/livez")
     assert (answer.status, text) == (200, "alive\n")
-    service.trouble = "the master's event loop stands still for 31 s"
+    service.trouble = "the master's event loop has stood still for 31 s"
     answer, text = ask("/livez")
-    assert (answer.status, text) == (503, "the master's event loop stands still for 31 s\n")
+    assert (answer.status, text) == (503, "the master's event loop has stood still for 31 s\n")
 
 
-def test_live_though_not_ready(ask: Ask, service: Service) -> None:
+def test_livez_is_200_although_not_ready(ask: Ask, service: Service) -> None:
     service.status = service_status(ready=False)
     assert ask("/livez")[0].status == 200
 
 
-def test_ready_where_the_status_says_so(ask: Ask) -> None:
+def test_readyz_is_200_if_the_status_is_ready(ask: Ask) -> None:
     answer, text = ask("/readyz")
     assert (answer.status, text) == (200, "ready\n")
 
@@ -144,30 +144,32 @@ FAILED = replace(service_status().sync, last_error="connection refused")
     ],
     ids=["not yet", "stopping", "database down"],
 )
-def test_not_ready_is_told_with_the_reason(ask: Ask, service: Service, status: ServiceStatus, reason: str) -> None:
+def test_readyz_is_503_with_the_reason_if_not_ready(
+    ask: Ask, service: Service, status: ServiceStatus, reason: str
+) -> None:
     service.status = status
     answer, text = ask("/readyz")
     assert (answer.status, text) == (503, f"not ready: {reason}\n")
 
 
-def test_ready_in_spite_of_a_failed_sync(ask: Ask, service: Service) -> None:
+def test_readyz_is_200_despite_a_failed_sync(ask: Ask, service: Service) -> None:
     service.status = service_status(sync=FAILED)
     assert ask("/readyz")[0].status == 200
 
 
-def test_the_whole_status_is_told_as_json(ask: Ask, service: Service) -> None:
+def test_statusz_is_the_whole_status_as_json(ask: Ask, service: Service) -> None:
     answer, text = ask("/statusz")
     assert (answer.status, answer.getheader("Content-Type")) == (200, "application/json")
     assert json.loads(text) == json.loads(json.dumps(asdict(service.status)))
     assert json.loads(text)["workers"][0]["pid"] == 4711
 
 
-def test_a_status_without_a_catalogue_is_json_too(ask: Ask, service: Service) -> None:
+def test_statusz_without_a_catalogue_is_json_too(ask: Ask, service: Service) -> None:
     service.status = service_status(catalog=None, workers=())
     assert json.loads(ask("/statusz")[1])["catalog"] is None
 
 
-def test_a_path_that_is_not_there_is_told_what_is(ask: Ask) -> None:
+def test_an_unknown_path_is_404_and_lists_the_known_ones(ask: Ask) -> None:
     answer, text = ask("/health")
     assert answer.status == 404
     assert text == "Nothing here. Try /metrics, /livez, /readyz, /statusz.\n"
@@ -175,7 +177,7 @@ def test_a_path_that_is_not_there_is_told_what_is(ask: Ask) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/statusz", "/nothing"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_only_reading_is_allowed(ask: Ask, method: str, path: str) -> None:
+def test_only_get_and_head_are_allowed(ask: Ask, method: str, path: str) -> None:
     answer, text = ask(path, method)
     assert (answer.status, text) == (405, "Only GET and HEAD are answered.\n")
 
@@ -196,20 +198,22 @@ def test_head_is_answered_without_a_body(server: AdminServer, path: str) -> None
     assert answer.endswith(b"\r\n\r\n")
 
 
-def test_a_refused_method_is_told_which_are_allowed(ask: Ask) -> None:
+def test_a_refused_method_gets_an_allow_header(ask: Ask) -> None:
     assert ask("/livez", "POST")[0].getheader("Allow") == "GET, HEAD"
 
 
 # -- how it answers --------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_client_keeps_nobody_else_waiting(server: AdminServer, ask: Ask) -> None:
+def test_a_slow_client_does_not_delay_others(server: AdminServer, ask: Ask) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         silent.sendall(b"GET /livez")
         assert ask("/livez")[0].status == 200
 
 
-def test_a_silent_client_is_sent_away(service: Service, server: AdminServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_is_disconnected(
+    service: Service, server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert admin._Handler.timeout == 10
     monkeypatch.setattr(admin._Handler, "timeout", 0.05)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:
@@ -238,7 +242,7 @@ def test_it_answers_over_ipv6(service: Service) -> None:
 # -- the port --------------------------------------------------------------------------------------------------------
 
 
-def test_a_taken_port_is_told_with_its_variable(service: Service) -> None:
+def test_a_taken_port_is_reported_with_its_variable(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PortInUse) as caught:

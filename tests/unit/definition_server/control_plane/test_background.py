@@ -1,4 +1,4 @@
-"""Heavy work runs in one thread, in order, beside the event loop, and from some point on behind the workers."""
+"""Heavy work runs in one thread, in order, beside the event loop, and later with a lower priority than the workers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def background() -> Iterator[Background]:
     background.close()
 
 
-async def test_work_gets_its_arguments_and_gives_its_result(background: Background) -> None:
+async def test_work_receives_its_arguments_and_returns_its_result(background: Background) -> None:
     assert await background.run(int, "ff", base=16) == 255
 
 
-async def test_what_the_work_raises_reaches_the_caller(background: Background) -> None:
+async def test_an_exception_of_work_is_raised_to_the_caller(background: Background) -> None:
     with pytest.raises(ZeroDivisionError):
         await background.run(divmod, 1, 0)
 
 
-async def test_the_event_loop_turns_while_work_is_done(background: Background) -> None:
+async def test_the_event_loop_runs_while_work_is_done(background: Background) -> None:
     turned = threading.Event()
     asyncio.get_running_loop().call_soon(turned.set)
     assert await promptly(background.run(turned.wait, 10))
 
 
-async def test_work_is_done_one_after_the_other_in_the_order_it_came(background: Background) -> None:
+async def test_work_runs_one_after_the_other_in_the_order_given(background: Background) -> None:
     done: list[int] = []
     threads = await asyncio.gather(
         *(background.run(lambda n=n: done.append(n) or threading.get_ident()) for n in range(20))
@@ -63,15 +63,15 @@ def niceness():
 async def main():
     background = Background()
     before = niceness(), await background.run(niceness)
-    background.give_way()
-    background.give_way()
+    background.lower_priority()
+    background.lower_priority()
     print(*before, niceness(), await background.run(niceness))
 
 asyncio.run(main())
 """
 
 
-def test_only_its_thread_gives_way() -> None:
+def test_only_the_background_thread_has_a_lower_priority() -> None:
     # In a process of its own, as no process may take back what it gave.
     program = subprocess.run([sys.executable, "-c", GIVING_WAY], capture_output=True, text=True, timeout=60, check=True)
     main_before, thread_before, main, thread = map(int, program.stdout.split())

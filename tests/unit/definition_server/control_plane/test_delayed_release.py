@@ -1,4 +1,4 @@
-"""A replaced catalogue is held for a while, one at a time, and freed beside the event loop."""
+"""A replaced snapshot is held for a while, one at a time, and released beside the event loop."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from definition_server.control_plane.delayed_release import DelayedRelease
 
 
 class Memory:
-    """A snapshot's memory, and the thread in which it was freed."""
+    """A snapshot's memory, and the thread in which it was released."""
 
     def __init__(self) -> None:
         self.freed_in: list[int] = []
         self._memory = array("B", opened("if").buffer)
 
     def snapshot(self) -> Snapshot:
-        """Once: nothing else holds it then."""
+        """May be called once: nothing else refers to the memory then."""
         memory = self.__dict__.pop("_memory")
         weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
         return Snapshot(memoryview(memory))
@@ -41,39 +41,39 @@ def _nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def retired() -> Iterator[DelayedRelease]:
+def release() -> Iterator[DelayedRelease]:
     background = Background()
-    retired = DelayedRelease(background)
-    yield retired
-    retired.close()
+    release = DelayedRelease(background)
+    yield release
+    release.close()
     background.close()
 
 
-async def test_a_snapshot_is_held_for_its_time_and_freed_in_the_background(
-    retired: DelayedRelease, monkeypatch: pytest.MonkeyPatch
+async def test_a_snapshot_is_held_for_its_time_and_released_in_the_background(
+    release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.2)
     memory = Memory()
     began = asyncio.get_running_loop().time()
-    retired.take(memory.snapshot())
+    release.take(memory.snapshot())
     await eventually(lambda: memory.freed_in, "the end")
     assert asyncio.get_running_loop().time() - began >= 0.2
     assert memory.freed_in != [threading.get_ident()]
 
 
-async def test_no_more_than_one_is_held(retired: DelayedRelease) -> None:
+async def test_no_more_than_one_is_held(release: DelayedRelease) -> None:
     memories = [Memory() for _ in range(5)]
     for memory in memories:
-        retired.take(memory.snapshot())
+        release.take(memory.snapshot())
     await eventually(lambda: all(memory.freed_in for memory in memories[:4]), "those before were freed")
     assert not memories[4].freed_in
     assert all(memory.freed_in != [threading.get_ident()] for memory in memories[:4])
 
 
-async def test_what_failed_while_it_was_served_does_not_hold_it(
-    retired: DelayedRelease, monkeypatch: pytest.MonkeyPatch
+async def test_a_failed_cycles_exception_does_not_keep_a_snapshot_in_memory(
+    release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.2)
     memory = Memory()
 
     def fail(served: Snapshot) -> Snapshot:
@@ -86,15 +86,15 @@ async def test_what_failed_while_it_was_served_does_not_hold_it(
 
     gc.disable()  # it comes when it likes
     try:
-        retired.take(fail(memory.snapshot()))
+        release.take(fail(memory.snapshot()))
         await eventually(lambda: memory.freed_in, "the end")
     finally:
         gc.enable()
 
 
-async def test_closed_it_holds_nothing_and_waits_for_nothing(retired: DelayedRelease) -> None:
+async def test_close_releases_the_held_snapshot_at_once(release: DelayedRelease) -> None:
     memory = Memory()
-    retired.take(memory.snapshot())
-    retired.close()
+    release.take(memory.snapshot())
+    release.close()
     assert memory.freed_in
-    retired.close()
+    release.close()

@@ -1,4 +1,4 @@
-"""The port belongs to one master and its workers; a second master is told so, a restart is not kept waiting."""
+"""The port belongs to one master and its workers: a second master is refused, and a restart does not have to wait."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.control_plane import listener
-from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reserve_port, told
+from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reason_text, reserve_port
 
 NOBODY = 65534
 
 
 class Clock:
-    """In place of the module `time`: sleeping takes no time, but may do something."""
+    """Replaces the module `time`: sleeping takes no time, and may have a side effect."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def worker_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """What gRPC's C-core opens in a worker."""
+    """A socket as gRPC's C-core opens it in a worker."""
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,17 +106,17 @@ def test_a_second_master_on_every_address_is_refused_too(clock: Clock) -> None:
         reserve_port("0.0.0.0", holder.getsockname()[1])
 
 
-def test_any_other_server_on_the_port_is_a_reason_to_refuse(clock: Clock) -> None:
+def test_a_port_of_any_other_server_is_refused(clock: Clock) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other, pytest.raises(PortInUse, match="in use"):
         reserve_port("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_server_that_shares_ports_is_a_reason_to_refuse_too(clock: Clock) -> None:
+def test_a_port_of_a_server_with_so_reuseport_is_refused(clock: Clock) -> None:
     with worker_socket(0) as other, pytest.raises(PortInUse, match="in use"):
         reserve_port("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_server_that_does_not_share_ports_is_kept_out() -> None:
+def test_a_server_without_so_reuseport_cannot_bind_the_reserved_port() -> None:
     with reserve_port("127.0.0.1", 0) as holder, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="in use"):
@@ -141,7 +141,7 @@ def test_all_workers_can_listen_and_are_reached(host: str) -> None:
 
 
 def accepted(workers: tuple[socket.socket, ...]) -> int | None:
-    """Descriptor of the worker that a connection waits at; it is accepted and closed."""
+    """The descriptor of the worker at which a connection waits; the connection is accepted and closed."""
     for worker in workers:
         try:
             worker.accept()[0].close()
@@ -151,7 +151,7 @@ def accepted(workers: tuple[socket.socket, ...]) -> int | None:
     return None
 
 
-def test_the_holder_itself_takes_no_connection() -> None:
+def test_the_reserving_socket_accepts_no_connection() -> None:
     with reserve_port("127.0.0.1", 0) as holder, pytest.raises(ConnectionRefusedError):
         socket.create_connection(holder.getsockname())
 
@@ -160,7 +160,7 @@ def test_the_holder_itself_takes_no_connection() -> None:
 
 
 def in_time_wait(port: int) -> bool:
-    """Whether the kernel still keeps a connection of ``port`` (``/proc/net/tcp``, state 06)."""
+    """Whether the kernel still holds a connection of ``port`` in TIME_WAIT (``/proc/net/tcp``, state 06)."""
     rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "06" for row in rows)
 
@@ -169,14 +169,14 @@ def test_connections_of_an_earlier_server_in_time_wait_do_not_block(clock: Clock
     with reserve_port("127.0.0.1", 0) as holder:
         port = holder.getsockname()[1]
         with worker_socket(port) as worker, socket.create_connection(("127.0.0.1", port)) as client:
-            worker.accept()[0].close()  # whoever closes first keeps the TIME_WAIT
+            worker.accept()[0].close()  # the side that closes first keeps the TIME_WAIT
             assert client.recv(1) == b""
     until(lambda: in_time_wait(port), "the connection in TIME_WAIT")
     reserve_port("127.0.0.1", port).close()
     assert clock.naps == 0
 
 
-def test_workers_of_a_killed_master_are_given_a_moment_to_leave(clock: Clock) -> None:
+def test_the_bind_is_retried_while_workers_of_a_killed_master_end(clock: Clock) -> None:
     with worker_socket(0) as orphan:
         port = orphan.getsockname()[1]
         clock.during_nap = lambda: orphan.close() if clock.naps == 10 else None
@@ -184,7 +184,7 @@ def test_workers_of_a_killed_master_are_given_a_moment_to_leave(clock: Clock) ->
     assert clock.naps == 10
 
 
-def test_the_moment_has_an_end(clock: Clock) -> None:
+def test_the_bind_is_not_retried_for_ever(clock: Clock) -> None:
     with worker_socket(0) as other, pytest.raises(PortInUse):
         reserve_port("127.0.0.1", other.getsockname()[1])
     assert 2.0 <= clock.now < 3.0
@@ -202,7 +202,7 @@ def test_a_foreign_address_is_refused_at_once(clock: Clock) -> None:
     assert clock.naps == 0
 
 
-def test_a_name_that_does_not_resolve_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_name_that_does_not_resolve_is_reported(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Unresolved(socket.socket):
         def bind(self, _: object) -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -212,8 +212,8 @@ def test_a_name_that_does_not_resolve_is_told(clock: Clock, monkeypatch: pytest.
         reserve_port("no.such.host", 50051)
 
 
-def test_a_privileged_port_is_told_with_the_way_out() -> None:
-    assert told("0.0.0.0", 80, "PORT", PermissionError(errno.EACCES, "Permission denied")) == (
+def test_a_privileged_port_is_reported_with_a_remedy() -> None:
+    assert reason_text("0.0.0.0", 80, "PORT", PermissionError(errno.EACCES, "Permission denied")) == (
         "0.0.0.0:80 may not be opened by this user. Set PORT to a port from 1024 up."
     )
 
@@ -224,7 +224,7 @@ def first_free_to_all() -> int:
 
 @pytest.mark.skipif(first_free_to_all() <= 1, reason="every port is open to every user here")
 def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
-    # The package is imported before the privilege is dropped: a user nobody may not be able to read it.
+    # The package is imported before the privilege is dropped: the user ``nobody`` may have no access to it.
     program = (
         "import os; from definition_server.control_plane.listener import PortInUse, reserve_port\n"
         f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -236,21 +236,21 @@ def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
 
 def test_the_variable_to_set_is_named() -> None:
     taken = OSError(errno.EADDRINUSE, "Address already in use")
-    assert "set METRICS_PORT to a free port" in told("127.0.0.1", 9464, "METRICS_PORT", taken)
+    assert "set METRICS_PORT to a free port" in reason_text("127.0.0.1", 9464, "METRICS_PORT", taken)
 
 
 # -- the descriptor limit --------------------------------------------------------------------------------------------
 
 
 def run(program: str) -> str:
-    """Output of a Python process of its own, as limits and users are a process's for good."""
+    """The output of a Python process of its own: limits and users cannot be restored in this one."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], list[dict[str, object]]]:
-    """What `raise_descriptor_limit` returns, the limits after it, and what it logged."""
+    """The result of `raise_descriptor_limit`, the limits after it, and its log lines."""
     program = (
         "import resource, json\n"
         "from definition_server.control_plane.listener import raise_descriptor_limit\n"
@@ -273,7 +273,7 @@ def test_a_limit_that_is_high_enough_is_left_alone() -> None:
     assert raised(soft=2048, hard=4096, wanted=1024) == (2048, (2048, 4096), [])
 
 
-def test_a_low_hard_limit_is_used_up_and_warned_of() -> None:
+def test_a_low_hard_limit_becomes_the_soft_limit_and_is_logged() -> None:
     # Nobody, root included, may go above fs.nr_open.
     wanted = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limit, limits, lines = raised(soft=256, hard=1024, wanted=wanted)
@@ -292,7 +292,7 @@ def may_raise_hard_limits() -> bool:
 
 
 @pytest.mark.skipif(not may_raise_hard_limits(), reason="this user may not raise a hard limit")
-def test_whoever_may_raise_the_hard_limit_does_so() -> None:
+def test_a_privileged_user_raises_the_hard_limit() -> None:
     assert raised(soft=256, hard=512, wanted=1024) == (1024, (1024, 1024), [])
 
 
@@ -300,19 +300,19 @@ def test_whoever_may_raise_the_hard_limit_does_so() -> None:
 
 
 @pytest.mark.parametrize("host", ADDRESSES)
-def test_a_second_master_cannot_listen_where_one_does_nor_reserve_it(clock: Clock, host: str) -> None:
+def test_a_second_master_can_neither_listen_on_nor_reserve_a_listening_port(clock: Clock, host: str) -> None:
     with listen(host, 0) as first:
         for second in (listen, reserve_port):
             with pytest.raises(PortInUse, match="is in use by another process"):
                 second(host, first.getsockname()[1])
 
 
-def test_what_is_reserved_cannot_be_listened_on(clock: Clock) -> None:
+def test_a_reserved_port_cannot_be_listened_on(clock: Clock) -> None:
     with reserve_port("127.0.0.1", 0) as holder, pytest.raises(PortInUse):
         listen("127.0.0.1", holder.getsockname()[1])
 
 
-def test_listening_is_tried_again_while_workers_of_a_killed_master_leave(clock: Clock) -> None:
+def test_listening_is_retried_while_workers_of_a_killed_master_end(clock: Clock) -> None:
     first = listen("127.0.0.1", 0)
     port = first.getsockname()[1]
     clock.during_nap = first.close

@@ -1,4 +1,4 @@
-"""What the first process of a container inherits is reaped; its own children stay asyncio's."""
+"""Orphans that the first process of a container inherits are reaped; asyncio still reaps the master's own children."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes() -> None:
     assert run("reaping") == "[7, 8] 0"
 
 
-def test_without_reaping_they_would_stay() -> None:
-    """Else the test above would prove nothing."""
+def test_without_reaping_orphans_stay() -> None:
+    """Otherwise the test above would prove nothing."""
     codes, left = run("idle").rsplit(" ", 1)
     assert codes == "[7, 8]"
     assert int(left) == 3

@@ -1,4 +1,4 @@
-"""One publication at a time: its descriptor is owned, its memory is sealed, and those told of it can read it."""
+"""One publication at a time: its descriptor is owned, its memory is sealed, and its listeners can read it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_hundred_publications_hold_no_more_descriptors_than_one(publisher: Pub
     assert len(open_descriptors()) == before
 
 
-def test_closing_gives_every_descriptor_back() -> None:
+def test_close_closes_every_descriptor() -> None:
     before = open_descriptors()
     publisher = Publisher()
     publisher.publish(published("if"))
@@ -54,12 +54,12 @@ def test_closing_gives_every_descriptor_back() -> None:
     assert open_descriptors() == before
 
 
-def test_closing_what_published_nothing_or_was_closed_is_allowed(publisher: Publisher) -> None:
+def test_close_may_be_called_twice_or_without_a_publication(publisher: Publisher) -> None:
     publisher.close()
     publisher.close()
 
 
-def test_memory_that_holds_no_snapshot_is_given_back() -> None:
+def test_memory_that_holds_no_snapshot_is_closed() -> None:
     before = open_descriptors()
     wrong = replace(built("if"), pieces=[b"no snapshot at all" * 100])
     with pytest.raises(SnapshotError):
@@ -106,13 +106,13 @@ def test_shared_memory_holds_what_was_built() -> None:
 # -- telling ---------------------------------------------------------------------------------------------------------
 
 
-def test_generations_count_from_one_and_go_on_from_what_is_served(publisher: Publisher) -> None:
+def test_generations_count_from_one_and_continue_from_the_served_one(publisher: Publisher) -> None:
     assert publisher.next_generation == 1
     publisher.publish(published("if", generation=41))
     assert publisher.next_generation == 42
 
 
-def test_every_listener_is_told_of_a_publication_that_is_current_and_open(publisher: Publisher) -> None:
+def test_every_listener_is_called_with_the_current_and_open_publication(publisher: Publisher) -> None:
     told: list[tuple[str, int, bool, bool]] = []
 
     def listener(name: str, publication: Publication) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of waiting: back-off grows and ends, a crash loop is told from bad luck, only a hung worker hangs."""
+"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, only a hung worker is hung."""
 
 from __future__ import annotations
 
@@ -44,35 +44,35 @@ def looping_after(*lives: float) -> bool:
     return loop.looping
 
 
-def test_a_new_post_is_in_no_crash_loop() -> None:
+def test_a_new_slot_is_not_in_a_crash_loop() -> None:
     assert not looping_after()
 
 
-def test_the_limit_of_short_lives_in_a_row_is_a_crash_loop() -> None:
+def test_the_limit_of_short_runs_in_a_row_is_a_crash_loop() -> None:
     assert looping_after(0.1, 29.9, 0.0)
 
 
-def test_fewer_short_lives_are_bad_luck() -> None:
+def test_fewer_short_runs_are_no_crash_loop() -> None:
     assert not looping_after(0.1, 0.1)
 
 
-def test_a_stable_life_between_short_ones_breaks_the_row() -> None:
+def test_a_long_run_between_short_ones_resets_the_count() -> None:
     assert not looping_after(0.1, 0.1, STABLE, 0.1, 0.1)
 
 
 @pytest.mark.parametrize(("seconds", "over"), [(29.9, False), (STABLE, True)])
-def test_a_crash_loop_is_over_once_a_worker_has_lived_long_enough(seconds: float, over: bool) -> None:
+def test_a_crash_loop_is_over_once_a_worker_has_run_long_enough(seconds: float, over: bool) -> None:
     loop = CrashLoop(2, STABLE)
     loop.ended(0.1)
     loop.ended(0.1)
-    loop.lives(seconds)
+    loop.runs(seconds)
     assert loop.looping is not over
     loop.ended(seconds)
     assert loop.looping is not over
 
 
 @given(lives=st.lists(st.sampled_from([0.0, 29.9, STABLE, 3600.0]), max_size=30), limit=st.integers(1, 6))
-def test_looping_says_whether_the_last_lives_were_all_short(lives: list[float], limit: int) -> None:
+def test_looping_is_true_exactly_if_the_last_runs_were_all_short(lives: list[float], limit: int) -> None:
     loop = CrashLoop(limit, STABLE)
     for number, lived in enumerate(lives, 1):
         loop.ended(lived)
@@ -87,7 +87,7 @@ TICK = 0.25
 
 
 def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most: int = 1000) -> float:
-    """Look at the same beat once a tick; the time at which it was called hung."""
+    """Observe the same beat once per tick; returns the time at which it counted as hung."""
     for number in range(1, most):
         now = start + number * TICK
         if heartbeat.hangs(beat, now):
@@ -95,30 +95,30 @@ def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most:
     raise AssertionError("it never hangs")
 
 
-def test_a_beat_that_stands_still_for_the_timeout_hangs_then_and_not_before() -> None:
+def test_an_unchanged_beat_hangs_after_the_timeout_and_not_before() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     assert not heartbeat.hangs(7, 100.0)
     assert looks_until_it_hangs(heartbeat, 7, 100.0) == 100.0 + TIMEOUT
 
 
-def test_a_beat_that_changes_begins_the_timeout_again() -> None:
+def test_a_changed_beat_restarts_the_timeout() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     assert not any(heartbeat.hangs(7, number * TICK) for number in range(int(TIMEOUT / TICK)))
     assert not heartbeat.hangs(8, TIMEOUT)
     assert looks_until_it_hangs(heartbeat, 8, TIMEOUT) == 2 * TIMEOUT
 
 
-def test_the_first_look_condemns_nobody() -> None:
+def test_the_first_observation_finds_no_worker_hung() -> None:
     assert not Heartbeat(TIMEOUT).hangs(0, 1e9)
 
 
-def test_a_late_watcher_does_not_condemn() -> None:
+def test_a_late_observation_finds_no_worker_hung() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     heartbeat.hangs(7, 0.0)
     assert not heartbeat.hangs(7, 3600.0)
 
 
-def test_after_a_late_look_a_hung_worker_is_still_found() -> None:
+def test_after_a_late_observation_a_hung_worker_is_still_found() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     heartbeat.hangs(7, 0.0)
     heartbeat.hangs(7, 3600.0)
@@ -126,7 +126,7 @@ def test_after_a_late_look_a_hung_worker_is_still_found() -> None:
 
 
 @given(looks=st.lists(st.tuples(seconds, st.booleans()), max_size=60))
-def test_whoever_hangs_has_stood_still_for_the_timeout(looks: list[tuple[float, bool]]) -> None:
+def test_a_worker_found_hung_has_not_beaten_for_the_timeout(looks: list[tuple[float, bool]]) -> None:
     heartbeat = Heartbeat(TIMEOUT)
     now, beat, first_seen = 0.0, 0, 0.0
     heartbeat.hangs(beat, now)
@@ -138,7 +138,7 @@ def test_whoever_hangs_has_stood_still_for_the_timeout(looks: list[tuple[float, 
 
 
 @given(gaps=st.lists(st.floats(0.01, TIMEOUT / 4), min_size=1, max_size=20))
-def test_a_watcher_in_time_finds_every_hung_worker(gaps: list[float]) -> None:
+def test_regular_observation_finds_every_hung_worker(gaps: list[float]) -> None:
     heartbeat = Heartbeat(TIMEOUT)
     now = 0.0
     heartbeat.hangs(7, now)

@@ -1,4 +1,4 @@
-"""The status put together from the real publisher and stats page, with stand-ins for the supervisor's workers."""
+"""The status assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINUTE_NS = 60 * 10**9
 
 @dataclass
 class StandInWorker:
-    """What the status reads of a `WorkerProcess`."""
+    """The attributes of a `WorkerProcess` that the status reads."""
 
     slot: Slot
     pid: int = 4711
@@ -37,19 +37,19 @@ class StandInWorker:
 
 @dataclass
 class StandInSupervisor:
-    """What the status reads of a `Supervisor`."""
+    """The attributes of a `Supervisor` that the status reads."""
 
     page: StatsPage
     serving: int = 0
     counts_connections: bool = True
-    posts: list[SimpleNamespace] = field(default_factory=list)
+    slots: list[SimpleNamespace] = field(default_factory=list)
 
     def add(self, worker: StandInWorker | None, *, restarts: int = 0, looping: bool = False) -> None:
         crash_loop = CrashLoop(1, 30.0)
         if looping:
             crash_loop.ended(0.1)
-        self.posts.append(
-            SimpleNamespace(number=len(self.posts), worker=worker, restarts=restarts, crash_loop=crash_loop)
+        self.slots.append(
+            SimpleNamespace(number=len(self.slots), worker=worker, restarts=restarts, crash_loop=crash_loop)
         )
 
 
@@ -76,9 +76,9 @@ def supervisor() -> Iterator[StandInSupervisor]:
     supervisor = StandInSupervisor(StatsPage.create(4))
     yield supervisor
     supervisor.page.close()
-    # Whoever holds the page or a slot of it keeps it mapped, and pytest holds the supervisor for a while yet.
+    # A reference to the page or one of its slots keeps it mapped, and pytest holds the supervisor for a while.
     del supervisor.page
-    supervisor.posts.clear()
+    supervisor.slots.clear()
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def reader(publisher: Publisher, state: SyncState, supervisor: StandInSupervisor
 @pytest.mark.parametrize(
     ("serving", "stopping", "ready"), [(0, False, False), (1, False, True), (2, False, True), (2, True, False)]
 )
-def test_ready_is_a_service_with_a_serving_worker_that_does_not_stop(
+def test_the_service_is_ready_if_a_worker_serves_and_it_does_not_stop(
     reader: StatusReader, supervisor: StandInSupervisor, serving: int, stopping: bool, ready: bool
 ) -> None:
     supervisor.serving, reader.stopping = serving, stopping
@@ -120,7 +120,7 @@ def test_the_catalogue_is_the_current_publication(reader: StatusReader, publishe
 # -- the sync cycles -------------------------------------------------------------------------------------------------
 
 
-def test_before_the_first_cycle_everything_is_there_at_nought(reader: StatusReader) -> None:
+def test_before_the_first_cycle_every_value_is_present_at_zero(reader: StatusReader) -> None:
     sync = reader.read().sync
     assert sync.cycles == {"unchanged": 0, "published": 0, "refused": 0, "failed": 0}
     assert (sync.last_outcome, sync.last_attempt, sync.last_success, sync.age_seconds) == (None, None, None, None)
@@ -128,7 +128,7 @@ def test_before_the_first_cycle_everything_is_there_at_nought(reader: StatusRead
     assert sync.suspect == {reason.value: 0 for reason in Suspect}
 
 
-def test_the_state_of_the_cycles_is_told_as_it_is(reader: StatusReader, state: SyncState) -> None:
+def test_the_sync_status_is_the_state_of_the_cycles(reader: StatusReader, state: SyncState) -> None:
     state.cycles[Outcome.FAILED] = 3
     state.last_outcome, state.last_error, state.store_error = Outcome.FAILED, "down", "disk full"
     state.last_attempt, state.last_duration_seconds, state.restored_age_seconds = 123.0, 0.5, 90.0
@@ -153,7 +153,7 @@ def test_the_age_counts_from_the_last_success_and_is_never_negative(reader: Stat
 # -- the workers -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_is_told_as_what_it_is(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+async def test_a_workers_state_is_reported(reader: StatusReader, supervisor: StandInSupervisor) -> None:
     workers = [StandInWorker(supervisor.page.slot(number)) for number in range(4)]
     _, waiting, serving, draining = workers
     for worker in (waiting, serving, draining):
@@ -167,7 +167,9 @@ async def test_a_worker_is_told_as_what_it_is(reader: StatusReader, supervisor: 
     assert [worker.worker for worker in told] == [0, 1, 2, 3, 4]
 
 
-def test_a_worker_tells_what_its_slot_holds(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+def test_a_workers_status_holds_the_values_of_its_stats_slot(
+    reader: StatusReader, supervisor: StandInSupervisor
+) -> None:
     slot = supervisor.page.slot(2)
     slot.start(4711, time.monotonic_ns() - MINUTE_NS)
     slot.serve(7, 2, bytes(range(32)))
@@ -180,7 +182,7 @@ def test_a_worker_tells_what_its_slot_holds(reader: StatusReader, supervisor: St
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_a_worker_tells_its_connections_where_its_transport_counts_them(
+def test_connections_are_reported_where_the_transport_counts_them(
     reader: StatusReader, supervisor: StandInSupervisor, counts: bool
 ) -> None:
     supervisor.counts_connections = counts
@@ -191,7 +193,9 @@ def test_a_worker_tells_its_connections_where_its_transport_counts_them(
     assert reader.read().workers[0].connections == (3 if counts else None)
 
 
-def test_a_post_without_a_worker_tells_how_it_came_to_that(reader: StatusReader, supervisor: StandInSupervisor) -> None:
+def test_a_slot_without_a_worker_reports_restarts_and_crash_loop(
+    reader: StatusReader, supervisor: StandInSupervisor
+) -> None:
     supervisor.add(None, restarts=5, looping=True)
     (worker,) = reader.read().workers
     assert (worker.pid, worker.generation, worker.version_hash, worker.definitions) == (None, 0, "", 0)
@@ -226,7 +230,7 @@ def test_requests_are_those_of_all_slots_with_and_without_a_worker(
 # -- the whole -------------------------------------------------------------------------------------------------------
 
 
-def test_version_and_start_are_told(reader: StatusReader) -> None:
+def test_version_and_start_time_are_reported(reader: StatusReader) -> None:
     first, second = reader.read(), reader.read()
     assert first.version == __version__
     assert 0 <= time.time() - first.started_at < 60

@@ -1,4 +1,4 @@
-"""The last-known-good file: whole or not there, whenever the writer fails or is killed; never served when damaged."""
+"""The last-known-good file is complete or absent, even if its writer is killed; a damaged one is never served."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ def test_the_next_snapshot_replaces_the_stored_one(store: SnapshotStore) -> None
     assert files(store) == [FILE_NAME]
 
 
-def test_the_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_the_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     store = SnapshotStore(tmp_path / "not" / "yet" / "there")
     save(store, NEW)
     assert load(store) == NEW
 
 
-def test_nobody_else_may_read_the_file(store: SnapshotStore) -> None:
+def test_only_the_owner_may_read_the_file(store: SnapshotStore) -> None:
     save(store, NEW)
     assert store.path.stat().st_mode & 0o777 == 0o600
 
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     assert files(store) == [FILE_NAME]
 
 
-def test_a_directory_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = SnapshotStore(tmp_path / "file" / "directory")
     with pytest.raises(StoreError, match=f"cannot write {store.path}: Not a directory"):
@@ -135,7 +135,7 @@ def test_a_directory_that_cannot_be_had_is_told(tmp_path: Path) -> None:
         load(store)
 
 
-def test_octets_are_on_disk_before_the_name_and_the_name_before_it_returns(
+def test_the_file_is_synced_before_the_rename_and_the_directory_before_the_return(
     store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acts: list[str] = []
@@ -181,7 +181,7 @@ SnapshotStore(directory).save(os.open(sys.argv[4], os.O_RDONLY))
     [("sendfile", 1, OLD), ("fsync", 1, OLD), ("replace", 1, OLD), ("fsync", 2, NEW)],
     ids=["before writing", "before the data are flushed", "before the rename", "after the rename"],
 )
-def test_a_writer_that_is_killed_leaves_a_whole_file_and_its_leftovers_are_removed_when_they_are_old(
+def test_a_killed_writer_leaves_a_whole_file_and_its_old_temporaries_are_removed(
     store: SnapshotStore, tmp_path_factory: pytest.TempPathFactory, moment: str, number: int, found: bytes
 ) -> None:
     save(store, OLD)
@@ -210,9 +210,7 @@ def test_other_files_of_the_directory_are_left_alone(store: SnapshotStore) -> No
     assert files(store) == ["last-known-good.avapsnap", "last-known-good.avapsnap.bak", "notes.tmp"]
 
 
-def test_a_kernel_that_copies_less_than_it_was_asked_to_is_asked_again(
-    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_sendfile_is_continued(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sendfile = os.sendfile
     monkeypatch.setattr(os, "sendfile", lambda out, in_, offset, count: sendfile(out, in_, offset, min(count, 100)))
     save(store, NEW)
@@ -277,7 +275,7 @@ def module_store(tmp_path_factory: pytest.TempPathFactory) -> SnapshotStore:
 
 
 @given(position=st.integers(0, len(NEW) - 1), bits=st.integers(1, 255))
-def test_no_changed_octet_is_ever_loaded(module_store: SnapshotStore, position: int, bits: int) -> None:
+def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, position: int, bits: int) -> None:
     module_store.path.write_bytes(flipped(NEW, position, bits))
     with pytest.raises(StoreError):
         module_store.load()

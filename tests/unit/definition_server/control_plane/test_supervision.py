@@ -1,4 +1,4 @@
-"""The supervisor with real worker processes, where something goes wrong that no integration test can bring about."""
+"""The supervisor with real worker processes, in failures that an integration test cannot produce."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def holder() -> Iterator[socket.socket]:
 
 @pytest.fixture
 async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterator[Supervisor]:
-    """One worker, serving one command, and the tick."""
+    """One worker that serves one command, and the tick."""
     config = Configure("127.0.0.1", holder.getsockname()[1], "grpcio", False, 0.0, 2, "production", "ERROR", 5.0)
     keys = Keys((sha256(b"key").hexdigest(),))
     supervisor = Supervisor(config, publisher, keys, workers=1, heartbeat_timeout=30, start_timeout=SECONDS)
@@ -74,7 +74,7 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
     supervisor.start()
     await eventually(lambda: supervisor.serving == 1, "the worker serves")
     yield supervisor
-    living = [worker.pid for worker in supervisor._living]
+    living = [worker.pid for worker in supervisor._workers]
     await supervisor.drain(wait=0, timeout=5)
     assert not child_processes() & set(living), "a drain leaves no process"
     tick.cancel()
@@ -83,7 +83,7 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
 
 @pytest.fixture
 def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make the workers to come run a shell script in Python's place."""
+    """Make every further worker run a shell script in place of Python."""
 
     def replace(script: str) -> None:
         program = tmp_path / "python"
@@ -95,7 +95,7 @@ def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 def pid(supervisor: Supervisor) -> int | None:
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     return None if worker is None else worker.pid
 
 
@@ -110,7 +110,7 @@ async def test_a_roll_whose_successor_does_not_start_leaves_the_old_worker_servi
     assert "the old one stays" in logged(logs, "Roll stopped")[0]["error"]
 
 
-async def test_a_roll_for_which_no_process_can_be_made_leaves_the_old_worker_serving(
+async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     before = pid(supervisor)
@@ -128,18 +128,18 @@ async def test_a_second_roll_while_one_is_under_way_is_ignored(supervisor: Super
     assert pid(supervisor) != before
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again_until_it_can(
+async def test_a_worker_that_cannot_be_started_is_retried_until_it_starts(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     python = sys.executable
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     worker.kill()
     await eventually(lambda: len(logged(logs, "Worker cannot be started")) >= 2, "two attempts")
     monkeypatch.setattr(sys, "executable", python)
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
-    assert supervisor.posts[0].restarts >= 3
+    assert supervisor.slots[0].restarts >= 3
 
 
 async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
@@ -148,7 +148,7 @@ async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     python = sys.executable
     python_that("exec sleep 600")
     supervisor._start_timeout = 0.5
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     worker.kill()
     await eventually(lambda: logged(logs, "Worker is not READY in time; killed"), "the sleeper is killed")
@@ -157,28 +157,28 @@ async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
 
 
-async def test_workers_that_end_at_once_are_a_crash_loop_until_one_lives_long_enough(
+async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_enough(
     supervisor: Supervisor, python_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     python = sys.executable
     python_that("exit 7")
-    post = supervisor.posts[0]
-    assert post.worker is not None
-    post.worker.kill()
-    await eventually(lambda: post.crash_loop.looping, "a crash loop")
+    slot = supervisor.slots[0]
+    assert slot.worker is not None
+    slot.worker.kill()
+    await eventually(lambda: slot.crash_loop.looping, "a crash loop")
     assert logged(logs, "Worker ended; starting another")[-1]["how"] == "exit code 7"
     assert logged(logs, "Worker crash loop")[0]["worker"] == 0
     monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.setattr(post.crash_loop, "_stable", 0.5)
-    await eventually(lambda: supervisor.serving == 1 and not post.crash_loop.looping, "recovery")
+    monkeypatch.setattr(slot.crash_loop, "_stable", 0.5)
+    await eventually(lambda: supervisor.serving == 1 and not slot.crash_loop.looping, "recovery")
 
 
 async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
     supervisor: Supervisor, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the worker had no descriptor left to receive it with."""
+    """For example because the worker had no free descriptor."""
     monkeypatch.setattr(worker_process, "_SEND_AGAIN_SECONDS", 0.3)
-    worker = supervisor.posts[0].worker
+    worker = supervisor.slots[0].worker
     assert worker is not None
     send, lost = worker._channel.send, []
 
@@ -194,7 +194,7 @@ async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
     assert len(lost) == 1
 
 
-async def test_other_keys_reach_the_workers(supervisor: Supervisor, holder: socket.socket) -> None:
+async def test_replaced_keys_reach_the_workers(supervisor: Supervisor, holder: socket.socket) -> None:
     port = holder.getsockname()[1]
 
     def refused(key: str) -> bool:
@@ -206,5 +206,5 @@ async def test_other_keys_reach_the_workers(supervisor: Supervisor, holder: sock
 
     assert not await asyncio.to_thread(refused, "key")
     supervisor.use_keys(Keys((sha256(b"other").hexdigest(),)))
-    await asyncio.to_thread(until, lambda: not refused("other"), "the other key is let in")
+    await asyncio.to_thread(until, lambda: not refused("other"), "the other key is accepted")
     assert await asyncio.to_thread(refused, "key")

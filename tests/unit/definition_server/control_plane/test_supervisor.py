@@ -1,6 +1,6 @@
-"""The life of two real worker processes under a supervisor: replaced when they die or hang, rolled, drained.
+"""Two real worker processes under a supervisor: replaced when they end or hang, rolled, drained.
 
-What no integration test can bring about is in `test_supervision`.
+Failures that an integration test cannot produce are in `test_supervision`.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class Supervised:
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        return [post.worker for post in self.supervisor.posts if post.worker is not None]
+        return [slot.worker for slot in self.supervisor.slots if slot.worker is not None]
 
     @property
     def pids(self) -> set[int]:
         return {worker.pid for worker in self.workers}
 
     def served(self) -> int:
-        """Requests answered with 200 by whichever worker, dead ones included."""
+        """Requests answered with 200 by any worker, including those that have ended."""
         page = self.supervisor.page
         return sum(page.slot(number).read().requests["200"] for number in range(page.slots))
 
@@ -114,7 +114,7 @@ async def supervised(publisher: Publisher, port: int) -> AsyncIterator[Supervise
 
 
 async def get(port: int, name: str, times: int = 1) -> None:
-    """Call without retries; every call must succeed."""
+    """Make a call without retries. Every call must succeed."""
 
     def call() -> None:
         with Client(port, "key") as client:
@@ -161,7 +161,7 @@ async def test_of_many_publications_at_once_the_last_one_is_served(
     await supervised.all_serve(501)
 
 
-async def test_a_worker_sees_nothing_of_the_masters_environment(
+async def test_a_worker_does_not_inherit_the_masters_environment(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY", "API_KEY_FILE", "ANYTHING"):
@@ -175,7 +175,7 @@ async def test_a_worker_sees_nothing_of_the_masters_environment(
     await supervised.end()
 
 
-async def test_a_worker_has_no_descriptor_but_its_own(supervised: Supervised) -> None:
+async def test_a_worker_inherits_only_its_own_descriptors(supervised: Supervised) -> None:
     for worker in supervised.workers:
         memory = [target for target in open_descriptors(worker.pid).values() if target.startswith("/memfd:")]
         stats = [target for target in memory if "definition-server-stats" in target]
@@ -199,15 +199,15 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
     assert supervised.served() == 20
     await get(port, "if")
     assert supervised.served() == 21
-    assert [post.restarts for post in supervised.supervisor.posts] == [1, 1]
+    assert [slot.restarts for slot in supervised.supervisor.slots] == [1, 1]
     assert len(logged(logs, "Worker ended; starting another", log_level="error", how="signal 9")) == WORKERS
 
 
-async def test_slots_are_used_again_however_often_workers_die(
+async def test_stats_slots_are_reused_however_often_workers_end(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for post in supervised.supervisor.posts:
-        monkeypatch.setattr(post.backoff, "_most", 0.1)
+    for slot in supervised.supervisor.slots:
+        monkeypatch.setattr(slot.backoff, "_most", 0.1)
     for _ in range(2 * WORKERS + 1):  # more than there are slots
         (victim, *_) = supervised.pids
         os.kill(victim, signal.SIGKILL)
@@ -241,7 +241,7 @@ async def test_a_worker_that_pauses_for_less_than_the_timeout_is_left_alone(
 # -- rolling ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_roll_replaces_every_worker_and_never_has_fewer_that_serve(
+async def test_a_roll_replaces_every_worker_and_never_reduces_the_number_that_serve(
     supervised: Supervised, port: int, logs: LogLines
 ) -> None:
     before = supervised.pids
@@ -256,7 +256,7 @@ async def test_a_roll_replaces_every_worker_and_never_has_fewer_that_serve(
     assert not supervised.pids & before
     assert len(logged(logs, "Worker rolled", log_level="info")) == WORKERS
     assert not logged(logs, "Worker ended; starting another")
-    assert [post.restarts for post in supervised.supervisor.posts] == [0, 0]
+    assert [slot.restarts for slot in supervised.supervisor.slots] == [0, 0]
     await get(port, "if")
 
 
@@ -269,7 +269,7 @@ async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Superv
     await supervised.all_serve()
 
 
-async def test_a_roll_right_after_one_that_had_to_kill_is_carried_out(
+async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_KILL_MARGIN_SECONDS", 0.1)
@@ -333,7 +333,7 @@ async def test_a_drain_before_any_start_returns(publisher: Publisher, port: int)
     await supervised.end()
 
 
-async def test_no_dead_worker_is_replaced_during_a_drain(supervised: Supervised) -> None:
+async def test_a_worker_that_ends_during_a_drain_is_not_replaced(supervised: Supervised) -> None:
     draining = asyncio.create_task(supervised.drain(wait=0.5))
     await eventually(lambda: all(worker.draining for worker in supervised.workers), "the drain begun")
     before = supervised.pids
@@ -342,7 +342,7 @@ async def test_no_dead_worker_is_replaced_during_a_drain(supervised: Supervised)
     assert supervised.pids <= before
 
 
-async def test_a_worker_that_does_not_leave_in_time_is_killed(
+async def test_a_worker_that_does_not_drain_in_time_is_killed(
     supervised: Supervised, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_KILL_MARGIN_SECONDS", 0.1)
@@ -365,10 +365,10 @@ async def test_a_drain_is_cut_short_at_once(supervised: Supervised, port: int) -
         socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
-async def test_a_dead_worker_is_declared_to_accept_nothing(supervised: Supervised) -> None:
-    """Others leave connections to whoever holds the fewest, so a dead one must not be waited for."""
+async def test_a_dead_worker_no_longer_counts_as_accepting(supervised: Supervised) -> None:
+    """Workers leave a connection to the one with the fewest, so a dead one must not be waited for."""
     worker = supervised.workers[0]
-    worker.slot.open_gate()
+    worker.slot.start_accepting()
     worker.kill()
     await promptly(worker.ended)
     assert not worker.slot.read().accepting

@@ -1,4 +1,5 @@
-"""A sync cycle publishes what changed and only that; whatever goes wrong, the good catalogue stays and the log says so.
+"""A sync cycle publishes a changed table and nothing else. After a failure the good catalogue stays, and the log says
+why.
 
 The last-known-good store is in `test_sync_store`, the schedule in `test_sync_loop`.
 """
@@ -35,7 +36,7 @@ NEXT_ATTEMPT = 12.345678
 
 @dataclass
 class Bench:
-    """A synchronizer and everything around it."""
+    """A synchronizer and the parts around it."""
 
     source: FakeSource
     publisher: Publisher
@@ -46,7 +47,7 @@ class Bench:
         self.synchronizer = Synchronizer(self.source, self.publisher, clock=self.clock)
 
     def use_other_synchronizer(self, *, allow_empty: bool = False, signer: Signer | None = None) -> None:
-        """One that is configured otherwise, on the same parts."""
+        """Replace it by one with another configuration, on the same parts."""
         self.synchronizer.close()
         self.synchronizer = Synchronizer(
             self.source, self.publisher, allow_empty=allow_empty, signer=signer, clock=self.clock
@@ -141,7 +142,7 @@ async def test_a_changed_table_is_published_as_the_next_generation(bench: Bench)
     assert bench.publication.snapshot.generation == 2
 
 
-async def test_a_reading_is_closed_whatever_it_found(bench: Bench) -> None:
+async def test_a_reading_is_closed_whatever_its_outcome(bench: Bench) -> None:
     for error in (None, SourceError("cut"), RuntimeError("bug")):
         if error is not None:
             bench.source.fail(error, after_rows=1)
@@ -177,7 +178,7 @@ each_break = pytest.mark.parametrize(("breaks", "cause"), BREAKS.values(), ids=B
 
 
 @each_break
-async def test_a_failed_cycle_leaves_the_publication_and_the_next_cycle_recovers(
+async def test_a_failed_cycle_keeps_the_publication_and_the_next_cycle_recovers(
     bench: Bench, breaks: Break, cause: str
 ) -> None:
     await bench.cycle()
@@ -210,7 +211,7 @@ async def test_a_failure_is_logged_with_its_cause_and_the_time_of_the_next_attem
     assert line["serving_generation"] == 1
 
 
-async def test_a_failure_before_anything_is_served_says_so(bench: Bench, logs: LogLines) -> None:
+async def test_a_failure_before_the_first_publication_is_logged_as_such(bench: Bench, logs: LogLines) -> None:
     bench.source.fail(SourceError("down"))
     await bench.cycle()
     assert logged(logs, "Sync failed")[0]["serving_generation"] is None
@@ -223,7 +224,7 @@ async def test_a_bug_is_logged_with_its_exception(bench: Bench, logs: LogLines) 
     assert logged(logs, "Unexpected failure in a sync cycle", log_level="error", exc_info=True)
 
 
-async def test_cancelling_a_cycle_is_no_failure_of_it(bench: Bench, logs: LogLines) -> None:
+async def test_a_cancelled_cycle_does_not_count_as_failed(bench: Bench, logs: LogLines) -> None:
     bench.source.answers.clear()
     task = asyncio.create_task(bench.cycle())
     await asyncio.sleep(0)
@@ -263,7 +264,7 @@ async def test_an_empty_table_is_not_published_at_start_either(bench: Bench, row
     assert bench.publisher.current is None
 
 
-async def test_a_refused_table_is_looked_at_again_in_the_next_cycle(bench: Bench) -> None:
+async def test_a_refused_table_is_checked_again_in_the_next_cycle(bench: Bench) -> None:
     bench.source.replace(*GARBAGE)
     await bench.cycle()
     assert await bench.cycle() is Outcome.REFUSED
@@ -283,7 +284,7 @@ async def test_an_empty_catalogue_is_published_where_it_is_allowed(
 # -- signing ---------------------------------------------------------------------------------------------------------
 
 
-async def test_another_signing_key_rebuilds_what_has_not_changed(bench: Bench) -> None:
+async def test_another_signing_key_rebuilds_an_unchanged_table(bench: Bench) -> None:
     await bench.cycle()
     version = bench.publication.snapshot.version_hash
     signer = Signer("a new key")
@@ -293,7 +294,7 @@ async def test_another_signing_key_rebuilds_what_has_not_changed(bench: Bench) -
     assert bench.publication.snapshot.version_hash == version
 
 
-async def test_a_key_that_is_rotated_during_a_cycle_is_signed_with_in_the_next(bench: Bench) -> None:
+async def test_a_signing_key_rotated_during_a_cycle_is_used_in_the_next(bench: Bench) -> None:
     signer = Signer("a new key")
     bench.source.answers.clear()
     cycle = asyncio.create_task(bench.cycle())
@@ -313,10 +314,10 @@ async def test_the_same_signing_key_again_rebuilds_nothing(bench: Bench) -> None
     assert bench.source.rows_given == 2
 
 
-# -- what it tells ---------------------------------------------------------------------------------------------------
+# -- log and state ---------------------------------------------------------------------------------------------------
 
 
-async def test_findings_tell_of_the_last_reading(bench: Bench, logs: LogLines) -> None:
+async def test_findings_are_those_of_the_last_reading(bench: Bench, logs: LogLines) -> None:
     odd = Row(8, b"odd", None, b"{}", b"x")
     bench.source.replace(row("if", id=1), row("if", id=2), odd, *GARBAGE)
     await bench.cycle()
@@ -339,7 +340,7 @@ async def test_findings_tell_of_the_last_reading(bench: Bench, logs: LogLines) -
     assert not bench.synchronizer.state.findings.unserved
 
 
-async def test_a_suspicious_row_that_is_not_served_after_all_is_not_told(bench: Bench, logs: LogLines) -> None:
+async def test_a_suspect_row_that_is_not_served_is_not_reported(bench: Bench, logs: LogLines) -> None:
     bench.source.replace(Row(1, b"if", None, b"{}", b"x"), row("if", id=2))
     await bench.cycle()
     assert not logged(logs, "Rows look wrong, served as they are")
@@ -349,7 +350,7 @@ TOO_LARGE = "The catalogue passes 4 MiB; SyncCatalog reaches only clients that r
 
 
 @pytest.mark.parametrize(("above", "warns"), [(0, False), (1, True)])
-async def test_a_body_above_4_mib_is_warned_of(bench: Bench, logs: LogLines, above: int, warns: bool) -> None:
+async def test_a_body_above_4_mib_logs_a_warning(bench: Bench, logs: LogLines, above: int, warns: bool) -> None:
     bench.source.replace(row("large", "x" * LARGE_DEFINITION))
     await bench.cycle()
     overhead = len(bench.publication.snapshot.body) - LARGE_DEFINITION
@@ -360,7 +361,7 @@ async def test_a_body_above_4_mib_is_warned_of(bench: Bench, logs: LogLines, abo
     assert [line["bytes"] for line in logged(logs, TOO_LARGE, log_level="warning")] == [LARGE_DEFINITION + 1] * warns
 
 
-async def test_a_publication_is_logged_as_dashboards_in_the_field_expect_it(
+async def test_a_publication_is_logged_in_the_form_of_the_contract(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, root = structlog.get_config(), logging.getLogger()
@@ -382,7 +383,7 @@ async def test_a_publication_is_logged_as_dashboards_in_the_field_expect_it(
     assert line["duration_ms"] > 0
 
 
-async def test_a_publication_tells_what_changed(bench: Bench, logs: LogLines) -> None:
+async def test_the_log_line_of_a_publication_lists_the_changes(bench: Bench, logs: LogLines) -> None:
     bench.source.replace(row("kept"), row("changed"), row("removed"))
     await bench.cycle()
     bench.source.replace(row("kept"), row("changed", "new"), *(row(f"added{n:02}") for n in range(12)))
@@ -393,7 +394,7 @@ async def test_a_publication_tells_what_changed(bench: Bench, logs: LogLines) ->
     assert line["added_names"] == tuple(f"added{n:02}" for n in range(10))
 
 
-async def test_the_state_tells_how_the_cycles_went(bench: Bench) -> None:
+async def test_the_state_counts_the_outcomes_of_cycles(bench: Bench) -> None:
     state = bench.synchronizer.state
     await bench.cycle()
     await bench.cycle()

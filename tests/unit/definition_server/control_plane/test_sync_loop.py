@@ -1,5 +1,5 @@
-"""When cycles run: at once when asked, at the interval otherwise, sooner while nothing is served; and when a start
-without a database falls back on the last-known-good snapshot.
+"""When cycles run: at once on request, otherwise at the interval, sooner while nothing is served; and when a start
+without a database publishes the last-known-good snapshot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tests.support.snapshots import published, row
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore
-from definition_server.control_plane.sync import Synchronizer, SyncLoop
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_loop import SyncLoop
 
 NEVER = 3600.0
 """An interval or a patience that no test waits out."""
@@ -68,7 +69,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 @pytest.fixture
 async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[StartLoop]:
-    """Start a loop; it is cancelled when the test ends, and then nothing may run any more."""
+    """Start a loop. It is cancelled when the test ends, and no task may be left then."""
     tasks: list[asyncio.Task[None]] = []
     synchronizers: list[Synchronizer] = []
     stack = ExitStack()
@@ -89,7 +90,7 @@ async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[Start
         return loop
 
     yield started
-    # Not cancelled in the middle of storing: that goes on in a thread of its own.
+    # Not cancelled in the middle of storing: that continues in a thread of its own.
     for state in (synchronizer.state for synchronizer in synchronizers):
         await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023
     for task in tasks:
@@ -111,7 +112,7 @@ def delays(logs: LogLines) -> list[float]:
 # -- the schedule ----------------------------------------------------------------------------------------------------
 
 
-async def test_asked_to_sync_it_does_so_at_once(start: StartLoop, source: FakeSource, publisher: Publisher) -> None:
+async def test_a_requested_sync_runs_at_once(start: StartLoop, source: FakeSource, publisher: Publisher) -> None:
     loop = start(interval=NEVER)
     await eventually(serves(publisher, "if"), "the first cycle")
     source.replace(row("else"))
@@ -120,7 +121,7 @@ async def test_asked_to_sync_it_does_so_at_once(start: StartLoop, source: FakeSo
     assert source.looks == 2
 
 
-async def test_after_a_cycle_out_of_turn_comes_a_share_of_the_interval_and_then_whole_ones(
+async def test_an_unscheduled_cycle_is_followed_by_a_share_of_the_interval(
     start: StartLoop, source: FakeSource
 ) -> None:
     shares = [0.0, 0.0]
@@ -132,7 +133,7 @@ async def test_after_a_cycle_out_of_turn_comes_a_share_of_the_interval_and_then_
     assert not shares
 
 
-async def test_asked_during_a_cycle_it_runs_another_one_after(
+async def test_a_request_during_a_cycle_runs_another_cycle_afterwards(
     start: StartLoop, source: FakeSource, publisher: Publisher
 ) -> None:
     source.answers.clear()
@@ -143,7 +144,7 @@ async def test_asked_during_a_cycle_it_runs_another_one_after(
     await eventually(lambda: source.looks == 2, "the second cycle")
 
 
-async def test_asked_several_times_at_once_it_runs_one_cycle(
+async def test_several_requests_at_once_run_one_cycle(
     start: StartLoop, source: FakeSource, publisher: Publisher
 ) -> None:
     loop = start()
@@ -156,7 +157,7 @@ async def test_asked_several_times_at_once_it_runs_one_cycle(
     assert source.looks == 2
 
 
-async def test_unasked_it_looks_once_an_interval(
+async def test_without_requests_one_cycle_runs_per_interval(
     start: StartLoop, source: FakeSource, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[float] = []
@@ -193,7 +194,7 @@ async def test_a_cycle_counts_as_part_of_its_interval(
     assert turns[0] <= NEVER - 0.2
 
 
-async def test_cancelled_in_its_first_cycle_it_cancels_that_too(
+async def test_a_cancellation_during_the_first_cycle_cancels_the_cycle(
     source: FakeSource, publisher: Publisher, logs: LogLines
 ) -> None:
     source.answers.clear()
@@ -243,7 +244,7 @@ async def test_a_start_that_failed_is_repeated_long_before_the_interval(
     await eventually(serves(publisher, "if"), "the second attempt")
 
 
-async def test_an_empty_table_at_start_is_looked_at_again_soon(
+async def test_an_empty_table_at_start_is_checked_again_soon(
     start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
 ) -> None:
     source.replace()
@@ -252,7 +253,7 @@ async def test_an_empty_table_at_start_is_looked_at_again_soon(
     assert line["next_attempt_in_seconds"] == 0.5
 
 
-async def test_once_something_is_served_a_failure_waits_for_the_interval(
+async def test_a_failure_while_a_catalogue_is_served_waits_for_the_interval(
     start: StartLoop, source: FakeSource, publisher: Publisher, logs: LogLines
 ) -> None:
     loop = start(interval=NEVER)
@@ -288,7 +289,7 @@ async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snaps
     assert source.looks == 1, "the cycle that hung was not thrown away"
 
 
-async def test_the_last_known_good_snapshot_is_not_served_before_patience_is_at_an_end(
+async def test_the_last_known_good_snapshot_is_not_served_before_patience_has_run_out(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore
 ) -> None:
     source.answers.clear()
@@ -300,7 +301,7 @@ async def test_the_last_known_good_snapshot_is_not_served_before_patience_is_at_
     await eventually(serves(publisher, "if"), "the table")
 
 
-async def test_a_database_in_time_keeps_the_last_known_good_snapshot_off(
+async def test_a_database_that_answers_in_time_prevents_the_restore(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
 ) -> None:
     generations: list[int] = []
@@ -313,7 +314,7 @@ async def test_a_database_in_time_keeps_the_last_known_good_snapshot_off(
     assert not logged(logs, RESTORED)
 
 
-async def test_after_a_restore_the_database_is_asked_again_soon(
+async def test_after_a_restore_the_next_cycle_comes_soon(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
 ) -> None:
     source.fail(SourceError("down"))

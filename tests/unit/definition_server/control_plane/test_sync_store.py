@@ -1,5 +1,5 @@
-"""The sync cycle and the last-known-good file: every publication is stored, no disk stops a cycle, a start without a
-database serves what was stored, and nothing that is damaged or older than what is served.
+"""The sync cycle and the last-known-good file: every publication is stored, a disk never stops a cycle, and a start
+without a database serves the stored snapshot, unless it is damaged or older than what is served.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import delayed_release, sync
+from definition_server.control_plane import delayed_release, last_known_good
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -38,7 +38,7 @@ Make = Callable[..., Synchronizer]
 
 
 class HangingStore(SnapshotStore):
-    """A store whose disk hangs while ``disk_works`` is not set."""
+    """A store whose disk hangs until ``disk_works`` is set."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -107,7 +107,7 @@ async def cycle(synchronizer: Synchronizer) -> Outcome:
 
 
 def stored(store: SnapshotStore) -> bytes:
-    """The octets in the file, after all checks."""
+    """The octets of the file, after all checks."""
     loaded = store.load()
     assert loaded is not None
     os.close(loaded[1])
@@ -140,7 +140,7 @@ async def test_every_publication_is_stored_as_it_is_served(
         assert stored(store) == bytes(current(publisher).buffer)
 
 
-async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works(
+async def test_a_failing_disk_prevents_no_publication_and_is_reported_until_it_works(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -168,18 +168,18 @@ async def test_a_disk_that_fails_costs_no_publication_and_is_told_until_it_works
 
 
 def snapshots_mapped() -> int:
-    """How many this process holds."""
+    """The number of snapshots that this process has mapped."""
     return Path("/proc/self/maps").read_text().count("/memfd:avap-snapshot")
 
 
-async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
+async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
         raise StoreError("No space left on device")
 
     monkeypatch.setattr(store, "save", full)
-    monkeypatch.setattr(delayed_release, "HELD_SECONDS", 0.1)
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.1)
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()
@@ -194,7 +194,7 @@ async def test_a_disk_that_fails_makes_no_snapshot_stay_in_memory(
         gc.enable()
 
 
-async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothing_changed(
+async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -215,7 +215,7 @@ async def test_what_could_not_be_stored_is_stored_in_a_later_cycle_though_nothin
     assert store.path.stat().st_ino == before, "what is stored is not stored again"
 
 
-async def test_a_reason_for_the_restore_is_told(
+async def test_the_reason_for_a_restore_is_logged(
     source: FakeSource, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     keep(store, "old")
@@ -226,7 +226,7 @@ async def test_a_reason_for_the_restore_is_told(
     assert logged(logs, RESTORED, reason="no route to host")
 
 
-async def test_a_hanging_disk_holds_up_no_cycle(
+async def test_a_hanging_disk_does_not_block_cycles(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -234,7 +234,7 @@ async def test_a_hanging_disk_holds_up_no_cycle(
     logs: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     synchronizer = make(hanging)
     assert await promptly(cycle(synchronizer)) is Outcome.PUBLISHED
     assert synchronizer.state.store_error == "the disk did not finish within 0.05 s"
@@ -249,7 +249,7 @@ async def test_a_hanging_disk_holds_up_no_cycle(
 async def test_a_disk_that_works_again_stores_the_next_publication(
     source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     synchronizer = make(hanging)
     await promptly(cycle(synchronizer))
     first = bytes(current(publisher).buffer)
@@ -259,7 +259,7 @@ async def test_a_disk_that_works_again_stores_the_next_publication(
     await eventually(hanging.path.exists, "the hung snapshot stored")
     # The publication it was taken from is gone, its descriptor closed; what was written is nonetheless whole.
     assert stored(hanging) == first
-    monkeypatch.setattr(sync, "_STORE_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 30.0)
     source.replace(row("startLoop"))
     await promptly(cycle(synchronizer))
     assert synchronizer.state.store_error is None
@@ -278,7 +278,7 @@ async def test_without_a_store_nothing_is_stored_or_restored(
 # -- restoring -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
+async def test_the_last_known_good_snapshot_is_served_and_its_age_logged(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     clock = FakeClock()
@@ -293,7 +293,7 @@ async def test_the_last_known_good_snapshot_is_served_and_its_age_told(
     assert line["version_hash"] == kept.version_hash
 
 
-async def test_a_table_that_answers_replaces_what_was_restored(
+async def test_rows_from_the_table_replace_the_restored_snapshot(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "old", generation=7)
@@ -305,7 +305,7 @@ async def test_a_table_that_answers_replaces_what_was_restored(
     assert synchronizer.state.restored_age_seconds is None
 
 
-async def test_a_table_that_holds_what_was_restored_is_not_published_again(
+async def test_a_table_equal_to_the_restored_snapshot_is_not_published_again(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "if", "else", generation=7)
@@ -331,14 +331,14 @@ async def test_a_damaged_file_is_refused(
     assert "content checksum" in str(synchronizer.state.store_error)
 
 
-async def test_a_missing_file_is_told(
+async def test_a_missing_file_is_logged(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     assert not await make(store).restore()
     assert logged(logs, "No last-known-good snapshot", log_level="warning", path=str(store.path))
 
 
-async def test_nothing_is_restored_once_something_is_published(
+async def test_nothing_is_restored_after_a_publication(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore
 ) -> None:
     keep(store, "old", generation=7)
@@ -350,7 +350,7 @@ async def test_nothing_is_restored_once_something_is_published(
     assert synchronizer.state.restored_age_seconds is None
 
 
-async def test_a_disk_that_hangs_while_loading_holds_up_no_cycle_and_loses_against_the_table(
+async def test_a_disk_that_hangs_while_loading_does_not_delay_the_tables_publication(
     source: FakeSource, publisher: Publisher, make: Make, hanging: HangingStore
 ) -> None:
     hanging.disk_works.set()
@@ -403,13 +403,13 @@ async def test_a_snapshot_under_another_key_is_signed_again_with_the_same_conten
 
 
 class BrokenSigner(Signer):
-    """Packs nothing, so that what it "signed" cannot be unpacked."""
+    """Signs nothing, so that its packages cannot be unpacked."""
 
     def pack(self, payload: bytes) -> bytes:
         return payload
 
 
-async def test_what_cannot_be_signed_again_is_not_served(
+async def test_a_snapshot_that_cannot_be_signed_again_is_not_served(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     keep(store, "if", signer=BrokenSigner("old key"))
@@ -420,7 +420,9 @@ async def test_what_cannot_be_signed_again_is_not_served(
     assert logged(logs, NOT_USABLE, log_level="error")
 
 
-async def test_an_unreadable_store_is_told_and_the_cycle_goes_on(make: Make, tmp_path: Path, logs: LogLines) -> None:
+async def test_an_unreadable_store_is_logged_and_the_cycle_continues(
+    make: Make, tmp_path: Path, logs: LogLines
+) -> None:
     (tmp_path / "file").touch()
     store = SnapshotStore(tmp_path / "file")
     with pytest.raises(StoreError):

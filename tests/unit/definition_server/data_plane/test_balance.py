@@ -1,5 +1,5 @@
-"""The gate lets the least loaded worker accept, by what the others say of themselves on the stats page; and nobody
-waits long for a worker that does not.
+"""The worker with the fewest connections accepts the next one, by the counts on the stats page, and no connection waits
+long for a worker that does not accept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.logs import captured_logs, logged
 
-from definition_server.data_plane.balance import FRESH_SECONDS, PATIENCE_SECONDS, STORM_SECONDS, Gate
+from definition_server.data_plane.balance import FRESH_SECONDS, PATIENCE_SECONDS, STORM_SECONDS, Balancer
 from definition_server.ipc.stats import StatsPage
 
 
@@ -30,35 +30,35 @@ class Clock:
 
 
 class Fleet:
-    """Workers on one page, all of whose hearts beat unless a test stops them."""
+    """Workers on one page, all with a recent heartbeat unless a test stops it."""
 
     def __init__(self, workers: int, *, limit: int = 0) -> None:
         self.clock = Clock()
         self.page = StatsPage.create(workers)
-        self.gates = [Gate(self.page, number, limit=limit, clock=self.clock) for number in range(workers)]
+        self.balancers = [Balancer(self.page, number, limit=limit, clock=self.clock) for number in range(workers)]
         self.hung: set[int] = set()
-        for gate in self.gates:
-            gate.start()
+        for balancer in self.balancers:
+            balancer.start()
         self.beat()
 
     def beat(self) -> None:
-        for number in set(range(len(self.gates))) - self.hung:
+        for number in set(range(len(self.balancers))) - self.hung:
             self.page.slot(number).beat(self.clock.now)
 
     def hold(self, *connections: int) -> None:
-        for gate, count in zip(self.gates, connections, strict=True):
-            while gate.connections < count:
-                gate.opened()
+        for balancer, count in zip(self.balancers, connections, strict=True):
+            while balancer.connections < count:
+                balancer.opened()
 
     @property
     def held(self) -> list[int]:
-        return [gate.connections for gate in self.gates]
+        return [balancer.connections for balancer in self.balancers]
 
     def connect(self, order: list[int]) -> int | None:
-        """A connection comes; workers look in ``order``. Who takes it?"""
+        """A connection arrives, and the workers ask in ``order``: the number of the worker that accepts it."""
         for number in order:
-            if number not in self.hung and self.gates[number].may_accept():
-                self.gates[number].opened()
+            if number not in self.hung and self.balancers[number].may_accept():
+                self.balancers[number].opened()
                 return number
         return None
 
@@ -71,7 +71,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 @given(st.integers(1, 8), st.integers(0, 200), st.randoms(use_true_random=False))
-def test_connections_one_after_the_other_never_lie_more_than_one_apart(
+def test_consecutive_connections_keep_the_counts_within_one(
     workers: int, connections: int, chance: random.Random
 ) -> None:
     fleet = Fleet(workers)
@@ -85,144 +85,144 @@ def test_connections_one_after_the_other_never_lie_more_than_one_apart(
     fleet.page.close()
 
 
-def test_who_holds_more_leaves_the_connection_to_the_others(fleet: Fleet) -> None:
+def test_a_worker_with_more_connections_leaves_the_next_to_the_others(fleet: Fleet) -> None:
     fleet.hold(2, 1, 2, 3)
-    assert [gate.may_accept() for gate in fleet.gates] == [False, True, False, False]
+    assert [balancer.may_accept() for balancer in fleet.balancers] == [False, True, False, False]
 
 
-def test_a_connection_that_ends_makes_room_at_its_worker(fleet: Fleet) -> None:
+def test_a_worker_accepts_again_when_one_of_its_connections_ends(fleet: Fleet) -> None:
     fleet.hold(2, 2, 2, 2)
-    fleet.gates[3].closed()
-    assert [gate.may_accept() for gate in fleet.gates] == [False, False, False, True]
+    fleet.balancers[3].closed()
+    assert [balancer.may_accept() for balancer in fleet.balancers] == [False, False, False, True]
 
 
 def test_a_worker_alone_always_accepts() -> None:
     fleet = Fleet(1)
     fleet.hold(1000)
-    assert fleet.gates[0].may_accept()
+    assert fleet.balancers[0].may_accept()
     fleet.page.close()
 
 
-def test_who_has_not_started_or_has_stopped_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_worker_that_has_not_started_or_has_stopped_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
-    fleet.gates[1].stop()
-    assert [gate.may_accept() for gate in (fleet.gates[0], fleet.gates[2])] == [True, False]
-    fleet.gates[1].start()
-    assert not fleet.gates[0].may_accept()
+    fleet.balancers[1].stop()
+    assert [balancer.may_accept() for balancer in (fleet.balancers[0], fleet.balancers[2])] == [True, False]
+    fleet.balancers[1].start()
+    assert not fleet.balancers[0].may_accept()
 
 
 def test_a_worker_that_the_master_declares_dead_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
-    fleet.page.slot(1).close_gate()
-    assert fleet.gates[0].may_accept()
+    fleet.page.slot(1).stop_accepting()
+    assert fleet.balancers[0].may_accept()
 
 
 def test_a_successor_that_has_not_opened_yet_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 3, 7, 6)
     fleet.page.slot(1).start(4711, fleet.clock.now)
-    assert fleet.gates[0].may_accept()
+    assert fleet.balancers[0].may_accept()
 
 
-def test_a_worker_whose_heart_stands_still_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_worker_without_a_recent_heartbeat_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     fleet.hung = {1}
     fleet.clock.advance(FRESH_SECONDS + 0.01)
     fleet.beat()
-    assert [fleet.gates[number].may_accept() for number in (0, 2, 3)] == [True, False, False]
+    assert [fleet.balancers[number].may_accept() for number in (0, 2, 3)] == [True, False, False]
 
 
 def look_on(fleet: Fleet, number: int, seconds: float) -> float | None:
-    """Worker ``number`` looks every millisecond: seconds until it may accept, None if not within ``seconds``."""
+    """Worker ``number`` asks every millisecond: the seconds until it may accept, None if not within ``seconds``."""
     for millisecond in range(int(seconds * 1000)):
-        if fleet.gates[number].may_accept():
+        if fleet.balancers[number].may_accept():
             return millisecond / 1000
         fleet.clock.advance(0.001)
     return None
 
 
-def test_nobody_waits_long_for_a_worker_that_hangs_before_its_heart_is_missed(fleet: Fleet) -> None:
+def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     waited = look_on(fleet, 0, 0.5)
     assert waited == pytest.approx(PATIENCE_SECONDS, abs=0.002)
-    fleet.gates[0].opened()
+    fleet.balancers[0].opened()
     assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "each connection begins anew"
 
 
-def test_while_others_take_connections_nobody_loses_patience(fleet: Fleet) -> None:
+def test_patience_does_not_run_out_while_other_workers_accept(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     for _ in range(5):
         assert look_on(fleet, 0, PATIENCE_SECONDS * 0.9) is None
-        fleet.gates[1].opened()
-        fleet.gates[1].closed()
+        fleet.balancers[1].opened()
+        fleet.balancers[1].closed()
 
 
 def test_patience_does_not_run_out_while_no_connection_waits(fleet: Fleet) -> None:
     fleet.hold(1, 0, 0, 0)
     for _ in range(10):
-        assert not fleet.gates[0].may_accept()
-        fleet.gates[1].opened()
-        fleet.gates[1].closed()
+        assert not fleet.balancers[0].may_accept()
+        fleet.balancers[1].opened()
+        fleet.balancers[1].closed()
         fleet.clock.advance(1000)
         fleet.beat()
 
 
 def test_patience_does_not_run_from_the_last_connection_accepted_here(fleet: Fleet) -> None:
     fleet.hold(1, 1, 1, 1)
-    assert fleet.gates[0].may_accept()
-    fleet.gates[0].opened()
+    assert fleet.balancers[0].may_accept()
+    fleet.balancers[0].opened()
     fleet.clock.advance(1000)
     fleet.beat()
-    assert not fleet.gates[0].may_accept()
+    assert not fleet.balancers[0].may_accept()
 
 
 def test_in_a_storm_a_worker_may_be_ahead_by_a_sixteenth(fleet: Fleet) -> None:
     fleet.hold(1000, 1000, 1000, 1000)
-    assert fleet.gates[0].may_accept()
-    fleet.gates[0].opened()
-    assert not fleet.gates[0].may_accept(), "not at once"
+    assert fleet.balancers[0].may_accept()
+    fleet.balancers[0].opened()
+    assert not fleet.balancers[0].may_accept(), "not at once"
     taken = 0
     while taken < 200:
         fleet.clock.advance(0.001)
-        fleet.gates[1].opened()  # the queue moves, so patience plays no part
-        fleet.gates[1].closed()
-        if not fleet.gates[0].may_accept():
+        fleet.balancers[1].opened()  # the queue moves, so patience plays no part
+        fleet.balancers[1].closed()
+        if not fleet.balancers[0].may_accept():
             if fleet.clock.now - 10**12 > 2 * STORM_SECONDS * 1e9:
                 break
             continue
-        fleet.gates[0].opened()
+        fleet.balancers[0].opened()
         taken += 1
-    assert 1000 + 1000 // 16 - 2 <= fleet.gates[0].connections <= 1000 + 1000 // 16 + 1
+    assert 1000 + 1000 // 16 - 2 <= fleet.balancers[0].connections <= 1000 + 1000 // 16 + 1
 
 
 def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
     fleet.hold(16, 15, 15, 15)
     for _ in range(100):
         fleet.clock.advance(0.001)
-        fleet.gates[1].opened()
-        fleet.gates[1].closed()
-        assert not fleet.gates[0].may_accept()
+        fleet.balancers[1].opened()
+        fleet.balancers[1].closed()
+        assert not fleet.balancers[0].may_accept()
 
 
 def test_a_full_worker_accepts_nothing_says_so_once_and_is_not_waited_for() -> None:
     fleet = Fleet(2, limit=3)
     fleet.hold(3, 3)
-    fleet.gates[1].closed()
+    fleet.balancers[1].closed()
     with captured_logs() as lines:
-        assert [fleet.gates[0].may_accept() for _ in range(3)] == [False] * 3
-        assert fleet.gates[0].retry_seconds > fleet.gates[1].retry_seconds
-        assert fleet.gates[1].may_accept()
-        fleet.gates[1].opened()
-        assert not fleet.gates[1].may_accept()
-        fleet.gates[0].closed()
-        assert fleet.gates[0].may_accept()
+        assert [fleet.balancers[0].may_accept() for _ in range(3)] == [False] * 3
+        assert fleet.balancers[0].retry_seconds > fleet.balancers[1].retry_seconds
+        assert fleet.balancers[1].may_accept()
+        fleet.balancers[1].opened()
+        assert not fleet.balancers[1].may_accept()
+        fleet.balancers[0].closed()
+        assert fleet.balancers[0].may_accept()
     assert len(logged(lines, "Connections wait: MAX_CONNECTIONS is reached", connections=3)) == 2
     fleet.page.close()
 
 
-def test_what_a_gate_counts_stands_on_the_page(fleet: Fleet) -> None:
+def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:
     fleet.hold(3, 0, 0, 0)
-    fleet.gates[0].closed()
+    fleet.balancers[0].closed()
     reading = fleet.page.slot(0).read()
     assert (reading.accepting, reading.connections, reading.opened) == (True, 2, 3)
-    fleet.gates[0].stop()
+    fleet.balancers[0].stop()
     assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds what it holds"

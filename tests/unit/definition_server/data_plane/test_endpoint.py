@@ -1,4 +1,4 @@
-"""A call, without a transport: who is let in, what is answered, what is counted, and what a bug of ours may show."""
+"""A call without a transport: authentication, answers, counters, and what a client sees of a bug."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def page() -> Iterator[StatsPage]:
 REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
 
 
-# -- who is let in ----------------------------------------------------------------------------------------------------
+# -- authentication ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
         (("authorization", KEY),),
     ],
 )
-def test_nobody_is_let_in_without_exactly_one_known_key(metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+def test_a_call_without_exactly_one_known_key_is_refused(metadata: tuple[tuple[str, str | bytes], ...]) -> None:
     assert failure(KeyRing([digest(KEY)]).authenticate, metadata) == REFUSED
 
 
 @pytest.mark.parametrize("key", [KEY, OTHER])
-def test_any_of_several_known_keys_is_let_in(key: str) -> None:
+def test_any_of_several_known_keys_is_accepted(key: str) -> None:
     KeyRing([digest(KEY), digest(OTHER)]).authenticate((("user-agent", "x"), ("x-avap-auth", key)))
 
 
 @pytest.mark.parametrize("presented", [KEY, OTHER, "wrong"])
 def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the time taken tells nothing of which key it was, or of none."""
+    """So that the time reveals neither which key matched nor whether one did."""
     compared: list[bytes] = []
     compare = hmac.compare_digest
 
@@ -110,15 +110,17 @@ def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypat
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x-avap-auth", "x-avap-auth-bin", "te"]), st.text() | st.binary())))
-def test_no_metadata_does_anything_but_be_refused(metadata: list[tuple[str, str | bytes]]) -> None:
+def test_any_metadata_without_the_key_is_refused_and_nothing_else_is_raised(
+    metadata: list[tuple[str, str | bytes]],
+) -> None:
     assert failure(KeyRing([digest("a key that no example hits")]).authenticate, metadata) == REFUSED
 
 
-def test_a_ring_without_keys_lets_nobody_in() -> None:
+def test_a_key_ring_without_keys_refuses_every_call() -> None:
     assert failure(KeyRing().authenticate, LET_IN) == REFUSED
 
 
-def test_replaced_keys_count_at_once_and_the_old_ones_no_longer() -> None:
+def test_replaced_keys_are_accepted_at_once_and_old_ones_are_refused() -> None:
     ring = KeyRing([digest(KEY)])
     ring.replace([digest(OTHER)])
     assert failure(ring.authenticate, LET_IN) == REFUSED
@@ -188,13 +190,13 @@ def test_any_bytes_are_read_exactly_as_a_protobuf_parser_reads_them(request_byte
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 199, 200, 201])
-def test_a_name_is_told_whole_up_to_200_characters(length: int) -> None:
+def test_the_error_repeats_a_name_of_up_to_200_characters_whole(length: int) -> None:
     request = avap_pb2.CommandRequest(name="é" * length).SerializeToString()
     told = "é" * min(length, 200) + "…" * (length > 200)
     assert failure(engine("if").get_command, request) == (Status.NOT_FOUND, f"Command '{told}' not found")
 
 
-def test_a_call_that_holds_the_old_catalogue_survives_its_end(page: StatsPage) -> None:
+def test_a_call_that_holds_the_old_snapshot_can_still_read_it(page: StatsPage) -> None:
     publisher, served = Publisher(), DefinitionEngine()
     publisher.publish(published("if"))
     served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
@@ -221,7 +223,7 @@ def test_the_whole_catalogue_is_the_snapshots_body() -> None:
     assert failure(served.sync_catalog, b"\xff")[0] is Status.INVALID_ARGUMENT
 
 
-def test_without_a_snapshot_the_catalogue_is_told_to_be_loading() -> None:
+def test_without_a_snapshot_a_call_is_unavailable() -> None:
     for call in (DefinitionEngine().get_command, DefinitionEngine().sync_catalog):
         assert failure(call, b"") == (Status.UNAVAILABLE, "The catalogue is not loaded yet")
 
@@ -246,12 +248,12 @@ def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPag
     assert not any(page.slot(0).read().requests.values())
 
 
-def test_the_key_is_asked_for_before_anything_else_is_told(page: StatsPage) -> None:
+def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: StatsPage) -> None:
     endpoint = Endpoint(DefinitionEngine(), KeyRing([digest(KEY)]), page.slot(0))
     assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
 
 
-def test_a_bug_costs_its_call_and_shows_nothing_of_our_inside(page: StatsPage) -> None:
+def test_a_bug_fails_one_call_as_internal_and_is_logged(page: StatsPage) -> None:
     class Broken(DefinitionEngine):
         def get_command(self, request: bytes) -> bytes:
             raise RuntimeError("the inside")
@@ -259,7 +261,8 @@ def test_a_bug_costs_its_call_and_shows_nothing_of_our_inside(page: StatsPage) -
     endpoint = Endpoint(Broken(), KeyRing([digest(KEY)]), page.slot(0))
     with captured_logs() as logs:
         assert failure(endpoint.handlers["GetCommand"], b"", LET_IN) == (Status.INTERNAL, "Internal error")
-    assert logged(logs, "Unexpected failure in a call", log_level="error", method="GetCommand", exc_info=True)
+    (line,) = logged(logs, "Unexpected failure in a call", log_level="error", method="GetCommand")
+    assert isinstance(line["exc_info"], RuntimeError)
     assert page.slot(0).read().requests["500"] == 1
 
 

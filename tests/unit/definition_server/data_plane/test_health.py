@@ -1,4 +1,4 @@
-"""Health checks: both service names follow the same state, watchers hear of every change, and none holds up a stop."""
+"""Health checks: both service names have the same state, watches get every change, and none delays a stop."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ async def next_state(call: Any) -> int:
 
 @pytest.mark.requirement("A51")
 @each_service
-async def test_a_check_answers_what_was_reported_last(health: Health, stub: Any, service: str) -> None:
+async def test_a_check_answers_the_last_reported_state(health: Health, stub: Any, service: str) -> None:
     for serving, state in ((False, State.NOT_SERVING), (True, State.SERVING), (False, State.NOT_SERVING)):
         await health.report(serving)
         assert await check(stub, service) == state
 
 
-async def test_a_worker_is_alive_with_a_catalogue_and_without_one(health: Health, stub: Any) -> None:
+async def test_liveness_is_serving_with_and_without_a_catalogue(health: Health, stub: Any) -> None:
     for serving in (False, True, False):
         await health.report(serving)
         assert await check(stub, LIVENESS) == State.SERVING
@@ -93,7 +93,7 @@ async def test_a_check_of_another_service_is_not_found(health: Health, stub: Any
 
 @pytest.mark.requirement("A51")
 @each_service
-async def test_a_watch_tells_the_state_at_once_and_every_change(health: Health, stub: Any, service: str) -> None:
+async def test_a_watch_sends_the_state_at_once_and_then_every_change(health: Health, stub: Any, service: str) -> None:
     await health.report(False)
     call = watch(stub, service)
     assert await next_state(call) == State.NOT_SERVING
@@ -105,7 +105,7 @@ async def test_a_watch_tells_the_state_at_once_and_every_change(health: Health, 
 
 
 @pytest.mark.requirement("A51")
-async def test_a_watch_of_another_service_tells_that_it_is_unknown(health: Health, stub: Any) -> None:
+async def test_a_watch_of_another_service_sends_service_unknown(health: Health, stub: Any) -> None:
     await health.report(True)
     call = watch(stub, "avap.Other")
     assert await next_state(call) == State.SERVICE_UNKNOWN
@@ -115,7 +115,7 @@ async def test_a_watch_of_another_service_tells_that_it_is_unknown(health: Healt
 # -- ending watches --------------------------------------------------------------------------------------------------
 
 
-async def test_ended_watches_let_a_stop_go_through_at_once_and_are_told_ok(
+async def test_ended_watches_get_ok_and_do_not_delay_a_stop(
     health: Health, server: tuple[grpc.aio.Server, int], stub: Any
 ) -> None:
     await health.report(True)
@@ -131,7 +131,7 @@ async def test_ended_watches_let_a_stop_go_through_at_once_and_are_told_ok(
         assert await promptly(call.code()) is grpc.StatusCode.OK
 
 
-async def test_a_watch_that_comes_after_the_end_is_ended_too(health: Health, stub: Any) -> None:
+async def test_a_watch_that_begins_after_the_end_is_ended_too(health: Health, stub: Any) -> None:
     await health.report(True)
     health.end_watches()
     call = watch(stub, "")
@@ -141,7 +141,7 @@ async def test_a_watch_that_comes_after_the_end_is_ended_too(health: Health, stu
 
 
 async def end_of(call: Any) -> grpc.StatusCode:
-    """Read ``call`` to its end; its status."""
+    """Read ``call`` to its end, and return its status."""
     with suppress(grpc.aio.AioRpcError):
         async for _ in call:
             pass
@@ -150,8 +150,8 @@ async def end_of(call: Any) -> grpc.StatusCode:
 
 
 async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
-    """Judged by their status, not by how long the stop took: now and then C-core accepts a call that grpcio then begins
-    no handler for, whatever the servicer, and the stop waits out its grace."""
+    """Their status is checked, not the duration of the stop: rarely, C-core accepts a call for which grpcio then starts
+    no handler, whatever the servicer, and the stop waits for its whole grace period."""
     begun = 0
 
     class Counted(Health):
@@ -176,12 +176,12 @@ async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
             await server.stop(0.5)
             codes = [await promptly(end_of(call)) for call in calls]
         ended += codes.count(grpc.StatusCode.OK)
-        # Whoever was held up until the grace was over is told something else.
+        # A watch that had to wait until the grace was over would get another status.
         assert ended == begun
     assert begun > 60, "they did begin"
 
 
-async def test_a_client_that_left_its_watch_holds_up_no_stop(
+async def test_a_client_that_has_left_its_watch_does_not_delay_a_stop(
     health: Health, server: tuple[grpc.aio.Server, int], stub: Any
 ) -> None:
     await health.report(True)

@@ -1,4 +1,4 @@
-"""Every transport with a stock grpcio client: the contract's bytes, statuses, messages; and an orderly end."""
+"""Every transport with a stock grpcio client: the contract's octets, statuses and messages, and an orderly end."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def keys() -> KeyRing:
 
 @pytest.fixture
 async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: StatsPage) -> AsyncIterator[Serve]:
-    """Start a transport of the kind whose turn it is, configured as said; returns it and its port."""
+    """Starts a transport of the parametrized kind with the given configuration; returns it and its port."""
     kind = transport
     started: list[Transport] = []
 
@@ -161,14 +161,14 @@ REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "Invalid Credentials")
     ],
     ids=["none", "empty", "wrong", "twice", "binary"],
 )
-async def test_whoever_lacks_the_key_is_refused(serve: Serve, method: str, metadata: Any) -> None:
+async def test_a_call_without_the_key_is_refused(serve: Serve, method: str, metadata: Any) -> None:
     _, port = await serve()
     async with channel(port) as client:
         assert await failure(client, method, b"", metadata) == REFUSED
 
 
 @pytest.mark.parametrize("name", ["missing", "", "fehlt ü 🎈", "a\nb", "100%", "x" * 100])
-async def test_an_unknown_name_is_told_by_its_name(serve: Serve, name: str) -> None:
+async def test_the_error_for_an_unknown_name_repeats_the_name(serve: Serve, name: str) -> None:
     _, port = await serve()
     request = avap_pb2.CommandRequest(name=name).SerializeToString()
     async with channel(port) as client:
@@ -176,7 +176,7 @@ async def test_an_unknown_name_is_told_by_its_name(serve: Serve, name: str) -> N
         assert await failure(client, "GetCommand", request) == told
 
 
-async def test_a_name_of_any_length_is_told_so_that_the_client_gets_it(serve: Serve) -> None:
+async def test_the_error_for_a_name_of_any_length_reaches_the_client(serve: Serve) -> None:
     _, port = await serve()
     request = avap_pb2.CommandRequest(name="🎈" * 500_000).SerializeToString()
     async with channel(port) as client:
@@ -184,7 +184,7 @@ async def test_a_name_of_any_length_is_told_so_that_the_client_gets_it(serve: Se
         assert await failure(client, "GetCommand", request) == told
 
 
-async def test_garbage_is_a_bad_request(serve: Serve) -> None:
+async def test_an_undecodable_request_is_an_invalid_argument(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:
         told = (grpc.StatusCode.INVALID_ARGUMENT, "The request is not a valid avap.CommandRequest")
@@ -193,14 +193,14 @@ async def test_garbage_is_a_bad_request(serve: Serve) -> None:
         assert await failure(client, "SyncCatalog", b"\xff\xff") == told
 
 
-async def test_without_a_catalogue_calls_are_told_to_come_again(serve: Serve, engine: DefinitionEngine) -> None:
-    _, port = await serve()
+async def test_without_a_catalogue_calls_are_unavailable(serve: Serve, engine: DefinitionEngine) -> None:
     engine.snapshot = None
+    _, port = await serve()
     async with channel(port) as client:
         assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_bug_shows_nothing_of_its_inside(
+async def test_a_bug_is_logged_and_its_text_is_not_sent(
     serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, port = await serve()
@@ -242,23 +242,25 @@ async def test_a_batch_of_calls_is_counted_call_by_call(serve: Serve, page: Stat
 # -- what may be remembered --------------------------------------------------------------------------------------------
 
 
-async def test_another_snapshot_answers_the_very_next_call_of_an_open_connection(
+async def test_after_a_swap_the_next_call_of_an_open_connection_gets_the_new_answer(
     serve: Serve, engine: DefinitionEngine
 ) -> None:
-    _, port = await serve()
+    transport, port = await serve()
     async with channel(port) as client:
         for number in range(5):
-            engine.snapshot = opened(row("if", f"# {number}"))
+            snapshot = opened(row("if", f"# {number}"))
+            transport.begin_swap(snapshot).commit()
+            assert engine.snapshot is snapshot
             for _ in range(3):  # the same octets each time
-                assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
-                assert await raw(client, "SyncCatalog", b"") == bytes(engine.snapshot.body)
-        engine.snapshot = opened("else")
+                assert await raw(client, "GetCommand", b"\x0a\x02if") == snapshot.answer(b"if")
+                assert await raw(client, "SyncCatalog", b"") == bytes(snapshot.body)
+        transport.begin_swap(opened("else")).commit()
         assert (await failure(client, "GetCommand", b"\x0a\x02if"))[0] is grpc.StatusCode.NOT_FOUND
-        engine.snapshot = opened("if")
-        assert await raw(client, "GetCommand", b"\x0a\x02if") == engine.snapshot.answer(b"if")
+        transport.begin_swap(snapshot := opened("if")).commit()
+        assert await raw(client, "GetCommand", b"\x0a\x02if") == snapshot.answer(b"if")
 
 
-async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_other_does(
+async def test_prepared_answers_are_used_only_for_the_snapshot_they_were_made_from(
     serve: Serve, engine: DefinitionEngine
 ) -> None:
     transport, port = await serve()
@@ -274,20 +276,21 @@ async def test_a_snapshot_that_was_prepared_for_answers_the_next_calls_and_no_ot
 
         await answers()
         assert (await failure(client, "GetCommand", b"\x0a\x03new"))[0] is grpc.StatusCode.NOT_FOUND
-        await transport.prepare(coming)
+        swap = transport.begin_swap(coming)
+        await swap.prepare()
         assert served is not None
         assert await answers() == expected(served), "prepared is not served"
-        engine.snapshot = coming
-        await transport.tidy()
+        assert swap.commit() is served
+        await swap.release()
         assert await answers() == expected(coming)
         assert await raw(client, "GetCommand", b"\x0a\x03new") == coming.answer(b"new"), "it was remembered as missing"
-        await transport.prepare(coming)
-        engine.snapshot = another
-        assert await answers() == expected(another)
+        await transport.begin_swap(coming).prepare()
+        transport.begin_swap(another).commit()
+        assert await answers() == expected(another), "what was prepared for another snapshot is not used"
 
 
 @pytest.mark.transports("native")
-async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
+async def test_after_a_prepared_swap_no_call_looks_an_answer_up(
     serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport, port = await serve()
@@ -303,8 +306,9 @@ async def test_no_call_waits_for_answers_to_be_made_after_a_prepared_swap(
         for name in ("if", "no"):
             await answered(client, name)
         coming = opened(row("if", "# coming"))
-        await transport.prepare(coming)
-        engine.snapshot = coming
+        swap = transport.begin_swap(coming)
+        await swap.prepare()
+        swap.commit()
         looked_up.clear()
         for name in ("if", "no"):
             await answered(client, name)
@@ -317,20 +321,21 @@ async def answered(client: grpc.aio.Channel, name: str) -> None:
 
 
 @pytest.mark.transports("native")
-async def test_a_preparation_that_takes_too_long_is_cut(
+async def test_a_preparation_that_takes_too_long_is_ended(
     serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport, port = await serve()
-    monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
+    monkeypatch.setattr(native, "PREPARATION_SECONDS", 0.05)
     monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
     async with channel(port) as client:
         await answered(client, "if")
-        await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
-        engine.snapshot = coming
+        swap = transport.begin_swap(coming := opened(row("if", "# coming")))
+        await promptly(swap.prepare())
+        swap.commit()
         assert await raw(client, "GetCommand", b"\x0a\x02if") == coming.answer(b"if")
 
 
-async def test_other_keys_count_for_the_very_next_call_of_an_open_connection(serve: Serve, keys: KeyRing) -> None:
+async def test_replaced_keys_apply_to_the_next_call_of_an_open_connection(serve: Serve, keys: KeyRing) -> None:
     _, port = await serve()
     async with channel(port) as client:
         for _ in range(3):
@@ -350,17 +355,17 @@ async def test_nothing_keeps_a_replaced_snapshot_in_memory(
     transport, port = await serve()
     async with channel(port) as client:
         memory = array("B", opened(row("if", "x" * size)).buffer)
-        engine.snapshot, replaced = Snapshot(memoryview(memory)), weakref.ref(memory)
+        transport.begin_swap(Snapshot(memoryview(memory))).commit()
+        replaced = weakref.ref(memory)
         del memory
         await raw(client, "SyncCatalog", b"")
         await raw(client, "GetCommand", b"\x0a\x02if")
+        swap = transport.begin_swap(opened("if"))
         if prepared:
-            await transport.prepare(coming := opened("if"))
-            engine.snapshot = coming
-        else:
-            engine.snapshot = opened("if")
-        await transport.tidy()
-        await eventually(lambda: replaced() is None, "the old snapshot was let go")
+            await swap.prepare()
+        swap.commit()
+        await swap.release()
+        await eventually(lambda: replaced() is None, "the old snapshot was released")
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
@@ -390,7 +395,7 @@ async def test_an_answer_above_4_mib_reaches_a_client_that_raised_its_limit(
 # -- health and reflection -------------------------------------------------------------------------------------------
 
 
-async def test_health_needs_no_key_and_is_not_serving_until_told(serve: Serve) -> None:
+async def test_health_needs_no_key_and_is_not_serving_until_set(serve: Serve) -> None:
     transport, port = await serve()
     async with channel(port) as client:
         stub: Any = health_pb2_grpc.HealthStub(client)
@@ -405,7 +410,7 @@ async def test_health_needs_no_key_and_is_not_serving_until_told(serve: Serve) -
 
 
 async def services(client: grpc.aio.Channel) -> set[str]:
-    """What reflection lists."""
+    """The services that reflection lists."""
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(client)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
     return {service.name for service in (await call.read()).list_services_response.service}
@@ -414,14 +419,14 @@ async def services(client: grpc.aio.Channel) -> set[str]:
 async def test_reflection_is_off_unless_configured(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:
-        # One batch: a write after the refusal would fail in the client, which then tells that instead.
+        # One batch: a write after the refusal would fail in the client, which would then report that instead.
         call: Any = client.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_reflection_lists_every_service_where_configured(serve: Serve) -> None:
+async def test_reflection_lists_every_service_if_configured(serve: Serve) -> None:
     _, port = await serve(reflection=True)
     async with channel(port) as client:
         assert await services(client) == {
@@ -434,12 +439,12 @@ async def test_reflection_lists_every_service_where_configured(serve: Serve) -> 
 # -- the port --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_address_that_is_not_ours_is_told(serve: Serve) -> None:
+async def test_an_address_of_another_machine_cannot_be_listened_on(serve: Serve) -> None:
     with pytest.raises(CannotListen, match=r"cannot listen on 192\.0\.2\.1:50051"):
         await serve(host="192.0.2.1", port=50051)
 
 
-async def test_a_port_of_another_server_is_told(serve: Serve) -> None:
+async def test_a_port_of_another_server_cannot_be_listened_on(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}"):
@@ -463,7 +468,7 @@ async def test_it_listens_on_ipv6(serve: Serve) -> None:
         assert await raw(client, "GetCommand", b"\x0a\x02if")
 
 
-async def test_a_connection_is_asked_to_reconnect_at_its_age_and_no_call_fails(serve: Serve) -> None:
+async def test_a_connection_of_maximum_age_reconnects_and_no_call_fails(serve: Serve) -> None:
     _, port = await serve(max_connection_age_seconds=0.2)
     async with channel(port) as client:
         left = 0
@@ -492,7 +497,7 @@ async def open_call(client: grpc.aio.Channel, page: StatsPage) -> Any:
     return opened
 
 
-async def test_a_stop_lets_a_call_in_flight_finish(serve: Serve, engine: DefinitionEngine, page: StatsPage) -> None:
+async def test_a_stop_waits_for_a_call_in_flight(serve: Serve, engine: DefinitionEngine, page: StatsPage) -> None:
     transport, port = await serve()
     assert engine.snapshot is not None
     async with channel(port) as client:
@@ -506,7 +511,7 @@ async def test_a_stop_lets_a_call_in_flight_finish(serve: Serve, engine: Definit
         await promptly(stopping, seconds=GRACE / 4)
 
 
-async def test_a_stop_cuts_what_is_left_after_its_grace(serve: Serve, page: StatsPage) -> None:
+async def test_a_stop_ends_calls_that_are_left_after_its_grace(serve: Serve, page: StatsPage) -> None:
     transport, port = await serve()
     async with channel(port) as client:
         call = await open_call(client, page)
@@ -514,7 +519,7 @@ async def test_a_stop_cuts_what_is_left_after_its_grace(serve: Serve, page: Stat
         assert await promptly(call.code()) is not grpc.StatusCode.OK
 
 
-async def test_a_health_watch_holds_up_no_stop(serve: Serve) -> None:
+async def test_a_health_watch_does_not_delay_a_stop(serve: Serve) -> None:
     transport, port = await serve()
     async with channel(port) as client:
         stub: Any = health_pb2_grpc.HealthStub(client)

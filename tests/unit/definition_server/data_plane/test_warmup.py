@@ -1,4 +1,4 @@
-"""What the warm-up leaves behind: everything frozen, and a young generation that fits the transport."""
+"""The state after the warm-up: all objects are frozen, and the collector's threshold fits the transport."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ print(json.dumps([gc.get_freeze_count(), before, gc.get_threshold()[0], gc.isena
 
 
 @pytest.mark.parametrize(("name", "young"), [("native", 5000), ("grpcio", None)], ids=["native", "grpcio"])
-def test_what_was_allocated_is_frozen_and_the_young_generation_fits(name: str, young: int | None) -> None:
+def test_warm_up_freezes_existing_objects_and_raises_the_gc_threshold(name: str, young: int | None) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, timeout=60, check=False
     )

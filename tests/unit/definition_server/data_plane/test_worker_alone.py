@@ -1,4 +1,4 @@
-"""A worker process with the test in the master's place: what it accepts, what it refuses, and how it leaves."""
+"""A worker process with the test as its master: what it accepts, what it refuses, and how it drains."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ CONFIGURE = Configure(
 )
 PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
 UNPREPARED = """
-from definition_server.data_plane.transports.native import NativeTransport
-async def prepare(self, snapshot): raise RuntimeError("a bug")
-NativeTransport.prepare = prepare
+from definition_server.data_plane.transports.native import NativeSwap
+async def prepare(self): raise RuntimeError("a bug")
+NativeSwap.prepare = prepare
 """
 SLOWLY_PREPARED = """
 import asyncio
-from definition_server.data_plane.transports.native import NativeTransport
-async def prepare(self, snapshot, ready=NativeTransport.prepare): await asyncio.sleep(1.5); await ready(self, snapshot)
-NativeTransport.prepare = prepare
+from definition_server.data_plane.transports.native import NativeSwap
+async def prepare(self, ready=NativeSwap.prepare): await asyncio.sleep(1.5); await ready(self)
+NativeSwap.prepare = prepare
 """
 
 
@@ -102,7 +102,7 @@ class WorkerAlone:
         os.close(descriptor)
 
     def wait_ready(self) -> int:
-        """The generation of the next Ready."""
+        """Wait for the next Ready; returns its generation."""
         message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
         assert isinstance(message, Ready)
         return message.generation
@@ -130,7 +130,7 @@ def port() -> int:
 
 @pytest.fixture
 def configure(transport: str, port: int) -> Configure:
-    """For each transport in turn."""
+    """The configuration, for each transport."""
     return replace(CONFIGURE, transport=transport, port=port)
 
 
@@ -144,7 +144,7 @@ def worker(configure: Configure) -> Iterator[WorkerAlone]:
     made.end()
 
 
-def test_ready_is_said_when_the_port_is_open_and_after_every_swap(worker: WorkerAlone, port: int) -> None:
+def test_ready_is_reported_when_the_port_is_open_and_after_every_swap(worker: WorkerAlone, port: int) -> None:
     with Client(port, KEY) as client:
         assert client.get("if", timeout=2).name == "if"
         worker.publish(built(2, "else", "if"))
@@ -159,7 +159,7 @@ def test_ready_is_said_when_the_port_is_open_and_after_every_swap(worker: Worker
     assert reading.requests["200"] == 2, "the warm-up is not counted"
 
 
-def test_a_snapshot_that_fails_a_check_is_refused_and_the_good_one_stays(worker: WorkerAlone, port: int) -> None:
+def test_a_snapshot_that_fails_a_check_is_refused_and_the_old_one_stays(worker: WorkerAlone, port: int) -> None:
     good = built(2, "else")
     worker.publish(good, announced="00" * 32)
     for content, sealed in ((good.to_bytes(), False), (good.to_bytes()[:-1], True), (b"", True), (b"x" * 999, True)):
@@ -178,7 +178,7 @@ def test_a_snapshot_that_fails_a_check_is_refused_and_the_good_one_stays(worker:
     assert worker.wait_ready() == 3
 
 
-def test_answers_that_cannot_be_prepared_hold_up_no_swap(port: int) -> None:
+def test_a_failed_preparation_does_not_prevent_the_swap(port: int) -> None:
     worker = WorkerAlone(
         replace(CONFIGURE, transport="native", port=port), Keys((sha256(KEY.encode()).hexdigest(),)), before=UNPREPARED
     )
@@ -193,7 +193,7 @@ def test_answers_that_cannot_be_prepared_hold_up_no_swap(port: int) -> None:
         worker.end()
 
 
-def test_what_is_overtaken_while_another_is_prepared_is_left_out_and_let_go(port: int) -> None:
+def test_a_snapshot_overtaken_during_a_preparation_is_left_out_and_released(port: int) -> None:
     worker = WorkerAlone(
         replace(CONFIGURE, transport="native", port=port),
         Keys((sha256(KEY.encode()).hexdigest(),)),
@@ -219,7 +219,7 @@ def test_what_is_overtaken_while_another_is_prepared_is_left_out_and_let_go(port
         worker.end()
 
 
-def test_other_keys_count_at_once(worker: WorkerAlone, port: int) -> None:
+def test_replaced_keys_apply_at_once(worker: WorkerAlone, port: int) -> None:
     with Client(port, KEY) as client:
         client.get("if")
         assert worker.channel.send(Keys((sha256(b"other").hexdigest(),)))
@@ -228,7 +228,7 @@ def test_other_keys_count_at_once(worker: WorkerAlone, port: int) -> None:
         assert failure(client.get, "if")[0] == "UNAUTHENTICATED"
 
 
-def test_a_message_it_does_not_know_is_ignored(worker: WorkerAlone, port: int) -> None:
+def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -> None:
     worker.channel._socket.send(b"garbage")
     assert worker.channel.send(Ready(7))
     until(lambda: len(worker.logged("Control message ignored")) == 2, lambda: str(worker.lines))
@@ -237,7 +237,7 @@ def test_a_message_it_does_not_know_is_ignored(worker: WorkerAlone, port: int) -
 
 
 @pytest.mark.parametrize("how", ["drain", "SIGTERM", "master gone"])
-def test_it_leaves_in_order_when_told_or_left_alone(worker: WorkerAlone, how: str) -> None:
+def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
         assert worker.channel.send(Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
     elif how == "SIGTERM":
@@ -247,7 +247,7 @@ def test_it_leaves_in_order_when_told_or_left_alone(worker: WorkerAlone, how: st
     assert worker.process.wait(10) == 0
 
 
-def test_before_it_leaves_it_says_so_and_waits_serving_all_the_while(worker: WorkerAlone, port: int) -> None:
+def test_an_announced_drain_reports_not_serving_and_still_answers(worker: WorkerAlone, port: int) -> None:
     with Client(port, KEY) as client:
         assert client.health() == "SERVING"
         assert worker.channel.send(Drain(announce=True, wait_seconds=1.0, timeout_seconds=10))
@@ -258,7 +258,7 @@ def test_before_it_leaves_it_says_so_and_waits_serving_all_the_while(worker: Wor
     assert time.monotonic() - announced >= 0.9
 
 
-def test_it_does_not_leave_before_a_call_in_flight_is_answered(worker: WorkerAlone, port: int) -> None:
+def test_a_drain_waits_for_a_call_in_flight(worker: WorkerAlone, port: int) -> None:
     requests: queue.Queue[bytes | None] = queue.Queue()
     with Client(port, KEY) as client:
         open_call: Any = client.channel.stream_unary("/avap.DefinitionEngine/GetCommand")
@@ -283,7 +283,7 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_until_it_is_told_of_keys_it_lets_nobody_in(configure: Configure, port: int) -> None:
+def test_before_it_has_keys_a_worker_refuses_every_call(configure: Configure, port: int) -> None:
     worker = WorkerAlone(configure)
     try:
         worker.publish(built(1, "if"))
@@ -294,7 +294,7 @@ def test_until_it_is_told_of_keys_it_lets_nobody_in(configure: Configure, port: 
         worker.end()
 
 
-def test_its_slot_tells_that_it_lives(worker: WorkerAlone) -> None:
+def test_a_worker_beats_on_its_stats_slot(worker: WorkerAlone) -> None:
     slot = worker.page.slot(0)
     first = slot.read()
     assert first.pid == worker.process.pid
@@ -314,7 +314,7 @@ def stopped(pid: int) -> None:
     until(lambda: state() == "T", "the process stopped")
 
 
-def test_refused_and_replaced_snapshots_leave_no_descriptor(worker: WorkerAlone) -> None:
+def test_refused_and_replaced_snapshots_leave_no_descriptor_open(worker: WorkerAlone) -> None:
     def memory() -> int:
         return len([link for link in open_descriptors(worker.process.pid).values() if "memfd:test" in link])
 
@@ -325,14 +325,14 @@ def test_refused_and_replaced_snapshots_leave_no_descriptor(worker: WorkerAlone)
     until(lambda: memory() == 1, lambda: f"{memory()} mappings, one is wanted")
 
 
-def test_ctrl_c_is_left_to_the_master(worker: WorkerAlone, port: int) -> None:
+def test_sigint_does_not_end_a_worker(worker: WorkerAlone, port: int) -> None:
     worker.process.send_signal(signal.SIGINT)
     with Client(port, KEY) as client:
         assert client.get("if").name == "if"
     assert worker.process.poll() is None
 
 
-def test_without_a_snapshot_it_is_ready_but_not_serving(configure: Configure, port: int) -> None:
+def test_without_a_snapshot_a_worker_is_ready_but_not_serving(configure: Configure, port: int) -> None:
     worker = WorkerAlone(configure, Keys((sha256(KEY.encode()).hexdigest(),)))
     try:
         assert worker.wait_ready() == 0
@@ -343,7 +343,7 @@ def test_without_a_snapshot_it_is_ready_but_not_serving(configure: Configure, po
         worker.end()
 
 
-def test_what_keeps_it_from_starting_is_said_and_told_apart_from_a_crash(configure: Configure, port: int) -> None:
+def test_a_failed_start_is_logged_and_has_its_own_exit_code(configure: Configure, port: int) -> None:
     first = WorkerAlone(Keys(()))
     with socket.create_server(("127.0.0.1", port)):
         second = WorkerAlone(configure)

@@ -1,4 +1,4 @@
-"""A worker whose event loop hangs must not hold the port for ever once its master is gone."""
+"""A worker whose event loop hangs must not hold the port for ever after its master has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ time.sleep(120)
 """
 
 
-def test_a_hung_worker_leaves_some_time_after_its_master() -> None:
+def test_a_hung_worker_ends_some_time_after_its_master() -> None:
     master, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with subprocess.Popen(
         [sys.executable, "-c", HANGING, str(worker.fileno())],

@@ -1,5 +1,5 @@
-"""The control socket carries every message whole and in order, and a descriptor beside it that is the receiver's own;
-neither end ever blocks; the end of the other process is seen by both verbs; and garbage is told from a message.
+"""The control socket transports every message whole and in order, with a descriptor that becomes the receiver's own.
+Neither end ever blocks; send and receive report the end of the other process; invalid datagrams are detected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    """Both ends of a control socket; after the test nothing of it is left."""
+    """Both ends of a control socket. After the test nothing of it is left."""
     with nothing_left():
         ours, raw = Channel.pair()
         theirs = Channel(raw)
@@ -96,7 +96,7 @@ def test_both_ends_may_send_at_once(ends: tuple[Channel, Channel]) -> None:
     assert theirs.receive() == (Drain(True, 1.5, 2.5), None)
 
 
-def test_no_secret_but_digests_travels_in_any_message() -> None:
+def test_messages_hold_keys_only_as_digests() -> None:
     fields = {cls.__name__: cls.__dataclass_fields__.keys() for cls in get_args(Message)}
     assert fields["Keys"] == {"digests"}
     told = [name for names in fields.values() for name in names if "key" in name or "url" in name]
@@ -121,7 +121,9 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("datagram", GARBAGE)
-def test_garbage_is_no_message_and_the_next_message_is(raw: tuple[Channel, socket.socket], datagram: bytes) -> None:
+def test_an_invalid_datagram_is_an_error_and_the_next_message_is_received(
+    raw: tuple[Channel, socket.socket], datagram: bytes
+) -> None:
     ours, theirs = raw
     theirs.send(datagram)
     theirs.send(encode(Ready(1)))
@@ -133,12 +135,12 @@ def test_garbage_is_no_message_and_the_next_message_is(raw: tuple[Channel, socke
 @given(
     st.binary(max_size=60) | st.recursive(st.none() | st.integers() | TEXT, st.lists).map(json.dumps).map(str.encode)
 )
-def test_any_datagram_is_a_message_or_a_message_error(datagram: bytes) -> None:
+def test_any_datagram_yields_a_message_or_a_message_error(datagram: bytes) -> None:
     with pytest.raises(MessageError):
         decode(datagram)
 
 
-def test_garbage_that_brings_a_descriptor_leaves_none_behind(raw: tuple[Channel, socket.socket]) -> None:
+def test_an_invalid_datagram_with_a_descriptor_leaves_none_open(raw: tuple[Channel, socket.socket]) -> None:
     ours, theirs = raw
     before = open_descriptors().keys()
     socket.send_fds(theirs, [b"garbage"], [theirs.fileno()])
@@ -150,8 +152,8 @@ def test_garbage_that_brings_a_descriptor_leaves_none_behind(raw: tuple[Channel,
     assert not left
 
 
-def test_of_more_descriptors_than_one_no_more_arrive(raw: tuple[Channel, socket.socket]) -> None:
-    """Nobody would close them."""
+def test_of_several_descriptors_only_one_is_received(raw: tuple[Channel, socket.socket]) -> None:
+    """Nothing would close the others."""
     ours, theirs = raw
     before = open_descriptors().keys()
     socket.send_fds(theirs, [encode(Ready(1))], [theirs.fileno()] * 3)
@@ -171,7 +173,7 @@ def test_a_descriptor_arrives_as_one_of_the_receivers_own(ends: tuple[Channel, C
     os.write(sent, b"snapshot")
     assert ours.send(Publish(1, "aa"), sent)
     identity = os.fstat(sent).st_ino
-    os.close(sent)  # the receiver's goes on working
+    os.close(sent)  # the receiver's stays open
     received = theirs.receive()
     assert received is not None
     message, descriptor = received
@@ -184,7 +186,7 @@ def test_a_descriptor_arrives_as_one_of_the_receivers_own(ends: tuple[Channel, C
         os.close(descriptor)
 
 
-def test_a_received_descriptor_does_not_reach_a_child_by_itself(ends: tuple[Channel, Channel]) -> None:
+def test_a_received_descriptor_is_not_inherited_by_default(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     assert ours.send(Publish(1, "aa"), ours.fileno())
     _, descriptor = theirs.receive() or (None, None)
@@ -215,13 +217,13 @@ def test_descriptors_stay_with_their_messages(ends: tuple[Channel, Channel]) -> 
 # -- the ends ----------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_blocks_while_nothing_waits(ends: tuple[Channel, Channel]) -> None:
+def test_receive_without_a_message_does_not_block(ends: tuple[Channel, Channel]) -> None:
     for end in ends:
         assert os.get_blocking(end.fileno()) is False
         assert end.receive() is None
 
 
-def test_a_full_queue_is_told_and_sending_goes_on_once_it_is_read(ends: tuple[Channel, Channel]) -> None:
+def test_send_to_a_full_queue_returns_false_until_it_is_read(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     sent = 0
     while ours.send(Ready(sent)):
@@ -244,7 +246,7 @@ def test_a_full_queue_keeps_the_descriptor_with_its_sender(ends: tuple[Channel, 
     assert open_descriptors().keys() == before
 
 
-def test_a_peer_that_closed_is_seen_when_sending(ends: tuple[Channel, Channel]) -> None:
+def test_send_to_a_closed_peer_raises_channel_closed(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     theirs.close()
     for _ in range(2):
@@ -252,7 +254,7 @@ def test_a_peer_that_closed_is_seen_when_sending(ends: tuple[Channel, Channel]) 
             ours.send(Ready(1))
 
 
-def test_a_peer_that_closed_is_seen_when_receiving(ends: tuple[Channel, Channel]) -> None:
+def test_receive_from_a_closed_peer_raises_channel_closed(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     theirs.close()
     for _ in range(2):
@@ -260,7 +262,7 @@ def test_a_peer_that_closed_is_seen_when_receiving(ends: tuple[Channel, Channel]
             ours.receive()
 
 
-def test_what_a_peer_said_before_it_closed_still_arrives(ends: tuple[Channel, Channel]) -> None:
+def test_messages_sent_before_the_peer_closed_still_arrive(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     assert theirs.send(Ready(1))
     theirs.close()
@@ -269,7 +271,7 @@ def test_what_a_peer_said_before_it_closed_still_arrives(ends: tuple[Channel, Ch
         ours.receive()
 
 
-def test_a_peer_that_closed_without_reading_is_seen(ends: tuple[Channel, Channel]) -> None:
+def test_a_peer_that_closed_without_reading_raises_channel_closed(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     assert ours.send(Ready(1))
     theirs.close()

@@ -1,5 +1,6 @@
-"""Sealed memory holds exactly the pieces it was made of, however the kernel cuts the writing; nobody can change it any
-more, its maker included; memory that could still change is not mapped; and no descriptor leaks on any way out.
+"""Sealed memory holds exactly the pieces that it was made of, however the kernel splits the writes. No process, its
+creator included, can change it any more. Memory that could still change is not mapped, and no failure leaks a
+descriptor.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def sealed(*pieces: bytes | memoryview) -> Iterator[int]:
 
 @contextmanager
 def memfd(content: bytes, seals: int = 0) -> Iterator[int]:
-    """Memory under ``seals``, made without our code."""
+    """Memory with ``seals``, created without our code."""
     descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.write(descriptor, content)
@@ -64,7 +65,7 @@ def test_the_memory_holds_the_pieces_one_after_the_other(pieces: list[bytes]) ->
 
 
 @pytest.mark.parametrize("count", [1023, 1024, 1025, 5000])
-def test_there_may_be_more_pieces_than_one_system_call_takes(count: int) -> None:
+def test_more_pieces_than_one_system_call_accepts_are_written(count: int) -> None:
     pieces = [b"" if number % 7 == 0 else b"%d," % number for number in range(count)]
     with sealed(*pieces) as descriptor:
         assert content(descriptor) == b"".join(pieces)
@@ -83,8 +84,8 @@ def test_pieces_may_be_views_and_come_one_by_one() -> None:
 @example([b"abc", b"", b"defg", b"h"], [3])
 @example([b"abc", b"", b"defg", b"h"], [1])
 @example([b"abc", b"", b"defg", b"h"], [5, 1])
-def test_a_write_that_stops_half_way_loses_and_repeats_nothing(pieces: list[bytes], steps: list[int]) -> None:
-    """The kernel may write less than it is given (``write(2)``), of a vector as of one buffer."""
+def test_a_partial_write_loses_and_repeats_nothing(pieces: list[bytes], steps: list[int]) -> None:
+    """The kernel may write less than it was given (``write(2)``), of a vector as of one buffer."""
     write, counts = os.write, iter(steps * 1000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)[: next(counts)]))
@@ -93,7 +94,7 @@ def test_a_write_that_stops_half_way_loses_and_repeats_nothing(pieces: list[byte
             assert content(descriptor) == b"".join(pieces)
 
 
-# -- nobody changes it -------------------------------------------------------------------------------------------------
+# -- it cannot be changed ----------------------------------------------------------------------------------------------
 
 
 def test_the_memory_can_neither_be_written_nor_resized_nor_unsealed() -> None:
@@ -112,7 +113,7 @@ def test_the_memory_can_neither_be_written_nor_resized_nor_unsealed() -> None:
         assert content(descriptor) == b"snapshot"
 
 
-def test_nor_can_it_be_changed_through_a_descriptor_opened_anew() -> None:
+def test_the_memory_cannot_be_changed_through_a_descriptor_opened_anew() -> None:
     with sealed(b"snapshot") as descriptor:
         again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
         try:
@@ -152,12 +153,12 @@ def test_memory_that_lacks_any_seal_is_not_mapped(seals: int) -> None:
         map_sealed(descriptor)
 
 
-def test_memory_that_someone_else_sealed_is_mapped() -> None:
+def test_memory_sealed_by_another_process_is_mapped() -> None:
     with memfd(b"snapshot", SEALS) as descriptor, map_sealed(descriptor) as mapping:
         assert mapping[:] == b"snapshot"
 
 
-def test_what_is_no_memory_at_all_is_refused(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_not_a_memfd_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"snapshot")
     ours, theirs = socket.socketpair()
@@ -167,8 +168,8 @@ def test_what_is_no_memory_at_all_is_refused(tmp_path: Path) -> None:
                 map_sealed(descriptor)
 
 
-def test_empty_memory_is_refused_as_documented() -> None:
-    """Not with an exception of its own: a worker must survive whatever it is sent."""
+def test_empty_memory_is_refused() -> None:
+    """With the documented exception: a worker must survive every descriptor that it is sent."""
     with sealed() as descriptor, pytest.raises((NotSealedError, OSError)):
         map_sealed(descriptor)
 
@@ -176,25 +177,25 @@ def test_empty_memory_is_refused_as_documented() -> None:
 # -- nothing leaks -----------------------------------------------------------------------------------------------------
 
 
-def test_the_descriptor_does_not_reach_a_child_by_itself() -> None:
+def test_the_descriptor_is_not_inherited_by_default() -> None:
     with sealed(b"snapshot") as descriptor:
         assert os.get_inheritable(descriptor) is False
 
 
 class Interrupted(BaseException):
-    """Not an `Exception`: as KeyboardInterrupt."""
+    """Like KeyboardInterrupt not an `Exception`."""
 
 
-def test_pieces_that_fail_half_way_leave_no_descriptor() -> None:
+def test_an_exception_while_writing_leaves_no_descriptor_open() -> None:
     def pieces() -> Iterator[bytes]:
         yield from [b"x"] * 2000
         raise Interrupted
 
-    with pytest.raises(Interrupted):  # the fixture looks for what is left
+    with pytest.raises(Interrupted):  # the fixture checks that nothing is left
         create_sealed("test", pieces())
 
 
-def test_memory_that_cannot_be_sealed_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_sealed_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "MFD_ALLOW_SEALING", 0)
     with pytest.raises(PermissionError):
         create_sealed("test", [b"x"])

@@ -1,5 +1,5 @@
-"""The stats page is one memory for all processes: what a worker counts in its slot, the master reads, and nothing else
-changes; what a dead worker counted stays. The layout keeps every slot on cache lines of its own.
+"""The stats page is one memory for all processes: the master reads what a worker counts in its slot, and nothing else
+changes. The counts of a worker that has ended stay. Every slot has cache lines of its own.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def test_a_page_holds_the_slots_it_was_made_for() -> None:
 
 
 def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
-    """Each is written alone, with a value of its own; all are read back as written."""
+    """Each is written with a value of its own, and all are read back as written."""
     slot = page.slot(1)
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
-    slot.open_gate()
+    slot.start_accepting()
     for i in range(len(STATUSES)):
         for _ in range(i + 1):
             slot.count(0, i, 0)
@@ -92,7 +92,7 @@ def test_a_slot_never_touches_its_neighbours(page: StatsPage) -> None:
 # -- counting ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_slot_has_every_status_and_method_at_nought(page: StatsPage) -> None:
+def test_a_new_slot_has_every_status_and_method_at_zero(page: StatsPage) -> None:
     reading = page.slot(0).read()
     assert reading.requests == {"200": 0, "400": 0, "401": 0, "404": 0, "500": 0, "503": 0}
     assert reading.latency == dict.fromkeys(("GetCommand", "SyncCatalog"), (0,) * (len(LATENCY_BOUNDS) + 1))
@@ -162,7 +162,7 @@ def test_the_version_hash_is_read_back_as_hex(version_hash: bytes) -> None:
         assert page.slot(0).read().version_hash == version_hash.hex()
 
 
-def test_a_worker_that_follows_keeps_the_counters_and_begins_anew_what_it_is(page: StatsPage) -> None:
+def test_the_next_worker_of_a_slot_keeps_counters_and_resets_its_state(page: StatsPage) -> None:
     slot = page.slot(0)
     slot.start(pid=10, now_ns=100)
     slot.serve(5, 30, b"\xaa" * 32)
@@ -177,19 +177,19 @@ def test_a_worker_that_follows_keeps_the_counters_and_begins_anew_what_it_is(pag
     assert after.latency_sum_seconds == before.latency_sum_seconds == {"GetCommand": 1.0, "SyncCatalog": 0.0}
 
 
-def test_a_worker_that_follows_accepts_nothing_and_holds_no_connection_at_first(page: StatsPage) -> None:
+def test_the_next_worker_of_a_slot_begins_without_connections_and_not_accepting(page: StatsPage) -> None:
     slot = page.slot(0)
     slot.start(pid=10, now_ns=100)
-    slot.open_gate()
+    slot.start_accepting()
     slot.connected(5, 8)
     slot.start(pid=11, now_ns=200)
     assert slot.load() == (False, 0, 8, 200)
     slot.connected(1, 1)
-    assert slot.read().opened == 9, "what was ever accepted goes on counting"
+    assert slot.read().opened == 9, "the total of accepted connections continues"
 
 
 @given(st.integers(0, 10_000), st.integers(0, len(STATUSES) - 1), st.integers(0, 10**10))
-def test_many_requests_at_once_count_as_many_at_a_time(number: int, status: int, elapsed_ns: int) -> None:
+def test_count_many_equals_as_many_single_counts(number: int, status: int, elapsed_ns: int) -> None:
     with closing(StatsPage.create(2)) as page:
         at_once, one_by_one = page.slot(0), page.slot(1)
         at_once.count_many(1, status, number, elapsed_ns)
@@ -198,7 +198,7 @@ def test_many_requests_at_once_count_as_many_at_a_time(number: int, status: int,
         assert at_once.read() == one_by_one.read()
 
 
-def test_a_beat_changes_the_heartbeat_alone(page: StatsPage) -> None:
+def test_a_beat_changes_only_the_heartbeat(page: StatsPage) -> None:
     slot = page.slot(0)
     slot.start(10, 100)
     before = os.pread(page.descriptor, SLOT_SIZE, 0)
@@ -232,7 +232,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_process_counted_survives_its_violent_death(page: StatsPage) -> None:
+def test_the_counts_of_a_killed_process_stay(page: StatsPage) -> None:
     for rounds in (1, 2):
         command = [sys.executable, "-c", COUNTING, str(page.descriptor)]
         with subprocess.Popen(command, pass_fds=(page.descriptor,)) as process:
@@ -245,7 +245,7 @@ def test_what_a_process_counted_survives_its_violent_death(page: StatsPage) -> N
     assert reading.version_hash == bytes(range(32)).hex()
 
 
-def test_slots_outlive_the_descriptor_of_the_page_and_leave_nothing_once_they_are_gone() -> None:
+def test_slots_outlive_the_pages_descriptor_and_are_then_unmapped() -> None:
     with nothing_left():
         page = StatsPage.create(1)
         slot = page.slot(0)
@@ -255,6 +255,6 @@ def test_slots_outlive_the_descriptor_of_the_page_and_leave_nothing_once_they_ar
         del page, slot
 
 
-def test_the_page_reaches_a_child_only_when_passed() -> None:
+def test_a_child_inherits_the_page_only_if_it_is_passed() -> None:
     with closing(StatsPage.create(1)) as page:
         assert os.get_inheritable(page.descriptor) is False

@@ -1,6 +1,6 @@
-"""A log line is one JSON object with ``ts``, ``level``, ``msg`` and ``pid`` first, whoever logged it and whatever is in
-it; an exception in production tells its type, text and place, and neither a traceback nor the value of any variable; in
-development the traceback is there, the variables are not.
+"""A log line is one JSON object with ``ts``, ``level``, ``msg`` and ``pid`` first, for every logger and all values. An
+exception in production is logged with type, text and place, without a traceback or any variable's value; in development
+with the traceback, but without variables.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def configured(app_env: str, level: str) -> io.StringIO:
-    """Set up logging; what is then written to stdout."""
+    """Set up logging; returns what is then written to stdout."""
     stdout = io.StringIO()
     with redirect_stdout(stdout):
         configure_logs(app_env, level)
@@ -60,13 +60,13 @@ def _no_json(constant: str) -> None:
 
 @pytest.fixture
 def production() -> Lines:
-    """Logging as in production; the lines so far, parsed."""
+    """Logging as in production; returns the lines so far, parsed."""
     stdout = configured("production", "DEBUG")
     return lambda: parsed(stdout)
 
 
 def fail() -> None:
-    """Raise where a secret is in reach."""
+    """Raise where a local variable is a secret."""
     api_key = "hunter2"
     assert api_key
     raise ValueError("it broke")
@@ -75,7 +75,7 @@ def fail() -> None:
 # -- the line ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_has_the_fields_of_the_contract_first_and_the_events_own_after(production: Lines) -> None:
+def test_a_line_has_the_contracts_fields_first_and_then_the_events(production: Lines) -> None:
     get_logger("x").info("Definitions Broadcasted", count=30, duration_ms=1.5, generation=2, version_hash="ab")
     (line,) = production()
     assert list(line) == ["ts", "level", "msg", "pid", "count", "duration_ms", "generation", "version_hash"]
@@ -102,7 +102,7 @@ def test_the_time_is_iso_8601_in_utc(production: Lines) -> None:
         ("fatal", "FATAL"),
     ],
 )
-def test_the_levels_have_the_names_of_the_contract_whoever_logs(production: Lines, method: str, level: str) -> None:
+def test_levels_have_the_contracts_names_for_every_logger(production: Lines, method: str, level: str) -> None:
     getattr(get_logger("x"), method)("ours")
     getattr(logging.getLogger("some.library"), method)("theirs")
     assert [(line["msg"], line["level"]) for line in production()] == [("ours", level), ("theirs", level)]
@@ -110,7 +110,7 @@ def test_the_levels_have_the_names_of_the_contract_whoever_logs(production: Line
 
 @pytest.mark.parametrize("least", LEVELS)
 @pytest.mark.parametrize("app_env", ["production", "development"])
-def test_what_is_below_the_level_is_not_logged_whoever_logs(app_env: str, least: str) -> None:
+def test_lines_below_the_level_are_not_logged_by_any_logger(app_env: str, least: str) -> None:
     stdout = configured(app_env, least)
     for logger in (get_logger("x"), logging.getLogger("some.library")):
         for method in ("debug", "info", "warning", "error", "critical"):
@@ -119,7 +119,7 @@ def test_what_is_below_the_level_is_not_logged_whoever_logs(app_env: str, least:
     assert re.findall("<[a-z]+>", stdout.getvalue()) == expected * 2
 
 
-def test_a_librarys_record_comes_out_as_ours_do(production: Lines) -> None:
+def test_a_librarys_record_has_the_same_format(production: Lines) -> None:
     logging.getLogger("psycopg.pool").warning("lost %d of %s", 3, "four")
     (line,) = production()
     assert list(line) == ["ts", "level", "msg", "pid"]
@@ -127,7 +127,7 @@ def test_a_librarys_record_comes_out_as_ours_do(production: Lines) -> None:
 
 
 def test_configuring_twice_does_not_double_the_lines() -> None:
-    """A worker does, before and after it knows its settings."""
+    """A worker configures its logs before and after it has its settings."""
     before = configured("production", "INFO")
     stdout = configured("production", "INFO")
     get_logger("x").info("once")
@@ -136,7 +136,7 @@ def test_configuring_twice_does_not_double_the_lines() -> None:
 
 
 def test_a_logger_made_before_configuring_follows_it() -> None:
-    """Modules take theirs when they are imported."""
+    """Modules create their loggers when they are imported."""
     logger = get_logger("x")
     stdout = configured("production", "WARN")
     logger.info("hidden")
@@ -155,7 +155,7 @@ class Plain:
         return "<plain>"
 
 
-def test_a_value_that_is_no_json_is_told_as_text(production: Lines) -> None:
+def test_a_value_without_a_json_form_is_logged_as_text(production: Lines) -> None:
     get_logger("x").info("values", path=Path("/a"), raw=b"\xff", made=Plain(), several={1}, inner=[Plain()])
     (line,) = production()
     assert (line["path"], line["raw"], line["made"], line["several"]) == ("/a", "b'\\xff'", "<plain>", "{1}")
@@ -180,13 +180,13 @@ VALUES = {
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_no_value_makes_its_line_vanish(production: Lines, value: object) -> None:
+def test_a_value_whose_methods_raise_does_not_lose_its_line(production: Lines, value: object) -> None:
     get_logger("x").error("told", value=value)
     assert [line["msg"] for line in production()] == ["told"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_json_does_not_know_leaves_the_line_json(production: Lines, value: float) -> None:
+def test_nan_and_infinity_leave_the_line_valid_json(production: Lines, value: float) -> None:
     get_logger("x").info("told", value=value, other="kept", count=3)
     (line,) = production()
     assert list(line) == ["ts", "level", "msg", "pid", "value", "other", "count"]
@@ -209,7 +209,7 @@ JSON = st.recursive(
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(["count", "error", "name", "x"]), JSON))
-def test_any_event_is_one_line_that_says_it(msg: str, fields: dict[str, Any]) -> None:
+def test_any_event_is_one_line_with_its_message(msg: str, fields: dict[str, Any]) -> None:
     stdout = configured("production", "INFO")
     get_logger("x").info(msg, **fields)
     (line,) = parsed(stdout)
@@ -234,7 +234,7 @@ def place() -> str:
 
 
 @pytest.mark.parametrize("how", ["exception", "exc_info=True", "exc_info=error", "stdlib", "stdlib exc_info"])
-def test_an_exception_in_production_tells_what_and_where_without_a_traceback(production: Lines, how: str) -> None:
+def test_an_exception_in_production_logs_type_text_and_place_without_a_traceback(production: Lines, how: str) -> None:
     try:
         fail()
     except ValueError as error:
@@ -272,13 +272,13 @@ def test_an_exception_that_was_never_raised_has_no_place(production: Lines) -> N
     assert "at" not in line
 
 
-def test_asking_for_an_exception_where_there_is_none_is_harmless(production: Lines) -> None:
+def test_exc_info_without_an_exception_is_ignored(production: Lines) -> None:
     get_logger("x").error("Failed", exc_info=True)
     logging.getLogger("y").error("Failed", exc_info=True)
     assert all(line.keys() == {"ts", "level", "msg", "pid"} for line in production())
 
 
-def test_a_stack_that_is_asked_for_is_not_told_in_production(production: Lines) -> None:
+def test_stack_info_is_not_logged_in_production(production: Lines) -> None:
     get_logger("x").info("here", stack_info=True)
     logging.getLogger("y").info("here", stack_info=True)
     assert all(line.keys() == {"ts", "level", "msg", "pid"} for line in production())
@@ -325,7 +325,7 @@ os._exit(0)
 """
 
 
-def test_a_vanished_reader_of_stdout_neither_ends_the_process_nor_fills_stderr() -> None:
+def test_a_closed_stdout_neither_ends_the_process_nor_fills_stderr() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", LOGGING], stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None

@@ -1,6 +1,6 @@
-"""``/metrics`` shows exactly the names and labels that dashboards and alerts in the field query, every status from the
-start and at nought, in text that Prometheus' own parsers take; histograms are cumulated; and nothing is read before a
-scrape asks for it.
+"""``/metrics`` shows exactly the names and labels that existing dashboards and alerts query, with every status at zero
+from the start, in text that Prometheus' own parsers accept. Histograms are cumulative, and the status is read only at a
+scrape.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ STARTING = replace(
 
 
 def families(status: ServiceStatus) -> dict[str, Metric]:
-    """The service's metrics by name, through the text that is scraped."""
+    """The service's metrics by name, parsed from the scraped text."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(lambda: status))
     return {family.name: family for family in parse_text(generate_latest(registry).decode())}
@@ -84,7 +84,7 @@ def samples(status: ServiceStatus) -> dict[tuple[str, Labels], float]:
     """(Name, labels) → value."""
     found = [sample for family in families(status).values() for sample in family.samples]
     values = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in found}
-    assert len(values) == len(found), "a series is told twice"
+    assert len(values) == len(found), "a series appears twice"
     return values
 
 
@@ -113,7 +113,7 @@ def test_requests_are_a_counter_by_status_in_http_terms() -> None:
     ]
 
 
-def test_every_status_and_method_is_there_at_nought_before_the_first_request() -> None:
+def test_every_status_and_method_is_present_at_zero_before_the_first_request() -> None:
     """An alert on a rate needs the series before its first failure."""
     with closing(StatsPage.create(1)) as page:
         fresh = page.slot(0).read()
@@ -166,7 +166,7 @@ def test_no_name_or_label_is_lost() -> None:
     assert found == NAMES
 
 
-def test_every_metric_says_what_it_means() -> None:
+def test_every_metric_has_a_help_text() -> None:
     assert [name for name, family in families(RUNNING).items() if not family.documentation.endswith(".")] == []
 
 
@@ -204,7 +204,7 @@ def test_every_metric_says_what_it_means() -> None:
         ("avap_connections", {"worker": "0"}, 16),
     ],
 )
-def test_a_metric_tells_the_status(name: str, labels: dict[str, str], value: float) -> None:
+def test_a_metric_has_the_value_of_the_status(name: str, labels: dict[str, str], value: float) -> None:
     assert samples(RUNNING)[name, tuple(sorted(labels.items()))] == value
 
 
@@ -218,7 +218,7 @@ def test_only_a_serving_worker_is_up(state: str) -> None:
     assert samples(replace(RUNNING, workers=workers))["avap_worker_up", (("worker", "0"),)] == 0
 
 
-def test_before_the_first_snapshot_the_cache_is_empty_and_what_has_no_value_has_no_sample() -> None:
+def test_before_the_first_snapshot_metrics_without_a_value_have_no_sample() -> None:
     values = samples(STARTING)
     assert values["avap_cache_size", ()] == values["avap_snapshot_generation", ()] == values["avap_ready", ()] == 0
     names = {name for name, _ in values}
@@ -232,7 +232,7 @@ def test_before_the_first_snapshot_the_cache_is_empty_and_what_has_no_value_has_
         assert name not in names
 
 
-def test_serving_the_last_known_good_and_a_failed_store_are_told() -> None:
+def test_the_restored_snapshot_and_a_failed_store_have_metrics() -> None:
     values = samples(replace(RUNNING, sync=replace(RUNNING.sync, restored_age_seconds=0.0, store_error="disk full")))
     assert values["avap_last_known_good_served", ()] == 1
     assert values["avap_snapshot_store_failed", ()] == 1
@@ -273,7 +273,7 @@ def test_the_whole_exposition_parses_in_both_formats(
     expose: Callable[[CollectorRegistry], bytes],
     parse: Callable[[str], list[Metric]],
 ) -> None:
-    """Prometheus asks for OpenMetrics and falls back to text."""
+    """Prometheus requests OpenMetrics and accepts the text format too."""
     found = list(parse(expose(create_registry(lambda: status)).decode()))
     names = {sample.name for family in found for sample in family.samples}
     assert {"avap_cache_size", "avap_requests_total", "process_resident_memory_bytes", "python_info"} <= names

@@ -1,4 +1,4 @@
-"""Accepting connections: addresses, shared sockets, gates, limits, and running out of descriptors."""
+"""Accepting connections: addresses, shared sockets, accept policies, limits, and exhausted descriptors."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def answered(port: int) -> bool:
         return client.replies.stream(1).messages == [b"S"]
 
 
-class Gate:
-    """Lets through what the test says."""
+class Policy:
+    """Accepts as the test says."""
 
     retry_seconds = 0.01
 
@@ -83,7 +83,7 @@ def test_every_form_of_address_is_listened_on(loop: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", ":", "host:", "::1:50051", "127.0.0.1:http", "127.0.0.1:-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="not an address"):
         listen(address)
 
@@ -96,7 +96,7 @@ def test_a_port_that_is_taken_is_refused_and_one_just_left_is_not(loop: Any) -> 
     listen(server.target).close()
 
 
-# --- shared sockets and gates ----------------------------------------------------------------------------------------
+# --- shared sockets and accept policies ------------------------------------------------------------------------------
 
 
 def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
@@ -113,60 +113,61 @@ def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
             assert all([answered(port) for _ in range(5)])  # noqa: C419
 
 
-def test_a_gate_counts_every_connection_from_beginning_to_end(loop: Any) -> None:
-    gate = Gate()
+def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any) -> None:
+    policy = Policy()
 
     def add(server: Server) -> None:
         prepare(server)
-        server.add_listener(listening, gate=gate)
+        server.add_listener(listening, policy=policy)
 
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False):
         assert all([answered(port) for _ in range(5)])  # noqa: C419
         with RawClient(port):
-            until(lambda: gate.opened_count == 6, "the sixth is counted")
-        until(lambda: gate.closed_count == 6, "all have gone")
+            until(lambda: policy.opened_count == 6, "the sixth is counted")
+        until(lambda: policy.closed_count == 6, "all have gone")
 
 
-def test_a_closed_gate_leaves_connections_to_others_without_a_busy_loop(loop: Any) -> None:
-    gate = Gate()
-    gate.open = False
+def test_a_refusal_of_the_policy_leaves_the_connection_waiting_without_a_busy_loop(loop: Any) -> None:
+    policy = Policy()
+    policy.open = False
 
     def add(server: Server) -> None:
         prepare(server)
-        server.add_listener(listening, gate=gate)
+        server.add_listener(listening, policy=policy)
 
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False) as server, RawClient(port) as client:
         client.send(call(1))
-        until(lambda: gate.asked >= 3, "it is asked again")
-        before, began = gate.asked, server.call(server.loop.time)
+        until(lambda: policy.asked >= 3, "it is asked again")
+        before, began = policy.asked, server.call(server.loop.time)
         until(lambda: server.call(server.loop.time) > began + 0.2, "time goes by")
-        assert gate.asked - before < 60, "not more often than every retry_seconds"
-        assert gate.opened_count == 0
-        gate.open = True
+        assert policy.asked - before < 60, "not more often than every retry_seconds"
+        assert policy.opened_count == 0
+        policy.open = True
         client.until(lambda: client.replies.stream(1).ended)
-        assert gate.opened_count == 1
+        assert policy.opened_count == 1
 
 
-def test_a_stop_while_the_gate_is_closed_leaves_nothing(loop: Any) -> None:
-    gate = Gate()
-    gate.open = False
+def test_a_stop_while_the_policy_refuses_leaves_nothing_behind(loop: Any) -> None:
+    policy = Policy()
+    policy.open = False
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
-    with ServerThread(loop, lambda server: server.add_listener(listening, gate=gate), listen=False), RawClient(port):
-        until(lambda: gate.asked >= 1, "it is asked")
+    with (
+        ServerThread(loop, lambda server: server.add_listener(listening, policy=policy), listen=False),
+        RawClient(port),
+    ):
+        until(lambda: policy.asked >= 1, "it is asked")
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("B-slow-client")
-def test_connections_above_the_limit_are_closed_and_there_is_room_again(
-    loop: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_connections_above_the_limit_are_closed_until_one_ends(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "grpc_h2"),
         ServerThread(loop, prepare, max_connections=2) as server,
@@ -196,7 +197,7 @@ class Exhausted(socket.socket):
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
-def test_running_out_of_descriptors_is_a_pause_and_one_line(
+def test_exhausted_descriptors_pause_accepting_and_log_one_line(
     loop: Any, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with listen("127.0.0.1:0") as original:
@@ -215,7 +216,7 @@ def test_running_out_of_descriptors_is_a_pause_and_one_line(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_an_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
+def test_an_accept_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
     with listen("127.0.0.1:0") as original:
         listening = Exhausted(fileno=original.detach())
     listening.failures = [errno.ECONNABORTED, errno.EPROTO]
@@ -229,7 +230,7 @@ def test_an_error_of_one_connection_does_not_end_accepting(loop: Any) -> None:
         assert answered(port)
 
 
-def test_a_listener_may_be_added_to_a_server_that_runs(loop: Any) -> None:
+def test_a_listener_may_be_added_to_a_running_server(loop: Any) -> None:
     with ServerThread(loop, prepare) as server:
         port = server.call(server.server.add_insecure_port, "127.0.0.1:0")
         assert answered(port)

@@ -1,4 +1,4 @@
-"""The shell around a connection: what it writes and when, what makes it stop reading, its timers, and how it leaves."""
+"""The asyncio protocol around a connection: its writes, when it reads, its timers, and how it closes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from tests.support.loop import eventually
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
-from grpc_h2.aio import protocol as module
-from grpc_h2.aio.protocol import LINGER, Http2Protocol
+from grpc_h2.aio import lingering_close
+from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 from grpc_h2.static.answers import StaticAnswer
@@ -44,7 +45,7 @@ SECONDS = 10.0
 
 
 class FakeTransport(asyncio.Transport):
-    """Notes every write; its buffer fills when the test says so."""
+    """Records every write. Its buffer fills when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,14 +120,14 @@ async def connected(**kwargs: Any) -> tuple[Server, Http2Protocol, FakeTransport
     prepare(server)
     await server.start()
     transport = FakeTransport()
-    shell = Http2Protocol(server, asyncio.get_running_loop())
-    shell.connection_made(transport)
-    shell.data_received(HELLO + SETTINGS_ACK)
-    return server, shell, transport
+    protocol = Http2Protocol(server, asyncio.get_running_loop())
+    protocol.connection_made(transport)
+    protocol.data_received(HELLO + SETTINGS_ACK)
+    return server, protocol, transport
 
 
-async def turns(what: Callable[[], bool]) -> None:
-    """Let the loop turn until ``what`` is true."""
+async def loop_until(what: Callable[[], bool]) -> None:
+    """Let the loop iterate until ``what`` is true."""
     for _ in range(10_000):
         if what():
             return
@@ -150,77 +151,79 @@ def running(loop: Any) -> Iterator[ServerThread]:
 
 async def test_a_batch_of_requests_is_answered_by_one_write() -> None:
     observed: list[list[int]] = []
-    _, shell, transport = await connected(observe=lambda answer_ids, seconds: observed.append(list(answer_ids)))
+    _, protocol, transport = await connected(observe=lambda answer_ids, seconds: observed.append(list(answer_ids)))
     transport.writes.clear()
-    shell.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
+    protocol.data_received(b"".join(call(stream) for stream in range(1, 65, 2)))
     assert len(transport.writes) == 1
     assert len(split_frames(transport.writes[0])[0]) == 3 * 32
     assert observed == [[7] * 32]
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
-async def test_what_handlers_send_in_one_turn_is_one_write() -> None:
-    server, shell, transport = await connected()
+async def test_output_of_handlers_in_one_loop_iteration_is_one_write() -> None:
+    server, protocol, transport = await connected()
     transport.writes.clear()
     for stream in range(1, 21, 2):
-        shell.data_received(
+        protocol.data_received(
             headers(stream, request_block(b"/t.S/echo")) + data(stream, grpc_message(b"x"), end_stream=True)
         )
-    await turns(lambda: not server.open_calls)
+    await loop_until(lambda: not server.open_calls)
     await asyncio.sleep(0)
     assert len(transport.writes) <= 3, "ten handlers, ten messages, ten statuses"
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 10
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 async def test_nothing_is_written_while_the_transport_is_full() -> None:
-    _, shell, transport = await connected()
+    _, protocol, transport = await connected()
     transport.writes.clear()
-    shell.pause_writing()
-    shell.data_received(call(1))
+    protocol.pause_writing()
+    protocol.data_received(call(1))
     assert transport.writes == []
     assert not transport.is_reading()
-    shell.resume_writing()
+    protocol.resume_writing()
     assert len(transport.writes) == 1
     assert transport.is_reading()
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
-async def test_input_beyond_a_turn_waits_unread_and_is_then_answered() -> None:
-    _, shell, transport = await connected(limits=Limits(answers_per_turn=10))
+async def test_input_beyond_the_budget_of_an_iteration_is_deferred_and_then_answered() -> None:
+    _, protocol, transport = await connected(limits=Limits(answers_per_turn=10))
     transport.writes.clear()
-    shell.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
-    await turns(lambda: len(transport.writes) > 0)
+    protocol.data_received(b"".join(call(stream) for stream in range(1, 201, 2)))
+    await loop_until(lambda: len(transport.writes) > 0)
     assert len(split_frames(transport.writes[0])[0]) == 3 * 10
     assert not transport.is_reading()
-    await turns(transport.is_reading)
+    await loop_until(transport.is_reading)
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 100
     assert len(transport.writes) == 10
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
-async def test_more_than_a_waiting_client_has_to_say_is_taken_up_behind_the_others() -> None:
-    _, shell, transport = await connected(limits=Limits(answers_per_turn=1000))
+async def test_a_large_read_is_deferred_behind_other_connections() -> None:
+    _, protocol, transport = await connected(limits=Limits(answers_per_turn=1000))
     transport.writes.clear()
     octets = b"".join(call(stream) for stream in range(1, 601, 2))
     assert len(octets) > 16 * 1024
-    shell.data_received(octets)
+    protocol.data_received(octets)
     assert transport.writes == []
     assert not transport.is_reading()
-    await turns(lambda: transport.writes != [])
+    await loop_until(lambda: transport.writes != [])
     assert len(split_frames(b"".join(transport.writes))[0]) == 3 * 300
     assert transport.is_reading()
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
-async def test_a_large_answer_is_written_in_turns() -> None:
-    _, shell, transport = await connected()
-    shell.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
+async def test_a_large_answer_is_written_in_several_iterations() -> None:
+    _, protocol, transport = await connected()
+    protocol.data_received(settings((4, 2**31 - 1)) + window_update(0, 2**30))
     transport.writes.clear()
-    shell.data_received(headers(1, request_block(b"/t.S/large")) + data(1, grpc_message(b"5000000"), end_stream=True))
-    await turns(lambda: sum(map(len, transport.writes)) > 5_000_000)
+    protocol.data_received(
+        headers(1, request_block(b"/t.S/large")) + data(1, grpc_message(b"5000000"), end_stream=True)
+    )
+    await loop_until(lambda: sum(map(len, transport.writes)) > 5_000_000)
     assert max(map(len, transport.writes)) < 2 * Limits().octets_per_turn
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ async def test_a_large_answer_is_written_in_turns() -> None:
 
 @pytest.mark.requirement("B-reply-flood")
 def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
-    """Refusals take no window, so nothing but TCP bounds them. A neighbour does not notice."""
+    """Refusals use no window, so only TCP limits them. Another connection is not affected."""
     with RawClient(running.port, receive_buffer=4096) as flood, RawClient(running.port) as victim:
         flood.socket.setblocking(False)
         block = request_block(b"/t.S/No")
@@ -246,7 +249,7 @@ def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
         victim.until(lambda: victim.replies.stream(1).ended)
 
 
-def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> None:
+def test_octets_after_goaway_are_read_only_up_to_a_limit(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         sent, octets = 0, bytes(100_000)
@@ -258,7 +261,7 @@ def test_an_attacker_is_not_listened_to_for_a_second(running: ServerThread) -> N
 
 
 @pytest.mark.requirement("B-slow-read")
-def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
+def test_a_client_that_does_not_read_its_answers_is_disconnected(loop: Any) -> None:
     with (
         ServerThread(loop, prepare, limits=Limits(stall_timeout=0.2)) as server,
         RawClient(server.port, PREFACE + settings((4, 2**31 - 1)) + window_update(0, 2**30)) as client,
@@ -269,7 +272,7 @@ def test_a_client_that_leaves_its_answers_unread_is_cut(loop: Any) -> None:
         until(lambda: server.server.connections == 0, "it is cut")
 
 
-def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
+def test_a_client_that_shuts_its_side_has_its_calls_cancelled(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(headers(1, request_block(b"/t.S/slow")) + data(1, grpc_message(b"x"), end_stream=True))
         until(lambda: running.server.open_calls == 1, "the call runs")
@@ -281,17 +284,17 @@ def test_a_client_that_shuts_its_side_is_gone(running: ServerThread) -> None:
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_kernel_keeps_a_few_hundred_kilobytes_for_us_and_not_megabytes(running: ServerThread) -> None:
+def test_the_kernels_receive_buffer_is_a_few_hundred_kilobytes(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
-        (shell,) = running.server._shells
-        inside = shell._transport.get_extra_info("socket")
+        (protocol,) = running.server._protocols
+        inside = protocol._transport.get_extra_info("socket")
         assert 128 * 1024 <= inside.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 512 * 1024
 
 
 @pytest.mark.requirement("A50")
-def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThread) -> None:
+def test_goaway_arrives_although_the_client_continues_to_send(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         for _ in range(100):
@@ -302,7 +305,7 @@ def test_goaway_arrives_although_the_client_goes_on_sending(running: ServerThrea
             client.send(call(1))
 
 
-def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> None:
+def test_a_flooding_client_gets_goaway_and_is_disconnected_before_the_flood_is_read(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 40_000)
         with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
@@ -312,15 +315,18 @@ def test_a_flood_is_not_read_to_its_end_but_told_why(running: ServerThread) -> N
 
 
 @pytest.mark.requirement("A50")
-def test_who_is_told_to_calm_down_and_does_is_heard_out(running: ServerThread) -> None:
+def test_a_client_that_calms_down_after_goaway_is_read_until_the_linger_ends(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 10)
         client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
-        (shell,) = running.server._shells
+        (protocol,) = running.server._protocols
         for _ in range(10):
             client.send(ping(b"12345678"))
-        until(lambda: shell._heard >= 10 * len(ping(b"12345678")), "they are read, no RST answers them")
+        until(
+            lambda: protocol._lingering_close.octets >= 10 * len(ping(b"12345678")),
+            "they are read, no RST answers them",
+        )
         assert running.server.connections == 1
 
 
@@ -334,20 +340,20 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
         assert time.monotonic() - began < LINGER + 0.5
 
 
-async def test_what_is_thrown_away_is_read_in_pieces_with_pauses_for_others() -> None:
+async def test_input_after_goaway_is_read_in_pieces_with_pauses() -> None:
     server = Server()
     await server.start()
-    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
-    shell.connection_made(transport)
-    shell.data_received(b"no preface, but an end of the connection")
-    assert shell.closing
-    shell.data_received(bytes(250_000))
+    protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(b"no preface, but an end of the connection")
+    assert protocol.closing
+    protocol.data_received(bytes(250_000))
     assert transport.paused
     await eventually(lambda: not transport.paused, "it reads on")
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
-async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
+async def test_a_peer_that_is_gone_before_the_half_close_is_aborted() -> None:
     class Gone(FakeTransport):
         aborted = False
 
@@ -359,11 +365,11 @@ async def test_a_peer_that_is_gone_before_the_half_close_is_let_go() -> None:
 
     server = Server()
     await server.start()
-    shell, transport = Http2Protocol(server, asyncio.get_running_loop()), Gone()
-    shell.connection_made(transport)
-    shell.close()
+    protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), Gone()
+    protocol.connection_made(transport)
+    protocol.close()
     assert transport.aborted
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 @pytest.mark.requirement("A47")
@@ -393,7 +399,7 @@ def test_a_probe_that_connects_and_leaves_is_not_logged(
 
 
 @pytest.mark.requirement("B-bucket")
-def test_an_attack_is_one_line_in_the_log(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_attack_logs_one_line(running: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "grpc_h2"), RawClient(running.port) as client:
         client.send(ping() * 10)
         client.until_eof()
@@ -411,7 +417,7 @@ def limited(loop: Any, **limits: Any) -> ServerThread:
 
 
 @pytest.mark.requirement("B-slow-client")
-def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
+def test_a_connection_without_a_preface_is_closed_after_the_timeout(loop: Any) -> None:
     with limited(loop, preface_timeout=0.1) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(SECONDS)
         while client.recv(1000):
@@ -419,7 +425,7 @@ def test_silence_instead_of_a_preface_is_not_waited_for_long(loop: Any) -> None:
 
 
 @pytest.mark.requirement("B-slow-client")
-def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any) -> None:
+def test_an_unfinished_header_block_ends_the_connection_despite_other_traffic(loop: Any) -> None:
     with limited(loop, header_timeout=0.2) as server, RawClient(server.port) as client:
         client.send(call(1))
         client.until(lambda: client.replies.stream(1).ended)
@@ -428,8 +434,10 @@ def test_a_header_block_must_be_finished_in_time_whatever_else_is_sent(loop: Any
         assert client.replies.goaways[0][1] == ENHANCE_YOUR_CALM
 
 
-def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER", 60.0)
+def test_a_client_that_is_silent_after_enhance_your_calm_is_half_closed(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lingering_close, "LINGER", 60.0)
     with limited(loop, header_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(headers(1, request_block(), end_headers=False))
         client.until_eof()
@@ -437,7 +445,7 @@ def test_who_was_told_to_calm_down_and_says_no_more_is_let_go(loop: Any, monkeyp
 
 
 @pytest.mark.requirement("A48")
-def test_a_dead_peer_is_asked_and_cut(loop: Any) -> None:
+def test_a_peer_that_does_not_answer_the_keepalive_ping_is_disconnected(loop: Any) -> None:
     with limited(loop, keepalive_time=0.1, keepalive_timeout=0.1) as server, RawClient(server.port) as client:
         client.send(call(1))
         client.until_eof()
@@ -454,8 +462,8 @@ def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float
         assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
 
 
-async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, shell, _ = await connected()
+async def test_traffic_sets_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, protocol, _ = await connected()
     armed: list[float] = []
     running = asyncio.get_running_loop()
     real = running.call_at
@@ -466,32 +474,32 @@ async def test_traffic_arms_no_more_than_one_timer(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(running, "call_at", call_at)
     for stream in range(1, 2001, 2):
-        shell.data_received(call(stream))
+        protocol.data_received(call(stream))
     assert len(armed) <= 1
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
 
 
 @pytest.mark.requirement("B-slow-client")
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
-    """Protocol and connection, as they are after the handshake; the transport and the kernel's share are not ours."""
+    """The protocol and the connection, as after the handshake, without the transport and the kernel's share."""
     server = Server()
     prepare(server)
     await server.start()
-    shells: list[Http2Protocol] = []
+    protocols: list[Http2Protocol] = []
     (await connected())[1].connection_lost(None)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(200):
-            shell = Http2Protocol(server, asyncio.get_running_loop())
+            protocol = Http2Protocol(server, asyncio.get_running_loop())
             transport = FakeTransport()
-            shell.connection_made(transport)
-            shell.data_received(HELLO + SETTINGS_ACK)
+            protocol.connection_made(transport)
+            protocol.data_received(HELLO + SETTINGS_ACK)
             transport.writes.clear()
-            shells.append(shell)
-        each = (tracemalloc.get_traced_memory()[0] - before) / len(shells)
+            protocols.append(protocol)
+        each = (tracemalloc.get_traced_memory()[0] - before) / len(protocols)
     finally:
         tracemalloc.stop()
-    for shell in shells:
-        shell.connection_lost(None)
+    for protocol in protocols:
+        protocol.connection_lost(None)
     assert each < 10_000

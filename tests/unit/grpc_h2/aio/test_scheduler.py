@@ -1,4 +1,4 @@
-"""Work left over by connections: shared fairly, and never more of it than a slice before the loop looks around."""
+"""Deferred work: shared fairly, and never more than a time slice of it before the loop polls its sockets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from tests.support.h2_wire import HELLO, SETTINGS_ACK, call, data, headers, request_block
-from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, prepare, turns
+from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, loop_until, prepare
 
 from grpc_h2.aio import scheduler as module
 from grpc_h2.aio.protocol import Http2Protocol
@@ -22,29 +22,29 @@ CONNECTIONS = 8
 
 @pytest.fixture(autouse=True)
 def never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice comes in every turn of the loop, however slow the machine is."""
-    monkeypatch.setattr(module, "BUSY", 60.0)
+    """A time slice comes in every iteration of the loop, however slow the machine is."""
+    monkeypatch.setattr(module, "BUSY_LIMIT", 60.0)
 
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice is over with the first turn in it."""
-    monkeypatch.setattr(module, "SLICE", 0.0)
+    """A time slice ends with its first piece of work."""
+    monkeypatch.setattr(module, "TIME_SLICE", 0.0)
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_than_one() -> None:
+async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than_one() -> None:
     server = Server(limits=Limits(answers_per_turn=10))
     prepare(server)
     await server.start()
     transports = []
     for _ in range(CONNECTIONS):
         transport = FakeTransport()
-        shell = Http2Protocol(server, asyncio.get_running_loop())
-        shell.connection_made(transport)
-        shell.data_received(HELLO + SETTINGS_ACK)
+        protocol = Http2Protocol(server, asyncio.get_running_loop())
+        protocol.connection_made(transport)
+        protocol.data_received(HELLO + SETTINGS_ACK)
         transport.writes.clear()
-        shell.data_received(b"".join(call(stream) for stream in range(1, 101, 2)))
+        protocol.data_received(b"".join(call(stream) for stream in range(1, 101, 2)))
         transports.append(transport)
 
     def written() -> list[int]:
@@ -56,36 +56,36 @@ async def test_many_connections_with_work_left_over_take_no_more_of_the_loop_tha
         assert sum(written()) == CONNECTIONS + step, "one turn of one connection in one turn of the loop"
         assert max(written()) - min(written()) <= 1, "each in its turn"
     assert written() == [5] * CONNECTIONS
-    await turns(lambda: all(each.is_reading() for each in transports))
+    await loop_until(lambda: all(each.is_reading() for each in transports))
     await server.stop(0)
 
 
 @pytest.mark.usefixtures("no_time")
 @pytest.mark.parametrize(("busy", "loops"), [(60.0, 1), (0.0, 2)])
-async def test_a_slice_gives_way_once_where_the_loop_was_busy_otherwise(
+async def test_a_busy_loop_puts_the_time_slice_off_once(
     busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUSY", busy)
-    queue, loop, taken = FairScheduler(), asyncio.get_running_loop(), 0
+    monkeypatch.setattr(module, "BUSY_LIMIT", busy)
+    scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), 0
 
     def turn() -> None:
         nonlocal taken
         taken += 1
         if taken < 10:
-            queue.join(loop, turn)
+            scheduler.defer(loop, turn)
 
-    queue.join(loop, turn)
+    scheduler.defer(loop, turn)
     for step in range(1, 10 * loops + 1):
         await asyncio.sleep(0)
         assert taken == step // loops
     assert taken == 10
 
 
-async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLICE", 60.0)
-    queue, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
+async def test_work_that_returns_true_ends_its_time_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIME_SLICE", 60.0)
+    scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(6):
-        queue.join(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
+        scheduler.defer(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
     seen = []
     for _ in range(3):
         await asyncio.sleep(0)
@@ -93,21 +93,22 @@ async def test_a_turn_that_says_so_is_the_last_of_its_slice(monkeypatch: pytest.
     assert seen == [2, 3, 6]
 
 
-async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
+async def test_one_closing_connection_is_read_per_loop_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its end may come at once, outside of any slice."""
-    monkeypatch.setattr(module, "SLICE", 60.0)
+    """The read may end the connection at once, outside of any time slice."""
+    monkeypatch.setattr(module, "TIME_SLICE", 60.0)
     server = Server()
     await server.start()
     transports = []
     for _ in range(3):
         transport = FakeTransport()
-        shell = Http2Protocol(server, asyncio.get_running_loop())
-        shell.connection_made(transport)
-        shell.data_received(b"no HTTP/2")
+        protocol = Http2Protocol(server, asyncio.get_running_loop())
+        protocol.connection_made(transport)
+        protocol.data_received(b"no HTTP/2")
         assert not transport.is_reading()
-        server.turns.join(asyncio.get_running_loop(), shell._hear_on)
+        assert protocol._lingering_close is not None
+        server.scheduler.defer(asyncio.get_running_loop(), protocol._lingering_close.read_on)
         transports.append(transport)
     for expected in (1, 2, 3):
         await asyncio.sleep(0)
@@ -115,54 +116,54 @@ async def test_of_connections_that_leave_one_is_heard_out_in_a_turn_of_the_loop(
     await server.stop(0)
 
 
-async def test_a_connection_that_is_let_in_is_the_last_turn_of_its_slice() -> None:
+async def test_an_accepted_connection_ends_its_time_slice() -> None:
     server = Server()
     prepare(server)
     port = server.add_insecure_port("127.0.0.1:0")
     (listener,) = server._listeners
     listener._loop = asyncio.get_running_loop()
-    assert not listener._accept(), "nobody waits"
+    assert not listener._accept(), "no connection waits"
     with socket.create_connection(("127.0.0.1", port)):
         assert listener._accept()
         await server.start()
         await server.stop(0)
 
 
-async def test_a_slice_takes_several_short_turns() -> None:
+async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
     told: list[int] = []
-    queue, loop = FairScheduler(), asyncio.get_running_loop()
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     for number in range(3):
-        queue.join(loop, lambda number=number: told.append(number))  # type: ignore[misc]
+        scheduler.defer(loop, lambda number=number: told.append(number))  # type: ignore[misc]
     await asyncio.sleep(0)
     assert told == [0, 1, 2]
 
 
-async def test_who_joins_again_waits_for_the_next_turn_of_the_loop() -> None:
-    queue, loop, count = FairScheduler(), asyncio.get_running_loop(), 0
+async def test_work_deferred_again_waits_for_the_next_loop_iteration() -> None:
+    scheduler, loop, count = FairScheduler(), asyncio.get_running_loop(), 0
 
     def again() -> None:
         nonlocal count
         count += 1
         if count < 5:
-            queue.join(loop, again)
+            scheduler.defer(loop, again)
 
-    queue.join(loop, again)
+    scheduler.defer(loop, again)
     for expected in (1, 2, 3, 4, 5, 5):
         await asyncio.sleep(0)
         assert count == expected
 
 
-async def test_a_turn_that_raises_does_not_hold_up_the_others(
+async def test_work_that_raises_does_not_stop_other_deferred_work(
     event_loop_errors: list[BaseException],
 ) -> None:
     told: list[str] = []
-    queue, loop = FairScheduler(), asyncio.get_running_loop()
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
 
     def fail() -> None:
         raise RuntimeError("a turn failed")
 
-    queue.join(loop, fail)
-    queue.join(loop, lambda: told.append("served"))
+    scheduler.defer(loop, fail)
+    scheduler.defer(loop, lambda: told.append("served"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert told == ["served"]
@@ -170,18 +171,18 @@ async def test_a_turn_that_raises_does_not_hold_up_the_others(
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
-    queue, loop = FairScheduler(), asyncio.get_running_loop()
+async def test_long_work_is_spread_over_loop_iterations() -> None:
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     taken: list[int] = []
     served = 0
 
     def connection() -> None:
         nonlocal served
         served += 1
-        queue.join(loop, connection)
+        scheduler.defer(loop, connection)
 
-    queue.join(loop, connection)
-    task = asyncio.create_task(queue.spread(taken.append(number) for number in range(50)))
+    scheduler.defer(loop, connection)
+    task = asyncio.create_task(scheduler.spread(taken.append(number) for number in range(50)))
     before = 0
     while not task.done():
         await asyncio.sleep(0)
@@ -191,7 +192,7 @@ async def test_a_long_work_is_spread_over_the_turns_of_the_loop() -> None:
     assert served >= 49, "a connection with leftovers has every other turn"
 
 
-async def test_short_steps_share_a_slice() -> None:
+async def test_short_steps_share_a_time_slice() -> None:
     taken: list[int] = []
     task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(3)))
     await asyncio.sleep(0)
@@ -200,7 +201,7 @@ async def test_short_steps_share_a_slice() -> None:
     await task
 
 
-async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
+async def test_an_exception_of_a_step_is_raised_to_the_awaiting_task() -> None:
     def steps() -> Iterator[None]:
         yield
         raise RuntimeError("a step failed")
@@ -210,10 +211,10 @@ async def test_what_a_step_raises_is_raised_to_who_waits() -> None:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_work_that_nobody_waits_for_any_more_ends() -> None:
+async def test_spread_work_ends_when_its_task_is_cancelled() -> None:
     taken: list[int] = []
     task = asyncio.create_task(FairScheduler().spread(taken.append(number) for number in range(50)))
-    await turns(lambda: bool(taken))
+    await loop_until(lambda: bool(taken))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -225,14 +226,14 @@ async def test_work_that_nobody_waits_for_any_more_ends() -> None:
 
 @pytest.fixture
 async def event_loop_errors() -> list[BaseException]:
-    """What the loop's handler of exceptions is told."""
+    """The exceptions that reach the loop's exception handler."""
     errors: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     return errors
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
+async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration() -> None:
     server = Server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -251,24 +252,24 @@ async def test_a_crowd_at_the_door_is_let_in_one_by_one() -> None:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_the_streams_of_a_connection_that_ends_are_freed_a_few_at_a_time() -> None:
+async def test_the_streams_of_an_ended_connection_are_released_a_few_at_a_time() -> None:
     server = Server()
     prepare(server)
     await server.start()
-    shell = Http2Protocol(server, asyncio.get_running_loop())
-    shell.connection_made(FakeTransport())
-    shell.data_received(HELLO + SETTINGS_ACK)
+    protocol = Http2Protocol(server, asyncio.get_running_loop())
+    protocol.connection_made(FakeTransport())
+    protocol.data_received(HELLO + SETTINGS_ACK)
     begun = b"".join(headers(stream, request_block(b"/t.S/Get")) + data(stream, b"\0") for stream in range(1, 401, 2))
-    shell.data_received(begun)
-    await turns(lambda: shell.connection._streams.last_id == 399 and not shell.connection.backlog)
-    shell.close()
-    left = len(shell.connection.forgotten)
+    protocol.data_received(begun)
+    await loop_until(lambda: protocol.connection._streams.last_id == 399 and not protocol.connection.backlog)
+    protocol.close()
+    left = len(protocol.connection.forgotten)
     assert left == 200 - 32, "some at once"
     for _ in range(10):
         await asyncio.sleep(0)
-        now = len(shell.connection.forgotten)
+        now = len(protocol.connection.forgotten)
         assert left - now <= 32
         left = now
     assert left == 0
-    shell.connection_lost(None)
+    protocol.connection_lost(None)
     await server.stop(0)

@@ -1,4 +1,4 @@
-"""Calls of the four kinds on the native engine, with handlers in every style grpc.aio knows, from grpcio's client."""
+"""Calls of the four kinds on the native engine, with handlers in every style of grpc.aio, from grpcio's client."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_a_bidirectional_answer_comes_before_the_next_request(channel: grpc.Chan
     assert count == 20
 
 
-def test_registered_methods_are_found(channel: grpc.Channel) -> None:
+def test_a_registered_method_handler_is_called(channel: grpc.Channel) -> None:
     call: Any = channel.unary_unary("/other.S/M")
     assert call(b"x", timeout=SECONDS) == b"<x>"
 
@@ -311,7 +311,7 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
 
 
 @pytest.mark.requirement("A46")
-def test_what_a_handler_raises_is_logged_and_not_told(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handlers_exception_is_logged_and_not_sent(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "grpc_h2"):
         error = refusal(channel, "raises")
     assert error.code() is grpc.StatusCode.UNKNOWN
@@ -341,7 +341,7 @@ def test_a_status_other_than_ok_arrives(
 
 
 @pytest.mark.parametrize("method", ["aborts", "aborts_with_status", "aborts_in_thread"])
-def test_abort_ends_the_call_whatever_the_handler_does_then(channel: grpc.Channel, method: str) -> None:
+def test_abort_decides_the_status_whatever_the_handler_does_afterwards(channel: grpc.Channel, method: str) -> None:
     error: Any = refusal(channel, method)
     assert error.code() is grpc.StatusCode.ABORTED
     assert error.details() == "enough"
@@ -358,7 +358,7 @@ def test_metadata_passes_both_ways(channel: grpc.Channel, method: str) -> None:
     assert list(call.trailing_metadata()) == [("last", "2"), ("last-bin", b"\x02")]
 
 
-def test_the_context_knows_its_peer_and_deadline(channel: grpc.Channel) -> None:
+def test_the_context_has_the_peer_and_the_deadline(channel: grpc.Channel) -> None:
     peer, remaining = ask(channel, "facts")[0].split()
     assert peer.startswith(b"ipv4:127.0.0.1:")
     assert SECONDS / 2 < float(remaining) <= SECONDS * 1.05  # the client rounds up
@@ -367,7 +367,7 @@ def test_the_context_knows_its_peer_and_deadline(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.requirement("A51")
-def test_the_health_servicer_plugs_in_unchanged(channel: grpc.Channel) -> None:
+def test_the_health_servicer_of_grpcio_works_unchanged(channel: grpc.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS) == serving
@@ -381,7 +381,7 @@ def test_the_health_servicer_plugs_in_unchanged(channel: grpc.Channel) -> None:
 
 @pytest.mark.parametrize("servicer", [reflection.ReflectionServicer, reflection.aio.ReflectionServicer])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_reflection_plugs_in_unchanged(loop: str, servicer: Any) -> None:
+def test_the_reflection_servicer_of_grpcio_works_unchanged(loop: str, servicer: Any) -> None:
     def reflecting(server: Server) -> None:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer(("grpc.health.v1.Health",)), server)
 
@@ -395,7 +395,7 @@ def test_reflection_plugs_in_unchanged(loop: str, servicer: Any) -> None:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Notes what it sees; refuses methods named ``secret``; sends ``renamed`` elsewhere."""
+    """Records what it sees; refuses methods named ``secret``; redirects ``renamed``."""
 
     def __init__(self, name: str, seen: list[str]) -> None:
         self._name = name
@@ -409,7 +409,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_interceptors_of_grpc_aio_stand_before_the_handler_in_order(loop: str) -> None:
+def test_interceptors_of_grpc_aio_run_before_the_handler_in_order(loop: str) -> None:
     seen: list[str] = []
     interceptors = (Interceptor("outer", seen), Interceptor("inner", seen))
     with (
@@ -428,7 +428,7 @@ class Broken(grpc.GenericRpcHandler):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_lookup_that_raises_costs_its_call_alone(loop: str) -> None:
+def test_a_handler_lookup_that_raises_fails_only_its_call(loop: str) -> None:
     def register(server: Server) -> None:
         server.add_registered_method_handlers("t.S", {"good": grpc.unary_unary_rpc_method_handler(unary)})
         server.add_generic_rpc_handlers((Broken(),))

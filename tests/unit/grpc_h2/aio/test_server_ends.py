@@ -1,4 +1,4 @@
-"""How calls of the native engine end otherwise than by their handler: deadlines, cancellation, loss, and a stop."""
+"""Ends of calls on the native engine other than by their handler: deadlines, cancellation, lost connections, a stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECONDS = 10.0
 
 
 class Handlers:
-    """Handlers that wait until they are let go, and what became of them."""
+    """Handlers that wait until the test releases them, and how they ended."""
 
     def __init__(self) -> None:
         self.started = threading.Semaphore(0)
@@ -141,7 +141,7 @@ def test_a_deadline_that_passes_cancels_the_handler_and_answers_deadline_exceede
 
 
 @pytest.mark.requirement("A37")
-def test_a_deadline_that_passes_behind_the_headers_resets_the_stream(running: ServerThread, work: Handlers) -> None:
+def test_a_deadline_that_passes_after_the_headers_resets_the_stream(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"stream", (b"grpc-timeout", b"100m")))
         result = client.replies.stream(1)
@@ -152,7 +152,7 @@ def test_a_deadline_that_passes_behind_the_headers_resets_the_stream(running: Se
 
 
 @pytest.mark.requirement("A36", "A37")
-def test_a_deadline_that_has_passed_on_arrival_starts_no_handler(running: ServerThread, work: Handlers) -> None:
+def test_an_expired_deadline_on_arrival_starts_no_handler(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait", (b"grpc-timeout", b"0n")))
         client.until(lambda: client.replies.stream(1).ended)
@@ -232,7 +232,7 @@ def test_a_handler_that_cancels_itself_ends_its_call_as_cancelled(channel: grpc.
 
 
 @pytest.mark.requirement("A14", "B-rapid-reset")
-def test_a_thread_counts_as_a_call_until_it_has_really_ended(
+def test_a_handlers_thread_counts_as_a_call_until_it_ends(
     running: ServerThread, channel: grpc.Channel, work: Handlers
 ) -> None:
     call: Any = channel.unary_unary("/t.S/thread")
@@ -277,7 +277,7 @@ def test_a_stop_without_grace_ends_calls_as_unavailable(
 
 
 @pytest.mark.requirement("A47")
-def test_grace_that_is_over_ends_calls(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
+def test_calls_are_ended_when_grace_is_over(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
     call: Any = channel.unary_stream("/t.S/stream")
     answers = call(b"x", timeout=SECONDS)
     assert next(answers) == b"first"
@@ -300,7 +300,7 @@ def test_the_shortest_grace_counts(running: ServerThread, channel: grpc.Channel,
 
 
 @pytest.mark.requirement("A47")
-def test_calls_begun_before_the_client_heard_of_the_drain_are_served(running: ServerThread, work: Handlers) -> None:
+def test_calls_that_crossed_the_drains_goaway_are_served(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait"))
         assert acquired(work.started)
@@ -326,7 +326,7 @@ def test_an_idle_server_stops_at_once(running: ServerThread) -> None:
     assert time.monotonic() - began < 1
 
 
-def test_a_handler_that_ignores_its_cancellation_is_logged_and_left(
+def test_a_handler_that_ignores_its_cancellation_is_logged_and_not_waited_for(
     running: ServerThread, channel: grpc.Channel, work: Handlers, caplog: pytest.LogCaptureFixture
 ) -> None:
     work.stubborn_seconds = 1.2
@@ -344,7 +344,7 @@ def test_waiting_for_termination_may_time_out(running: ServerThread) -> None:
     assert running.run(running.server.wait_for_termination(0.01)) is True
 
 
-def test_a_server_is_started_once(running: ServerThread) -> None:
+def test_a_second_start_of_a_server_raises(running: ServerThread) -> None:
     with pytest.raises(RuntimeError, match="before"):
         running.run(running.server.start())
 

@@ -1,4 +1,4 @@
-"""Messages through the native engine: compression, limits, and that neither side can make the other pile them up."""
+"""Messages through the native engine: compression, limits, and back-pressure on both sides."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def ask(channel: grpc.Channel, method: str, request: bytes, **more: Any) -> byte
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 @pytest.mark.parametrize("method", ["echo", "gzip"])
-def test_grpcio_compresses_and_reads_what_is_compressed(
+def test_compressed_requests_and_answers_work_with_grpcio(
     channel: grpc.Channel, method: str, compression: grpc.Compression
 ) -> None:
     assert ask(channel, method, COMPRESSIBLE, compression=compression) == COMPRESSIBLE
@@ -138,7 +138,7 @@ def test_an_answer_is_compressed_as_the_handler_chose(running: ServerThread) -> 
 
 
 @pytest.mark.requirement("A38")
-def test_nothing_is_compressed_for_a_client_that_cannot_read_it(running: ServerThread) -> None:
+def test_answers_to_a_client_without_gzip_are_not_compressed(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(headers(1, request_block(b"/t.S/gzip")) + data(1, grpc_message(COMPRESSIBLE), end_stream=True))
         result = client.replies.stream(1)
@@ -148,13 +148,13 @@ def test_nothing_is_compressed_for_a_client_that_cannot_read_it(running: ServerT
     assert b"grpc-encoding" not in dict(result.headers)
 
 
-def test_compression_cannot_be_chosen_behind_the_headers(channel: grpc.Channel) -> None:
+def test_compression_cannot_be_chosen_after_the_headers_were_sent(channel: grpc.Channel) -> None:
     method: Any = channel.unary_stream("/t.S/gzip_late")
     assert list(method(b"x", timeout=SECONDS)) == [b"x"]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_server_may_compress_all_it_sends(loop: str, work: Handlers) -> None:
+def test_a_server_may_compress_all_answers(loop: str, work: Handlers) -> None:
     with (
         ServerThread(LOOPS[loop], work.register, compression=grpc.Compression.Gzip) as server,
         RawClient(server.port) as client,
@@ -169,7 +169,7 @@ def test_a_server_may_compress_all_it_sends(loop: str, work: Handlers) -> None:
 
 
 @pytest.mark.requirement("A39")
-def test_a_request_may_have_four_mebibytes_and_no_octet_more(channel: grpc.Channel) -> None:
+def test_a_request_above_four_mebibytes_is_refused(channel: grpc.Channel) -> None:
     most = 4 * 1024 * 1024
     assert len(ask(channel, "echo", b"x" * most)) == most
     with pytest.raises(grpc.RpcError) as caught:
@@ -178,7 +178,7 @@ def test_a_request_may_have_four_mebibytes_and_no_octet_more(channel: grpc.Chann
 
 
 @pytest.mark.requirement("A39", "B-inflate-bomb")
-def test_a_bomb_is_refused_by_what_it_would_inflate_to(channel: grpc.Channel) -> None:
+def test_a_compressed_message_is_limited_by_its_inflated_size(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         ask(channel, "echo", bytes(5 * 1024 * 1024), compression=grpc.Compression.Gzip)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -240,8 +240,8 @@ def test_a_client_waits_for_a_handler_that_does_not_read(
     assert work.taken == 2000
 
 
-def test_a_huge_answer_does_not_hold_up_other_connections(running: ServerThread) -> None:
-    """20 MB go to one connection as fast as it reads, while another asks for ready answers one by one."""
+def test_a_huge_answer_does_not_delay_other_connections(running: ServerThread) -> None:
+    """One connection reads 20 MB as fast as it can, while another requests ready answers one by one."""
     hello = PREFACE + settings((4, 2**31 - 1)) + window_update(0, 2**30) + SETTINGS_ACK
     ended = threading.Event()
 

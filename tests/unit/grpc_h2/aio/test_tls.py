@@ -108,7 +108,7 @@ def connect(port: int, alpn: list[str], **versions: ssl.TLSVersion) -> ssl.SSLSo
 
 
 def common_name(port: int, authority: Authority) -> str:
-    """Of the certificate that the server shows."""
+    """The common name of the certificate that the server presents."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     context.set_alpn_protocols(["h2"])
     plain = socket.create_connection(("127.0.0.1", port), SECONDS)
@@ -117,7 +117,7 @@ def common_name(port: int, authority: Authority) -> str:
         return str(shown["subject"][0][0][1])
 
 
-def test_grpcio_speaks_to_it(loop: Any, certificate: Certificate, authority: Authority) -> None:
+def test_a_grpcio_client_calls_over_tls(loop: Any, certificate: Certificate, authority: Authority) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False):
         assert ask(secured.port, authority) == b""
@@ -126,7 +126,9 @@ def test_grpcio_speaks_to_it(loop: Any, certificate: Certificate, authority: Aut
 
 @pytest.mark.requirement("A1")
 @pytest.mark.parametrize("alpn", [[], ["http/1.1"], ["grpc-exp"]])
-def test_who_does_not_negotiate_h2_is_closed(loop: Any, certificate: Certificate, alpn: list[str]) -> None:
+def test_a_client_that_does_not_negotiate_h2_is_disconnected(
+    loop: Any, certificate: Certificate, alpn: list[str]
+) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False), connect(secured.port, alpn) as client:
         assert client.selected_alpn_protocol() is None
@@ -139,7 +141,7 @@ def test_who_does_not_negotiate_h2_is_closed(loop: Any, certificate: Certificate
 
 
 @pytest.mark.requirement("A1")
-def test_h2_is_chosen_among_others_and_our_settings_come_first(loop: Any, certificate: Certificate) -> None:
+def test_h2_is_selected_among_other_protocols_and_our_settings_come_first(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False), connect(secured.port, ["http/1.1", "h2"]) as client:
         assert client.selected_alpn_protocol() == "h2"
@@ -147,7 +149,7 @@ def test_h2_is_chosen_among_others_and_our_settings_come_first(loop: Any, certif
 
 
 @pytest.mark.requirement("A50")
-def test_goaway_is_delivered_before_the_end(loop: Any, certificate: Certificate) -> None:
+def test_goaway_is_delivered_before_the_connection_closes(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False) as running, connect(secured.port, ["h2"]) as client:
         client.sendall(HELLO + data(0, b"x"))
@@ -170,7 +172,7 @@ def test_tls_older_than_1_2_is_refused(loop: Any, certificate: Certificate) -> N
 
 
 @pytest.mark.requirement("B-slow-client")
-def test_a_client_that_never_shakes_hands_is_cut(loop: Any, certificate: Certificate) -> None:
+def test_a_client_without_a_tls_handshake_is_disconnected(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with (
         ServerThread(loop, secured, listen=False, limits=Limits(preface_timeout=0.1)),
@@ -179,7 +181,7 @@ def test_a_client_that_never_shakes_hands_is_cut(loop: Any, certificate: Certifi
         assert client.recv(1) == b""
 
 
-def test_a_stop_gives_up_handshakes(loop: Any, certificate: Certificate) -> None:
+def test_a_stop_cancels_handshakes(loop: Any, certificate: Certificate) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with (
         ServerThread(loop, secured, listen=False) as running,
@@ -228,7 +230,7 @@ def test_a_reload_serves_the_new_certificate_to_new_connections(
 
 
 @pytest.mark.parametrize("damage", ["other key", "no certificate", "no file", "empty", "half"])
-def test_a_bad_pair_is_refused_and_the_old_one_kept(
+def test_an_invalid_certificate_pair_is_refused_and_the_old_one_stays(
     loop: Any, files: Certificate, authority: Authority, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     secured = Secured(TlsCredentials(files.cert, files.key))
@@ -249,7 +251,7 @@ def test_a_bad_pair_is_refused_and_the_old_one_kept(
         assert common_name(secured.port, authority) == "server"
 
 
-def test_an_encrypted_key_is_refused_without_asking(certificate: Certificate, tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_a_prompt(certificate: Certificate, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
@@ -281,13 +283,13 @@ def mutual(loop: Any, certificate: Certificate, authority: Authority, required: 
         yield secured
 
 
-def test_a_client_is_known_by_its_certificate(
+def test_the_auth_context_holds_the_clients_certificate(
     mutual: Secured, authority: Authority, client_certificate: Certificate
 ) -> None:
     assert ask(mutual.port, authority, certificate=client_certificate) == b"client localhost 127.0.0.1"
 
 
-def test_a_client_without_certificate_is_let_in_only_where_it_is_optional(
+def test_a_client_without_a_certificate_is_accepted_only_where_it_is_optional(
     mutual: Secured, authority: Authority, required: bool
 ) -> None:
     if required:
@@ -305,7 +307,7 @@ def test_a_certificate_of_another_authority_is_refused(mutual: Secured, authorit
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_bad_client_authority_is_named(certificate: Certificate, tmp_path: Path) -> None:
+def test_an_invalid_client_authority_is_named_in_the_error(certificate: Certificate, tmp_path: Path) -> None:
     nothing = tmp_path / "ca.pem"
     nothing.write_text("")
     with pytest.raises(CertificateFault, match=r"ca\.pem"):

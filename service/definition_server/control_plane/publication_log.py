@@ -1,0 +1,51 @@
+"""What the log says of a publication: the findings in its rows, and how it differs from the one before."""
+
+from __future__ import annotations
+
+from definition_server.catalog.snapshot import Snapshot, diff
+from definition_server.catalog.validation import LARGE_DEFINITION, Findings
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+_NAMES_LOGGED = 10
+
+
+def log_findings(findings: Findings, snapshot: Snapshot) -> None:
+    """Log rows that are not served, rows that look wrong, and a catalogue that some clients cannot receive."""
+    for reason, count in findings.unserved.items():
+        log.warning("Rows not served", reason=reason, count=count, examples=findings.examples[reason])
+    for suspect, count in findings.suspect.items():
+        log.warning(
+            "Rows look wrong, served as they are",
+            reason=suspect,
+            count=count,
+            examples=findings.examples[suspect],
+        )
+    if len(snapshot.body) > LARGE_DEFINITION:
+        log.warning(
+            "The catalogue passes 4 MiB; SyncCatalog reaches only clients that raise their receive limit",
+            bytes=len(snapshot.body),
+            remedy="set grpc.max_receive_message_length (or its like) in the clients",
+        )
+
+
+def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float) -> None:
+    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: O(size)."""
+    changes: dict[str, object] = {"added": snapshot.count, "removed": 0, "changed": 0}
+    if previous is not None:
+        difference = diff(previous, snapshot)
+        for kind in ("added", "removed", "changed"):
+            names = getattr(difference, kind)
+            changes[kind] = len(names)
+            if names:
+                changes[f"{kind}_names"] = names[:_NAMES_LOGGED]
+    log.info(
+        "Definitions Broadcasted",
+        count=snapshot.count,
+        duration_ms=round(duration * 1000, 1),
+        generation=snapshot.generation,
+        version_hash=snapshot.version_hash,
+        bytes=snapshot.size,
+        **changes,
+    )

@@ -1,0 +1,83 @@
+"""When sync cycles run: on a schedule, and at once when one is requested."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.schedule import Backoff
+from definition_server.control_plane.sync import Outcome, Synchronizer
+
+
+class SyncLoop:
+    """Runs the cycles of a `Synchronizer` for ever."""
+
+    def __init__(
+        self,
+        synchronizer: Synchronizer,
+        publisher: Publisher,
+        *,
+        interval: float,
+        patience: float,
+        share: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        Args:
+            synchronizer: Runs each cycle.
+            publisher: Says whether a catalogue is served.
+            interval: Seconds from the start of one cycle to the start of the next.
+            patience: Seconds that the first cycle has before the last-known-good snapshot is served.
+            share: The share of the interval, 0 to 1, that passes after an unscheduled cycle (the first one, or one that
+                was requested). It is random, so that replicas that were started or signalled together do not read the
+                table together for ever.
+        """
+        self._synchronizer = synchronizer
+        self._publisher = publisher
+        self._interval = interval
+        self._share = share
+        self._patience = patience
+        self._backoff = Backoff(first=min(0.5, interval), most=min(30.0, interval))
+        self._delay = interval
+        self._unscheduled = True
+        self._requested = asyncio.Event()
+
+    def sync_soon(self) -> None:
+        """Start the next cycle at once."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Run cycles. Never returns."""
+        first = asyncio.create_task(self._cycle())
+        try:
+            await asyncio.wait((first,), timeout=self._patience)
+            await self._synchronizer.restore()
+            started = await first
+        except asyncio.CancelledError:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            raise
+        while True:
+            elapsed = time.monotonic() - started
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._requested.wait(), max(0.0, self._delay - elapsed))
+            self._unscheduled = self._requested.is_set()
+            self._requested.clear()
+            started = await self._cycle()
+
+    async def _cycle(self) -> float:
+        """Run one cycle. Returns its start (monotonic seconds)."""
+        started = time.monotonic()
+        await self._synchronizer.cycle(self._next_delay)
+        return started
+
+    def _next_delay(self, outcome: Outcome) -> float:
+        """Seconds until the next cycle. While no catalogue is served they are fewer: then every second counts."""
+        if outcome in (Outcome.FAILED, Outcome.REFUSED) and self._publisher.current is None:
+            self._delay = self._backoff.next()
+        else:
+            self._delay = self._interval * (self._share() if self._unscheduled else 1)
+        return self._delay

@@ -1,0 +1,50 @@
+"""How a worker changes the snapshot that it serves: `Swap.prepare`, `Swap.commit`, `Swap.release`, in this order.
+
+``prepare`` and ``release`` are spread over time, and calls are answered meanwhile; ``commit`` is one step of the event
+loop, after which every answer comes from the new snapshot. Only ``commit`` is required: without ``prepare`` the first
+calls after it are slower, and without ``release`` the memory of replaced answers is freed later.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.services import DefinitionEngine
+
+
+class SwapState(Enum):
+    """How far a swap has come: NEW → (PREPARING →) COMMITTED → RELEASED."""
+
+    NEW = auto()
+    PREPARING = auto()
+    """`Swap.prepare` has begun. It may have ended early; what is prepared by then is used."""
+    COMMITTED = auto()
+    RELEASED = auto()
+
+
+class Swap:
+    """The swap of a transport that remembers no answers. Others extend the three steps."""
+
+    def __init__(self, engine: DefinitionEngine, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        """What is to be served."""
+        self.state = SwapState.NEW
+        self._engine = engine
+
+    async def prepare(self) -> None:
+        """Make answers from the snapshot before it is served. May raise: `commit` is still due then."""
+        assert self.state is SwapState.NEW
+        self.state = SwapState.PREPARING
+
+    def commit(self) -> Snapshot | None:
+        """Serve the snapshot from now on. Returns the one that it replaces."""
+        assert self.state in (SwapState.NEW, SwapState.PREPARING)
+        self.state = SwapState.COMMITTED
+        replaced, self._engine.snapshot = self._engine.snapshot, self.snapshot
+        return replaced
+
+    async def release(self) -> None:
+        """Free what only the replaced snapshot needed."""
+        assert self.state is SwapState.COMMITTED
+        self.state = SwapState.RELEASED

@@ -1,0 +1,76 @@
+"""The first calls to a native transport, which its own worker makes on the loopback before it is READY (see `warmup`).
+
+They are written as octets on a TCP connection, so that gRPC's C-core need not be started in the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from definition_server.data_plane.authentication import METADATA_KEY
+from definition_server.data_plane.services import SERVICE
+from definition_server.observability.logs import get_logger
+from grpc_h2.wire import frames
+from grpc_h2.wire.hpack import encode_block
+
+log = get_logger(__name__)
+
+_FIRST_CALLS = (
+    (f"/{SERVICE}/GetCommand", b"\x0a\x04warm", True),
+    (f"/{SERVICE}/GetCommand", b"\x0a\x07missing", True),
+    (f"/{SERVICE}/GetCommand", b"\x0a\x04warm", False),
+    (f"/{SERVICE}/SyncCatalog", b"", True),
+    ("/grpc.health.v1.Health/Check", b"", True),
+)
+"""Path, request, whether with the right key: found, missing, refused, catalogue, health."""
+_FIRST_CALLS_SECONDS = 10.0
+
+
+async def make_first_calls(port: int, key: str) -> None:
+    """Make one call of each kind, all in one write; returns when every call has ended, or logs why one has not.
+
+    Raises:
+        OSError: where there is no connection at all.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0) + _first_calls(key))
+        async with asyncio.timeout(_FIRST_CALLS_SECONDS):
+            await _read_ends(reader, len(_FIRST_CALLS))
+    except (TimeoutError, EOFError, OSError) as error:
+        log.error("Warm-up is incomplete; first calls may be slow", error=repr(error))
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def _first_calls(key: str) -> bytes:
+    """The octets of every call, as one write."""
+    octets = []
+    for number, (path, request, presented) in enumerate(_FIRST_CALLS):
+        block = encode_block(
+            (
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", path.encode()),
+                (b":authority", b"localhost"),
+                (b"te", b"trailers"),
+                (b"content-type", b"application/grpc"),
+                (METADATA_KEY.encode(), key.encode() if presented else b"wrong"),
+            )
+        )
+        message = b"\0" + len(request).to_bytes(4, "big") + request
+        octets.append(frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * number + 1, block))
+        octets.append(frames.frame(frames.DATA, frames.END_STREAM, 2 * number + 1, message))
+    return b"".join(octets)
+
+
+async def _read_ends(reader: asyncio.StreamReader, streams: int) -> None:
+    """Read frames until ``streams`` streams have ended."""
+    while streams:
+        header = await reader.readexactly(frames.HEADER_LENGTH)
+        await reader.readexactly(int.from_bytes(header[:3], "big"))
+        if header[3] in (frames.HEADERS, frames.DATA) and header[4] & frames.END_STREAM:
+            streams -= 1

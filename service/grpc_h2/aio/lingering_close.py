@@ -1,0 +1,115 @@
+"""The lingering close of a connection: what happens between its last GOAWAY and the end of its socket.
+
+Closing a socket with unread input makes the kernel send RST, which may destroy the GOAWAY on its way (RFC 9113 section
+5.4.1). So the connection is flushed and half-closed, and then read for a while longer; what arrives is thrown away.
+Both are limited: `LINGER` seconds, and `_OCTETS` octets.
+
+A client that was disconnected because it floods us gets less: `_OCTETS_OF_A_FLOOD`. Its connection is not half-closed
+before `_PAUSE` seconds have passed; where more than that waits by then, the connection is aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from fcntl import ioctl
+from termios import FIONREAD
+
+from grpc_h2.aio.scheduler import FairScheduler
+
+LINGER = 1.0
+"""Seconds that a connection is read after its last GOAWAY."""
+_OCTETS = 2 * 1024 * 1024
+"""Octets that are read after the last GOAWAY. The windows that we gave an honest client allow it no more in flight."""
+_OCTETS_OF_A_FLOOD = 64 * 1024
+"""The same for a client that was disconnected with ENHANCE_YOUR_CALM."""
+_PAUSE = 0.01
+"""Seconds between the last GOAWAY and the first read of what is thrown away, and between two such reads."""
+
+
+class LingeringClose:
+    """Ends one connection. `proceed` starts it; `cancel` when the transport is gone."""
+
+    __slots__ = ("_flood", "_loop", "_octets_allowed", "_scheduler", "_started", "_timer", "_transport", "octets")
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, scheduler: FairScheduler, *, flood: bool
+    ) -> None:
+        """``flood``: whether the client was disconnected because it floods us."""
+        self._transport = transport
+        self._loop = loop
+        self._scheduler = scheduler
+        self._flood = flood
+        self._octets_allowed = _OCTETS_OF_A_FLOOD if flood else _OCTETS
+        self._started = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.octets = 0
+        """Octets that were read and thrown away."""
+
+    def proceed(self, *, writable: bool, stall_timeout: float) -> None:
+        """Flush, and once the transport's buffer is empty, half-close and linger.
+
+        To be called again when the buffer has emptied. ``writable``: whether the transport takes output.
+        ``stall_timeout``: seconds after which a connection that cannot be flushed is aborted.
+        """
+        if self._started:
+            return
+        transport = self._transport
+        if transport.get_write_buffer_size() or not writable:
+            transport.set_write_buffer_limits(0)  # `resume_writing` comes when the last octet has left
+            transport.resume_reading()
+            if self._timer is None:
+                self._timer = self._loop.call_later(stall_timeout, transport.abort)
+            return
+        self._started = True
+        self.cancel()
+        self._timer = self._loop.call_later(LINGER, transport.close)
+        self._pause()
+        if not self._flood:  # a flood may have to be aborted: first see whether it ends
+            self._half_close()
+
+    def data_received(self, size: int) -> None:
+        """``size`` octets came, and are thrown away."""
+        self.octets += size
+        self._pause()
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def read_on(self) -> bool:
+        """Read what has come. True: that may end the connection at once, so the time slice ends with this."""
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        if self.octets + _unread(transport) > self._octets_allowed:
+            transport.abort()
+            return True
+        if self._flood and not self.octets:
+            self._half_close()
+        transport.resume_reading()
+        return True
+
+    def _pause(self) -> None:
+        # libuv makes up to 32 reads of 250 kB from one socket before it serves the next. The pauses prevent that here.
+        self._transport.pause_reading()
+        self._loop.call_later(_PAUSE, self._scheduler.defer, self._loop, self.read_on)
+
+    def _half_close(self) -> None:
+        # TLS has no half-close in asyncio: a TLS client sees the end when it closes its side, or when we close.
+        if self._transport.can_write_eof():
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client has closed already: the socket is not connected any more
+                self._transport.abort()
+
+
+def _unread(transport: asyncio.BaseTransport) -> int:
+    """Octets of the connection that wait in the kernel (FIONREAD, tcp(7))."""
+    held = array("i", [0])
+    sock = transport.get_extra_info("socket")
+    if sock is not None:  # asyncio allows transports without a socket
+        ioctl(sock.fileno(), FIONREAD, held)
+    return held[0]
