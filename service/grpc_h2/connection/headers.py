@@ -49,7 +49,7 @@ class BlockAssembly:
         self.whole: bytes | None = None
         """The block, once its last fragment is in and it waits to be decoded."""
 
-    def add(self, kind: int, stream_id: int, fragment: bytes) -> None:
+    def take(self, kind: int, stream_id: int, fragment: bytes) -> None:
         """The next frame.
 
         Raises:

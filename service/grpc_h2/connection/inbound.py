@@ -204,7 +204,7 @@ class Inbound:
     def _continue_block(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         assembly = self._headers.assembly
         assert assembly is not None
-        assembly.add(kind, stream_id, payload)
+        assembly.take(kind, stream_id, payload)
         if not payload and not flags & frames.END_HEADERS:
             self._abuse.glitch("empty CONTINUATION frames")
         if flags & frames.END_HEADERS:
