@@ -145,8 +145,9 @@ class Abuse:
     def answered_one(self) -> None:
         """The fast path: as `answered` with one stream and one answer."""
         self._window_updates += _UPDATES_PER_ANSWER
-        self._last_ping = None
-        self._strikes = 0
+        if self._last_ping is not None:  # without it there are no strikes either
+            self._last_ping = None
+            self._strikes = 0
 
     def answered(self, streams: int, answers: int) -> None:
         """The fast path: the client has opened ``streams``, and ``answers`` were sent, of one DATA frame at most."""

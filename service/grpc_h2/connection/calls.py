@@ -189,17 +189,21 @@ class Calls:
 
     def act_on(self, stream: Stream, fed: Fed) -> None:
         """Act on the outcome of a DATA frame."""
-        self._events += [MessageReceived(stream, message) for message in fed.messages]
-        self.give_back(fed.free)
-        if fed.fault is None:
-            self._credit(stream)
-        else:
+        for message in fed.messages:
+            self._events.append(MessageReceived(stream, message))
+        if fed.free:
+            self.give_back(fed.free)
+        if fed.fault is not None:
             self.fail(stream, fed.fault)
+        elif fed.free:
+            self._credit(stream)
 
     def consumed(self, stream: Stream, octets: int) -> None:
         """A handler has taken a message of ``octets``: the windows grow again."""
-        self.give_back(self._bodies.consume(stream, octets))
-        self._credit(stream)
+        free = self._bodies.consume(stream, octets)
+        if free:
+            self.give_back(free)
+            self._credit(stream)
 
     def give_back(self, octets: int) -> None:
         """``octets`` of DATA need not be held any more."""

@@ -98,6 +98,7 @@ class Connection:
         )
         self._inbound = Inbound(
             limits,
+            router,
             lifecycle,
             buffer,
             timers,

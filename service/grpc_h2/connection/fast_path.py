@@ -180,7 +180,7 @@ class FastPath:
         memo, pending = headers.memo, self._pending
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
-        answer_ids: list[int] = []
+        answered = self._answered
         window = first_window = flow.send_window
         floor = window - limits.octets_per_turn
         largest = flow.initial_send_window
@@ -234,7 +234,7 @@ class FastPath:
                 if self._pending_windows:
                     self._pending_windows.pop(stream_id, None)
                 replies.append(data[body - 4 : body].join(answer.pieces))
-                answer_ids.append(answer.answer_id)
+                answered.append(answer.answer_id)
                 window -= answer.size
                 received += length
                 position = body + length
@@ -244,7 +244,6 @@ class FastPath:
                 streams.use_up_to(expected - 2)
                 abuse.answered((expected - first) // 2, len(replies))
             if replies:
-                self._answered += answer_ids
                 self._outbound.commit(replies)
                 self._timers.stream_ended()
                 increment = flow.commit(received, first_window - window)

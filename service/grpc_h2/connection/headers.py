@@ -49,7 +49,7 @@ class BlockAssembly:
         self.whole: bytes | None = None
         """The block, once its last fragment is in and it waits to be decoded."""
 
-    def add(self, kind: int, stream_id: int, fragment: bytes) -> None:
+    def take(self, kind: int, stream_id: int, fragment: bytes) -> None:
         """The next frame.
 
         Raises:
@@ -131,10 +131,9 @@ class Headers:
     # -- understanding --------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Forget what may not be authorized any more."""
-        if self.router_epoch != self._router.epoch:
-            self.memo.clear()
-            self.router_epoch = self._router.epoch
+        """The router's epoch has changed: forget what may not be authorized any more."""
+        self.memo.clear()
+        self.router_epoch = self._router.epoch
 
     def route(self, block: bytes) -> Route:
         """The route of a request, by the memo or as `learn` finds it.
@@ -166,8 +165,7 @@ class Headers:
                 if seconds <= 0:
                     raise CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
             except CallFault as fault:
-                fault.content_length = route.request.content_length
-                return Route(None, fault=fault)
+                return Route(None, fault=CallFault(fault.status, fault.message, route.request.content_length))
             if route.method is None:
                 return Route(route.request.with_timeout(seconds))
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK

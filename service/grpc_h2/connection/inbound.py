@@ -22,6 +22,7 @@ from grpc_h2.connection.stream import Stream
 from grpc_h2.connection.streams import Streams
 from grpc_h2.connection.timers import Timers
 from grpc_h2.rpc.requests import check_trailers
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 from grpc_h2.wire.frame_parsing import (
@@ -56,6 +57,7 @@ class Inbound:
         "_lifecycle",
         "_limits",
         "_outbound",
+        "_router",
         "_settings_unacked",
         "_streams",
         "_timers",
@@ -64,6 +66,7 @@ class Inbound:
     def __init__(
         self,
         limits: Limits,
+        router: Router,
         lifecycle: Lifecycle,
         buffer: InputBuffer,
         timers: Timers,
@@ -78,6 +81,7 @@ class Inbound:
         answered: list[int],
     ) -> None:
         self._limits = limits
+        self._router = router
         self._lifecycle = lifecycle
         self._buffer = buffer
         self._timers = timers
@@ -100,7 +104,8 @@ class Inbound:
         """
         buffer, lifecycle, headers, abuse = self._buffer, self._lifecycle, self._headers, self._abuse
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
-        headers.refresh()
+        if headers.router_epoch != self._router.epoch:
+            headers.refresh()
         abuse.begin_turn()
         if lifecycle.state is ConnectionState.AWAITS_PREFACE:
             if not buffer.take_preface():
@@ -199,7 +204,7 @@ class Inbound:
     def _continue_block(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         assembly = self._headers.assembly
         assert assembly is not None
-        assembly.add(kind, stream_id, payload)
+        assembly.take(kind, stream_id, payload)
         if not payload and not flags & frames.END_HEADERS:
             self._abuse.glitch("empty CONTINUATION frames")
         if flags & frames.END_HEADERS:

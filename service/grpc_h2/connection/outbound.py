@@ -68,9 +68,12 @@ class Outbound:
         """Queue frames that wait for nothing."""
         self.out += control_frames
 
-    def commit(self, replies: Iterable[bytes]) -> None:
-        """The fast path: queue whole answers, which flow control has admitted."""
-        self.out += replies
+    def commit(self, replies: list[bytes]) -> None:
+        """The fast path: queue whole answers that flow control has admitted. Takes possession of the list."""
+        if self.out:
+            self.out += replies
+        else:
+            self.out = replies
 
     def headers(self, stream: Stream, block: bytes, *, end_stream: bool) -> None:
         """Queue a header block, ahead of all stream data; with ``end_stream`` it ends the response."""
@@ -161,8 +164,10 @@ class Outbound:
             moved += size
             self._flow.spend(size)
             self._data_frames += 1
+            if not stream.unsent:
+                break
         self.unsent -= moved
-        if stream.last_piece_out:
+        if not stream.unsent and stream.last_piece_out:
             if stream.trailers:
                 small.append(self._headers(stream, stream.trailers, end_stream=True))
             stream.response_ended()

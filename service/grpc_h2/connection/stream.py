@@ -130,7 +130,8 @@ class Stream:
 
     def response_begun(self) -> None:
         """HEADERS without END_STREAM were queued."""
-        self._respond(ResponseState.HEADERS_SENT)
+        assert self._response is ResponseState.NOTHING_SENT
+        self._response = ResponseState.HEADERS_SENT
 
     def response_complete(self, trailers: bytes) -> None:
         """The response has its end, and ``trailers`` wait behind the data that is queued."""
@@ -146,8 +147,7 @@ class Stream:
 
     def close(self) -> None:
         """RST_STREAM was sent or received, or the connection is gone. No effect on a closed stream."""
-        if self.state is not StreamState.CLOSED:
-            self._enter(StreamState.CLOSED)
+        self.state = StreamState.CLOSED
 
     # -- receiving ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,217 @@
+"""The engine's layers, its front door, and the ownership of state in its connection: all read from the sources.
+
+Layers: ``aio → connection → static → rpc → wire``, never upward, no cycles. Below ``aio`` nothing knows a clock, random
+numbers, a socket or an event loop. Outside ``grpc_h2`` everything imports from ``grpc_h2`` itself.
+
+Ownership: in ``connection`` an object changes its own attributes only. So no attribute is written from two modules.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import grpc_h2
+
+ROOT = Path(grpc_h2.__file__).parent
+REPOSITORY = Path(__file__).parents[3]
+LAYERS = ("wire", "rpc", "static", "connection", "aio")
+WORLD = ("time", "random", "secrets", "datetime", "asyncio", "socket", "ssl", "threading", "selectors", "os")
+MUTATORS = {
+    "append", "extend", "insert", "pop", "popitem", "popleft", "remove", "clear", "update", "setdefault", "add",
+    "discard", "appendleft", "__setitem__", "__delitem__",
+}  # fmt: skip
+
+
+def sources(*below: str) -> dict[str, ast.Module]:
+    """Module name → its tree, of every module of the package or of some of its layers."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT).with_suffix("")
+        if not below or relative.parts[0] in below:
+            name = ".".join(("grpc_h2", *relative.parts)).removesuffix(".__init__")
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> int | None:
+    parts = module.split(".")
+    return LAYERS.index(parts[1]) if len(parts) > 1 and parts[0] == "grpc_h2" and parts[1] in LAYERS else None
+
+
+def test_no_module_imports_from_a_layer_above_its_own() -> None:
+    for name, tree in sources(*LAYERS).items():
+        own = layer(name)
+        assert own is not None
+        for target in imports(tree):
+            other = layer(target)
+            assert other is None or other <= own, f"{name} imports {target}"
+            assert target != "grpc_h2", f"{name} imports the front door"
+
+
+def test_no_modules_import_each_other_in_a_cycle() -> None:
+    trees = sources()
+    graph = {name: {target for target in imports(tree) if target in trees} for name, tree in trees.items()}
+    assert graph["grpc_h2.connection.fast_path"] >= {"grpc_h2.connection.headers", "grpc_h2.wire.frame_parsing"}
+    TopologicalSorter(graph).prepare()
+
+
+def test_below_aio_nothing_knows_a_clock_random_numbers_or_the_operating_system() -> None:
+    for name, tree in sources(*LAYERS[:-1]).items():
+        for target in imports(tree):
+            assert target.partition(".")[0] not in WORLD, f"{name} imports {target}"
+
+
+def test_the_definition_server_perf_and_other_tests_import_only_the_front_door() -> None:
+    engine_tests = REPOSITORY / "tests" / "unit" / "grpc_h2"
+    seen = 0
+    for folder in ("service/definition_server", "perf", "tests"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            if engine_tests in path.parents:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == "grpc_h2":
+                    seen += 1
+                    missing = {alias.name for alias in node.names} - set(grpc_h2.__all__)
+                    assert not missing, f"{path}: {missing}"
+                elif isinstance(node, ast.Import | ast.ImportFrom):
+                    below = [target for target in imports(node) if target.startswith("grpc_h2.")]
+                    assert not below, f"{path} imports {below}"
+    assert seen > 5
+
+
+def test_every_name_of_the_front_door_exists_and_is_documented() -> None:
+    documentation = grpc_h2.__doc__ or ""
+    assert sorted(grpc_h2.__all__, key=lambda name: (name != name.upper(), name[0].islower(), name)) == grpc_h2.__all__
+    for name in grpc_h2.__all__:
+        assert getattr(grpc_h2, name) is not None
+        assert f"`{name}`" in documentation, f"{name} is not documented"
+    with pytest.raises(AttributeError, match="Nothing"):
+        grpc_h2.Nothing  # noqa: B018
+
+
+# -- ownership ---------------------------------------------------------------------------------------------------------
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def _targets(node: ast.AST) -> Iterator[ast.expr]:
+    if isinstance(node, ast.Assign):
+        yield from node.targets
+    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        yield node.target
+    elif isinstance(node, ast.Delete):
+        yield from node.targets
+    elif isinstance(node, ast.For | ast.AsyncFor):
+        yield node.target
+
+
+def _flat(target: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(target, ast.Tuple | ast.List):
+        for element in target.elts:
+            yield from _flat(element)
+    else:
+        yield target
+
+
+def foreign_changes(tree: ast.AST) -> list[str]:
+    """Changes of other objects' attributes: by assignment, by an element, or by a mutating method of a container."""
+    found = []
+    for node in ast.walk(tree):
+        for target in (flat for each in _targets(node) for flat in _flat(each)):
+            holder = target.value if isinstance(target, ast.Subscript) else target
+            if isinstance(holder, ast.Attribute) and not _is_self(holder.value):
+                found.append(f"line {node.lineno}: {ast.unparse(target)} = …")  # type: ignore[attr-defined]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
+            holder = node.func.value
+            if isinstance(holder, ast.Attribute) and not _is_self(holder.value):
+                found.append(f"line {node.lineno}: {ast.unparse(node.func)}()")
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not _is_self(node.value):
+            found.append(f"line {node.lineno}: {ast.unparse(node)} is private to another object")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+            found.append(f"line {node.lineno}: setattr")
+    return found
+
+
+def test_an_object_of_the_connection_changes_its_own_attributes_only() -> None:
+    checked = 0
+    for name, tree in sources("connection").items():
+        if name == "grpc_h2.connection.state":  # an enum's members get their `following` once it is complete
+            continue
+        assert foreign_changes(tree) == [], name
+        checked += 1
+    assert checked >= 15
+
+
+def test_a_part_of_the_connection_inherits_from_no_other() -> None:
+    allowed = {"Enum", "NamedTuple"}
+    for name, tree in sources("connection").items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                assert {ast.unparse(base) for base in node.bases} <= allowed, f"{name}: {node.name}"
+
+
+def test_aliases_of_other_parts_containers_are_only_read() -> None:
+    """A local name for ``other.attribute`` would hide a change from the rule above."""
+    for name, tree in sources("connection").items():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            aliases = set()
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign):
+                    value = node.value
+                    for target in node.targets:
+                        both = (
+                            zip(target.elts, value.elts, strict=True)
+                            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                            else [(target, value)]
+                        )
+                        for one, its in both:
+                            if isinstance(one, ast.Name) and isinstance(its, ast.Attribute) and not _is_self(its.value):
+                                aliases.add(one.id)
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
+                    holder = node.func.value
+                    assert not (isinstance(holder, ast.Name) and holder.id in aliases), f"{name}:{node.lineno}"
+                for target in _targets(node):
+                    if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
+                        assert target.value.id not in aliases, f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(self, stream):\n    stream.unread += 1",
+        "def f(self):\n    self._sender.window = 5",
+        "def f(self):\n    a, self._streams.last_id = 1, 2",
+        "def f(self):\n    self._sender.out.append(b'')",
+        "def f(self):\n    self._streams.pending[1] = None",
+        "def f(self):\n    del self._streams.open[1]",
+        "def f(self, other):\n    return other._window",
+        "def f(self, other):\n    setattr(other, 'x', 1)",
+    ],
+)
+def test_a_change_of_another_objects_attribute_is_found(text: str) -> None:
+    assert len(foreign_changes(ast.parse(text))) == 1
+
+
+def test_a_change_of_an_own_attribute_is_no_finding() -> None:
+    own = "def f(self, other):\n    self.a += other.b\n    self.c[1] = 2\n    self.d.append(3)\n    other.method()"
+    assert foreign_changes(ast.parse(own)) == []
