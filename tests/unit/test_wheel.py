@@ -65,11 +65,12 @@ def test_protoc_makes_the_served_contract_of_the_wheel_s_file(wheel: Path, tmp_p
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
-    package = ROOT / "service" / "definition_server"
-    kept = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
-    packed = {path.relative_to(wheel / "definition_server") for path in (wheel / "definition_server").rglob("*.*")}
+    service = ROOT / "service"
+    packages = ("definition_server", "grpc_h2")
+    kept = {path.relative_to(service) for name in packages for path in (service / name).rglob("*") if path.is_file()}
+    packed = {path.relative_to(wheel) for name in packages for path in (wheel / name).rglob("*.*")}
     assert {path for path in packed if path.suffix} == {path for path in kept if "__pycache__" not in path.parts}
-    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {"definition_server", "avap_definition_server"}
+    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {*packages, "avap_definition_server"}
 
 
 def test_the_metadata_name_each_supported_python(metadata: Message) -> None:
