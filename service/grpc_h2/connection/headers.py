@@ -12,6 +12,7 @@ connection is looked at.
 
 from __future__ import annotations
 
+from sys import maxsize
 from typing import Final
 
 from grpc_h2.connection.abuse import BLOCK_WORK, OCTETS_OF_BLOCK_PER_WORK, Abuse
@@ -181,7 +182,8 @@ class Headers:
         decoder = self._decoder
         fields, self._ahead = self._ahead, None
         if fields is None:
-            fields = decoder.decode(block)
+            fields = decoder.decode_some(block, maxsize)
+            assert fields is not None
         self._abuse.spend(BLOCK_WORK + len(block) // OCTETS_OF_BLOCK_PER_WORK)
         if decoder.epoch != self._memo_epoch:
             self.memo.clear()

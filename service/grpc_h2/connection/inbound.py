@@ -39,6 +39,8 @@ _STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
 _IN_FLIGHT_GLITCH: Final = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
+_OPEN: Final = ConnectionState.OPEN
+_DRAINING: Final = ConnectionState.DRAINING
 _NEVER_OPEN: Final = (StreamStatus.IDLE, StreamStatus.SKIPPED)
 
 
@@ -116,7 +118,12 @@ class Inbound:
         most = len(answered) + limits.answers_per_turn
         while lifecycle.state is not ConnectionState.CLOSED:
             # Only DATA (0) and HEADERS (1) can be of a known call.
-            if end - position >= frames.HEADER_LENGTH and data[position + 3] <= frames.HEADERS and fast_path.ready:
+            if (
+                end - position >= frames.HEADER_LENGTH
+                and data[position + 3] <= frames.HEADERS
+                and headers.assembly is None
+                and (lifecycle.state is _OPEN or lifecycle.state is _DRAINING)
+            ):
                 position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
                 if left is not None:
                     self._take_up(left)
