@@ -138,8 +138,10 @@ class Headers:
 
     def route(self, block: bytes) -> Route:
         """The route of a request, by the memo or as `learn` finds it."""
-        # No longer one is remembered, and to look for 16 kB takes 3 µs.
-        return (self.memo.get(block) if len(block) <= LONGEST_SHORT_BLOCK else None) or self.learn(block)
+        # A block that has been decoded ahead is not looked for, or its fields would be taken for the next block's. Nor
+        # is a long one: none is remembered, and to look for 16 kB takes 3 µs.
+        known = self.memo.get(block) if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK else None
+        return known or self.learn(block)
 
     def learn(self, block: bytes) -> Route:
         """Decode a request's header block and find its route; remember the block where that is sound.

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import pytest
 from tests.support.h2_oracle import A1, B2, BODY, FIRST, OVERSIZE, REPLAYS, REQUEST, Oracle, placed, replay
-from tests.support.h2_peer import GUARDED, HANDLED, STATIC, Keys, Peer, some_doors
+from tests.support.h2_peer import GUARDED, HANDLED, REFUSING, STATIC, Keys, Peer, some_doors
 from tests.support.h2_wire import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
     Feed,
+    call,
     continuation,
     data,
+    grpc_message,
     headers,
     indexed,
     inserting,
@@ -248,6 +250,18 @@ def test_a_repeated_block_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch):
     for _ in range(100):
         oracle.call(FIRST)
     assert decoded.count(REQUEST + FIRST) == 1
+
+
+@three_ways
+def test_a_known_block_in_two_frames_leaves_nothing_behind_for_the_next_block(feed: Feed):
+    peer = Peer(feed).send(call(1), call(3))
+    known = request_block(STATIC)
+    peer.send(headers(5, known[:9], end_headers=False), continuation(5, known[9:], end_headers=True))
+    peer.send(data(5, grpc_message(b"world"), end_stream=True))
+    peer.send(call(7, REFUSING), call(9, HANDLED))
+    peer.assert_answered(5)
+    peer.assert_answered_with(7, 5)
+    assert 9 in peer.calls
 
 
 # --- authorisation ----------------------------------------------------------------------------------------------------
