@@ -29,9 +29,6 @@ _UPDATES_PER_FRAME: Final = 20
 """WINDOW_UPDATEs that a DATA frame of ours entitles to (Envoy: 10)."""
 
 
-_UPDATES_PER_ANSWER: Final = _UPDATES_PER_STREAM + _UPDATES_PER_FRAME
-
-
 class LeakyBucket:
     """Counts misdeeds, forgetting them at a constant rate. Time is an argument."""
 
@@ -141,13 +138,6 @@ class Abuse:
         self._window_updates += _UPDATES_PER_FRAME * data_frames
         self._last_ping = None
         self._strikes = 0
-
-    def answered_one(self) -> None:
-        """The fast path: as `answered` with one stream and one answer."""
-        self._window_updates += _UPDATES_PER_ANSWER
-        if self._last_ping is not None:  # without it there are no strikes either
-            self._last_ping = None
-            self._strikes = 0
 
     def answered(self, streams: int, answers: int) -> None:
         """The fast path: the client has opened ``streams``, and ``answers`` were sent, of one DATA frame at most."""

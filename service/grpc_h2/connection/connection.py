@@ -156,11 +156,14 @@ class Connection:
 
     def hold(self, data: bytes, now: float) -> None:
         """Keep ``data``, octets that the peer has sent, for the next `receive_data`: until then it is ``backlog``."""
+        self._fast_path.settle()
         self._timers.read(now)
         self._buffer.add(data)
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
         """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
+        if self._fast_path.alone:
+            self._fast_path.settle()
         if data:
             self._timers.read(now)
             self._buffer.add(data)
@@ -198,6 +201,7 @@ class Connection:
             return outbound.take_out()
         pieces, sent, data_frames = outbound.take(self.limits.octets_per_turn if budget is None else budget)
         if sent:
+            self._fast_path.settle()
             self._timers.progressed()
             self._abuse.data_sent(data_frames)
             for stream in sent:
@@ -215,13 +219,13 @@ class Connection:
 
     def pause_writing(self, now: float) -> None:
         """The transport takes no more."""
-        self._timers.advance(now)
+        self._advance(now)
         self._timers.progressed()
         self._outbound.pause(True)
 
     def resume_writing(self, now: float) -> None:
         """The transport takes more again."""
-        self._timers.advance(now)
+        self._advance(now)
         self._timers.progressed()
         self._outbound.pause(False)
 
@@ -278,7 +282,7 @@ class Connection:
         Double GOAWAY (RFC 9113 section 6.8): the first announces, the second comes when the client has answered the
         PING behind the first.
         """
-        self._timers.advance(now)
+        self._advance(now)
         self._calls.drain()
 
     def connection_lost(self) -> list[Event]:
@@ -290,6 +294,7 @@ class Connection:
         """When `tick` is due; it may turn out later that nothing is."""
         if self._lifecycle.closed:
             return None
+        self._fast_path.settle()
         deadline = self._timers.next_deadline(
             introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer
         )
@@ -297,12 +302,16 @@ class Connection:
 
     def tick(self, now: float) -> list[Event]:
         """Do what has become due."""
-        self._timers.advance(now)
+        self._advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:
                 break
             self._do(due)
         return self.take_events()
+
+    def _advance(self, now: float) -> None:
+        self._fast_path.settle()
+        self._timers.advance(now)
 
     @property
     def _introduced(self) -> bool:

@@ -11,7 +11,8 @@ what becomes of its stream, and the caller does it.
 
 **Cost.** Every line of the two methods is paid for by every request, so both are flat and longer than functions should
 be. They read the other parts' numbers into local variables, change nothing of them meanwhile, and hand the sum of what
-they did to each part in one call: per batch, or per request that comes alone.
+they did to each part in one call per batch. What calls that come alone add to the timers and to the balances of `Abuse`
+is summed up here, and handed over before either is asked (`FastPath.settle`).
 
 **Why it is sound.** `FastPath.answer_one` does what ``receive_data`` would do for the same octets, number by number; a
 test compares two connections, one on either path, after each read. The reserved bit of a stream id is not looked at,
@@ -38,7 +39,6 @@ from grpc_h2.wire.frame_parsing import LAST_DATA, SHAPES
 
 _LAST_ID: Final = frames.LARGEST_STREAM_ID - 2**16
 _OPEN: Final = ConnectionState.OPEN
-_DRAINING: Final = ConnectionState.DRAINING
 
 
 class Opened(NamedTuple):
@@ -66,6 +66,7 @@ class FastPath:
 
     __slots__ = (
         "_abuse",
+        "_alone_at",
         "_answered",
         "_buffer",
         "_flow",
@@ -78,6 +79,7 @@ class FastPath:
         "_router",
         "_streams",
         "_timers",
+        "alone",
     )
 
     def __init__(
@@ -106,6 +108,9 @@ class FastPath:
         self._outbound = outbound
         self._headers = headers
         self._answered = answered
+        self.alone = 0
+        """Calls that `answer_one` has answered since `settle`, the last of them at ``_alone_at``."""
+        self._alone_at = 0.0
         self._pending: dict[int, Route] = {}
         """Streams of static methods whose DATA is not in yet: a route is all there is to know of one."""
         self._pending_windows: dict[int, int] = {}
@@ -151,23 +156,22 @@ class FastPath:
         if not self._flow.exchange(length, answer.size):
             return None
         streams.use_up_to(stream_id)
-        self._abuse.answered_one()
-        self._timers.answered(now)
+        self.alone += 1
+        self._alone_at = now
         self._answered.append(answer.answer_id)
         return data[body - 4 : body].join(answer.pieces)
 
-    @property
-    def ready(self) -> bool:
-        """Whether `answer_batch` may be called."""
-        return (
-            (self._lifecycle.state is _OPEN or self._lifecycle.state is _DRAINING)
-            and self._headers.assembly is None
-            and not self._outbound.size_update_due
-            and self._streams.last_id < _LAST_ID
-        )
+    def settle(self) -> None:
+        """Hand to the timers and to `Abuse` what calls that came alone have added. Due before either is asked."""
+        if self.alone:
+            self._abuse.answered(self.alone, self.alone)
+            self._timers.answered(self._alone_at)
+            self.alone = 0
 
     def answer_batch(self, data: bytes, position: int, end: int, most: int) -> Batch:
         """Answer at most ``most`` calls that lie whole in ``data`` from ``position`` to ``end``.
+
+        To be called while calls are accepted and no header block is under way.
 
         Returns:
             The position of what is left; whether the turn is spent, so that what is left is backlog; and the stream
@@ -186,6 +190,8 @@ class FastPath:
         largest = flow.initial_send_window
         first = expected = streams.last_id + 2
         received = 0
+        if expected > _LAST_ID or self._outbound.size_update_due:
+            return position, False, None
         try:
             while len(replies) < most and window >= floor:
                 head = data[position : position + 5]

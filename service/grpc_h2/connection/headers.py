@@ -12,6 +12,7 @@ connection is looked at.
 
 from __future__ import annotations
 
+from sys import maxsize
 from typing import Final
 
 from grpc_h2.connection.abuse import BLOCK_WORK, OCTETS_OF_BLOCK_PER_WORK, Abuse
@@ -136,13 +137,11 @@ class Headers:
         self.router_epoch = self._router.epoch
 
     def route(self, block: bytes) -> Route:
-        """The route of a request, by the memo or as `learn` finds it.
-
-        A block that came in parts has been decoded already: its fields are used, or the next block would get them.
-        """
-        if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK:  # to look for 16 kB takes 3 µs
-            return self.memo.get(block) or self.learn(block)
-        return self.learn(block)
+        """The route of a request, by the memo or as `learn` finds it."""
+        # A block that has been decoded ahead is not looked for, or its fields would be taken for the next block's. Nor
+        # is a long one: none is remembered, and to look for 16 kB takes 3 µs.
+        known = self.memo.get(block) if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK else None
+        return known or self.learn(block)
 
     def learn(self, block: bytes) -> Route:
         """Decode a request's header block and find its route; remember the block where that is sound.
@@ -185,7 +184,8 @@ class Headers:
         decoder = self._decoder
         fields, self._ahead = self._ahead, None
         if fields is None:
-            fields = decoder.decode(block)
+            fields = decoder.decode_some(block, maxsize)
+            assert fields is not None
         self._abuse.spend(BLOCK_WORK + len(block) // OCTETS_OF_BLOCK_PER_WORK)
         if decoder.epoch != self._memo_epoch:
             self.memo.clear()

@@ -39,6 +39,8 @@ _STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
 _IN_FLIGHT_GLITCH: Final = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
+_OPEN: Final = ConnectionState.OPEN
+_DRAINING: Final = ConnectionState.DRAINING
 _NEVER_OPEN: Final = (StreamStatus.IDLE, StreamStatus.SKIPPED)
 
 
@@ -116,7 +118,12 @@ class Inbound:
         most = len(answered) + limits.answers_per_turn
         while lifecycle.state is not ConnectionState.CLOSED:
             # Only DATA (0) and HEADERS (1) can be of a known call.
-            if end - position >= frames.HEADER_LENGTH and data[position + 3] <= frames.HEADERS and fast_path.ready:
+            if (
+                end - position >= frames.HEADER_LENGTH
+                and data[position + 3] <= frames.HEADERS
+                and headers.assembly is None
+                and (lifecycle.state is _OPEN or lifecycle.state is _DRAINING)
+            ):
                 position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
                 if left is not None:
                     self._take_up(left)
@@ -277,24 +284,25 @@ class Inbound:
         end_stream = bool(flags & frames.END_STREAM)
         if not content and not end_stream:
             self._abuse.glitch("empty DATA frames")
-        fault = self._judge_data(stream, size, len(content))
-        if fault is not None:
+        try:
+            self._judge_data(stream, size, len(content))
+        except StreamFault:
             self._calls.give_back(size)
-            raise fault
+            raise
         if end_stream:
             stream.request_ended()
         self._calls.act_on(stream, self._bodies.feed(stream, content, size))
         if end_stream and stream_id in self._streams.open:
             self._calls.judge_request(stream)
 
-    def _judge_data(self, stream: Stream, size: int, content: int) -> StreamFault | None:
+    def _judge_data(self, stream: Stream, size: int, content: int) -> None:
+        # Raised, not returned: an exception in a local variable would keep its frame, and with it the stream, alive.
         if stream.state is StreamState.HALF_CLOSED_REMOTE:
-            return StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         if not stream.receive(size):
-            return StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
         if not stream.count_body(content):
-            return StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
-        return None
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._calls.find(stream_id)

@@ -75,9 +75,9 @@ class Timers:
         self.now = self._read_at = now
         self.asked_at = inf
 
-    def answered(self, now: float) -> None:
-        """The fast path: it is ``now``, the peer has sent a call, and the call has been answered."""
-        self.now = self._read_at = self._idle_at = now
+    def answered(self, instant: float) -> None:
+        """The fast path: at ``instant``, the last one so far, the peer has sent a call and was answered."""
+        self.now = self._read_at = self._idle_at = instant
         self.asked_at = inf
 
     def stream_ended(self) -> None:

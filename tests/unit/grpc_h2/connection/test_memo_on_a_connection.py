@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import pytest
 from tests.support.h2_oracle import A1, B2, BODY, FIRST, OVERSIZE, REPLAYS, REQUEST, Oracle, placed, replay
-from tests.support.h2_peer import GUARDED, HANDLED, STATIC, Keys, Peer, some_doors
+from tests.support.h2_peer import GUARDED, HANDLED, REFUSING, STATIC, Keys, Peer, some_doors
 from tests.support.h2_wire import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
     Feed,
+    call,
     continuation,
     data,
+    grpc_message,
     headers,
     indexed,
     inserting,
@@ -270,18 +272,30 @@ def test_blocks_of_every_size_get_the_right_answers(feed: Feed, size: int):
 @pytest.mark.requirement("D1")
 def test_a_repeated_block_is_decoded_once(monkeypatch: pytest.MonkeyPatch):
     decoded: list[bytes] = []
-    original = engine_hpack.Decoder.decode
+    original = engine_hpack.Decoder.decode_some
 
-    def decode(self: engine_hpack.Decoder, octets: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    def decode_some(self: engine_hpack.Decoder, octets: bytes, most: int) -> tuple[tuple[bytes, bytes], ...] | None:
         decoded.append(octets)
-        return original(self, octets)
+        return original(self, octets, most)
 
-    monkeypatch.setattr(engine_hpack.Decoder, "decode", decode)
+    monkeypatch.setattr(engine_hpack.Decoder, "decode_some", decode_some)
     oracle = Oracle()
     oracle.call(A1)
     for _ in range(100):
         oracle.call(FIRST)
     assert decoded.count(REQUEST + FIRST) == 1
+
+
+@three_ways
+def test_a_known_block_in_two_frames_leaves_nothing_behind_for_the_next_block(feed: Feed):
+    peer = Peer(feed).send(call(1), call(3))
+    known = request_block(STATIC)
+    peer.send(headers(5, known[:9], end_headers=False), continuation(5, known[9:], end_headers=True))
+    peer.send(data(5, grpc_message(b"world"), end_stream=True))
+    peer.send(call(7, REFUSING), call(9, HANDLED))
+    peer.assert_answered(5)
+    peer.assert_answered_with(7, 5)
+    assert 9 in peer.calls
 
 
 # --- authorisation ----------------------------------------------------------------------------------------------------
