@@ -154,7 +154,8 @@ class Shell:
     def __init__(self, world: World, calls: dict[int, CallPlan]) -> None:
         self.world = world
         self.calls = calls
-        self.connection = Connection(some_doors(), world.plan.limits, world.now)
+        self.router = some_doors()
+        self.connection = Connection(self.router, world.plan.limits, world.now)
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
         """What the transport has not yet passed on."""

@@ -88,6 +88,8 @@ class Link:
             shell.drain()
         else:
             busy = client.step(hurry=world.hurry)
+        if world.keys_change():
+            shell.router.forget_authorizations()
         if not self.steps % 8:
             shell.tick()
         self.send()
@@ -103,7 +105,7 @@ class Link:
         self.uplink_busy = False
         if self.client.broken or not self.shell.reading:
             return
-        size = self.world.chunk(len(self.client.outbox))
+        size = self.world.chunk(len(self.client.outbox), whole=0.8 if self.client.plan.steady else 0.3)
         piece = bytes(self.client.outbox[:size])
         del self.client.outbox[:size]
         self.shell.data_received(piece)
@@ -164,6 +166,10 @@ class World:
         self._spent = getattr(self, "_spent", 0.0) + self._draw.choice((0.0, 1e-6, 5e-5))
         return self.now + self._spent
 
+    def keys_change(self) -> bool:
+        """Whether the server reads its keys again, the same ones: no answer changes."""
+        return self._draw.random() < 0.02
+
     def client_delay(self) -> float:
         """Seconds between two actions of a client."""
         return self._draw.choice((0.0, 0.0, 0.0001, 0.001, 0.01))
@@ -176,14 +182,14 @@ class World:
         """Seconds that a piece is under way."""
         return 0.0 if self.hurry else self._draw.choice((0.0, 0.0001, 0.003))
 
-    def chunk(self, waiting: int) -> int:
-        """How many of the octets that wait arrive together."""
+    def chunk(self, waiting: int, *, whole: float = 0.3) -> int:
+        """How many of the octets that wait arrive together; ``whole`` is the share of times that all of them do."""
         if self.network == "whole" or self.hurry:
             return waiting
         if self.network == "octets":
             return 1
         draw = self._draw
-        if draw.random() < 0.3:
+        if draw.random() < whole:
             return waiting
         return min(waiting, draw.choice((1, 5, 9, 10, 17, 64, 300, 1400, 16_393)))
 
