@@ -221,6 +221,12 @@ class Shell:
             self._dispatch(self.connection.tick(self.world.now))
             self.settle()
 
+    def check_invariants(self) -> None:
+        """What the connection asserts of itself, if it can."""
+        check = getattr(self.connection, "check_invariants", None)
+        if check is not None:
+            check()
+
     def _write(self, octets: bytes) -> None:
         assert not self.writing_paused, "written to a transport that takes no more"
         assert len(octets) <= self.world.plan.limits.octets_per_turn + SLACK, "written beyond the budget"

@@ -21,6 +21,8 @@ LONGEST = 30.0
 HURRY = 2.0
 """Virtual seconds after which clients, handlers and network stop to dawdle: what is left must come to its end."""
 MOST_EVENTS = 200_000
+CHECK_EVERY = 16
+"""Events between two checks of a connection's own invariants, which walk all its streams."""
 IDLE_STEP = 0.004
 """Virtual seconds until a client that could do nothing looks again."""
 
@@ -243,6 +245,8 @@ class World:
         for link in self.links:
             shell = link.shell
             assert shell.connection.open_calls == shell.running, "a handler is not counted, or counted twice"
+            if not self.events % CHECK_EVERY:
+                shell.check_invariants()
             if shell.connection.terminated:
                 assert shell.lost or link.client.plan.drained_after is not None, (
                     f"the connection ended: {shell.closing}"
@@ -254,6 +258,7 @@ class World:
             assert link.done, f"over, but not done: {self._unfinished()}"
             link.client.judge()
             shell = link.shell
+            shell.check_invariants()
             assert shell.connection.open_calls == 0
             for handler in shell.handlers.values():
                 plan = handler.plan
