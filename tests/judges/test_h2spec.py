@@ -22,7 +22,7 @@ SECONDS = 170
 
 PATHS = {
     "handler": "/grpc.testing.TestService/UnaryCall",
-    "static door": "/judges.Rows/Ready",
+    "static method": "/judges.Rows/Ready",
     "unknown method": "/judges.Rows/Nothing",
 }
 

@@ -15,7 +15,7 @@ from tests.support.h2_wire import grpc_message
 MESSAGE = grpc_message(bytes(range(256)) * 8)
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 SECONDS = 60
-PATHS = {"handler": "/judges.Rows/Unary", "static door": "/judges.Rows/Ready"}
+PATHS = {"handler": "/judges.Rows/Unary", "static method": "/judges.Rows/Ready"}
 
 NGHTTP = {
     "plain": (),

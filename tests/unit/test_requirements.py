@@ -6,6 +6,32 @@ import pytest
 from tests.support.requirements import PAGE as REQUIREMENTS
 from tests.support.requirements import BadMarker, differences, main, marked_tests, rows, sources
 
+from grpc_h2.connection.limits import Limits
+
+LIMITS = Limits()
+NUMBERS = (
+    f"`Limits.glitches`: {LIMITS.glitches:,}, refilled at {LIMITS.glitches_per_second:.0f} a second",
+    f"{LIMITS.max_continuations} frames; {LIMITS.max_header_block // 1024} KiB; {LIMITS.header_timeout:.0f} s",
+    f"{LIMITS.max_header_list // 1024} KiB and {LIMITS.max_header_fields} fields",
+    f"({LIMITS.hard_header_list // 1024} KiB, {LIMITS.hard_header_fields} fields)",
+    f"at most {LIMITS.calls_per_turn} new calls in one time slice",
+    f"{LIMITS.replies_per_turn:,} queued replies",
+    f"{LIMITS.free_window_updates} + 2 for each stream",
+    f"from which nothing is read for {LIMITS.stall_timeout:.0f} s ends",
+    f"{LIMITS.max_buffered >> 20} MiB unfinished, {LIMITS.max_unread >> 20} MiB unread",
+    f"{LIMITS.max_settings_entries} entries; the bucket",
+    f"{LIMITS.preface_timeout:.0f} s for the preface, {LIMITS.header_timeout:.0f} s for a header block",
+    f"stops at {LIMITS.max_message >> 20} MiB, for a static method at {LIMITS.max_inflated_static // 1024} KiB",
+    f"A message of more than {LIMITS.max_message >> 20} MiB",
+    f"or after {LIMITS.drain_timeout:.0f} s, GOAWAY",
+    f"with {LIMITS.age_jitter:.0%} jitter".replace("%", " %"),
+    f"After {LIMITS.keepalive_time / 3600:.0f} h of silence",
+    f"without an answer within {LIMITS.keepalive_timeout:.0f} s",
+    f"less than {LIMITS.min_ping_interval / 60:.0f} minutes after the last one "
+    f"({LIMITS.min_ping_interval_idle / 3600:.0f} h without streams)",
+)
+"""Limits as the page states them."""
+
 PAGE = """
 | id | requirement |
 |---|---|
@@ -26,6 +52,11 @@ def test_the_page_has_every_row_of_its_four_parts() -> None:
     known = rows(REQUIREMENTS.read_text())
     assert [each for each in known if each.startswith("A")] == [f"A{number}" for number in range(1, 52)]
     assert [sum(each.startswith(part) for each in known) for part in "BCD"] == [19, 21, 7]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_page_states_the_limits_in_force(number: str) -> None:
+    assert number in REQUIREMENTS.read_text()
 
 
 def test_a_row_that_loses_its_only_test_is_reported() -> None:

@@ -151,7 +151,8 @@ class Client:
 
     def _open(self) -> None:
         plan = self.to_come.pop(0)
-        stream, self.next_stream = self.next_stream, self.next_stream + 2 * self.draw.choice((1, 1, 1, 3))
+        steady = self.plan.steady
+        stream, self.next_stream = self.next_stream, self.next_stream + 2 * (steady or self.draw.choice((1, 1, 1, 3)))
         call = self.calls[stream] = Call(plan, stream, self.server_window)
         self._live.append(call)
         fields = wire.request_fields(plan.path, *plan.fields, **dict(plan.replaced))
@@ -159,6 +160,12 @@ class Client:
             block = wire.block(fields)
         else:
             block = self.encoder.encode(fields, huffman=self.draw.random() < 0.5)
+        if steady and self._fits(call) and plan.cancel_after is None and not plan.trailers:
+            call.sent, call.half_closed = len(plan.body), True
+            call.window -= call.sent
+            self.window -= call.sent
+            self._send(wire.headers(stream, block) + wire.data(stream, plan.body, end_stream=True))
+            return
         if not plan.body and not plan.trailers and self.draw.random() < 0.5:
             call.half_closed = True
         pad, depends = self.draw.choice((None, None, 0, 9)), self.draw.choice((None, None, 0))

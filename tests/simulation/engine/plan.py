@@ -66,6 +66,8 @@ class ClientPlan:
     """One client, one connection."""
 
     calls: tuple[CallPlan, ...]
+    steady: bool
+    """Plain calls of static methods, each in one piece, whose header blocks repeat: what the fast path is for."""
     together: int
     """Calls that the client has open at once, at the most."""
     settings: tuple[tuple[int, int], ...]
@@ -142,19 +144,22 @@ class _Drawing:
             octets_per_turn=draw.choice((1000, 20_000, 262_144)),
             high_water=draw.choice((1, 1000, 65_536)),
             low_water=draw.choice((0, 500)),
+            keepalive_time=draw.choice((7200.0, 7200.0, 0.02)),
             min_ping_interval=0.0,
             min_ping_interval_idle=0.0,
         )
 
     def _client(self) -> ClientPlan:
         draw = self.draw
-        calls = [self._call() for _ in range(draw.choice((1, 2, 4, 8, 12)))]
+        steady = draw.random() < 0.2
+        calls = [self._call(steady=steady) for _ in range(draw.choice((10, 30) if steady else (1, 2, 4, 8, 12)))]
         if draw.random() < 0.3:
             calls.append(self._probe())
         window = draw.choice((0, 1, 20, 1000, 65_535, 65_535, 2**20))
         changes = tuple(self._settings(draw.choice((0, 7, 65_535, 2**20))) for _ in range(draw.choice((0, 0, 1, 3))))
         return ClientPlan(
             calls=tuple(calls),
+            steady=steady,
             together=draw.choice((1, 2, 5, 100)),
             settings=self._settings(window),
             changes=changes,
@@ -183,10 +188,15 @@ class _Drawing:
         size = draw.choice((0, 1, 5, 30, 30, 300, 3000, 12_000))
         return draw.randbytes(min(size, 64)) * (size // 64) + draw.randbytes(size % 64)
 
-    def _call(self) -> CallPlan:
+    def _call(self, *, steady: bool = False) -> CallPlan:
         self.number += 1
+        if steady and self.draw.random() < 0.9:
+            return self._static(self.draw.choice(("echo", "echo", "ready", "guarded", "missing", "stranger")))
         kind = self.draw.choice((*("handled",) * 6, *("echo",) * 3, "ready", "ready", *_STATIC))
         plan = self._handled() if kind == "handled" else self._static(kind)
+        if self.draw.random() < 0.1:  # a block that is decoded in steps
+            many = tuple((b"k%d" % number, b"v" * 12) for number in range(self.draw.choice((20, 60))))
+            plan = replace(plan, fields=(*plan.fields, *many))
         if self.draw.random() < 0.15:
             return replace(plan, cancel_after=self.draw.randrange(len(plan.body) + 1))
         return plan

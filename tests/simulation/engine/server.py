@@ -154,7 +154,8 @@ class Shell:
     def __init__(self, world: World, calls: dict[int, CallPlan]) -> None:
         self.world = world
         self.calls = calls
-        self.connection = Connection(some_doors(), world.plan.limits, world.now)
+        self.router = some_doors()
+        self.connection = Connection(self.router, world.plan.limits, world.now)
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
         """What the transport has not yet passed on."""
@@ -219,6 +220,12 @@ class Shell:
         if due is not None and due <= self.world.now:
             self._dispatch(self.connection.tick(self.world.now))
             self.settle()
+
+    def check_invariants(self) -> None:
+        """What the connection asserts of itself, if it can."""
+        check = getattr(self.connection, "check_invariants", None)
+        if check is not None:
+            check()
 
     def _write(self, octets: bytes) -> None:
         assert not self.writing_paused, "written to a transport that takes no more"

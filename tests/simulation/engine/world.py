@@ -21,6 +21,8 @@ LONGEST = 30.0
 HURRY = 2.0
 """Virtual seconds after which clients, handlers and network stop to dawdle: what is left must come to its end."""
 MOST_EVENTS = 200_000
+CHECK_EVERY = 16
+"""Events between two checks of a connection's own invariants, which walk all its streams."""
 IDLE_STEP = 0.004
 """Virtual seconds until a client that could do nothing looks again."""
 
@@ -88,6 +90,8 @@ class Link:
             shell.drain()
         else:
             busy = client.step(hurry=world.hurry)
+        if world.keys_change():
+            shell.router.forget_authorizations()
         if not self.steps % 8:
             shell.tick()
         self.send()
@@ -103,7 +107,7 @@ class Link:
         self.uplink_busy = False
         if self.client.broken or not self.shell.reading:
             return
-        size = self.world.chunk(len(self.client.outbox))
+        size = self.world.chunk(len(self.client.outbox), whole=0.8 if self.client.plan.steady else 0.3)
         piece = bytes(self.client.outbox[:size])
         del self.client.outbox[:size]
         self.shell.data_received(piece)
@@ -164,6 +168,10 @@ class World:
         self._spent = getattr(self, "_spent", 0.0) + self._draw.choice((0.0, 1e-6, 5e-5))
         return self.now + self._spent
 
+    def keys_change(self) -> bool:
+        """Whether the server reads its keys again, the same ones: no answer changes."""
+        return self._draw.random() < 0.02
+
     def client_delay(self) -> float:
         """Seconds between two actions of a client."""
         return self._draw.choice((0.0, 0.0, 0.0001, 0.001, 0.01))
@@ -176,14 +184,14 @@ class World:
         """Seconds that a piece is under way."""
         return 0.0 if self.hurry else self._draw.choice((0.0, 0.0001, 0.003))
 
-    def chunk(self, waiting: int) -> int:
-        """How many of the octets that wait arrive together."""
+    def chunk(self, waiting: int, *, whole: float = 0.3) -> int:
+        """How many of the octets that wait arrive together; ``whole`` is the share of times that all of them do."""
         if self.network == "whole" or self.hurry:
             return waiting
         if self.network == "octets":
             return 1
         draw = self._draw
-        if draw.random() < 0.3:
+        if draw.random() < whole:
             return waiting
         return min(waiting, draw.choice((1, 5, 9, 10, 17, 64, 300, 1400, 16_393)))
 
@@ -237,6 +245,8 @@ class World:
         for link in self.links:
             shell = link.shell
             assert shell.connection.open_calls == shell.running, "a handler is not counted, or counted twice"
+            if not self.events % CHECK_EVERY:
+                shell.check_invariants()
             if shell.connection.terminated:
                 assert shell.lost or link.client.plan.drained_after is not None, (
                     f"the connection ended: {shell.closing}"
@@ -248,6 +258,7 @@ class World:
             assert link.done, f"over, but not done: {self._unfinished()}"
             link.client.judge()
             shell = link.shell
+            shell.check_invariants()
             assert shell.connection.open_calls == 0
             for handler in shell.handlers.values():
                 plan = handler.plan
