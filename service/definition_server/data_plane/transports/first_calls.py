@@ -11,8 +11,7 @@ from contextlib import suppress
 from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.services import SERVICE
 from definition_server.observability.logs import get_logger
-from grpc_h2.wire import frames
-from grpc_h2.wire.hpack import encode_block
+from grpc_h2 import encode_block, frames
 
 log = get_logger(__name__)
 
