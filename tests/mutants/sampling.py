@@ -1,0 +1,123 @@
+"""Drawing faults: every place where an operator applies, then a sample by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import parso
+from cosmic_ray.ast import ast_nodes
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Operator
+from tests.mutants.operators import operators
+from tests.mutants.rooms import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One fault."""
+
+    module: Path
+    """Relative to the project's root."""
+    kind: str
+    operator: str
+    occurrence: int
+    """How many places of this operator come before it in the module."""
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} {self.operator}#{self.occurrence}"
+
+
+def places(module: Path, source: str, known: dict[str, dict[str, Operator]]) -> Iterator[Mutant]:
+    """Every fault that can be put into ``source``. Annotations and what is only imported for types are left out."""
+    tree = parso.parse(source)
+    nodes = list(ast_nodes(tree))
+    for kind, named in known.items():
+        for name, operator in named.items():
+            occurrence = 0
+            for node in nodes:
+                for position in operator.mutation_positions(node):
+                    if not _unreached(node):
+                        yield Mutant(module, kind, name, occurrence, position[0][0])
+                    occurrence += 1
+
+
+def _unreached(node: Any) -> bool:
+    """Whether the program never evaluates ``node``: an annotation, a body under TYPE_CHECKING, a protocol's method."""
+    if _only_for_types(node):
+        return True
+    child, parent = node, node.parent
+    while parent is not None:
+        annotation = (
+            (parent.type == "annassign" and child is parent.children[1])
+            or parent.type == "tfpdef"
+            or (parent.type == "funcdef" and child is parent.annotation)
+        )
+        if annotation or _only_for_types(parent) or _is_protocol(parent) or _is_slots(parent):
+            return True
+        child, parent = parent, parent.parent
+    return False
+
+
+def _only_for_types(node: Any) -> bool:
+    return bool(node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING")
+
+
+def _is_protocol(node: Any) -> bool:
+    if node.type != "classdef":
+        return False
+    bases = node.get_super_arglist()
+    return bases is not None and "Protocol" in bases.get_code()
+
+
+def _is_slots(node: Any) -> bool:
+    first = node.children[0].get_first_leaf().value if node.type == "simple_stmt" else ""
+    return bool(first == "__slots__")
+
+
+def sample(rooms: tuple[Room, ...], tree: Path, count: int, seed: int) -> dict[str, list[Mutant]]:
+    """Room → its share of ``count`` faults, of each kind equally many where possible. The seed decides."""
+    known = operators()
+    drawn: dict[str, list[Mutant]] = {}
+    for number, room in enumerate(rooms):
+        choose = random.Random(f"{seed} {room.name}")
+        found = [
+            mutant for path in room.modules(tree) for mutant in places(path, (tree / path).read_text("utf-8"), known)
+        ]
+        by_kind = {kind: [mutant for mutant in found if mutant.kind == kind] for kind in known}
+        for each in by_kind.values():
+            choose.shuffle(each)
+        wanted = count // len(rooms) + (number < count % len(rooms))
+        picked: list[Mutant] = []
+        while len(picked) < wanted and any(by_kind.values()):
+            for each in by_kind.values():
+                if each and len(picked) < wanted and _compiles(mutant := each.pop(), tree):
+                    picked.append(mutant)
+        drawn[room.name] = picked
+    return drawn
+
+
+def _compiles(mutant: Mutant, tree: Path) -> bool:
+    """False for what cosmic-ray takes for an operator and is none, as the star before keyword-only parameters."""
+    try:
+        compile(mutated(mutant, (tree / mutant.module).read_text("utf-8")), str(mutant.module), "exec")
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def mutated(mutant: Mutant, source: str) -> str:
+    """``source`` with the fault in it.
+
+    Raises:
+        ValueError: where there is no such place.
+    """
+    operator = next(named[mutant.operator] for named in operators().values() if mutant.operator in named)
+    text = mutate_code(source, operator, mutant.occurrence)
+    if text is None or text == source:
+        raise ValueError(f"no such place: {mutant}")
+    return str(text)
