@@ -6,7 +6,7 @@ import pytest
 from tests.support.requirements import PAGE as REQUIREMENTS
 from tests.support.requirements import BadMarker, differences, main, marked_tests, rows, sources
 
-from grpc_h2.connection.limits import Limits
+from grpc_h2 import Limits
 
 LIMITS = Limits()
 NUMBERS = (

@@ -252,7 +252,7 @@ class Shell:
     def _go_on_later(self) -> None:
         if not self.queued:
             self.queued = True
-            self.world.scheduler.join(self.world.loop, self._go_on)
+            self.world.scheduler.defer(self.world.loop, self._go_on)
 
     def _go_on(self) -> None:
         self.queued = False
