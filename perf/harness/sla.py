@@ -234,7 +234,7 @@ def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
     if len(samples) < least or len(spoilt) > len(good):
         reason = _why_too_few(gate, mine, good, len(samples), least)
         there = {run["server"] for run in mine} >= set(names)
-        disturbed = there and (bool(spoilt) or (gate.expected is not None and any(_starved(run) for run in good)))
+        disturbed = there and (bool(spoilt) or bool(_starved_of(gate, good)))
         return Verdict(gate, INVALID, reason, model, decided=not disturbed, disturbed=disturbed)
     interval = median_interval(samples)
     values = tuple(samples)
@@ -283,6 +283,11 @@ def _starved(run: Run) -> bool:
     return bool(run.get("reference")) and run["reference"]["bursts"] < FEWEST_BURSTS
 
 
+def _starved_of(gate: Gate, runs: Sequence[Run]) -> list[Run]:
+    """Those that give the gate no sample because of that."""
+    return [run for run in runs if gate.expected and run["server"] == gate.server and _starved(run)]
+
+
 def _sides(gate: Gate, interval: Interval) -> tuple[bool, bool]:
     """Whether all of the interval is on the right side, and whether all of it is on the wrong one."""
     if gate.least is not None:
@@ -302,8 +307,8 @@ def _why_too_few(gate: Gate, mine: Sequence[Run], good: Sequence[Run], count: in
             return f"{name} was not measured in {gate.scenario}"
     if spoilt:
         return f"{len(spoilt)} of {len(mine)} runs are invalid: {spoilt[0]['server']}: {spoilt[0]['reason']}"
-    if gate.expected and (starved := [run for run in good if _starved(run)]):
-        told = f"in {len(starved)} of {len(good)} runs the reference work was done fewer than {FEWEST_BURSTS} times"
+    if starved := _starved_of(gate, good):
+        told = f"in {len(starved)} runs of {gate.server} the reference work was done fewer than {FEWEST_BURSTS} times"
         return f"{told}; {count} rounds are left, and a median with 95 % confidence needs {least}"
     if count == 0:
         return f"no run of {gate.scenario} has the figure {gate.figure}"

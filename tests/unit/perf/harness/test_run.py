@@ -168,7 +168,7 @@ def test_reference_work_that_is_starved_gives_an_invalid_verdict_that_counts_as_
     assert len(done.runs) == 10, "all rounds that there may be"
     (verdict,) = done.verdicts
     assert (verdict.verdict, verdict.disturbed) == (sla.INVALID, True)
-    assert "in 10 of 10 runs the reference work was done fewer than 10 times" in verdict.reason
+    assert "in 10 runs of ours the reference work was done fewer than 10 times" in verdict.reason
 
 
 def test_a_normalised_server_that_does_not_start_is_an_invalid_run() -> None:

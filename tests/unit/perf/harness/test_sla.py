@@ -168,7 +168,7 @@ def test_a_run_whose_reference_work_was_starved_gives_no_sample() -> None:
     assert judge(normal, steady + starved, NOISE).samples == (1.0,) * 6
     found = judge(normal, steady[1:] + starved, NOISE)
     assert (found.verdict, found.decided, found.disturbed) == (INVALID, False, True)
-    assert "in 9 of 14 runs the reference work was done fewer than 10 times; 5 rounds are left" in found.reason
+    assert "in 9 runs of ours the reference work was done fewer than 10 times; 5 rounds are left" in found.reason
 
 
 def test_a_run_without_reference_work_is_no_verdict_and_no_disturbance() -> None:
