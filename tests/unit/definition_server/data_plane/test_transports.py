@@ -33,7 +33,7 @@ from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
-from grpc_h2 import StaticUnary
+from grpc_h2 import PreparedAnswers
 
 KEY = "the key"
 AUTHENTIC = (("x-avap-auth", KEY),)
@@ -322,7 +322,7 @@ async def test_a_preparation_that_takes_too_long_is_cut(
 ) -> None:
     transport, port = await serve()
     monkeypatch.setattr(native, "_PREPARATION_SECONDS", 0.05)
-    monkeypatch.setattr(StaticUnary, "prepare", lambda door, lookup: repeat(None))
+    monkeypatch.setattr(PreparedAnswers, "steps", lambda prepared: repeat(None))
     async with channel(port) as client:
         await answered(client, "if")
         await promptly(transport.prepare(coming := opened(row("if", "# coming"))))
