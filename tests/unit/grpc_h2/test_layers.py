@@ -9,6 +9,8 @@ Ownership: in ``connection`` an object changes its own attributes only. So no at
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -102,6 +104,12 @@ def test_every_name_of_the_front_door_exists_and_is_documented() -> None:
         assert f"`{name}`" in documentation, f"{name} is not documented"
     with pytest.raises(AttributeError, match="Nothing"):
         grpc_h2.Nothing  # noqa: B018
+
+
+def test_the_sans_io_part_of_the_front_door_needs_no_event_loop() -> None:
+    program = "import sys, grpc_h2; grpc_h2.Connection; print({'asyncio', 'ssl', 'socket'} & sys.modules.keys())"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "set()"
 
 
 # -- ownership ---------------------------------------------------------------------------------------------------------
