@@ -37,7 +37,7 @@ class Service:
         return self.trouble
 
 
-# One server for all tests: closing it takes half a second, because `socketserver` checks that often whether it must end.
+# One server for all tests: closing one takes half a second, the interval at which `socketserver` checks for its end.
 
 
 @pytest.fixture(scope="module")
