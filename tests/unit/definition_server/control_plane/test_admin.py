@@ -37,7 +37,7 @@ class Service:
         return self.trouble
 
 
-# One server for all tests: to close one takes half a second, because `socketserver` polls at that interval.
+# One server for all tests: closing one takes half a second, the interval at which `socketserver` checks for its end.
 
 
 @pytest.fixture(scope="module")

@@ -404,7 +404,7 @@ def test_ci_fails_on_what_is_not_kept_or_not_measured_and_reports_what_is_invali
     python.write_text(f"#!/bin/sh\nexit {code}\n")
     python.chmod(0o755)
     done = subprocess.run(
-        ["bash", "-c", f"set -euo pipefail\nsay() {{ :; }}\nwork={tmp_path}\n{stage}"],
+        ["bash", "-c", f"set -euo pipefail\nsay() {{ :; }}\nenvironment={tmp_path}/venv\n{stage}"],
         capture_output=True,
         text=True,
         check=False,
