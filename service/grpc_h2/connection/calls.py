@@ -287,7 +287,7 @@ class Calls:
             ConnectionFault: where it is one too many.
         """
         self._abuse.glitch("frames that break a stream's rules")
-        self._fast_path.release(stream_id)
+        waited = self._fast_path.release(stream_id) is not None
         stream = self._streams.open.get(stream_id)
         if stream is None and self._streams.status(stream_id) is StreamStatus.RESET:
             return
@@ -297,6 +297,8 @@ class Calls:
             self._outbound.control(frames.rst_stream(stream_id, fault.code))
         if stream is not None:
             self.abandon(stream, fault.code)
+        elif waited:  # it may have been the last stream of a connection that is leaving
+            self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
         """RST_STREAM on the handler's side. No effect on a stream that has ended."""
