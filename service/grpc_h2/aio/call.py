@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import compress_gzip
@@ -116,12 +117,19 @@ class ServicerContext:
             if timeout < _FOREVER:
                 self._timer = loop.call_at(self._expires, self._expire)
 
+    @property
+    def _connection(self) -> Connection:
+        """The call's connection, at the present instant: its timers begin when the handler acts."""
+        connection = self._protocol.connection
+        connection.advance(self._loop.time())
+        return connection
+
     # -- events of the connection ---------------------------------------------------------------------------------
 
     def message_received(self, message: bytes) -> None:
         """A message of the client."""
         if self._finished:
-            self._protocol.connection.consumed(self._stream, len(message))
+            self._connection.consumed(self._stream, len(message))
             return
         self._inbox.append(message)
         _wake(self._reader)
@@ -143,7 +151,7 @@ class ServicerContext:
 
     def terminate(self, code: int, details: str) -> None:
         """End the call with a status that is not the handler's, and cancel the handler's task."""
-        self._protocol.connection.send_status(self._stream, code, details)
+        self._connection.send_status(self._stream, code, details)
         self._protocol.wake()
         self._stop()
 
@@ -151,7 +159,7 @@ class ServicerContext:
         """The handler has ended, in whatever way. From now on the call does not count any more."""
         self._stop_timer()
         self._finished = True
-        connection = self._protocol.connection
+        connection = self._connection
         if not self._stream.closed:
             connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
         while self._inbox:
@@ -167,7 +175,7 @@ class ServicerContext:
         if self._stream.closed:
             return
         if self._stream.headers_sent:
-            self._protocol.connection.cancel(self._stream, ErrorCode.CANCEL)
+            self._connection.cancel(self._stream, ErrorCode.CANCEL)
             self._protocol.wake()
             self._stop()
         else:
@@ -201,7 +209,7 @@ class ServicerContext:
             finally:
                 self._reader = None
         message = self._inbox.popleft()
-        self._protocol.connection.consumed(self._stream, len(message))
+        self._connection.consumed(self._stream, len(message))
         if not self._half_closed:
             self._protocol.wake()  # window updates may be due
         return message
@@ -230,7 +238,7 @@ class ServicerContext:
 
     def put(self, octets: bytes) -> None:
         """Queue a serialized message, compressed where that was chosen and the client accepts it."""
-        connection, stream = self._protocol.connection, self._stream
+        connection, stream = self._connection, self._stream
         gzip = self._gzip
         if not stream.headers_sent:
             connection.send_initial_metadata(stream, (), "gzip" if gzip else None)
@@ -257,7 +265,7 @@ class ServicerContext:
         """The handler has ended: send its status, or ``code`` and ``details`` instead."""
         if code is None or self._aborted:
             code, details = self.status, self._details
-        self._protocol.connection.send_status(self._stream, code, details or "", self._trailing)
+        self._connection.send_status(self._stream, code, details or "", self._trailing)
         self._protocol.wake()
 
     @property
@@ -290,7 +298,7 @@ class ServicerContext:
         if self._stream.headers_sent:
             raise ValueError("initial metadata has been sent")
         entries = _checked(metadata)
-        self._protocol.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
+        self._connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
         self._protocol.wake()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:

@@ -219,17 +219,23 @@ class Connection:
 
     def pause_writing(self, now: float) -> None:
         """The transport takes no more."""
-        self._advance(now)
+        self.advance(now)
         self._timers.progressed()
         self._outbound.pause(True)
 
     def resume_writing(self, now: float) -> None:
         """The transport takes more again."""
-        self._advance(now)
+        self.advance(now)
         self._timers.progressed()
         self._outbound.pause(False)
 
     # -- calls --------------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """It is ``now``. To be called before a handler acts, which may be long after the peer has sent something: the
+        times for a peer that reads nothing, and for a connection without calls, begin at the present instant."""
+        self._fast_path.settle()
+        self._timers.advance(now)
 
     def send_initial_metadata(self, stream: Stream, metadata: Metadata = (), encoding: str | None = None) -> None:
         """Response headers. No effect on a closed stream, or when they have been sent.
@@ -282,7 +288,7 @@ class Connection:
         Double GOAWAY (RFC 9113 section 6.8): the first announces, the second comes when the client has answered the
         PING behind the first.
         """
-        self._advance(now)
+        self.advance(now)
         self._calls.drain()
 
     def connection_lost(self) -> list[Event]:
@@ -302,16 +308,12 @@ class Connection:
 
     def tick(self, now: float) -> list[Event]:
         """Do what has become due."""
-        self._advance(now)
+        self.advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:
                 break
             self._do(due)
         return self.take_events()
-
-    def _advance(self, now: float) -> None:
-        self._fast_path.settle()
-        self._timers.advance(now)
 
     @property
     def _introduced(self) -> bool:

@@ -399,6 +399,29 @@ def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_
 
 
 @pytest.mark.requirement("B-slow-read")
+def test_the_stall_timeout_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+    peer = Peer(limits=Limits(stall_timeout=10.0)).send(handled(1))
+    peer.now += 60.0
+    peer.connection.advance(peer.now)
+    peer.answer(1, bytes(100_000))
+    peer.advance(9.5)
+    assert not peer.connection.terminated
+    peer.advance(1.0)
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+def test_idleness_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+    peer = Peer(limits=Limits(max_connection_idle=10.0)).send(handled(1))
+    peer.now += 60.0
+    peer.connection.advance(peer.now)
+    peer.answer(1, ANSWER)
+    peer.advance(9.5)
+    assert not peer.replies.goaways
+    peer.advance(1.0)
+    assert peer.replies.goaways
+
+
+@pytest.mark.requirement("B-slow-read")
 def test_a_client_that_opens_its_window_slowly_stays_connected():
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
     peer.answer(1, ANSWER)
