@@ -209,7 +209,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Put small faults into the code: do the tests notice? `-- --sample 200 --seed 1` takes an hour (docs/testing.md)."""
+    """Put small faults into the code and see whether the tests notice: `-- --sample 200 --seed 1` (docs/testing.md)."""
     install(session)
     if not _install_by_uv(session, *MUTATION_TOOL):
         run(session, "python", "-m", "pip", "install", "-q", *MUTATION_TOOL)
