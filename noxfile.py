@@ -24,6 +24,8 @@ DRILLS = ("*/test_drill*.py", "*/test_soak.py")
 SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
+MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
+"""What only the session ``mutants`` needs."""
 NOTHING_COLLECTED = 5
 """pytest's exit code."""
 
@@ -245,6 +247,16 @@ def coverage(session: nox.Session) -> None:
     run_all(session, "coverage", "run", "-m", "pytest")
     run(session, "coverage", "combine", "-q")
     run(session, "coverage", "report")
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Put small faults into the code and see whether the tests notice: `-- --sample 200 --seed 1` (docs/testing.md)."""
+    install(session)
+    if not _install_by_uv(session, *MUTATION_TOOL):
+        run(session, "python", "-m", "pip", "install", "-q", *MUTATION_TOOL)
+    run(session, "python", "-m", "pytest", "-q", "tests/mutants")
+    run(session, "python", "-m", "tests.mutants", *session.posargs)
 
 
 @nox.session

@@ -19,10 +19,8 @@ from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import compress_gzip
 from grpc_h2.rpc.responses import metadata_fields
+from grpc_h2.rpc.status import StatusCode
 from grpc_h2.wire.errors import ErrorCode, Http2Error
-
-OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 0, 1, 2, 4
-RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
 _GZIP = 2
 """``grpc.Compression.Gzip``. With the other values (none, deflate) messages are sent uncompressed."""
@@ -161,7 +159,7 @@ class ServicerContext:
         self._finished = True
         connection = self._connection
         if not self._stream.closed:
-            connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
+            connection.send_status(self._stream, StatusCode.CANCELLED, "The handler was cancelled")
         while self._inbox:
             connection.consumed(self._stream, len(self._inbox.popleft()))
         connection.finished(self._stream)
@@ -179,7 +177,7 @@ class ServicerContext:
             self._protocol.wake()
             self._stop()
         else:
-            self.terminate(DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self.terminate(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _stop(self) -> None:
         self._stop_timer()
@@ -221,7 +219,7 @@ class ServicerContext:
         try:
             return self.deserializer(message)
         except Exception as error:
-            raise CallFault(INTERNAL, "Exception deserializing request!") from error
+            raise CallFault(StatusCode.INTERNAL, "Exception deserializing request!") from error
 
     def serialize(self, message: Any) -> bytes:
         """The octets of a handler's message. Raises `CallFault` (INTERNAL) where it cannot be serialized."""
@@ -231,9 +229,9 @@ class ServicerContext:
             try:
                 octets = self.serializer(message)
             except Exception as error:
-                raise CallFault(INTERNAL, "Failed to serialize response!") from error
+                raise CallFault(StatusCode.INTERNAL, "Failed to serialize response!") from error
         if not isinstance(octets, bytes | memoryview):
-            raise CallFault(INTERNAL, "Failed to serialize response!")
+            raise CallFault(StatusCode.INTERNAL, "Failed to serialize response!")
         return octets  # type: ignore[return-value]
 
     def put(self, octets: bytes) -> None:
@@ -310,8 +308,8 @@ class ServicerContext:
     ) -> None:
         """Set the final status. Nothing that the handler does afterwards changes it."""
         self._code, self._details = code, details
-        if _number(code) == OK:
-            self._code = UNKNOWN  # an abort is not a success
+        if _number(code) == StatusCode.OK:
+            self._code = StatusCode.UNKNOWN  # an abort is not a success
         if trailing_metadata:
             self._trailing = _checked(trailing_metadata)
         self._aborted = True
@@ -408,7 +406,7 @@ class ServicerContext:
 
     def cancel(self) -> None:
         """End the call as cancelled."""
-        self.terminate(CANCELLED, "Cancelled by the server")
+        self.terminate(StatusCode.CANCELLED, "Cancelled by the server")
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
         """Call ``callback(context)`` when the call's handler has ended."""
@@ -424,7 +422,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 def _number(code: Any) -> int:
     if code is None:
-        return OK
+        return StatusCode.OK
     return code if isinstance(code, int) else int(code.value[0])
 
 
