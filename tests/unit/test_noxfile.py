@@ -79,7 +79,6 @@ def noxfile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for name, value in names.items():
             setattr(module, name, value)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(sys, "executable", sys.executable)
     spec = spec_from_file_location("noxfile_of_a_test", folder / "noxfile.py")
     assert spec is not None
     assert spec.loader is not None
