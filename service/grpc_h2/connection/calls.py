@@ -36,6 +36,8 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 DRAIN_PING: Final = b"draining"
+_HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
+_LEAVING: Final = ConnectionState.LEAVING
 
 
 class Calls:
@@ -274,7 +276,7 @@ class Calls:
 
     def response_ended(self, stream: Stream) -> None:
         """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
-        if stream.state is StreamState.HALF_CLOSED_LOCAL:
+        if stream.state is _HALF_CLOSED_LOCAL:
             self._reset(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
 
@@ -354,7 +356,7 @@ class Calls:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self._lifecycle.state is ConnectionState.LEAVING and not self.open_streams:
+        if self._lifecycle.state is _LEAVING and not self.open_streams:
             self._lifecycle.enter(ConnectionState.CLOSED)
             self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 

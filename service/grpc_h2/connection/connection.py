@@ -22,6 +22,7 @@ only; a part knows the parts that stand before it in this list, and returns outc
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies
@@ -43,6 +44,8 @@ from grpc_h2.rpc.responses import initial_block
 from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
+
+_SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
 class Connection:
@@ -169,7 +172,7 @@ class Connection:
             self._buffer.add(data)
         else:
             self._timers.advance(now)
-        if self._lifecycle.state is ConnectionState.CLOSED:
+        if self._lifecycle.closed:
             self._buffer.clear()  # after the last GOAWAY octets are read, but not dealt with (section 5.4.1)
         else:
             try:
@@ -205,7 +208,7 @@ class Connection:
             self._timers.progressed()
             self._abuse.data_sent(data_frames)
             for stream in sent:
-                if stream.state in (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED):
+                if stream.state in _SENT_ALL:
                     self._calls.response_ended(stream)
                 elif stream.note_sent(self.limits.low_water):
                     self._calls.note(Writable(stream))

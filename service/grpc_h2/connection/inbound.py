@@ -39,8 +39,10 @@ _STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
 _IN_FLIGHT_GLITCH: Final = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
-_OPEN: Final = ConnectionState.OPEN
-_DRAINING: Final = ConnectionState.DRAINING
+_AWAITS_PREFACE: Final = ConnectionState.AWAITS_PREFACE
+_AWAITS_SETTINGS: Final = ConnectionState.AWAITS_SETTINGS
+_LEAVING: Final = ConnectionState.LEAVING
+_HALF_CLOSED_REMOTE: Final = StreamState.HALF_CLOSED_REMOTE
 _NEVER_OPEN: Final = (StreamStatus.IDLE, StreamStatus.SKIPPED)
 
 
@@ -109,20 +111,20 @@ class Inbound:
         if headers.router_epoch != self._router.epoch:
             headers.refresh()
         abuse.begin_turn()
-        if lifecycle.state is ConnectionState.AWAITS_PREFACE:
+        if lifecycle.state is _AWAITS_PREFACE:
             if not buffer.take_preface():
                 return
             lifecycle.enter(ConnectionState.AWAITS_SETTINGS)
         data, position = buffer.held, buffer.position
         end, backlog = len(data), False
         most = len(answered) + limits.answers_per_turn
-        while lifecycle.state is not ConnectionState.CLOSED:
+        while not lifecycle.closed:
             # Only DATA (0) and HEADERS (1) can be of a known call.
             if (
                 end - position >= frames.HEADER_LENGTH
                 and data[position + 3] <= frames.HEADERS
                 and headers.assembly is None
-                and (lifecycle.state is _OPEN or lifecycle.state is _DRAINING)
+                and lifecycle.accepting
             ):
                 position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
                 if left is not None:
@@ -149,7 +151,7 @@ class Inbound:
                 break
             position = begin + length
             self._frame(kind, flags, stream_id & frames.LARGEST_STREAM_ID, data[begin:position])
-        if lifecycle.state is ConnectionState.CLOSED:
+        if lifecycle.closed:
             buffer.clear()
         else:
             buffer.keep(position, backlog=backlog)
@@ -168,7 +170,7 @@ class Inbound:
         if self._headers.assembly is not None:
             self._continue_block(kind, flags, stream_id, payload)
             return
-        if self._lifecycle.state is ConnectionState.AWAITS_SETTINGS:
+        if self._lifecycle.state is _AWAITS_SETTINGS:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the preface was not followed by SETTINGS")
             self._lifecycle.enter(ConnectionState.OPEN)
@@ -247,7 +249,7 @@ class Inbound:
             return
         streams.use(stream_id)
         self._abuse.stream_opened()
-        if self._lifecycle.state is ConnectionState.LEAVING:
+        if self._lifecycle.state is _LEAVING:
             headers.decode(block)
             streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
             return
@@ -260,7 +262,7 @@ class Inbound:
         self._calls.open(Opened(stream_id, route), end_stream=end_stream)
 
     def _trailers(self, stream: Stream, fields: tuple[Field, ...], *, end_stream: bool) -> None:
-        if stream.state is StreamState.HALF_CLOSED_REMOTE:
+        if stream.state is _HALF_CLOSED_REMOTE:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
         if not end_stream:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a second HEADERS without END_STREAM")
@@ -297,7 +299,7 @@ class Inbound:
 
     def _judge_data(self, stream: Stream, size: int, content: int) -> None:
         # Raised, not returned: an exception in a local variable would keep its frame, and with it the stream, alive.
-        if stream.state is StreamState.HALF_CLOSED_REMOTE:
+        if stream.state is _HALF_CLOSED_REMOTE:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         if not stream.receive(size):
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
