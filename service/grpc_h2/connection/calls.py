@@ -48,7 +48,6 @@ class Calls:
         "_answered",
         "_bodies",
         "_buffer",
-        "_events",
         "_fast_path",
         "_flow",
         "_lifecycle",
@@ -56,6 +55,7 @@ class Calls:
         "_outbound",
         "_streams",
         "_timers",
+        "events",
         "released",
     )
 
@@ -85,25 +85,20 @@ class Calls:
         self._bodies = bodies
         self._fast_path = fast_path
         self._answered = answered
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self.released: dict[int, Stream] = {}
         """Streams that were open when the connection ended, to be freed a few at a time."""
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    @property
-    def eventful(self) -> bool:
-        """Whether `take_events` has any."""
-        return bool(self._events)
-
     def take_events(self) -> list[Event]:
         """Events that have come about since the last call."""
-        events, self._events = self._events, []
+        events, self.events = self.events, []
         return events
 
     def note(self, event: Event) -> None:
         """An event has come about elsewhere."""
-        self._events.append(event)
+        self.events.append(event)
 
     # -- begin ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +139,7 @@ class Calls:
         self._streams.add(stream)
         if stream.handled:
             self._abuse.call_started()
-            self._events.append(CallStarted(stream))
+            self.events.append(CallStarted(stream))
         if end_stream:
             self.end_of_request(stream)
 
@@ -179,7 +174,7 @@ class Calls:
                 return
             stream.body_read()
         if stream.handled:
-            self._events.append(HalfClosed(stream))
+            self.events.append(HalfClosed(stream))
         elif stream.message is None:
             self.fail(stream, CallFault(StatusCode.UNIMPLEMENTED, "No message in a unary request"))
         elif route.answer_payload is not None:
@@ -192,7 +187,7 @@ class Calls:
     def act_on(self, stream: Stream, fed: Fed) -> None:
         """Act on the outcome of a DATA frame."""
         for message in fed.messages:
-            self._events.append(MessageReceived(stream, message))
+            self.events.append(MessageReceived(stream, message))
         if fed.free:
             self.give_back(fed.free)
         if fed.fault is not None:
@@ -258,7 +253,7 @@ class Calls:
         self._outbound.drop(stream)
         self.send_status(stream, fault.status, fault.message, ())
         if taken:
-            self._events.append(CallCancelled(stream, ErrorCode.CANCEL))
+            self.events.append(CallCancelled(stream, ErrorCode.CANCEL))
 
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
@@ -313,7 +308,7 @@ class Calls:
         self._outbound.drop(stream)
         self._close(stream)
         if report:
-            self._events.append(CallCancelled(stream, code))
+            self.events.append(CallCancelled(stream, code))
 
     def finished(self, stream: Stream) -> None:
         """The handler's work has really ended; until then it counts as a stream."""
@@ -358,7 +353,7 @@ class Calls:
     def _leave_if_done(self) -> None:
         if self._lifecycle.state is _LEAVING and not self.open_streams:
             self._lifecycle.enter(ConnectionState.CLOSED)
-            self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
+            self.events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 
     def close(self, code: int, reason: str) -> None:
         """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
@@ -366,7 +361,7 @@ class Calls:
             return
         self.abandon_all()
         self._outbound.control(frames.goaway(self._streams.last_for_goaway, code, reason.encode()))
-        self._events.append(ConnectionClosing(code, reason))
+        self.events.append(ConnectionClosing(code, reason))
 
     def abandon_all(self) -> None:
         """Nothing more can be sent, or is read.

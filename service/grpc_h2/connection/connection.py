@@ -169,22 +169,21 @@ class Connection:
             self._fast_path.settle()
         if data:
             self._timers.read(now)
-            self._buffer.add(data)
         else:
             self._timers.advance(now)
         if self._lifecycle.closed:
             self._buffer.clear()  # after the last GOAWAY octets are read, but not dealt with (section 5.4.1)
         else:
             try:
-                self._inbound.work()
+                self._inbound.work(data)
             except ConnectionFault as fault:
                 self._calls.close(fault.code, fault.reason)
-        return self._calls.take_events()
+        return self._calls.take_events() if self._calls.events else []
 
     @property
     def eventful(self) -> bool:
         """Whether `take_events` has any."""
-        return self._calls.eventful
+        return bool(self._calls.events)
 
     def take_events(self) -> list[Event]:
         """Events that came about otherwise than by `receive_data` or `tick`."""

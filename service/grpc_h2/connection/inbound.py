@@ -100,8 +100,8 @@ class Inbound:
         self._answered = answered
         self._settings_unacked = 1
 
-    def work(self) -> None:
-        """Work through what is held, until it ends, a frame is incomplete, or the turn is spent.
+    def work(self, data: bytes) -> None:
+        """Work through what is held and ``data``, until it ends, a frame is incomplete, or the turn is spent.
 
         Raises:
             ConnectionFault: where the peer broke the connection's rules.
@@ -110,31 +110,31 @@ class Inbound:
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
             headers.refresh()
-        abuse.begin_turn()
-        if lifecycle.state is _AWAITS_PREFACE:
-            if not buffer.take_preface():
-                return
-            lifecycle.enter(ConnectionState.AWAITS_SETTINGS)
-        data, position = buffer.held, buffer.position
+        if abuse.work_left != limits.work_per_turn:
+            abuse.begin_turn()
+        position = 0
+        if buffer.held or lifecycle.state is _AWAITS_PREFACE:
+            if data:
+                buffer.add(data)
+            if lifecycle.state is _AWAITS_PREFACE:
+                if not buffer.take_preface():
+                    return
+                lifecycle.enter(_AWAITS_SETTINGS)
+            data, position = buffer.held, buffer.position
         end, backlog = len(data), False
         most = len(answered) + limits.answers_per_turn
         while not lifecycle.closed:
-            # Only DATA (0) and HEADERS (1) can be of a known call.
-            if (
-                end - position >= frames.HEADER_LENGTH
-                and data[position + 3] <= frames.HEADERS
-                and headers.assembly is None
-                and lifecycle.accepting
-            ):
-                position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
-                if left is not None:
-                    self._take_up(left)
-                if position == end or backlog:
-                    break
             assembly = headers.assembly
             undecoded = assembly is not None and assembly.whole is not None
             if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
+            # Only DATA (0) and HEADERS (1) can be of a known call.
+            if assembly is None and data[position + 3] <= frames.HEADERS and lifecycle.accepting:
+                position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
+                if left is not None:
+                    self._take_up(left)
+                if backlog or end - position < frames.HEADER_LENGTH:
+                    break
             if abuse.calls_left <= 0 or abuse.work_left <= 0 or len(outbound.out) > limits.replies_per_turn:
                 backlog = True
                 break
@@ -153,8 +153,8 @@ class Inbound:
             self._frame(kind, flags, stream_id & frames.LARGEST_STREAM_ID, data[begin:position])
         if lifecycle.closed:
             buffer.clear()
-        else:
-            buffer.keep(position, backlog=backlog)
+        elif position < end or backlog or buffer.backlog:
+            buffer.keep(data, position, backlog=backlog)
 
     def _take_up(self, left: Opened | Refused) -> None:
         """A stream that the fast path has left."""
