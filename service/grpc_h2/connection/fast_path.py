@@ -3,7 +3,8 @@
 **Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
 The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
 answer by the message's octets, and builds no object. A HEADERS frame whose DATA is not right behind it waits in
-``_pending`` as its route alone: clients with many streams send all their HEADERS first.
+``_pending`` as its route alone: clients with many streams send all their HEADERS first, and C-core sends a
+WINDOW_UPDATE between the two, which is dealt with here as well.
 
 Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
 because nothing changes before its answer is sure; only a block, once decoded, stays decoded: then the outcome says
@@ -39,6 +40,7 @@ from grpc_h2.wire.frame_parsing import LAST_DATA, SHAPES
 
 _LAST_ID: Final = frames.LARGEST_STREAM_ID - 2**16
 _OPEN: Final = ConnectionState.OPEN
+_WINDOW_UPDATE: Final = frames.head(frames.WINDOW_UPDATE, 0, 4)
 
 
 class Opened(NamedTuple):
@@ -164,7 +166,7 @@ class FastPath:
     def settle(self) -> None:
         """Hand to the timers and to `Abuse` what calls that came alone have added. Due before either is asked."""
         if self.alone:
-            self._abuse.answered(self.alone, self.alone)
+            self._abuse.answered(self.alone, self.alone, 0)
             self._timers.answered(self._alone_at)
             self.alone = 0
 
@@ -184,7 +186,8 @@ class FastPath:
         memo, pending = headers.memo, self._pending
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
-        answered = self._answered
+        answered, pending_windows = self._answered, self._pending_windows
+        updates = 0
         window = first_window = flow.send_window
         floor = window - limits.octets_per_turn
         largest = flow.initial_send_window
@@ -220,35 +223,44 @@ class FastPath:
                     if length is None or data_stream != stream_id or body + length > end:
                         pending[stream_id] = route
                         position = body - frames.HEADER_LENGTH
+                        if data_head == _WINDOW_UPDATE and data_stream == stream_id and body + 4 <= end:
+                            increment = frames.LONG.unpack_from(data, body)[0] & frames.LARGEST_WINDOW
+                            if self.grow_window(stream_id, increment):
+                                updates += 1
+                                most -= 1  # so that a turn remains as short as it was
+                                position = body + 4
                         continue
                 else:
                     length = LAST_DATA.get(head)
                     body = position + frames.HEADER_LENGTH
                     if length is None or body + length > end:
                         return position, False, None
-                    stream_id = int.from_bytes(data[position + 5 : body], "big")
+                    stream_id = frames.LONG.unpack_from(data, position + 5)[0]
                     pended = pending.pop(stream_id, None)
                     if pended is None:
                         return position, False, None
                     route = pended
+                answer_payload, content_length = route.answer_payload, route.content_length
+                position = body + length
                 answer = None
-                if route.answer_payload is not None and route.content_length in (length, UNKNOWN_LENGTH):
-                    answer = route.answer_payload(data[body : body + length])
+                if content_length != UNKNOWN_LENGTH and content_length != length:
+                    answer_payload = None
+                if answer_payload is not None:
+                    answer = answer_payload(data[body:position])
                 if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
-                    added = self._pending_windows.pop(stream_id, 0)
+                    added = pending_windows.pop(stream_id, 0)
                     return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
-                if self._pending_windows:
-                    self._pending_windows.pop(stream_id, None)
+                if pending_windows:
+                    pending_windows.pop(stream_id, None)
                 replies.append(data[body - 4 : body].join(answer.pieces))
                 answered.append(answer.answer_id)
                 window -= answer.size
                 received += length
-                position = body + length
             return position, position < end, None
         finally:
             if expected != first or replies:
                 streams.use_up_to(expected - 2)
-                abuse.answered((expected - first) // 2, len(replies))
+                abuse.answered((expected - first) // 2, len(replies), updates)
             if replies:
                 self._outbound.commit(replies)
                 self._timers.stream_ended()
@@ -269,11 +281,11 @@ class FastPath:
         return None if route is None else Opened(stream_id, route, self._pending_windows.pop(stream_id, 0))
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
-        """WINDOW_UPDATE. Returns False where no such stream waits or its window would pass 2^31 - 1."""
-        if stream_id not in self._pending:
+        """WINDOW_UPDATE. Returns False where no such stream waits, or that would be a fault (section 6.9)."""
+        if stream_id not in self._pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment
-        if grown(self._flow.initial_send_window, added) is None:
+        if added + self._flow.initial_send_window > frames.LARGEST_WINDOW:
             return False
         self._pending_windows[stream_id] = added
         return True

@@ -321,7 +321,7 @@ class Inbound:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
             self._flow.grow(increment)
             return
-        if increment and self._fast_path.grow_window(stream_id, increment):
+        if self._fast_path.grow_window(stream_id, increment):
             return
         stream = self._calls.find(stream_id)
         if stream is None:
