@@ -83,9 +83,11 @@ class Abuse:
         """``work`` was done."""
         self.work_left -= work
 
-    def call_started(self) -> None:
-        """A handler is going to be started."""
-        self.calls_left -= 1
+    def stream_begun(self, *, handled: bool) -> None:
+        """A stream is open that was not answered at once; ``handled``: its handler is going to be started."""
+        self.work_left -= STREAM_WORK
+        if handled:
+            self.calls_left -= 1
 
     # -- misdeeds -------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,8 @@ class Connection:
             return outbound.take_out()
         pieces, sent, data_frames = outbound.take(self.limits.octets_per_turn if budget is None else budget)
         if sent:
-            self._fast_path.settle()
+            if self._fast_path.alone:
+                self._fast_path.settle()
             self._timers.progressed()
             self._abuse.data_sent(data_frames)
             for stream in sent:
@@ -248,7 +249,8 @@ class Connection:
         stream."""
         if stream.closed:
             return
-        self.send_initial_metadata(stream)
+        if not stream.headers_sent:
+            self._calls.send_headers(stream, initial_block((), None))
         self._calls.send_message(stream, message, compressed=compressed)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
@@ -270,7 +272,7 @@ class Connection:
 
     def finished(self, stream: Stream) -> None:
         """The handler's work has really ended; until then it counts as a stream."""
-        self._calls.finished(stream)
+        self._streams.finish(stream)
 
     # -- life and death -----------------------------------------------------------------------------------------------
 

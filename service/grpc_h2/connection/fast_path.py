@@ -3,7 +3,7 @@
 **Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
 The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
 answer by the message's octets, and builds no object. A HEADERS frame whose DATA is not right behind it waits in
-``_pending`` as its route alone: clients with many streams send all their HEADERS first, and C-core sends a
+``pending`` as its route alone: clients with many streams send all their HEADERS first, and C-core sends a
 WINDOW_UPDATE between the two, which is dealt with here as well.
 
 Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
@@ -76,12 +76,12 @@ class FastPath:
         "_lifecycle",
         "_limits",
         "_outbound",
-        "_pending",
         "_pending_windows",
         "_router",
         "_streams",
         "_timers",
         "alone",
+        "pending",
     )
 
     def __init__(
@@ -113,7 +113,7 @@ class FastPath:
         self.alone = 0
         """Calls that `answer_one` has answered since `settle`, the last of them at ``_alone_at``."""
         self._alone_at = 0.0
-        self._pending: dict[int, Route] = {}
+        self.pending: dict[int, Route] = {}
         """Streams of static methods whose DATA is not in yet: a route is all there is to know of one."""
         self._pending_windows: dict[int, int] = {}
         """What WINDOW_UPDATE has added to those of them that had one (C-core sends it between HEADERS and DATA)."""
@@ -136,7 +136,7 @@ class FastPath:
             or outbound.unsent
             or outbound.paused
             or outbound.size_update_due
-            or self._pending
+            or self.pending
             or len(streams.open) + streams.zombies >= self._limits.max_concurrent_streams
             or headers.assembly is not None
         ):
@@ -183,7 +183,7 @@ class FastPath:
             ConnectionFault: where a header block or the connection's window makes one.
         """
         limits, flow, streams, headers, abuse = self._limits, self._flow, self._streams, self._headers, self._abuse
-        memo, pending = headers.memo, self._pending
+        memo, pending = headers.memo, self.pending
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
         answered, pending_windows = self._answered, self._pending_windows
@@ -270,19 +270,13 @@ class FastPath:
 
     # -- streams that wait for their DATA -------------------------------------------------------------------------
 
-    @property
-    def pending(self) -> int:
-        """How many streams wait for their DATA."""
-        return len(self._pending)
-
-    def release(self, stream_id: int) -> Opened | None:
-        """Release a stream that waits for its DATA, so that it becomes a `Stream`; None where no such stream waits."""
-        route = self._pending.pop(stream_id, None)
-        return None if route is None else Opened(stream_id, route, self._pending_windows.pop(stream_id, 0))
+    def release(self, stream_id: int) -> Opened:
+        """Release a stream that is ``pending``, so that it becomes a `Stream`."""
+        return Opened(stream_id, self.pending.pop(stream_id), self._pending_windows.pop(stream_id, 0))
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
         """WINDOW_UPDATE. Returns False where no such stream waits, or that would be a fault (section 6.9)."""
-        if stream_id not in self._pending or not increment:
+        if stream_id not in self.pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment
         if added + self._flow.initial_send_window > frames.LARGEST_WINDOW:
@@ -296,13 +290,13 @@ class FastPath:
 
     def drop_all(self) -> None:
         """No stream waits any more."""
-        self._pending.clear()
+        self.pending.clear()
         self._pending_windows.clear()
 
     def check_invariants(self) -> None:
         """Assert that what waits is in order."""
-        assert self._pending_windows.keys() <= self._pending.keys()
-        assert self._pending.keys().isdisjoint(self._streams.open.keys())
-        in_use = len(self._pending) + len(self._streams.open)
+        assert self._pending_windows.keys() <= self.pending.keys()
+        assert self.pending.keys().isdisjoint(self._streams.open.keys())
+        in_use = len(self.pending) + len(self._streams.open)
         assert in_use <= self._limits.max_concurrent_streams
-        assert all(stream_id <= self._streams.last_id for stream_id in self._pending)
+        assert all(stream_id <= self._streams.last_id for stream_id in self.pending)

@@ -287,24 +287,13 @@ class Inbound:
         if not content and not end_stream:
             self._abuse.glitch("empty DATA frames")
         try:
-            self._judge_data(stream, size, len(content))
+            stream.receive(size, len(content), end_stream=end_stream)
         except StreamFault:
             self._calls.give_back(size)
             raise
-        if end_stream:
-            stream.request_ended()
         self._calls.act_on(stream, self._bodies.feed(stream, content, size))
         if end_stream and stream_id in self._streams.open:
             self._calls.judge_request(stream)
-
-    def _judge_data(self, stream: Stream, size: int, content: int) -> None:
-        # Raised, not returned: an exception in a local variable would keep its frame, and with it the stream, alive.
-        if stream.state is _HALF_CLOSED_REMOTE:
-            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
-        if not stream.receive(size):
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
-        if not stream.count_body(content):
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._calls.find(stream_id)

@@ -10,6 +10,7 @@ WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken y
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 from grpc_h2.connection.flow_control import grown
@@ -17,6 +18,7 @@ from grpc_h2.connection.state import ResponseState, StreamState
 from grpc_h2.rpc.messages import MessageReader
 from grpc_h2.rpc.requests import Request
 from grpc_h2.static.routes import UNKNOWN_LENGTH, Route
+from grpc_h2.wire.errors import ErrorCode, StreamFault
 from grpc_h2.wire.frames import LARGEST_WINDOW
 
 Piece = bytes | memoryview
@@ -131,7 +133,8 @@ class Stream:
 
     def response_begun(self) -> None:
         """HEADERS without END_STREAM were queued."""
-        self._respond(_HEADERS_SENT)
+        assert self.response is _NOTHING_SENT
+        self.response = _HEADERS_SENT
         self.headers_sent = True
 
     def response_complete(self, trailers: bytes) -> None:
@@ -153,18 +156,25 @@ class Stream:
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def receive(self, size: int) -> bool:
-        """A DATA frame of ``size`` octets, padding included. Returns whether the stream had a window for it."""
+    def receive(self, size: int, content: int, *, end_stream: bool) -> None:
+        """A DATA frame of ``size`` octets, ``content`` of them without padding.
+
+        Raises:
+            StreamFault: STREAM_CLOSED after END_STREAM, FLOW_CONTROL_ERROR beyond the stream's window, PROTOCOL_ERROR
+                beyond what content-length has announced.
+        """
+        if self.state is _HALF_CLOSED_REMOTE:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         self.receive_window -= size
         self.octets += size
-        return self.receive_window >= 0
-
-    def count_body(self, size: int) -> bool:
-        """``size`` octets of content. Returns whether content-length, if there is one, announced them."""
-        if self.body_left == UNKNOWN_LENGTH:
-            return True
-        self.body_left -= size
-        return self.body_left >= 0
+        if self.receive_window < 0:
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if self.body_left != UNKNOWN_LENGTH:
+            self.body_left -= content
+            if self.body_left < 0:
+                raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
+        if end_stream:
+            self._enter(_HALF_CLOSED_REMOTE)
 
     def body_read(self) -> None:
         """No message follows."""
@@ -224,16 +234,6 @@ class Stream:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    @property
-    def may_send(self) -> bool:
-        """Whether data waits and the stream's window is open."""
-        return bool(self._queue) and self.send_window > 0
-
-    @property
-    def last_piece_out(self) -> bool:
-        """Whether no data waits and the response has its end."""
-        return not self._queue and self.response is _END_QUEUED
-
     def grow_send_window(self, increment: int) -> bool:
         """WINDOW_UPDATE, or a change of the initial window (which may be negative: RFC 9113 section 6.9.2).
 
@@ -245,10 +245,15 @@ class Stream:
         self.send_window = window
         return True
 
-    def queue(self, piece: Piece) -> None:
-        """Queue octets of data."""
-        self._queue.append(piece)
-        self.unsent += len(piece)
+    def queue(self, pieces: Iterable[Piece]) -> int:
+        """Queue octets of data. Returns how many."""
+        octets = 0
+        for piece in pieces:
+            if len(piece):
+                self._queue.append(piece)
+                octets += len(piece)
+        self.unsent += octets
+        return octets
 
     def note_queued(self, high_water: int) -> None:
         """A handler has queued a message: above ``high_water`` it may not go on sending."""
