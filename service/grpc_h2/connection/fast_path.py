@@ -196,14 +196,15 @@ class FastPath:
         if expected > _LAST_ID or self._outbound.size_update_due:
             return position, False, None
         try:
-            while len(replies) < most and window >= floor:
+            while position < end and len(replies) < most and window >= floor:
                 head = data[position : position + 5]
                 shape = SHAPES.get(head)
                 if shape is not None:
-                    body = position + shape[1]
+                    take_apart, size = shape
+                    body = position + size
                     if body > end or len(pending) >= room:
                         return position, False, None
-                    stream_id, block, data_head, data_stream = shape[0](data, position)
+                    stream_id, block, data_head, data_stream = take_apart(data, position)
                     if stream_id != expected:
                         return position, False, None
                     route = memo.get(block)

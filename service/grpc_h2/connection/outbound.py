@@ -148,10 +148,11 @@ class Outbound:
         moved = 0
         largest = min(self._max_frame, _LARGEST_FRAME)
         while moved < quantum:
+            before = stream.unsent
             parts = stream.next_frame(min(largest, self._flow.send_window))
             if not parts:
                 break
-            size = sum(map(len, parts))
+            size = before - stream.unsent
             last = not stream.unsent and stream.response is _END_QUEUED and not stream.trailers
             small.append(frames.HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, int(last), stream.id))
             for part in parts:

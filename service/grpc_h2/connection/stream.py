@@ -279,14 +279,16 @@ class Stream:
         """
         queue = self._queue
         room = min(room, self.send_window)
-        if not queue or room <= 0:
-            return []
-        whole = len(queue[0]) <= room
-        part = _first(queue, room)
-        parts = [part]
-        size = len(part)
-        while whole and queue and size < room:
-            part = _first(queue, room - size)
+        parts: list[Piece] = []
+        size = 0
+        while queue and size < room:
+            part = queue[0]
+            left = room - size
+            if len(part) <= left:
+                queue.popleft()
+            else:  # not a view before it has to be one
+                view = memoryview(part)
+                part, queue[0] = view[:left], view[left:]
             parts.append(part)
             size += len(part)
         self.send_window -= size
@@ -309,13 +311,3 @@ class Stream:
         if not self.closed:
             assert self.receive_window + self.credit + self.owed == self._initial_window
             assert self.reader is None or self.partial == self.reader.buffered
-
-
-def _first(queue: deque[Piece], most: int) -> Piece:
-    """The first piece of ``queue``, or as much of it as is allowed: taken out. Not a view before it has to be one."""
-    piece = queue[0]
-    if len(piece) <= most:
-        return queue.popleft()
-    view = memoryview(piece)
-    queue[0] = view[most:]
-    return view[:most]
