@@ -141,6 +141,12 @@ def test_a_drained_connection_closes_when_its_last_stream_is_refused_before_its_
     assert peer.closing.code == NO_ERROR
 
 
+def test_a_connection_that_does_not_drain_stays_when_its_last_stream_is_refused_before_its_data():
+    peer = Peer().send(call(1), headers(3, request_block()), ping())
+    peer.send(priority(3, depends=3))
+    peer.assert_reset(3, PROTOCOL_ERROR)
+
+
 @pytest.mark.requirement("A47")
 @pytest.mark.parametrize("opening", [b"", PREFACE[:9], PREFACE])
 def test_a_drain_before_the_preface_closes_at_once(opening: bytes):
