@@ -291,7 +291,7 @@ class Calls:
             self._outbound.control(frames.rst_stream(stream_id, fault.code))
         if stream is not None:
             self.abandon(stream, fault.code)
-        elif waited:  # it may have been the last stream of a connection that is leaving
+        elif waited and self._lifecycle.state is _LEAVING:  # it may have been the last stream
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
