@@ -69,7 +69,8 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
     packages = ("definition_server", "grpc_h2")
     kept = {path.relative_to(service) for name in packages for path in (service / name).rglob("*") if path.is_file()}
     packed = {path.relative_to(wheel) for name in packages for path in (wheel / name).rglob("*.*")}
-    assert {path for path in packed if path.suffix} == {path for path in kept if "__pycache__" not in path.parts}
+    packed, kept = ({path for path in paths if "__pycache__" not in path.parts} for paths in (packed, kept))
+    assert {path for path in packed if path.suffix} == kept
     assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {*packages, "avap_definition_server"}
 
 
