@@ -142,8 +142,8 @@ class Abuse:
         self._strikes = 0
 
     def answered(self, streams: int, answers: int, updates: int) -> None:
-        """The fast path: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of them, and
-        ``answers`` were sent, of one DATA frame at most."""
+        """The fast path: the client has opened ``streams`` and sent one WINDOW_UPDATE on ``updates`` of them, to which
+        they entitle it; ``answers`` were sent, of one DATA frame at most."""
         self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers - updates
         if answers:
             self._last_ping = None

@@ -129,9 +129,10 @@ class FastPath:
         shape = SHAPES.get(data[:5])
         if shape is None or self._buffer.held or self._lifecycle.state is not _OPEN:
             return None
-        outbound, streams, headers, body = self._outbound, self._streams, self._headers, shape[1]
+        take_apart, body = shape
+        outbound, streams, headers, size = self._outbound, self._streams, self._headers, len(data)
         if (
-            len(data) < body
+            size < body
             or outbound.out
             or outbound.unsent
             or outbound.paused
@@ -141,9 +142,9 @@ class FastPath:
             or headers.assembly is not None
         ):
             return None
-        stream_id, block, data_head, data_stream = shape[0](data, 0)
+        stream_id, block, data_head, data_stream = take_apart(data, 0)
         length = LAST_DATA.get(data_head)
-        if length is None or body + length != len(data):
+        if length is None or body + length != size:
             return None
         if not stream_id == data_stream == streams.last_id + 2 <= _LAST_ID:
             return None
@@ -171,7 +172,8 @@ class FastPath:
             self.alone = 0
 
     def answer_batch(self, data: bytes, position: int, end: int, most: int) -> Batch:
-        """Answer at most ``most`` calls that lie whole in ``data`` from ``position`` to ``end``.
+        """Answer at most ``most`` calls (a WINDOW_UPDATE counts as one) that lie whole in ``data`` from ``position`` to
+        ``end``.
 
         To be called while calls are accepted and no header block is under way.
 

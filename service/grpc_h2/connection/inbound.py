@@ -271,8 +271,8 @@ class Inbound:
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
-        stream = self._calls.find(stream_id)
-        content = unpadded(flags, payload)
+        stream = self._streams.open.get(stream_id) or self._calls.find(stream_id)
+        content = unpadded(flags, payload) if flags & frames.PADDED else payload
         status = None if stream is not None else self._streams.status(stream_id)
         if status in _NEVER_OPEN:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")

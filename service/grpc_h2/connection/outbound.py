@@ -138,7 +138,8 @@ class Outbound:
             del waiting[stream]
             budget -= self._send_quantum(stream, min(_QUANTUM, budget), small, gathered)
             sent[stream] = None
-            self.reconsider(stream)
+            if stream.unsent:
+                self.reconsider(stream)
         if small:
             gathered.append(b"".join(small))
         return gathered, sent, self._data_frames
