@@ -23,11 +23,11 @@ SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
 NOTHING_COLLECTED = 5
-"""pytest's exit code."""
+"""pytest's exit code if no test was selected."""
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENVIRONMENT = Path(os.environ.get("NOX_ENVIRONMENT") or f".nox/python{VERSION}").absolute()
-"""The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` names another."""
+"""The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` overrides its path."""
 
 # Each session uses the environment above: nox itself creates none.
 nox.options.default_venv_backend = "none"
@@ -41,7 +41,7 @@ def install(session: nox.Session, extra: str = "dev") -> None:
     session.env.update(
         {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     )
-    # What is imported is compiled once, then, and not by each process anew.
+    # Without this variable, each module is compiled once and not in each process.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
     wanted = hashlib.sha256(
         b"\0".join([Path("pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes(), bytes(Path.cwd())])
@@ -133,7 +133,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    """The engine under simulation. `-- --seeds N --start S` runs N seeds from S on instead of the suite."""
     if any(each.startswith("--s") for each in session.posargs):
         install(session)
         run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
@@ -177,7 +177,7 @@ def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> 
     files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
-        codes = [0, NOTHING_COLLECTED]  # the second: -k has chosen none of them
+        codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
         run(session, *pytest, *quiet, "-q", "-m", "quiet", *options, *session.posargs, success_codes=codes)
 
 
