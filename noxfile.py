@@ -171,7 +171,7 @@ def containers(session: nox.Session) -> None:
 
 
 def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
-    """Run unit, fuzz, integration and chaos tests, without the drills: side by side, then the quiet ones alone."""
+    """Run unit, fuzz, simulation, integration and chaos tests, without drills: side by side, then the quiet ones."""
     suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
     run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
     files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
@@ -183,7 +183,7 @@ def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, fuzz, integration and chaos tests, side by side; tests that need the machine to themselves run at the end.
+    """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests of the master run on one transport each,
     alternately; `nox -s coverage` runs them on all.

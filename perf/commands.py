@@ -33,7 +33,7 @@ _QUIET = "a quiet machine with 2 CPUs"
 COMMANDS: dict[str, Command] = {
     "measure": Command(
         "perf.harness.measure", "measure the server and judge it by perf/sla.toml",
-        "about 5 min; --quick 1 min; --full 15 min; --selftest 20 half an hour",
+        "about 5 min; --quick 1 min; --full 15 min; --selftest 20: half an hour",
         f"{_QUIET}; for some scenarios h2load, nghttpd and the peers",
     ),
     "report": Command(

@@ -9,7 +9,7 @@ run.
 
 **The interpreter** (`python_us`). The same bytecode takes 1.1 to 1.6 times as long if the interpreter was built without
 profile-guided optimization (PGO); the speed of a program in C does not change. The work has the same mix of opcodes as
-the engine's fast path (``Connection.answer_one`` and ``_answer_batch``). Shares of the opcodes executed for one call,
+the engine's fast path (``FastPath.answer_one`` and ``answer_batch``). Shares of the opcodes executed for one call,
 counted with ``sys.settrace`` and ``f_trace_opcodes`` on CPython 3.11:
 
 ===================================  ==========  ==========  =========
