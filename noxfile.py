@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ DRILLS = ("*/test_drill*.py", "*/test_soak.py")
 SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
+MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
+"""What only the session ``mutants`` needs."""
 NOTHING_COLLECTED = 5
 """pytest's exit code if no test was selected."""
 
@@ -43,20 +47,60 @@ def install(session: nox.Session, extra: str = "dev") -> None:
     )
     # Without this variable, each module is compiled once and not in each process.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
+    with _lock(session):
+        _install(session, extra)
+
+
+def _install(session: nox.Session, extra: str) -> None:
     wanted = hashlib.sha256(
         b"\0".join([Path("pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes(), bytes(Path.cwd())])
     ).hexdigest()
-    stamp = ENVIRONMENT / "installed.json"
-    installed = json.loads(stamp.read_text()) if stamp.exists() else {}
-    if installed.get("of") == wanted and installed.get("extra") in (extra, "dev"):
+    stamp, python = ENVIRONMENT / "installed.json", ENVIRONMENT / "bin/python"
+    installed = _read_stamp(stamp)
+    # The interpreter is a link: it has no target where the machine's Python was removed.
+    if installed.get("of") == wanted and installed.get("extra") in (extra, "dev") and python.exists():
         return
     stamp.unlink(missing_ok=True)
+    if ENVIRONMENT.exists() and not python.exists():
+        _remove_broken(session)
+    # run_install, not run: `nox --install-only` skips what `run` would do.
     what = ("-e", f".[{extra}]", "-c", str(CONSTRAINTS))
     if not _install_by_uv(session, *what):
         if not (ENVIRONMENT / "bin/pip").exists():
-            session.run(sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT), external=True)
-        run(session, "python", "-m", "pip", "install", "-q", "--no-compile", *what)
+            session.run_install(sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT), external=True)
+        session.run_install(str(python), "-m", "pip", "install", "-q", "--no-compile", *what, external=True)
     stamp.write_text(json.dumps({"of": wanted, "extra": extra}))
+
+
+@contextmanager
+def _lock(session: nox.Session) -> Iterator[None]:
+    """Keeps a second nox from installing at the same time."""
+    path = ENVIRONMENT.with_name(f".{ENVIRONMENT.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            session.log("another nox installs into the same environment: waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read_stamp(stamp: Path) -> dict[str, str]:
+    """What is installed; nothing where the file is missing or cut off."""
+    try:
+        return dict(json.loads(stamp.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _remove_broken(session: nox.Session) -> None:
+    """Remove an environment without an interpreter; fail where the directory is something else."""
+    if any(ENVIRONMENT.iterdir()) and not (ENVIRONMENT / "pyvenv.cfg").exists():
+        session.error(
+            f"{ENVIRONMENT} is not a virtual environment: remove it, or name another directory in NOX_ENVIRONMENT"
+        )
+    shutil.rmtree(ENVIRONMENT)
 
 
 def _install_by_uv(session: nox.Session, *what: str) -> bool:
@@ -67,8 +111,8 @@ def _install_by_uv(session: nox.Session, *what: str) -> bool:
     python = str(ENVIRONMENT / "bin/python")
     try:
         if not Path(python).exists():
-            session.run(uv, "venv", "-q", "--python", sys.executable, str(ENVIRONMENT), external=True)
-        session.run(uv, "pip", "install", "-q", "--python", python, *what, external=True)
+            session.run_install(uv, "venv", "-q", "--python", sys.executable, str(ENVIRONMENT), external=True)
+        session.run_install(uv, "pip", "install", "-q", "--python", python, *what, external=True)
     except nox.command.CommandFailed:
         session.log("uv cannot install: pip is tried")
         return False
@@ -206,6 +250,16 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Put small faults into the code and see whether the tests notice: `-- --sample 200 --seed 1` (docs/testing.md)."""
+    install(session)
+    if not _install_by_uv(session, *MUTATION_TOOL):
+        run(session, "python", "-m", "pip", "install", "-q", *MUTATION_TOOL)
+    run(session, "python", "-m", "pytest", "-q", "tests/mutants")
+    run(session, "python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def judges(session: nox.Session) -> None:
     """Programs of others judge the transport; docs/conformance.md lists them and the required tools."""
     install(session)
@@ -286,4 +340,5 @@ def reference(session: nox.Session) -> None:
     """Write docs/settings.md from the declaration of the settings."""
     install(session)
     page = run(session, "definition-server", "config", "--reference", silent=True)
-    Path("docs/settings.md").write_text(page or "", encoding="utf-8")
+    if page:  # `nox --install-only` runs nothing
+        Path("docs/settings.md").write_text(page, encoding="utf-8")

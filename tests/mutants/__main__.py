@@ -89,6 +89,19 @@ def run(tests: list[str], tree: Path) -> str:
     return TIMED_OUT if code is None else SURVIVED if code in (0, 5) else KILLED
 
 
+class NoVerdict(Exception):
+    """Tests fail without a fault, so they would seem to notice every one."""
+
+
+def check_without_fault(drawn: dict[str, list[Mutant]], tree: Path) -> None:
+    """Raise `NoVerdict` where the first tests that would be run for a room do not pass on the unchanged ``tree``."""
+    rooms = {room.name: room for room in ROOMS}
+    for name, mutants in drawn.items():
+        tests = next(iter(rooms[name].tests(mutants[0].module, tree)), []) if mutants else []
+        if tests and run(tests, tree) != SURVIVED:
+            raise NoVerdict(f"{name}: the tests fail without any fault: {' '.join(tests)}")
+
+
 def judge(drawn: dict[str, list[Mutant]], jobs: int, console: Console) -> list[dict[str, Any]]:
     """The verdicts on all mutants, ``jobs`` at once, each in a copy of its own."""
     rooms = {room.name: room for room in ROOMS}
@@ -98,6 +111,7 @@ def judge(drawn: dict[str, list[Mutant]], jobs: int, console: Console) -> list[d
         trees: queue.Queue[Path] = queue.Queue()
         for number in range(jobs):
             trees.put(copy_of_the_project(Path(folder) / str(number)))
+        check_without_fault(drawn, trees.queue[0])
 
         def one(name: str, mutant: Mutant) -> None:
             tree = trees.get()
@@ -134,7 +148,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def main() -> int:
-    """Returns 0 where every room notices at least `LEAST_SHARE` of its faults."""
+    """Returns 0 where every room notices at least `LEAST_SHARE` of its faults, 2 where its tests fail without one."""
     arguments = parser().parse_args()
     rooms = tuple(room for room in ROOMS if not arguments.room or room.name in arguments.room)
     drawn = sample(rooms, ROOT, arguments.sample, arguments.seed)
@@ -145,7 +159,11 @@ def main() -> int:
                 console.print(str(mutant), markup=False, highlight=False)
         return 0
     console.print(f"seed {arguments.seed}, {sum(map(len, drawn.values()))} faults")
-    results = judge(drawn, arguments.jobs, console)
+    try:
+        results = judge(drawn, arguments.jobs, console)
+    except NoVerdict as error:
+        console.print(str(error), markup=False, highlight=False)
+        return 2
     console.print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "results": results}, indent=1), "utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cosmic_ray.mutating import mutate_code
-from tests.mutants.__main__ import ROOT
+from tests.mutants.__main__ import ROOT, NoVerdict, check_without_fault
 from tests.mutants.operators import DeleteStatement, ReplaceReturn, operators
 from tests.mutants.rooms import ROOMS
 from tests.mutants.sampling import mutated, places, sample
@@ -52,3 +52,16 @@ def test_every_module_of_a_room_has_tests() -> None:
     for room in ROOMS:
         for module in room.modules(ROOT):
             assert any((ROOT / test).exists() for tests in room.tests(module, ROOT) for test in tests)
+
+
+def test_tests_that_fail_without_a_fault_are_no_judges(tmp_path: Path) -> None:
+    drawn = {name: mutants[:1] for name, mutants in sample(ROOMS, ROOT, 50, 4).items() if name == "catalog"}
+    [mutant] = drawn["catalog"]
+    folder = tmp_path / "tests/unit" / mutant.module.relative_to("service").parent
+    folder.mkdir(parents=True)
+    test = folder / "test_it.py"
+    test.write_text("def test_it(): pass\n")
+    check_without_fault(drawn, tmp_path)
+    test.write_text("import no_such_module\n")
+    with pytest.raises(NoVerdict, match="catalog"):
+        check_without_fault(drawn, tmp_path)

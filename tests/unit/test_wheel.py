@@ -21,7 +21,7 @@ CONTRACT = ROOT / "service/definition_server/proto/avap.proto"
 
 def python(*arguments: str | Path, cwd: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-B", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

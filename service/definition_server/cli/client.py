@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -209,8 +211,8 @@ def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
     except UnicodeEncodeError:
         raise click.UsageError("--service is not UTF-8 text.") from None
     if watch:
-        with suppress(KeyboardInterrupt):
-            _watch(server, request, _StateLine(service, as_json=as_json))
+        with suppress(KeyboardInterrupt), _ctrl_c() as interrupted:
+            _watch(server, request, _StateLine(service, as_json=as_json), interrupted)
         return
     status, failure = _check(server, request)
     if as_json:
@@ -264,17 +266,36 @@ class _StateLine:
             click.echo(f"{now} {state}" if cause is None else f"{now} {state}  {cause}")
 
 
-def _watch(server: Server, request: Any, line: _StateLine) -> None:
-    """Show every state of the service on ``line``, for ever.
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets before it raises KeyboardInterrupt.
+
+    Python discards an exception that is raised while gRPC calls back, so the exception alone could be lost.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: Any) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(server: Server, request: Any, line: _StateLine, interrupted: threading.Event) -> None:
+    """Show every state of the service on ``line``, until ``interrupted``.
 
     Raises:
         CommandFailed: where the server has no health service.
     """
     backoff = Backoff(_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS)
-    while True:
+    while not interrupted.is_set():
         try:
             with server.open_channel() as channel:
-                _follow(channel, server, request, line, backoff)
+                _follow(channel, server, request, line, backoff, interrupted)
         except grpc.RpcError as error:
             call = cast("grpc.Call", error)
             if call.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -282,10 +303,17 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
             cause = visible(call.details() or call.code().name)
             remedy = advice(cause, server.tls)
             line.show(UNREACHABLE, cause if remedy is None else f"{cause.rstrip('.')}. {remedy}")
-        time.sleep(backoff.next())
+        interrupted.wait(backoff.next())
 
 
-def _follow(channel: grpc.Channel, server: Server, request: Any, line: _StateLine, backoff: Backoff) -> None:
+def _follow(
+    channel: grpc.Channel,
+    server: Server,
+    request: Any,
+    line: _StateLine,
+    backoff: Backoff,
+    interrupted: threading.Event,
+) -> None:
     """Watch on ``channel`` until the server ends the stream or it breaks.
 
     A host that vanished sends nothing, and neither does a healthy one without a change. So the stream is opened anew
@@ -294,7 +322,7 @@ def _follow(channel: grpc.Channel, server: Server, request: Any, line: _StateLin
     Raises:
         grpc.RpcError: where a stream brought no state at all.
     """
-    while True:
+    while not interrupted.is_set():
         received = False
         try:
             for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=server.timeout):

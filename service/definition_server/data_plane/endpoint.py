@@ -55,6 +55,14 @@ class Method:
         except Exception as error:
             raise self._hidden(error) from error
 
+    def copied_answer(self, engine: DefinitionEngine, request: bytes) -> bytes:
+        """`answer` as octets of its own, for a transport that takes no view of the snapshot's memory."""
+        answer = self.answer(engine, request)
+        try:
+            return bytes(answer)
+        except MemoryError as error:
+            raise self._hidden(error) from error
+
     def _hidden(self, error: Exception) -> CallFailed:
         """What the client sees of ``error``, a bug of ours: it costs one call, is logged, and shows nothing inside."""
         log.error("Unexpected failure in a call", method=self.name, exc_info=error)
@@ -84,7 +92,7 @@ class Endpoint:
             status = Status.INTERNAL
             try:
                 method.authenticate(metadata)
-                answer = bytes(method.answer(engine, request))
+                answer = method.copied_answer(engine, request)
                 status = Status.OK
                 return answer
             except CallFailed as failure:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from grpc_h2 import StatusCode
+
 
 class Status(IntEnum):
-    """The gRPC status codes of the server's RPCs (grpc doc ``statuscodes.md``)."""
+    """Those of the gRPC status codes that the server's RPCs end with."""
 
-    OK = 0
-    INVALID_ARGUMENT = 3
-    NOT_FOUND = 5
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    UNAUTHENTICATED = 16
+    OK = StatusCode.OK
+    INVALID_ARGUMENT = StatusCode.INVALID_ARGUMENT
+    NOT_FOUND = StatusCode.NOT_FOUND
+    INTERNAL = StatusCode.INTERNAL
+    UNAVAILABLE = StatusCode.UNAVAILABLE
+    UNAUTHENTICATED = StatusCode.UNAUTHENTICATED
 
     @property
     def http(self) -> str:

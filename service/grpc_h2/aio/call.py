@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.messages import compress_gzip
 from grpc_h2.rpc.responses import metadata_fields
+from grpc_h2.rpc.status import StatusCode
 from grpc_h2.wire.errors import ErrorCode, Http2Error
-
-OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 0, 1, 2, 4
-RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
 _GZIP = 2
 """``grpc.Compression.Gzip``. With the other values (none, deflate) messages are sent uncompressed."""
@@ -116,12 +115,19 @@ class ServicerContext:
             if timeout < _FOREVER:
                 self._timer = loop.call_at(self._expires, self._expire)
 
+    @property
+    def _connection(self) -> Connection:
+        """The call's connection, at the present instant: its timers begin when the handler acts."""
+        connection = self._protocol.connection
+        connection.advance(self._loop.time())
+        return connection
+
     # -- events of the connection ---------------------------------------------------------------------------------
 
     def message_received(self, message: bytes) -> None:
         """A message of the client."""
         if self._finished:
-            self._protocol.connection.consumed(self._stream, len(message))
+            self._connection.consumed(self._stream, len(message))
             return
         self._inbox.append(message)
         _wake(self._reader)
@@ -143,7 +149,7 @@ class ServicerContext:
 
     def terminate(self, code: int, details: str) -> None:
         """End the call with a status that is not the handler's, and cancel the handler's task."""
-        self._protocol.connection.send_status(self._stream, code, details)
+        self._connection.send_status(self._stream, code, details)
         self._protocol.wake()
         self._stop()
 
@@ -151,9 +157,9 @@ class ServicerContext:
         """The handler has ended, in whatever way. From now on the call does not count any more."""
         self._stop_timer()
         self._finished = True
-        connection = self._protocol.connection
+        connection = self._connection
         if not self._stream.closed:
-            connection.send_status(self._stream, CANCELLED, "The handler was cancelled")
+            connection.send_status(self._stream, StatusCode.CANCELLED, "The handler was cancelled")
         while self._inbox:
             connection.consumed(self._stream, len(self._inbox.popleft()))
         connection.finished(self._stream)
@@ -167,11 +173,11 @@ class ServicerContext:
         if self._stream.closed:
             return
         if self._stream.headers_sent:
-            self._protocol.connection.cancel(self._stream, ErrorCode.CANCEL)
+            self._connection.cancel(self._stream, ErrorCode.CANCEL)
             self._protocol.wake()
             self._stop()
         else:
-            self.terminate(DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self.terminate(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _stop(self) -> None:
         self._stop_timer()
@@ -201,7 +207,7 @@ class ServicerContext:
             finally:
                 self._reader = None
         message = self._inbox.popleft()
-        self._protocol.connection.consumed(self._stream, len(message))
+        self._connection.consumed(self._stream, len(message))
         if not self._half_closed:
             self._protocol.wake()  # window updates may be due
         return message
@@ -213,7 +219,7 @@ class ServicerContext:
         try:
             return self.deserializer(message)
         except Exception as error:
-            raise CallFault(INTERNAL, "Exception deserializing request!") from error
+            raise CallFault(StatusCode.INTERNAL, "Exception deserializing request!") from error
 
     def serialize(self, message: Any) -> bytes:
         """The octets of a handler's message. Raises `CallFault` (INTERNAL) where it cannot be serialized."""
@@ -223,14 +229,14 @@ class ServicerContext:
             try:
                 octets = self.serializer(message)
             except Exception as error:
-                raise CallFault(INTERNAL, "Failed to serialize response!") from error
+                raise CallFault(StatusCode.INTERNAL, "Failed to serialize response!") from error
         if not isinstance(octets, bytes | memoryview):
-            raise CallFault(INTERNAL, "Failed to serialize response!")
+            raise CallFault(StatusCode.INTERNAL, "Failed to serialize response!")
         return octets  # type: ignore[return-value]
 
     def put(self, octets: bytes) -> None:
         """Queue a serialized message, compressed where that was chosen and the client accepts it."""
-        connection, stream = self._protocol.connection, self._stream
+        connection, stream = self._connection, self._stream
         gzip = self._gzip
         if not stream.headers_sent:
             connection.send_initial_metadata(stream, (), "gzip" if gzip else None)
@@ -257,7 +263,7 @@ class ServicerContext:
         """The handler has ended: send its status, or ``code`` and ``details`` instead."""
         if code is None or self._aborted:
             code, details = self.status, self._details
-        self._protocol.connection.send_status(self._stream, code, details or "", self._trailing)
+        self._connection.send_status(self._stream, code, details or "", self._trailing)
         self._protocol.wake()
 
     @property
@@ -290,7 +296,7 @@ class ServicerContext:
         if self._stream.headers_sent:
             raise ValueError("initial metadata has been sent")
         entries = _checked(metadata)
-        self._protocol.connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
+        self._connection.send_initial_metadata(self._stream, entries, "gzip" if self._gzip else None)
         self._protocol.wake()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
@@ -302,8 +308,8 @@ class ServicerContext:
     ) -> None:
         """Set the final status. Nothing that the handler does afterwards changes it."""
         self._code, self._details = code, details
-        if _number(code) == OK:
-            self._code = UNKNOWN  # an abort is not a success
+        if _number(code) == StatusCode.OK:
+            self._code = StatusCode.UNKNOWN  # an abort is not a success
         if trailing_metadata:
             self._trailing = _checked(trailing_metadata)
         self._aborted = True
@@ -400,7 +406,7 @@ class ServicerContext:
 
     def cancel(self) -> None:
         """End the call as cancelled."""
-        self.terminate(CANCELLED, "Cancelled by the server")
+        self.terminate(StatusCode.CANCELLED, "Cancelled by the server")
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
         """Call ``callback(context)`` when the call's handler has ended."""
@@ -416,7 +422,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 def _number(code: Any) -> int:
     if code is None:
-        return OK
+        return StatusCode.OK
     return code if isinstance(code, int) else int(code.value[0])
 
 

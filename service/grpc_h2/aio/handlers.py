@@ -15,8 +15,9 @@ from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn
 
-from grpc_h2.aio.call import OK, UNIMPLEMENTED, UNKNOWN, AbortError, ServicerContext
+from grpc_h2.aio.call import AbortError, ServicerContext
 from grpc_h2.rpc.faults import CallFault
+from grpc_h2.rpc.status import StatusCode
 
 log = logging.getLogger("grpc_h2")
 
@@ -119,7 +120,7 @@ class Run:
             if resolve is not None:
                 handler = await resolve()
             if handler is None:
-                raise CallFault(UNIMPLEMENTED, "Method not found!")
+                raise CallFault(StatusCode.UNIMPLEMENTED, "Method not found!")
             context.deserializer = handler.request_deserializer
             context.serializer = handler.response_serializer
             await self._serve(handler)
@@ -136,7 +137,7 @@ class Run:
             if not context.done():  # an exception because the client has gone is not logged
                 log.error("Exception calling application", exc_info=error)
             # A handler may set a status and raise: the status stands.
-            context.end(context.status or UNKNOWN, context.details() or "Exception calling application")
+            context.end(context.status or StatusCode.UNKNOWN, context.details() or "Exception calling application")
 
     async def _serve(self, handler: Any) -> None:
         context = self._context
@@ -169,16 +170,16 @@ class Run:
                 await self._send_each(self._in_threads(iter(result)))
                 return
         # As in grpc.aio, the message is discarded if the status is a failure. The messages of a stream were written.
-        if not handler.response_streaming and context.status == OK and not context.done():
+        if not handler.response_streaming and context.status == StatusCode.OK and not context.done():
             context.put(context.serialize(result))
 
     async def _only_request(self) -> Any:
         # statuscodes.md: cardinality violations are UNIMPLEMENTED.
         message = await self._context.receive()
         if message is None:
-            raise CallFault(UNIMPLEMENTED, "No message in a unary request")
+            raise CallFault(StatusCode.UNIMPLEMENTED, "No message in a unary request")
         if await self._context.receive() is not None:
-            raise CallFault(UNIMPLEMENTED, "More than one message in a unary request")
+            raise CallFault(StatusCode.UNIMPLEMENTED, "More than one message in a unary request")
         return self._context.deserialize(message)
 
     async def _send_each(self, messages: Any) -> None:

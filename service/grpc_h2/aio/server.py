@@ -20,7 +20,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from grpc_h2.aio.call import EOF, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, ServicerContext
+from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
@@ -30,6 +30,7 @@ from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
+from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.answer_cache import Lookup
 from grpc_h2.static.routes import Authorize, Router, StaticUnary
 
@@ -203,7 +204,7 @@ class Server:
             await self._until(lambda: not self._protocols and not self._calls, grace)
         self._grace_over = True
         for call in list(self._calls):
-            call.terminate(UNAVAILABLE, "The server is stopping")
+            call.terminate(StatusCode.UNAVAILABLE, "The server is stopping")
         if not await self._until(lambda: not self._calls, _UNWINDING):
             log.warning("Handlers do not end although cancelled", extra={"count": len(self._calls)})
         for protocol in list(self._protocols):
@@ -257,10 +258,10 @@ class Server:
         if request is None:
             return
         if self._grace_over:
-            self._refuse(protocol, stream, UNAVAILABLE, "The server is stopping")
+            self._refuse(protocol, stream, StatusCode.UNAVAILABLE, "The server is stopping")
             return
         if self._max_calls is not None and len(self._calls) >= self._max_calls:
-            self._refuse(protocol, stream, RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+            self._refuse(protocol, stream, StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
             return
         details = HandlerCallDetails(request.path, request.metadata)
         handler: Any = None
@@ -272,10 +273,10 @@ class Server:
                 handler = self._find(details)
             except Exception as error:
                 log.error("Exception looking for a handler", exc_info=error)
-                self._refuse(protocol, stream, UNKNOWN, "Error in service handler!")
+                self._refuse(protocol, stream, StatusCode.UNKNOWN, "Error in service handler!")
                 return
             if handler is None:
-                self._refuse(protocol, stream, UNIMPLEMENTED, "Method not found!")
+                self._refuse(protocol, stream, StatusCode.UNIMPLEMENTED, "Method not found!")
                 return
         context = ServicerContext(protocol, stream, self._loop, self._eof, self._compression)
         stream.call = context

@@ -83,9 +83,11 @@ class Abuse:
         """``work`` was done."""
         self.work_left -= work
 
-    def call_started(self) -> None:
-        """A handler is going to be started."""
-        self.calls_left -= 1
+    def stream_begun(self, *, handled: bool) -> None:
+        """A stream is open that was not answered at once; ``handled``: its handler is going to be started."""
+        self.work_left -= STREAM_WORK
+        if handled:
+            self.calls_left -= 1
 
     # -- misdeeds -------------------------------------------------------------------------------------------------
 
@@ -139,9 +141,10 @@ class Abuse:
         self._last_ping = None
         self._strikes = 0
 
-    def answered(self, streams: int, answers: int) -> None:
-        """The fast path: the client has opened ``streams``, and ``answers`` were sent, of one DATA frame at most."""
-        self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers
+    def answered(self, streams: int, answers: int, updates: int) -> None:
+        """The fast path: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of them, and
+        ``answers`` were sent, of one DATA frame at most."""
+        self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers - updates
         if answers:
             self._last_ping = None
             self._strikes = 0

@@ -8,7 +8,7 @@ gigabyte), and its octets on the wire are *owed*: their window is given back whe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from grpc_h2.connection.abuse import OCTETS_OF_MESSAGE_PER_WORK, Abuse
 from grpc_h2.connection.limits import Limits
@@ -28,15 +28,9 @@ _BOMB_GLITCH: Final = 10.0
 _SUSPICIOUS_RATIO: Final = 100
 
 
-class Fed(NamedTuple):
-    """The outcome of a DATA frame."""
-
-    messages: list[bytes]
-    """Messages for the stream's handler that are now whole."""
-    free: int
-    """Octets that need not be held: the connection's window is to be given back for them."""
-    fault: CallFault | None = None
-    """The call has failed by this frame, after ``messages``."""
+Fed: TypeAlias = tuple[list[bytes], int, CallFault | None]
+"""The outcome of a DATA frame: messages for the stream's handler that are now whole; octets that need not be held, for
+which the connection's window is to be given back; the fault by which the call has failed, after those messages."""
 
 
 class Bodies:
@@ -71,7 +65,7 @@ class Bodies:
         reader = stream.reader
         if reader is None or stream.closed:
             stream.take_in(0, size)
-            return Fed([], size)
+            return [], size, None
         before = reader.buffered
         try:
             messages = reader.feed(content)
@@ -81,22 +75,21 @@ class Bodies:
                 most = limits.max_message if stream.route.method is None else limits.max_inflated_static
                 self._abuse.spend(most // OCTETS_OF_MESSAGE_PER_WORK)
                 self._abuse.glitch("messages beyond the limit", _BOMB_GLITCH)
-            return Fed([], size, fault)
+            return [], size, fault
         held = reader.buffered
         if held > before and len(content) < _TINY:
             self._abuse.glitch("tiny DATA frames", _TINY_GLITCH)
-        self.partial += stream.hold_partial(held)
-        self._weigh(stream, messages)
-        return self._deliver(stream, messages, size)
-
-    def _weigh(self, stream: Stream, messages: list[bytes]) -> None:
-        """Count what ``messages`` have cost, and whether they are what no honest client sends."""
+        if held != before:
+            self.partial += stream.hold_partial(held)
         octets = sum(map(len, messages))
-        self._abuse.spend(octets // OCTETS_OF_MESSAGE_PER_WORK)
-        if stream.weigh(octets) > _SUSPICIOUS_RATIO * stream.octets and octets:
+        if octets >= OCTETS_OF_MESSAGE_PER_WORK:
+            self._abuse.spend(octets // OCTETS_OF_MESSAGE_PER_WORK)
+        if octets and stream.weigh(octets) > _SUSPICIOUS_RATIO * stream.octets:  # what no honest client sends
             self._abuse.glitch("messages that inflate beyond measure", _BOMB_GLITCH)
+        return self._deliver(stream, messages, octets, size)
 
-    def _deliver(self, stream: Stream, messages: list[bytes], size: int) -> Fed:
+    def _deliver(self, stream: Stream, messages: list[bytes], octets: int, size: int) -> Fed:
+        """``messages`` of ``octets`` are whole, by a DATA frame of ``size``."""
         handled = stream.handled
         for position, message in enumerate(messages):
             cost = len(message) + MESSAGE_OVERHEAD
@@ -104,19 +97,19 @@ class Bodies:
             self.unread += cost
             if self.unread > self._limits.max_unread:
                 fault = CallFault(StatusCode.RESOURCE_EXHAUSTED, "Too many octets in unread messages")
-                return Fed(messages[:position] if handled else [], size, fault)
+                return messages[:position] if handled else [], size, fault
             if not handled:
                 if stream.message is not None:
                     fault = CallFault(StatusCode.UNIMPLEMENTED, "More than one message in a unary request")
-                    return Fed([], size, fault)
+                    return [], size, fault
                 stream.keep_message(message)
         # What lies in a whole message is given back once it has been consumed; the rest at once, within bounds.
-        delivered = sum(len(message) + PREFIX_SIZE for message in messages) if handled else 0
-        free = max(0, size - delivered)
+        delivered = octets + PREFIX_SIZE * len(messages) if handled else 0
+        free = size - delivered if size > delivered else 0
         if self.partial > self._limits.max_buffered and stream.partial:
             free = 0
         stream.take_in(size - free, free)
-        return Fed(messages if handled else [], free)
+        return messages if handled else [], free, None
 
     def consume(self, stream: Stream, octets: int) -> int:
         """A handler has taken a message of ``octets``. Returns how many octets need not be held any more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from grpc_h2.connection.abuse import STREAM_WORK, Abuse
+from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies, Fed
 from grpc_h2.connection.events import (
     CallCancelled,
@@ -36,6 +36,9 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 DRAIN_PING: Final = b"draining"
+_HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
+_CLOSED: Final = StreamState.CLOSED
+_LEAVING: Final = ConnectionState.LEAVING
 
 
 class Calls:
@@ -46,7 +49,6 @@ class Calls:
         "_answered",
         "_bodies",
         "_buffer",
-        "_events",
         "_fast_path",
         "_flow",
         "_lifecycle",
@@ -54,6 +56,7 @@ class Calls:
         "_outbound",
         "_streams",
         "_timers",
+        "events",
         "released",
     )
 
@@ -83,32 +86,27 @@ class Calls:
         self._bodies = bodies
         self._fast_path = fast_path
         self._answered = answered
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self.released: dict[int, Stream] = {}
         """Streams that were open when the connection ended, to be freed a few at a time."""
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    @property
-    def eventful(self) -> bool:
-        """Whether `take_events` has any."""
-        return bool(self._events)
-
     def take_events(self) -> list[Event]:
         """Events that have come about since the last call."""
-        events, self._events = self._events, []
+        events, self.events = self.events, []
         return events
 
     def note(self, event: Event) -> None:
         """An event has come about elsewhere."""
-        self._events.append(event)
+        self.events.append(event)
 
     # -- begin ----------------------------------------------------------------------------------------------------
 
     @property
     def open_streams(self) -> int:
         """Streams that are open, those that wait for their DATA on the fast path among them."""
-        return len(self._streams.open) + self._fast_path.pending
+        return len(self._streams.open) + len(self._fast_path.pending)
 
     @property
     def idle(self) -> bool:
@@ -117,9 +115,8 @@ class Calls:
 
     def find(self, stream_id: int) -> Stream | None:
         """The open stream of that id. One that waits for its DATA becomes an object now."""
-        opened = self._fast_path.release(stream_id)
-        if opened is not None:
-            self.open(opened)
+        if stream_id in self._fast_path.pending:
+            self.open(self._fast_path.release(stream_id))
         return self._streams.open.get(stream_id)
 
     def open(self, opened: Opened, *, end_stream: bool = False) -> None:
@@ -128,21 +125,14 @@ class Calls:
         Raises:
             StreamFault: with ``end_stream``, as `end_of_request`.
         """
-        self._abuse.spend(STREAM_WORK)
-        route = opened.route
-        stream = Stream(
-            opened.stream_id,
-            route,
-            self._flow.initial_send_window,
-            self._limits.initial_window,
-            self._bodies.reader(route),
-        )
-        fits = stream.grow_send_window(opened.window)
-        assert fits, "judged when WINDOW_UPDATE came"
+        stream_id, route, added = opened
+        window = self._flow.initial_send_window + added
+        assert window <= frames.LARGEST_WINDOW, "judged when WINDOW_UPDATE came"
+        stream = Stream(stream_id, route, window, self._limits.initial_window, self._bodies.reader(route))
         self._streams.add(stream)
+        self._abuse.stream_begun(handled=stream.handled)
         if stream.handled:
-            self._abuse.call_started()
-            self._events.append(CallStarted(stream))
+            self.events.append(CallStarted(stream))
         if end_stream:
             self.end_of_request(stream)
 
@@ -177,7 +167,7 @@ class Calls:
                 return
             stream.body_read()
         if stream.handled:
-            self._events.append(HalfClosed(stream))
+            self.events.append(HalfClosed(stream))
         elif stream.message is None:
             self.fail(stream, CallFault(StatusCode.UNIMPLEMENTED, "No message in a unary request"))
         elif route.answer_payload is not None:
@@ -189,13 +179,14 @@ class Calls:
 
     def act_on(self, stream: Stream, fed: Fed) -> None:
         """Act on the outcome of a DATA frame."""
-        for message in fed.messages:
-            self._events.append(MessageReceived(stream, message))
-        if fed.free:
-            self.give_back(fed.free)
-        if fed.fault is not None:
-            self.fail(stream, fed.fault)
-        elif fed.free:
+        messages, free, fault = fed
+        for message in messages:
+            self.events.append(MessageReceived(stream, message))
+        if free:
+            self.give_back(free)
+        if fault is not None:
+            self.fail(stream, fault)
+        elif free:
             self._credit(stream)
 
     def consumed(self, stream: Stream, octets: int) -> None:
@@ -203,7 +194,8 @@ class Calls:
         free = self._bodies.consume(stream, octets)
         if free:
             self.give_back(free)
-            self._credit(stream)
+            if stream.credit * 2 >= self._limits.initial_window:
+                self._credit(stream)
 
     def give_back(self, octets: int) -> None:
         """``octets`` of DATA need not be held any more."""
@@ -256,7 +248,7 @@ class Calls:
         self._outbound.drop(stream)
         self.send_status(stream, fault.status, fault.message, ())
         if taken:
-            self._events.append(CallCancelled(stream, ErrorCode.CANCEL))
+            self.events.append(CallCancelled(stream, ErrorCode.CANCEL))
 
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
@@ -274,7 +266,7 @@ class Calls:
 
     def response_ended(self, stream: Stream) -> None:
         """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
-        if stream.state is StreamState.HALF_CLOSED_LOCAL:
+        if stream.state is _HALF_CLOSED_LOCAL:
             self._reset(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
 
@@ -287,7 +279,9 @@ class Calls:
             ConnectionFault: where it is one too many.
         """
         self._abuse.glitch("frames that break a stream's rules")
-        self._fast_path.release(stream_id)
+        waited = stream_id in self._fast_path.pending
+        if waited:
+            self._fast_path.release(stream_id)
         stream = self._streams.open.get(stream_id)
         if stream is None and self._streams.status(stream_id) is StreamStatus.RESET:
             return
@@ -297,6 +291,8 @@ class Calls:
             self._outbound.control(frames.rst_stream(stream_id, fault.code))
         if stream is not None:
             self.abandon(stream, fault.code)
+        elif waited and self._lifecycle.state is _LEAVING:  # it may have been the last stream
+            self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
         """RST_STREAM on the handler's side. No effect on a stream that has ended."""
@@ -311,25 +307,24 @@ class Calls:
         self._outbound.drop(stream)
         self._close(stream)
         if report:
-            self._events.append(CallCancelled(stream, code))
-
-    def finished(self, stream: Stream) -> None:
-        """The handler's work has really ended; until then it counts as a stream."""
-        self._streams.finish(stream)
+            self.events.append(CallCancelled(stream, code))
 
     def _reset(self, stream_id: int, code: int) -> None:
         self._outbound.control(frames.rst_stream(stream_id, code))
         self._streams.note_reset(stream_id)
 
     def _close(self, stream: Stream) -> None:
-        stream.close()
+        if stream.state is not _CLOSED:
+            stream.close()
         if not self._streams.remove(stream):
             return
-        owed = self._bodies.discard(stream)
-        if owed:  # messages that no handler will take any more
-            self.give_back(owed)
+        if stream.partial or stream.unread or stream.owed:
+            owed = self._bodies.discard(stream)
+            if owed:  # messages that no handler will take any more
+                self.give_back(owed)
         self._timers.stream_ended()
-        self._leave_if_done()
+        if self._lifecycle.state is _LEAVING:
+            self._leave_if_done()
 
     # -- the end of the connection --------------------------------------------------------------------------------
 
@@ -354,9 +349,9 @@ class Calls:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self._lifecycle.state is ConnectionState.LEAVING and not self.open_streams:
+        if not self.open_streams:
             self._lifecycle.enter(ConnectionState.CLOSED)
-            self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
+            self.events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 
     def close(self, code: int, reason: str) -> None:
         """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
@@ -364,7 +359,7 @@ class Calls:
             return
         self.abandon_all()
         self._outbound.control(frames.goaway(self._streams.last_for_goaway, code, reason.encode()))
-        self._events.append(ConnectionClosing(code, reason))
+        self.events.append(ConnectionClosing(code, reason))
 
     def abandon_all(self) -> None:
         """Nothing more can be sent, or is read.

@@ -22,6 +22,7 @@ only; a part knows the parts that stand before it in this list, and returns outc
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies
@@ -43,6 +44,8 @@ from grpc_h2.rpc.responses import initial_block
 from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
+
+_SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
 class Connection:
@@ -166,22 +169,21 @@ class Connection:
             self._fast_path.settle()
         if data:
             self._timers.read(now)
-            self._buffer.add(data)
         else:
             self._timers.advance(now)
-        if self._lifecycle.state is ConnectionState.CLOSED:
+        if self._lifecycle.closed:
             self._buffer.clear()  # after the last GOAWAY octets are read, but not dealt with (section 5.4.1)
         else:
             try:
-                self._inbound.work()
+                self._inbound.work(data)
             except ConnectionFault as fault:
                 self._calls.close(fault.code, fault.reason)
-        return self._calls.take_events()
+        return self._calls.take_events() if self._calls.events else []
 
     @property
     def eventful(self) -> bool:
         """Whether `take_events` has any."""
-        return self._calls.eventful
+        return bool(self._calls.events)
 
     def take_events(self) -> list[Event]:
         """Events that came about otherwise than by `receive_data` or `tick`."""
@@ -201,11 +203,12 @@ class Connection:
             return outbound.take_out()
         pieces, sent, data_frames = outbound.take(self.limits.octets_per_turn if budget is None else budget)
         if sent:
-            self._fast_path.settle()
+            if self._fast_path.alone:
+                self._fast_path.settle()
             self._timers.progressed()
             self._abuse.data_sent(data_frames)
             for stream in sent:
-                if stream.state in (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED):
+                if stream.state in _SENT_ALL:
                     self._calls.response_ended(stream)
                 elif stream.note_sent(self.limits.low_water):
                     self._calls.note(Writable(stream))
@@ -219,17 +222,23 @@ class Connection:
 
     def pause_writing(self, now: float) -> None:
         """The transport takes no more."""
-        self._advance(now)
+        self.advance(now)
         self._timers.progressed()
         self._outbound.pause(True)
 
     def resume_writing(self, now: float) -> None:
         """The transport takes more again."""
-        self._advance(now)
+        self.advance(now)
         self._timers.progressed()
         self._outbound.pause(False)
 
     # -- calls --------------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """It is ``now``. To be called before a handler acts, which may be long after the peer has sent something: the
+        times for a peer that reads nothing, and for a connection without calls, begin at the present instant."""
+        self._fast_path.settle()
+        self._timers.advance(now)
 
     def send_initial_metadata(self, stream: Stream, metadata: Metadata = (), encoding: str | None = None) -> None:
         """Response headers. No effect on a closed stream, or when they have been sent.
@@ -246,7 +255,8 @@ class Connection:
         stream."""
         if stream.closed:
             return
-        self.send_initial_metadata(stream)
+        if not stream.headers_sent:
+            self._calls.send_headers(stream, initial_block((), None))
         self._calls.send_message(stream, message, compressed=compressed)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
@@ -268,7 +278,7 @@ class Connection:
 
     def finished(self, stream: Stream) -> None:
         """The handler's work has really ended; until then it counts as a stream."""
-        self._calls.finished(stream)
+        self._streams.finish(stream)
 
     # -- life and death -----------------------------------------------------------------------------------------------
 
@@ -282,7 +292,7 @@ class Connection:
         Double GOAWAY (RFC 9113 section 6.8): the first announces, the second comes when the client has answered the
         PING behind the first.
         """
-        self._advance(now)
+        self.advance(now)
         self._calls.drain()
 
     def connection_lost(self) -> list[Event]:
@@ -302,16 +312,12 @@ class Connection:
 
     def tick(self, now: float) -> list[Event]:
         """Do what has become due."""
-        self._advance(now)
+        self.advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:
                 break
             self._do(due)
         return self.take_events()
-
-    def _advance(self, now: float) -> None:
-        self._fast_path.settle()
-        self._timers.advance(now)
 
     @property
     def _introduced(self) -> bool:

@@ -3,7 +3,8 @@
 **Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
 The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
 answer by the message's octets, and builds no object. A HEADERS frame whose DATA is not right behind it waits in
-``_pending`` as its route alone: clients with many streams send all their HEADERS first.
+``pending`` as its route alone: clients with many streams send all their HEADERS first, and C-core sends a
+WINDOW_UPDATE between the two, which is dealt with here as well.
 
 Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
 because nothing changes before its answer is sure; only a block, once decoded, stays decoded: then the outcome says
@@ -39,6 +40,7 @@ from grpc_h2.wire.frame_parsing import LAST_DATA, SHAPES
 
 _LAST_ID: Final = frames.LARGEST_STREAM_ID - 2**16
 _OPEN: Final = ConnectionState.OPEN
+_WINDOW_UPDATE: Final = frames.head(frames.WINDOW_UPDATE, 0, 4)
 
 
 class Opened(NamedTuple):
@@ -74,12 +76,12 @@ class FastPath:
         "_lifecycle",
         "_limits",
         "_outbound",
-        "_pending",
         "_pending_windows",
         "_router",
         "_streams",
         "_timers",
         "alone",
+        "pending",
     )
 
     def __init__(
@@ -111,7 +113,7 @@ class FastPath:
         self.alone = 0
         """Calls that `answer_one` has answered since `settle`, the last of them at ``_alone_at``."""
         self._alone_at = 0.0
-        self._pending: dict[int, Route] = {}
+        self.pending: dict[int, Route] = {}
         """Streams of static methods whose DATA is not in yet: a route is all there is to know of one."""
         self._pending_windows: dict[int, int] = {}
         """What WINDOW_UPDATE has added to those of them that had one (C-core sends it between HEADERS and DATA)."""
@@ -134,7 +136,7 @@ class FastPath:
             or outbound.unsent
             or outbound.paused
             or outbound.size_update_due
-            or self._pending
+            or self.pending
             or len(streams.open) + streams.zombies >= self._limits.max_concurrent_streams
             or headers.assembly is not None
         ):
@@ -164,7 +166,7 @@ class FastPath:
     def settle(self) -> None:
         """Hand to the timers and to `Abuse` what calls that came alone have added. Due before either is asked."""
         if self.alone:
-            self._abuse.answered(self.alone, self.alone)
+            self._abuse.answered(self.alone, self.alone, 0)
             self._timers.answered(self._alone_at)
             self.alone = 0
 
@@ -181,10 +183,11 @@ class FastPath:
             ConnectionFault: where a header block or the connection's window makes one.
         """
         limits, flow, streams, headers, abuse = self._limits, self._flow, self._streams, self._headers, self._abuse
-        memo, pending = headers.memo, self._pending
+        memo, pending = headers.memo, self.pending
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
-        answered = self._answered
+        answered, pending_windows = self._answered, self._pending_windows
+        updates = 0
         window = first_window = flow.send_window
         floor = window - limits.octets_per_turn
         largest = flow.initial_send_window
@@ -193,14 +196,15 @@ class FastPath:
         if expected > _LAST_ID or self._outbound.size_update_due:
             return position, False, None
         try:
-            while len(replies) < most and window >= floor:
+            while position < end and len(replies) < most and window >= floor:
                 head = data[position : position + 5]
                 shape = SHAPES.get(head)
                 if shape is not None:
-                    body = position + shape[1]
+                    take_apart, size = shape
+                    body = position + size
                     if body > end or len(pending) >= room:
                         return position, False, None
-                    stream_id, block, data_head, data_stream = shape[0](data, position)
+                    stream_id, block, data_head, data_stream = take_apart(data, position)
                     if stream_id != expected:
                         return position, False, None
                     route = memo.get(block)
@@ -220,35 +224,44 @@ class FastPath:
                     if length is None or data_stream != stream_id or body + length > end:
                         pending[stream_id] = route
                         position = body - frames.HEADER_LENGTH
+                        if data_head == _WINDOW_UPDATE and data_stream == stream_id and body + 4 <= end:
+                            increment = frames.LONG.unpack_from(data, body)[0] & frames.LARGEST_WINDOW
+                            if self.grow_window(stream_id, increment):
+                                updates += 1
+                                most -= 1  # so that a turn remains as short as it was
+                                position = body + 4
                         continue
                 else:
                     length = LAST_DATA.get(head)
                     body = position + frames.HEADER_LENGTH
                     if length is None or body + length > end:
                         return position, False, None
-                    stream_id = int.from_bytes(data[position + 5 : body], "big")
+                    stream_id = frames.LONG.unpack_from(data, position + 5)[0]
                     pended = pending.pop(stream_id, None)
                     if pended is None:
                         return position, False, None
                     route = pended
+                answer_payload, content_length = route.answer_payload, route.content_length
+                position = body + length
                 answer = None
-                if route.answer_payload is not None and route.content_length in (length, UNKNOWN_LENGTH):
-                    answer = route.answer_payload(data[body : body + length])
+                if content_length != UNKNOWN_LENGTH and content_length != length:
+                    answer_payload = None
+                if answer_payload is not None:
+                    answer = answer_payload(data[body:position])
                 if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
-                    added = self._pending_windows.pop(stream_id, 0)
+                    added = pending_windows.pop(stream_id, 0)
                     return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
-                if self._pending_windows:
-                    self._pending_windows.pop(stream_id, None)
+                if pending_windows:
+                    pending_windows.pop(stream_id, None)
                 replies.append(data[body - 4 : body].join(answer.pieces))
                 answered.append(answer.answer_id)
                 window -= answer.size
                 received += length
-                position = body + length
             return position, position < end, None
         finally:
             if expected != first or replies:
                 streams.use_up_to(expected - 2)
-                abuse.answered((expected - first) // 2, len(replies))
+                abuse.answered((expected - first) // 2, len(replies), updates)
             if replies:
                 self._outbound.commit(replies)
                 self._timers.stream_ended()
@@ -258,22 +271,16 @@ class FastPath:
 
     # -- streams that wait for their DATA -------------------------------------------------------------------------
 
-    @property
-    def pending(self) -> int:
-        """How many streams wait for their DATA."""
-        return len(self._pending)
-
-    def release(self, stream_id: int) -> Opened | None:
-        """Release a stream that waits for its DATA, so that it becomes a `Stream`; None where no such stream waits."""
-        route = self._pending.pop(stream_id, None)
-        return None if route is None else Opened(stream_id, route, self._pending_windows.pop(stream_id, 0))
+    def release(self, stream_id: int) -> Opened:
+        """Release a stream that is ``pending``, so that it becomes a `Stream`."""
+        return Opened(stream_id, self.pending.pop(stream_id), self._pending_windows.pop(stream_id, 0))
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
-        """WINDOW_UPDATE. Returns False where no such stream waits or its window would pass 2^31 - 1."""
-        if stream_id not in self._pending:
+        """WINDOW_UPDATE. Returns False where no such stream waits, or that would be a fault (section 6.9)."""
+        if stream_id not in self.pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment
-        if grown(self._flow.initial_send_window, added) is None:
+        if added + self._flow.initial_send_window > frames.LARGEST_WINDOW:
             return False
         self._pending_windows[stream_id] = added
         return True
@@ -284,13 +291,13 @@ class FastPath:
 
     def drop_all(self) -> None:
         """No stream waits any more."""
-        self._pending.clear()
+        self.pending.clear()
         self._pending_windows.clear()
 
     def check_invariants(self) -> None:
         """Assert that what waits is in order."""
-        assert self._pending_windows.keys() <= self._pending.keys()
-        assert self._pending.keys().isdisjoint(self._streams.open.keys())
-        in_use = len(self._pending) + len(self._streams.open)
+        assert self._pending_windows.keys() <= self.pending.keys()
+        assert self.pending.keys().isdisjoint(self._streams.open.keys())
+        in_use = len(self.pending) + len(self._streams.open)
         assert in_use <= self._limits.max_concurrent_streams
-        assert all(stream_id <= self._streams.last_id for stream_id in self._pending)
+        assert all(stream_id <= self._streams.last_id for stream_id in self.pending)

@@ -99,9 +99,12 @@ class FlowControl:
         """
         self.send_window -= sent
         assert self.send_window >= 0, "sent beyond the connection's window"
-        self.receive(received)
+        if received > self._window or (self._credit + received) * 2 >= self._size:
+            self.receive(received)
+            return self.give_back(received)
+        self._window -= received
         self._credit += received
-        return self.give_back(0) if self._credit * 2 >= self._size else 0
+        return 0
 
     def check_invariants(self, held: int) -> None:
         """Assert the sums; ``held``: octets of messages that nobody has taken yet."""

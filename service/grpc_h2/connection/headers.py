@@ -18,7 +18,7 @@ from typing import Final
 from grpc_h2.connection.abuse import BLOCK_WORK, OCTETS_OF_BLOCK_PER_WORK, Abuse
 from grpc_h2.connection.limits import Limits
 from grpc_h2.rpc.faults import CallFault
-from grpc_h2.rpc.requests import parse_timeout, split_timeout
+from grpc_h2.rpc.requests import split_timeout, timeout_seconds
 from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.routes import Route, Router
 from grpc_h2.wire import frames
@@ -159,12 +159,10 @@ class Headers:
         rest, timeout = split_timeout(fields)
         route = self._router.route(rest, decoder.list_size)
         if timeout is not None and route.request is not None:
-            try:
-                seconds = parse_timeout(timeout)
-                if seconds <= 0:
-                    raise CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            except CallFault as fault:
-                return Route(None, fault=CallFault(fault.status, fault.message, route.request.content_length))
+            seconds = timeout_seconds(timeout)
+            if seconds <= 0:
+                length = route.request.content_length
+                return Route(None, fault=CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", length))
             if route.method is None:
                 return Route(route.request.with_timeout(seconds))
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK

@@ -39,8 +39,10 @@ _STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
 _IN_FLIGHT_GLITCH: Final = 0.25
 """An honest client may have a window's worth of frames under way when its stream is reset."""
-_OPEN: Final = ConnectionState.OPEN
-_DRAINING: Final = ConnectionState.DRAINING
+_AWAITS_PREFACE: Final = ConnectionState.AWAITS_PREFACE
+_AWAITS_SETTINGS: Final = ConnectionState.AWAITS_SETTINGS
+_LEAVING: Final = ConnectionState.LEAVING
+_HALF_CLOSED_REMOTE: Final = StreamState.HALF_CLOSED_REMOTE
 _NEVER_OPEN: Final = (StreamStatus.IDLE, StreamStatus.SKIPPED)
 
 
@@ -98,8 +100,8 @@ class Inbound:
         self._answered = answered
         self._settings_unacked = 1
 
-    def work(self) -> None:
-        """Work through what is held, until it ends, a frame is incomplete, or the turn is spent.
+    def work(self, data: bytes) -> None:
+        """Work through what is held and ``data``, until it ends, a frame is incomplete, or the turn is spent.
 
         Raises:
             ConnectionFault: where the peer broke the connection's rules.
@@ -108,31 +110,31 @@ class Inbound:
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
             headers.refresh()
-        abuse.begin_turn()
-        if lifecycle.state is ConnectionState.AWAITS_PREFACE:
-            if not buffer.take_preface():
-                return
-            lifecycle.enter(ConnectionState.AWAITS_SETTINGS)
-        data, position = buffer.held, buffer.position
+        if abuse.work_left != limits.work_per_turn:
+            abuse.begin_turn()
+        position = 0
+        if buffer.held or lifecycle.state is _AWAITS_PREFACE:
+            if data:
+                buffer.add(data)
+            if lifecycle.state is _AWAITS_PREFACE:
+                if not buffer.take_preface():
+                    return
+                lifecycle.enter(_AWAITS_SETTINGS)
+            data, position = buffer.held, buffer.position
         end, backlog = len(data), False
         most = len(answered) + limits.answers_per_turn
-        while lifecycle.state is not ConnectionState.CLOSED:
-            # Only DATA (0) and HEADERS (1) can be of a known call.
-            if (
-                end - position >= frames.HEADER_LENGTH
-                and data[position + 3] <= frames.HEADERS
-                and headers.assembly is None
-                and (lifecycle.state is _OPEN or lifecycle.state is _DRAINING)
-            ):
-                position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
-                if left is not None:
-                    self._take_up(left)
-                if position == end or backlog:
-                    break
+        while not lifecycle.closed:
             assembly = headers.assembly
             undecoded = assembly is not None and assembly.whole is not None
             if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
+            # Only DATA (0) and HEADERS (1) can be of a known call.
+            if assembly is None and data[position + 3] <= frames.HEADERS and lifecycle.accepting:
+                position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
+                if left is not None:
+                    self._take_up(left)
+                if backlog or end - position < frames.HEADER_LENGTH:
+                    break
             if abuse.calls_left <= 0 or abuse.work_left <= 0 or len(outbound.out) > limits.replies_per_turn:
                 backlog = True
                 break
@@ -149,10 +151,10 @@ class Inbound:
                 break
             position = begin + length
             self._frame(kind, flags, stream_id & frames.LARGEST_STREAM_ID, data[begin:position])
-        if lifecycle.state is ConnectionState.CLOSED:
+        if lifecycle.closed:
             buffer.clear()
-        else:
-            buffer.keep(position, backlog=backlog)
+        elif position < end or backlog or buffer.backlog:
+            buffer.keep(data, position, backlog=backlog)
 
     def _take_up(self, left: Opened | Refused) -> None:
         """A stream that the fast path has left."""
@@ -168,7 +170,7 @@ class Inbound:
         if self._headers.assembly is not None:
             self._continue_block(kind, flags, stream_id, payload)
             return
-        if self._lifecycle.state is ConnectionState.AWAITS_SETTINGS:
+        if self._lifecycle.state is _AWAITS_SETTINGS:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the preface was not followed by SETTINGS")
             self._lifecycle.enter(ConnectionState.OPEN)
@@ -247,7 +249,7 @@ class Inbound:
             return
         streams.use(stream_id)
         self._abuse.stream_opened()
-        if self._lifecycle.state is ConnectionState.LEAVING:
+        if self._lifecycle.state is _LEAVING:
             headers.decode(block)
             streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
             return
@@ -260,7 +262,7 @@ class Inbound:
         self._calls.open(Opened(stream_id, route), end_stream=end_stream)
 
     def _trailers(self, stream: Stream, fields: tuple[Field, ...], *, end_stream: bool) -> None:
-        if stream.state is StreamState.HALF_CLOSED_REMOTE:
+        if stream.state is _HALF_CLOSED_REMOTE:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
         if not end_stream:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a second HEADERS without END_STREAM")
@@ -285,24 +287,13 @@ class Inbound:
         if not content and not end_stream:
             self._abuse.glitch("empty DATA frames")
         try:
-            self._judge_data(stream, size, len(content))
+            stream.receive(size, len(content), end_stream=end_stream)
         except StreamFault:
             self._calls.give_back(size)
             raise
-        if end_stream:
-            stream.request_ended()
         self._calls.act_on(stream, self._bodies.feed(stream, content, size))
         if end_stream and stream_id in self._streams.open:
             self._calls.judge_request(stream)
-
-    def _judge_data(self, stream: Stream, size: int, content: int) -> None:
-        # Raised, not returned: an exception in a local variable would keep its frame, and with it the stream, alive.
-        if stream.state is StreamState.HALF_CLOSED_REMOTE:
-            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
-        if not stream.receive(size):
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
-        if not stream.count_body(content):
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._calls.find(stream_id)
@@ -319,7 +310,7 @@ class Inbound:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
             self._flow.grow(increment)
             return
-        if increment and self._fast_path.grow_window(stream_id, increment):
+        if self._fast_path.grow_window(stream_id, increment):
             return
         stream = self._calls.find(stream_id)
         if stream is None:

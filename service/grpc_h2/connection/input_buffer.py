@@ -23,15 +23,15 @@ class InputBuffer:
         self.position = 0
         self.backlog = True
 
-    def keep(self, position: int, *, backlog: bool) -> None:
-        """All up to ``position`` has been dealt with; the rest is an incomplete frame, or ``backlog``."""
+    def keep(self, data: bytes, position: int, *, backlog: bool) -> None:
+        """Hold what ``data`` has from ``position`` on, and nothing else: an incomplete frame, or ``backlog``."""
         self.backlog = backlog
-        if position == len(self.held):
+        if position == len(data):
             self.held, self.position = b"", 0
         elif backlog:
-            self.position = position
+            self.held, self.position = data, position
         else:
-            self.held, self.position = self.held[position:], 0
+            self.held, self.position = data[position:], 0
 
     def clear(self) -> None:
         """Drop everything."""

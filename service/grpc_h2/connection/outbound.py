@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from grpc_h2.connection.flow_control import FlowControl
+from grpc_h2.connection.state import ResponseState
 from grpc_h2.connection.stream import Piece, Stream
 from grpc_h2.wire import frames
 from grpc_h2.wire.hpack import DEFAULT_TABLE_SIZE, encode_size_update
@@ -22,6 +23,7 @@ _LARGEST_FRAME: Final = 64 * 1024
 _COPIED: Final = 4096
 """Pieces up to this size are joined with their neighbours; larger ones are handed over uncopied."""
 
+_END_QUEUED: Final = ResponseState.END_QUEUED
 _NO_TABLE: Final = encode_size_update(0)
 """Our blocks never refer to a dynamic table."""
 
@@ -91,15 +93,12 @@ class Outbound:
 
     def data(self, stream: Stream, *pieces: Piece) -> None:
         """Queue ``pieces`` of stream data."""
-        for piece in pieces:
-            if len(piece):
-                stream.queue(piece)
-                self.unsent += len(piece)
+        self.unsent += stream.queue(pieces)
         self.reconsider(stream)
 
     def reconsider(self, stream: Stream) -> None:
         """The stream's queue or window has grown."""
-        if stream.may_send:
+        if stream.unsent and stream.send_window > 0:
             self.waiting.setdefault(stream)
 
     def drop(self, stream: Stream) -> None:
@@ -149,11 +148,12 @@ class Outbound:
         moved = 0
         largest = min(self._max_frame, _LARGEST_FRAME)
         while moved < quantum:
+            before = stream.unsent
             parts = stream.next_frame(min(largest, self._flow.send_window))
             if not parts:
                 break
-            size = sum(map(len, parts))
-            last = stream.last_piece_out and not stream.trailers
+            size = before - stream.unsent
+            last = not stream.unsent and stream.response is _END_QUEUED and not stream.trailers
             small.append(frames.HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, int(last), stream.id))
             for part in parts:
                 if len(part) > _COPIED:
@@ -167,7 +167,7 @@ class Outbound:
             if not stream.unsent:
                 break
         self.unsent -= moved
-        if not stream.unsent and stream.last_piece_out:
+        if not stream.unsent and stream.response is _END_QUEUED:
             if stream.trailers:
                 small.append(self._headers(stream, stream.trailers, end_stream=True))
             stream.response_ended()
@@ -178,4 +178,4 @@ class Outbound:
         unsent = [stream for stream in streams if stream.unsent]
         assert self.unsent == sum(stream.unsent for stream in unsent)
         assert self.waiting.keys() <= set(unsent), "a closed stream, or one without data, waits to send"
-        assert all(stream in self.waiting for stream in unsent if stream.may_send), "data would wait for ever"
+        assert all(stream in self.waiting for stream in unsent if stream.send_window > 0), "data would wait for ever"

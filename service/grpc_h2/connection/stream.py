@@ -10,32 +10,44 @@ WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken y
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 from grpc_h2.connection.flow_control import grown
 from grpc_h2.connection.state import ResponseState, StreamState
 from grpc_h2.rpc.messages import MessageReader
 from grpc_h2.rpc.requests import Request
 from grpc_h2.static.routes import UNKNOWN_LENGTH, Route
+from grpc_h2.wire.errors import ErrorCode, StreamFault
 from grpc_h2.wire.frames import LARGEST_WINDOW
 
 Piece = bytes | memoryview
 
-_HEADERS_OUT = (ResponseState.HEADERS_SENT, ResponseState.END_QUEUED, ResponseState.END_SENT)
+# See `StreamState.following` on constants.
+_OPEN: Final = StreamState.OPEN
+_HALF_CLOSED_REMOTE: Final = StreamState.HALF_CLOSED_REMOTE
+_HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
+_CLOSED: Final = StreamState.CLOSED
+_NOTHING_SENT: Final = ResponseState.NOTHING_SENT
+_HEADERS_SENT: Final = ResponseState.HEADERS_SENT
+_END_QUEUED: Final = ResponseState.END_QUEUED
+_END_SENT: Final = ResponseState.END_SENT
+_TRAILERS_ONLY: Final = ResponseState.TRAILERS_ONLY
 
 
 class Stream:
     """A stream that is, or was, open (RFC 9113 section 5.1; see ``state.py``)."""
 
     __slots__ = (
-        "_finished",
         "_initial_window",
         "_queue",
-        "_response",
         "body_left",
         "call",
+        "closed",
         "credit",
+        "finished",
         "handled",
+        "headers_sent",
         "id",
         "message",
         "message_octets",
@@ -45,6 +57,7 @@ class Stream:
         "reader",
         "receive_window",
         "request",
+        "response",
         "route",
         "send_window",
         "state",
@@ -60,11 +73,16 @@ class Stream:
         self.id = stream_id
         self.route = route
         self.request: Request | None = route.request
-        self.state = StreamState.OPEN
-        self._response = ResponseState.NOTHING_SENT
+        self.state = _OPEN
+        self.response = _NOTHING_SENT
+        self.closed = False
+        """Whether nothing more can be queued: the stream is closed, or its response has its end."""
+        self.headers_sent = False
+        """Whether initial metadata is out."""
         self.handled = route.method is None and route.fault is None
         """Whether the call is a handler's: neither a static method's nor one that cannot be served."""
-        self._finished = not self.handled
+        self.finished = not self.handled
+        """Whether no handler is at work."""
         self.reader = reader
         """Cuts DATA into messages; None: DATA is of no interest (any more)."""
         self.message: bytes | None = None
@@ -97,72 +115,66 @@ class Stream:
 
     # -- state ----------------------------------------------------------------------------------------------------
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing more can be queued: the stream is closed, or its response has its end."""
-        return self.state is StreamState.CLOSED or self._response is ResponseState.END_QUEUED
-
-    @property
-    def headers_sent(self) -> bool:
-        """Whether initial metadata is out."""
-        return self._response in _HEADERS_OUT
-
-    @property
-    def finished(self) -> bool:
-        """Whether no handler is at work."""
-        return self._finished
-
     def finish(self) -> None:
         """The handler's work has really ended."""
-        self._finished = True
+        self.finished = True
 
     def _enter(self, state: StreamState) -> None:
         assert state in self.state.following, f"stream {self.id}: {self.state} → {state}"
         self.state = state
 
     def _respond(self, state: ResponseState) -> None:
-        assert state in self._response.following, f"stream {self.id}: {self._response} → {state}"
-        self._response = state
+        assert state in self.response.following, f"stream {self.id}: {self.response} → {state}"
+        self.response = state
 
     def request_ended(self) -> None:
         """END_STREAM was received."""
-        self._enter(StreamState.HALF_CLOSED_REMOTE)
+        self._enter(_HALF_CLOSED_REMOTE)
 
     def response_begun(self) -> None:
         """HEADERS without END_STREAM were queued."""
-        assert self._response is ResponseState.NOTHING_SENT
-        self._response = ResponseState.HEADERS_SENT
+        assert self.response is _NOTHING_SENT
+        self.response = _HEADERS_SENT
+        self.headers_sent = True
 
     def response_complete(self, trailers: bytes) -> None:
         """The response has its end, and ``trailers`` wait behind the data that is queued."""
-        self._respond(ResponseState.END_QUEUED)
+        self._respond(_END_QUEUED)
+        self.closed = True
         self.trailers = trailers
 
     def response_ended(self) -> None:
         """END_STREAM was sent."""
-        begun = self._response is not ResponseState.NOTHING_SENT
-        self._respond(ResponseState.END_SENT if begun else ResponseState.TRAILERS_ONLY)
-        remote = self.state is StreamState.HALF_CLOSED_REMOTE
-        self._enter(StreamState.CLOSED if remote else StreamState.HALF_CLOSED_LOCAL)
+        self._respond(_END_SENT if self.headers_sent else _TRAILERS_ONLY)
+        self._enter(_CLOSED if self.state is _HALF_CLOSED_REMOTE else _HALF_CLOSED_LOCAL)
+        self.closed = True
 
     def close(self) -> None:
         """RST_STREAM was sent or received, or the connection is gone. No effect on a closed stream."""
-        self.state = StreamState.CLOSED
+        self.state = _CLOSED
+        self.closed = True
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def receive(self, size: int) -> bool:
-        """A DATA frame of ``size`` octets, padding included. Returns whether the stream had a window for it."""
+    def receive(self, size: int, content: int, *, end_stream: bool) -> None:
+        """A DATA frame of ``size`` octets, ``content`` of them without padding.
+
+        Raises:
+            StreamFault: STREAM_CLOSED after END_STREAM, FLOW_CONTROL_ERROR beyond the stream's window, PROTOCOL_ERROR
+                beyond what content-length has announced.
+        """
+        if self.state is _HALF_CLOSED_REMOTE:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         self.receive_window -= size
         self.octets += size
-        return self.receive_window >= 0
-
-    def count_body(self, size: int) -> bool:
-        """``size`` octets of content. Returns whether content-length, if there is one, announced them."""
-        if self.body_left == UNKNOWN_LENGTH:
-            return True
-        self.body_left -= size
-        return self.body_left >= 0
+        if self.receive_window < 0:
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if self.body_left != UNKNOWN_LENGTH:
+            self.body_left -= content
+            if self.body_left < 0:
+                raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
+        if end_stream:
+            self._enter(_HALF_CLOSED_REMOTE)
 
     def body_read(self) -> None:
         """No message follows."""
@@ -214,23 +226,13 @@ class Stream:
     def window_due(self) -> int:
         """The increment to announce now, which is done by that; 0 where there is none. Half a window at the least."""
         increment = self.credit
-        if increment * 2 < self._initial_window or self.state is not StreamState.OPEN or self.closed:
+        if increment * 2 < self._initial_window or self.state is not _OPEN or self.closed:
             return 0
         self.receive_window += increment
         self.credit = 0
         return increment
 
     # -- sending --------------------------------------------------------------------------------------------------
-
-    @property
-    def may_send(self) -> bool:
-        """Whether data waits and the stream's window is open."""
-        return bool(self._queue) and self.send_window > 0
-
-    @property
-    def last_piece_out(self) -> bool:
-        """Whether no data waits and the response has its end."""
-        return not self._queue and self._response is ResponseState.END_QUEUED
 
     def grow_send_window(self, increment: int) -> bool:
         """WINDOW_UPDATE, or a change of the initial window (which may be negative: RFC 9113 section 6.9.2).
@@ -243,10 +245,15 @@ class Stream:
         self.send_window = window
         return True
 
-    def queue(self, piece: Piece) -> None:
-        """Queue octets of data."""
-        self._queue.append(piece)
-        self.unsent += len(piece)
+    def queue(self, pieces: Iterable[Piece]) -> int:
+        """Queue octets of data. Returns how many."""
+        octets = 0
+        for piece in pieces:
+            if len(piece):
+                self._queue.append(piece)
+                octets += len(piece)
+        self.unsent += octets
+        return octets
 
     def note_queued(self, high_water: int) -> None:
         """A handler has queued a message: above ``high_water`` it may not go on sending."""
@@ -272,14 +279,16 @@ class Stream:
         """
         queue = self._queue
         room = min(room, self.send_window)
-        if not queue or room <= 0:
-            return []
-        whole = len(queue[0]) <= room
-        part = _first(queue, room)
-        parts = [part]
-        size = len(part)
-        while whole and queue and size < room:
-            part = _first(queue, room - size)
+        parts: list[Piece] = []
+        size = 0
+        while queue and size < room:
+            part = queue[0]
+            left = room - size
+            if len(part) <= left:
+                queue.popleft()
+            else:  # not a view before it has to be one
+                view = memoryview(part)
+                part, queue[0] = view[:left], view[left:]
             parts.append(part)
             size += len(part)
         self.send_window -= size
@@ -293,20 +302,12 @@ class Stream:
         assert self.state is not StreamState.CLOSED
         assert self.state is not StreamState.HALF_CLOSED_LOCAL, "left at once"
         assert self.unsent == sum(map(len, self._queue))
-        assert self.unsent or self._response is not ResponseState.END_QUEUED, "nothing waits, so the end can go"
+        assert self.unsent or self.response is not ResponseState.END_QUEUED, "nothing waits, so the end can go"
+        assert self.closed == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.HEADERS_SENT))
+        assert self.headers_sent == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.TRAILERS_ONLY))
         assert min(self.owed, self.credit, self.partial, self.unread, self.unsent) >= 0
         assert self.send_window <= LARGEST_WINDOW
         assert self.receive_window >= 0
         if not self.closed:
             assert self.receive_window + self.credit + self.owed == self._initial_window
             assert self.reader is None or self.partial == self.reader.buffered
-
-
-def _first(queue: deque[Piece], most: int) -> Piece:
-    """The first piece of ``queue``, or as much of it as is allowed: taken out. Not a view before it has to be one."""
-    piece = queue[0]
-    if len(piece) <= most:
-        return queue.popleft()
-    view = memoryview(piece)
-    queue[0] = view[most:]
-    return view[:most]

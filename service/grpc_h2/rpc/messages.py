@@ -91,13 +91,15 @@ class MessageReader:
             position = self._fill(data, messages)
         while end - position >= PREFIX_SIZE:
             flag, length = _PREFIX.unpack_from(data, position)
-            self._judge(flag, length)
+            if flag or length > self._limit:
+                self._judge(flag, length)
             start = position + PREFIX_SIZE
             if end - start < length:
                 self._size = PREFIX_SIZE + length
                 break
             position = start + length
-            messages.append(self._message(flag, bytes(data[start:position])))
+            payload = bytes(data[start:position])
+            messages.append(self._message(flag, payload) if flag else payload)
         if position < end:
             self._buffer += data[position:]
         return messages

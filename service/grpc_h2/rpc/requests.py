@@ -229,6 +229,11 @@ def parse_timeout(value: bytes) -> float:
     """
     if _TIMEOUT.fullmatch(value) is None:
         raise CallFault(_UNREADABLE, f"not a grpc-timeout: {value[:32]!a}")
+    return timeout_seconds(value)
+
+
+def timeout_seconds(value: bytes) -> float:
+    """As `parse_timeout`, of a ``value`` that is well formed, as `split_timeout` returns it."""
     amount, unit = int(value[:-1]), value[-1]
     # Dividing gives the nearest float, multiplying by 1e-3 does not.
     return float(amount * _MULTIPLES[unit]) if unit in _MULTIPLES else amount / _FRACTIONS[unit]

@@ -76,9 +76,14 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         return [*self, *self._failures, *self._old]
 
     def take_over(self, other: AnswerCache) -> None:
-        """Remember what ``other`` does, and nothing else. In place: routes hold this object's ``__getitem__``."""
+        """Remember what ``other`` does, and nothing else. In place: routes hold this object's ``__getitem__``.
+
+        ``other`` gives its answers away. If it kept them, those that this object replaces later would not be released
+        a few at a time, but all at once with ``other``.
+        """
         self.age()
         self.update(other)
+        other.clear()
         self.replace_old(other.old)
         self._failures = other._failures
 

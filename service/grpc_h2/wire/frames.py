@@ -46,8 +46,9 @@ def head(kind: int, flags: int, length: int) -> bytes:
 def headers(stream_id: int, block: bytes, *, end_stream: bool, max_frame: int) -> bytes:
     """HEADERS, and CONTINUATIONs where ``block`` is longer than the peer takes in one frame."""
     flags = END_STREAM if end_stream else 0
-    if len(block) <= max_frame:
-        return frame(HEADERS, flags | END_HEADERS, stream_id, block)
+    length = len(block)
+    if length <= max_frame:
+        return HEADER.pack(length >> 16, length & 0xFFFF, HEADERS, flags | END_HEADERS, stream_id) + block
     out = [frame(HEADERS, flags, stream_id, block[:max_frame])]
     for start in range(max_frame, len(block), max_frame):
         last = start + max_frame >= len(block)

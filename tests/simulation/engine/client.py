@@ -10,7 +10,7 @@ from tests.simulation.engine.plan import PREFIX, CallPlan, ClientPlan
 from tests.support import h2_wire as wire
 from tests.support.h2_replies import Replies, Result
 
-from grpc_h2.connection.limits import Limits
+from grpc_h2 import Limits
 
 LARGEST_WINDOW = 2**31 - 1
 GENEROUS = 10**6

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, STATIC
 from tests.support.h2_wire import grpc_message
 
-from grpc_h2.connection.limits import Limits
+from grpc_h2 import Limits
 
 PREFIX = 5
 UNREAD_OVERHEAD = 512

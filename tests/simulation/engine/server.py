@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from tests.simulation.engine.plan import CallPlan, sent
 from tests.support.h2_peer import some_doors
 
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import (
+from grpc_h2 import (
     CallCancelled,
     CallStarted,
+    Connection,
     ConnectionClosing,
     Event,
     HalfClosed,
     MessageReceived,
+    Stream,
     Writable,
 )
-from grpc_h2.connection.stream import Stream
 
 if TYPE_CHECKING:
     from tests.simulation.engine.world import World

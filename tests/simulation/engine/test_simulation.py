@@ -100,7 +100,7 @@ MUTANTS = {
     "WINDOW_UPDATE of a stream lost": Mutant(50, r"self\.send_window = window", "pass"),
     "octets of a cut frame lost": Mutant(
         20,
-        r"self\.held, self\.position = self\.held\[position:\], 0",
+        r"self\.held, self\.position = data\[position:\], 0",
         'self.held, self.position = b"", 0',
     ),
     "fields of a block in parts kept for the next one": Mutant(

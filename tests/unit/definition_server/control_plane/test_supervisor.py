@@ -295,9 +295,9 @@ async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher
     try:
         await eventually(lambda: child_processes() - before, "the successor's process")
         (successor,) = child_processes() - before
-        os.kill(successor, signal.SIGSTOP)  # not READY before the dead worker's post is filled again
+        os.kill(successor, signal.SIGSTOP)  # not READY before the dead worker's slot has another worker
         os.kill(old.pid, signal.SIGKILL)
-        await eventually(lambda: supervised.supervisor.posts[0].worker not in (None, old), "the post is filled again")
+        await eventually(lambda: supervised.supervisor.slots[0].worker not in (None, old), "the slot is filled again")
         os.kill(successor, signal.SIGCONT)
         await rolling
         assert successor not in child_processes()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from time import perf_counter
+from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -251,6 +252,21 @@ def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPag
 def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: StatsPage) -> None:
     endpoint = Endpoint(DefinitionEngine(), KeyRing([digest(KEY)]), page.slot(0))
     assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
+
+
+def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(page: StatsPage) -> None:
+    class Large:
+        def __bytes__(self) -> bytes:
+            raise MemoryError("no room for 200 MB")
+
+    class Engine(DefinitionEngine):
+        def sync_catalog(self, request: bytes) -> Any:
+            return Large()
+
+    endpoint = Endpoint(Engine(), KeyRing([digest(KEY)]), page.slot(0))
+    with captured_logs() as logs:
+        assert failure(endpoint.handlers["SyncCatalog"], b"", LET_IN) == (Status.INTERNAL, "Internal error")
+    assert logged(logs, "Unexpected failure in a call", log_level="error", method="SyncCatalog")
 
 
 def test_a_bug_fails_one_call_as_internal_and_is_logged(page: StatsPage) -> None:

@@ -503,3 +503,29 @@ async def test_an_idle_connection_takes_less_than_10_kb() -> None:
     for protocol in protocols:
         protocol.connection_lost(None)
     assert each < 10_000
+
+
+@pytest.mark.requirement("B-slow-read")
+async def test_a_handler_that_answers_after_a_long_silence_gives_its_client_the_whole_stall_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, protocol, transport = await connected(limits=Limits(header_timeout=0.01))
+    go = asyncio.Event()
+
+    async def late(request: bytes, context: Any) -> bytes:
+        await go.wait()
+        return b"x" * 100_000
+
+    server.add_generic_rpc_handlers((handlers(late=grpc.unary_unary_rpc_method_handler(late)),))
+    request = data(1, grpc_message(b""), end_stream=True)
+    protocol.data_received(headers(1, request_block(b"/t.S/late")) + request)
+    await eventually(lambda: not protocol._tick_is_soon, "the tick after the request")
+    running = asyncio.get_running_loop()
+    real = running.time
+    monkeypatch.setattr(running, "time", lambda: real() + 10 * Limits().stall_timeout)
+    transport.writes.clear()
+    go.set()
+    await eventually(lambda: transport.writes and not protocol._tick_is_soon, "the tick after the answer")
+    assert sum(map(len, transport.writes)) > 60_000, "as much as the window allows"
+    assert not protocol.connection.terminated
+    protocol.connection_lost(None)

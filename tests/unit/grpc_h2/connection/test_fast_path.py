@@ -15,6 +15,7 @@ from tests.support.h2_peer import GUARDED, STATIC, Keys, some_doors
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
+from grpc_h2.wire.frames import frame
 
 LIMITS = replace(Limits(), connection_window=65_535, max_concurrent_streams=3)
 HANDLED = b"/t.S/Handled"
@@ -135,6 +136,25 @@ def test_the_fast_path_stays_within_the_connections_window() -> None:
     for stream in range(1, 501, 2):
         pair.send(call(stream, message=b"x" * 300))
     assert 200 < pair.shorter < 240, "then 65,535 octets are used up"
+
+
+@pytest.mark.requirement("D7", "A21", "C-grpcio-window-updates")
+@pytest.mark.parametrize("increment", [0, 1, 5 | 1 << 31, 2**31 - 1 - 65_535, 2**31 - 65_535, 2**31 - 1])
+def test_a_window_update_behind_headers_has_the_same_effect_in_a_read_of_its_own(increment: int) -> None:
+    headers = wire.headers(3, wire.request_block(STATIC))
+    update = frame(8, 0, 3, increment.to_bytes(4, "big"))
+    both = [Connection(some_doors(Keys()), LIMITS, 1000.0) for _ in range(2)]
+    replies = []
+    for connection, reads in zip(
+        both, ([headers + update + _last_data(3)], [headers + update[:9], update[9:], _last_data(3)]), strict=True
+    ):
+        connection.receive_data(wire.HELLO + wire.SETTINGS_ACK + call(1), 1000.0)
+        for read in reads:
+            connection.receive_data(read, 1000.0)
+        replies.append(b"".join(connection.data_to_send()))
+        connection.check_invariants()
+    assert replies[0] == replies[1]
+    assert state(both[0]) == state(both[1])
 
 
 @pytest.mark.requirement("D7", "A10")

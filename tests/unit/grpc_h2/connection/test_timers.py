@@ -26,6 +26,7 @@ from tests.support.h2_wire import (
     grpc_message,
     headers,
     ping,
+    priority,
     request_block,
     rst_stream,
     settings,
@@ -124,6 +125,20 @@ def test_static_calls_are_answered_until_the_second_goaway():
     assert peer.result(5).status is None
     assert peer.result(5).reset in (None, REFUSED_STREAM)
     assert peer.replies.goaways[-1][0] == 3
+
+
+@pytest.mark.requirement("A47")
+def test_a_drained_connection_closes_when_its_last_stream_is_refused_before_its_data():
+    peer = Peer().send(call(1), headers(3, request_block()), ping())
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.send(ping(drain_ping(peer), ack=True))
+    assert not peer.connection.terminated
+    peer.send(priority(3, depends=3))
+    assert peer.result(3).reset == PROTOCOL_ERROR
+    assert peer.connection.terminated
+    assert peer.closing is not None
+    assert peer.closing.code == NO_ERROR
 
 
 @pytest.mark.requirement("A47")
@@ -381,6 +396,29 @@ def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_
             peer.assert_answered(1, bytes(10_000))
         peer.advance(2)
         assert peer.connection.terminated != resumes
+
+
+@pytest.mark.requirement("B-slow-read")
+def test_the_stall_timeout_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+    peer = Peer(limits=Limits(stall_timeout=10.0)).send(handled(1))
+    peer.now += 60.0
+    peer.connection.advance(peer.now)
+    peer.answer(1, bytes(100_000))
+    peer.advance(9.5)
+    assert not peer.connection.terminated
+    peer.advance(1.0)
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+def test_idleness_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+    peer = Peer(limits=Limits(max_connection_idle=10.0)).send(handled(1))
+    peer.now += 60.0
+    peer.connection.advance(peer.now)
+    peer.answer(1, ANSWER)
+    peer.advance(9.5)
+    assert not peer.replies.goaways
+    peer.advance(1.0)
+    assert peer.replies.goaways
 
 
 @pytest.mark.requirement("B-slow-read")

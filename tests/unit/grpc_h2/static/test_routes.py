@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -277,3 +278,18 @@ def test_replaced_answers_are_freed_a_few_at_a_time_without_another_call() -> No
             assert left - now <= answer_cache.RELEASED_AT_ONCE
             left = now
         assert left == 0
+
+
+def test_an_installed_preparation_keeps_no_answer_alive() -> None:
+    def alive() -> int:
+        return sum(isinstance(each, StaticAnswer) and each.message in (b"a2", b"b2") for each in gc.get_objects())
+
+    catalogue = remembering(b"a", b"b")
+    prepared = catalogue.door.prepare(to_come(catalogue))
+    list(prepared.steps())
+    prepared.install()
+    assert alive() == 2
+    catalogue.door._answers.forget()
+    for _ in catalogue.door.release():
+        pass
+    assert alive() == 0, "the preparation would free thousands of answers in one step, when the next one begins"

@@ -1,9 +1,7 @@
-"""The engine's layers, its front door, and the ownership of state in its connection: all read from the sources.
+"""The engine's front door, and who may change the state of a connection: read from the sources.
 
-Layers: ``aio → connection → static → rpc → wire``, never upward, no cycles. Below ``aio`` nothing knows a clock, random
-numbers, a socket or an event loop. Outside ``grpc_h2`` everything imports from ``grpc_h2`` itself.
-
-Ownership: in ``connection`` an object changes its own attributes only. So no attribute is written from two modules.
+In ``connection`` an object changes its own attributes only. So no attribute is written from two modules. The layers are
+in ``tests/unit/test_layers.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,9 +17,6 @@ import pytest
 import grpc_h2
 
 ROOT = Path(grpc_h2.__file__).parent
-REPOSITORY = Path(__file__).parents[3]
-LAYERS = ("wire", "rpc", "static", "connection", "aio")
-WORLD = ("time", "random", "secrets", "datetime", "asyncio", "socket", "ssl", "threading", "selectors", "os")
 MUTATORS = {
     "append", "extend", "insert", "pop", "popitem", "popleft", "remove", "clear", "update", "setdefault", "add",
     "discard", "appendleft", "__setitem__", "__delitem__",
@@ -38,62 +32,6 @@ def sources(*below: str) -> dict[str, ast.Module]:
             name = ".".join(("grpc_h2", *relative.parts)).removesuffix(".__init__")
             found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "imports are absolute"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def layer(module: str) -> int | None:
-    parts = module.split(".")
-    return LAYERS.index(parts[1]) if len(parts) > 1 and parts[0] == "grpc_h2" and parts[1] in LAYERS else None
-
-
-def test_no_module_imports_from_a_layer_above_its_own() -> None:
-    for name, tree in sources(*LAYERS).items():
-        own = layer(name)
-        assert own is not None
-        for target in imports(tree):
-            other = layer(target)
-            assert other is None or other <= own, f"{name} imports {target}"
-            assert target != "grpc_h2", f"{name} imports the front door"
-
-
-def test_no_modules_import_each_other_in_a_cycle() -> None:
-    trees = sources()
-    graph = {name: {target for target in imports(tree) if target in trees} for name, tree in trees.items()}
-    assert graph["grpc_h2.connection.fast_path"] >= {"grpc_h2.connection.headers", "grpc_h2.wire.frame_parsing"}
-    TopologicalSorter(graph).prepare()
-
-
-def test_below_aio_nothing_knows_a_clock_random_numbers_or_the_operating_system() -> None:
-    for name, tree in sources(*LAYERS[:-1]).items():
-        for target in imports(tree):
-            assert target.partition(".")[0] not in WORLD, f"{name} imports {target}"
-
-
-def test_the_definition_server_perf_and_other_tests_import_only_the_front_door() -> None:
-    engine_tests = REPOSITORY / "tests" / "unit" / "grpc_h2"
-    seen = 0
-    for folder in ("service/definition_server", "perf", "tests"):
-        for path in sorted((REPOSITORY / folder).rglob("*.py")):
-            if engine_tests in path.parents:
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.module == "grpc_h2":
-                    seen += 1
-                    missing = {alias.name for alias in node.names} - set(grpc_h2.__all__)
-                    assert not missing, f"{path}: {missing}"
-                elif isinstance(node, ast.Import | ast.ImportFrom):
-                    below = [target for target in imports(node) if target.startswith("grpc_h2.")]
-                    assert not below, f"{path} imports {below}"
-    assert seen > 5
 
 
 def test_every_name_of_the_front_door_exists_and_is_documented() -> None:

@@ -1,0 +1,165 @@
+"""The environment of nox's sessions: installed once, again when it has to be, and never in place of something else."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class CommandFailed(Exception):
+    """As ``nox.command.CommandFailed``."""
+
+
+class SessionFailed(Exception):
+    """`Session.error` was called."""
+
+
+class Session:
+    """Notes the commands that a session runs; ``venv`` makes what noxfile.py looks for."""
+
+    def __init__(self, fails: Callable[[list[str]], bool] = lambda command: False) -> None:
+        self.env: dict[str, str | None] = {}
+        self.installing: list[list[str]] = []
+        self.running: list[list[str]] = []
+        self._fails = fails
+
+    def run_install(self, *command: str, **_: Any) -> None:
+        self.installing.append(list(command))
+        if self._fails(list(command)):
+            raise CommandFailed
+        if "venv" in command:
+            folder = Path(command[-1])
+            (folder / "bin").mkdir(parents=True)
+            (folder / "pyvenv.cfg").touch()
+            (folder / "bin/python").symlink_to(sys.executable)
+            (folder / "bin/pip").touch()
+
+    def run(self, *command: str, **_: Any) -> None:
+        """As under ``nox --install-only``: nothing is run."""
+        self.running.append(list(command))
+
+    def log(self, *_: str) -> None: ...
+
+    def error(self, text: str) -> NoReturn:
+        raise SessionFailed(text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose path has a blank; the working directory."""
+    project = tmp_path / "a project"
+    project.mkdir()
+    for name in ("pyproject.toml", "constraints.txt", "noxfile.py"):
+        (project / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("NOX_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("PATH", os.devnull)  # no uv
+    return project
+
+
+@pytest.fixture
+def noxfile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The project's noxfile.py, on a stand-in for nox, which the README's test command does not install."""
+    nox, command = ModuleType("nox"), ModuleType("nox.command")
+    for module, names in (
+        (command, {"CommandFailed": CommandFailed}),
+        (nox, {"options": SimpleNamespace(), "Session": Session, "session": _session, "command": command}),
+    ):
+        for name, value in names.items():
+            setattr(module, name, value)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = spec_from_file_location("noxfile_of_a_test", folder / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "_install_by_uv", lambda *_: False)
+    return module
+
+
+def _session(function: Any = None, **_: Any) -> Any:
+    return function or (lambda decorated: decorated)
+
+
+def installs(noxfile: Any, extra: str = "dev", session: Session | None = None) -> int:
+    """How many commands it takes to install."""
+    session = session or Session()
+    noxfile.install(session, extra)
+    assert session.running == [], "nox --install-only runs only what is installed with"
+    return len(session.installing)
+
+
+def test_it_is_installed_once(noxfile: Any) -> None:
+    assert [installs(noxfile), installs(noxfile), installs(noxfile, "test")] == [2, 0, 0]
+
+
+def test_the_smaller_extra_does_not_stand_for_the_larger_one(noxfile: Any) -> None:
+    assert [installs(noxfile, "test"), installs(noxfile, "test"), installs(noxfile, "dev")] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_changed_requirements_are_installed(noxfile: Any, folder: Path, name: str) -> None:
+    installs(noxfile)
+    with (folder / name).open("a") as file:
+        file.write("# another branch\n")
+    assert installs(noxfile) == 1
+
+
+def test_an_installation_that_failed_is_repeated(noxfile: Any) -> None:
+    with pytest.raises(CommandFailed):
+        installs(noxfile, session=Session(fails=lambda command: "install" in command))
+    assert installs(noxfile) == 1
+
+
+@pytest.mark.parametrize("text", ["", '{"of": "', "[1]", "null"])
+def test_a_stamp_that_cannot_be_read_counts_as_none(noxfile: Any, text: str) -> None:
+    installs(noxfile)
+    (noxfile.ENVIRONMENT / "installed.json").write_text(text)
+    assert installs(noxfile) == 1
+
+
+def test_an_environment_whose_interpreter_was_removed_is_made_anew(noxfile: Any) -> None:
+    installs(noxfile)
+    python = noxfile.ENVIRONMENT / "bin/python"
+    python.unlink()
+    python.symlink_to("/no/such/python")
+    assert installs(noxfile) == 2
+    assert python.exists()
+
+
+def test_a_directory_that_is_no_environment_is_not_cleared(noxfile: Any) -> None:
+    kept = noxfile.ENVIRONMENT / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    session = Session()
+    with pytest.raises(SessionFailed, match="not a virtual environment"):
+        noxfile.install(session)
+    assert session.installing == []
+    assert kept.read_text() == "years of work"
+
+
+def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
+    lock = noxfile.ENVIRONMENT.with_name(f".{noxfile.ENVIRONMENT.name}.lock")
+    lock.parent.mkdir(parents=True)
+    waits = threading.Event()
+    session = Session()
+    session.log = lambda *_: waits.set()  # type: ignore[method-assign]
+    second = threading.Thread(target=noxfile.install, args=(session,))
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second.start()
+        assert waits.wait(10)
+        assert session.installing == []
+    second.join(10)
+    assert len(session.installing) == 2
