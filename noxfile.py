@@ -27,11 +27,11 @@ SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "workstea
 MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
 """What only the session ``mutants`` needs."""
 NOTHING_COLLECTED = 5
-"""pytest's exit code."""
+"""pytest's exit code if no test was selected."""
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENVIRONMENT = Path(os.environ.get("NOX_ENVIRONMENT") or f".nox/python{VERSION}").absolute()
-"""The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` names another."""
+"""The one environment of all sessions, with the Python that runs nox; ``NOX_ENVIRONMENT`` overrides its path."""
 
 # Each session uses the environment above: nox itself creates none.
 nox.options.default_venv_backend = "none"
@@ -45,7 +45,7 @@ def install(session: nox.Session, extra: str = "dev") -> None:
     session.env.update(
         {"VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     )
-    # What is imported is compiled once, then, and not by each process anew.
+    # Without this variable, each module is compiled once and not in each process.
     session.env["PYTHONDONTWRITEBYTECODE"] = None
     with _lock(session):
         _install(session, extra)
@@ -177,7 +177,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """The engine under simulation; with ``-- --seeds N --start S`` that many seeds instead of the suite."""
+    """The engine under simulation. `-- --seeds N --start S` runs N seeds from S on instead of the suite."""
     if any(each.startswith("--s") for each in session.posargs):
         install(session)
         run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
@@ -215,19 +215,19 @@ def containers(session: nox.Session) -> None:
 
 
 def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
-    """Run unit, fuzz, integration and chaos tests, without the drills: side by side, then the quiet ones alone."""
+    """Run unit, fuzz, simulation, integration and chaos tests, without drills: side by side, then the quiet ones."""
     suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
     run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
     files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
-        codes = [0, NOTHING_COLLECTED]  # the second: -k has chosen none of them
+        codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
         run(session, *pytest, *quiet, "-q", "-m", "quiet", *options, *session.posargs, success_codes=codes)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, fuzz, integration and chaos tests, side by side; tests that need the machine to themselves run at the end.
+    """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests of the master run on one transport each,
     alternately; `nox -s coverage` runs them on all.

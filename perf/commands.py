@@ -1,7 +1,7 @@
 """The one command of ``perf``: ``python -m perf COMMAND [OPTION…]``.
 
-Each command is the ``main`` of a module, which is imported only when its command is given. `COMMANDS` says of each what
-it does, how long it takes and what it needs; ``python -m perf COMMAND --help`` shows that and its options.
+Each command is the ``main`` of a module, which is imported only when its command is given. `COMMANDS` describes what
+each does, how long it takes and what it needs; ``python -m perf COMMAND --help`` shows that and its options.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Command:
     takes: str
     needs: str
     first: tuple[str, ...] = ()
-    """Arguments that stand before those of the command line."""
+    """Arguments that precede those of the command line."""
 
 
 _QUIET = "a quiet machine with 2 CPUs"
@@ -33,22 +33,22 @@ _QUIET = "a quiet machine with 2 CPUs"
 COMMANDS: dict[str, Command] = {
     "measure": Command(
         "perf.harness.measure", "measure the server and judge it by perf/sla.toml",
-        "about 5 min; --quick 1 min; --full 15 min; --selftest 20 half an hour",
+        "about 5 min; --quick 1 min; --full 15 min; --selftest 20: half an hour",
         f"{_QUIET}; for some scenarios h2load, nghttpd and the peers",
     ),
     "report": Command(
         "perf.report.command", "write a page with charts of a record, or the README's table", "seconds", "a record",
     ),
     "witness": Command(
-        "perf.benches.witness", "measure with h2load and ghz beside our own generator: do they agree?",
-        "about 1 min; the build of ghz some minutes more", f"{_QUIET}; h2load; Go for `witness build`",
+        "perf.benches.witness", "compare the figures of our own generator with those of h2load and ghz",
+        "about 1 min; building ghz takes some minutes more", f"{_QUIET}; h2load; Go for `witness build`",
     ),
     "native": Command(
         "perf.benches.native", "measure the native transport beside nghttpd and grpcio, and under attack",
         "about 13 min; --quick less", f"{_QUIET}; h2load, nghttpd, openssl",
     ),
     "attacks": Command(
-        "perf.benches.native", "the part of `native` that measures what each attack costs another client",
+        "perf.benches.native", "measure the effect of each attack on another client, a part of `native`",
         "about 10 min; --quick less", _QUIET, ("--only", "attacks", "--name", "native-attacks"),
     ),
     "catalogue": Command(
@@ -60,11 +60,11 @@ COMMANDS: dict[str, Command] = {
         "a PostgreSQL provider of the tests",
     ),
     "database": Command(
-        "perf.benches.database_cost", "measure what a change check and a reading of all rows cost the database",
+        "perf.benches.database_cost", "measure the cost of a change check and of a reading for the database",
         "about 1 min", f"{_QUIET}; a PostgreSQL provider of the tests",
     ),
     "flags": Command(
-        "perf.benches.runtime_flags", "measure what the server's runtime flags are worth (docs/runtime-flags.md)",
+        "perf.benches.runtime_flags", "measure the effect of the server's runtime flags (docs/runtime-flags.md)",
         "about 30 min", f"{_QUIET}; h2load; a PostgreSQL provider of the tests",
     ),
     "capacity": Command(
@@ -83,7 +83,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def usage() -> str:
-    """The help text: every command with what it does, takes and needs."""
+    """The help text: for every command, its purpose, duration and requirements."""
     lines = [f"usage: {PROGRAM} COMMAND [OPTION…]", "", "Measurements. `COMMAND --help` shows the options of one.", ""]
     for name, each in COMMANDS.items():
         lines += [f"  {name:<10} {each.does}", f"  {'':<10}   takes {each.takes}", f"  {'':<10}   needs {each.needs}"]
@@ -91,7 +91,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Its exit code, or 2 for a command that does not exist."""
+    """Run one command. Returns its exit code, or 2 for a command that does not exist."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(usage())

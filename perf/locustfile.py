@@ -1,12 +1,12 @@
 """Simulated language servers for locust: ``API_KEY=… locust -f perf/locustfile.py --host 127.0.0.1:50051``.
 
-Each user is a language server with a connection of its own. It reads the catalogue when it starts, then asks for
-commands, a few of them often (Zipf), with a pause between two calls; sometimes for a name that there is not, or with a
-wrong key. An answer that is not what it must be is a failure: another status, another name, or another hash than the
-catalogue told (unless the catalogue has changed meanwhile, which the user finds out by reading it again).
+Each user is a language server with its own connection. It reads the catalogue when it starts, then requests commands, a
+few of them often (Zipf), with a pause between two calls; sometimes an unknown name, or with a wrong key. An answer with
+a wrong status or name is a failure, and so is one whose hash differs from the catalogue's, unless the catalogue has
+changed meanwhile; the user reads it again to find out.
 
-Locust spends many times the CPU of the server on a call, so what it tells is how users fare, not what the
-server can do: for that there is ``nox -s perf``.
+Locust uses many times the CPU time of the server for a call, so it shows the experience of users, not the capacity of
+the server, which ``nox -s perf`` measures.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from locust import User, events, task
 
 from definition_server.rpc import avap_pb2
 
-init_gevent()  # before the first channel: gRPC's waiting must be gevent's
+init_gevent()  # before the first channel, so that gRPC waits through gevent
 
 DEFAULT_HOST = "127.0.0.1:50051"
 SERVICE = "/avap.DefinitionEngine/"
 UNKNOWN = "no such command {}"
 WRONG_KEY = "a wrong key"
 _ANSWER_OCTETS = 1 << 31
-"""As much as a message may have: a catalogue exceeds gRPC's usual 4 MiB."""
+"""Maximum size of a message: a catalogue exceeds gRPC's default of 4 MiB."""
 _SYNC_SECONDS = 30.0
 _USAGE = 2
 
 
 @events.init_command_line_parser.add_listener
 def options(parser: ArgumentParser) -> None:
-    """What can be set, beside locust's own options."""
+    """Add our options to locust's own."""
     add: Callable[..., Any] = parser.add_argument  # locust's parser knows env_var and is_secret
-    add("--api-key", env_var="API_KEY", default="", is_secret=True, help="what x-avap-auth says")
-    add("--ca-file", env_var="DEFINITION_SERVER_CA_FILE", default="", help="call over TLS, trust this PEM file")
+    add("--api-key", env_var="API_KEY", default="", is_secret=True, help="value of x-avap-auth")
+    add("--ca-file", env_var="DEFINITION_SERVER_CA_FILE", default="", help="call over TLS and trust this PEM file")
     add("--pause", type=float, default=1.0, help="mean seconds between two calls of a user (exponential; 0: none)")
-    add("--zipf", type=float, default=1.1, help="exponent: how much more often the first commands are asked for")
-    add("--unknown", type=float, default=0.01, help="share of calls for a name that there is not")
+    add("--zipf", type=float, default=1.1, help="exponent: how much more often the first commands are requested")
+    add("--unknown", type=float, default=0.01, help="share of calls for unknown names")
     add("--bad-key", type=float, default=0.001, help="share of calls with a wrong key")
     add("--deadline", type=float, default=5.0, help="seconds that a call may take")
 
 
 @events.init.add_listener
 def check_at_start(environment: Any, **_: Any) -> None:
-    """End at once where nothing could be measured. With the web page, options may still be set there."""
+    """End at once if the options are not valid. With the web page, they may still be set there."""
     wrong = _wrong(environment.parsed_options)
     if wrong and environment.parsed_options.headless:
         print(f"perf/locustfile.py: {wrong}", file=sys.stderr)
@@ -63,7 +63,7 @@ def check_at_start(environment: Any, **_: Any) -> None:
 
 @events.test_start.add_listener
 def check_before_test(environment: Any, **_: Any) -> None:
-    """With the web page: end where nothing could be measured."""
+    """With the web page: end if the options are not valid."""
     wrong = _wrong(environment.parsed_options)
     if wrong and environment.runner is not None:
         print(f"perf/locustfile.py: {wrong}", file=sys.stderr)
@@ -72,11 +72,11 @@ def check_before_test(environment: Any, **_: Any) -> None:
 
 
 def _wrong(given: Any) -> str:
-    """Why nothing could be measured with these options; empty where it could."""
+    """What is wrong with these options; empty if they are valid."""
     if not given.api_key:
         return "a key is needed: set API_KEY, or give --api-key"
     if not (given.unknown >= 0 and given.bad_key >= 0 and given.unknown + given.bad_key <= 1):
-        return "--unknown and --bad-key are shares: both at least 0, together at most 1"
+        return "--unknown and --bad-key are shares: each must be at least 0, their sum at most 1"
     if not (given.pause >= 0 and given.deadline > 0 and given.zipf > 0):
         return "--pause must be at least 0, --deadline and --zipf above 0"
     if given.ca_file and not Path(given.ca_file).is_file():
@@ -89,10 +89,10 @@ class WrongAnswer(Exception):
 
 
 class Catalogue:
-    """What a language server remembers of the definitions: names in the order of their rank, and hashes."""
+    """A language server's knowledge of the definitions: names in the order of their rank, and hashes."""
 
     latest: Catalogue | None = None
-    """Shared by the users of a process: a thousand of them need not hold a thousand copies."""
+    """Shared by all users of a process, so that a thousand users do not hold a thousand copies."""
 
     def __init__(self, answer: avap_pb2.CatalogResponse, exponent: float) -> None:
         self.version = answer.version_hash
@@ -103,13 +103,13 @@ class Catalogue:
 
     @classmethod
     def of(cls, answer: avap_pb2.CatalogResponse, exponent: float) -> Catalogue:
-        """The catalogue of ``answer``; the one that is there already if it is the same."""
+        """The catalogue of ``answer``; the existing object if the version is the same."""
         if cls.latest is None or cls.latest.version != answer.version_hash:
             cls.latest = cls(answer, exponent)
         return cls.latest
 
     def choose(self) -> str:
-        """A name; the first ranks often."""
+        """A random name; the first ranks are the most frequent."""
         return self.names[bisect_left(self._sums, random.random() * self._sums[-1])]
 
 
@@ -140,10 +140,10 @@ class LanguageServer(User):
         self._get = self._method("GetCommand", avap_pb2.CommandRequest, avap_pb2.CommandResponse)
         self._sync = self._method("SyncCatalog", avap_pb2.Empty, avap_pb2.CatalogResponse)
         while not self.synchronize():
-            time.sleep(1.0)  # as a language server does; locust ends a user that waits
+            time.sleep(1.0)  # as a language server does; locust can end a user that waits
 
     def on_stop(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.channel.close()
 
     def _method(self, name: str, request: Any, response: Any) -> Callable[..., Any]:
@@ -152,14 +152,14 @@ class LanguageServer(User):
         )
 
     def synchronize(self) -> bool:
-        """Read the catalogue; whether that went well."""
+        """Read the catalogue. Returns whether that succeeded."""
         given = self.environment.parsed_options
 
         def checked(answer: avap_pb2.CatalogResponse) -> None:
             if answer.total_count != len(answer.commands):
                 raise WrongAnswer(f"total_count {answer.total_count}, but {len(answer.commands)} commands")
             if not answer.commands:
-                raise WrongAnswer("an empty catalogue: there is nothing to ask for")
+                raise WrongAnswer("an empty catalogue: there is no command to request")
 
         answer = self.call("SyncCatalog", self._sync, avap_pb2.Empty(), given.api_key, checked, seconds=_SYNC_SECONDS)
         if answer is None:
@@ -184,13 +184,13 @@ class LanguageServer(User):
             self.known(self.catalogue.choose())
 
     def known(self, name: str) -> None:
-        """Ask for ``name``. Another hash than the catalogue's is right where the catalogue is not what it was."""
+        """Request ``name``. A hash that differs from the catalogue's is right only if the catalogue has changed."""
         before, changed = self.catalogue, False
 
         def checked(answer: avap_pb2.CommandResponse) -> None:
             nonlocal changed
             if answer.name != name:
-                raise WrongAnswer(f"asked for {name!r}, got {answer.name!r}")
+                raise WrongAnswer(f"requested {name!r}, got {answer.name!r}")
             changed = answer.hash != before.hashes[name]
 
         self.call(
@@ -201,8 +201,8 @@ class LanguageServer(User):
             checked,
         )
         if changed and self.synchronize() and self.catalogue.version == before.version:
-            told = WrongAnswer(f"{name!r} has another hash than the catalogue tells, whose version is the same")
-            self._tell("GetCommand", 0.0, 0, told)
+            failure = WrongAnswer(f"the hash of {name!r} differs from the catalogue's, whose version has not changed")
+            self._report("GetCommand", 0.0, 0, failure)
 
     def call(
         self,
@@ -218,7 +218,7 @@ class LanguageServer(User):
         """Make a call and report it to locust: a success if it ends as ``expected`` (default: OK).
 
         Returns:
-            The answer; None where there was none, or a wrong one.
+            The answer; None if there was none, or a wrong one.
         """
         limit = self.environment.parsed_options.deadline if seconds is None else seconds
         answer, failure = None, None
@@ -232,14 +232,14 @@ class LanguageServer(User):
         if answer is not None:
             try:
                 if expected is not None:
-                    raise WrongAnswer(f"{expected[0].name} was to come, and a definition came")
+                    raise WrongAnswer(f"expected {expected[0].name}, got a definition")
                 checked(answer)
             except WrongAnswer as error:
                 failure = error
-        self._tell(name, elapsed, 0 if answer is None else answer.ByteSize(), failure)
+        self._report(name, elapsed, 0 if answer is None else answer.ByteSize(), failure)
         return answer if failure is None else None
 
-    def _tell(self, name: str, milliseconds: float, octets: int, failure: Exception | None) -> None:
+    def _report(self, name: str, milliseconds: float, octets: int, failure: Exception | None) -> None:
         self.environment.events.request.fire(
             request_type="gRPC", name=name, response_time=milliseconds, response_length=octets, exception=failure,
             context={},

@@ -1,1 +1,1 @@
-"""Measurements with a question of their own, each outside the gates."""
+"""Measurements that no gate judges; each answers one question."""

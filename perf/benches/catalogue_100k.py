@@ -35,7 +35,7 @@ STARTS = 5
 
 @contextmanager
 def load_process(port: int, rate: int, rows: int) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Load from another process; the function it yields ends it and returns what it saw."""
+    """Load from another process; the yielded function ends that process and returns its figures."""
     process = subprocess.Popen(
         [sys.executable, "-m", "perf.benches.steady_load", str(port), str(rate), str(rows)],
         stdin=subprocess.PIPE,
@@ -75,7 +75,7 @@ def _kilobytes(text: str, label: str) -> int:
 
 
 def start_to_serving(server: ServerProcess) -> float:
-    """Seconds from process start until a client's health check says SERVING on every worker."""
+    """Seconds from process start until a client's health check reports SERVING on every worker."""
     started = time.monotonic()
     server.start()
     server.wait_log("Serving", seconds=120)
@@ -95,7 +95,7 @@ def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
         server = ServerProcess(url, **settings)
         starts.append(start_to_serving(server))
         server.end()
-    # Other work on the machine can only add to a start, so the least of several is the server's own.
+    # Other work on the machine can only delay a start, so the shortest of several is the server's own time.
     figures.note(f"process start to SERVING, best of {STARTS}", min(starts), "s", 3)
     figures.note(f"process start to SERVING, median of {STARTS}", statistics.median(starts), "s")
     with Proxy(url) as proxy, ServerProcess(proxy.url, **settings) as server:
@@ -111,7 +111,7 @@ def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
 
 
 def unchanged_cycle(server: ServerProcess, proxy: Proxy, figures: Figures) -> None:
-    """Bytes from the database per cycle, over five cycles."""
+    """Bytes that the database sends in a cycle, the mean of five cycles."""
 
     def cycles() -> int:
         return int(server.statusz()["sync"]["cycles"]["unchanged"])
@@ -124,7 +124,7 @@ def unchanged_cycle(server: ServerProcess, proxy: Proxy, figures: Figures) -> No
 
 
 def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
-    """From COMMIT until the last worker serves the changed row, the wait for the cycle included."""
+    """Seconds from COMMIT until the last worker serves the changed row, including the wait for the cycle."""
     table.run("UPDATE obex_dapl_functions SET code = 'changed' WHERE name = 'command7'")
     committed = time.monotonic()
     until(lambda: {worker["generation"] for worker in server.statusz()["workers"]} == {2}, server.tail)
@@ -135,13 +135,13 @@ def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
 
 
 def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.Namespace, figures: Figures) -> None:
-    """The slowest request while nothing happens, and while whole catalogues are published."""
+    """The slowest request without a publication, and while whole catalogues are published."""
     for name, publishes in (("quiet", 0), ("publishing", PUBLISHES)):
         with load_process(server.port, arguments.rate, arguments.rows) as finish:
-            time.sleep(5)  # the measured time itself, not a wait for something
+            time.sleep(5)  # the measured period itself
             for _ in range(publishes):
                 generation = server.statusz()["catalog"]["generation"]
-                # One row is enough for all of them to be read, built and published again, and leaves the CPUs to that.
+                # One changed row makes the server read, build and publish all rows; further changes only cost CPU time.
                 table.run("UPDATE obex_dapl_functions SET code = code || '#' WHERE name = 'command7'")
                 until(
                     lambda generation=generation: server.statusz()["catalog"]["generation"] > generation,
@@ -158,7 +158,7 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, print, keep."""
+    """Measure, print the figures and store the record."""
     parser = argparse.ArgumentParser(
         prog="python -m perf catalogue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -174,5 +174,5 @@ def main(given: Sequence[str] | None = None) -> int:
         database.close()
     figures.finish()
     figures.show()
-    print(f"kept in {figures.save('catalogue-100k')}")
+    print(f"stored in {figures.save('catalogue-100k')}")
     return 0 if figures.kept else 1

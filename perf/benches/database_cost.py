@@ -39,46 +39,46 @@ class Cost:
 
     definitions: int
     look_cpu_seconds: float
-    """From BEGIN to ROLLBACK; the scan is all but nothing of it, so it counts as the database's."""
+    """From BEGIN to ROLLBACK. The whole time counts as CPU time of the database, since nearly all of it is the scan."""
     look_octets: float
     read_seconds: float
     octets: float
-    """What the database sends for a reading."""
+    """Octets that the database sends for a reading."""
     build_seconds: float
-    """From the last row to a snapshot that could be published."""
+    """From the last row to a snapshot that is ready to be published."""
 
 
 def costs() -> tuple[dict[int, Cost], str]:
     """Definitions → cost, from the newest record, and the record's name.
 
     Raises:
-        OSError: where there is none.
+        OSError: if there is no record.
     """
     file = newest(NAME)
     if file is None:
         raise FileNotFoundError(f"no record {NAME} in perf/results: run `python -m perf database`")
-    told = json.loads(file.read_text(encoding="utf-8"))
-    return {entry["definitions"]: Cost(**entry) for entry in told["costs"]}, file.name
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return {entry["definitions"]: Cost(**entry) for entry in record["costs"]}, file.name
 
 
 async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
     source = PostgresSource(url, connect_timeout=10, statement_timeout=60)
-    looks, reads, builds, moved = [], [], [], []
+    checks, reads, builds, moved = [], [], [], []
     try:
-        async with source.read():  # connects, and lets the database have read its table once
+        async with source.read():  # connects, and makes the database read its table once
             pass
         for _ in range(TURNS):
             sent, began = proxy.bytes_from_database, time.perf_counter()
             async with source.read():
                 pass
-            looks.append(time.perf_counter() - began)
+            checks.append(time.perf_counter() - began)
             look_octets = proxy.bytes_from_database - sent
         for _ in range(TURNS if definitions < 10_000 else 3):
             builder = SnapshotBuilder()
             sent, began = proxy.bytes_from_database, time.perf_counter()
             async with source.read() as reading:
                 batches = [batch async for batch in reading.batches()]
-            reads.append(time.perf_counter() - began - min(looks))
+            reads.append(time.perf_counter() - began - min(checks))
             moved.append(proxy.bytes_from_database - sent)
             began = time.perf_counter()
             for batch in batches:
@@ -87,12 +87,12 @@ async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
             builds.append(time.perf_counter() - began)
     finally:
         await source.close()
-    figures = (min(looks), float(look_octets), min(reads), float(min(moved)), min(builds))
+    figures = (min(checks), float(look_octets), min(reads), float(min(moved)), min(builds))
     return Cost(definitions, *(round(figure, 4) for figure in figures))
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, and keep. 1 where there is no PostgreSQL."""
+    """Measure and store the record. Returns 1 if there is no PostgreSQL."""
     parser = argparse.ArgumentParser(
         prog="python -m perf database", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,5 +120,5 @@ def main(given: Sequence[str] | None = None) -> int:
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load_after": os.getloadavg()},
         "costs": [asdict(cost) for cost in found],
     }
-    print(f"kept in {keep(record, NAME).name}")
+    print(f"stored in {keep(record, NAME).name}")
     return 0

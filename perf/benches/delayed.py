@@ -2,9 +2,9 @@
 
 ``python -m perf.benches.delayed FD`` runs it.
 
-For comparing how generators tell latency: nine calls of ten take `USUAL_SECONDS`, the tenth `SLOW_SECONDS`, so the P95
-is the slow one whoever asks, and the server has nothing else to do. ``FD`` is an inherited descriptor of sealed memory
-that holds the catalogue. Prints its port; ends when its standard input does.
+It serves to compare the latencies that generators report: nine calls of ten take `USUAL_SECONDS`, the tenth
+`SLOW_SECONDS`, so the P95 is `SLOW_SECONDS` for every generator, and the server has nothing else to do. ``FD`` is an
+inherited descriptor of sealed memory that holds the catalogue. Prints its port; ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from perf.targets.target import ROOT, SERVER_CPU, Target, TargetFailed
 
 USUAL_SECONDS, SLOW_SECONDS = 0.010, 0.030
 SLOW_EVERY = 10
-"""More than one in twenty: the P95 lies well within the slow calls."""
+"""One call of so many is slow: more than one in twenty, so the P95 lies well within the slow calls."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def delayed(catalogue: Catalogue) -> Iterator[Target]:
     """The server on ``catalogue``, on the server's CPU.
 
     Raises:
-        TargetFailed: where it does not start.
+        TargetFailed: if it does not start.
     """
     command = on_cpu(SERVER_CPU, [sys.executable, "-m", "perf.benches.delayed", str(catalogue.descriptor)])
     with Popen(command, cwd=ROOT, pass_fds=[catalogue.descriptor], stdin=PIPE, stdout=PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""What a run measured, beside what was promised: kept as JSON, shown as a table that is rendered from it."""
+"""The figures of a measurement beside their promised limits: stored as JSON, and shown as a table rendered from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.results import keep
 
 @dataclass
 class Row:
-    """One figure. ``least`` and ``most`` are promises; a row without any is there to be read."""
+    """One figure. ``least`` and ``most`` are promises; a row without either is shown for information only."""
 
     name: str
     unit: str
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the promise is kept; None where there is none. A figure that is missing keeps no promise."""
+        """Whether the promise is kept; None if the row has no promise. A missing figure keeps no promise."""
         if self.least is None and self.most is None:
             return None if not self.error else False
         if self.value is None:
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass
 class Figures:
-    """The figures of one measurement, each beside what is promised, and where they were measured."""
+    """The figures of one measurement, each beside its promise, and the machine on which they were measured."""
 
     title: str
     arguments: dict[str, Any]
@@ -63,18 +63,18 @@ class Figures:
         self.machine = machine.facts()
 
     def add(self, row: Row) -> Row:
-        """Keep ``row`` and say that it is there."""
+        """Add ``row`` and print it."""
         self.rows.append(row)
         shown = "–" if row.value is None else _number(row.value)
         print(f"{time.monotonic() - self._began:6.1f} s  {row.name}: {shown} {row.unit}  {row.verdict}", flush=True)
         return row
 
     def note(self, name: str, value: float, unit: str, most: float | None = None) -> Row:
-        """Keep a value that is there; ``most`` is what it may be at the most."""
+        """Add a value that is known; ``most`` is its upper limit."""
         return self.add(Row(name, unit, round(value, 3), most=most))
 
     def measure(self, row: Row, how: Callable[[], tuple[float, Any]], *failures: type[Exception]) -> Row:
-        """Fill ``row`` in by ``how``, which returns the value and the details; ``failures`` become its error."""
+        """Fill in ``row`` from ``how``, which returns value and details; an exception of ``failures`` is its error."""
         try:
             row.value, row.detail = how()
         except failures as error:
@@ -82,16 +82,16 @@ class Figures:
         return self.add(row)
 
     def value(self, name: str) -> float | None:
-        """The value of the row called ``name``; None where there is none."""
+        """The value of the row called ``name``; None if there is none."""
         return next((row.value for row in self.rows if row.name == name), None)
 
     @property
     def kept(self) -> bool:
-        """Whether every promise is kept and every figure there."""
+        """Whether every promise is kept and no figure is missing."""
         return all(row.kept is not False for row in self.rows)
 
     def finish(self) -> None:
-        """Note what is known at the end only."""
+        """Note the facts that are known only at the end."""
         self.duration_seconds = round(time.monotonic() - self._began, 1)
         self.machine |= machine.after()
 

@@ -25,7 +25,7 @@ from tests.support import wire
 from tests.support.attacks import ATTACKS, HONEST
 
 from perf.benches.figures import Figures, Row
-from perf.benches.victim import VICTIM, Looks
+from perf.benches.victim import VICTIM, VictimMeasurements
 from perf.generator.run import run as generate
 from perf.generator.scenarios import Scenario
 from perf.targets.catalogue import Catalogue, name_of
@@ -54,7 +54,7 @@ Result = dict[str, Any]
 
 @dataclass
 class Bench:
-    """What all rows need."""
+    """The catalogues and settings that all rows use."""
 
     figures: Figures
     transport: str
@@ -90,12 +90,12 @@ class Bench:
 
 
 def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[float, list[Result]]:
-    """The middle one, and all of them as details."""
+    """The median of the results, and all of them as details."""
     return statistics.median(result[key] for result in results), results
 
 
 def steady(target: Target, path: str, connections: int, streams: int, seconds: float, **more: Any) -> Result:
-    """h2load for about ``seconds``: a short run finds the number of requests, and warms the server up."""
+    """h2load for about ``seconds``: a short run determines the number of requests, and warms the server up."""
     shortest = h2load(target, path, 20 * connections * streams, connections, streams, **more)
     probe = h2load(target, path, max(100, int(shortest["rate"] * 0.3)), connections, streams, **more)
     return h2load(target, path, max(100, int(probe["rate"] * seconds)), connections, streams, **more)
@@ -105,7 +105,7 @@ def load(target: Target, catalogue: Catalogue, kind: str, **more: Any) -> Result
     """One run by our own generator, which checks every answer.
 
     Raises:
-        TargetFailed: where it is not valid.
+        TargetFailed: if the run is not valid.
     """
     scenario = Scenario("native-bench", "", "", kind, rate=more.pop("rate", 0.0))
     run = generate(target, scenario, catalogue, **more)
@@ -115,7 +115,7 @@ def load(target: Target, catalogue: Catalogue, kind: str, **more: Any) -> Result
 
 
 def hot(bench: Bench) -> None:
-    """GetCommand beside nghttpd and grpcio, in turns."""
+    """GetCommand beside nghttpd and grpcio, in interleaved runs."""
     shapes = {"8 × 32": (8, 32, 250_000), "8 × 1": (8, 1, 70_000)}
     results: dict[str, list[Result]] = {}
     errors: dict[str, str] = {}
@@ -151,7 +151,7 @@ def hot(bench: Bench) -> None:
 
 
 def checked(bench: Bench) -> None:
-    """Every answer compared octet for octet, by our own generator: found, not found, not let in, with deadlines."""
+    """Our own generator compares every answer octet for octet: found, not found, unauthenticated, with deadlines."""
     rows: list[tuple[str, float | None, dict[str, Any]]] = [
         ("GetCommand, one definition, every answer checked", None, {"names": "one"}),
         ("GetCommand, 1,000 definitions in turn", None, {}),
@@ -183,7 +183,7 @@ def tls(bench: Bench) -> None:
 
 
 def catalogue(bench: Bench) -> None:
-    """SyncCatalog, whole and often."""
+    """SyncCatalog, one whole catalogue after another."""
 
     def measured() -> tuple[float, Any]:
         with bench.worker(bench.large) as served:
@@ -195,7 +195,7 @@ def catalogue(bench: Bench) -> None:
 
 
 def scheduled(bench: Bench) -> None:
-    """35,000 calls a second on one worker, at rest and while a catalogue of 100,000 is published."""
+    """35,000 calls a second on one worker, without publications and while 100,000 definitions are published."""
     job: dict[str, Any] = {"kind": "open", "spread": 997, "connections": 64, "rate": 35_000.0, "warmup": 1.0}
     with bench.worker(bench.large) as served:
         runs: list[Result] = []
@@ -267,7 +267,7 @@ def idle(bench: Bench) -> None:
             before = [once() for _ in range(TURNS)]
             during = [once(idle=count) for _ in range(TURNS)]
         measured.update(before=before, during=during)
-        # The first time: later ones find memory that the worker has kept.
+        # The first time only: later connections use memory that the worker has kept.
         return during[0]["idle"]["resident_kb_each"], {"connections": count}
 
     def kept() -> tuple[float, Any]:
@@ -280,7 +280,7 @@ def idle(bench: Bench) -> None:
 
 
 def attacks(bench: Bench) -> None:
-    """Every attack of the list from one client, and its effect on the calls of another client.
+    """Every attack of the list by one client, and its effect on the calls of another client.
 
     The load of the machine changes within seconds, so each measurement of the victim under attack lies between two of
     the victim alone. The judged figure is the median of the former divided by the median of the latter; other load on
@@ -291,29 +291,29 @@ def attacks(bench: Bench) -> None:
     names = [name for name in ATTACKS if name != HONEST]
     with bench.worker(bench.large) as served:
         job = VICTIM | {"seconds": max(1.0, bench.seconds / 2)}
-        looks = Looks(served, partial(load, served.target, bench.large, **job), FAILURES)
+        victim = VictimMeasurements(served, partial(load, served.target, bench.large, **job), FAILURES)
         for _ in range(_ATTACKS_TURNS):
-            looks.take((HONEST, *names))
-        close = [name for name in names if looks.seen(name) and looks.ratio(name) > _CLOSE]
+            victim.take((HONEST, *names))
+        close = [name for name in names if victim.seen(name) and victim.ratio(name) > _CLOSE]
         for _ in range(_MORE_TURNS):
-            looks.take(close)
+            victim.take(close)
         alive = served.alive
         end = {"private_mb": private(served.target.pid) / MB} if alive else {}
 
-    bench.add("a victim's P99 without an attack", "ms", looks.calm)
-    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(looks.row, HONEST))
+    bench.add("a victim's P99 without an attack", "ms", victim.calm)
+    bench.add("a victim's P99 beside an honest client at full rate", "× calm", partial(victim.row, HONEST))
     for name in names:
-        row = bench.add(f"{name}: a victim's P99", "× calm", partial(looks.row, name), most=_BESIDE_AN_ATTACK)
+        row = bench.add(f"{name}: a victim's P99", "× calm", partial(victim.row, name), most=_BESIDE_AN_ATTACK)
         row.detail = {"attack": ATTACKS[name].what, "turns": row.detail}
-        if looks.seen(name) and looks.seen(HONEST):
-            row.detail["of_what_an_honest_client_makes"] = looks.ratio(name) / looks.ratio(HONEST)
-        grown = looks.grown(name)
+        if victim.seen(name) and victim.seen(HONEST):
+            row.detail["of_what_an_honest_client_makes"] = victim.ratio(name) / victim.ratio(HONEST)
+        grown = victim.grown(name)
         bench.figures.add(Row(f"{name}: memory grown", "MB", grown, most=64.0))
     bench.figures.add(Row("worker alive after all attacks", "", float(alive), least=1, detail=end))
 
 
 _BESIDE_AN_ATTACK = 3.0
-"""Times a calm P99: what is promised."""
+"""The promised limit, as a multiple of the victim's P99 without an attack."""
 _CLOSE = 0.5 * _BESIDE_AN_ATTACK
 _ATTACKS_TURNS, _MORE_TURNS = 5, 4
 
@@ -325,12 +325,12 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, keep, print. 1 where a promise is not kept."""
+    """Measure, store the record, print the figures. Returns 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(
         prog="python -m perf native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="short measurements: they show that it works, not how fast"
+        "--quick", action="store_true", help="short measurements, which test the measurement itself, not the speed"
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part; may be repeated")
     parser.add_argument("--transport", default="native")
@@ -356,5 +356,5 @@ def main(given: Sequence[str] | None = None) -> int:
                 each.close()
     figures.finish()
     figures.show()
-    print(f"kept in {figures.save(arguments.name)}")
+    print(f"stored in {figures.save(arguments.name)}")
     return 0 if figures.kept else 1

@@ -1,18 +1,19 @@
-"""What the runtime flags of the server are worth: ``python -m perf flags [--keep] [--rounds N]``.
+"""The effect of the server's runtime flags: ``python -m perf flags [--keep] [--rounds N]``.
 
-docs/runtime-flags.md tells which they are and renders nothing that is not in the record this writes:
+docs/runtime-flags.md lists the flags; all of its figures come from the record that this command writes:
 
 ``bytecode``   seconds until every worker serves, with the bytecode of all modules and without any of it;
-``warm-up``    the first calls of a fresh server, on a connection each, with the warm-up and without;
-``collector``  pauses of the garbage collector in a worker under load and under connections that come and go: as the
-               server does it (a collection and ``gc.freeze`` at the end of the warm-up), without freezing, with
-               Python's thresholds and with much higher ones, and switched off;
-``memory``     resident octets of the master after publications of a large catalogue, with the C library's memory
-               arenas as they are, and with fewer.
+``warm-up``    the first calls of a fresh server, each on its own connection, with the warm-up and without;
+``collector``  pauses of the garbage collector in a worker under load and while connections open and close: with the
+               server's own settings (a collection and ``gc.freeze`` at the end of the warm-up), without freezing, with
+               Python's thresholds, with much higher ones, and with the collector disabled;
+``memory``     resident octets of the master after publications of a large catalogue, with the C library's default
+               number of memory arenas, and with fewer.
 
-Variants take turns, so that a change of the machine's mood meets all of them. Every server is a whole one, on a real
-PostgreSQL; `perf/flags/sitecustomize.py` makes the variants and takes the notes. Wants h2load, PostgreSQL and a quiet
-machine. Each part of the record has its own time and machine, for a part may be measured again alone.
+The variants are measured in interleaved runs, so that other load on the machine affects all of them. Every server is a
+whole one, on a real PostgreSQL; `perf/benches/flags/sitecustomize.py` makes the variants and records their events. The
+measurement needs h2load, PostgreSQL and a quiet machine. Each part of the record names its own time and machine,
+because a part can be measured again alone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ STEADY_CALLS, CHURNS, CHURN_CONNECTIONS = 100_000, 10, 100
 def server(
     url: str, transport: str, variant: str = "as it is", **settings: str
 ) -> Iterator[tuple[ServerProcess, Path]]:
-    """A server with the probe in it, serving, and the directory where its workers write when they end."""
+    """A server that serves and contains the probe, and the directory where its workers write when they end."""
     with tempfile.TemporaryDirectory() as out:
         settings = {"WORKERS": "1", "TRANSPORT": transport, "SYNC_INTERVAL_SECONDS": "3600"} | settings
         settings |= {"PYTHON_FLAGS_VARIANT": variant, "PYTHON_FLAGS_OUT": out}
@@ -71,7 +72,7 @@ def server(
 
 
 def start_seconds(url: str, *, bytecode: bool) -> float:
-    """From the start of the process until it says that every worker serves."""
+    """Seconds from the start of the process until it logs that every worker serves."""
     with tempfile.TemporaryDirectory() as empty:
         flags = {} if bytecode else {"PYTHONPYCACHEPREFIX": empty, "PYTHONDONTWRITEBYTECODE": "1"}
         with ServerProcess(url, WORKERS="2", SYNC_INTERVAL_SECONDS="3600", **flags) as process:
@@ -83,7 +84,7 @@ def start_seconds(url: str, *, bytecode: bool) -> float:
 def bytecode(url: str, rounds: int) -> dict[str, Any]:
     """Seconds until every worker serves."""
     found: dict[str, list[float]] = {"with bytecode": [], "without": []}
-    start_seconds(url, bytecode=True)  # whatever was not compiled yet is now
+    start_seconds(url, bytecode=True)  # compiles every module that has not been compiled yet
     for _ in range(rounds):
         found["with bytecode"].append(start_seconds(url, bytecode=True))
         found["without"].append(start_seconds(url, bytecode=False))
@@ -94,13 +95,13 @@ def bytecode(url: str, rounds: int) -> dict[str, Any]:
 
 
 def call_seconds(port: int) -> float:
-    """One GetCommand on a connection of its own, that is already open: from sending it to the end of its answer."""
+    """Seconds of one GetCommand on its own open connection, from sending the request to the end of the answer."""
     fields = wire.call_fields(b"127.0.0.1", wire.GET_COMMAND, KEY.encode())
     request = wire.frame(wire.HEADERS, wire.END_HEADERS, 1, wire.literal_block(fields)) + wire.frame(
         wire.DATA, wire.END_STREAM, 1, wire.message(wire.command_request(b"command1"))
     )
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        # Without it the request would wait for the acknowledgement of what was sent before, 40 ms on the loopback.
+        # Without it the request would wait for the acknowledgement of the octets sent before: 40 ms on the loopback.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(wire.opening())
         stream = connection.makefile("rb")
@@ -170,7 +171,7 @@ def load(port: int, calls: int, connections: int) -> None:
 
 
 def collector(url: str, rounds: int) -> dict[str, Any]:
-    """Collections and pauses in one worker, by transport and variant; of all rounds together."""
+    """Collections and pauses in one worker, by transport and variant; all rounds together."""
     found: dict[str, Any] = {}
     for transport in TRANSPORTS:
         steady = STEADY_CALLS if transport == "native" else STEADY_CALLS // 10
@@ -204,15 +205,15 @@ def _pauses(notes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _worker(out: Path) -> dict[str, Any]:
     (file,) = out.glob("*.json")
-    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return told
+    notes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return notes
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
 def memory(table: Table) -> dict[str, Any]:
-    """Resident megabytes of the master's own after each publication, and the most that it ever had."""
+    """Resident megabytes of the master after each publication, without the snapshot, and their maximum."""
     found = {}
     for name, flags in {"as it is": {}, "MALLOC_ARENA_MAX=2": {"MALLOC_ARENA_MAX": "2"}}.items():
         own, peaks = [], []
@@ -231,15 +232,15 @@ def memory(table: Table) -> dict[str, Any]:
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and most."""
-    told = {"median": statistics.median(values), "least": min(values), "most": max(values)}
-    return {name: round(value, 3) for name, value in told.items()}
+    figures = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 PARTS = ("bytecode", "warm-up", "collector", "memory")
 
 
 def measure(part: str, rounds: int) -> dict[str, Any]:
-    """One part, on a PostgreSQL and a table of its own."""
+    """Measure one part, on its own PostgreSQL and table."""
     database = any_provider_or_skip()
     try:
         table = Table(create_database(database.url, "flags"))
@@ -257,7 +258,7 @@ def measure(part: str, rounds: int) -> dict[str, Any]:
 
 
 def _about(part: str, rounds: int) -> dict[str, Any]:
-    """The part, with when, on what and on which revision it was measured."""
+    """The part, with the time, machine and revision of its measurement."""
     before = machine.facts()
     found = measure(part, rounds)
     return {
@@ -271,11 +272,11 @@ def _about(part: str, rounds: int) -> dict[str, Any]:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, print, and with ``--keep`` write a record. 1 where something that is needed is missing."""
+    """Measure, print, and with ``--keep`` write a record. Returns 1 if something that is needed is missing."""
     parser = argparse.ArgumentParser(prog="python -m perf flags")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="write perf/results/<date>-runtime-flags.json")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless given")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; default: all")
     arguments = parser.parse_args(given)
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -287,10 +288,10 @@ def main(given: Sequence[str] | None = None) -> int:
     except pytest.skip.Exception as error:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({part: told["found"] for part, told in parts.items()}, indent=1))
+    print(json.dumps({part: entry["found"] for part, entry in parts.items()}, indent=1))
     if arguments.keep:
         path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-runtime-flags.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         path.write_text(json.dumps(kept | parts, indent=1) + "\n", encoding="utf-8")
-        print(f"kept in {path.name}")
+        print(f"stored in {path.name}")
     return 0

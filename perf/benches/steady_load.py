@@ -1,9 +1,9 @@
-"""Open-loop load from a process of its own; a line on standard input ends it.
+"""Open-loop load from a separate process; a line on standard input ends it.
 
 ``python -m perf.benches.steady_load PORT RATE ROWS`` starts it.
 
-Prints ``started`` once the connections stand and one JSON object at the end: answered, failed, latencies in ms from
-the scheduled instant (so a stall shows in every request that was due meanwhile).
+Prints ``started`` once the connections are open and one JSON object at the end: answered, failed, latencies in ms from
+the scheduled instant (so a stall lengthens the latency of every request that was due during the stall).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONNECTIONS = 16
 
 
 async def run(port: int, rate: int, rows: int) -> dict[str, float]:
-    """Offer ``rate`` calls per second until stdin says stop."""
+    """Offer ``rate`` calls per second until a line arrives on standard input."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(CONNECTIONS)]
     calls = [channel.unary_unary("/avap.DefinitionEngine/GetCommand") for channel in channels]
@@ -44,7 +44,7 @@ async def run(port: int, rate: int, rows: int) -> dict[str, float]:
     await asyncio.gather(*(call(number, time.monotonic()) for number in range(CONNECTIONS)))
     latencies.clear()
     gc.collect()
-    gc.disable()  # the generator's own pauses are not the server's
+    gc.disable()  # so that the generator's own pauses are not measured
     print("started", flush=True)
     stopped = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     pending: set[asyncio.Task[None]] = set()
@@ -57,8 +57,8 @@ async def run(port: int, rate: int, rows: int) -> dict[str, float]:
         await channel.close()
     latencies.sort()
     at = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
-    told = {name: latencies[min(len(latencies) - 1, int(share * len(latencies)))] * 1000 for name, share in at.items()}
-    return {"answered": len(latencies), "failed": failed, **told}
+    in_ms = {name: latencies[min(len(latencies) - 1, int(share * len(latencies)))] * 1000 for name, share in at.items()}
+    return {"answered": len(latencies), "failed": failed, **in_ms}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a client that does no harm feels of others' attacks."""
+"""The effect of attacks on the latency of another client, the victim."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from perf.targets.target import TargetFailed, Worker
 VICTIM: dict[str, Any] = {
     "kind": "open", "connections": 4, "rate": 4000.0, "warmup": 0.3, "spread": 100, "stamped": True,
 }  # fmt: skip
-"""The load that it makes. The attacker works in its loop, thousands of connections a second: what that delays is not
-the server's doing, so latency ends where the answer arrives in the kernel."""
+"""The load of the victim. The attacker runs in the same event loop and makes thousands of connections a second, which
+delays the victim's reading. The server does not cause that delay, so latency ends when the answer arrives in the
+kernel."""
 MB = 1 << 20
 
 Result = dict[str, Any]
 
 
-class Looks:
-    """Measurements of one victim, alone and beside attacks in turn."""
+class VictimMeasurements:
+    """Measurements of one victim, alternately alone and beside an attack."""
 
     def __init__(self, served: Worker, measure: Callable[..., Result], failures: tuple[type[Exception], ...]) -> None:
         """
         Args:
             served: The worker that is attacked.
-            measure: ``measure(attack=name)`` loads it as a victim does, beside the attack if a name is given.
-            failures: What it may raise.
+            measure: ``measure(attack=name)`` measures the victim's load, beside the attack if a name is given.
+            failures: The exceptions that ``measure`` raises for an invalid run.
         """
         self._served, self._measure, self._failures = served, measure, failures
         self._first = resident(served.target.pid)
@@ -36,45 +37,45 @@ class Looks:
         self._errors: dict[str, str] = {}
 
     def take(self, names: Sequence[str]) -> None:
-        """One look beside each attack, and one alone before, between and after."""
-        before = self._look("")
+        """One measurement beside each attack, and one of the victim alone before, between and after them."""
+        before = self._measurement("")
         for name in names:
-            attacked = self._look(name)
-            after = self._look("")
+            attacked = self._measurement(name)
+            after = self._measurement("")
             if before and attacked and after:
                 attacked["calm_p99"] = [each["latency"]["p99"] for each in (before, after)]
                 self._beside.setdefault(name, []).append(attacked)
             before = after
 
     def seen(self, name: str) -> bool:
-        """Whether there is a measurement beside that attack."""
+        """Whether the victim has been measured beside that attack."""
         return name in self._beside
 
     def ratio(self, name: str) -> float:
-        """The median P99 beside the attack ÷ the median P99 alone, of the looks before and after each."""
-        looks = self._beside[name]
-        calm = [p99 for each in looks for p99 in each["calm_p99"]]
-        return statistics.median(each["latency"]["p99"] for each in looks) / statistics.median(calm)
+        """The median P99 beside the attack ÷ the median P99 alone, of the measurements before and after each."""
+        beside = self._beside[name]
+        calm = [p99 for each in beside for p99 in each["calm_p99"]]
+        return statistics.median(each["latency"]["p99"] for each in beside) / statistics.median(calm)
 
     def calm(self) -> tuple[float, Any]:
-        """Milliseconds: the median of all looks at the victim alone."""
+        """The median of all measurements of the victim alone, in milliseconds."""
         if not self._alone:
             raise TargetFailed(self._errors.get("", "no measurement"))
         return statistics.median(each["latency"]["p99"] for each in self._alone), self._alone
 
     def row(self, name: str) -> tuple[float, Any]:
-        """What a row says of an attack."""
+        """The value and the details of an attack's row."""
         if not self.seen(name):
             raise TargetFailed(self._errors.get(name) or self._errors.get("") or "no measurement")
         return self.ratio(name), self._beside[name]
 
     def grown(self, name: str) -> float | None:
-        """The most that the worker had over what it had at first, in MB, during the attack."""
+        """The largest growth of the worker's memory during the attack, in MB above its first measurement."""
         peaks = [each["peak"] for each in self._beside.get(name, ())]
         return (max(peaks) - self._first) / MB if peaks else None
 
-    def _look(self, name: str) -> Result:
-        """One measurement; empty where it failed."""
+    def _measurement(self, name: str) -> Result:
+        """One measurement; empty if it failed."""
         try:
             if not self._served.alive:
                 raise TargetFailed("the worker is dead")

@@ -3,12 +3,12 @@
     python -m perf witness build    builds ghz (needs Go 1.26; witnesses/go.mod pins the version)
     python -m perf witness          compares and prints a table; exit code 1 if a difference is not explained
 
-What is compared, and why there: *throughput* with a server that is busy all the time, where the rate is its own. The
-cost of a call depends on how many arrive together, which each generator decides by its own way of reading; so where
-rates differ and the server's CPU time per call differs alike, the server was asked differently and both have counted
-right. That is said as the reason. *P95* with a server whose latency is known (`delayed.py`), at a rate that
-costs neither side anything; and with ours, whose answer is there before ghz has turned around: it takes some 80 µs of
-CPU for a call, and that is said as the reason.
+*Throughput* is compared on a server that is busy all the time, so that the server limits the rate. The cost of a call
+depends on how many calls arrive together, which depends on how each generator reads. If the rates differ and the
+server's CPU time per call differs in the same proportion, the generators have sent different batches and both have
+counted correctly; the comparison then states that reason. *P95* is compared on a server whose latency is known
+(`delayed.py`), at a rate far below the capacity of both sides, and on our own server. Ours answers before ghz is ready
+to read, since ghz takes some 80 µs of CPU time for a call; the comparison then states that reason.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target, TargetFailed, h2l
 SOURCES = Path(__file__).parent / "witnesses"
 CACHE = Path.home() / ".cache" / "definition-server-witnesses"
 THROUGHPUT, P95 = 0.15, 0.20
-"""How far a witness may be from ours, as a share of what it says."""
+"""The allowed difference between our figure and the witness's, as a share of the witness's."""
 ANSWER = 1500
 ATTEMPTS = 4
 _BUSY = 0.9
 _MESSAGE_HEAD = 5
 _SHAPES = (("native", 8, 32), ("native", 8, 1), ("grpcio", 8, 32))
 _OWN_SHARE = 0.5
-"""Of the P95 to be told: a generator that takes more of its own time than this for a call measures itself."""
+"""A share of the measured P95: a generator whose own CPU time for a call exceeds it measures itself."""
 Run = dict[str, Any]
 
 
 class WitnessMissing(Exception):
-    """The program is not on this machine; the text says how to get it."""
+    """The program is not installed; the text says how to get it."""
 
 
 class Unmeasured(TargetFailed):
-    """Our own run is not valid, and the server is not to blame: another attempt may succeed."""
+    """Our own run is not valid for a reason outside the server: another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +74,16 @@ class Comparison:
     theirs: float
     allowed: float
     reason: str = ""
-    """Why they differ by more than is allowed; empty if they do not, or if no reason is known."""
+    """Why the two differ by more than is allowed; empty if they do not, or if no reason is known."""
 
     @property
     def difference(self) -> float:
-        """Ours above theirs, as a share of theirs."""
+        """(Ours − theirs) ÷ theirs."""
         return self.ours / self.theirs - 1
 
     @property
     def agrees(self) -> bool:
-        """Whether they are as near as is allowed."""
+        """Whether the difference is within the allowed one."""
         return abs(self.difference) <= self.allowed
 
     @property
@@ -96,15 +96,15 @@ class Comparison:
 
 
 def build() -> Path:
-    """ghz, built where it is not there yet.
+    """The path of ghz, which is built unless it has been built already.
 
     Raises:
-        WitnessMissing: where there is no Go.
-        BuildFailed: where Go cannot build it.
+        WitnessMissing: if Go is not installed.
+        BuildFailed: if Go cannot build it.
     """
     go = shutil.which("go")
     if go is None:
-        raise WitnessMissing("ghz is built with Go 1.26 or newer, and there is none")
+        raise WitnessMissing("building ghz needs Go 1.26 or newer, which is not installed")
     command = [go, "build", "-p", "1", "-buildvcs=false"]
     return built(SOURCES, CACHE, lambda out: make([*command, "-o", f"{out}/", "tool"], SOURCES)) / "ghz"
 
@@ -113,7 +113,7 @@ def ghz_program() -> Path:
     """The built ghz.
 
     Raises:
-        WitnessMissing: where it is not built.
+        WitnessMissing: if it is not built.
     """
     program = place(SOURCES, CACHE) / "ghz"
     if not program.exists():
@@ -125,7 +125,7 @@ def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds
     """Calls at ``rate`` by ghz, all answered with OK; latencies in ms.
 
     Raises:
-        TargetFailed: where it is not so, or ghz says nothing that can be read.
+        TargetFailed: if an answer is not OK, or the report of ghz cannot be read.
     """
     command = [
         str(program), "--insecure", "--proto", str(ROOT / "service/definition_server/proto/avap.proto"), "-O", "json",
@@ -145,22 +145,22 @@ def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds
 
 
 def _children_cpu_seconds() -> float:
-    """Of the children that have ended, and been waited for."""
+    """CPU seconds of the children that have ended and been waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def parsed_ghz(text: str, errors: str = "") -> Run:
-    """What ghz printed as JSON: ``rate``, ``answered`` and ``latency`` in ms.
+    """The figures in the JSON that ghz printed: ``rate``, ``answered`` and ``latency`` in ms.
 
     Raises:
-        TargetFailed: where an answer was not OK, or it is no report of ghz.
+        TargetFailed: if an answer was not OK, or the text is not a report of ghz.
     """
     try:
-        told = json.loads(text)
-        statuses, rate = told["statusCodeDistribution"], float(told["rps"])
-        latency = {f"p{each['percentage']}": each["latency"] / 1e6 for each in told["latencyDistribution"]}
-        count = int(told["count"])
+        report = json.loads(text)
+        statuses, rate = report["statusCodeDistribution"], float(report["rps"])
+        latency = {f"p{each['percentage']}": each["latency"] / 1e6 for each in report["latencyDistribution"]}
+        count = int(report["count"])
     except (ValueError, KeyError, TypeError) as error:
         raise TargetFailed(f"ghz: {type(error).__name__}: {error}: {(errors or text)[-300:]}") from None
     if statuses != {"OK": count} or not count:
@@ -174,7 +174,7 @@ def parsed_ghz(text: str, errors: str = "") -> Run:
 
 
 def throughput(ours: Run, theirs: Run, witness: str, what: str) -> Comparison:
-    """Rates in a closed loop. The reason, if any: the server was busy with both, and a call cost it more with one."""
+    """Compare rates in a closed loop. A difference is explained if a call cost the busy server more with one side."""
     made = Comparison(witness, what, "req/s", ours["rate"], theirs["rate"], THROUGHPUT)
     if made.agrees:
         return made
@@ -183,30 +183,30 @@ def throughput(ours: Run, theirs: Run, witness: str, what: str) -> Comparison:
 
 
 def _other_batches(ours: Run, theirs: Run, witness: str) -> str:
-    """Whether both kept the server busy, and a call cost it more with one: then both have counted right."""
+    """The reason if both kept the server busy and a call cost it more with one; otherwise empty."""
     costs = [run["server_cpu_seconds"] / run["answered"] * 1e6 for run in (ours, theirs)]
     busy = [run["rate"] * cost / 1e6 for run, cost in zip((ours, theirs), costs, strict=True)]
     if min(busy) < _BUSY or abs(busy[0] / busy[1] - 1) > THROUGHPUT:
         return ""
     return (
-        f"calls arrived in other batches: the server was busy with both ({busy[0]:.0%} and {busy[1]:.0%}), and took "
-        f"{costs[0]:.2f} µs a call with ours, {costs[1]:.2f} µs with {witness}"
+        f"calls arrived in different batches: the server was busy with both ({busy[0]:.0%} and {busy[1]:.0%}), and "
+        f"took {costs[0]:.2f} µs for a call with ours, {costs[1]:.2f} µs with {witness}"
     )
 
 
 def _at_its_limit(ours: Run) -> str:
-    """Whether our generator had no time left, and the server had: then the rate is the generator's."""
+    """The reason if our generator used all of its CPU and the server did not; otherwise empty."""
     client, server = (ours[key] / ours["seconds"] for key in ("client_cpu_seconds", "server_cpu_seconds"))
     if client < _BUSY or server >= _BUSY:
         return ""
     return (
         f"our generator, which checks every octet, was at its limit ({client:.0%} of its core) and the server was not "
-        f"({server:.0%}): the rate is the generator's, and what holds is the rate per core of the server's time"
+        f"({server:.0%}): the generator limited the rate; only the rate per second of the server's CPU time is valid"
     )
 
 
 def by_h2load(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
-    """Throughput of both transports, beside h2load."""
+    """Throughput of both transports, compared with h2load."""
     for transport, connections, streams in _SHAPES:
         what = f"{transport}, {connections} connections × {streams} calls"
         with worker(transport, catalogue.descriptor, catalogue.built) as served:
@@ -216,14 +216,14 @@ def by_h2load(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
             )  # fmt: skip
             theirs, before = _h2load(served.target, scenario), served.answered
             ours = _valid(generate(served.target, scenario, catalogue))
-            # Differing batches explain differing rates, so what we counted is held against the server's own count too.
+            # Different batches explain different rates, so our count is also compared with the server's own count.
             if ours["answered"] > (there := served.answered - before):
-                raise TargetFailed(f"we have counted {ours['answered']} answers, the server only {there}")
+                raise TargetFailed(f"our generator counted {ours['answered']} answers, the server only {there}")
             yield throughput(ours, theirs, "h2load", what)
 
 
 def _h2load(target: Target, scenario: Scenario) -> Run:
-    """About so many seconds; a short run before finds the number of calls."""
+    """One run of about ``scenario.seconds``; a short run before it determines the number of calls."""
     with tempfile.TemporaryDirectory(prefix="definition-server-perf-") as folder:
         request = Path(folder) / "request"
         request.write_bytes(wire.message(wire.command_request(name_of(0).encode())))
@@ -238,10 +238,10 @@ def _h2load(target: Target, scenario: Scenario) -> Run:
 
 
 def by_ghz(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
-    """P95, beside ghz: of a server whose P95 is known, and of ours at the rated load.
+    """P95, compared with ghz: of a server whose P95 is known, and of ours at the rated load.
 
     Raises:
-        WitnessMissing: where ghz is not built.
+        WitnessMissing: if ghz is not built.
     """
     program = ghz_program()
     with delayed(catalogue) as target:
@@ -261,14 +261,14 @@ def _p95(program: Path, target: Target, catalogue: Catalogue, rate: float, secon
 
 
 def latency(ours: Run, theirs: Run, what: str) -> Comparison:
-    """P95 in ms. The reason, if any: what ghz itself takes for a call is no small part of what it measures."""
+    """Compare the P95 in ms. A difference is explained if the time that ghz itself takes for a call is a large part."""
     made = Comparison("ghz", what, "ms (P95)", ours["latency"]["p95"], theirs["latency"]["p95"], P95)
     own_ms = theirs["client_us_per_call"] / 1000
     if made.agrees or made.theirs < made.ours or own_ms < _OWN_SHARE * made.ours:
         return made
     reason = (
-        f"ghz measures itself: it takes {own_ms * 1000:.0f} µs of CPU for a call, and with ours 95 % of the answers "
-        f"are there after {made.ours * 1000:.0f} µs"
+        f"ghz measures itself: it takes {own_ms * 1000:.0f} µs of CPU time for a call, and our generator has 95 % of "
+        f"the answers after {made.ours * 1000:.0f} µs"
     )
     return Comparison(**asdict(made) | {"reason": reason})
 
@@ -281,14 +281,14 @@ def _valid(run: Run) -> Run:
 
 
 def settled(compare: Callable[[], Iterator[Comparison]]) -> list[Comparison]:
-    """The comparisons of the first attempt in which none disagrees; else those of the last.
+    """The comparisons of the first attempt in which none disagrees; otherwise those of the last attempt.
 
-    The machine may be shared: two measurements, one after the other, may have had different machines. An instrument
-    that tells something else does so every time.
+    The machine may be shared, so its speed may change between two measurements. An instrument that measures wrongly
+    disagrees in every attempt.
 
     Raises:
-        Unmeasured: where no attempt gave a figure.
-        TargetFailed: where a server or a witness fails.
+        Unmeasured: if no attempt gave a figure.
+        TargetFailed: if a server or a witness fails.
     """
     found: list[Comparison] = []
     failure: Unmeasured | None = None
@@ -306,7 +306,7 @@ def settled(compare: Callable[[], Iterator[Comparison]]) -> list[Comparison]:
 
 
 def witnesses(seconds: float = 2.0) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """For a record: its ``witnesses``, and what had to be ``skipped`` with the reason."""
+    """The ``witnesses`` of a record, and the ``skipped`` comparisons with their reasons."""
     found: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     parts = {"h2load": by_h2load, "ghz": by_ghz}
@@ -327,13 +327,13 @@ def _entry(each: Comparison) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, or compare."""
+    """Build ghz, or compare."""
     parser = argparse.ArgumentParser(
         prog="python -m perf witness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("build", "compare"), default="compare")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
-    parser.add_argument("--keep", action="store_true", help="keep a record, for the report")
+    parser.add_argument("--keep", action="store_true", help="store a record, for the report")
     given = parser.parse_args(arguments)
     if given.what == "build":
         try:
@@ -351,13 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_to_client_cpu()
     found, skipped = witnesses(given.seconds)
     if given.keep:
-        print(f"kept in {_keep(found, skipped, facts, time.monotonic() - began)}")
+        print(f"stored in {_keep(found, skipped, facts, time.monotonic() - began)}")
     _show(found, skipped)
     return int(any(each["verdict"] == "disagrees" for each in found))
 
 
 def _keep(found: list[Run], skipped: list[dict[str, str]], facts: Run, seconds: float) -> Path:
-    """A record with nothing but witnesses: the report takes them from there."""
+    """Store a record that holds only witnesses, from which the report takes them."""
     record = {
         "schema": SCHEMA, "title": "Witnesses", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "duration_seconds": round(seconds, 1), "arguments": {}, "commit": machine.commit(),

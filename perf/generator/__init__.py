@@ -1,1 +1,1 @@
-"""The load generator: scenarios become calls, every answer is compared, latencies become histograms."""
+"""The load generator: makes the calls of a scenario, checks every answer, counts latencies in histograms."""

@@ -1,13 +1,13 @@
-"""Answers, checked octet for octet, at a cost that lets one core check 100,000 and more in a second.
+"""Checks answers octet for octet, cheaply enough that one core checks more than 100,000 a second.
 
-**Judging.** Every answer is taken apart and judged: HTTP status, gRPC status and message, every octet of the body. A
-header block that is made of table entries only, or that changed nothing when it was decoded, means the same until the
-next one that changes the HPACK table: it is decoded once (`HeaderBlocks`). The rest is the hpack library's work.
+**Judging.** Every answer is split into frames and judged: HTTP status, gRPC status and message, every octet of the
+body. A header block that consists only of table entries, or that changed nothing when it was decoded, keeps its meaning
+until another block changes the HPACK table, so it is decoded once (`HeaderBlocks`). The hpack library decodes the rest.
 
-**Shapes.** If all header blocks of an answer are of that kind, what it looked like on the wire becomes a shape, and an
-answer of that gRPC status on that connection is from then on compared as a whole, until the table changes. Whatever
-differs (other frame borders, other blocks, frames of several answers mixed) is taken apart and judged again, so
-a shape is only ever a short cut to the same verdict.
+**Shapes.** If all header blocks of an answer are of that kind, its octets become a shape. From then on, answers of that
+gRPC status on that connection are compared with the shape as a whole, until the table changes. An answer that differs
+(other frame boundaries, other blocks, frames of several answers interleaved) is split into frames and judged again, so
+a shape never changes the verdict.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Fields = dict[bytes, bytes]
 Frames = list[tuple[int, int, bytes]]
 
 DIFFERS, INCOMPLETE = -1, -2
-"""What `MessageShape.after` and `ErrorShape.after` return where there is no position."""
+"""Results of `MessageShape.after` and `ErrorShape.after` that are not positions."""
 STATUSES = 17
-"""gRPC knows 0 to 16."""
+"""The number of gRPC status codes, 0 to 16."""
 _PADDED, _PRIORITY = 0x8, 0x20
 
 
@@ -36,30 +36,30 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What has to be answered: a message where ``status`` is 0, else a text."""
+    """The expected answer: a message if ``status`` is 0, otherwise the text of the error."""
 
     status: int
     content: bytes
 
     def judge(self, first: Fields, last: Fields, body: bytes) -> None:
-        """Compare an answer: its first block of fields, its last (maybe the same), the octets of its DATA.
+        """Compare an answer: its first header block, its last (possibly the same one), the octets of its DATA.
 
         Raises:
-            WrongAnswer: naming the first difference.
+            WrongAnswer: with the first difference.
         """
         if first.get(b":status") != b"200":
             raise WrongAnswer(f"HTTP status {_text(first.get(b':status'))}")
         if last.get(b"grpc-status") != b"%d" % self.status:
-            told = f"gRPC status {_text(last.get(b'grpc-status'))} {_text(last.get(b'grpc-message'))}"
-            raise WrongAnswer(f"{told} where {self.status} is expected")
+            got = f"gRPC status {_text(last.get(b'grpc-status'))} {_text(last.get(b'grpc-message'))}"
+            raise WrongAnswer(f"{got}, expected {self.status}")
         if self.status:
             if unquote_to_bytes(last.get(b"grpc-message", b"")) != self.content:
-                told = f"the message {_text(last.get(b'grpc-message'))}"
-                raise WrongAnswer(f"{told} where {_text(self.content)} is expected")
+                got = f"the message {_text(last.get(b'grpc-message'))}"
+                raise WrongAnswer(f"{got}, expected {_text(self.content)}")
         elif len(body) != 5 + len(self.content):
-            raise WrongAnswer(f"a body of {len(body)} octets where {5 + len(self.content)} are expected")
+            raise WrongAnswer(f"a body of {len(body)} octets, expected {5 + len(self.content)}")
         elif not (body.startswith(prefix(len(self.content))) and body.endswith(self.content)):
-            raise WrongAnswer(f"a body of the right length ({len(body)} octets) and other content")
+            raise WrongAnswer(f"a body of the right length ({len(body)} octets) with other content")
 
 
 def _text(value: bytes | None) -> str:
@@ -67,15 +67,15 @@ def _text(value: bytes | None) -> str:
 
 
 def prefix(length: int) -> bytes:
-    """What stands before a gRPC message of ``length`` octets that is not compressed."""
+    """The prefix of an uncompressed gRPC message of ``length`` octets."""
     return b"\0" + pack(">I", length)
 
 
 class Call:
-    """One request and what has to be answered; the same object serves any number of times.
+    """One request and its expected answer; the same object can be sent any number of times.
 
-    ``block``: its header block, where it is not the connection's usual one; literals only, so that it means the same
-    at any time.
+    ``block``: its header block, if it differs from the connection's usual one; literals only, so that its meaning does
+    not depend on the HPACK table.
     """
 
     __slots__ = ("block", "content", "expected", "length", "octets", "request", "status")
@@ -89,20 +89,20 @@ class Call:
 
 
 class HeaderBlocks:
-    """The header blocks of one connection, decoded; each that cannot change the table only once."""
+    """Decodes the header blocks of one connection; a block that cannot change the table is decoded once."""
 
     def __init__(self) -> None:
         self._decoder = Decoder()
         self._table = self._decoder.header_table
         self._known: dict[bytes, Fields] = {}
         self.version = 0
-        """Counts the changes of the table: what a block means, it means as long as this stays the same."""
+        """Counts the changes of the table. The meaning of a block holds as long as this number stays the same."""
 
     def fields(self, block: bytes) -> Fields:
-        """What ``block`` says. All callers share the result: do not change it.
+        """The fields of ``block``. All callers share the result: do not change it.
 
         Raises:
-            WrongAnswer: where it cannot be decoded.
+            WrongAnswer: if it cannot be decoded.
         """
         found = self._known.get(block)
         if found is not None:
@@ -133,7 +133,7 @@ class HeaderBlocks:
         return len(entries), entries[0] if entries else None, self._table.maxsize
 
     def _changed(self, before: tuple[int, object, int]) -> bool:
-        """Whether an entry has come or gone: then the newest one is another object, or there are fewer."""
+        """Whether an entry was inserted or evicted: then the newest one is another object, or there are fewer."""
         count, newest, size = self._state()
         return count != before[0] or newest is not before[1] or size != before[2]
 
@@ -145,17 +145,17 @@ class Answer:
 
     def __init__(self, version: int) -> None:
         self.version = version
-        """Of the table when it began."""
+        """Version of the table when the answer began."""
         self.frames: Frames = []
         self._first: Fields | None = None
         self._last: Fields = {}
         self._body: list[bytes] = []
 
     def add(self, kind: int, flags: int, payload: bytes, blocks: HeaderBlocks) -> bool:
-        """Take one frame in. Whether it was the last.
+        """Add one frame. Returns whether it was the last.
 
         Raises:
-            WrongAnswer: for a frame that ends the answer early, or that no server has ever sent us.
+            WrongAnswer: for a frame that ends the answer early, or that does not belong in an answer.
         """
         content = payload[1 : len(payload) - payload[0]] if flags & _PADDED and payload else payload
         if kind == wire.DATA:
@@ -172,13 +172,13 @@ class Answer:
         return bool(flags & wire.END_STREAM)
 
     def judge(self, expected: Expected) -> None:
-        """Compare all of it. Raises `WrongAnswer` where it is not the expected one."""
+        """Compare the whole answer. Raises `WrongAnswer` if it is not the expected one."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         expected.judge(self._first or {}, self._last, body)
 
 
 class MessageShape:
-    """How an answer with a message looks: HEADERS, DATA, HEADERS."""
+    """The shape of an answer with a message: HEADERS, DATA, HEADERS."""
 
     __slots__ = ("_after", "_before", "_block", "_data", "_head")
 
@@ -188,10 +188,10 @@ class MessageShape:
         self._data = data
         self._after = (_head(len(trailers), wire.HEADERS, end), trailers)
         self._before: dict[int, tuple[bytes, bytes, bytes]] = {}
-        """Length of the content → what stands before it, to be joined by the stream identifier."""
+        """Length of the content → the pieces before it, to be joined by the stream identifier."""
 
     def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
-        """The position behind the answer to ``call`` that begins at ``at``; else `DIFFERS` or `INCOMPLETE`."""
+        """The position after the answer to ``call`` that begins at ``at``; otherwise `DIFFERS` or `INCOMPLETE`."""
         wanted = identifier.join(self._before.get(call.length) or self._prepared(call.length))
         if not buffer.startswith(wanted, at):
             return _missing(buffer, at, wanted)
@@ -209,7 +209,7 @@ class MessageShape:
 
 
 class ErrorShape:
-    """How an answer with an error looks: one HEADERS frame whose block says the text as it is."""
+    """The shape of an answer with an error: one HEADERS frame whose block holds the text as a literal."""
 
     __slots__ = ("_head", "_left", "_length", "_right")
 
@@ -220,7 +220,7 @@ class ErrorShape:
         self._length = len(content)
 
     def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
-        """As `MessageShape.after`. A text of another length has another block."""
+        """As `MessageShape.after`. A text of another length differs, since its block does."""
         if call.length != self._length:
             return DIFFERS
         wanted = identifier.join((self._head, self._left + call.content + self._right))
@@ -231,7 +231,7 @@ Shape = MessageShape | ErrorShape
 
 
 def shape_of(expected: Expected, frames: Frames) -> Shape | None:
-    """The shape of an answer that was judged right; None where the next one need not look like it."""
+    """The shape of an answer that was judged right; None if the next answer may differ in form."""
     if any(flags & _PADDED for _, flags, _ in frames):
         return None
     kinds = [kind for kind, _, _ in frames]
@@ -243,11 +243,11 @@ def shape_of(expected: Expected, frames: Frames) -> Shape | None:
 
 
 def _head(length: int, kind: int, flags: int) -> bytes:
-    """A frame's head up to the stream identifier."""
+    """The octets of a frame before the stream identifier."""
     return pack(">I", length)[1:] + bytes((kind, flags))
 
 
 def _missing(buffer: bytes, at: int, wanted: bytes) -> int:
-    """Why ``wanted`` is not there: it has not all come yet, or something else has."""
+    """Why ``wanted`` is not at that position: `INCOMPLETE` if the rest of it may arrive, `DIFFERS` otherwise."""
     rest = len(buffer) - at
     return INCOMPLETE if rest < len(wanted) and wanted.startswith(buffer[at:]) else DIFFERS

@@ -1,4 +1,4 @@
-"""What stands beside a load: connections that say nothing, and clients that read slowly."""
+"""Clients beside a load: idle connections, and clients that read slowly."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from perf.targets.processes import resident
 _IDLE_PER_ADDRESS = 5000
 """Connections from one source address; the kernel's range has 28,000 ports (ip_local_port_range)."""
 _SLOW_ASKED = 2
-"""Catalogues that a slow reader has asked for."""
+"""Catalogues that a slow reader requests."""
 _SLOW_OCTETS, _SLOW_SECONDS = 4096, 0.05
-"""What it reads, and how often: 80 kB/s."""
+"""Octets of one read, and seconds between two reads: 80 kB/s."""
 _SLOW_BUFFER = 4096
-"""Its receive buffer: what the kernel does not take for it stays with the server."""
+"""Its receive buffer; octets that do not fit into it stay in the server."""
 
 
 class IdleConnections:
-    """Connections of clients that have nothing to say. Their windows are open, their SETTINGS exchanged."""
+    """Connections of clients that make no call. Their windows are open, their SETTINGS exchanged."""
 
     def __init__(self, job: Job) -> None:
         before = _resident(job.pids)
-        # Ports of connections that we have closed stay taken for a minute: every process has addresses of its own.
+        # Ports of closed connections stay in use for a minute (TIME_WAIT), so every process has its own addresses.
         network = f"127.{1 + os.getpid() % 250}"
         self._held: list[socket.socket] = []
         try:
@@ -50,7 +50,7 @@ class IdleConnections:
         """Nothing."""
 
     def close(self) -> dict[str, Any]:
-        """Leave. How many were held, how many the server had not closed, what each took of its memory."""
+        """Close them. Returns how many were held, how many the server had not closed, the server's memory for each."""
         alive = 0
         for sock in self._held:
             sock.setblocking(False)
@@ -85,7 +85,7 @@ def _exchange(sock: socket.socket) -> None:
 
 
 class SlowReaders:
-    """Clients that have asked for catalogues, windows wide open, and hardly read. What they read is not checked."""
+    """Clients that request catalogues with large windows and read slowly. The octets that they read are not checked."""
 
     def __init__(self, job: Job) -> None:
         self._held: list[socket.socket] = []
@@ -95,16 +95,16 @@ class SlowReaders:
         for _ in range(job.slow):
             sock = connect(job.port, receive_buffer=_SLOW_BUFFER, seconds=job.patience, tls=job.tls)
             self._held.append(sock)
-            asked = [
+            requests = [
                 wire.frame(wire.HEADERS, wire.END_HEADERS, stream, block)
                 + wire.frame(wire.DATA, wire.END_STREAM, stream, wire.message(b""))
                 for stream in range(1, 2 * _SLOW_ASKED, 2)
             ]
-            sock.sendall(wire.opening() + b"".join(asked))
+            sock.sendall(wire.opening() + b"".join(requests))
             sock.setblocking(False)
 
     def step(self) -> None:
-        """Read a little where it is time for it."""
+        """Read a little on each connection whose next read is due."""
         now = monotonic()
         if now < self._next:
             return
@@ -123,9 +123,9 @@ class SlowReaders:
             self._octets += octets
 
     def close(self) -> dict[str, Any]:
-        """Leave. How many there were, what they had asked for and read, and how many the server threw out."""
+        """Close them. Returns their number, the octets requested and read, and how many the server disconnected."""
         count = len(self._held) + self._gone
         for sock in self._held:
             sock.close()
-        told = {"connections": count, "catalogues_asked_each": _SLOW_ASKED, "octets_read": self._octets}
-        return told | {"thrown_out": self._gone}
+        figures = {"connections": count, "catalogues_asked_each": _SLOW_ASKED, "octets_read": self._octets}
+        return figures | {"thrown_out": self._gone}

@@ -1,4 +1,4 @@
-"""One client connection that costs the client next to nothing: no object per frame, one write per batch of requests."""
+"""A client connection that takes little CPU time: no object per frame, one write per batch of requests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from tests.support import wire
 from perf.generator.answers import INCOMPLETE, STATUSES, Answer, Call, HeaderBlocks, Shape, WrongAnswer, shape_of
 
 RECEIVE = 1 << 16
-"""Below what malloc asks the kernel for anew every time (128 kB): a larger one makes each read 15 µs dearer."""
+"""Below the size from which malloc maps memory anew each time (128 kB): a larger buffer makes each read take 15 µs
+more."""
 _RECORD = 1 << 14
-"""The most that one TLS record holds."""
+"""The largest size of a TLS record's content."""
 _BIND_ADDRESS_NO_PORT = 24
-"""ip(7), IP_BIND_ADDRESS_NO_PORT: the port is chosen when it is known which pairs of ports are free."""
+"""ip(7), IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port at connect, where it knows the free pairs of ports."""
 _SO_TIMESTAMPNS = 35
-"""socket(7): what is read comes with the instant of its arrival, a ``struct timespec`` of the clock of the day."""
+"""socket(7): each read returns the instant at which the data arrived, a ``struct timespec`` of the realtime clock."""
 _TIMESPEC = Struct("qq")
 _CREDIT = 1 << 29
-"""Octets of DATA after which the connection's window is opened again: half of what it was opened to."""
+"""Octets of DATA after which the connection's window is replenished: half of its initial size."""
 _TABLE_SIZE = (0x1).to_bytes(2, "big")
 _MOST_STREAMS = (0x3).to_bytes(2, "big")
 _LEAST_TABLE = 4096
-"""What `tests.support.wire.HeaderEncoder` uses."""
+"""The table size that `tests.support.wire.HeaderEncoder` uses."""
 
 Due = tuple[Call, float]
 """A call, and the instant from which its latency counts."""
@@ -35,8 +36,8 @@ Due = tuple[Call, float]
 
 def connect(port: int, *, source: str = "", receive_buffer: int = 0, seconds: float = 5.0,
             tls: bool = False) -> socket.socket:  # fmt: skip
-    """A blocking connection to the server on this machine; ``source``: an address of it, where the usual one
-    has too few ports.
+    """A blocking connection to the server on this machine; ``source``: an address of this machine, for use when the
+    default address has too few ports.
 
     Raises:
         OSError: if no server listens, or TLS does not negotiate ``h2``.
@@ -53,7 +54,7 @@ def connect(port: int, *, source: str = "", receive_buffer: int = 0, seconds: fl
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not tls:
             return sock
-        # Who the server is does not matter here: it was started by us, with a certificate made a moment ago.
+        # The certificate is not verified: this measurement started the server, with a certificate made for it.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -69,23 +70,24 @@ def connect(port: int, *, source: str = "", receive_buffer: int = 0, seconds: fl
 
 
 class LoadConnection:
-    """Sends calls, checks answers, and keeps to the server's limits (its windows, its number of streams).
+    """Sends calls, checks answers, and obeys the server's limits (windows, number of streams).
 
-    `send` any number of calls at any time; `receive` when the socket is readable; `flush` now and then while there is
-    something `unsent`. With ``acknowledge`` it does what grpc-go does after replies: a connection WINDOW_UPDATE and, if
-    none is on its way, a PING. With ``stamped`` a call's instant is that of its sending, whatever `send` was told, and
-    the kernel says when its answer `arrived`: between them lies nothing that this process does. Not over TLS.
+    Call `send` with any number of calls at any time, `receive` when the socket is readable, and `flush` from time to
+    time while octets are `unsent`. With ``acknowledge`` it does what grpc-go does after replies: it sends a connection
+    WINDOW_UPDATE and, if none is unanswered, a PING. With ``stamped`` the latency of a call counts from the instant of
+    its sending, not from the one passed to `send`, to the instant at which the kernel received the answer (`arrived`),
+    so that delays of this process are not included. Not over TLS.
     """
 
     def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes], *, acknowledge: bool = False,
                  tls: bool = False, start: int = 0, stamped: bool = False) -> None:  # fmt: skip
-        """``start``: the first of ``deadlines`` to use; another one for each connection."""
+        """``start``: index of the first of ``deadlines`` to use, different for each connection."""
         self.sock = connect(port, tls=tls)
         self._stamped = stamped and not tls
         if self._stamped:
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.arrived = 0.0
-        """When what was read last had come (monotonic clock); 0: not known."""
+        """When the octets of the last read arrived (monotonic clock); 0: not known."""
         self._tls = tls
         self.sock.sendall(wire.opening())
         self.sock.setblocking(False)
@@ -101,7 +103,7 @@ class LoadConnection:
         self._deadline = start % len(deadlines) if blocks.fresh else 0
         self._next = 1
         self._window = wire.INITIAL_WINDOW
-        self._most = 100  # the least that a server should allow (RFC 9113 §6.5.2), until its SETTINGS are here
+        self._most = 100  # the minimum that a server should allow (RFC 9113 §6.5.2), until its SETTINGS arrive
         self._rest = b""
         self._answers: dict[bytes, Answer] = {}
         self._headers = HeaderBlocks()
@@ -118,7 +120,7 @@ class LoadConnection:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def send(self, calls: Sequence[Due]) -> None:
-        """Send what the server's limits allow now; the rest waits for answers."""
+        """Send the calls that the server's limits allow now; the others wait for answers."""
         if self.waiting or len(self.inflight) + len(calls) > self._most:
             self.waiting.extend(calls)
             calls = self._allowed()
@@ -143,7 +145,7 @@ class LoadConnection:
         return calls
 
     def _request(self, call: Call) -> tuple[bytes, bytes, bytes]:
-        """HEADERS and DATA, to be joined by the stream's identifier."""
+        """The pieces of HEADERS and DATA, to be joined by the stream's identifier."""
         block = call.block or self._usual_block()
         return (
             len(block).to_bytes(3, "big") + b"\x01\x04",
@@ -177,7 +179,7 @@ class LoadConnection:
             self.unsent = octets[sent:]
 
     def flush(self) -> None:
-        """Send what the socket did not take at once."""
+        """Send the octets that the socket has not yet accepted."""
         if self.unsent:
             octets, self.unsent = self.unsent, b""
             self._write(octets)
@@ -185,10 +187,10 @@ class LoadConnection:
     # -- receiving ---------------------------------------------------------------------------------------------------
 
     def receive(self) -> list[Due]:
-        """Read what there is. The calls that were answered, and answered right.
+        """Read all available octets. Returns the calls that were answered correctly.
 
         Raises:
-            WrongAnswer: for anything else.
+            WrongAnswer: for an answer that is not correct, or a lost connection.
         """
         try:
             data = self._read_tls() if self._tls else self._read_stamped() if self._stamped else self.sock.recv(RECEIVE)
@@ -224,7 +226,7 @@ class LoadConnection:
         return data
 
     def _read_tls(self) -> bytes:
-        """All octets that have arrived: epoll does not report those in OpenSSL's own buffer."""
+        """All octets that have arrived, including those in OpenSSL's buffer, which epoll does not report."""
         parts = [self.sock.recv(_RECORD)]
         try:
             while parts[-1] and self.sock.gettimeout() == 0:
@@ -234,7 +236,7 @@ class LoadConnection:
         return b"".join(parts)
 
     def _take(self, buffer: bytes, done: list[Due]) -> int:
-        """Consume whole answers and frames; the position of the first octet left over."""
+        """Consume whole answers and frames. Returns the position of the first octet that is left."""
         at, end, inflight, shapes = 0, len(buffer), self.inflight, self._shapes
         while end - at >= wire.HEAD:
             identifier = buffer[at + 5 : at + 9]
@@ -261,7 +263,7 @@ class LoadConnection:
         return at
 
     def _answer(self, kind: int, flags: int, identifier: bytes, payload: bytes, due: Due) -> bool:
-        """A frame of an answer that is being taken apart. Whether it was the last, and the answer right."""
+        """Handle a frame of an answer that is judged frame by frame. Returns whether it completed a right answer."""
         answer = self._answers.get(identifier)
         if answer is None:
             answer = self._answers[identifier] = Answer(self._headers.version)
@@ -281,7 +283,7 @@ class LoadConnection:
         return True
 
     def _frame(self, kind: int, flags: int, identifier: bytes, payload: bytes) -> None:
-        """A frame that belongs to no answer."""
+        """Handle a frame that belongs to no answer."""
         if kind == wire.SETTINGS:
             if not flags & wire.ACK:
                 self._settings(payload)
@@ -299,8 +301,8 @@ class LoadConnection:
             where = int.from_bytes(identifier, "big")
             if kind == wire.GOAWAY:
                 code, text = int.from_bytes(payload[4:8], "big"), payload[8:68]
-                raise WrongAnswer(f"the server says goodbye (GOAWAY, HTTP/2 error {code}, {text!r})")
-            raise WrongAnswer(f"a frame of type {kind} on stream {where}, where none is due: {payload[:60]!r}")
+                raise WrongAnswer(f"the server ends the connection (GOAWAY, HTTP/2 error {code}, {text!r})")
+            raise WrongAnswer(f"an unexpected frame of type {kind} on stream {where}: {payload[:60]!r}")
 
     def _settings(self, payload: bytes) -> None:
         self._most = wire.WIDE_WINDOW
@@ -320,10 +322,10 @@ class LoadConnection:
         self._write(octets)
 
     def prove(self, call: Call, seconds: float = 10.0) -> None:
-        """One call by itself, so that the connection stands and the server's limits are known.
+        """Make one call, after which the connection is established and the server's limits are known.
 
         Raises:
-            WrongAnswer: where it is not answered in time.
+            WrongAnswer: if it is not answered in time.
         """
         self.send([(call, 0.0)])
         deadline = monotonic() + seconds

@@ -1,6 +1,6 @@
 """Latencies as HdrHistograms: values in ns, three significant digits, from 100 ns to an hour.
 
-A generator notes every latency as a float; counting is done afterwards, because recording one costs a microsecond.
+A generator notes every latency as a float and counts them afterwards, because recording one takes a microsecond.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ UNIT = "ns"
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
 _STEP = 100
-"""What a latency is rounded to before it is counted, in ns: a thousandth of what a call takes at the least."""
+"""Latencies are rounded to multiples of it before they are counted, in ns: a thousandth of the shortest call."""
 _LONGEST = 3600 * 10**9
 
 
@@ -25,7 +25,7 @@ def empty() -> HdrHistogram:
 
 
 def counted(seconds: Iterable[float]) -> HdrHistogram:
-    """A histogram of latencies in seconds. One below 0 counts as 0, one beyond an hour as an hour."""
+    """A histogram of latencies in seconds. A value below 0 counts as 0, one above an hour as an hour."""
     made = empty()
     steps_per_second = 1e9 / _STEP
     for steps, count in Counter([int(value * steps_per_second) for value in seconds]).items():
@@ -34,7 +34,7 @@ def counted(seconds: Iterable[float]) -> HdrHistogram:
 
 
 def merged(encoded: Iterable[str]) -> HdrHistogram:
-    """The sum of histograms that `encode` made."""
+    """The sum of histograms in the format of `encode`."""
     made = empty()
     for each in encoded:
         made.add(_decoded(each))
@@ -43,27 +43,27 @@ def merged(encoded: Iterable[str]) -> HdrHistogram:
 
 def encode(histogram: HdrHistogram) -> str:
     """HdrHistogram's V2 format, compressed, as base64."""
-    told = histogram.encode()
-    return told.decode() if isinstance(told, bytes) else str(told)
+    encoded = histogram.encode()
+    return encoded.decode() if isinstance(encoded, bytes) else str(encoded)
 
 
 def latency(histogram: HdrHistogram) -> dict[str, float]:
-    """Percentiles and the longest in ms; nothing where there is no value."""
+    """Percentiles and the maximum in ms; empty if the histogram has no value."""
     if not histogram.get_total_count():
         return {}
-    told = histogram.get_percentile_to_value_dict(list(PERCENTILES.values()))
-    found = {name: round(told[percentile] / 1e6, 4) for name, percentile in PERCENTILES.items()}
+    values = histogram.get_percentile_to_value_dict(list(PERCENTILES.values()))
+    found = {name: round(values[percentile] / 1e6, 4) for name, percentile in PERCENTILES.items()}
     return found | {"max": round(histogram.get_max_value() / 1e6, 4)}
 
 
 def share_above(encoded: str, unit: str, milliseconds: float) -> float:
-    """The share of values above ``milliseconds``, to the histogram's three digits; 0 where there are none.
+    """The share of values above ``milliseconds``, to the histogram's three digits; 0 if the histogram is empty.
 
     Raises:
-        ValueError: for a ``unit`` that is none of ns, µs, ms.
+        ValueError: for a ``unit`` other than ns, µs and ms.
     """
     if unit not in _PER_MS:
-        raise ValueError(f"histogram_unit {unit!r} is none of {', '.join(_PER_MS)}")
+        raise ValueError(f"histogram_unit {unit!r} is not one of {', '.join(_PER_MS)}")
     limit = milliseconds * _PER_MS[unit]
     above = total = 0
     for item in _decoded(encoded).get_recorded_iterator():

@@ -1,4 +1,4 @@
-"""What a generator is to do, and the calls that it makes: drawn before the clock runs."""
+"""The job of a generator process, and its calls, which are drawn before the measurement begins."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from perf.targets.catalogue import name_of
 NOT_FOUND, UNAUTHENTICATED = 5, 16
 WRONG_KEY = "wrong-0123456789abcde"
 ZIPF_EXPONENT = 1.1
-"""Of 100,000 definitions, the hundred that are asked for most often get 57 % of all calls."""
+"""Exponent of Zipf's law. Of 100,000 definitions, the hundred that are requested most often get 57 % of all calls."""
 UNKNOWN_NAMES = 20_000
 _MOST_CALLS = 1 << 17
-"""Drawn and then repeated: enough that a server sees no pattern, few enough to be held in memory with their answers."""
+"""Calls that are drawn and then repeated: so many that a server cannot exploit the repetition, and few enough to hold
+them in memory with their answers."""
 
 
 @dataclass
 class Job:
-    """What one process of a generator does. Times are in seconds."""
+    """The job of one process of a generator. Times are in seconds."""
 
     kind: str
     """``closed``, ``open`` or ``sync``."""
@@ -32,38 +33,38 @@ class Job:
     """The server's."""
     server_cpus: list[int] = field(default_factory=list)
     snapshot: int = -1
-    """An inherited descriptor of sealed memory that holds the catalogue served."""
+    """An inherited descriptor of sealed memory that holds the served catalogue."""
     key: str = ""
     names: str = "all"
     """``one``, ``all`` in turn, or ``zipf``."""
     spread: int = 0
-    """At most so many definitions, spread over the catalogue; 0: all."""
+    """Maximum number of definitions, spread over the catalogue; 0: all."""
     unknown: float = 0.0
     unknown_names: int = UNKNOWN_NAMES
     bad_key: float = 0.0
     deadlines: int = 0
-    """How many different ones; 0: calls without."""
+    """Number of different deadlines; 0: calls without a deadline."""
     acknowledge: bool = False
     """See `perf.generator.connection.LoadConnection`."""
     tls: bool = False
     stamped: bool = False
-    """Latency from the instant of sending to the arrival of the answer in the kernel: what the generator itself delays,
-    because of what goes on beside, does not count. See `perf.generator.connection.LoadConnection`."""
+    """Latency from the instant of sending to the arrival of the answer in the kernel, so that delays of the generator
+    itself do not count. See `perf.generator.connection.LoadConnection`."""
     connections: int = 8
     streams: int = 32
     rate: float = 0.0
     seconds: float = 2.0
     warmup: float = 0.4
     patience: float = 10.0
-    """How long an answer may take until the server is said not to answer."""
+    """How long the generator waits for an answer before the run fails."""
     idle: int = 0
-    """Connections that are held beside and say nothing."""
+    """Number of idle connections beside the load."""
     slow: int = 0
-    """Connections beside that read catalogues slowly."""
+    """Number of connections beside the load that read catalogues slowly."""
     attack: str = ""
-    """One of `tests.support.attacks.ATTACKS`, from the same loop."""
+    """One of `tests.support.attacks.ATTACKS`, made in the same loop."""
     member: int = 0
-    """Number among the generator's processes; 0 leads: it reads the server's CPU time."""
+    """Number among the generator's processes; process 0 also reads the server's CPU time."""
 
     def fields(self, path: bytes, *, wrong_key: bool = False, fresh: bool = False) -> list[wire.Field]:
         """The header fields of a call."""
@@ -76,15 +77,15 @@ class Job:
         return wire.BlockCycle(self.fields(wire.GET_COMMAND, wrong_key=self.bad_key >= 1, fresh=self.deadlines > 0))
 
     def calls(self, snapshot: Snapshot) -> list[Call]:
-        """The calls to make in turn, in the shares that are wanted.
+        """The calls to make in turn, in the requested shares.
 
         Raises:
-            ValueError: where the catalogue and the job do not fit each other.
+            ValueError: if the catalogue does not fit the job.
         """
         names = _names(snapshot.count, self.names, self.spread)
         if self.names != "zipf" and not self.unknown and not self.bad_key:
             return [_known(name, snapshot) for name in names[:_MOST_CALLS]]
-        # The same shuffle in every process: what is asked for often is the same for all of them.
+        # The same shuffle in every process, so that all of them request the same definitions most often.
         random.Random(1).shuffle(names)
         chance = random.Random(100 + self.member)
         count = _MOST_CALLS if self.names == "zipf" else max(1 << 14, min(len(names), _MOST_CALLS))
@@ -99,13 +100,13 @@ class Job:
         for number in range(min(count, self.unknown_names)):
             name = f"missing{number:05d}"
             if name.encode() in snapshot:
-                raise ValueError(f"{name} is in the catalogue, and should be unknown")
+                raise ValueError(f"{name} is in the catalogue, but must be unknown")
             text = f"Command '{name}' not found".encode()
             made.append(Call(wire.command_request(name.encode()), Expected(NOT_FOUND, text)))
         return [made[number % len(made)] for number in range(count)]
 
     def _bad(self, count: int, names: list[str]) -> list[Call]:
-        """Calls with a wrong key. If not all are such, theirs is a header block of its own."""
+        """Calls with a wrong key. Unless all calls have one, they use their own header block."""
         usual = self.bad_key >= 1
         block = b"" if usual else wire.literal_block(self.fields(wire.GET_COMMAND, wrong_key=True))
         expected = Expected(UNAUTHENTICATED, b"Invalid Credentials")

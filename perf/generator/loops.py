@@ -1,9 +1,9 @@
-"""The two ways of asking: a closed loop and a schedule. Both check every answer.
+"""The two kinds of load: a closed loop and an open loop. Both check every answer.
 
-**Closed**: ``connections`` × ``streams`` calls are always under way; latency counts from the instant of sending.
-**Open**: Poisson arrivals on a schedule, drawn beforehand, that does not care how the server is doing; latency counts
-from the scheduled instant, so whoever has to wait behind a slow call counts in full. Calls that were due before the
-measurement began are answered and not counted; those due in it count however late their answers are.
+**Closed**: ``connections`` × ``streams`` calls are always in flight; latency counts from the instant of sending.
+**Open**: Poisson arrivals on a schedule that is drawn beforehand and does not depend on the server; latency counts from
+the scheduled instant, so the time that a call waits behind a slow call counts in full. Calls that are due before the
+measurement begins are answered but not counted; those due during it count however late their answers are.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from perf.generator.job import Job
 from perf.targets.processes import peak_resident, precise_cpu_seconds, resident, softirq_seconds, user_seconds
 
 LATE_SECONDS = 0.001
-"""A call that is sent later than that after its instant was sent late."""
+"""Seconds after its scheduled instant from which on a sent call counts as late."""
 _MB = 1e6
 _FLUSH_SECONDS = 0.001
 _SPIN_SECONDS = 1e-5
-"""A turn of the loop with nothing to do takes less; in one that takes longer, another process had the CPU."""
+"""An iteration of the loop without work takes less; during a longer one, another process had the CPU."""
 
 
 class Beside(Protocol):
-    """What goes on beside the load, in the same loop."""
+    """Work beside the load, in the same loop."""
 
     def step(self) -> None:
-        """A little of it."""
+        """Do a small piece of the work."""
 
     def close(self) -> dict[str, Any]:
-        """End it; returns the figures."""
+        """End the work. Returns its figures."""
 
 
 @dataclass
 class Span:
-    """What happened between two instants: answers, and the CPU time that they took on both sides."""
+    """A measured period: its answers, and the CPU time of client and server."""
 
     job: Job
     began: float = 0.0
@@ -55,28 +55,28 @@ class Span:
     client: float = 0.0
 
     def start(self, answered: float) -> None:
-        """Begin to count."""
+        """Begin the period."""
         self.answered = answered
         self.before = self._server()
         self.client, self.began = process_time(), monotonic()
 
     def result(self, answered: float, *, spinning: float = 0.0) -> dict[str, Any]:
-        """End, and return the figures. ``spinning``: seconds that the client only waited for the clock."""
+        """End the period and return its figures. ``spinning``: seconds that the client only waited for the clock."""
         seconds = monotonic() - self.began
         client = max(0.0, process_time() - self.client - spinning)
-        told: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "answered": answered - self.answered, "seconds": seconds, "client_cpu_seconds": client,
             "spinning_seconds": spinning,
         }  # fmt: skip
         if self.job.member == 0 and self.job.pids:
             after = self._server()
-            told |= {name: value - self.before[name] for name, value in after.items()}
-            told["resident_mb"] = sum(map(resident, self.job.pids)) / _MB
-            told["peak_resident_mb"] = sum(map(peak_resident, self.job.pids)) / _MB
-        return told
+            figures |= {name: value - self.before[name] for name, value in after.items()}
+            figures["resident_mb"] = sum(map(resident, self.job.pids)) / _MB
+            figures["peak_resident_mb"] = sum(map(peak_resident, self.job.pids)) / _MB
+        return figures
 
     def _server(self) -> dict[str, float]:
-        """The server's CPU time so far; only the process that leads looks."""
+        """The server's CPU time so far; only process 0 reads it."""
         if self.job.member or not self.job.pids:
             return {}
         return {
@@ -87,7 +87,7 @@ class Span:
 
 
 class Load:
-    """The connections of one job and what they have seen. Close it."""
+    """The connections of one job and the latencies of their calls. The caller closes it."""
 
     def __init__(self, job: Job, snapshot: Snapshot) -> None:
         self.job = job
@@ -100,7 +100,7 @@ class Load:
         self._poll = select.epoll()
         self.answered = 0
         self.measured_from = 0.0
-        """Calls that are due earlier are not in `latencies`."""
+        """Calls that are due before this instant are not in `latencies`."""
         self.latencies = array("d")
         try:
             for number in range(job.connections):
@@ -126,8 +126,9 @@ class Load:
         more: Callable[[LoadConnection, list[Due]], None] | None = None,
         between: Callable[[], None] | None = None,
     ) -> bool:
-        """Read what has come, note it, and give each connection's finished calls to ``more``; ``between`` two
-        connections something else may be due. Whether anything had come.
+        """Read what has arrived, note the latencies, and pass each connection's finished calls to ``more``.
+
+        ``between`` is called between two connections, because calls may be due there. Returns whether anything arrived.
 
         Raises:
             WrongAnswer: for an answer that is not the expected one.
@@ -147,7 +148,7 @@ class Load:
             if between is not None:
                 between()
         if not events:
-            # What a socket did not take at once; rarely looked at, because answers make room as well.
+            # Octets that a socket did not accept at once; rarely checked, because answers also trigger sending.
             for connection in self.connections:
                 if connection.unsent:
                     connection.flush()
@@ -155,14 +156,14 @@ class Load:
 
     @property
     def unanswered(self) -> int:
-        """Calls under way, and calls that the server's limits have not let out yet."""
+        """Calls in flight, and calls that the server's limits still hold back."""
         return sum(len(each.inflight) + len(each.waiting) for each in self.connections)
 
     def drain(self) -> None:
-        """Wait for what is still under way.
+        """Wait for the answers of all calls in flight.
 
         Raises:
-            WrongAnswer: where it does not come.
+            WrongAnswer: if one does not arrive in time.
         """
         deadline = monotonic() + self.job.patience
         while missing := self.unanswered:
@@ -172,7 +173,7 @@ class Load:
 
     @property
     def seen(self) -> dict[str, Any]:
-        """Latencies, and how many answers were judged frame by frame."""
+        """The histogram of latencies, and how many answers were judged frame by frame."""
         apart = sum(each.taken_apart for each in self.connections)
         return {"histogram": encode(counted(self.latencies)), "taken_apart": apart}
 
@@ -183,14 +184,14 @@ class Load:
         self._poll.close()
 
 
-def closed(load: Load, beside: Sequence[Beside], start: float, say: Callable[[], None]) -> dict[str, Any]:
-    """As many calls under way as there are streams, always; the measurement is a part of it.
+def closed(load: Load, beside: Sequence[Beside], start: float, measuring: Callable[[], None]) -> dict[str, Any]:
+    """Keep one call in flight on every stream; the measurement covers a part of that time.
 
     Raises:
-        WrongAnswer: for an answer that is wrong or does not come.
+        WrongAnswer: for an answer that is wrong or does not arrive.
     """
     calls, count = load.calls, len(load.calls)
-    # Processes and connections each begin elsewhere: they would ask for the same names at the same time.
+    # Each process and connection begins at another call; otherwise all would request the same names at the same time.
     at = count * load.job.member // 7
 
     def more(connection: LoadConnection, done: list[Due]) -> None:
@@ -213,22 +214,22 @@ def closed(load: Load, beside: Sequence[Beside], start: float, say: Callable[[],
             if load.turn(0.05, more):
                 silent_since = now
             elif now - silent_since > load.job.patience:
-                raise WrongAnswer(f"no answer for {load.job.patience:g} s, {load.unanswered} calls under way")
+                raise WrongAnswer(f"no answer for {load.job.patience:g} s, {load.unanswered} calls in flight")
             for each in beside:
                 each.step()
         if end == load.measured_from:
             span.start(load.answered)
-            say()
+            measuring()
     result = span.result(load.answered)
     load.drain()
     return result | load.seen
 
 
-def open_loop(load: Load, beside: Sequence[Beside], start: float, say: Callable[[], None]) -> dict[str, Any]:
-    """Calls when they are due. The loop never sleeps: epoll counts in ms.
+def open_loop(load: Load, beside: Sequence[Beside], start: float, measuring: Callable[[], None]) -> dict[str, Any]:
+    """Make calls when they are due. The loop never sleeps, because the timeouts of epoll are whole milliseconds.
 
     Raises:
-        WrongAnswer: for an answer that is wrong or does not come.
+        WrongAnswer: for an answer that is wrong or does not arrive.
     """
     job = load.job
     dues = _schedule(job)
@@ -253,7 +254,7 @@ def open_loop(load: Load, beside: Sequence[Beside], start: float, say: Callable[
             span.start(load.answered)
             first, schedule.late, spinning, last = bisect_right(dues, now), 0, 0.0, now
             behind = load.unanswered + first - schedule.sent
-            say()
+            measuring()
     result = span.result(load.answered, spinning=spinning)
     due = bisect_right(dues, job.warmup + job.seconds) - first
     unsent = first + due - schedule.sent
@@ -275,7 +276,7 @@ def _schedule(job: Job) -> array[float]:
 
 
 class _Schedule:
-    """Hands out what is due, to all connections in turn: what is due at the same time goes out in one write each."""
+    """Distributes the due calls over all connections in turn; calls due at the same time leave in one write each."""
 
     def __init__(self, load: Load, dues: array[float], start: float) -> None:
         self._connections, self._calls = load.connections, load.calls
@@ -284,7 +285,7 @@ class _Schedule:
         self.sent = self.late = 0
 
     def send(self, now: float) -> int:
-        """Send what is due at ``now``, in seconds after the start; how many calls that were."""
+        """Send the calls that are due at ``now``, in seconds after the start. Returns their number."""
         dues, first, start = self._dues, self.sent, self._start
         if first == len(dues) or dues[first] > now:
             return 0

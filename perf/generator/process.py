@@ -1,7 +1,7 @@
 """One process of a load generator: ``python -m perf.generator.process``, started by `perf.generator.run`.
 
-Reads a `perf.generator.job.Job` as one line of JSON, connects, and says ``{"ready": …}``. A second line tells the
-instant (of the monotonic clock) at which all processes begin: ``{"start": …}``. Says ``{"measuring": true}`` when the
+Reads a `perf.generator.job.Job` as one line of JSON, connects, and prints ``{"ready": …}``. A second line holds the
+instant (of the monotonic clock) at which all processes begin: ``{"start": …}``. Prints ``{"measuring": true}`` when the
 measurement begins, and at the end ``{"result": …}``, or ``{"error": …, "fault": "server" | "machine" | "generator"}``.
 """
 
@@ -29,27 +29,27 @@ from perf.generator.sync import Catalogues, sync
 from perf.targets.processes import forget_peak
 
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOMEM, errno.ENOBUFS}
-"""What the machine lacks when a connection cannot be made."""
+"""Errors of a connection that the machine causes: it lacks a resource."""
 DESCRIPTORS_BESIDE = 64
 
 
-def say(**what: Any) -> None:
-    """One line of JSON."""
+def send(**what: Any) -> None:
+    """Print one line of JSON."""
     print(json.dumps(what), flush=True)
 
 
-def told() -> dict[str, Any]:
-    """The next line of standard input; empty at its end, when the process that started this one is gone."""
+def next_message() -> dict[str, Any]:
+    """The next line of standard input; empty at its end, when the process that started this one has ended."""
     line = sys.stdin.readline()
     found: dict[str, Any] = json.loads(line) if line else {}
     return found
 
 
-def asked(job: Job) -> dict[str, Any] | None:
-    """Do the job. None if standard input ends before the start.
+def run_job(job: Job) -> dict[str, Any] | None:
+    """Do the job and return its figures; None if standard input ends before the start.
 
     Raises:
-        WrongAnswer: for an answer that is wrong or does not come.
+        WrongAnswer: for an answer that is wrong or does not arrive.
         OSError: if no server listens, or the machine lacks a resource.
     """
     snapshot = Snapshot(map_sealed(job.snapshot))
@@ -66,13 +66,13 @@ def asked(job: Job) -> dict[str, Any] | None:
             if not job.member:
                 _forget_peak(pid)
         gc.collect()
-        gc.disable()  # the generator's own pauses are not the server's
-        say(ready=True)
-        start = told().get("start")
+        gc.disable()  # so that the generator's own pauses are not measured
+        send(ready=True)
+        start = next_message().get("start")
         if start is None:
             return None
         working = [each for each in beside.values() if each is not idle]
-        measure: Callable[[], None] = lambda: say(measuring=True)  # noqa: E731
+        measure: Callable[[], None] = lambda: send(measuring=True)  # noqa: E731
         if isinstance(load, Catalogues):
             result = sync(load, working, start, measure)
         else:
@@ -85,35 +85,35 @@ def _forget_peak(pid: int) -> None:
     try:
         forget_peak(pid)
     except OSError:
-        return  # not ours to write: the peak is then since the server's start
+        return  # another user's process: its peak then counts from its start
 
 
 def main() -> int:
-    """Do the job. 1 where there is no figure, but an ``error``."""
-    job = Job(**told())
+    """Do the job. Returns 1 if it ended with an ``error`` instead of figures."""
+    job = Job(**next_message())
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = job.connections + job.idle + job.slow + DESCRIPTORS_BESIDE
     if wanted > hard:
-        limit = f"this process may open {hard} files and needs {wanted}: raise it (ulimit -n)"
-        say(error=limit, fault="machine")
+        limit = f"this process may open {hard} files and needs {wanted}: raise the limit (ulimit -n)"
+        send(error=limit, fault="machine")
         return 1
     try:
-        result = asked(job)
+        result = run_job(job)
     except WrongAnswer as error:
-        say(error=str(error), fault="server")
+        send(error=str(error), fault="server")
     except ProcessLookupError as error:
-        say(error=f"the server died: {error}", fault="server")
+        send(error=f"the server died: {error}", fault="server")
     except ConnectionRefusedError:
-        say(error=f"nobody listens on port {job.port}", fault="server")
+        send(error=f"no process listens on port {job.port}", fault="server")
     except OSError as error:
         fault = "machine" if error.errno in _OURS else "server"
-        say(error=f"port {job.port}: {type(error).__name__}: {error}", fault=fault)
+        send(error=f"port {job.port}: {type(error).__name__}: {error}", fault=fault)
     except ValueError as error:
-        say(error=str(error), fault="generator")
+        send(error=str(error), fault="generator")
     else:
         if result is not None:
-            say(result=result)
+            send(result=result)
             return 0
     return 1
 

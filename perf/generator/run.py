@@ -1,10 +1,9 @@
 """The load generator: `run` makes the calls of one scenario against one server and returns the figures.
 
-The work is done by processes of their own (`perf.generator.process`), kept off the server's CPU, which begin at the
-same instant; the first of them also reads the server's CPU time, at the instants between which it counts. Their
-histograms are added up. What is measured of a server that answers wrongly, not at all, or dies is nothing; nor is
-anything where the generator could not keep its schedule: such a run says ``"valid": False``, the reason in words, and
-whose fault that is.
+Separate processes (`perf.generator.process`) make the calls. They are kept off the server's CPU and begin at the same
+instant; the first of them also reads the server's CPU time when its measurement begins and ends. Their histograms are
+added up. A run is not valid if the server answers wrongly, does not answer or dies, or if the generator could not keep
+its schedule: it then has ``"valid": False``, the reason in words, and whose fault it was.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from perf.targets.processes import is_alive, on_cpu
 from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target
 
 LATE_SHARE = 0.01
-"""More calls than that sent late, and the generator has not offered what it should."""
+"""If a larger share of the calls is sent late, the generator did not offer the required load."""
 GROWN_SHARE = 0.01
-"""How much more may be unanswered at the end than at the start, while the server has time left."""
+"""Allowed growth of the number of unanswered calls, as a share of the calls, while the server is not busy."""
 BUSY = 0.9
-"""Share of a CPU: a process that uses more has no reserve."""
+"""Share of a CPU: a process that uses more is at its limit."""
 DEADLINES = 100_000
-"""Different ones: more than any memo remembers."""
+"""Number of different deadlines: more than any memo can hold."""
 SLOW_READERS = 16
 _FEW = 20
-"""Calls that may be under way at any instant without saying anything."""
+"""Unanswered calls that may be in flight at any instant and mean nothing."""
 _READY_SECONDS = 60.0
 _START_SECONDS = 0.02
 _DYING_SECONDS = 0.5
@@ -45,13 +44,13 @@ _LOOPS = {
     "closed": "closed", "idle": "closed", "open": "open", "publish": "open", "slow-reader": "open", "sync": "sync",
 }  # fmt: skip
 _OWN = {each.name for each in fields(Job)} - {each.name for each in fields(Scenario)}
-"""Fields of a job that no scenario has: they can be overridden as well."""
+"""Fields of a job that no scenario has; they can be overridden too."""
 
 Run = dict[str, Any]
 
 
 class Spoilt(Exception):
-    """There is no figure; ``fault``: whose fault that is, ``server``, ``generator`` or ``machine``."""
+    """The run has no figures; ``fault`` names the cause: ``server``, ``generator`` or ``machine``."""
 
     def __init__(self, reason: str, fault: str) -> None:
         super().__init__(reason)
@@ -70,21 +69,21 @@ def run(
     """Measure ``target``, which serves ``catalogue``. Any thread may call it.
 
     Args:
-        processes: of the generator; 0: as many as there are CPUs beside the server's, at most 4.
-        measuring: is called, in this thread, when the warm-up is over.
-        overrides: other values for fields of ``scenario`` (``rate`` in calls per second) and of `Job` (``warmup``,
+        processes: Processes of the generator; 0: one for each CPU other than the server's, at most 4.
+        measuring: Called in this thread when the warm-up is over.
+        overrides: Other values for fields of ``scenario`` (``rate`` in calls per second) and of `Job` (``warmup``,
             ``patience``, ``spread``, ``attack``, …).
 
     Returns:
         A run: ``valid``, ``reason`` and ``fault``; ``answered`` calls in ``seconds``, ``rate`` (1/s), ``offered_rate``,
         ``late`` (share of calls sent more than 1 ms late), ``latency`` (ms) and ``histogram`` (``histogram_unit``);
-        the server's CPU time in seconds, split into user, system and softirq (what the CPU that it runs on spent in
-        interrupts; it is not in system as well); ``per_server_cpu_second``, ``client_us_per_call``, ``limited_by``;
-        memory in MB. A run that is not valid may have no figures, and those that it has are for finding out why.
+        the server's CPU time in seconds, split into user, system and softirq (the time that its CPU spent in soft
+        interrupts, which system does not include); ``per_server_cpu_second``, ``client_us_per_call``, ``limited_by``;
+        memory in MB. A run that is not valid may lack figures; those that it has only help to find the cause.
 
     Raises:
-        TypeError: for an override that is no field.
-        ValueError: for a scenario that cannot be made: its kind or rate.
+        TypeError: for an override that is not a field.
+        ValueError: for a scenario whose kind or rate cannot be generated.
     """
     mine = {name: overrides.pop(name) for name in tuple(overrides) if name in _OWN}
     scenario = replace(scenario, **overrides)
@@ -97,38 +96,38 @@ def run(
         cpus = _client_cpus(target)
         count = min(processes or min(4, len(cpus)), scenario.connections)
         jobs = _jobs(target, scenario, catalogue, count, mine)
-        told = _measured(jobs, cpus, catalogue.descriptor, measuring, target)
-        made = _summed(told, jobs, target)
-        judge(made, jobs, told)
+        results = _measured(jobs, cpus, catalogue.descriptor, measuring, target)
+        made = _summed(results, jobs, target)
+        judge(made, jobs, results)
     except Spoilt as spoilt:
         return head | made | {"valid": False, "reason": str(spoilt), "fault": spoilt.fault}
     return head | made
 
 
 def _client_cpus(target: Target) -> list[int]:
-    """Where the generator may run: never where the server does."""
+    """The CPUs on which the generator may run: never the server's."""
     if (os.cpu_count() or 1) < 2:
         raise Spoilt("this machine has one CPU: server and generator would share it, at least 2 are needed", "machine")
     try:
         server = os.sched_getaffinity(target.pid)
     except ProcessLookupError:
-        raise Spoilt(f"{target.name} is not running (process {target.pid} is gone)", "server") from None
-    # The first thread's own mask is not enough: the caller may be bound to one CPU.
+        raise Spoilt(f"{target.name} is not running (process {target.pid} has ended)", "server") from None
+    # The mask of the calling thread does not suffice: the caller may be bound to one CPU.
     free = sorted(set(range(os.cpu_count() or 1)) - server)
     if not free:
         free = [CLIENT_CPU]
     if set(free) & server and len(server) < 2:
-        raise Spoilt(f"{target.name} runs on CPU {free[0]}, which the generator needs for itself", "machine")
+        raise Spoilt(f"{target.name} runs on CPU {free[0]}, which the generator needs", "machine")
     return [CLIENT_CPU, *(cpu for cpu in free if cpu != CLIENT_CPU)] if CLIENT_CPU in free else free
 
 
 def _jobs(target: Target, scenario: Scenario, catalogue: Catalogue, count: int, mine: Mapping[str, Any]) -> list[Job]:
-    """One for each process: connections and rate are shared out."""
+    """One job for each process; connections and rate are divided among them."""
     try:
         pids = target.pids
         server_cpus = sorted(os.sched_getaffinity(target.pid))
     except OSError:
-        raise Spoilt(f"{target.name} is not running (process {target.pid} is gone)", "server") from None
+        raise Spoilt(f"{target.name} is not running (process {target.pid} has ended)", "server") from None
     first = Job(
         kind=_LOOPS[scenario.kind], port=target.port, pids=pids, server_cpus=server_cpus,
         snapshot=catalogue.descriptor, key=KEY, names=scenario.names, unknown=scenario.unknown,
@@ -160,12 +159,12 @@ def _measured(
             stack.callback(member.end)
         try:
             for member, job in zip(members, jobs, strict=True):
-                member.say(asdict(job))
+                member.send(asdict(job))
             for member in members:
                 member.expect("ready", _READY_SECONDS)
             start = monotonic() + _START_SECONDS
             for member in members:
-                member.say({"start": start})
+                member.send({"start": start})
             longest = jobs[0].warmup + jobs[0].seconds + 2 * jobs[0].patience + _READY_SECONDS
             members[0].expect("measuring", longest)
             if measuring is not None:
@@ -179,7 +178,7 @@ def _measured(
 
 
 def _has_died(pid: int) -> bool:
-    """Whether the process has ended, or ends now: its connections are closed a little earlier."""
+    """Whether the process has ended or is ending: its connections close shortly before it ends."""
     deadline = monotonic() + _DYING_SECONDS
     while is_alive(pid):
         if monotonic() > deadline:
@@ -189,7 +188,7 @@ def _has_died(pid: int) -> bool:
 
 
 class Member:
-    """One process of the generator. End it."""
+    """One process of the generator. The caller must call `end`."""
 
     def __init__(self, job: Job, cpu: int, descriptor: int) -> None:
         self._process = subprocess.Popen(
@@ -202,14 +201,14 @@ class Member:
         )
         self._rest = b""
 
-    def say(self, what: Mapping[str, Any]) -> None:
-        """One line of JSON."""
+    def send(self, what: Mapping[str, Any]) -> None:
+        """Send one line of JSON."""
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(what).encode() + b"\n")
                 self._process.stdin.flush()
         except BrokenPipeError:
-            return  # it has ended; `expect` says why
+            return  # the process has ended; `expect` raises the reason
 
     def expect(self, key: str, seconds: float) -> Any:
         """The value that the process sends under ``key``; other messages are skipped.
@@ -219,11 +218,11 @@ class Member:
         """
         deadline = monotonic() + seconds
         while True:
-            told = json.loads(self._line(deadline, key))
-            if key in told:
-                return told[key]
-            if "error" in told:
-                raise Spoilt(told["error"], told["fault"])
+            message = json.loads(self._line(deadline, key))
+            if key in message:
+                return message[key]
+            if "error" in message:
+                raise Spoilt(message["error"], message["fault"])
 
     def _line(self, deadline: float, key: str) -> bytes:
         """The next line of its standard output."""
@@ -234,7 +233,7 @@ class Member:
             selector.register(descriptor, selectors.EVENT_READ)
             while b"\n" not in self._rest:
                 if not selector.select(max(0.0, deadline - monotonic())):
-                    raise Spoilt(f"the generator did not say {key} in time", "generator")
+                    raise Spoilt(f"the generator did not send {key} in time", "generator")
                 data = os.read(descriptor, 1 << 16)
                 if not data:
                     raise Spoilt(f"the generator ended without a result: {self._last_words()}", "generator")
@@ -244,11 +243,11 @@ class Member:
 
     def _last_words(self) -> str:
         self._process.wait(10)
-        told = self._process.stderr.read().decode(errors="replace") if self._process.stderr is not None else ""
-        return " ".join(told.split())[-600:] or f"exit code {self._process.returncode}"
+        errors = self._process.stderr.read().decode(errors="replace") if self._process.stderr is not None else ""
+        return " ".join(errors.split())[-600:] or f"exit code {self._process.returncode}"
 
     def end(self) -> None:
-        """Kill it, if it has not ended by itself."""
+        """Kill the process unless it has ended."""
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
@@ -259,18 +258,18 @@ class Member:
         self._process.wait()
 
 
-# -- what came of it ---------------------------------------------------------------------------------------------------
+# -- figures and judgement ---------------------------------------------------------------------------------------------
 
 
-def _summed(told: Sequence[Mapping[str, Any]], jobs: Sequence[Job], target: Target) -> Run:
+def _summed(results: Sequence[Mapping[str, Any]], jobs: Sequence[Job], target: Target) -> Run:
     """The figures of all processes together."""
-    first = told[0]
-    answered, seconds = sum(each["answered"] for each in told), first["seconds"]
-    server, client = first["server_cpu_seconds"], sum(each["client_cpu_seconds"] for each in told)
-    # Ticks are coarse and the clock is precise: ticks only give the ratio in which to split it.
+    first = results[0]
+    answered, seconds = sum(each["answered"] for each in results), first["seconds"]
+    server, client = first["server_cpu_seconds"], sum(each["client_cpu_seconds"] for each in results)
+    # Ticks are coarse and the CPU-time clock is precise: the ticks only give the ratio in which to split its time.
     user, softirq = min(server, first["server_user_seconds"]), first["server_softirq_seconds"]
     softirq = min(softirq, server - user)
-    whole = histogram.merged([each["histogram"] for each in told])
+    whole = histogram.merged([each["histogram"] for each in results])
     made: Run = {
         "valid": True, "reason": "", "fault": "",
         "answered": round(answered), "seconds": seconds, "rate": answered / seconds,
@@ -280,55 +279,55 @@ def _summed(told: Sequence[Mapping[str, Any]], jobs: Sequence[Job], target: Targ
         "client_cpu_seconds": client, "client_us_per_call": client / answered * 1e6 if answered else 0.0,
         "latency": histogram.latency(whole), "histogram": histogram.encode(whole), "histogram_unit": histogram.UNIT,
         "resident_mb": first["resident_mb"], "peak_resident_mb": first["peak_resident_mb"], "late": None,
-        "taken_apart": sum(each["taken_apart"] for each in told), "processes": len(told),
-        "limited_by": _limit(server / seconds, client / seconds / len(told)),
+        "taken_apart": sum(each["taken_apart"] for each in results), "processes": len(results),
+        "limited_by": _limit(server / seconds, client / seconds / len(results)),
     }  # fmt: skip
     if jobs[0].kind == "open":
-        due = sum(each["due"] for each in told)
-        made["late"] = sum(each["late"] for each in told) / due if due else 0.0
-        made["offered_rate"] = sum(each["offered_rate"] for each in told)
+        due = sum(each["due"] for each in results)
+        made["late"] = sum(each["late"] for each in results) / due if due else 0.0
+        made["offered_rate"] = sum(each["offered_rate"] for each in results)
     if "octets" in first:
-        made["octets_per_server_cpu_second"] = sum(each["octets"] for each in told) / (server or 1e9)
+        made["octets_per_server_cpu_second"] = sum(each["octets"] for each in results) / (server or 1e9)
     return made | {name: first[name] for name in ("idle", "slow_readers", "attack") if name in first}
 
 
 def _limit(server: float, client: float) -> str:
-    """Who had no time left. Shares of a CPU."""
+    """The side that was at its limit. ``server`` and ``client`` are shares of a CPU."""
     return "server" if server >= BUSY else "generator" if client >= BUSY else "neither"
 
 
-def judge(made: Run, jobs: Sequence[Job], told: Sequence[Mapping[str, Any]]) -> None:
-    """Whether the figures are about the server.
+def judge(made: Run, jobs: Sequence[Job], results: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the figures describe the server.
 
     Raises:
-        Spoilt: where they are not.
+        Spoilt: if they do not.
     """
     if jobs[0].kind == "open":
-        _judge_schedule(made, told)
+        _judge_schedule(made, results)
     if not made["answered"]:
-        raise Spoilt("no call was answered while it was measured", "server")
+        raise Spoilt("no call was answered during the measurement", "server")
     idle = made.get("idle")
     if idle and idle["alive"] < idle["held"]:
         raise Spoilt(f"of {idle['held']} idle connections the server closed {idle['held'] - idle['alive']}", "server")
 
 
-def _judge_schedule(made: Run, told: Sequence[Mapping[str, Any]]) -> None:
-    """Whether the calls went out when they were due, and the server was what held up their answers."""
-    due, grown = sum(each["due"] for each in told), sum(each["grown"] for each in told)
+def _judge_schedule(made: Run, results: Sequence[Mapping[str, Any]]) -> None:
+    """Check that calls were sent when they were due, and that only the server delayed their answers."""
+    due, grown = sum(each["due"] for each in results), sum(each["grown"] for each in results)
     if not due:
-        # So far behind that one turn, which sends all that is overdue, outlasted the measurement.
-        raise Spoilt("the generator came too late to be measured: no call was due any more", "generator")
-    seconds = made["seconds"] * len(told)
-    busy, spinning = made["client_cpu_seconds"] / seconds, sum(each["spinning_seconds"] for each in told) / seconds
-    who = "generator" if busy >= BUSY else "machine"
+        # The generator was so late that one iteration, which sends all overdue calls, outlasted the measurement.
+        raise Spoilt("the generator was too late to measure: no call was due during the measurement", "generator")
+    seconds = made["seconds"] * len(results)
+    busy, spinning = made["client_cpu_seconds"] / seconds, sum(each["spinning_seconds"] for each in results) / seconds
+    fault = "generator" if busy >= BUSY else "machine"
     why = f"it was busy for {busy:.0%} of its CPU's time"
-    if who == "generator":
+    if fault == "generator":
         why += ": too slow for this rate"
     elif busy + spinning < BUSY:
-        why += f", and others had that CPU for {1 - busy - spinning:.0%}"
+        why += f", and other processes had that CPU for {1 - busy - spinning:.0%}"
     if made["late"] > LATE_SHARE:
-        told_late = f"{made['late']:.1%} of the calls were sent more than 1 ms late (at most {LATE_SHARE:.0%} may be)"
-        raise Spoilt(f"the generator was late: {told_late}; {why}", who)
+        late = f"{made['late']:.1%} of the calls were sent more than 1 ms late (at most {LATE_SHARE:.0%} may be)"
+        raise Spoilt(f"the generator was late: {late}; {why}", fault)
     if grown > GROWN_SHARE * due + _FEW and made["server_cpu_seconds"] / made["seconds"] < BUSY:
         achieved = f"{made['rate']:,.0f} of {made['offered_rate']:,.0f} calls a second were answered"
-        raise Spoilt(f"{achieved} while the server had time left; the generator: {why}", who)
+        raise Spoilt(f"{achieved} while the server was not at its limit; the generator: {why}", fault)

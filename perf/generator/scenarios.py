@@ -12,16 +12,16 @@ FILE = Path(__file__).parents[1] / "scenarios.toml"
 
 KINDS = ("closed", "open", "sync", "idle", "publish", "slow-reader")
 SETS = ("quick", "standard", "full")
-"""Each contains those before it."""
+"""Each set contains those before it."""
 NAMES = ("one", "all", "zipf")
 GENERATORS = ("own", "h2load")
 SATURATE = "saturate"
 OURS = ("native", "grpcio")
 """Our own two transports."""
 SERVERS = (*OURS, "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync", "nghttpd")
-"""Every server, in the order of columns, bars and colours."""
+"""Every server, in the order of table columns, bars and colours."""
 ALL = "all"
-"""Every server that speaks the contract: all but nghttpd, which sends files."""
+"""Every server that implements the contract: all except nghttpd, which sends files."""
 
 
 class ScenarioError(ValueError):
@@ -30,7 +30,7 @@ class ScenarioError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way of asking. Rates are calls per second and core of the server; times are in seconds."""
+    """One kind of load. Rates are calls per second and core of the server; times are in seconds."""
 
     name: str
     title: str
@@ -38,26 +38,26 @@ class Scenario:
     kind: str
     connections: int = 8
     streams: int = 32
-    """Calls under way on each connection, in a closed loop."""
+    """Calls in flight on each connection, in a closed loop."""
     rate: float | str = 0.0
-    """Offered on a schedule, or ``saturate``: in steps, up to what the server can do and beyond. 0: a closed loop."""
+    """Calls offered on a schedule, or ``saturate``: in steps, up to the server's limit and beyond. 0: a closed loop."""
     definitions: int = 1000
     answer_octets: int = 1500
     names: str = "all"
-    """Which definitions are asked for: ``one``, ``all`` in turn, ``zipf``: few of them often."""
+    """Which definitions are requested: ``one``, ``all`` in turn, or ``zipf``: a few of them often."""
     unknown: float = 0.0
-    """Share of calls for a name that there is not."""
+    """Share of calls for unknown names."""
     bad_key: float = 0.0
     """Share of calls with a wrong key."""
     deadlines: bool = False
     """A fresh ``grpc-timeout`` in every call."""
     tls: bool = False
     idle: int = 0
-    """Connections that stand beside and say nothing."""
+    """Number of idle connections beside the load."""
     publications: int = 0
-    """Catalogues published while the calls are made."""
+    """Number of catalogues published during the calls."""
     generator: str = "own"
-    """``own``, or ``h2load``: for what does not speak the contract, and whatever is compared with that."""
+    """``own``, or ``h2load``: for servers that do not implement the contract, and servers compared with them."""
     seconds: float = 2.0
     sets: tuple[str, ...] = field(default=("full",))
     servers: tuple[str, ...] = SERVERS[:-1]
@@ -72,9 +72,9 @@ class Scenario:
         for key, least in _LEAST.items():
             value = getattr(self, key)
             if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
-                raise ScenarioError(f"scenario {self.name}: {key} = {value!r}, but at least {least} is wanted")
+                raise ScenarioError(f"scenario {self.name}: {key} = {value!r}, but it must be at least {least}")
         if isinstance(self.rate, str) and self.rate != SATURATE:
-            raise ScenarioError(f"scenario {self.name}: rate = {self.rate!r}, but a number or {SATURATE!r} is wanted")
+            raise ScenarioError(f"scenario {self.name}: rate = {self.rate!r}, but it must be a number or {SATURATE!r}")
         if self.kind == "open" and not self.rate:
             raise ScenarioError(f"scenario {self.name}: an open loop needs a rate")
         if self.kind == "publish" and not (self.rate and self.publications):
@@ -84,7 +84,7 @@ class Scenario:
 
     def _one_of(self, key: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
-            raise ScenarioError(f"scenario {self.name}: {key} = {value!r} is none of {', '.join(allowed)}")
+            raise ScenarioError(f"scenario {self.name}: {key} = {value!r} is not one of {', '.join(allowed)}")
 
     @property
     def known(self) -> float:
@@ -104,25 +104,25 @@ def load(path: Path = FILE) -> dict[str, Scenario]:
     """All scenarios by name, in the order of the file.
 
     Raises:
-        ScenarioError: where the file cannot be read or says something that is not understood.
+        ScenarioError: if the file cannot be read, or is not valid.
     """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ScenarioError(f"{path.name}: {error}") from error
-    if set(told) != {"scenario"}:
-        raise ScenarioError(f"{path.name}: only [[scenario]] tables are wanted, found {', '.join(sorted(told))}")
+    if set(tables) != {"scenario"}:
+        raise ScenarioError(f"{path.name}: only [[scenario]] tables are allowed, found {', '.join(sorted(tables))}")
     found: dict[str, Scenario] = {}
-    for table in told["scenario"]:
+    for table in tables["scenario"]:
         for scenario in _scenarios(table, path.name):
             if scenario.name in found:
-                raise ScenarioError(f"{path.name}: scenario {scenario.name} stands there twice")
+                raise ScenarioError(f"{path.name}: scenario {scenario.name} is defined twice")
             found[scenario.name] = scenario
     return found
 
 
 def _scenarios(table: dict[str, Any], file: str) -> list[Scenario]:
-    """Those of one table: one, or one for each value of ``each``."""
+    """The scenarios of one table: one, or one for each value of ``each``."""
     name = table.get("name", "?")
     if unknown := sorted(set(table) - _KEYS):
         known = ", ".join(sorted(_KEYS))
@@ -137,7 +137,7 @@ def _scenarios(table: dict[str, Any], file: str) -> list[Scenario]:
     if not each:
         return [Scenario(**values)]
     if len(each) != 1 or not set(each) <= _KEYS:
-        raise ScenarioError(f"{file}: scenario {name}: each wants one key with a list of values")
+        raise ScenarioError(f"{file}: scenario {name}: each takes one key with a list of values")
     ((key, variants),) = each.items()
     first = Scenario(**values)
     return [
@@ -147,16 +147,15 @@ def _scenarios(table: dict[str, Any], file: str) -> list[Scenario]:
 
 def _words(value: Any, name: str, key: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ScenarioError(f"scenario {name}: {key} wants a list of names")
+        raise ScenarioError(f"scenario {name}: {key} takes a list of names")
     return tuple(value)
 
 
 def chosen(scenarios: Mapping[str, Scenario], which: str, only: Iterable[str] = ()) -> list[Scenario]:
-    """Those of the set ``which`` and the sets within it; with ``only``, those of any set whose name contains one of
-    these words.
+    """The scenarios of the set ``which``; with ``only``, those of any set whose name contains one of these words.
 
     Raises:
-        ScenarioError: where a word fits none.
+        ScenarioError: if no scenario's name contains one of the words.
     """
     words = list(only)
     for word in words:

@@ -1,4 +1,4 @@
-"""Whole catalogues, again and again, each octet compared."""
+"""Reads whole catalogues repeatedly and compares every octet."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _CREDIT = 1 << 28
 
 
 class CatalogueReader:
-    """One connection that asks for the catalogue, reads it, and asks again.
+    """One connection that requests the catalogue, reads it, and requests it again.
 
-    The body is compared where it lies, without a copy of it all: a catalogue may have hundreds of megabytes.
+    The body is compared in the receive buffer, without a copy of the whole: it may have hundreds of megabytes.
     """
 
     def __init__(self, job: Job, expected: memoryview) -> None:
         self.sock = connect(job.port, seconds=job.patience, tls=job.tls)
         self.octets = 0
-        """Of catalogues, so far."""
+        """Octets of catalogues read so far."""
         self.asked_at = 0.0
         self._expected = expected
         self._head = prefix(len(expected))
@@ -46,11 +46,11 @@ class CatalogueReader:
 
     @property
     def pending(self) -> bool:
-        """Whether TLS has decrypted more than was taken; epoll does not report that."""
+        """Whether TLS holds decrypted octets that were not read yet; epoll does not report them."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def ask(self) -> None:
-        """Ask for the catalogue."""
+        """Request the catalogue."""
         self._stream += 2
         self._at = -_PREFIX
         self.asked_at = monotonic()
@@ -58,17 +58,17 @@ class CatalogueReader:
         self.sock.sendall(request + wire.frame(wire.DATA, wire.END_STREAM, self._stream, wire.message(b"")))
 
     def receive(self) -> bool:
-        """Read once. Whether the catalogue is complete, and right.
+        """Read once. Returns whether the catalogue is complete.
 
         Raises:
-            WrongAnswer: for anything else.
+            WrongAnswer: for wrong octets or a lost connection.
         """
         try:
             received = self.sock.recv_into(self._buffer[self._held :])
         except TimeoutError:
-            raise WrongAnswer(f"no more of the catalogue came after {max(0, self._at):,} octets") from None
+            raise WrongAnswer(f"the catalogue stopped after {max(0, self._at):,} octets") from None
         except OSError as error:
-            raise WrongAnswer(f"the connection was lost within a catalogue: {error}") from error
+            raise WrongAnswer(f"the connection was lost during a catalogue: {error}") from error
         if not received:
             raise WrongAnswer(f"the server closed the connection after {max(0, self._at):,} octets of a catalogue")
         end, place, complete = self._held + received, 0, False
@@ -89,7 +89,7 @@ class CatalogueReader:
         elif kind == wire.HEADERS:
             self._fields(self._headers.fields(bytes(payload)), bool(flags & wire.END_STREAM))
         elif kind in (wire.RST_STREAM, wire.GOAWAY):
-            raise WrongAnswer(f"frame of type {kind} within a catalogue: {bytes(payload[:60])!r}")
+            raise WrongAnswer(f"a frame of type {kind} within a catalogue: {bytes(payload[:60])!r}")
         elif kind == wire.PING and not flags & wire.ACK:
             self.sock.sendall(wire.frame(wire.PING, wire.ACK, 0, bytes(payload)))
         elif kind == wire.SETTINGS and not flags & wire.ACK:
@@ -124,11 +124,11 @@ class CatalogueReader:
             raise WrongAnswer(f"HTTP status {fields[b':status']!r}")
         status = fields.get(b"grpc-status")
         if status != b"0" and (last or status is not None):
-            raise WrongAnswer(f"gRPC status {status!r} {fields.get(b'grpc-message')!r} where 0 is expected")
+            raise WrongAnswer(f"gRPC status {status!r} {fields.get(b'grpc-message')!r}, expected 0")
 
 
 class Catalogues:
-    """The connections of one job, as `perf.generator.loops.Load`. Close it."""
+    """The connections of one job, as `perf.generator.loops.Load`. The caller closes it."""
 
     def __init__(self, job: Job, snapshot: Snapshot) -> None:
         self.job = job
@@ -146,7 +146,7 @@ class Catalogues:
 
     @property
     def octets(self) -> int:
-        """Of catalogues, so far."""
+        """Octets of catalogues read so far."""
         return sum(each.octets for each in self.readers.values())
 
     def close(self) -> None:
@@ -156,13 +156,13 @@ class Catalogues:
         self.poll.close()
 
 
-def sync(load: Catalogues, beside: Sequence[Beside], start: float, say: Callable[[], None]) -> dict[str, Any]:
-    """One catalogue on each connection, always, until the time is over; what is under way then is read to its end.
+def sync(load: Catalogues, beside: Sequence[Beside], start: float, measuring: Callable[[], None]) -> dict[str, Any]:
+    """Keep one catalogue in flight on each connection until the time is over, then read those in flight to their end.
 
-    Of a catalogue that is large, parts count: ``answered`` is octets by the length of one.
+    Parts of catalogues count, too: ``answered`` is the number of octets divided by the length of a catalogue.
 
     Raises:
-        WrongAnswer: for a catalogue that is wrong or does not come.
+        WrongAnswer: for a catalogue that is wrong or does not arrive.
     """
     job, span, latencies = load.job, Span(load.job), array("d")
     measured_from = start + job.warmup
@@ -177,11 +177,11 @@ def sync(load: Catalogues, beside: Sequence[Beside], start: float, say: Callable
         now = monotonic()
         if not span.began and now >= measured_from:
             span.start(load.octets / load.length)
-            say()
+            measuring()
         elif not result and now >= end:
             result = span.result(load.octets / load.length)
         if not events and now - heard > job.patience:
-            raise WrongAnswer(f"no more of a catalogue came within {job.patience:g} s")
+            raise WrongAnswer(f"no octet of a catalogue arrived within {job.patience:g} s")
         heard = now if events else heard
         for descriptor, _ in events:
             reader = load.readers[descriptor]

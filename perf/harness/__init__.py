@@ -1,1 +1,1 @@
-"""The measurement that gates judge: servers, rounds, verdicts, the self-test, and the record that is kept."""
+"""The measurement that gates judge: servers, rounds, verdicts, the self-test, and the record."""

@@ -1,7 +1,7 @@
-"""A candidate beside its base, pairwise: the working tree and another revision of it, which runs from a git worktree.
+"""Compares a candidate with its base in pairs: the working tree with another revision, which runs in a git worktree.
 
-Both are one worker on the same CPU, measured in turns by the same generator of today. The base's dependencies are those
-that are installed: the comparison is about this project's code.
+Each is one worker on the same CPU. The generator of the working tree measures them alternately. The base uses the
+installed dependencies, because only this project's code is compared.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ _STOP_SECONDS = 15.0
 
 
 class NoRevision(Exception):
-    """There is no such revision, or it cannot be checked out."""
+    """The revision does not exist, or cannot be checked out."""
 
 
 def revision(name: str) -> str:
-    """The commit that ``name`` stands for.
+    """The commit that ``name`` refers to.
 
     Raises:
-        NoRevision: where there is none.
+        NoRevision: if there is none.
     """
-    told = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    if told.returncode:
-        raise NoRevision(f"{name!r} is no revision of this repository; `git log --oneline` lists them")
-    return told.stdout.strip()
+    run = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    if run.returncode:
+        raise NoRevision(f"{name!r} is not a revision of this repository; `git log --oneline` lists them")
+    return run.stdout.strip()
 
 
 @contextmanager
 def worktree(name: str) -> Iterator[Path]:
-    """The revision ``name``, checked out in a directory of its own for as long as the block lasts.
+    """The revision ``name``, checked out in a temporary directory until the block ends.
 
     Raises:
-        NoRevision: where there is none, or none of this package in it.
+        NoRevision: if it does not exist, or does not contain this package.
     """
     commit = revision(name)
     with tempfile.TemporaryDirectory(prefix="definition-server-base-") as temporary:
         folder = Path(temporary) / "tree"
-        told = _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
-        if told.returncode:
-            raise NoRevision(f"git cannot check {name!r} out: {told.stderr.strip()}")
+        run = _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
+        if run.returncode:
+            raise NoRevision(f"git cannot check out {name!r}: {run.stderr.strip()}")
         try:
             if not (folder / PACKAGE / "definition_server").is_dir():
-                raise NoRevision(f"{name!r} has no {PACKAGE}/definition_server: nothing to compare with")
+                raise NoRevision(f"{name!r} has no {PACKAGE}/definition_server to compare with")
             yield folder
         finally:
             _git("worktree", "remove", "--force", str(folder))
@@ -68,10 +68,10 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def starters(folder: Path) -> dict[str, Starter]:
-    """Name → how to start the base, which lies in ``folder``, and the candidate, which is the working tree.
+    """Name → function that starts the base, whose code is in ``folder``, or the candidate, the working tree.
 
-    Both in the same way: a worker whose catalogue lies in the memory that the generator compares with is some per cent
-    faster than one with a copy of its own.
+    Both start in the same way, because a worker that shares the catalogue's memory with the generator is some per cent
+    faster than one with its own copy.
     """
     return {sla.BASE: _starter(sla.BASE, folder), CANDIDATE: _starter(CANDIDATE, ROOT)}
 
@@ -91,30 +91,30 @@ def _starter(name: str, folder: Path) -> Starter:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            yield _told(name, process, folder)
+            yield _started(name, process, folder)
         finally:
             _end(process)
 
     return start
 
 
-def _told(name: str, process: subprocess.Popen[str], folder: Path) -> Target:
-    """What the process says of its worker. It ends by itself where that takes longer than `START_SECONDS`."""
+def _started(name: str, process: subprocess.Popen[str], folder: Path) -> Target:
+    """The worker that the process reports. The process ends if that takes longer than `START_SECONDS`."""
     line = process.stdout.readline() if process.stdout else ""
     if not line:
         process.wait(START_SECONDS)
         errors = process.stderr.read()[-1000:] if process.stderr else ""
         raise TargetFailed(f"{name} does not start: {errors}")
-    told = json.loads(line)
-    if "error" in told:
-        raise TargetFailed(f"this harness cannot start {name}; is it too different? {told['error']}")
-    if not Path(told["code"]).is_relative_to(folder):
-        raise TargetFailed(f"{name} would run the code in {told['code']}, not in {folder}")
-    return Target(name, told["port"], told["pid"])
+    report = json.loads(line)
+    if "error" in report:
+        raise TargetFailed(f"this harness cannot start {name}; its code may differ too much: {report['error']}")
+    if not Path(report["code"]).is_relative_to(folder):
+        raise TargetFailed(f"{name} would run the code in {report['code']}, not in {folder}")
+    return Target(name, report["port"], report["pid"])
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Close its standard input; it then ends its worker and itself."""
+    """Close the standard input of the process, which then ends its worker and itself."""
     try:
         process.communicate("", timeout=_STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -128,10 +128,10 @@ def plans(
     candidates: Mapping[str, Sequence[str]],
     effort: Effort,
 ) -> list[Plan]:
-    """What has to be measured to judge by ``gates``, all beside a server that is called `sla.BASE`.
+    """The plans whose runs ``gates`` judge, each beside a server that is called `sla.BASE`.
 
     Args:
-        candidates: scenario → the servers that are judged in it; a scenario without any is not measured.
+        candidates: Scenario → the servers judged in it; a scenario without a server is not measured.
     """
     found = []
     for name in dict.fromkeys(gate.scenario for gate in gates):

@@ -1,4 +1,4 @@
-"""The gates as tests: which of the sets is measured, and the measurement that all of them look at."""
+"""The gates as tests: the set that is measured, and the one measurement that all of them judge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SET = "PERF_SET"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "perf: measures the server; wants a quiet machine (nox -s perf)")
+    config.addinivalue_line("markers", "perf: measures the server; needs a quiet machine (nox -s perf)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,13 +30,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def which() -> str:
-    """The set to measure: ``PERF_SET``, else the quick one."""
+    """The set to measure: ``PERF_SET``, or the quick one."""
     return os.environ.get(SET, "quick")
 
 
 @pytest.fixture(scope="session")
 def measured() -> Session:
-    """Everything measured, once, in rounds: a gate of its own measurement would compare with nothing at its time."""
+    """One measurement for all gates, in rounds, so that servers that a gate compares are measured at the same time."""
     try:
         machine.need_cpus()
     except machine.TooFewCpus as error:

@@ -1,4 +1,4 @@
-"""``python -m perf measure``: measure, judge, keep, print. The command line that ``nox -s perf`` runs."""
+"""``python -m perf measure``, which ``nox -s perf`` runs: measure, judge, store the record, print the verdicts."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from perf.harness.servers import Starter
 from perf.targets.target import keep_to_client_cpu, raise_descriptor_limit
 
 EFFORTS = {
-    "quick": Effort(seconds=0.5, rounds=6, looks=0, extra=2),
-    "standard": Effort(seconds=1.0, rounds=6, looks=3, extra=4),
-    "full": Effort(seconds=2.0, rounds=6, looks=2, extra=6),
+    "quick": Effort(seconds=0.5, rounds=6, other_rounds=0, extra=2),
+    "standard": Effort(seconds=1.0, rounds=6, other_rounds=3, extra=4),
+    "full": Effort(seconds=2.0, rounds=6, other_rounds=2, extra=6),
 }
 EXIT_CODES = """\
 exit codes:
-  0  every gate is kept, and the self-test, where there is one, has passed
+  0  every gate is kept, and the self-test, if it was run, has passed
   1  NOT KEPT: a gate is missed, a server failed, or the self-test has not passed
-  2  nothing can be measured: options, files, or fewer than two CPUs
-  3  INVALID: no gate is missed, but the machine or the generator disturbed the runs of one, which has no verdict
+  2  nothing can be measured: wrong options or files, or fewer than two CPUs
+  3  INVALID: no gate is missed, but one or more have no verdict: the machine or the generator disturbed their runs
 
-`nox -s perf` shows the code and ends with 1 for each of 1 to 3.
+`nox -s perf` shows the code and itself exits with 1 for each of 1 to 3.
 """
 
 
@@ -52,32 +52,32 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SCENARIO",
-        help="only scenarios whose name contains this; may be repeated",
+        help="only scenarios whose name contains this word; may be repeated",
     )
     made.add_argument(
         "--servers",
         metavar="NAMES",
-        help="measure these, separated by commas, instead of the usual ones: " + ",".join(scenarios.SERVERS),
+        help="measure these servers, separated by commas, instead of the usual ones: " + ",".join(scenarios.SERVERS),
     )
     made.add_argument("--against", metavar="REV", help="compare the working tree with this revision, pairwise")
     made.add_argument(
         "--selftest",
         type=int,
         metavar="N",
-        help="slow the server down on purpose N times, and check that the gates detect it",
+        help="slow the server down deliberately N times, and check that the gates detect it",
     )
     made.add_argument(
         "--attempts", type=int, default=1, metavar="N",
         help="measure up to N times, while the result is INVALID (exit code 3)",
     )  # fmt: skip
     made.add_argument("--name", default="", help="name of the record's file, after the date")
-    made.add_argument("--no-record", action="store_true", help="do not keep a record")
+    made.add_argument("--no-record", action="store_true", help="do not store a record")
     made.add_argument("--list", action="store_true", help="print what would be measured and how long it takes")
     return made
 
 
 def usual_servers(scenario: Scenario, which: str, gates: Sequence[sla.Gate]) -> list[str]:
-    """Quick: those that a gate is about; standard: our own two beside them; full: all that the scenario names."""
+    """Quick: the servers that a gate judges; standard: also our own two; full: all that the scenario names."""
     gated = {name for gate in gates for name in gate.servers}
     if which == "quick":
         return [name for name in scenario.servers if name in gated]
@@ -85,10 +85,10 @@ def usual_servers(scenario: Scenario, which: str, gates: Sequence[sla.Gate]) -> 
 
 
 def plans(arguments: argparse.Namespace, rules: sla.Sla, known: dict[str, Scenario]) -> list[Plan]:
-    """What is to be measured.
+    """The plans that the options select.
 
     Raises:
-        ScenarioError: where an option names what there is not.
+        ScenarioError: if an option names an unknown scenario or server.
     """
     which = _which(arguments)
     effort = EFFORTS[which]
@@ -120,11 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     arguments = options.parse_args(argv)
     if arguments.quick and arguments.full:
-        options.error("either --quick or --full")
+        options.error("--quick and --full exclude each other")
     if arguments.attempts < 1:
-        options.error("--attempts wants a number, at least 1")
+        options.error("--attempts takes a number, at least 1")
     if arguments.selftest is not None and arguments.selftest < 1:
-        options.error("--selftest wants a number of runs, at least 1")
+        options.error("--selftest takes a number of runs, at least 1")
     try:
         machine.need_cpus()
         known = scenarios.load()
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not outcome.disturbed(kept):
                     break
                 if attempt < arguments.attempts:
-                    print(f"invalid, and nothing is missed: attempt {attempt + 1} of {arguments.attempts}")
+                    print(f"INVALID, no gate is missed: attempt {attempt + 1} of {arguments.attempts} begins")
             return outcome.exit_code(kept)
     except (ScenarioError, sla.SlaError, machine.TooFewCpus, compare.NoRevision) as error:
         print(f"perf: {error}", file=sys.stderr)
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def on_the_clients_cpu() -> Iterator[None]:
-    """Keeps this process off the server's CPU, and lets it open as many descriptors as it may."""
+    """Keep this process off the server's CPU, and raise its limit of descriptors to the maximum."""
     allowed = os.sched_getaffinity(0)
     keep_to_client_cpu()
     raise_descriptor_limit()
@@ -168,13 +168,13 @@ def measured(
     planned: list[Plan],
     others: dict[str, Starter],
 ) -> outcome.Content:
-    """Measure what is planned; the record, which is kept if that is wanted."""
+    """Measure the plans. Returns the record, which is also stored unless ``--no-record`` is given."""
     began, before = time.monotonic(), machine.facts()
     console = outcome.console()
     session = Session(generate, rules.noise, others=others, say=outcome.Line(console, began))
     proof = None
     with on_the_clients_cpu():
-        # With --selftest alone that is all that is asked for.
+        # With --selftest alone nothing else is measured.
         if arguments.selftest is None or arguments.quick or arguments.full or arguments.only or arguments.against:
             session.measure(planned)
         if arguments.selftest:
@@ -182,19 +182,19 @@ def measured(
             proof = selftest.prove(arguments.selftest, known, rules, generate, say)
     whole = arguments.full and not (arguments.only or arguments.servers or arguments.against)
     memory = outcome.memory(session) if whole else []
-    record = outcome.record(session, _told(arguments), before, time.monotonic() - began, proof, memory, known)
+    record = outcome.record(session, _options(arguments), before, time.monotonic() - began, proof, memory, known)
     outcome.show(console, record)
     if not arguments.no_record:
-        print(f"kept in {keep(record, arguments.name or _name(arguments))}")
+        print(f"stored in {keep(record, arguments.name or _name(arguments))}")
     return record
 
 
-def _told(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if value not in (None, False, "", [])}
 
 
 def _name(arguments: argparse.Namespace) -> str:
-    """``xeon-2cpu-quick``: so that a short run does not replace a long one of the same day."""
+    """For example ``xeon-2cpu-quick``: a short run must not replace a long one of the same day."""
     kind = ["against"] if arguments.against else []
     kind += ["selftest"] if arguments.selftest else []
     kind += ["only"] if arguments.only or arguments.servers else []

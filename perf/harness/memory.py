@@ -32,7 +32,7 @@ DEFINITIONS = (1000, 10_000, 100_000)
 WORKERS = (1, 2, 4)
 CODE_OCTETS = 2000
 IDLE = 1000
-"""Connections opened to learn what one takes."""
+"""Connections that are opened to measure the memory of one."""
 MB = 1 << 20
 _SAMPLE_SECONDS = 0.02
 _SNAPSHOT = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +/memfd:avap-snapshot")
@@ -40,21 +40,21 @@ _SNAPSHOT = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +/memfd:avap-
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What some processes hold, in octets."""
+    """The memory of some processes, in octets."""
 
     own: dict[int, int]
     """Process → its private pages and its share of the pages of files (``smaps_rollup``: Pss_Anon and Pss_File)."""
     snapshots: int
-    """Every snapshot that any of them maps or has open, once."""
+    """Octets of every snapshot that any of them maps or has open, each counted once."""
 
     @property
     def total(self) -> int:
-        """What a pod with these processes is charged for."""
+        """The memory that a pod with these processes is charged for."""
         return sum(self.own.values()) + self.snapshots
 
     @classmethod
     def of(cls, pids: Iterable[int]) -> Memory:
-        """What ``pids`` hold now; a process that is gone holds nothing."""
+        """The memory of ``pids`` now; a process that has ended counts as 0."""
         own, snapshots = {}, {}
         for pid in pids:
             try:
@@ -71,7 +71,7 @@ def _own(rollup: str) -> int:
 
 
 def _snapshots(pid: int) -> dict[str, int]:
-    """Inode → octets of the snapshots that a process maps or has open. The master writes one before anyone maps it."""
+    """Inode → octets of the snapshots that a process maps or has open (the master writes one before it is mapped)."""
     found: dict[str, int] = {}
     for begin, end, inode in _SNAPSHOT.findall(Path(f"/proc/{pid}/maps").read_text()):
         found[inode] = max(found.get(inode, 0), int(end, 16) - int(begin, 16))
@@ -81,12 +81,12 @@ def _snapshots(pid: int) -> dict[str, int]:
                 status = descriptor.stat()
                 found[str(status.st_ino)] = max(found.get(str(status.st_ino), 0), status.st_blocks * 512)
         except FileNotFoundError:
-            continue  # closed since it was listed
+            continue  # it was closed after the listing
     return found
 
 
 class Peak(threading.Thread):
-    """Watches processes until `finish`; ``octets`` is the most that they held at one time."""
+    """Samples the memory of processes until `finish`; ``octets`` is the largest sum."""
 
     def __init__(self, pids: list[int]) -> None:
         super().__init__()
@@ -98,17 +98,17 @@ class Peak(threading.Thread):
             self.octets = max(self.octets, Memory.of(self._pids).total)
 
     def finish(self) -> int:
-        """Stop watching; the peak in octets."""
+        """Stop sampling. Returns the peak in octets."""
         self._stop_asked.set()
         self.join()
         return self.octets
 
 
 def measure(table: Table, workers: int) -> dict[str, Any]:
-    """Serve ``table`` with so many workers; the entry for ``memory`` of a record. All sizes in MB (2²⁰ octets).
+    """Serve ``table`` with ``workers`` workers. Returns an entry for ``memory`` of a record; sizes in MB (2²⁰ octets).
 
     Raises:
-        AssertionError: where the server does not come up or does not publish.
+        AssertionError: if the server does not start or does not publish.
     """
     settings = {"WORKERS": str(workers), "STATEMENT_TIMEOUT_SECONDS": "60", "SYNC_INTERVAL_SECONDS": "1"}
     with ServerProcess(table.url, **settings) as server:
@@ -121,7 +121,7 @@ def measure(table: Table, workers: int) -> dict[str, Any]:
             table.run("UPDATE obex_dapl_functions SET code = code || '#' WHERE name = 'command7'")
             generation = catalogue["generation"]
             until(lambda: server.statusz()["catalog"]["generation"] > generation, server.tail, seconds=180)
-            told = server.wait_log("Definitions Broadcasted", generation=generation + 1)
+            broadcast = server.wait_log("Definitions Broadcasted", generation=generation + 1)
         finally:
             peak = watch.finish()
         cpu = cpu_seconds(pids[:1]) - cpu
@@ -131,25 +131,25 @@ def measure(table: Table, workers: int) -> dict[str, Any]:
         "definitions": catalogue["definitions"], "workers": workers, "snapshot_octets": catalogue["bytes"],
         "shared_mb": round(rest.snapshots / MB, 2), "private_mb_per_worker": round(sum(own) / workers / MB, 2),
         "master_mb": round(rest.own[pids[0]] / MB, 2), "resident_mb": round(rest.total / MB, 2),
-        "peak_mb": round(peak / MB, 2), "publication_seconds": round(told["duration_ms"] / 1000, 3),
+        "peak_mb": round(peak / MB, 2), "publication_seconds": round(broadcast["duration_ms"] / 1000, 3),
         "publication_cpu_seconds": round(cpu, 2), "kb_per_connection": round(connection / 1000, 2),
     }  # fmt: skip
 
 
 def idle_connection(port: int, pids: list[int]) -> float:
-    """Octets that the workers ``pids`` hold for a connection that says nothing, on the average of `IDLE`."""
+    """Octets that the workers ``pids`` hold for one idle connection, the mean of `IDLE` connections."""
     before = sum(Memory.of(pids).own.values())
     with ExitStack() as held:
         for _ in range(IDLE):
             sock = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
             sock.sendall(wire.opening())
-            if not sock.recv(4096):  # the server's SETTINGS: it has the connection
+            if not sock.recv(4096):  # the server's SETTINGS: it has accepted the connection
                 raise AssertionError("the server closed an idle connection")
         return (sum(Memory.of(pids).own.values()) - before) / IDLE
 
 
 def grid(definitions: Iterable[int], workers: Iterable[int]) -> list[dict[str, Any]]:
-    """`measure` for every pair, on a database of its own for each catalogue."""
+    """`measure` for every pair, with a separate database for each catalogue."""
     measured = []
     database = any_provider_or_skip()
     try:
@@ -166,7 +166,7 @@ def grid(definitions: Iterable[int], workers: Iterable[int]) -> list[dict[str, A
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, and print the entries as JSON. 1 where there is no PostgreSQL."""
+    """Measure, and print the entries as JSON. Returns 1 if there is no PostgreSQL."""
     parser = argparse.ArgumentParser(
         prog="python -m perf memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What a measurement has come to: its record file, and what is printed meanwhile and at the end."""
+"""The outcome of a measurement: its record, and the lines printed during it and at its end."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _COLOURS = {sla.KEPT: "green", sla.MISSED: "bold red", sla.INVALID: "bold magent
 
 
 def console() -> Console:
-    """Where to print; a file or a log gets lines as long as they are."""
+    """The console to print on; lines are not wrapped if the output is a file."""
     made = Console()
     return made if made.is_terminal else Console(width=_LOG_WIDTH)
 
 
 class Line:
-    """Prints a line for each run when it is there."""
+    """Prints a line for each run when it has ended."""
 
     def __init__(self, console: Console, began: float) -> None:
         self._console, self._began = console, began
@@ -48,20 +48,20 @@ class Line:
             return
         latency = run.get("latency") or {}
         p95 = f"P95 {latency['p95']:8.3f} ms" if latency.get("p95") is not None else ""
-        told = f"{run['per_server_cpu_second']:12,.0f} per core  {run['rate']:10,.0f} / s  {p95}"
-        self._console.print(f"{what} {told}", highlight=False)
+        figures = f"{run['per_server_cpu_second']:12,.0f} per core  {run['rate']:10,.0f} / s  {p95}"
+        self._console.print(f"{what} {figures}", highlight=False)
 
 
 class SelfTestLine:
-    """Prints a line for each run of the self-test."""
+    """Prints a line for each run of the self-test when it has ended."""
 
     def __init__(self, console: Console, began: float) -> None:
         self._console, self._began = console, began
 
     def __call__(self, number: int, run: Mapping[str, Any]) -> None:
         passed = time.monotonic() - self._began
-        told = "  ".join(f"{name}: {_gates_in_words(each['gates'])}" for name, each in run.items())
-        self._console.print(f"{passed:6.1f} s  self-test {number}: {escape(told)}", highlight=False)
+        verdicts = "  ".join(f"{name}: {_gates_in_words(each['gates'])}" for name, each in run.items())
+        self._console.print(f"{passed:6.1f} s  self-test {number}: {escape(verdicts)}", highlight=False)
 
 
 def _gates_in_words(gates: Sequence[Mapping[str, Any]]) -> str:
@@ -80,7 +80,7 @@ def record(
     memory: Sequence[Mapping[str, Any]],
     scenarios: Mapping[str, Scenario],
 ) -> Content:
-    """Everything that is kept of a measurement."""
+    """The record of a measurement."""
     measured = {run["scenario"] for run in session.runs}
     return {
         "schema": SCHEMA,
@@ -108,14 +108,14 @@ def _peer_versions(session: Session) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in sorted({run["server"] for run in session.runs} & (set(SERVERS) - set(OURS))):
         try:
-            found |= {f"{name}: {what}": told for what, told in peers.versions(name).items()}
+            found |= {f"{name}: {what}": version for what, version in peers.versions(name).items()}
         except PeerMissing:
             continue
     return found
 
 
 def memory(session: Session) -> list[dict[str, Any]]:
-    """Memory against catalogue size and workers; where this machine has no PostgreSQL, a line in ``skipped``."""
+    """Memory by catalogue size and number of workers; without PostgreSQL, an entry in ``skipped``."""
     try:
         from perf.harness.memory import DEFINITIONS, WORKERS, grid
 
@@ -126,17 +126,17 @@ def memory(session: Session) -> list[dict[str, Any]]:
 
 
 def passed(kept: Content) -> bool:
-    """Whether a release may go out: there is something to go by, every gate is kept, and the self-test has passed."""
+    """Whether the measurement permits a release: runs exist, every gate is kept, and the self-test has passed."""
     gates, proof = kept["gates"], proof_passed(kept)
     judged = bool(gates) or proof is not None or bool(kept["runs"])
     return judged and all(gate["verdict"] == sla.KEPT for gate in gates) and proof is not False
 
 
 def disturbed(kept: Content) -> bool:
-    """Whether all that keeps it from passing are gates that the machine or the generator left without a verdict.
+    """Whether it does not pass only because the machine or the generator disturbed runs of gates without a verdict.
 
-    A gate that is invalid because the server failed, or because something is missing, is not one of them; nor is a
-    self-test that has failed, for whatever reason.
+    False if a gate is invalid because the server failed or because something is missing, and if the self-test failed
+    for any reason.
     """
     rest = [gate for gate in kept["gates"] if gate["verdict"] != sla.KEPT]
     return bool(rest) and all(gate["disturbed"] for gate in rest) and proof_passed(kept) is not False
@@ -148,12 +148,12 @@ def exit_code(kept: Content) -> int:
 
 
 def proof_passed(kept: Content) -> bool | None:
-    """Whether the self-test has passed; None where there was none."""
+    """Whether the self-test has passed; None if it was not run."""
     return None if kept["selftest"] is None else bool(kept["selftest"]["passed"])
 
 
 def show(console: Console, kept: Content) -> None:
-    """Print the verdicts, and what was left out."""
+    """Print the verdicts, and the parts that were not measured."""
     if kept["gates"]:
         console.print(_gate_table(kept["gates"]))
     for gate in kept["gates"]:
@@ -161,12 +161,12 @@ def show(console: Console, kept: Content) -> None:
             where = f"{gate['gate']} ({gate['server']})"
             console.print(f"{escape(where)}: {gate['verdict']}: {escape(gate['reason'])}", highlight=False)
     for each in kept["skipped"]:
-        console.print(f"left out: {escape(each['what'])}: {escape(each['why'])}", highlight=False)
+        console.print(f"not measured: {escape(each['what'])}: {escape(each['why'])}", highlight=False)
     for case in (kept["selftest"] or {}).get("cases", ()):
-        told = f"{sum(case['alarms'])} alarms in {len(case['alarms'])} runs"
-        wanted = f"{'at least' if case['alarm_expected'] else 'at most'} {case['limit']} wanted"
+        alarms = f"{sum(case['alarms'])} alarms in {len(case['alarms'])} runs"
+        required = f"{'at least' if case['alarm_expected'] else 'at most'} {case['limit']} required"
         verdict = "kept" if case["kept"] else "missed"
-        console.print(f"self-test, {case['name']} ({case['what']}): {told}, {wanted}: {verdict}", highlight=False)
+        console.print(f"self-test, {case['name']} ({case['what']}): {alarms}, {required}: {verdict}", highlight=False)
     console.print(f"{kept['duration_seconds']:.0f} s; {conclusion(kept)}", highlight=False, markup=False)
 
 
@@ -200,12 +200,12 @@ def _number(value: float) -> str:
 
 
 def show_plans(plans: Sequence[Plan]) -> None:
-    """Print what would be measured, and how long it takes at least."""
+    """Print the plans, and how long they take at least."""
     table = Table("scenario", "servers", "rounds", "gates", "seconds")
     for plan in plans:
         seconds, gates = f"{plan.seconds_at_least:.0f}", "\n".join(gate.name for gate in plan.gates)
-        rounds = f"{plan.rounds} / {plan.looks}" if plan.gates else str(plan.looks)
+        rounds = f"{plan.rounds} / {plan.other_rounds}" if plan.gates else str(plan.other_rounds)
         table.add_row(plan.scenario.name, ", ".join(plan.servers), rounds, gates, seconds)
     to = console()
     to.print(table)
-    to.print(f"about {sum(plan.seconds_at_least for plan in plans) / 60:.1f} min, if no round has to be repeated")
+    to.print(f"about {sum(plan.seconds_at_least for plan in plans) / 60:.1f} min, unless rounds are repeated")

@@ -1,4 +1,4 @@
-"""The speed of this interpreter and this kernel during a run: `reference_work.py` beside the server, on its CPU."""
+"""Measures the speed of interpreter and kernel during a run: `reference_work.py` runs beside the server, on its CPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PROGRAM = Path(__file__).with_name("reference_work.py")
 _END_SECONDS = 10.0
 
 Burst = Sequence[float]
-"""When it was, ``python_us``, ``kernel_us``."""
+"""Time of the burst, ``python_us``, ``kernel_us``."""
 
 
 class Meter:
     """The reference work, from the start of the block to `stop`."""
 
     def __enter__(self) -> Meter:
-        # -I -S: neither the environment nor site-packages change what is measured.
+        # -I -S: neither the environment nor site-packages affect the measurement.
         self._process = subprocess.Popen(
             on_cpu(SERVER_CPU, [sys.executable, "-I", "-S", str(_PROGRAM)]),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -32,18 +32,18 @@ class Meter:
         return self
 
     def stop(self) -> list[Burst]:
-        """What was measured.
+        """End the work. Returns its bursts.
 
         Raises:
-            TargetFailed: where the work has failed.
+            TargetFailed: if the work has failed.
         """
         try:
-            told, errors = self._process.communicate("", timeout=_END_SECONDS)
+            output, errors = self._process.communicate("", timeout=_END_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise TargetFailed("the reference work does not end") from error
         if self._process.returncode:
             raise TargetFailed(f"the reference work fails: {errors[-300:].strip()}")
-        found: list[Burst] = json.loads(told)
+        found: list[Burst] = json.loads(output)
         return found
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +53,7 @@ class Meter:
 
 
 def during(bursts: Sequence[Burst], begin: float, end: float) -> dict[str, float]:
-    """The speed between two instants: means of ``python_us`` and ``kernel_us``, and of how many ``bursts``."""
+    """The speed between two instants: the means of ``python_us`` and ``kernel_us``, and the number of ``bursts``."""
     there = [burst for burst in bursts if begin <= burst[0] <= end]
     count = len(there)
     python, kernel = (sum(burst[at] for burst in there) / count if count else 0.0 for at in (1, 2))
@@ -61,10 +61,11 @@ def during(bursts: Sequence[Burst], begin: float, end: float) -> dict[str, float
 
 
 def beside(run: Callable[[Callable[[], None]], dict[str, Any]], meter: Callable[[], Meter] = Meter) -> dict[str, Any]:
-    """A run, with the speed that the machine had while it measured under ``reference``.
+    """Call ``run`` beside the reference work. Returns its result with the machine's speed under the key ``reference``.
 
     Args:
-        run: is given a function to call when it begins to measure. One that does not call it measures at its end.
+        run: Is passed a function to call when its measurement begins. If it does not call it, the speed is that at its
+            end.
     """
     began: list[float] = []
     with meter() as work:

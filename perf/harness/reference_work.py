@@ -1,16 +1,16 @@
 """Fixed work whose CPU time measures the speed of this interpreter and this kernel at this moment.
 
 How many calls a core serves depends on the server's code, on the interpreter that runs it, and on the kernel and the
-CPU under both. Only the first is the project's to judge. So the others are measured during every run that a gate
-normalises (`sla.Gate.expected`): in short bursts on the server's CPU, by the server's interpreter, as CPU time, in
-a process of its own. The speed of a CPU whose other hardware thread belongs to somebody else changes within a second,
-by half and more for Python and by a quarter for the kernel; what was measured a second before a run tells nothing about
-it.
+CPU below both. The gates must judge only the code. So the others are measured during every run that a gate normalises
+(`sla.Gate.expected`): in short bursts on the server's CPU, by the server's interpreter, as CPU time, in a separate
+process. If another program uses the other hardware thread of the CPU, the CPU's speed changes within a second, by half
+or more for Python and by a quarter for the kernel, so a measurement made a second before a run does not describe the
+run.
 
-**The interpreter** (`python_us`). The same bytecode takes 1.1 to 1.6 times as long where the interpreter was built
-without profile-guided optimization (PGO); a program in C does not change. The work consists of what the engine's hot
-path (``Connection.answer_one`` and ``_answer_batch``) consists of. Shares of the opcodes executed for one call, counted
-with ``sys.settrace`` and ``f_trace_opcodes`` on CPython 3.11:
+**The interpreter** (`python_us`). The same bytecode takes 1.1 to 1.6 times as long if the interpreter was built without
+profile-guided optimization (PGO); the speed of a program in C does not change. The work has the same mix of opcodes as
+the engine's fast path (``FastPath.answer_one`` and ``answer_batch``). Shares of the opcodes executed for one call,
+counted with ``sys.settrace`` and ``f_trace_opcodes`` on CPython 3.11:
 
 ===================================  ==========  ==========  =========
 opcodes                              in a batch  one by one  this work
@@ -24,15 +24,15 @@ BUILD_SLICE, BINARY_SUBSCR                   4%          3%         4%
 all together, opcodes a call                189         293        182
 ===================================  ==========  ==========  =========
 
-The built-in functions are the same too: slices of ``bytes``, ``dict.get``, ``Struct.unpack_from``, ``bytes.join``,
-``list.append``. The work shares no code with the server, which must not slow its own measure down.
+The built-in functions are the same, too: slices of ``bytes``, ``dict.get``, ``Struct.unpack_from``, ``bytes.join``,
+``list.append``. The work shares no code with the server, because a slower server must not slow down its own measure.
 
-**The kernel** (`kernel_us`). The system calls and TCP take a third (batches) to two thirds (one call at a time) of a
-call's CPU time, and no build of the interpreter makes them faster. The work sends as many octets as an answer has over
-a TCP connection on the loopback and reads them again.
+**The kernel** (`kernel_us`). System calls and TCP take a third (batches) to two thirds (one call at a time) of a call's
+CPU time, which does not depend on the build of the interpreter. The work sends as many octets as an answer has over a
+TCP connection on the loopback and reads them.
 
-``python perf/harness/reference_work.py`` does a burst of both every `PAUSE_SECONDS` until its standard input ends, and
-then prints all of them: ``[[when, python_us, kernel_us], …]``, the time of ``time.monotonic`` and microseconds of CPU
+``python perf/harness/reference_work.py`` makes a burst of both every `PAUSE_SECONDS` until its standard input ends, and
+then prints all bursts: ``[[when, python_us, kernel_us], …]``, the time of ``time.monotonic`` and microseconds of CPU
 time for one call and for one message. A burst takes about 2 ms.
 """
 
@@ -104,7 +104,7 @@ class _State:
         self.window = 1 << 60
 
     def serve_batch(self, data: bytes) -> bytes:
-        """Take many requests apart and put their answers together."""
+        """Parse many requests and assemble their answers."""
         memo, answered, push, window, most = self._memo, self.answered, self.out.append, self.window, self._most
         position, end, expected, received = 0, len(data), self.last + 2, 0
         while len(answered) < most and window >= 0:
@@ -139,7 +139,7 @@ class _State:
         return octets
 
     def serve_one(self, data: bytes, now: float) -> bytes | None:
-        """The same for one request that comes alone: more is asked of the state, and more is noted."""
+        """The same for one request that arrives alone: it checks and updates more of the state."""
         shape = _SHAPES.get(data[:5])
         if shape is None or self._held or self._paused:
             return None
@@ -168,7 +168,7 @@ class _State:
 
 
 def python_work() -> Callable[[], int]:
-    """A function that serves `_ROUNDS` batches, and as many calls one by one; it returns how many calls that were."""
+    """A function that serves `_ROUNDS` batches, and as many calls one by one; it returns the number of calls."""
     names = [b"name-%06d-------" % number for number in range(_DEFINITIONS)]
     state = _State({_BLOCK: _Route({name: _Answer(number) for number, name in enumerate(names)})})
     requests = []
@@ -182,7 +182,7 @@ def python_work() -> Callable[[], int]:
         for _ in range(_ROUNDS):
             state.last = -1
             if len(state.serve_batch(batch)) != octets:
-                raise AssertionError("the reference work does not do its work")
+                raise AssertionError("the reference work gives a wrong answer")
             for request in requests:
                 state.serve_one(request, 0.0)
         return 2 * _ROUNDS * _BATCH
@@ -191,7 +191,7 @@ def python_work() -> Callable[[], int]:
 
 
 def kernel_work(near: socket.socket, far: socket.socket) -> Callable[[], int]:
-    """A function that passes `_MESSAGES` messages from one end of a connection to the other; it returns how many."""
+    """A function that sends `_MESSAGES` messages from one end of a connection to the other; it returns their number."""
     message, buffer = bytes(_ANSWER_OCTETS), bytearray(2 * _ANSWER_OCTETS)
 
     def work() -> int:
@@ -211,7 +211,7 @@ def each_us(work: Callable[[], int], clock: Callable[[], int] = process_time_ns)
 
 
 def bursts() -> list[tuple[float, float, float]]:
-    """Work until standard input ends; (when, ``python_us``, ``kernel_us``) of each burst."""
+    """Work until standard input ends. Returns (time, ``python_us``, ``kernel_us``) of each burst."""
     found = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())

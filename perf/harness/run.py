@@ -1,8 +1,8 @@
 """Measuring: scenarios × servers, in rounds, until the gates are decided.
 
-**Why rounds.** A round measures every server once, in an order that changes from round to round. What disturbs the
-machine for longer than a round then disturbs all of them, and what comes and goes hits now one and now another. A run
-that the generator or the machine has spoilt is kept in the record, and its round is measured again.
+**Why rounds.** A round measures every server once, in an order that changes from round to round. A disturbance of the
+machine that lasts longer than a round then affects all servers, and short ones affect them at random. A run that the
+generator or the machine has spoilt stays in the record, and its round is measured again.
 """
 
 from __future__ import annotations
@@ -36,57 +36,57 @@ Say = Callable[[Run], None]
 FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
 TICKS = os.sysconf("SC_CLK_TCK")
 STOLEN_SHARE = 0.03
-"""Of a CPU. While the hypervisor runs another machine no call is answered; P95 forgives 5 % of the calls."""
+"""Allowed share of a CPU. While the hypervisor runs another machine no call is answered; P95 ignores 5 % of calls."""
 SLOW_MS = 2.0
-"""A call that takes longer counts as slow (``slow_share``): ten times what is usual at the rated load."""
+"""A call that takes longer counts as slow (``slow_share``): ten times the usual latency at the rated load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One scenario, as it is to be measured now."""
+    """How one scenario is measured."""
 
     scenario: Scenario
     servers: tuple[str, ...]
     rounds: int
-    """For servers that a gate is about."""
-    looks: int
-    """Rounds for the others."""
+    """Rounds for servers that a gate judges."""
+    other_rounds: int
+    """Rounds for the other servers."""
     extra: int = 0
-    """Rounds that may be added, for gates that are undecided and for runs that are spoilt."""
+    """Rounds that may be added for undecided gates and spoilt runs."""
     gates: tuple[sla.Gate, ...] = ()
     fresh: bool = False
-    """A new process in every round: two processes of the same code differ by some per cent in speed, for as long as
-    they live (where their memory lies, how their hashes fall), and only many of them tell that from a change."""
+    """A new process in every round. Two processes of the same code differ in speed by some per cent for their lifetime
+    (memory layout, hash seeds), so only several processes distinguish that difference from a change of the code."""
 
     @property
     def gated(self) -> frozenset[str]:
-        """Servers that a gate is about."""
+        """Servers that a gate judges or compares with."""
         return frozenset(name for gate in self.gates for name in gate.servers)
 
     @property
     def normalised(self) -> bool:
-        """Whether a gate divides by what the interpreter and the kernel cost."""
+        """Whether a gate is normalised by the speed of interpreter and kernel."""
         return any(gate.expected for gate in self.gates)
 
     @property
     def seconds_at_least(self) -> float:
-        """How long it takes if nothing is added, as far as that is known: each run starts a process and warms up."""
-        runs = sum(self.rounds if name in self.gated else self.looks for name in self.servers)
+        """Estimated duration without added rounds; each run also starts a process and warms up."""
+        runs = sum(self.rounds if name in self.gated else self.other_rounds for name in self.servers)
         return (runs if self.scenario.rate != SATURATE else KNEE_STEPS) * (self.scenario.seconds + OVERHEAD_SECONDS)
 
     def next_round(self, number: int, runs: Sequence[Run], noise: Mapping[str, str]) -> list[str]:
-        """Who is to be measured in the round ``number``, after ``runs``; nobody: there is nothing left to learn.
+        """The servers to measure in the round ``number``, after ``runs``; empty if the measurement is complete.
 
-        A server that has failed is not measured again: its gates are invalid, whatever would follow.
+        A server that has failed is not measured again, because its gates are invalid in any case.
         """
         failed = {run["server"] for run in runs if sla.is_failure(run)}
         left = [name for name in self.servers if name not in failed]
-        if number < max(self.rounds if self.gates else 0, self.looks):
-            return [name for name in left if number < (self.rounds if name in self.gated else self.looks)]
-        if number >= max(self.rounds, self.looks) + self.extra:
+        if number < max(self.rounds if self.gates else 0, self.other_rounds):
+            return [name for name in left if number < (self.rounds if name in self.gated else self.other_rounds)]
+        if number >= max(self.rounds, self.other_rounds) + self.extra:
             return []
         good = {name: sum(run["valid"] for run in runs if run["server"] == name) for name in left}
-        lacking = {name for name in left if good[name] < (self.rounds if name in self.gated else self.looks)}
+        lacking = {name for name in left if good[name] < (self.rounds if name in self.gated else self.other_rounds)}
         judged = [gate for gate in self.gates if set(gate.servers) <= set(left)]
         undecided = any(not sla.judge(gate, runs, noise).decided for gate in judged)
         # A pair needs both of its servers in the same round.
@@ -96,31 +96,31 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """Duration of runs and number of rounds, for all scenarios."""
 
     seconds: float
-    """Of one run, at most."""
+    """Maximum duration of one run."""
     rounds: int
-    looks: int
+    other_rounds: int
     extra: int
     fresh: bool = False
     """See `Plan`."""
 
     def plan(self, scenario: Scenario, servers: Sequence[str], gates: Sequence[sla.Gate]) -> Plan:
-        """``scenario`` with this effort."""
+        """The plan of ``scenario`` with this effort."""
         short = replace(scenario, seconds=min(self.seconds, scenario.seconds))
-        return Plan(short, tuple(servers), self.rounds, self.looks, self.extra, tuple(gates), self.fresh)
+        return Plan(short, tuple(servers), self.rounds, self.other_rounds, self.extra, tuple(gates), self.fresh)
 
 
 OVERHEAD_SECONDS = 1.0
 KNEE_STEPS = 12
 _KNEE_FIRST, _KNEE_FACTOR = 0.25, 1.5
-"""The first rate of a knee, as a share of what the server does in a closed loop, and the factor to the next."""
+"""The first rate of a knee, as a share of the server's rate in a closed loop, and the factor between two steps."""
 
 
 @dataclass
 class Session:
-    """What has been measured so far."""
+    """A measurement: its settings, and its results so far."""
 
     generate: Generate
     noise: Mapping[str, str]
@@ -133,7 +133,7 @@ class Session:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def measure(self, plans: Sequence[Plan]) -> None:
-        """Measure ``plans``, those on the same catalogue one after the other so that it is built once."""
+        """Measure ``plans``, those with the same catalogue one after the other, so that it is built once."""
         for (count, octets, tls), group in groupby(sorted(plans, key=_catalogue), _catalogue):
             with ExitStack() as stack:
                 catalogue = Catalogue(count, octets)
@@ -169,22 +169,22 @@ class Session:
         self.verdicts += [sla.judge(gate, mine, self.noise) for gate in plan.gates if not self._pardoned(gate)]
 
     def _measured(self, plan: Plan, name: str, servers: Servers, number: int) -> Run:
-        """One run. Where a gate asks for the reference work, every server runs beside it, so that all are alike."""
+        """One run. If a gate needs the reference work, it runs beside every server, so that all runs are comparable."""
         once = partial(self._run, plan.scenario, name, servers, number)
         if not plan.normalised:
             return once()
-        with suppress(*FAILURES):  # starts the server; one that does not start shows in its run
+        with suppress(*FAILURES):  # starts the server; if it does not start, its run reports that
             servers.target(name)
         return reference.beside(lambda measuring: once(measuring=measuring), self.meter)
 
     def _renew(self, names: Sequence[str], servers: Servers) -> None:
-        """Replace the processes. One that has ended before shows in its next run, or has shown in its last."""
+        """Replace the processes. A process that has ended before is reported by its last run or its next one."""
         for name in names:
             with suppress(TargetFailed):
                 servers.stop(name)
 
     def _is_there(self, scenario: Scenario, name: str, servers: Servers) -> bool:
-        """Whether the machine has the server ``name``. One that is there and does not start is measured, as invalid."""
+        """Whether the server ``name`` is installed. If it is installed but does not start, its runs are invalid."""
         try:
             servers.target(name)
         except PeerMissing as error:
@@ -196,9 +196,9 @@ class Session:
         return True
 
     def _pardoned(self, gate: sla.Gate) -> bool:
-        """Whether ``gate`` compares with a peer that this machine has not got: said in ``skipped``, not judged.
+        """Whether ``gate`` is not judged, because it compares with a peer that is not installed; noted in ``skipped``.
 
-        Where the environment says ``CI`` nothing is pardoned: what should be there has to be.
+        If the environment variable ``CI`` is set, every peer must be installed, and each gate is judged.
         """
         if os.environ.get("CI"):
             return False
@@ -207,7 +207,7 @@ class Session:
         return bool(missing)
 
     def _run(self, scenario: Scenario, name: str, servers: Servers, number: int, **overrides: Any) -> Run:
-        """One run; whatever goes wrong, it is one, with the reason."""
+        """One run; if anything fails, an invalid run with the reason."""
         began, before = time.monotonic(), machine.steal_ticks()
         try:
             run = self._generated(scenario, name, servers, overrides)
@@ -230,7 +230,7 @@ class Session:
         return run | slow_share(run)
 
     def _publishing(self, scenario: Scenario, name: str, servers: Servers, overrides: Mapping[str, Any]) -> Run:
-        """A run during which catalogues are published, at even distances from when it begins to measure."""
+        """A run during which catalogues are published at equal intervals, from the beginning of the measurement on."""
         count, failures = scenario.publications, list[Exception]()
         published, over = 0, threading.Event()
 
@@ -256,12 +256,12 @@ class Session:
         if failures:
             raise failures[0]
         if run["valid"] and published < count:
-            told = f"only {published} of {count} catalogues were published before the end"
-            run |= {"valid": False, "reason": told, "fault": "machine"}
+            reason = f"only {published} of {count} catalogues were published before the end"
+            run |= {"valid": False, "reason": reason, "fault": "machine"}
         return run | {"publications": published}
 
     def _knee(self, plan: Plan, servers: Servers) -> None:
-        """Offer more and more, from well below what the server does in a closed loop, until it does not follow."""
+        """Raise the offered rate, from far below the server's rate in a closed loop until the server cannot follow."""
         scenario = plan.scenario
         for name in plan.servers:
             if not self._is_there(scenario, name, servers):
@@ -291,20 +291,20 @@ def knee_point(run: Run, offered: float) -> Run:
 
 
 def stolen(run: Run, kind: str, ticks: int, seconds: float) -> Run:
-    """``stolen``: the share of a CPU that the hypervisor gave to others; too much of it spoils a run about latency."""
+    """``stolen``: the share of a CPU that the hypervisor gave to other machines; too much spoils a run of latency."""
     share = ticks / TICKS / seconds if seconds else 0.0
-    told = f"the hypervisor gave {share:.1%} of a CPU to others (at most {STOLEN_SHARE:.0%} may be)"
+    reason = f"the hypervisor gave {share:.1%} of a CPU to other machines (allowed: at most {STOLEN_SHARE:.0%})"
     spoilt = run["valid"] and kind in ("open", "publish") and share > STOLEN_SHARE
-    return {"stolen": round(share, 4)} | ({"valid": False, "reason": told, "fault": "machine"} if spoilt else {})
+    return {"stolen": round(share, 4)} | ({"valid": False, "reason": reason, "fault": "machine"} if spoilt else {})
 
 
 def slow_share(run: Run) -> Run:
-    """The share of calls slower than `SLOW_MS`, of a run that has a histogram."""
+    """The share of calls slower than `SLOW_MS`, if the run has a histogram."""
     if not run.get("histogram"):
         return {}
     return {"slow_share": share_above(run["histogram"], run.get("histogram_unit", UNIT), SLOW_MS)}
 
 
 def _catalogue(plan: Plan) -> tuple[int, int, bool]:
-    """What plans have to have in common to be measured on the same servers."""
+    """Plans for which this is equal are measured on the same servers."""
     return plan.scenario.definitions, plan.scenario.answer_octets, plan.scenario.tls

@@ -1,17 +1,17 @@
-"""Proof that the harness can fail: workers made slower on purpose are judged as a candidate is, many times over.
+"""Tests the gates: deliberately slowed workers are judged like a candidate, many times.
 
 One run of the self-test starts five workers: the base, one without an injection, and one for each injection of
 `perf.harness.slowed`. They are measured and judged by the code and the gates that judge a release. An injection is
-caught where a gate is missed. A clean worker whose gate is anything but kept is a false alarm: an invalid run is no
-excuse.
+caught if a gate is missed. Any verdict but kept on a clean worker is a false alarm, even if its runs are invalid.
 
-What each kind of gate is asked to find differs:
+The kinds of gates must find different injections:
 
 - ``[[comparison]]``, the gates of ``--against``: a tenth more CPU time in the hot path, and a rare delay. Base and
-  candidate are measured on one machine in the same seconds, so that is within their reach.
-- ``[[gate]]`` with ``expected``, nghttpd's among them: a call that costs twice. The figure falls by a tenth where the
-  server becomes a tenth slower, but the limit is further than that below what is usual, because processors differ by
-  more than a tenth in what the reference work tells about a server. So a tenth is found by comparison only.
+  candidate are measured on one machine in the same seconds, so these gates can detect both.
+- ``[[gate]]`` with ``expected``, including the one over nghttpd: a call that costs twice as much. If the server becomes
+  a tenth slower, the figure falls by a tenth, but the limit is further below the usual figure, because the ratio of the
+  server's speed to the reference work's differs by more than a tenth between processors. So only a comparison detects a
+  tenth.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ CLEAN, BUSY, TWICE, DELAY = "clean", "busy", "twice", "delay"
 INJECTED = {
     CLEAN: "nothing",
     BUSY: f"{BUSY_SHARE:.0%} more CPU time in the hot path",
-    TWICE: "all CPU time in the hot path taken twice",
+    TWICE: "twice the CPU time in the hot path",
     DELAY: f"a delay of {DELAY_SECONDS * 1000:g} ms in one batch of {ONE_IN}",
 }
 CANDIDATES = {"one-by-one": (CLEAN, BUSY), "rated": (CLEAN, DELAY)}
-"""Scenario → the workers compared with the base in it: an injection where it shows, the clean one everywhere."""
+"""Scenario → the workers compared with the base in it: each injection where it has an effect, the clean one in all."""
 NORMALISED = {"one-by-one": (CLEAN, TWICE), "yardstick": (CLEAN, TWICE)}
-"""Scenario → the workers judged by its gates with ``expected``: by the kernel's share too, and over nghttpd."""
-EFFORT = Effort(seconds=0.5, rounds=6, looks=0, extra=14, fresh=True)
+"""Scenario → the workers judged by its gates with ``expected``, including those with the kernel's share and nghttpd."""
+EFFORT = Effort(seconds=0.5, rounds=6, other_rounds=0, extra=14, fresh=True)
 CAUGHT_SHARE, FALSE_SHARE = 0.95, 0.05
 
 Result = dict[str, Any]
 
 
 def starters() -> dict[str, Starter]:
-    """Name → how to start that worker, the base among them. All by the same program."""
+    """Name → function that starts that worker. All workers, including the base, are started by the same program."""
     kinds = {sla.BASE: "none", CLEAN: "none", BUSY: "busy", TWICE: "twice", DELAY: "delay"}
     return {name: _starter(name, kind) for name, kind in kinds.items()}
 
@@ -65,7 +65,7 @@ def _starter(name: str, injection: str) -> Starter:
 
 
 def planned(scenarios: Mapping[str, Scenario], rules: sla.Sla, effort: Effort) -> list[Plan]:
-    """What one run measures and judges."""
+    """The plans of one run."""
     made = {plan.scenario.name: plan for plan in plans(scenarios, rules.comparison, CANDIDATES, effort)}
     for name, workers in NORMALISED.items():
         wanted = [gate for gate in rules.gates if gate.scenario == name and gate.expected]
@@ -77,7 +77,7 @@ def planned(scenarios: Mapping[str, Scenario], rules: sla.Sla, effort: Effort) -
 
 
 def once(scenarios: Mapping[str, Scenario], rules: sla.Sla, generate: Generate, effort: Effort = EFFORT) -> Result:
-    """One run: candidate → whether it raised an alarm, and its verdicts."""
+    """Make one run. Returns candidate → whether it raised an alarm, and its verdicts."""
     session = Session(generate, rules.noise, others=starters())
     session.measure(planned(scenarios, rules, effort))
     found: Result = {}
@@ -92,16 +92,16 @@ def once(scenarios: Mapping[str, Scenario], rules: sla.Sla, generate: Generate, 
 
 
 def _short(verdict: sla.Verdict) -> Result:
-    told = verdict.as_dict()
-    return {key: told[key] for key in ("gate", "value", "low", "high", "limit", "verdict", "reason")} | {
+    whole = verdict.as_dict()
+    return {key: whole[key] for key in ("gate", "value", "low", "high", "limit", "verdict", "reason")} | {
         "rounds": len(verdict.samples)
     }
 
 
 def summary(runs: list[Result]) -> Result:
-    """What ``runs`` of `once` prove: by kind of worker, the alarms of every run and how many are wanted, at least
-    (``alarm_expected``) or at most; ``passed``: 19 of 20 injections caught, 1 of 20 clean workers blamed, or as many of
-    another number of runs."""
+    """The result of ``runs`` of `once`: by kind of worker, the alarms of every run and their limit, a minimum if
+    ``alarm_expected``, otherwise a maximum. ``passed``: at least 19 of 20 injections are caught and at most 1 of 20
+    clean workers raises an alarm, in proportion for another number of runs."""
     cases = [_case(name, runs) for name in INJECTED]
     return {"passed": bool(runs) and all(case["kept"] for case in cases), "cases": cases, "runs": runs}
 
@@ -125,7 +125,7 @@ def prove(
     generate: Generate,
     say: Callable[[int, Result], None] = lambda number, run: None,
 ) -> Result:
-    """``count`` runs and their `summary`; ``say`` is called after each one."""
+    """Make ``count`` runs and return their `summary`; ``say`` is called after each run."""
     runs = []
     for number in range(1, count + 1):
         runs.append(once(scenarios, rules, generate))

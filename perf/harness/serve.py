@@ -1,9 +1,9 @@
 """A worker of another revision: ``python -m perf.harness.serve DEFINITIONS OCTETS TRANSPORT [CERT KEY]``.
 
-Prints one JSON object when it serves, the port and the worker's process, or ``{"error": …}``; ends when its standard
-input does. The revision is the one that ``PYTHONPATH`` names first. Master's side and worker's side are of the same
-revision, so that it does not matter how the two spoke to each other then. Only what `perf.targets.target`
-uses of the package has to be as it is now; where it is not, there is an error, and no figure.
+Prints one JSON object when it serves, with the port and the worker's process id, or ``{"error": …}``; ends when its
+standard input ends. The revision is the first that ``PYTHONPATH`` names. Both sides of the control socket are of that
+revision, so changes of the protocol between master and worker do not matter. Only the parts of the package that
+`perf.targets.target` uses must be compatible; otherwise the result is an error instead of a figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     definitions, octets, transport, *files = arguments
     with ExitStack() as stack:
         try:
-            # Imported here: a revision that lacks something says so in one line, not in a traceback.
+            # Imported here, so that a missing name in the revision becomes one line, not a traceback.
             import definition_server
             from perf.targets.catalogue import Catalogue
             from perf.targets.target import TargetFailed, keep_to_client_cpu, worker
@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> int:
         except TargetFailed as error:
             print(json.dumps({"error": str(error)}), flush=True)
             return 1
-        told = {
+        report = {
             "port": served.target.port,
             "pid": served.target.pid,
             "code": str(Path(definition_server.__file__).parent),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(report), flush=True)
         os.read(sys.stdin.fileno(), 1)
     return 0
 

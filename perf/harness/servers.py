@@ -1,4 +1,4 @@
-"""The servers of one measurement, each started when it is first asked for, all on the same catalogue."""
+"""The servers of one measurement, each started at its first use, all with the same catalogue."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from perf.targets.catalogue import Catalogue
 from perf.targets.target import Target, TargetFailed, Worker, self_signed, worker
 
 Starter = Callable[["Servers"], AbstractContextManager[Target]]
-"""Starts a server that is neither ours nor a peer: a candidate, a base."""
+"""Starts a server that is neither our usual one nor a peer: a candidate or a base."""
 
 
 class Servers:
-    """Starts and keeps servers. Close it."""
+    """Starts servers and keeps them running. The caller closes it."""
 
     def __init__(self, catalogue: Catalogue, *, tls: bool = False, others: Mapping[str, Starter] | None = None) -> None:
-        """``others``: name → how to start it; such a name hides one of ours or a peer of the same name."""
+        """``others``: name → function that starts the server; it overrides our server or a peer of the same name."""
         self.catalogue = catalogue
         self._others = others or {}
         self._stack = ExitStack()
@@ -42,11 +42,11 @@ class Servers:
         self.close()
 
     def target(self, name: str) -> Target:
-        """The running server ``name``. One that could not be started is not tried again.
+        """The running server ``name``. A server that could not be started is not started again.
 
         Raises:
-            TargetFailed: where it does not start; `perf.peers.PeerMissing` where this machine has not got it.
-            OSError: where a program is missing.
+            TargetFailed: if it does not start; `perf.peers.PeerMissing` if it is not installed.
+            OSError: if a program is missing.
         """
         if name in self._failures:
             raise self._failures[name]
@@ -76,7 +76,7 @@ class Servers:
         """End the server ``name``, if it runs; the next use starts a new one.
 
         Raises:
-            TargetFailed: where it had ended before.
+            TargetFailed: if it had ended before.
         """
         self._workers.pop(name, None)
         self._generations.pop(name, None)
@@ -90,12 +90,12 @@ class Servers:
         They are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
 
         Raises:
-            TargetFailed: where ``name`` is no worker of ours.
+            TargetFailed: if ``name`` is not one of our workers.
         """
         self.target(name)
         published = self._workers.get(name)
         if published is None:
-            raise TargetFailed(f"{name} cannot be told to publish: only {' and '.join(OURS)} can")
+            raise TargetFailed(f"{name} cannot publish: only {' and '.join(OURS)} can")
         first = self._generations.get(name, self.catalogue.built.footer.generation) + 1
         self._generations[name] = first + count - 1
         made = [self.catalogue.generation(first + number) for number in range(count)]
@@ -107,7 +107,7 @@ class Servers:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """End all of them. That one had ended before is no news by now: its runs have told."""
+        """End all servers. A server that had ended before is not reported here, because its runs report that."""
         for name in list(self._running):
             with suppress(TargetFailed):
                 self.stop(name)

@@ -1,23 +1,24 @@
-"""Gates: what a server must keep, judged from several runs. They are in ``sla.toml``, whose head describes the keys.
+"""Gates: limits for figures of a server, judged from several runs. The head of ``sla.toml`` describes their keys.
 
-**How a gate is judged.** Each round of a measurement gives one sample: a figure of one run, or, where the gate is
-``over`` or ``minus`` another server, the quotient or the difference of two runs that followed each other. The median
-of all rounds has a confidence interval (`perf.harness.statistics`):
+**How a gate is judged.** Each round of a measurement gives one sample: a figure of one run, or, if the gate is ``over``
+or ``minus`` another server, the quotient or the difference of two runs of the same round. The median of all rounds has
+a confidence interval (`perf.harness.statistics`):
 
-- the whole interval on the right side of the limit: kept;
-- the whole interval on the wrong side: missed;
-- the limit inside it: undecided. More rounds are measured while there are any; after the last one the median decides.
-  It does not acquit where the interval reaches further beyond the limit than the gate's ``blur``: that is no verdict.
+- the whole interval is on the right side of the limit: the gate is kept;
+- the whole interval is on the wrong side: the gate is missed;
+- the limit is within the interval: the gate is undecided. More rounds are measured up to a maximum; after the last one
+  the median decides. If the median says kept but the interval reaches further beyond the limit than the gate's
+  ``blur``, the gate is invalid.
 
-**The machine's speed is not the server's merit.** A gate with ``expected`` divides the CPU time that a call may cost on
-this machine and this interpreter by what it costs: 1 is as calibrated, and a server that becomes a tenth slower falls
-by a tenth. What a call may cost is the sum of ``python`` × the reference work's ``python_us``, ``kernel`` × its
-``kernel_us``, and ``other`` × what a call costs the server that the gate is ``over``.
+**Independence from the machine's speed.** A gate with ``expected`` divides the CPU time that a call may cost on this
+machine and this interpreter by the time that it costs: 1 is as calibrated, and the figure of a server that becomes a
+tenth slower falls by a tenth. A call may cost the sum of ``python`` × the reference work's ``python_us``, ``kernel`` ×
+its ``kernel_us``, and ``other`` × the cost of a call to the server that the gate is ``over``.
 
-**What is no figure keeps no gate.** A run in which the server failed makes its gate invalid, however many others there
-are, and so does what was not measured at all: there, something is broken. A run that the generator or the machine
-spoilt is left out and measured again; more such runs than good ones, or fewer good ones than an interval needs, and the
-gate is invalid because the measurement was ``disturbed``: there, nothing has been found out, neither good nor bad.
+**Runs without a figure.** A run in which the server failed makes its gate invalid regardless of other runs, and so does
+a server that was not measured at all: both are defects. A run that the generator or the machine spoilt is left out and
+measured again. If there are more such runs than good ones, or fewer good ones than an interval needs, the gate is
+invalid because the measurement was ``disturbed``: it says nothing about the server.
 """
 
 from __future__ import annotations
@@ -37,26 +38,26 @@ KEPT, MISSED, INVALID = "kept", "missed", "invalid"
 BASE = "base"
 """In ``over`` and ``minus``: the server that a candidate is compared with."""
 CANDIDATE = "candidate"
-"""In ``server``, and where that is left out: whichever is compared (`Gate.of`)."""
+"""The value of ``server`` that stands for the compared server (`Gate.of`); the default of a comparison."""
 FAULTS_OF_OTHERS = ("generator", "machine")
-"""Whose fault an invalid run may be to be measured again."""
+"""An invalid run is measured again if its fault is one of these."""
 
 FEWEST_BURSTS = 10
-"""How often the reference work must have been done during a run; there are 30 or more of them in half a second."""
+"""Minimum number of bursts of reference work during a run; half a second usually has 30 or more."""
 
 Run = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a call may cost: a sum of these times microseconds of CPU time that are measured beside the runs."""
+    """Factors of the CPU times, measured beside the runs, whose sum is the cost that a call may have."""
 
     python: float = 0.0
-    """Times ``python_us`` of `perf.harness.reference_work`."""
+    """Factor of ``python_us`` of `perf.harness.reference_work`."""
     kernel: float = 0.0
-    """Times ``kernel_us``."""
+    """Factor of ``kernel_us``."""
     other: float = 0.0
-    """Times what a call costs the server that the gate is ``over``."""
+    """Factor of the cost of a call to the server that the gate is ``over``."""
 
 
 class SlaError(ValueError):
@@ -70,7 +71,7 @@ class Gate:
     name: str
     scenario: str
     figure: str
-    """Of a run; ``latency.p95`` is ``run["latency"]["p95"]``."""
+    """Path of a figure in a run; ``latency.p95`` is ``run["latency"]["p95"]``."""
     unit: str
     noise: str
     """Name of the noise model."""
@@ -82,30 +83,30 @@ class Gate:
     least: float | None = None
     most: float | None = None
     expected: Expected | None = None
-    """Divide what a call may cost by what it costs; the figure is then one of calls per second."""
+    """If set, a sample is the cost that a call may have ÷ its cost; ``figure`` is then a number of calls per second."""
     blur: float = inf
-    """How far the interval may reach beyond the limit where the median says kept. Where it reaches further, noise could
-    hide what the gate is there to find, and there is no verdict."""
+    """How far the interval may reach beyond the limit if the median says kept. If it reaches further, noise could hide
+    the change that the gate must find, so the gate is invalid."""
 
     @property
     def servers(self) -> tuple[str, ...]:
-        """Which have to be measured."""
+        """The servers that must be measured."""
         other = self.over or self.minus
         return (self.server, other) if other else (self.server,)
 
     def of(self, candidate: str) -> Gate:
-        """The same for the server ``candidate``, in place of `CANDIDATE`."""
+        """The same gate with the server ``candidate`` in place of `CANDIDATE`."""
         return replace(self, server=candidate) if self.server == CANDIDATE else self
 
     @property
     def limit(self) -> float:
-        """The one that is set."""
+        """``least`` or ``most``, whichever is set."""
         return float(self.least if self.least is not None else self.most or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a gate."""
+    """The verdict on a gate."""
 
     gate: Gate
     verdict: str
@@ -114,12 +115,12 @@ class Verdict:
     interval: Interval | None = None
     samples: tuple[float, ...] = ()
     decided: bool = True
-    """False: more rounds could change the verdict. The limit lies within the interval, or samples are lacking."""
+    """False if more rounds could change the verdict: the limit is within the interval, or there are too few samples."""
     disturbed: bool = False
-    """It is invalid because of the generator or the machine, and for no other reason."""
+    """Whether it is invalid only because of the generator or the machine."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record; a limit of an interval that is infinite is None, which JSON can say."""
+        """The verdict for the record; an infinite end of the interval becomes None, because JSON has no infinity."""
         middle, low, high = self.interval or (None, None, None)
         return {
             "gate": self.gate.name, "scenario": self.gate.scenario, "server": self.gate.server,
@@ -140,11 +141,11 @@ class Sla:
     """The whole file."""
 
     gates: tuple[Gate, ...]
-    """For every release."""
+    """Gates for every release."""
     comparison: tuple[Gate, ...]
-    """For a candidate beside its base."""
+    """Gates for a candidate compared with its base."""
     noise: Mapping[str, str]
-    """Name of a noise model → what it says."""
+    """Name of a noise model → its text."""
 
 
 _KEYS = {each.name for each in fields(Gate)}
@@ -155,22 +156,22 @@ def load(path: Path = FILE, scenarios: Iterable[str] | None = None) -> Sla:
     """The gates of ``path``; with ``scenarios``, each gate's scenario must be one of them.
 
     Raises:
-        SlaError: where the file cannot be read or says something that is not understood.
+        SlaError: if the file cannot be read, or is not valid.
     """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SlaError(f"{path.name}: {error}") from error
-    if unknown := sorted(set(told) - {"gate", "comparison", "noise"}):
-        wanted = "[[gate]], [[comparison]] and [noise] are"
-        raise SlaError(f"{path.name}: unknown table {', '.join(unknown)}; {wanted} known")
-    noise = {name: " ".join(text.split()) for name, text in told.get("noise", {}).items()}
+    if unknown := sorted(set(content) - {"gate", "comparison", "noise"}):
+        known_tables = "[[gate]], [[comparison]] and [noise]"
+        raise SlaError(f"{path.name}: unknown table {', '.join(unknown)}; the tables are {known_tables}")
+    noise = {name: " ".join(text.split()) for name, text in content.get("noise", {}).items()}
     known = None if scenarios is None else set(scenarios)
-    gates = tuple(_gate(table, path.name, noise, known) for table in told.get("gate", []))
-    comparison = tuple(_gate(table, path.name, noise, known) for table in told.get("comparison", []))
+    gates = tuple(_gate(table, path.name, noise, known) for table in content.get("gate", []))
+    comparison = tuple(_gate(table, path.name, noise, known) for table in content.get("comparison", []))
     for name in {gate.name for gate in gates + comparison}:
         if sum(gate.name == name for gate in gates + comparison) > 1:
-            raise SlaError(f"{path.name}: gate {name!r} stands there twice")
+            raise SlaError(f"{path.name}: gate {name!r} is defined twice")
     return Sla(gates, comparison, noise)
 
 
@@ -182,11 +183,11 @@ def _gate(table: dict[str, Any], file: str, noise: Mapping[str, str], scenarios:
         raise SlaError(f"{where}: {', '.join(missing)} is missing")
     gate = Gate(**table | {"expected": _expected(table["expected"], where)} if "expected" in table else table)
     if (gate.least is None) is (gate.most is None):
-        raise SlaError(f"{where}: it wants either least or most")
+        raise SlaError(f"{where}: it takes either least or most")
     if gate.over and gate.minus:
-        raise SlaError(f"{where}: it wants over or minus, not both")
+        raise SlaError(f"{where}: it takes over or minus, not both")
     if gate.expected and (gate.minus or bool(gate.expected.other) is not bool(gate.over)):
-        raise SlaError(f"{where}: expected wants other where the gate is over another server, and only there")
+        raise SlaError(f"{where}: expected takes other if, and only if, the gate is over another server")
     if gate.noise not in noise:
         raise SlaError(f"{where}: noise model {gate.noise!r} is not described in [noise]: {', '.join(noise)}")
     if scenarios is not None and gate.scenario not in scenarios:
@@ -194,17 +195,17 @@ def _gate(table: dict[str, Any], file: str, noise: Mapping[str, str], scenarios:
     return gate
 
 
-def _expected(told: Any, where: str) -> Expected:
+def _expected(table: Any, where: str) -> Expected:
     keys = sorted(each.name for each in fields(Expected))
-    if not isinstance(told, dict) or not told or not set(told) <= set(keys):
-        raise SlaError(f"{where}: expected wants a table of {', '.join(keys)}")
-    if not all(isinstance(value, int | float) and value > 0 for value in told.values()):
-        raise SlaError(f"{where}: expected wants numbers above 0")
-    return Expected(**told)
+    if not isinstance(table, dict) or not table or not set(table) <= set(keys):
+        raise SlaError(f"{where}: expected takes a table of {', '.join(keys)}")
+    if not all(isinstance(value, int | float) and value > 0 for value in table.values()):
+        raise SlaError(f"{where}: expected takes numbers above 0")
+    return Expected(**table)
 
 
 def figure(run: Run, path: str) -> float | None:
-    """The figure at a dotted path; None where the run has none."""
+    """The figure at a dotted path; None if the run does not have it."""
     value: Any = run
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -212,12 +213,12 @@ def figure(run: Run, path: str) -> float | None:
 
 
 def is_failure(run: Run) -> bool:
-    """Whether the server failed in it, so that no other run can make up for it."""
+    """Whether the server failed in the run, so that its gates are invalid whatever other runs show."""
     return not run["valid"] and run.get("fault") not in FAULTS_OF_OTHERS
 
 
 def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
-    """Judge ``gate`` by those of ``runs`` that are of its scenario and servers.
+    """Judge ``gate`` by those of ``runs`` that belong to its scenario and servers.
 
     Runs of the same ``round`` are paired. ``noise``: `Sla.noise`.
     """
@@ -240,7 +241,7 @@ def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
     values = tuple(samples)
     right, wrong = _sides(gate, interval)
     if right or wrong:
-        reason = "" if right else f"the median lies beyond the limit, and so does all of its interval ({model})"
+        reason = "" if right else f"the median and its whole interval lie beyond the limit ({model})"
         return Verdict(gate, KEPT if right else MISSED, reason, model, interval, values)
     kept = interval.median >= gate.limit if gate.least is not None else interval.median <= gate.limit
     if kept and (beyond := _beyond(gate, interval)) > gate.blur:
@@ -252,7 +253,7 @@ def judge(gate: Gate, runs: Sequence[Run], noise: Mapping[str, str]) -> Verdict:
 
 
 def _samples(gate: Gate, good: Sequence[Run], names: Sequence[str]) -> list[float]:
-    """One value for each round that has all that the gate needs."""
+    """One value for each round that has all runs and figures that the gate needs."""
     by_server = {name: {run["round"]: run for run in good if run["server"] == name} for name in names}
     found = []
     for number, run in by_server[names[0]].items():
@@ -284,12 +285,12 @@ def _starved(run: Run) -> bool:
 
 
 def _starved_of(gate: Gate, runs: Sequence[Run]) -> list[Run]:
-    """Those that give the gate no sample because of that."""
+    """Runs that give the gate no sample for that reason."""
     return [run for run in runs if gate.expected and run["server"] == gate.server and _starved(run)]
 
 
 def _sides(gate: Gate, interval: Interval) -> tuple[bool, bool]:
-    """Whether all of the interval is on the right side, and whether all of it is on the wrong one."""
+    """Whether the whole interval is on the right side of the limit, and whether the whole is on the wrong side."""
     if gate.least is not None:
         return interval.low >= gate.least, interval.high < gate.least
     return interval.high <= gate.limit, interval.low > gate.limit
@@ -308,8 +309,8 @@ def _why_too_few(gate: Gate, mine: Sequence[Run], good: Sequence[Run], count: in
     if spoilt:
         return f"{len(spoilt)} of {len(mine)} runs are invalid: {spoilt[0]['server']}: {spoilt[0]['reason']}"
     if starved := _starved_of(gate, good):
-        told = f"in {len(starved)} runs of {gate.server} the reference work was done fewer than {FEWEST_BURSTS} times"
-        return f"{told}; {count} rounds are left, and a median with 95 % confidence needs {least}"
+        starving = f"in {len(starved)} runs of {gate.server} the reference work made fewer than {FEWEST_BURSTS} bursts"
+        return f"{starving}; {count} rounds are left, and a median with 95 % confidence needs {least}"
     if count == 0:
         return f"no run of {gate.scenario} has the figure {gate.figure}"
     return f"{count} rounds; a median with 95 % confidence needs {least}"

@@ -1,15 +1,15 @@
-"""The worker, made slower on purpose: ``python -m perf.harness.slowed INJECTION CONTROL_FD STATS_FD SLOT``.
+"""A worker that is slowed down deliberately: ``python -m perf.harness.slowed INJECTION CONTROL_FD STATS_FD SLOT``.
 
-That is how the harness is tested: what it cannot see here, it would not see in a change either. Nothing of this is in
-the server; the worker's own program runs, after one method of the engine's shell, through which everything passes that
-a client sends, has been replaced.
+It tests the harness: a slowdown that the gates do not detect here would not be detected in a change either. The server
+contains none of this. The worker's own program runs after the method of `Http2Protocol` that receives all octets from
+clients has been replaced.
 
-- ``busy``: a tenth of the CPU time that the serving thread takes is burnt once more.
-- ``twice``: all of it is.
-- ``delay``: every hundredth batch read waits for 3 ms before it is looked at, and what comes on that connection
-  meanwhile waits behind it. Other connections are served, so that the server stands still at no time: of all calls, one
-  in a hundred or a little more is slow, and nothing else is to be seen.
-- ``none``: nothing, started in the same way.
+- ``busy``: the serving thread burns a tenth of its CPU time once more.
+- ``twice``: it burns all of its CPU time once more.
+- ``delay``: every hundredth batch waits for 3 ms before it is processed, and later octets of that connection wait
+  behind it. Other connections are served meanwhile, so the server never stalls: about one call in a hundred is slow,
+  and there is no other effect.
+- ``none``: no slowdown; the worker is started in the same way.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BUSY_SHARE = 0.10
 DELAY_SECONDS = 0.003
 ONE_IN = 100
 _BATCHES = 16
-"""Batches between two times of burning: asking for the time costs a microsecond, which is a lot beside one batch."""
+"""Batches between two measurements of the CPU time: each takes a microsecond, which is much compared with one batch."""
 
 Receive = Callable[[Http2Protocol, bytes], None]
 
 
 def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float] = thread_time) -> Receive:
-    """``receive``, and for every second of CPU time that the thread takes otherwise, ``share`` of one on top."""
+    """``receive`` that burns, for each second of CPU time of the thread, ``share`` of a second more."""
     last, batches = clock(), 0
 
     def slowed(shell: Http2Protocol, data: bytes) -> None:
@@ -50,7 +50,7 @@ def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float]
 
 
 def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_IN) -> Receive:
-    """``receive``, for one batch in ``one_in`` after ``seconds``; each connection's octets stay in order."""
+    """``receive`` that delays one batch in ``one_in`` by ``seconds``; the order of a connection's octets is kept."""
     held: dict[int, list[bytes]] = {}
     batches = 0
 
@@ -70,7 +70,7 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
             receive(shell, data)
             return
         held[id(shell)] = [data]
-        shell._loop.call_later(seconds, release, shell)  # holds the shell, so that its id is nobody else's meanwhile
+        shell._loop.call_later(seconds, release, shell)  # the reference keeps its id from being reused meanwhile
 
     return slowed
 
@@ -81,11 +81,11 @@ INJECTIONS: dict[str, Callable[[Receive], Receive]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Inject, then run the worker with what follows. Returns its exit code."""
+    """Inject, then run the worker with the other arguments. Returns its exit code."""
     if not arguments or arguments[0] not in INJECTIONS:
-        print(f"the first argument wants to be one of {', '.join(INJECTIONS)}", file=sys.stderr)
+        print(f"the first argument must be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2
-    # By name: the method of a class is replaced, which is exactly what a type checker should object to elsewhere.
+    # By name, because the type checker rejects an assignment to a class's method.
     setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010
     return worker_main(arguments[1:])
 

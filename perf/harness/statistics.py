@@ -1,10 +1,9 @@
-"""What several measurements say together: a median and between which limits it lies, without a belief about the noise.
+"""The median of several measurements and its confidence interval, without assumptions about the noise's distribution.
 
-The interval is the one between two order statistics: the median of any continuous distribution lies below the smallest
-of ``n`` samples with probability ``2 ** -n``, and so on by the binomial distribution (Conover, Practical Nonparametric
-Statistics, section 3.2). It asks nothing of the noise but that the samples are independent, which is what taking them
-in turns is for. With fewer than six samples no interval reaches 95 %, and there is none: that is how "no verdict from
-a single run" is kept.
+The interval lies between two order statistics: the median of any continuous distribution lies below the smallest of
+``n`` samples with probability ``2 ** -n``, and so on by the binomial distribution (Conover, Practical Nonparametric
+Statistics, section 3.2). It requires only that the samples are independent, which is why they are taken in interleaved
+rounds. With fewer than six samples no interval reaches 95 %, so a single run never gives a verdict.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A median, and between which limits that of the whole population lies."""
+    """The median of the samples, and the limits between which the population's median lies."""
 
     median: float
     low: float
@@ -26,15 +25,15 @@ class Interval(NamedTuple):
 
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The median of ``samples`` and the narrowest symmetrical interval that holds the true one with ``confidence``.
+    """The median of ``samples``, and the narrowest symmetrical interval that contains the true one with ``confidence``.
 
-    Where there are too few samples (see `least_samples`) the interval is everything: minus to plus infinity.
+    With too few samples (see `least_samples`) the interval is infinite on both sides.
 
     Raises:
-        ValueError: without samples, or for a confidence not between 0 and 1.
+        ValueError: without samples, or for a confidence that is not between 0 and 1.
     """
     if not samples:
-        raise ValueError("no samples: no median")
+        raise ValueError("a median needs samples")
     ordered = sorted(samples)
     middle = statistics.median(ordered)
     rank = _rank(len(ordered), confidence)
@@ -57,9 +56,9 @@ def coverage(count: int, rank: int) -> float:
 
 
 def _rank(count: int, confidence: float) -> int:
-    """The highest rank whose coverage is at least ``confidence``; 0 where there is none."""
+    """The highest rank whose coverage is at least ``confidence``; 0 if there is none."""
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence of {confidence!r}: it lies between 0 and 1")
+        raise ValueError(f"the confidence must lie between 0 and 1, not {confidence!r}")
     rank = 0
     while 2 * (rank + 1) <= count and coverage(count, rank + 1) >= confidence:
         rank += 1

@@ -1,7 +1,7 @@
-"""Runs by h2load, for servers that do not speak the contract and whatever is compared with them.
+"""Runs by h2load, for servers that do not implement the contract and servers compared with them.
 
-h2load has every answer's HTTP status and the octets of all bodies checked, not what is in them: enough to compare what
-servers cost, and the reason why everything else is measured by our own generator.
+h2load reports the HTTP statuses and the number of octets of all bodies, which are checked; it does not check their
+content. That suffices to compare costs; all other runs are made by our own generator.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from perf.targets.catalogue import name_of
 from perf.targets.target import Target, h2load
 
 _FIRST = 20
-"""Calls on each stream of the first, shortest run, which warms the server up."""
+"""Calls on each stream in the first, shortest run, which warms the server up."""
 _PROBE_SECONDS = 0.15
 _MESSAGE_HEAD = 5
 """Octets before a gRPC message: compressed flag and length."""
 
 
 def by_h2load(target: Target, scenario: Scenario) -> dict[str, Any]:
-    """One closed loop of about ``scenario.seconds``: shorter ones before it find the number of calls.
+    """One closed loop of about ``scenario.seconds``; shorter ones before it determine the number of calls.
 
     Raises:
-        TargetFailed: where h2load is missing, or not every answer came.
+        TargetFailed: if h2load is missing, or an answer is missing or wrong.
     """
     connections, streams = scenario.connections, scenario.streams
     octets = scenario.answer_octets + _MESSAGE_HEAD

@@ -1,15 +1,16 @@
-"""Peers: small servers of our own writing that answer the contract on other gRPC stacks, to be measured beside ours.
+"""Peers: small servers that we wrote to implement the contract on other gRPC stacks; they are measured beside ours.
 
-Every peer is one program. It is given, by environment: ``PEER_CATALOGUE``, a file with a serialized
+Every peer is one program with these environment variables: ``PEER_CATALOGUE``, a file with a serialized
 ``CatalogResponse``, which is a sequence of length-prefixed ``CommandResponse`` messages and the catalogue's own two
-fields; ``PEER_KEY``, what ``x-avap-auth`` must say; ``PEER_PORT`` to listen on, at 127.0.0.1; ``PEER_WORKERS``, how
-many threads or processes may answer; and with TLS ``PEER_TLS_CERT`` and ``PEER_TLS_KEY``, PEM files. It prints the
-port when it takes calls, and ends when its standard input does, so that it never outlives who started it.
+fields; ``PEER_KEY``, the required value of ``x-avap-auth``; ``PEER_PORT``, the port to listen on at 127.0.0.1;
+``PEER_WORKERS``, the number of threads or processes that may answer; and with TLS ``PEER_TLS_CERT`` and
+``PEER_TLS_KEY``, PEM files. A peer prints the port when it accepts calls, and ends when its standard input ends, so
+that it never outlives the process that started it.
 
 A peer answers ``GetCommand`` and ``SyncCatalog`` from memory, with the statuses of our server: ``UNAUTHENTICATED``
 "Invalid Credentials", compared in constant time and before the name is looked up, and ``NOT_FOUND`` "Command '<name>'
-not found". Answers are slices of the catalogue, encoded before the clock runs: no peer pays for protobuf, which is
-kinder than what production code on these stacks does. The stack is what is measured; its settings are the defaults.
+not found". Answers are slices of the catalogue, encoded before the measurement: no peer spends time on encoding
+protobuf, unlike production code on these stacks. So the measurement is that of the stack, with its default settings.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ NGHTTPD = "nghttpd"
 NAMES = (*STACKS, NGHTTPD)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
-_TOLD = 2000
+_LAST_OCTETS = 2000
 
 
 class PeerMissing(targets.TargetFailed):
-    """The peer cannot be started on this machine; the text says what to do."""
+    """The peer cannot be started on this machine; the text says how to install it."""
 
 
 class Served(Protocol):
-    """What a peer serves; a `perf.targets.catalogue.Catalogue` is one."""
+    """A catalogue that a peer serves, such as a `perf.targets.catalogue.Catalogue`."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -50,7 +51,7 @@ class Served(Protocol):
 
 
 def missing(name: str) -> str:
-    """Why the peer ``name`` cannot be started here; empty where it can.
+    """Why the peer ``name`` cannot be started on this machine; empty if it can.
 
     Raises:
         PeerMissing: for an unknown name.
@@ -61,7 +62,7 @@ def missing(name: str) -> str:
 
 
 def versions(name: str) -> dict[str, str]:
-    """Versions of the peer ``name`` and of what it runs on, for a record.
+    """Versions of the peer ``name`` and of its runtime, for a record.
 
     Raises:
         PeerMissing: for an unknown name.
@@ -78,14 +79,14 @@ def start(
     tls: Mapping[str, str] | None = None,
     cpus: Sequence[int] = (targets.SERVER_CPU,),
 ) -> Iterator[targets.Target]:
-    """The peer ``name``, one of `NAMES`, serving ``catalogue``; it has ended when the block is left.
+    """The peer ``name``, one of `NAMES`, serving ``catalogue`` until the block ends.
 
-    ``tls``: as `perf.targets.target.self_signed` gives it. ``cpus``: where it may run. nghttpd serves the
+    ``tls``: as `perf.targets.target.self_signed` returns it. ``cpus``: the CPUs on which it may run. nghttpd serves the
     catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:
-        PeerMissing: where it is not built, or a tool is missing.
-        TargetFailed: where it does not start, or ended before the block did.
+        PeerMissing: if it is not built, or a tool is missing.
+        TargetFailed: if it does not start, or ends before the block.
     """
     reason = missing(name)
     if reason:
@@ -105,13 +106,13 @@ def start(
             given |= {"PEER_TLS_CERT": tls["tls_cert_file"], "PEER_TLS_KEY": tls["tls_key_file"]}
         command = ["taskset", "-c", ",".join(map(str, cpus)), *_stack(name).command()]
         errors = folder / "errors"
-        with errors.open("wb") as told:
+        with errors.open("wb") as log:
             process = subprocess.Popen(
                 command,
                 env=os.environ | given,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=told,
+                stderr=log,
                 start_new_session=True,
             )
         stack.callback(_stop, process)
@@ -133,7 +134,7 @@ def _yardstick(
     folder: Path, catalogue: Served, workers: int, tls: Mapping[str, str] | None
 ) -> Iterator[targets.Target]:
     if tls or workers != 1:
-        raise PeerMissing("nghttpd is a yardstick in one thread and without TLS")
+        raise PeerMissing("nghttpd is measured only in one thread and without TLS")
     message = bytes(next(catalogue.snapshot.messages()))
     (folder / "answer").write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     with targets.nghttpd(folder) as target:
@@ -141,7 +142,7 @@ def _yardstick(
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:
-    """What the process says first; what there is of it where it ends or takes longer than `_START_SECONDS`."""
+    """The first line that the process prints; incomplete if it ends or takes longer than `_START_SECONDS`."""
     deadline, line = time.monotonic() + _START_SECONDS, b""
     if process.stdout is None:
         return line
@@ -156,11 +157,11 @@ def _first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def _last_words(errors: Path) -> str:
-    return errors.read_bytes()[-_TOLD:].decode(errors="replace").strip() or "it says nothing"
+    return errors.read_bytes()[-_LAST_OCTETS:].decode(errors="replace").strip() or "it printed no error"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it with all of its processes."""
+    """End it and all of its child processes."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
@@ -169,6 +170,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # It leads a session of its own: whatever it left behind is in its group.
+    # It leads its own session, so all processes that it left are in its group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from perf.peers.stacks import CACHE, STACKS
 
 
 def build(names: list[str]) -> int:
-    """Build ``names``, a line for each; 1 where a build failed. A missing toolchain skips a peer."""
+    """Build ``names``, except peers without their toolchain, and print a line for each. Returns 1 if a build failed."""
     failed = 0
     for name in names:
         stack = STACKS[name]
@@ -33,16 +33,16 @@ def build(names: list[str]) -> int:
 
 
 def show() -> int:
-    """A line for each peer."""
-    print(f"builds are kept in {CACHE}")
+    """Print a line for each peer."""
+    print(f"builds are stored in {CACHE}")
     for name in NAMES:
-        told = ", ".join(f"{what} {number}" for what, number in versions(name).items())
-        print(f"{name:<12} {missing(name) or 'ready':<45} {told}".rstrip())
+        versions_of = ", ".join(f"{what} {number}" for what, number in versions(name).items())
+        print(f"{name:<12} {missing(name) or 'ready':<45} {versions_of}".rstrip())
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the command line."""
+    """Run the command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m perf peers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build").add_argument("names", nargs="*", metavar="NAME", help=", ".join(STACKS))

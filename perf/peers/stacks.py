@@ -1,4 +1,4 @@
-"""The gRPC stacks that the project compares itself with: what each needs, how it is built, how it is started."""
+"""The gRPC stacks that the project compares itself with: their requirements, build and start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("PEERS_CACHE") or Path.home() / ".cache" / "definition-server-peers")
 NOT_BUILT = "not built: run `nox -s peers`"
 Tools = dict[str, str]
-"""Program → where to get it."""
+"""Program → how to install it."""
 _VERSION = re.compile(r"\d+\.\d+[\w.+-]*")
 
 
@@ -27,47 +27,47 @@ class Stack(ABC):
     """A stack whose server is a program in ``folder``."""
 
     def __init__(self, name: str, folder: str, builds: Tools, runs: Tools) -> None:
-        """``builds`` and ``runs``: programs of the machine that it takes to build and to start it."""
+        """``builds`` and ``runs``: programs that are needed to build and to start it."""
         self.name = name
         self.source = HERE / folder
         self._builds, self._runs = builds, runs
 
     @property
     def missing_tools(self) -> str:
-        """What the machine lacks to build it; empty where nothing."""
+        """The missing programs that building needs; empty if none is missing."""
         return _lacking(self._builds | self._runs)
 
     @property
     def missing(self) -> str:
-        """Why it cannot be started; empty where it can."""
+        """Why it cannot be started; empty if it can."""
         if self.place.exists():
             return _lacking(self._runs)
         return self.missing_tools or NOT_BUILT
 
     @property
     def place(self) -> Path:
-        """Where it is kept once it is built."""
+        """The directory of its build."""
         return place(self.source, CACHE)
 
     def build(self) -> Path:
-        """Build it unless that is done; the directory with it.
+        """Build it unless it is built. Returns the directory of the build.
 
         Raises:
-            BuildFailed: with what the compiler or the package manager said.
+            BuildFailed: with the output of the compiler or the package manager.
         """
         return built(self.source, CACHE, self._fill)
 
     @abstractmethod
     def _fill(self, out: Path) -> None:
-        """Put what `command` starts into ``out``."""
+        """Put the program that `command` starts into ``out``."""
 
     @abstractmethod
     def command(self) -> list[str]:
-        """How to start it once it is built."""
+        """The command line that starts it once it is built."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """What a record names: the stack and what it runs on."""
+        """Versions of the stack and its runtime, for a record."""
 
 
 class GrpcJs(Stack):
@@ -82,13 +82,13 @@ class GrpcJs(Stack):
         return ["node", str(self.place / "server.js")]
 
     def versions(self) -> dict[str, str]:
-        """From the lock file, and of the node that is installed."""
+        """Versions of the stack, from the lock file, and of the installed node."""
         locked = json.loads((self.source / "package-lock.json").read_text())["packages"]
         return {"grpc-js": locked["node_modules/@grpc/grpc-js"]["version"], **tool_version("node", "--version")}
 
 
 class GrpcGo(Stack):
-    """grpc-go, with the compiler's usual optimization."""
+    """grpc-go, with the compiler's default optimization."""
 
     def _fill(self, out: Path) -> None:
         make(["go", "build", "-buildvcs=false", "-o", str(out / "peer"), "."], self.source)
@@ -98,7 +98,7 @@ class GrpcGo(Stack):
         return [str(self.place / "peer")]
 
     def versions(self) -> dict[str, str]:
-        """From ``go.mod``, and of the compiler that is installed."""
+        """Versions of the stack, from ``go.mod``, and of the installed compiler."""
         pinned = re.search(r"google.golang.org/grpc v(\S+)", (self.source / "go.mod").read_text())
         return {"grpc-go": pinned[1] if pinned else "", **tool_version("go", "version")}
 
@@ -117,14 +117,14 @@ class Tonic(Stack):
         return [str(self.place / "peer")]
 
     def versions(self) -> dict[str, str]:
-        """From the lock file, and of the compiler that is installed."""
+        """Versions of the stack, from the lock file, and of the installed compiler."""
         locked = tomllib.loads((self.source / "Cargo.lock").read_text())["package"]
         found = {package["name"]: package["version"] for package in locked}
         return {"tonic": found["tonic"], **tool_version("rustc", "--version")}
 
 
 class Grpcio(Stack):
-    """grpcio, which the project depends on: there is nothing to build."""
+    """grpcio, on which the project depends: nothing is built."""
 
     def __init__(self, name: str, *arguments: str) -> None:
         super().__init__(name, "grpcio", {}, {})
@@ -132,7 +132,7 @@ class Grpcio(Stack):
 
     @property
     def missing(self) -> str:
-        """It is always there."""
+        """Empty, because it is always installed."""
         return ""
 
     def build(self) -> Path:
@@ -147,23 +147,23 @@ class Grpcio(Stack):
         return [sys.executable, str(self.source / "server.py"), *self._arguments]
 
     def versions(self) -> dict[str, str]:
-        """Of what is installed."""
+        """Versions of the installed packages."""
         return {"grpcio": version("grpcio"), "python": ".".join(map(str, sys.version_info[:3]))}
 
 
 def _lacking(tools: Tools) -> str:
-    """The text that says which of ``tools`` are not there; empty where all are."""
+    """A text that names the missing ones of ``tools``; empty if none is missing."""
     lacking = [f"{tool} ({package})" for tool, package in tools.items() if shutil.which(tool) is None]
     return f"missing on this machine: {', '.join(lacking)}" if lacking else ""
 
 
 def tool_version(tool: str, argument: str) -> dict[str, str]:
-    """Of a program of the machine; nothing where it is missing."""
+    """The version of an installed program; empty if it is missing."""
     try:
-        told = _VERSION.search(run([tool, argument], seconds=30).stdout)
+        found = _VERSION.search(run([tool, argument], seconds=30).stdout)
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return {tool: told[0]} if told else {}
+    return {tool: found[0]} if found else {}
 
 
 STACKS: dict[str, Stack] = {

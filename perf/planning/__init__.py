@@ -1,1 +1,1 @@
-"""Figures for planning a fleet, from what was measured."""
+"""Figures for planning a fleet, from measurements."""

@@ -1,8 +1,8 @@
 """Writes the figures that ``definition-server capacity`` plans with: ``python -m perf capacity RECORD``.
 
-They come from a record of ``nox -s perf`` (``perf/results/``): what one core answers in each scenario that a fleet may
-look like, the knee, and the memory of whole servers. Where the record holds no memory, ``--memory FILE`` names the
-output of ``python -m perf memory``. ``--check`` writes nothing and fails where the file in the package is another.
+They come from a record of ``nox -s perf`` (``perf/results/``): the calls per core in each scenario that resembles a
+fleet, the knee, and the memory of whole servers. If the record holds no memory figures, ``--memory FILE`` names the
+output of ``python -m perf memory``. ``--check`` writes nothing and fails if the file in the package differs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from grpc_h2 import REMEMBERED_ANSWERS
 OUTPUT = Path(sizing.__file__).with_name(sizing.FILE)
 SERVER = "native"
 PLANNED = ("rated", "get-zipf", "deadlines", "upstream-stress")
-"""Scenarios that a fleet may look like. The command plans with the dearest of those that the record holds."""
+"""Scenarios that resemble a fleet. The command plans with the most expensive one that the record holds."""
 P95_LIMIT_MS = 5.0
-"""Beyond this P95 a worker counts as past its knee, however much it still answers."""
+"""Beyond this P95 a worker is past its knee, whatever rate it still answers."""
 MB = 1 << 20
 Content = dict[str, Any]
 """A record as JSON."""
@@ -34,19 +34,19 @@ class RecordUnusable(Exception):
 
 
 def figures(record: Content, source: str, memory: Sequence[Content] | None = None) -> Content:
-    """The content of the file, from ``record``; ``memory`` in place of what the record holds of it.
+    """The content of the file, from ``record``; ``memory`` replaces the record's memory figures.
 
     Raises:
-        RecordUnusable: where a valid measurement is missing.
+        RecordUnusable: if a valid measurement is missing.
     """
     points = memory if memory is not None else record.get("memory") or []
     if len({point["definitions"] for point in points}) < 2:
         raise RecordUnusable(
-            f"{source} holds no memory of at least two sizes of catalogues: run `python -m perf memory > FILE` and "
-            "give --memory FILE"
+            f"{source} holds no memory figures for two or more sizes of catalogues: run "
+            "`python -m perf memory > FILE` and give --memory FILE"
         )
     machine = record["machine"]
-    told = {
+    content = {
         "source": source,
         "measured": record["measured"],
         "machine": f"{machine['cpu']}, Linux {machine['kernel']}",
@@ -56,8 +56,8 @@ def figures(record: Content, source: str, memory: Sequence[Content] | None = Non
         "kb_per_connection": max(point["kb_per_connection"] for point in points),
         "remembered_answers": REMEMBERED_ANSWERS,
     }
-    sizing.figures_from(told)
-    return told
+    sizing.figures_from(content)
+    return content
 
 
 def _per_core(record: Content, source: str) -> dict[str, float]:
@@ -71,7 +71,7 @@ def _per_core(record: Content, source: str) -> dict[str, float]:
 
 
 def _knee(record: Content) -> dict[str, float] | None:
-    """The last step before the first that was too slow. A later one that happens to be fast again is luck."""
+    """The last step before the first that was too slow. Later steps do not count, even if they are fast again."""
     reached = None
     steps = [step for step in record.get("knee") or [] if step.get("server", SERVER) == SERVER]
     for step in sorted(steps, key=lambda step: step["offered_rate"]):
@@ -89,13 +89,13 @@ def _point(point: Content) -> Content:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write, or check. 1 where the record is of no use or the file is stale."""
+    """Write or check the file. Returns 1 if the record is unusable or the file is stale."""
     parser = argparse.ArgumentParser(
         prog="python -m perf capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("record", type=Path)
-    parser.add_argument("--memory", type=Path, help="what `python -m perf memory` printed")
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--memory", type=Path, help="the output of `python -m perf memory`")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is stale")
     given = parser.parse_args(arguments)
     try:
         memory = None if given.memory is None else json.loads(given.memory.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no figures: {error}", file=sys.stderr)
         return 1
     except (KeyError, TypeError, AttributeError) as error:
-        print(f"no figures: {given.record} is no record of `nox -s perf` ({error!r})", file=sys.stderr)
+        print(f"no figures: {given.record} is not a record of `nox -s perf` ({error!r})", file=sys.stderr)
         return 1
     text = json.dumps(made, indent=1) + "\n"
     if given.check:

@@ -1,17 +1,18 @@
 """Simulates a fleet of replicas: how stale they become after a change, and the load on their database.
 
-    python -m perf simulate                            the tables of docs/capacity.md, on the screen
+    python -m perf simulate                            prints the tables of docs/capacity.md
     python -m perf simulate --docs docs/capacity.md    rewrites them in that page
     python -m perf simulate --docs … --check           fails if they are stale
 
-**Model.** Every replica looks at the table every ``interval`` seconds, counted from its own start. A look that begins
-after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and from that
-instant its answers are new. The database is a processor-sharing queue: looks and readings that are under way divide its
-cores evenly, none gets more than one core, and readings divide its network as well. So the readings that one change
-brings about hinder each other, which is what makes a thousand differ from ten.
+**Model.** Every replica makes a change check every ``interval`` seconds, counted from its own start. A check that
+begins after the commit of a change is followed by a reading of all rows; then the replica builds and publishes, and
+from that instant its answers are new. The database is a processor-sharing queue: the checks and readings in progress
+divide its cores evenly, none gets more than one core, and the readings also divide its network. So the readings after
+one change slow each other down, and the more replicas there are, the more.
 
-What a look, a reading and a publication cost is measured (``database_cost.py``) and stands in its record; the rest of a
-`Fleet` is assumed, and said in the tables. All chance comes from one seed: the same numbers every time.
+The costs of a check, a reading and a publication are measured (``database_cost.py``) and read from that record; the
+other values of a `Fleet` are assumed and named in the tables. One seed decides all random values, so the tables are
+reproducible.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from perf.benches.database_cost import Cost, costs
 
 SEED = 20_261_125
 CHANGES = 20
-"""Commits that are simulated one by one, each at another moment; their replicas are counted together."""
-STATEMENTS_PER_LOOK = 4
+"""Number of commits, each simulated alone and at a random moment; their replicas are counted together."""
+STATEMENTS_PER_CHECK = 4
 """BEGIN, SELECT set_config, SELECT of the fingerprint, ROLLBACK."""
 STATEMENTS_PER_READING = 2
-"""DECLARE CURSOR and CLOSE; beside them one FETCH for each `BATCH_ROWS` begun, and one that finds no more."""
+"""DECLARE CURSOR and CLOSE; a reading also has one FETCH for each started `BATCH_ROWS`, and one that returns no row."""
 BATCH_ROWS = 1000
 TOGETHER_SECONDS = 1.0
-"""Replicas in step look within this time."""
+"""Replicas in step make their checks within this time."""
 BUILD_SPREAD = 0.25
-"""Standard deviation of the logarithm of how long a publication takes: nodes differ, neighbours disturb."""
+"""Standard deviation of the logarithm of a publication's duration: nodes differ, and other loads disturb them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +52,22 @@ class Fleet:
     interval: float
     cost: Cost
     together: bool = False
-    """Whether all look at once, as they would ever after a common start if the server did not scatter its second look;
-    otherwise they are spread evenly."""
+    """Whether all replicas make their checks at once; otherwise they are spread evenly. After a common start they would
+    stay in step, if the server did not delay its second check by a random time."""
     cores: int = 4
     network: float = 1.25e9
-    """Octets a second that the database can send: 10 Gbit/s."""
+    """Octets per second that the database can send: 10 Gbit/s."""
 
     def __post_init__(self) -> None:
         if self.replicas < 1 or self.cores < 1 or not (self.interval > 0 and self.network > 0):
-            raise ValueError("a fleet wants at least one replica and core, and an interval and a network above 0")
+            raise ValueError("a fleet needs at least one replica and core, and an interval and a network above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What a fleet asks of its database while nothing changes, each second on the average."""
+    """The load of a fleet on its database while the table does not change, in each second on average."""
 
-    looks: float
+    checks: float
     statements: float
     cores: float
     octets: float
@@ -74,57 +75,59 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one change, or several, brought about."""
+    """The outcome of one change, or of several."""
 
     staleness: tuple[float, ...]
-    """For every replica and change: seconds from the commit until its answers were new. Ascending."""
+    """Seconds from the commit until the answers were new, for every replica and change. Ascending."""
     readings: tuple[float, ...]
-    """Seconds that each reading of all rows took. Ascending."""
+    """Duration of each reading of all rows in seconds. Ascending."""
     at_once: int
-    """The most readings under way at one time."""
+    """The largest number of simultaneous readings."""
     fan_out: float
-    """Seconds from the first replica with new answers to the last; the longest of all changes."""
+    """Seconds from the first replica with new answers to the last; the maximum of all changes."""
 
     def percentile(self, share: float) -> float:
-        """Staleness that ``share`` of the replicas stay below or reach."""
+        """The staleness that ``share`` of the replicas do not exceed."""
         return at(self.staleness, share)
 
 
 def at(ordered: Sequence[float], share: float) -> float:
-    """The least value that ``share`` of ``ordered`` does not exceed (nearest rank)."""
+    """The smallest value that ``share`` of ``ordered`` do not exceed (nearest rank)."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def rest(fleet: Fleet) -> Rest:
-    """What ``fleet`` costs its database while nothing changes."""
-    looks = fleet.replicas / fleet.interval
-    return Rest(looks, looks * STATEMENTS_PER_LOOK, looks * fleet.cost.look_cpu_seconds, looks * fleet.cost.look_octets)
+    """The load of ``fleet`` on its database while the table does not change."""
+    checks = fleet.replicas / fleet.interval
+    return Rest(
+        checks, checks * STATEMENTS_PER_CHECK, checks * fleet.cost.look_cpu_seconds, checks * fleet.cost.look_octets
+    )
 
 
 class Sharing:
     """The database: jobs that divide its cores and its network evenly.
 
-    Looks and readings are two classes with a speed each, common to all jobs of the class, so a job is done when the
-    *service* of its class, the sum of speed × time, has grown by what the job needs: two heaps and no job is ever
-    touched in between.
+    Checks and readings are two classes. All jobs of a class have the same speed, so a job is done when the *service* of
+    its class, the sum of speed × time, has grown by the amount that the job needs. Two heaps suffice, and no job is
+    updated between its start and its end.
     """
 
     LOOK, READING = 0, 1
 
     def __init__(self, cores: int, network: float, stream: float) -> None:
-        """``stream``: octets a second of a single reading, without other load."""
+        """``stream``: octets per second of a single reading, without other load."""
         self._cores, self._readings_at_full_speed = cores, network / stream
         self._jobs: tuple[list[tuple[float, int]], ...] = ([], [])
         self._service = [0.0, 0.0]
         self.now = 0.0
 
     def _speeds(self) -> tuple[float, float]:
-        looks, readings = (len(jobs) for jobs in self._jobs)
-        share = min(1.0, self._cores / max(1, looks + readings))
+        checks, readings = (len(jobs) for jobs in self._jobs)
+        share = min(1.0, self._cores / max(1, checks + readings))
         return share, min(share, self._readings_at_full_speed / max(1, readings))
 
     def readings(self) -> int:
-        """How many readings are under way."""
+        """The number of readings in progress."""
         return len(self._jobs[self.READING])
 
     def add(self, kind: int, replica: int, seconds: float) -> None:
@@ -132,7 +135,7 @@ class Sharing:
         heapq.heappush(self._jobs[kind], (self._service[kind] + seconds, replica))
 
     def next(self) -> tuple[float, int]:
-        """When the next job is done if nothing is added, and its class; infinity where there is none."""
+        """The instant at which the next job ends if none is added, and its class; infinity if there is no job."""
         speeds = self._speeds()
         ends = [
             (self.now + max(0.0, jobs[0][0] - self._service[kind]) / speeds[kind], kind)
@@ -142,31 +145,31 @@ class Sharing:
         return min(ends, default=(math.inf, self.LOOK))
 
     def advance(self, now: float) -> None:
-        """Let the time pass until ``now``, which is not after `next`."""
+        """Advance the time to ``now``, which is not after `next`."""
         for kind, speed in enumerate(self._speeds()):
             self._service[kind] += speed * (now - self.now)
         self.now = now
 
     def finish(self, kind: int) -> int:
-        """Take away the job that is done; whose it was."""
+        """Remove the job that has ended. Returns its replica."""
         return heapq.heappop(self._jobs[kind])[1]
 
 
 def one_change(fleet: Fleet, chance: random.Random) -> Outcome:
-    """A commit at the instant 0, and what follows until every replica has it."""
+    """Simulate from a commit at the instant 0 until every replica has the change."""
     cost = fleet.cost
     commit = chance.uniform(0, fleet.interval)
     phases = [
         chance.uniform(0, TOGETHER_SECONDS) if fleet.together else number * fleet.interval / fleet.replicas
         for number in range(fleet.replicas)
     ]
-    looks = sorted(((phase - commit) % fleet.interval, replica) for replica, phase in enumerate(phases))
+    checks = sorted(((phase - commit) % fleet.interval, replica) for replica, phase in enumerate(phases))
     database = Sharing(fleet.cores, fleet.network, cost.octets / cost.read_seconds)
     begun = [0.0] * fleet.replicas
     fresh: list[float] = []
     readings: list[float] = []
     most = 0
-    arrivals: Iterator[tuple[float, int]] = iter([*looks, (math.inf, -1)])
+    arrivals: Iterator[tuple[float, int]] = iter([*checks, (math.inf, -1)])
     due, who = next(arrivals)
     while len(fresh) < fleet.replicas:
         done, kind = database.next()
@@ -188,7 +191,7 @@ def one_change(fleet: Fleet, chance: random.Random) -> Outcome:
 
 
 def simulate(fleet: Fleet, *, changes: int = CHANGES, seed: int = SEED) -> Outcome:
-    """`one_change` so many times, counted together. The same seed, the same outcome."""
+    """`one_change` ``changes`` times, counted together. The same seed gives the same outcome."""
     chance = random.Random(seed)
     every = [one_change(fleet, chance) for _ in range(changes)]
     return Outcome(
@@ -200,7 +203,7 @@ def simulate(fleet: Fleet, *, changes: int = CHANGES, seed: int = SEED) -> Outco
 
 
 def slowest_fetch(fleet: Fleet, outcome: Outcome) -> float:
-    """Seconds that one FETCH of the slowest reading took: what STATEMENT_TIMEOUT_SECONDS must exceed."""
+    """Seconds that one FETCH of the slowest reading takes; STATEMENT_TIMEOUT_SECONDS must exceed it."""
     return outcome.readings[-1] / math.ceil(fleet.cost.definitions / BATCH_ROWS)
 
 
@@ -208,7 +211,7 @@ def slowest_fetch(fleet: Fleet, outcome: Outcome) -> float:
 
 
 def tables(found: dict[int, Cost], source: str) -> str:
-    """All tables, in Markdown. ``found``: definitions → what they cost; ``source``: the record these stand in."""
+    """All tables, in Markdown. ``found``: definitions → cost; ``source``: the record that holds these costs."""
     small, large = found[min(found)], found[max(found)]
     cells = [f"Measured costs: `perf/results/{source}`. Seed {SEED}, {CHANGES} changes for each row.", ""]
     cells += _costs([small, large])
@@ -227,7 +230,7 @@ def tables(found: dict[int, Cost], source: str) -> str:
         (f"1,000, {small.definitions:,} definitions, in step", replace(base, cost=small, together=True)),
     ]
     title = (
-        f"One change ({large.definitions:,} definitions, 60 s, spread, 4 cores and 10 Gbit/s unless said otherwise):"
+        f"One change ({large.definitions:,} definitions, 60 s, spread, 4 cores and 10 Gbit/s unless stated otherwise):"
     )
     cells += ["", title, "", *_change_rows(fleets)]
     return "\n".join(cells)
@@ -256,10 +259,10 @@ def _rest_rows(base: Fleet, small: Cost) -> list[str]:
         (base.cost, 10, 60.0), (base.cost, 100, 60.0), (base.cost, 1000, 300.0), (base.cost, 1000, 60.0),
         (base.cost, 1000, 10.0), (small, 1000, 60.0), (small, 1000, 10.0),
     ):  # fmt: skip
-        asked = rest(replace(base, cost=cost, replicas=replicas, interval=interval))
+        load = rest(replace(base, cost=cost, replicas=replicas, interval=interval))
         lines.append(
-            f"| {replicas:,} | {interval:g} s | {cost.definitions:,} | {asked.looks:.1f} | {asked.statements:.0f} | "
-            f"{asked.cores:.2f} | {asked.octets / 1000:.1f} kB/s |"
+            f"| {replicas:,} | {interval:g} s | {cost.definitions:,} | {load.checks:.1f} | {load.statements:.0f} | "
+            f"{load.cores:.2f} | {load.octets / 1000:.1f} kB/s |"
         )
     return lines
 
@@ -283,24 +286,24 @@ BEGIN, END = "<!-- simulation -->", "<!-- /simulation -->"
 
 
 def rewritten(page: str, content: str) -> str:
-    """``page`` with ``content`` between the marks.
+    """``page`` with ``content`` between the markers.
 
     Raises:
-        ValueError: where the marks are not there, once each and in order.
+        ValueError: unless each marker occurs once and they are in order.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page wants {BEGIN} and {END}, once each and in this order")
+        raise ValueError(f"the page needs {BEGIN} and {END}, once each and in this order")
     before, _, after = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{content}\n{END}{after.partition(END)[2]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print, rewrite or check. 1 where a page is stale or something is missing."""
+    """Print, rewrite or check the tables. Returns 1 if the page is stale or something is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m perf simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--docs", type=Path, help="page to rewrite")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
     given: Any = parser.parse_args(arguments)
     try:
         content = tables(*costs())

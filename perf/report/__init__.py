@@ -1,1 +1,1 @@
-"""Records shown: a page with charts, and the tables of the README."""
+"""Shows records: a page with charts, and the tables of the README."""

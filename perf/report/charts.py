@@ -1,7 +1,7 @@
 """Charts of a record, as figures for Plotly. One chart may have several views, of which the page shows one at a time.
 
-Colours belong to servers, not to places in a chart; those of text and grid are the page's, which has a dark and a light
-side. A run that is invalid gets no bar and no point on a curve: its reason stands in its place.
+A server has the same colour in all charts; the page sets the colours of text and grid in its light and dark scheme. An
+invalid run has no bar and no point on a curve: its reason is shown instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BAD = "#d92d20"
 _PERCENTILE_TICKS = {1: "0 %", 2: "50 %", 10: "90 %", 20: "95 %", 100: "99 %", 1000: "99.9 %", 10_000: "99.99 %",
                      100_000: "99.999 %"}  # fmt: skip
 PERCENTILES = tuple(round(100 * (1 - 10 ** -(step / 12)), 9) for step in range(61))
-"""From 0 to 99.999, evenly on the axis of the chart."""
+"""From 0 to 99.999, with equal distances on the axis of the chart."""
 _PARTS = (
     ("user", "server_user_seconds", "#2f6fed"),
     ("system", "server_system_seconds", "#e08a1e"),
@@ -37,7 +37,7 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What the page draws at one place."""
+    """A chart of the page."""
 
     id: str
     alt: str
@@ -47,15 +47,15 @@ class Chart:
 
 
 def colour(server: str) -> str:
-    """The same in every chart."""
+    """The colour of a server, the same in every chart."""
     return COLOURS.get(server, OTHER_COLOUR)
 
 
 def all_charts(record: Record, history: Sequence[Record]) -> dict[str, Chart]:
-    """Id → chart, without those that have nothing to show.
+    """Id → chart, without empty charts.
 
     Raises:
-        RecordError: where a histogram of the record cannot be read.
+        RecordError: if a histogram of the record cannot be read.
     """
     charts = (
         per_core(record), percentiles(record), knee(record), cost(record), harness(record),
@@ -94,9 +94,9 @@ def per_core(record: Record) -> Chart:
 
 
 def percentiles(record: Record) -> Chart:
-    """Latency by percentile, on an axis that gives the slowest calls as much room as all the others."""
+    """Latency by percentile, on a logarithmic axis that shows the slowest calls in detail."""
     chart = Chart("percentiles", "Curves: latency in milliseconds by percentile of calls, a curve for each server.")
-    # A schedule shows the latency of clients; a closed loop at its limit mostly shows its own length. The former first.
+    # Open loops come first: they show the clients' latency, a closed loop at its limit mostly shows its own length.
     for scenario in sorted(record.measured_scenarios, key=lambda name: not _scheduled(record, name)):
         curves = {server: cell.curve(PERCENTILES) for server, cell in _cells(record, scenario).items()}
         if not any(curves.values()):
@@ -122,7 +122,7 @@ def percentiles(record: Record) -> Chart:
 
 
 def _limits(figure: go.Figure, record: Record, scenario: str) -> None:
-    """The gates' limits for the P95, as marks on the curves' chart."""
+    """Mark the gates' limits for the P95 in the chart of the curves."""
     found = [gate for gate in record.gates if gate.scenario == scenario and gate.unit == "ms" and "P95" in gate.gate]
     for gate in found:
         if gate.limit is not None:
@@ -135,7 +135,7 @@ def _limits(figure: go.Figure, record: Record, scenario: str) -> None:
 
 
 def knee(record: Record) -> Chart:
-    """Latency, and what is answered, against what is offered: a view for each server."""
+    """Latency and answered rate by offered rate: a view for each server."""
     chart = Chart("knee", "Two charts over the offered load: latency percentiles, and the rate that was answered.")
     for server in in_order(point.server for point in record.knee):
         points = sorted((each for each in record.knee if each.server == server), key=lambda each: each.offered_rate)
@@ -179,7 +179,7 @@ def _knee_line(figure: go.Figure, points: Sequence[KneePoint], name: str, line: 
 
 
 def cost(record: Record) -> Chart:
-    """What an answer costs a server: its own code, the kernel for it, and the network's interrupts."""
+    """CPU time of a server for an answer: its own code, the kernel on its behalf, and the network's interrupts."""
     chart = Chart("cost", "Stacked bars: microseconds of CPU time for each answer, split into user, system, softirq.")
     for scenario in record.measured_scenarios:
         cells = _cells(record, scenario)
@@ -201,7 +201,7 @@ def cost(record: Record) -> Chart:
 
 
 def harness(record: Record) -> Chart:
-    """Where the generator costs: its CPU time for each call beside that of the server."""
+    """CPU time of the generator for each call, beside that of the server."""
     chart = Chart("harness", "Bars: microseconds of CPU time for each call, of the generator and of the server.")
     for server in record.servers:
         sides: dict[str, tuple[float, float]] = {}
@@ -222,7 +222,7 @@ def harness(record: Record) -> Chart:
                 name=escape(name), orientation="h", marker_color=shade,
                 hovertemplate=f"{escape(name)} %{{x:.3g}} µs<extra>%{{y}}</extra>",
             )  # fmt: skip
-        # A catalogue of 200 MB costs 10,000 times as much as one answer: without the logarithm only it would be seen.
+        # A catalogue of 200 MB costs 10,000 times as much as one answer: a linear axis would hide all other bars.
         costs = [value for pair in sides.values() for value in pair if value > 0]
         figure.update_xaxes(type="log" if costs and max(costs) > 100 * min(costs) else "linear")
         figure.update_layout(barmode="group")
@@ -231,7 +231,7 @@ def harness(record: Record) -> Chart:
 
 
 def memory(record: Record) -> Chart:
-    """What a pod is charged for, by size of the catalogue and by number of workers."""
+    """Memory that a pod is charged for, by size of the catalogue and by number of workers."""
     chart = Chart("memory", "Stacked bars: memory in MB of snapshot, workers and master.")
     for workers in sorted({point.workers for point in record.memory}):
         points = sorted((each for each in record.memory if each.workers == workers), key=lambda each: each.definitions)
@@ -250,7 +250,7 @@ def _memory_view(points: Sequence[MemoryPoint], labels: list[str], axis: str) ->
     figure = _figure(height=400)
     labels = [f"{label}<br><b>{number(point.total_mb)} MB</b>" for label, point in zip(labels, points, strict=True)]
     parts = (
-        ("snapshot, once for all", [point.shared_mb for point in points], "#2f6fed"),
+        ("snapshot, shared by all", [point.shared_mb for point in points], "#2f6fed"),
         ("workers", [point.workers * point.private_mb_per_worker for point in points], "#12a3a3"),
         ("master", [point.master_mb for point in points], "#e08a1e"),
     )
@@ -270,8 +270,8 @@ def _memory_view(points: Sequence[MemoryPoint], labels: list[str], axis: str) ->
 
 
 def over_time(records: Sequence[Record]) -> Chart:
-    """Kept results: a line for each server, and for each machine, since figures of two machines are not one history."""
-    chart = Chart("history", "Lines: results that were kept, over the time of their measurement, by server.")
+    """Stored results: a line for each server and machine, since figures of two machines are not comparable."""
+    chart = Chart("history", "Lines: stored results over the time of their measurement, by server.")
     scenarios = list(dict.fromkeys(scenario for record in reversed(records) for scenario in record.measured_scenarios))
     symbols = ("circle", "square", "diamond", "cross", "star")
     machines = list(dict.fromkeys(record.machine_name for record in records))
@@ -294,7 +294,7 @@ def over_time(records: Sequence[Record]) -> Chart:
                     )  # fmt: skip
         if not figure.data:
             continue
-        # Beside a server that does fifty times as much, no change of another would be seen: one at a time.
+        # One server at a time: beside one that is fifty times as fast, no change of another would be visible.
         if any(trace.name == "native" for trace in figure.data):
             figure.for_each_trace(lambda trace: trace.update(visible=True if trace.name == "native" else "legendonly"))
         figure.update_xaxes(type="date", title="measured")
@@ -332,18 +332,18 @@ def _error_bar(interval: Interval) -> dict[str, Any]:
 
 
 def _reasons(figure: go.Figure, cells: Mapping[str, Cell]) -> None:
-    """In place of a bar, why there is none."""
+    """Show the reason in place of each missing bar."""
     for server, cell in cells.items():
         if cell.reason:
-            told = cell.reason if len(cell.reason) <= 90 else cell.reason[:89] + "…"
+            reason = cell.reason if len(cell.reason) <= 90 else cell.reason[:89] + "…"
             figure.add_annotation(
-                x=0, y=escape(server), xref="paper", xanchor="left", showarrow=False, text=f" invalid: {escape(told)}",
-                font={"color": BAD},
+                x=0, y=escape(server), xref="paper", xanchor="left", showarrow=False,
+                text=f" invalid: {escape(reason)}", font={"color": BAD},
             )  # fmt: skip
 
 
 def _bars(labels: Iterable[str], axis: str, height: int = 0) -> go.Figure:
-    """Empty, for horizontal bars: the first of ``labels`` on top."""
+    """An empty figure for horizontal bars, with the first of ``labels`` on top."""
     order = [escape(label) for label in labels]
     figure = _figure(height=height or 110 + 40 * len(order))
     figure.update_xaxes(title=axis)

@@ -1,12 +1,12 @@
 """Shows a measurement: an HTML page with charts, or tables in Markdown.
 
-    python -m perf report [FILE…] [-o PAGE]                  a page about the newest FILE; the others are its history
-    python -m perf report --markdown [FILE]                  its tables
+    python -m perf report [FILE…] [-o PAGE]                  write a page of the newest FILE; the others are its history
+    python -m perf report --markdown [FILE]                  print its tables
     python -m perf report --readme README.md [FILE]          rewrite the README's table between its markers
     python -m perf report --readme README.md --check [FILE]  fail if that table is not the record's
 
-Without FILE: the records in perf/results. For the README: the newest full measurement, or the newest standard one if
-there is no full one; never a quick one, a choice of scenarios or a comparison.
+Without FILE, the records in perf/results are shown. The README shows the newest full measurement, or the newest
+standard one if there is no full one; never a quick one, a selection of scenarios or a comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perf.report.record import Record, RecordError, kept, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write what is asked for. 1: the README is stale. 2: a file is not what it should be."""
+    """Write the page or the tables. Returns 1 if the README is stale, and 2 if a file is not valid."""
     parser = argparse.ArgumentParser(
         prog="python -m perf report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,22 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print tables")
     parser.add_argument("--readme", metavar="README", type=Path, help="rewrite the table in this file")
     parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail if it is stale")
-    told = parser.parse_args(arguments)
-    if told.check and not told.readme:
+    given = parser.parse_args(arguments)
+    if given.check and not given.readme:
         parser.error("--check goes with --readme")
     try:
-        records = _records(told.files)
-        if told.readme:
-            return _readme(told.readme, records, bool(told.files), told.check)
-        if told.markdown:
+        records = _records(given.files)
+        if given.readme:
+            return _readme(given.readme, records, bool(given.files), given.check)
+        if given.markdown:
             print(text.whole(records[-1]), end="")
             return 0
-        # Plotly takes a second to load, which the tables do not need.
+        # Imported here, because Plotly takes a second to load and the tables do not need it.
         from perf.report.page import page
 
-        # A record of the self-test alone is a part of the page, not its subject.
+        # A record that holds only the self-test is never the subject of the page, only a part of it.
         subject = next((record for record in reversed(records) if record.runs), records[-1])
-        output = told.output or subject.path.with_suffix(".html")
+        output = given.output or subject.path.with_suffix(".html")
         output.write_text(page(subject, records), encoding="utf-8")
         print(f"written: {output}")
         return 0
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _records(files: Sequence[Path]) -> list[Record]:
-    """In the order of measurement.
+    """The records of ``files`` in the order of measurement.
 
     Raises:
-        RecordError: where a file is no record, or there is none.
+        RecordError: if a file is not a record, or there is none.
     """
     records = sorted((load(path) for path in files), key=lambda record: record.measured) if files else kept()
     if not records:
@@ -74,7 +74,7 @@ def _readme(readme: Path, records: Sequence[Record], named: bool, check: bool) -
     fit = [record for record in records if named or not record.partial]
     if not fit:
         raise RecordError(
-            "every kept record is of a quick run, a choice of scenarios or a comparison: name one to use it"
+            "every stored record is of a quick run, a selection of scenarios or a comparison: name one to use it"
         )
     record = max(fit, key=lambda each: (bool(each.arguments.get("full")), each.measured))
     link = text.link_from(readme, record.path)
@@ -83,7 +83,7 @@ def _readme(readme: Path, records: Sequence[Record], named: bool, check: bool) -
     if check:
         if new != old:
             again = f"python -m perf report --readme {readme.name}"
-            print(f"{readme.name}: the table is not that of {link}: run `{again}` and commit", file=sys.stderr)
+            print(f"{readme.name}: the table is not that of {link}: run `{again}` and commit it", file=sys.stderr)
         return int(new != old)
     readme.write_text(new, encoding="utf-8")
     print(f"{readme.name}: {'rewritten' if new != old else 'unchanged'}, from {link}")

@@ -1,4 +1,4 @@
-"""The HTML page of a record: one file that needs no network, with everything that its charts are drawn by."""
+"""The HTML page of a record: one file that needs no network, because it contains the code and data of its charts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from perf.report.record import Gate, Record
 
 TEMPLATE = "page.html.j2"
 BULLET_WIDTH = 190
-"""Of the little drawing beside a gate, in its own units."""
+"""Width of the small drawing beside a gate, in the units of the drawing."""
 _KNOWN_VERDICTS = ("kept", "missed", "invalid")
 _HEADLINE = "get-hot"
 _RATED = "rated"
 _KNEE_FACTOR = 0.97
-"""What is answered of what is offered, at least, on this side of the knee."""
+"""Minimum share of the offered calls that a server below its knee answers."""
 
 
 def page(record: Record, history: Sequence[Record] = ()) -> str:
-    """The page of ``record``; ``history``: kept results, this one among them or not, for the chart over time.
+    """The page of ``record``; ``history``: stored records for the chart over time, with or without this one.
 
     Raises:
-        RecordError: where a histogram of the record cannot be read.
+        RecordError: if a histogram of the record cannot be read.
     """
     record = with_others(record, history)
     past = sorted({each.path.resolve(): each for each in (*history, record)}.values(), key=lambda each: each.measured)
@@ -55,8 +55,8 @@ def page(record: Record, history: Sequence[Record] = ()) -> str:
 
 
 def with_others(record: Record, others: Sequence[Record]) -> Record:
-    """``record``, and what it has not got from the newest of ``others`` of the same machine that has: self-test, memory
-    and witnesses take long, and are measured apart from the rest."""
+    """``record``, supplemented from ``others``: self-test, memory and witnesses take long and are measured separately,
+    so each that it lacks comes from the newest record of the same machine that has it."""
     there = sorted(
         (each for each in others if each.machine_name == record.machine_name), key=lambda each: each.measured
     )
@@ -75,13 +75,13 @@ _CHARTS = {
 
 
 def figures_json(charts: dict[str, Chart]) -> Markup:
-    """For a script element: no text of a record can end it."""
+    """The data of the charts for a script element, escaped so that no text of a record can end the element."""
     plain = json.dumps({name: list(chart.views.values()) for name, chart in charts.items()}, ensure_ascii=False)
     return Markup(plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _contents(record: Record, charts: dict[str, Chart], invalid: bool) -> list[tuple[str, str]]:
-    """(id, name) of the sections that are there."""
+    """(id, name) of the sections of the page."""
     found = [("gates", "Gates")] if record.gates else []
     found += [(name, title) for name, title in _CHARTS.items() if name in charts]
     found += [("selftest", "Self-test")] if record.selftest else []
@@ -100,30 +100,30 @@ def _verdict(record: Record) -> dict[str, str]:
         return {"kind": "kept", "text": f"All {total} gates are kept." if total > 1 else "The gate is kept."}
     kind = "missed" if counts["missed"] else "invalid"
     missed = [gate.gate for gate in record.gates if gate.verdict != "kept"]
-    told = f"{counts['missed']} missed, {total - counts['kept'] - counts['missed']} invalid"
-    return {"kind": kind, "text": f"{counts['kept']} of {total} gates are kept, {told}: {'; '.join(missed)}."}
+    others = f"{counts['missed']} missed, {total - counts['kept'] - counts['missed']} invalid"
+    return {"kind": kind, "text": f"{counts['kept']} of {total} gates are kept, {others}: {'; '.join(missed)}."}
 
 
 def _tiles(record: Record) -> list[dict[str, str]]:
-    """The figures that are looked for first."""
+    """The most important figures."""
     found = []
     hot, rated = record.cells.get((_HEADLINE, "native")), record.cells.get((_RATED, "native"))
     if hot and hot.per_core:
         found.append((text.number(hot.per_core.median), "answers per second of server CPU, native"))
         today = record.cells.get((_HEADLINE, "grpc-js"))
         if today and today.per_core:
-            found.append((f"{text.number(hot.per_core.median / today.per_core.median)} ×", "what grpc-js does"))
+            found.append((f"{text.number(hot.per_core.median / today.per_core.median)} ×", "the rate of grpc-js"))
     if rated and (slow := rated.latency("p95")) is not None:
         offered = rated.figure("offered_rate")
         found.append((f"{text.number(slow)} ms", f"P95 at {text.number(offered)} calls a second on one core"))
     if hot and (ours := hot.figure("client_us_per_call")) is not None:
-        found.append((f"{text.number(ours)} µs", "of the generator's CPU for each call, in no server's figure"))
+        found.append((f"{text.number(ours)} µs", "CPU time of the generator for each call, in no server's figure"))
     return [{"value": value, "what": what} for value, what in found]
 
 
 def _headings(record: Record) -> dict[str, str]:
-    """What the charts say, as sentences; plain names where they say nothing."""
-    told = {
+    """The headings of the charts: a sentence with the main figure, or a plain name if there is no figure."""
+    headings = {
         "per-core": "Answers per core",
         "percentiles": "Latency",
         "knee": "Latency against load",
@@ -134,20 +134,21 @@ def _headings(record: Record) -> dict[str, str]:
     if "native" in rates and len(rates) > 1:
         times = {name: rates["native"] / rate for name, rate in rates.items() if name != "native"}
         name = "grpc-js" if "grpc-js" in times else max(times, key=lambda each: times[each])
-        told["per-core"] = f"A core answers {text.number(times[name])} times as many calls as one of {name}"
+        headings["per-core"] = f"A core answers {text.number(times[name])} times as many calls as one of {name}"
     rated = record.cells.get((_RATED, "native"))
     if rated and rated.latency("p95") is not None and rated.latency("p99") is not None:
         fast, slow = text.number(rated.latency("p95")), text.number(rated.latency("p99"))
-        told["percentiles"] = f"At the rated load, 95 of 100 calls take {fast} ms or less, and 99 take {slow} ms"
+        headings["percentiles"] = f"At the rated load, 95 of 100 calls take {fast} ms or less, and 99 take {slow} ms"
     good = [point for point in record.knee if point.server == "native" and point.valid]
     kept = [point for point in good if (point.rate or 0) >= _KNEE_FACTOR * point.offered_rate]
     if kept and len(kept) < len(good):
-        told["knee"] = f"One core keeps up with {text.number(max(point.offered_rate for point in kept))} calls a second"
+        highest = text.number(max(point.offered_rate for point in kept))
+        headings["knee"] = f"One core keeps up with {highest} calls a second"
     if record.memory:
         largest = max(record.memory, key=lambda point: (point.definitions, point.workers))
         workers = f"{largest.workers} worker{'s' * (largest.workers != 1)}"
-        told["memory"] = f"{largest.definitions:,} definitions and {workers}: {text.number(largest.total_mb)} MB"
-    return told
+        headings["memory"] = f"{largest.definitions:,} definitions and {workers}: {text.number(largest.total_mb)} MB"
+    return headings
 
 
 def _grid(record: Record, scenarios: Sequence[str], percentile: str) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def _cell(record: Record, scenario: str, server: str, percentile: str) -> dict[s
 
 
 def _invalid(record: Record) -> list[dict[str, Any]]:
-    """Every cell with invalid runs, those with valid ones too."""
+    """Every cell that has an invalid run, even if it also has valid ones."""
     return [
         {"scenario": scenario, "server": server, "count": len(cell.invalid), "of": len(cell.runs),
          "reason": "; ".join(dict.fromkeys(run.reason or "no reason was given" for run in cell.invalid))}
@@ -184,7 +185,7 @@ def _gate(gate: Gate) -> dict[str, Any]:
 
 
 def bullet(gate: Gate) -> dict[str, Any] | None:
-    """Where things stand in the drawing beside a gate, 0 to `BULLET_WIDTH`; None where there is nothing to draw."""
+    """Positions in the drawing beside a gate, 0 to `BULLET_WIDTH`; None if the gate has no value."""
     if gate.value is None or gate.limit is None:
         return None
     samples = [sample for sample in gate.samples if sample is not None]
@@ -208,10 +209,10 @@ def bullet(gate: Gate) -> dict[str, Any] | None:
 
 
 def _machine(record: Record) -> list[tuple[str, str]]:
-    """Facts for people: names without underscores, lists with spaces."""
+    """Facts about the machine in readable form: names without underscores, lists with spaces."""
     shown = []
     for name, value in (record.machine | {"commit": record.commit or "unknown", "measured": record.measured}).items():
-        told = ", ".join(f"{each:.2f}" if isinstance(each, float) else str(each) for each in value) if isinstance(
+        value_text = ", ".join(f"{each:.2f}" if isinstance(each, float) else str(each) for each in value) if isinstance(
             value, list | tuple) else f"{value:,}" if isinstance(value, int) else str(value)  # fmt: skip
-        shown.append((name.replace("_", " "), told))
+        shown.append((name.replace("_", " "), value_text))
     return [*shown, ("arguments", ", ".join(f"{name}={value}" for name, value in record.arguments.items()) or "none")]

@@ -1,7 +1,7 @@
 """Reads the records of ``python -m perf measure``; the runs of one scenario on one server become a `Cell`.
 
-A record is not trusted: files of other programs, old and damaged files are refused with a text that says what is wrong
-and where.
+A record is not trusted: files of other programs, old files and damaged files are refused with a text that says what is
+wrong and where.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class RecordError(ValueError):
     """A file is not a valid record; the text says which file, what is wrong and what to do."""
 
 
-class _Told(BaseModel):
-    """A part of a record. Other keys than these may be there: they are for other readers."""
+class _Part(BaseModel):
+    """A part of a record. It may have further keys, which are for other readers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Run(_Told):
+class Run(_Part):
     """One measurement. Times in seconds, memory in MB, latencies in milliseconds by percentile (``p50`` … ``max``)."""
 
     scenario: str
@@ -65,7 +65,7 @@ class Run(_Told):
     late: Figure = None
 
 
-class Gate(_Told):
+class Gate(_Part):
     """A verdict, as `perf.harness.sla.Verdict.as_dict` writes it."""
 
     gate: str
@@ -82,8 +82,8 @@ class Gate(_Told):
     samples: list[Figure] = []
 
 
-class KneePoint(_Told):
-    """What was answered, and how fast (ms), while ``offered_rate`` calls a second were asked."""
+class KneePoint(_Part):
+    """The answered rate and the latencies (ms) while ``offered_rate`` calls a second were offered."""
 
     offered_rate: float
     valid: bool
@@ -95,7 +95,7 @@ class KneePoint(_Told):
     reason: str = ""
 
 
-class MemoryPoint(_Told):
+class MemoryPoint(_Part):
     """A whole server at rest, as `perf.harness.memory.measure` writes it; MB."""
 
     definitions: int
@@ -107,26 +107,26 @@ class MemoryPoint(_Told):
 
     @property
     def total_mb(self) -> float:
-        """What a pod is charged for."""
+        """Memory that a pod is charged for."""
         return self.shared_mb + self.workers * self.private_mb_per_worker + self.master_mb
 
 
-class Scenario(_Told):
-    """What was asked."""
+class Scenario(_Part):
+    """The load that was measured."""
 
     title: str = ""
     why: str = ""
 
 
-class Skipped(_Told):
-    """What was not measured."""
+class Skipped(_Part):
+    """A part that was not measured, and the reason."""
 
     what: str
     why: str
 
 
-class Case(_Told):
-    """One kind of run of the self-test: whether an alarm was raised in each."""
+class Case(_Part):
+    """One kind of worker of the self-test, and whether it raised an alarm in each run."""
 
     name: str
     alarm_expected: bool
@@ -136,21 +136,21 @@ class Case(_Told):
 
     @property
     def kept(self) -> bool:
-        """Whether there were as many alarms as are wanted, or as few as are allowed."""
+        """Whether the number of alarms reaches its minimum or stays below its maximum."""
         raised, limit = sum(self.alarms), self.limit
         if self.alarm_expected:
             return raised >= (len(self.alarms) if limit is None else limit)
         return raised <= (0 if limit is None else limit)
 
 
-class SelfTest(_Told):
-    """Whether the harness notices what it is there for."""
+class SelfTest(_Part):
+    """The self-test: whether the gates detect a slower server."""
 
     cases: list[Case]
 
 
-class Witness(_Told):
-    """The same thing measured by a program of others, as `perf.benches.witness` writes it."""
+class Witness(_Part):
+    """A comparison with an independent generator, as `perf.benches.witness` writes it."""
 
     witness: str
     verdict: str
@@ -163,7 +163,7 @@ class Witness(_Told):
     reason: str = ""
 
 
-class Record(_Told):
+class Record(_Part):
     """A whole record file."""
 
     path: Path = Field(exclude=True)
@@ -185,7 +185,7 @@ class Record(_Told):
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """Runs put together by scenario and server."""
+        """The runs grouped by scenario and server."""
         found: dict[tuple[str, str], list[Run]] = {}
         for run in self.runs:
             found.setdefault((run.scenario, run.server), []).append(run)
@@ -193,17 +193,17 @@ class Record(_Told):
 
     @cached_property
     def measured_scenarios(self) -> list[str]:
-        """In the order of ``scenarios``, which is that of the file; scenarios that it does not list are last."""
+        """Measured scenarios in the order of ``scenarios``, which is that of the file; unlisted ones are last."""
         ranks = {name: rank for rank, name in enumerate(self.scenarios)}
         return sorted(dict.fromkeys(run.scenario for run in self.runs), key=lambda name: ranks.get(name, len(ranks)))
 
     def title_of(self, scenario: str) -> str:
-        """Empty if the record has no title."""
+        """The title of the scenario; empty if the record has none."""
         return self.scenarios[scenario].title if scenario in self.scenarios else ""
 
     @cached_property
     def servers(self) -> list[str]:
-        """Those that were measured, in the order of `SERVERS`."""
+        """Measured servers in the order of `SERVERS`."""
         return in_order(run.server for run in self.runs)
 
     @property
@@ -213,28 +213,28 @@ class Record(_Told):
 
     @property
     def partial(self) -> bool:
-        """Whether less was measured than a release shows: a quick run, a choice, a comparison, a self-test alone."""
+        """Whether it is not a whole measurement: a quick run, a selection, a comparison, or a self-test alone."""
         return not self.runs or any(self.arguments.get(name) for name in ("quick", "only", "servers", "against"))
 
 
 class Cell:
-    """All runs of one scenario on one server. Figures are medians of the valid ones; None where there is none."""
+    """All runs of one scenario on one server. Figures are medians of the valid runs; None if there is none."""
 
     def __init__(self, runs: Sequence[Run], file: str) -> None:
         self.runs, self._file = runs, file
         self.in_steps = len({run.offered_rate for run in runs if run.valid}) > 1
-        """Whether the load went up from run to run."""
+        """Whether the load was raised from run to run."""
         self.valid = _alike([run for run in runs if run.valid])
         self.invalid = [run for run in runs if not run.valid]
 
     @property
     def kind(self) -> str:
-        """Of the scenario."""
+        """The kind of the scenario."""
         return (self.valid or self.runs)[0].kind
 
     @property
     def reason(self) -> str:
-        """Why there is no figure; empty where there is one."""
+        """Why there is no figure; empty if there is one."""
         return "" if self.valid else (self.invalid[0].reason or "no reason was given")
 
     def figure(self, name: str) -> float | None:
@@ -257,11 +257,11 @@ class Cell:
         return _middle(None if seconds is None or not count else seconds / count * 1e6 for seconds, count in spent)
 
     def curve(self, percentiles: Sequence[float]) -> list[tuple[float, float]]:
-        """(percentile, milliseconds) of all valid runs together, at those of ``percentiles`` that the number of answers
-        can tell anything about; empty where no histogram was kept.
+        """(percentile, milliseconds) of all valid runs together, at those of ``percentiles`` for which there are enough
+        answers; empty if the record has no histogram.
 
         Raises:
-            RecordError: where a histogram cannot be read.
+            RecordError: if a histogram cannot be read.
         """
         whole, per_ms = None, 1.0
         for run in self.valid:
@@ -269,7 +269,7 @@ class Cell:
                 continue
             per_ms = _UNITS_PER_MS.get(run.histogram_unit, 0.0)
             if not per_ms:
-                raise RecordError(f"{self._where}: histogram_unit {run.histogram_unit!r} is none of ns, µs, ms")
+                raise RecordError(f"{self._where}: histogram_unit {run.histogram_unit!r} is not one of ns, µs, ms")
             try:
                 one = HdrHistogram.decode(run.histogram)
                 if whole is None:
@@ -291,8 +291,8 @@ class Cell:
 
 
 def _alike(runs: list[Run]) -> list[Run]:
-    """Those that may be put together. Where the load goes up in steps these are the runs without a schedule, which show
-    what the server can do; the steps are the knee's."""
+    """The runs that may be combined. If the load is raised in steps, these are the closed-loop runs, which show the
+    server's limit; the steps belong to the knee."""
     if len({run.offered_rate for run in runs}) < 2:
         return runs
     return [run for run in runs if not run.offered_rate] or [max(runs, key=lambda run: run.rate or 0.0)]
@@ -304,7 +304,7 @@ def _middle(values: Iterable[float | None]) -> float | None:
 
 
 def in_order(servers: Iterable[str]) -> list[str]:
-    """Without repetition, in the order of `SERVERS`; unknown ones at the end, by name."""
+    """``servers`` without repetition, in the order of `SERVERS`; unknown ones last, by name."""
     ranks = {name: rank for rank, name in enumerate(SERVERS)}
     return sorted(set(servers), key=lambda name: (ranks.get(name, len(ranks)), name))
 
@@ -313,18 +313,18 @@ def load(path: Path) -> Record:
     """Read a record file.
 
     Raises:
-        RecordError: where it is none.
+        RecordError: if it is not a valid record.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"{path}: cannot be read: {error}") from error
-    schema = told.get("schema") if isinstance(told, dict) else None
+    schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         found = "none" if schema is None else f"{schema!r}"
-        raise RecordError(f"{path}: no record of `python -m perf measure`: schema {SCHEMA} is wanted, {found} found")
+        raise RecordError(f"{path}: not a record of `python -m perf measure`: schema {SCHEMA} expected, {found} found")
     try:
-        return Record(**told | {"path": path})
+        return Record(**content | {"path": path})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -336,14 +336,14 @@ def kept(folder: Path = RESULTS) -> list[Record]:
     """All records of ``folder``, oldest first. Files of other measurements, which have no ``schema``, are left out.
 
     Raises:
-        RecordError: where one of them is damaged.
+        RecordError: if one of them is damaged.
     """
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecordError(f"{path}: cannot be read: {error}") from error
-        if isinstance(told, dict) and "schema" in told:
+        if isinstance(content, dict) and "schema" in content:
             found.append(load(path))
     return sorted(found, key=lambda record: record.measured)

@@ -1,4 +1,4 @@
-"""How figures are written, and the tables of a record in Markdown: rendered, never typed."""
+"""Formats figures, and renders the tables of a record in Markdown."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
 _BLOCK = re.compile(rf"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
-"""Closed loops whose latency is shown all the same: another server was certified with theirs."""
+"""Closed loops whose latency is shown nevertheless, because another server was certified with that load."""
 NOTHING = "–"
-_P95_HEAD = f"P95 in ms, counted from the moment a call was due ({', '.join(CERTIFIED)}: a closed loop, from sending):"
+_P95_HEAD = f"P95 in ms, from the instant a call was due ({', '.join(CERTIFIED)}, a closed loop: from sending):"
 
 
 def number(value: float | None) -> str:
-    """Three figures, which is what a measurement is good for: 546,000 · 27.5 · 0.312."""
+    """Three significant figures, the precision of a measurement: 546,000 · 27.5 · 0.312."""
     if value is None:
         return NOTHING
     if value == 0:
         return "0"
-    # Rounded before the digits are counted: 9.996 becomes 10.0, which has one digit less behind the point.
+    # Rounded before the digits are counted: 9.996 becomes 10.0, which has one digit fewer after the point.
     rounded = round(value, 2 - floor(log10(abs(value))))
     return f"{rounded:,.{max(0, 2 - floor(log10(abs(rounded))))}f}"
 
 
 def bound(gate: Gate) -> str:
-    """The limit as it stands in ``sla.toml``, with its direction."""
+    """The limit as written in ``sla.toml``, with its direction."""
     sign = "≥" if gate.bound == "least" else "≤"
     return f"{sign} {NOTHING if gate.limit is None else f'{gate.limit:,.10g}'}"
 
 
 def interval(gate: Gate) -> str:
-    """Between which limits the median lies, where that is known."""
+    """The confidence interval of the median; empty if it is not known."""
     return "" if gate.low is None or gate.high is None else f"{number(gate.low)} – {number(gate.high)}"
 
 
 def machine_line(record: Record) -> str:
-    """Where and when, in one line."""
-    told = record.machine
-    parts = [str(told.get("cpu", "unknown CPU")), f"{told.get('cpus', '?')} CPUs", f"Linux {told.get('kernel', '?')}"]
-    if told.get("python"):
-        parts.append(f"Python {told['python']}")
+    """Date and machine in one line."""
+    facts = record.machine
+    parts = [
+        str(facts.get("cpu", "unknown CPU")),
+        f"{facts.get('cpus', '?')} CPUs",
+        f"Linux {facts.get('kernel', '?')}",
+    ]
+    if facts.get("python"):
+        parts.append(f"Python {facts['python']}")
     return f"{record.measured[:10]}, {', '.join(parts)}"
 
 
@@ -56,12 +60,12 @@ def rates(record: Record) -> str:
 
 
 def latencies(record: Record) -> str:
-    """Scenario × server: P95 in milliseconds, where calls came on a schedule."""
+    """Scenario × server: P95 in milliseconds, for open loops."""
     return _grid(record, scheduled(record), lambda cell: number(cell.latency("p95")))
 
 
 def scheduled(record: Record) -> list[str]:
-    """Scenarios whose latency is what a client feels."""
+    """Scenarios whose latency is that of real clients."""
     return [
         name
         for name in record.measured_scenarios
@@ -71,7 +75,7 @@ def scheduled(record: Record) -> list[str]:
 
 
 def generator_cost(record: Record) -> str:
-    """The CPU time of the harness itself, which is not part of the server's."""
+    """The CPU time of the harness itself, which is not in the server's figures."""
     rows = []
     for (scenario, server), cell in record.cells.items():
         ours, theirs = cell.figure("client_us_per_call"), cell.us_per_answer("server_cpu_seconds")
@@ -97,7 +101,7 @@ def selftest(record: Record) -> str:
         marks = "".join("●" if alarm else "○" for alarm in case.alarms)
         verdict = "kept" if case.kept else "**missed**"
         rows.append([case.name, case.what, f"{sum(case.alarms)} of {len(case.alarms)}", wanted, marks, verdict])
-    return _table(["case", "what was done", "alarms", "wanted", "run by run", "verdict"], rows)
+    return _table(["case", "slowdown", "alarms", "required", "run by run", "verdict"], rows)
 
 
 def knee(record: Record) -> str:
@@ -111,22 +115,22 @@ def knee(record: Record) -> str:
 
 
 def memory(record: Record) -> str:
-    """What a pod is charged for."""
+    """Memory that a pod is charged for."""
     rows = [
         [f"{point.definitions:,}", str(point.workers), number(point.shared_mb), number(point.private_mb_per_worker),
          number(point.master_mb), number(point.total_mb), number(point.peak_mb)]
         for point in record.memory
     ]  # fmt: skip
-    head = ["definitions", "workers", "snapshot MB", "each worker MB", "master MB", "together MB", "peak MB"]
+    head = ["definitions", "workers", "snapshot MB", "each worker MB", "master MB", "total MB", "peak MB"]
     return _table(head, rows)
 
 
 def readme(record: Record, link: str) -> str:
-    """What stands between the markers in the README. ``link``: where the record is, seen from there."""
+    """The text between the markers in the README. ``link``: the path of the record, relative to the README."""
     count = max((len(cell.valid) for cell in record.cells.values()), default=0)
     runs = f"{count} run{'s' * (count != 1)}"
     kept = sum(gate.verdict == "kept" for gate in record.gates)
-    parts = [f"Answers for each second of a server's CPU time, median of up to {runs} in turns ([record]({link})):",
+    parts = [f"Answers per second of a server's CPU time, median of up to {runs}, interleaved ([record]({link})):",
              rates(record)]  # fmt: skip
     if scheduled(record):
         parts += [_P95_HEAD, latencies(record)]
@@ -146,13 +150,13 @@ def whole(record: Record) -> str:
     ):  # fmt: skip
         if table:
             parts += [f"## {heading}", table]
-    if told := notes(record):
-        parts += ["## Invalid and not measured", *told]
+    if remarks := notes(record):
+        parts += ["## Invalid and not measured", *remarks]
     return "\n\n".join(parts) + "\n"
 
 
 def notes(record: Record) -> list[str]:
-    """What is not in the tables, and why."""
+    """The figures that the tables lack, with the reasons."""
     invalid = [f"- {scenario} on {server}: invalid: {_cut(cell.reason)}" for (scenario, server), cell
                in record.cells.items() if cell.reason]  # fmt: skip
     skipped = [f"- {each.what}: not measured: {_cut(each.why)}" for each in record.skipped]
@@ -160,18 +164,18 @@ def notes(record: Record) -> list[str]:
 
 
 def rewritten(text: str, block: str, name: str) -> str:
-    """``text`` with ``block`` between the markers; ``name`` is the file's, for the error.
+    """``text`` with ``block`` between the markers; ``name``: the name of the file, for the error.
 
     Raises:
-        RecordError: where the markers do not stand there exactly once.
+        RecordError: unless each marker occurs exactly once.
     """
     if len(_BLOCK.findall(text)) != 1 or text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise RecordError(f"{name}: wants the line {BEGIN} and after it the line {END}, each once")
+        raise RecordError(f"{name}: needs the line {BEGIN} and after it the line {END}, each once")
     return _BLOCK.sub(lambda found: found[1] + block + found[2], text)
 
 
 def link_from(readme_path: Path, record: Path) -> str:
-    """The record's path, seen from the folder of the README; its name alone where it lies outside of it."""
+    """The record's path, relative to the folder of the README; only its name if it is outside of that folder."""
     try:
         return record.resolve().relative_to(readme_path.resolve().parent).as_posix()
     except ValueError:
@@ -197,7 +201,7 @@ def _shown(cell: Cell | None, show: Callable[[Cell], str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Empty where there are no rows."""
+    """A Markdown table; empty if there are no rows."""
     if not rows:
         return ""
     lines = [head, ["---"] * len(head), *rows]
@@ -205,6 +209,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cut(text: str) -> str:
-    """One line, short, and without what would end a cell."""
+    """One short line, without characters that would end a cell."""
     line = " ".join(text.split()).replace("|", "\\|")
     return line if len(line) <= 300 else line[:299] + "…"

@@ -1,1 +1,1 @@
-"""What is measured: a worker of ours or nghttpd, on a CPU of its own, its catalogue and its processes."""
+"""The servers that are measured: one of our workers or nghttpd, on its own CPU, with its catalogue and processes."""

@@ -1,4 +1,4 @@
-"""Catalogues to measure with: as many definitions as wanted, each answer of the same, known size."""
+"""Catalogues for measurements: any number of definitions, all answers of the same, known size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def name_of(number: int) -> str:
 
 
 class Catalogue:
-    """``count`` definitions whose ``CommandResponse`` has ``answer`` octets, built once and sealed. Close it."""
+    """``count`` definitions whose ``CommandResponse`` has ``answer`` octets, built once and sealed. The caller closes
+    it."""
 
     def __init__(self, count: int, answer: int, *, variant: int = 0) -> None:
         """``variant`` is written into the last definition, so that two catalogues can differ in one row."""
         overhead = self._built(1, 1, "")[1] - 1
-        # A string of 128 octets and more has a length of two octets.
+        # The length of a string of 128 or more octets takes two octets.
         self.built, length = self._built(count, answer - overhead - 1, f"# {variant}")
         if length != answer:
             raise ValueError(f"answers of {answer} octets cannot be made (got {length})")
@@ -53,19 +54,19 @@ class Catalogue:
         return [name_of(number) for number in range(0, self.count, max(1, self.count // most))][:most]
 
     def generation(self, number: int) -> tuple[int, BuiltSnapshot]:
-        """The same content as another generation, sealed (the caller closes the descriptor), and its description."""
+        """The same content as another generation: a sealed descriptor, which the caller closes, and its description."""
         footer = replace(self.built.footer, generation=number)
         built = BuiltSnapshot([*self.built.pieces[:-1], footer.pack()], footer)
         return create_sealed("perf-catalogue", built.pieces), built
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self.__dict__.pop("snapshot", None)
         os.close(self.descriptor)
 
 
 def source(number: int, octets: int, mark: str = "") -> bytes:
-    """``octets`` of what could be the code of definition ``number``, ``mark`` at its start."""
+    """``octets`` octets of plausible code for definition ``number``, with ``mark`` at its start."""
     count = octets // 48 + 1
     lines = "".join(_LINE.format(line, number * 2654435761 + line & 0xFFFFFFFF, line % 7) for line in range(count))
     return (mark + "\n" + lines if mark else lines).encode()[:octets]

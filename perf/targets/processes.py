@@ -1,4 +1,4 @@
-"""Figures of /proc about the processes under test, and the CPUs on which they may run."""
+"""Figures from /proc about the processes under test, and the CPUs on which they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def precise_cpu_seconds(pids: Iterable[int]) -> float:
     """As `cpu_seconds`, to the nanosecond: the CPU-time clock of each process (``clock_getcpuclockid(3)``).
 
     Raises:
-        ProcessLookupError: where one of them is gone.
+        ProcessLookupError: if one of them has ended.
     """
     found = 0.0
     for pid in pids:
@@ -32,7 +32,7 @@ def precise_cpu_seconds(pids: Iterable[int]) -> float:
             # The kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED): all threads, without their children.
             found += time.clock_gettime((~pid << 3) | 2)
         except OSError as error:
-            raise ProcessLookupError(f"process {pid} is gone") from error
+            raise ProcessLookupError(f"process {pid} has ended") from error
     return found
 
 
@@ -47,7 +47,7 @@ def user_seconds(pids: Iterable[int]) -> float:
 def softirq_seconds(cpus: Iterable[int]) -> float:
     """Time that ``cpus`` have spent in soft interrupts (network and others) for any process, in steps of a tick.
 
-    As kernels are usually built, it is part of the system time of the process that was interrupted.
+    Most kernels also count it in the system time of the process that was interrupted.
     """
     wanted = {f"cpu{cpu}" for cpu in cpus}
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
@@ -55,7 +55,7 @@ def softirq_seconds(cpus: Iterable[int]) -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process is there and has not ended (a zombie has ended)."""
+    """Whether the process exists and has not ended (a zombie has ended)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -73,12 +73,12 @@ def peak_resident(pid: int) -> int:
 
 
 def private(pid: int) -> int:
-    """Resident octets that are the process's own: not the snapshot, which all workers share, nor other files."""
+    """Private resident octets of the process: without the snapshot, which all workers share, and other files."""
     return _status(pid, "RssAnon:")
 
 
 def forget_peak(pid: int) -> None:
-    """Let the peak start from what is resident now (``proc(5)``, clear_refs)."""
+    """Reset the peak to the present resident size (``proc(5)``, clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
@@ -97,5 +97,5 @@ def children(pid: int) -> list[int]:
 
 
 def on_cpu(cpu: int, command: list[str]) -> list[str]:
-    """``command``, kept on one CPU from its first instruction on."""
+    """``command``, bound to one CPU from its first instruction on."""
     return ["taskset", "-c", str(cpu), *command]

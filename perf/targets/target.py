@@ -1,4 +1,4 @@
-"""Servers to measure, each on a CPU of its own: one worker of ours without master and database, and nghttpd."""
+"""Servers to measure, each on its own CPU: one of our workers, without master and database, and nghttpd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERVER_CPU, CLIENT_CPU = 0, 1
 KEY = "perf-0123456789abcdef"
 START_SECONDS = 30.0
 _STARTS = 3
-"""A port that was free may be taken before the worker listens there: then another one is tried."""
+"""Number of ports to try, because another process may take a free port before the worker listens on it."""
 _EXIT_CANNOT_START = 3
 """As in `definition_server.data_plane.worker`, which older revisions may not have."""
 _PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
@@ -40,7 +40,7 @@ _DATA = re.compile(r"\((\d+)\) data")
 
 
 class TargetFailed(Exception):
-    """A server or a generator did not do its part: there is no figure."""
+    """A server or a generator failed, so there is no figure."""
 
 
 class CannotListen(TargetFailed):
@@ -49,7 +49,7 @@ class CannotListen(TargetFailed):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server that listens."""
+    """A listening server."""
 
     name: str
     port: int
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time it has taken so far."""
+        """CPU time that it has used so far."""
         return precise_cpu_seconds(self.pids)
 
 
@@ -74,7 +74,7 @@ def free_port() -> int:
 
 
 class Worker:
-    """One worker process with this process in the master's place."""
+    """One worker process; this process takes the master's place."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Worker:
         name: str = "",
         **settings: Any,
     ) -> None:
-        """``program`` runs the worker's ``main`` with the arguments that are added to it; ``name`` is the target's."""
+        """``program`` runs the worker's ``main`` with the arguments appended to it; ``name`` is the target's name."""
         self._channel, theirs = Channel.pair()
         self._page = StatsPage.create(1)
         port = settings.get("port") or free_port()
@@ -130,17 +130,17 @@ class Worker:
             raise TargetFailed("the worker does not read its control socket")
 
     def _ended(self) -> TargetFailed:
-        """What there is to say of a worker that has ended by itself."""
+        """The error for a worker that has ended by itself."""
         self._process.wait(START_SECONDS)
         self._reader.join()
-        told = f"the worker ended with {self._process.returncode}: {''.join(self.output)[-2000:]}"
-        return CannotListen(told) if self._process.returncode == _EXIT_CANNOT_START else TargetFailed(told)
+        reason = f"the worker ended with {self._process.returncode}: {''.join(self.output)[-2000:]}"
+        return CannotListen(reason) if self._process.returncode == _EXIT_CANNOT_START else TargetFailed(reason)
 
     def publish(self, descriptor: int, built: BuiltSnapshot, *, wait: bool = True) -> None:
-        """Publish; with ``wait``, until it is served.
+        """Publish; with ``wait``, return when the worker serves it.
 
         Raises:
-            TargetFailed: where the worker does not say so in time.
+            TargetFailed: if the worker does not report that in time.
         """
         self._say(Publish(built.footer.generation, built.footer.version_hash.hex()), descriptor)
         if wait:
@@ -150,7 +150,7 @@ class Worker:
         """Wait until the worker serves ``generation``.
 
         Raises:
-            TargetFailed: where it does not within `START_SECONDS`.
+            TargetFailed: if it does not serve it within `START_SECONDS`.
         """
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -167,7 +167,7 @@ class Worker:
 
     @property
     def answered(self) -> int:
-        """Calls that the worker itself has counted so far, whatever their status."""
+        """Calls with any status that the worker itself has counted so far."""
         return sum(self._page.slot(0).read().requests.values())
 
     @property
@@ -176,7 +176,7 @@ class Worker:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End it: a worker whose master is gone drains and exits."""
+        """End the worker by closing its control socket: a worker without a master drains and exits."""
         self._channel.close()
         try:
             self._process.wait(10)
@@ -191,10 +191,10 @@ class Worker:
 
 @contextmanager
 def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: Any) -> Iterator[Worker]:
-    """A worker that serves ``built``; ``settings`` as of `Worker`.
+    """A worker that serves ``built``; ``settings`` as for `Worker`.
 
     Raises:
-        TargetFailed: where it does not start. `CannotListen`: on several ports one after the other.
+        TargetFailed: if it does not start; `CannotListen` if several ports in succession were in use.
     """
     for attempt in range(_STARTS):
         try:
@@ -211,7 +211,7 @@ def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: An
 
 @contextmanager
 def nghttpd(folder: Path) -> Iterator[Target]:
-    """nghttp2's server, one thread, with the files of ``folder``."""
+    """nghttp2's server with one thread, serving the files of ``folder``."""
     program = shutil.which("nghttpd")
     if program is None:
         raise TargetFailed("nghttpd is not installed")
@@ -240,10 +240,10 @@ def _listens(port: int) -> bool:
 
 def h2load(target: Target, path: str, count: int, connections: int, streams: int, *, octets: int,
            request: Path | None = None, tls: bool = False) -> dict[str, Any]:  # fmt: skip
-    """``count`` requests by h2load, an independent generator; every answer must be 2xx with a body of ``octets``.
+    """``count`` requests by h2load, an independent generator.
 
     Raises:
-        TargetFailed: where it is not so.
+        TargetFailed: unless every answer is 2xx with a body of ``octets`` octets.
     """
     program = shutil.which("h2load")
     if program is None:
@@ -261,8 +261,8 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
     if not (finished and requests and status and data):
         raise TargetFailed(f"h2load: {(run.stdout + run.stderr)[-500:]}")
     if int(status[1]) != count or int(requests[2]) != count or int(data[1]) != count * octets:
-        told = f"of {count} answers {requests[2]} came, {status[1]} with 2xx, {data[1]} octets"
-        raise TargetFailed(f"h2load: {told}; {requests[0]}")
+        counts = f"of {count} answers {requests[2]} arrived, {status[1]} with 2xx, {data[1]} octets"
+        raise TargetFailed(f"h2load: {counts}; {requests[0]}")
     return {
         "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 4),
         "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
@@ -273,8 +273,8 @@ def self_signed(folder: Path) -> dict[str, str]:
     """A certificate for 127.0.0.1 in ``folder``, as settings of a worker.
 
     Raises:
-        OSError: where there is no ``openssl``.
-        CalledProcessError: where it fails.
+        OSError: if the command ``openssl`` is missing.
+        CalledProcessError: if it fails.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -284,7 +284,7 @@ def self_signed(folder: Path) -> dict[str, str]:
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process and those it starts open as many descriptors as the system grants; that many."""
+    """Raise the limit of descriptors of this process and its children to the maximum. Returns it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

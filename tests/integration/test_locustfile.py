@@ -99,7 +99,7 @@ def test_a_refused_key_is_a_failure(server: ServerProcess) -> None:
 
 WRONG = {
     "no key": ((), "", "a key is needed: set API_KEY"),
-    "shares above 1": (("--unknown", "0.9", "--bad-key", "0.2"), KEY, "together at most 1"),
+    "shares above 1": (("--unknown", "0.9", "--bad-key", "0.2"), KEY, "their sum at most 1"),
     "a pause below 0": (("--pause", "-1"), KEY, "--pause must be at least 0"),
     "no such file": (("--ca-file", "nowhere.pem"), KEY, "there is no file nowhere.pem"),
 }

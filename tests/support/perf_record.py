@@ -23,7 +23,7 @@ _SCENARIOS: Mapping[str, tuple[str, float]] = {
     "upstream-stress": ("closed", 0.16), "saturate": ("open", 0.5),
 }  # fmt: skip
 _TITLES = {
-    "get-hot": "one definition", "rated": "8,750 calls a second on one core", "get-missing": "names that there are not",
+    "get-hot": "one definition", "rated": "8,750 calls a second on one core", "get-missing": "unknown names",
     "get-zipf": "100,000 definitions, few of them often", "saturate": "up to the limit and beyond",
 }  # fmt: skip
 _RATES = {
@@ -162,7 +162,7 @@ def _gates(noise: random.Random) -> list[dict[str, Any]]:
         gate("native ÷ grpcio, one definition", 56.4, 40, "least", "×"),
         gate("P95 at 8,750 calls a second on one core", 0.11, 1.0, "most", "ms"),
         gate("calls per core over TLS", 57_800, 60_000, "least", "calls/s", verdict="missed",
-             reason="the median lies beyond the limit, and so does all of its interval"),
+             reason="the median and its whole interval lie beyond the limit"),
         {"gate": "calls per core, wrong keys", "scenario": "auth-flood", "value": None, "low": None, "high": None,
          "limit": 100_000, "bound": "least", "unit": "calls/s", "noise_model": "", "verdict": "invalid",
          "reason": "native was not measured in auth-flood", "samples": []},

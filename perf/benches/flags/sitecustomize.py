@@ -1,9 +1,9 @@
-"""Notes of a server's runtime. Python imports this module first, in master and workers, because
+"""Records events of a server's runtime. Python imports this module first, in master and workers, because
 `perf.benches.runtime_flags` puts it first on ``PYTHONPATH``.
 
-It notes every collection of the garbage collector in a worker, and which modules were imported after the warm-up, and
-writes them down when the process ends. ``PYTHON_FLAGS_VARIANT`` chooses what the worker does differently; nothing of
-this is in the server. (Names begin with PYTHON since such variables reach the workers.)
+It records every collection of the garbage collector in a worker and the modules that are imported after the warm-up,
+and writes both to a file when the process ends. ``PYTHON_FLAGS_VARIANT`` chooses what the worker does differently. The
+server itself contains none of this. (The names begin with PYTHON because only such variables reach the workers.)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _freeze_and_note() -> None:
         _freeze()
     if VARIANT in _THRESHOLDS:
         gc.set_threshold(*_THRESHOLDS[VARIANT])
-        gc.set_threshold = lambda *_: None  # what the warm-up chooses comes later
+        gc.set_threshold = lambda *_: None  # the warm-up would set its own thresholds later
     if VARIANT == "no collections":
         gc.disable()
     _warm()
@@ -53,14 +53,14 @@ def _write(directory: str) -> None:
     pauses = {generation: list(found) for generation, found in _pauses.items()}
     began = time.perf_counter()
     gc.collect()
-    told = {
+    record = {
         "pauses": pauses,
         "full": time.perf_counter() - began,
         "late_modules": sorted(set(sys.modules) - _known) if _known else None,
         "tracked": len(gc.get_objects()),
         "frozen": gc.get_freeze_count(),
     }
-    Path(directory, f"{os.getpid()}.json").write_text(json.dumps(told), encoding="utf-8")
+    Path(directory, f"{os.getpid()}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 _THRESHOLDS = {"usual collections": (700, 10, 10), "rare collections": (50_000, 20, 100)}

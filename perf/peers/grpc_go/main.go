@@ -1,4 +1,4 @@
-// The catalogue on grpc-go. What a peer is given and what it has to answer: perf/peers/__init__.py.
+// The catalogue on grpc-go. perf/peers/__init__.py describes what a peer receives and answers.
 package main
 
 import (
@@ -28,7 +28,7 @@ func check(err error) {
 	}
 }
 
-// field gives the content of the first length-delimited field of that number, nil where there is none.
+// field returns the content of the first length-delimited field with that number, nil if there is none.
 func field(message []byte, wanted protowire.Number) ([]byte, error) {
 	for len(message) > 0 {
 		number, kind, size := protowire.ConsumeTag(message)
@@ -48,7 +48,7 @@ func field(message []byte, wanted protowire.Number) ([]byte, error) {
 	return nil, nil
 }
 
-// A codec of answers that were encoded before the clock ran.
+// A codec for answers that were encoded before the measurement.
 type encoded struct{}
 
 func (encoded) Name() string { return "proto" }
@@ -167,7 +167,7 @@ func main() {
 	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PEER_PORT"))
 	check(err)
 	fmt.Println(os.Getenv("PEER_PORT"))
-	// Whoever started us is gone when standard input ends.
+	// When standard input ends, the process that started this one has ended.
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)

@@ -1,5 +1,5 @@
-// The catalogue on grpc-js, in a cluster of node as production is today. What a peer is given and what it has to
-// answer: perf/peers/__init__.py.
+// The catalogue on grpc-js, in a cluster of node processes like the production server today. perf/peers/__init__.py
+// describes what a peer receives and answers.
 "use strict";
 const cluster = require("cluster");
 const crypto = require("crypto");
@@ -9,7 +9,7 @@ const { Reader } = require("protobufjs/minimal");
 
 const LENGTH_DELIMITED = 2;
 
-// Every field of a message: its number, and its content where it is length-delimited.
+// Every field of a message: its number, and its content if it is length-delimited.
 function* fields(message) {
   const reader = Reader.create(message);
   while (reader.pos < reader.len) {
@@ -62,7 +62,7 @@ function serve() {
       ? answer(call.request, callback)
       : callback(failure(grpc.status.UNAUTHENTICATED, "Invalid Credentials"));
 
-  // Answers are encoded before the clock runs.
+  // Answers are encoded before the measurement.
   const method = (name, requestDeserialize) => ({
     path: `/avap.DefinitionEngine/${name}`,
     requestStream: false,
@@ -115,7 +115,7 @@ function lead() {
     if (left === 0) process.exit(0);
   });
   for (let i = 0; i < workers; i++) cluster.fork();
-  // Whoever started us is gone when standard input ends.
+  // When standard input ends, the process that started this one has ended.
   process.stdin.resume().on("end", () => {
     ending = true;
     for (const worker of Object.values(cluster.workers)) worker.process.kill("SIGKILL");

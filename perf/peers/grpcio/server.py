@@ -1,5 +1,5 @@
-"""The catalogue on grpcio, with threads or (``--aio``) on asyncio. What a peer is given and what it has to answer:
-``perf/peers/__init__.py``."""
+"""The catalogue on grpcio, with threads or (``--aio``) on asyncio. ``perf/peers/__init__.py`` describes what a peer
+receives and answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THREADS = 10
 
 
 class Catalogue:
-    """A serialized ``CatalogResponse`` and where in it each command lies."""
+    """A serialized ``CatalogResponse`` and the position of each command in it."""
 
     def __init__(self, key: bytes, everything: bytes) -> None:
         self.key = key
@@ -36,7 +36,7 @@ class Catalogue:
                 self.commands[avap_pb2.CommandResponse.FromString(answer).name] = answer
 
     def refusal(self, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
-        """Why a call is not let in; None where it is."""
+        """The status with which a call is refused; None if it is authenticated."""
         presented = dict(metadata).get("x-avap-auth", "")
         if hmac.compare_digest(presented.encode(), self.key):
             return None
@@ -48,7 +48,7 @@ class Catalogue:
 
 
 def handlers(get: Any, sync: Any) -> grpc.GenericRpcHandler:
-    """The service. Requests are decoded; answers are encoded before the clock runs."""
+    """The service. Requests are decoded; answers are encoded before the measurement."""
     return grpc.method_handlers_generic_handler(
         "avap.DefinitionEngine",
         {
@@ -104,7 +104,7 @@ def bind(server: Any) -> None:
     """Open the port of this server, which its other workers share.
 
     Raises:
-        RuntimeError: where it cannot be opened.
+        RuntimeError: if it cannot be opened.
     """
     address = f"127.0.0.1:{os.environ['PEER_PORT']}"
     certificate, key = os.environ.get("PEER_TLS_CERT"), os.environ.get("PEER_TLS_KEY")
@@ -118,7 +118,7 @@ def bind(server: Any) -> None:
 
 
 async def serve_asyncio(catalogue: Catalogue) -> None:
-    """Serve for good; print the port as soon as calls are taken."""
+    """Serve until the process ends; print the port as soon as calls are accepted."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((with_asyncio(catalogue),))
     bind(server)
@@ -128,7 +128,7 @@ async def serve_asyncio(catalogue: Catalogue) -> None:
 
 
 def serve_threads(catalogue: Catalogue) -> None:
-    """Serve for good; print the port as soon as calls are taken."""
+    """Serve until the process ends; print the port as soon as calls are accepted."""
     server = grpc.server(ThreadPoolExecutor(THREADS))
     server.add_generic_rpc_handlers((with_threads(catalogue),))
     bind(server)
@@ -138,7 +138,7 @@ def serve_threads(catalogue: Catalogue) -> None:
 
 
 def lead(workers: int) -> None:
-    """Several processes of this program, which share the port by SO_REUSEPORT, as gRPC's own example does it."""
+    """Start several processes of this program, which share the port by SO_REUSEPORT, as in gRPC's own example."""
     command, environment = [sys.executable, *sys.argv], os.environ | {"PEER_WORKERS": "1"}
     with ExitStack() as stack:
         started = [
@@ -153,7 +153,7 @@ def lead(workers: int) -> None:
 
 
 def end_with_standard_input() -> None:
-    """Whoever started this process is gone when its standard input ends."""
+    """End this process when its standard input ends: the process that started it has ended."""
     sys.stdin.buffer.read()
     os._exit(0)
 

@@ -238,7 +238,7 @@ def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
 
 
 def _status_name(answer: Any) -> str:
-    """The name of the status in a ``HealthCheckResponse``, also where only newer servers know it."""
+    """The name of the status in a ``HealthCheckResponse``; ``STATUS_<n>`` if this version does not know the status."""
     try:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     except ValueError:

@@ -343,7 +343,7 @@ class EmbeddedPostgres:
     def _create_cluster(self, binaries: PostgresBinaries) -> None:
         self._user = _server_user()
         self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
-        self.directory.chmod(0o700)  # whatever the umask takes away
+        self.directory.chmod(0o700)  # regardless of the umask
         self._give_to_server(self.directory)
         self._installed = self._reachable(binaries)
         options = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")

@@ -66,7 +66,7 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         else:
             _print_facts(opened)
     except WireError as error:
-        # The checksum is right, so the file is as it was written: by a program with a bug, or with bad intent.
+        # The checksum is right, so the file was not damaged: a program with a bug, or an attacker, has written it.
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 
@@ -238,7 +238,7 @@ def print_definition(definition: Definition) -> None:
 
 
 def _source_of(definition: Definition) -> tuple[bool, bytes]:
-    """Whether the code is a signed package, and the source in it (or the code itself)."""
+    """Whether the code is a signed package, and the source: that in the package, or the code itself."""
     try:
         return True, payload_of(definition.code)
     except SignatureError:

@@ -56,7 +56,7 @@ def system_authorities() -> bytes:
 
 
 def advice(cause: str, tls: Tls | None) -> str | None:
-    """What to do where TLS, or its absence, explains gRPC's ``cause`` of an unavailable server; else None."""
+    """A remedy, if gRPC's ``cause`` of an unavailable server is due to TLS or its absence; otherwise None."""
     closed = any(sign in cause for sign in _CLOSED)
     if tls is None:
         todo = "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)"

@@ -22,7 +22,7 @@ _NICENESS = 5
 
 
 class Background:
-    """One thread. Work runs in the order in which it was given."""
+    """One thread that runs work in the order of its submission."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "background")

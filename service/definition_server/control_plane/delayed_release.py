@@ -28,7 +28,7 @@ class DelayedRelease:
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, snapshot: Snapshot) -> None:
-        """Hold ``snapshot`` for `HOLD_SECONDS`, then release it in the background thread. The one before goes now."""
+        """Release the previous snapshot now, and ``snapshot`` after `HOLD_SECONDS` in the background thread."""
         self._release()
         self._held = [snapshot]
         self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)

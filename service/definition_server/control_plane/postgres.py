@@ -142,7 +142,7 @@ class PostgresSource:
         return connection
 
     async def _limited(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
-        """Wait for ``work``, but not for ever.
+        """Wait for ``work`` until its time limit.
 
         When the wait ends early, by timeout or cancellation, the socket is closed first. Otherwise psycopg would send
         the server a cancel request and wait twice five seconds for a server that does nothing.
@@ -210,8 +210,8 @@ class _Reading:
 def _raw(cursor: AnyCursor) -> AnyCursor:
     """``cursor``, changed to return text as octets.
 
-    Text is not decoded, because the builder needs UTF-8 octets, and because a SQL_ASCII database may hold other
-    octets, which must cost one row and not the whole cycle.
+    Text is not decoded, because the builder needs UTF-8 octets. A SQL_ASCII database may also hold octets that are not
+    UTF-8; then only their row must fail, not the whole cycle.
     """
     cursor.adapters.register_loader("text", ByteaBinaryLoader)
     return cursor

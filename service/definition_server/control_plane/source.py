@@ -17,7 +17,7 @@ class Reading(Protocol):
     """One consistent view of the source: the fingerprint and the rows are of the same moment."""
 
     fingerprint: str
-    """Differs from an earlier one where any row was inserted, updated or deleted in between. It may also differ without
+    """Differs from an earlier one if any row was inserted, updated or deleted in between. It may also differ without
     such a change. It is compared, never interpreted."""
 
     def batches(self) -> AsyncIterator[list[Row]]:

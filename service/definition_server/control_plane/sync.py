@@ -111,7 +111,7 @@ class Synchronizer:
             outcome, error = Outcome.FAILED, str(failure)
         except Refused as refusal:
             outcome, error = Outcome.REFUSED, str(refusal)
-        except Exception as bug:  # a bug of ours costs this cycle, never the master
+        except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
             log.exception("Unexpected failure in a sync cycle")
             outcome, error = Outcome.FAILED, f"unexpected {type(bug).__name__}: {bug}"
         self.state.last_duration_seconds = time.monotonic() - started
@@ -167,7 +167,7 @@ class Synchronizer:
         found = f"none of its {rows} rows can be served" if rows else "it is empty"
         raise Refused(
             f"obex_dapl_functions: {found}; the catalogue stays as it is. "
-            "If that is meant, set ALLOW_EMPTY_CATALOG=true."
+            "If this is intended, set ALLOW_EMPTY_CATALOG=true."
         )
 
     async def _publish(self, builder: SnapshotBuilder, started: float) -> bool:
@@ -245,7 +245,7 @@ class Synchronizer:
         return True
 
     async def _load(self, last_known_good: LastKnownGood) -> Publication | None:
-        """The stored snapshot; None, and a log line, where there is none that can be used."""
+        """The stored snapshot. If there is no usable one, log that and return None."""
         try:
             publication = await last_known_good.load(self._signer)
         except StoreError as error:

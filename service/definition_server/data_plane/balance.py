@@ -10,9 +10,9 @@ heartbeat (`FRESH_SECONDS`).
 
 1. A worker with no more than *least* accepts. Workers with equal counts race, and the kernel gives each connection to
    one of them; so the counts of connections opened one after the other never differ by more than one.
-2. A worker that holds more asks again after `retry_seconds`. If no worker at all has accepted for `PATIENCE_SECONDS` of
-   such asking, the worker that should accept does not (it hangs, and its missing heartbeat has not been noticed yet):
-   then any worker accepts.
+2. A worker that holds more tries again after `retry_seconds`. If it has tried for `PATIENCE_SECONDS` and no worker has
+   accepted, the worker that should accept hangs, and its missing heartbeat has not been noticed yet: then any worker
+   accepts.
 3. In a storm of connections rule 1 would accept one connection per worker and retry. Once connections have been waiting
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
    geometric rate, and with up to 16 connections per worker nothing changes.

@@ -64,7 +64,7 @@ class Method:
             raise self._hidden(error) from error
 
     def _hidden(self, error: Exception) -> CallFailed:
-        """What the client sees of ``error``, a bug of ours: it costs one call, is logged, and shows nothing inside."""
+        """Log ``error``, a bug of ours, and return the failure for the client, which reveals nothing of it."""
         log.error("Unexpected failure in a call", method=self.name, exc_info=error)
         return CallFailed(Status.INTERNAL, "Internal error")
 

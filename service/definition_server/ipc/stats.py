@@ -46,7 +46,7 @@ class Word(IntEnum):
 
 
 SLOT_SIZE = -(-Word.END * _WORD // _CACHE_LINE) * _CACHE_LINE
-# A plain int is a several times faster index than a member of an IntEnum.
+# Indexing with a plain int is several times faster than with a member of an IntEnum.
 _HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
     int(word) for word in (Word.HEARTBEAT, Word.ACCEPTING, Word.CONNECTIONS, Word.OPENED)
 )

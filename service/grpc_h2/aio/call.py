@@ -154,7 +154,7 @@ class ServicerContext:
         self._stop()
 
     def finish(self) -> None:
-        """The handler has ended, in whatever way. From now on the call does not count any more."""
+        """The handler has ended, in whatever way. The call is no longer counted."""
         self._stop_timer()
         self._finished = True
         connection = self._connection

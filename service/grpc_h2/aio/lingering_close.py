@@ -4,8 +4,8 @@ Closing a socket with unread input makes the kernel send RST, which may destroy 
 5.4.1). So the connection is flushed and half-closed, and then read for a while longer; what arrives is thrown away.
 Both are limited: `LINGER` seconds, and `_OCTETS` octets.
 
-A client that was disconnected because it floods us gets less: `_OCTETS_OF_A_FLOOD`. Its connection is not half-closed
-before `_PAUSE` seconds have passed; where more than that waits by then, the connection is aborted.
+For a client that was disconnected because it floods us the limit is `_OCTETS_OF_A_FLOOD`. Its connection is half-closed
+after `_PAUSE` seconds; if more octets than that have arrived by then, the connection is aborted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from grpc_h2.aio.scheduler import FairScheduler
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
 _OCTETS = 2 * 1024 * 1024
-"""Octets that are read after the last GOAWAY. The windows that we gave an honest client allow it no more in flight."""
+"""Octets that are read after the last GOAWAY. An honest client can have no more in flight, because of our windows."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
 """The same for a client that was disconnected with ENHANCE_YOUR_CALM."""
 _PAUSE = 0.01

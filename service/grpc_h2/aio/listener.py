@@ -47,7 +47,7 @@ class AcceptPolicy(Protocol):
         """A connection was accepted."""
 
     def closed(self) -> None:
-        """A connection that was accepted is gone."""
+        """A connection that was accepted has ended."""
 
 
 class Listener:
@@ -113,7 +113,7 @@ class Listener:
         self._loop.add_reader(self.socket.fileno(), self._readable)
 
     def stop(self) -> None:
-        """Accept no more, and cancel handshakes that are not done. Closes the socket (in this process)."""
+        """Stop accepting, cancel unfinished handshakes, and close the socket (in this process)."""
         if self._pause_timer is not None:
             self._pause_timer.cancel()
             self._pause_timer = None
@@ -162,8 +162,8 @@ class Listener:
         return True
 
     def _cannot_accept(self, error: OSError) -> None:
-        """Log and pause: after any error of accept(2), also a network error of the connection, the socket stays
-        readable."""
+        """Log and pause, because the socket stays readable after any error of accept(2), even a network error of the
+        connection."""
         if error.errno not in _EXHAUSTED:
             log.warning("Cannot accept a connection", extra={"error": str(error)})
         elif not self._exhausted_logged:

@@ -171,7 +171,7 @@ class Http2Protocol(asyncio.Protocol):
             self._lingering_close.data_received(len(data))
 
     def eof_received(self) -> None:
-        """The peer has shut its side. As in every gRPC implementation it is gone: the transport closes itself."""
+        """The peer has closed its side. As in every gRPC implementation, the connection ends: the transport closes."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""

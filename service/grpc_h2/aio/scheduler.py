@@ -9,7 +9,7 @@ one time slice at most. Where the loop was busy with other things in the same it
 timers), the time slice is put off by one iteration, so that its length does not add to theirs: see `BUSY_LIMIT`.
 
 Work of the server that belongs to no connection, and would delay calls if it were done at once, is deferred here too:
-`FairScheduler.spread` does it step by step.
+`FairScheduler.spread` divides it into steps.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
 BUSY_LIMIT = 0.00006
-"""Seconds that the loop may have spent otherwise since the last time slice. Beyond it the next time slice waits until
-the loop has polled its sockets; but once only, because deferred work must not wait for ever."""
+"""Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
+is put off by one iteration, so that the loop polls its sockets first. It is never put off twice in succession."""
 
 
 class FairScheduler:
@@ -39,10 +39,10 @@ class FairScheduler:
         self._put_off = False
 
     def defer(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
-        """Call ``work`` once, behind the work that is deferred already.
+        """Call ``work`` once, after the work that is deferred already.
 
-        Where it returns a true value the time slice ends with it: what it has begun continues in the next iteration
-        of the loop, and no other deferred work should run before that.
+        If it returns a true value, the time slice ends: the work that it has begun continues in the next iteration of
+        the loop, and no other deferred work may run before that.
         """
         self._waiting.append(work)
         if not self._scheduled:

@@ -67,7 +67,7 @@ class Abuse:
         self._bucket = LeakyBucket(limits.glitches, limits.glitches_per_second, timers.now)
         self._window_updates = limits.free_window_updates
         self._last_ping: float | None = None
-        """When the last PING came, since we last sent HEADERS or DATA."""
+        """Time of the last PING; None if none has arrived since we last sent HEADERS or DATA."""
         self._strikes = 0
         self.work_left = limits.work_per_turn
         self.calls_left = limits.calls_per_turn
@@ -95,7 +95,7 @@ class Abuse:
         """Count a misdeed.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where it is one too many.
+            ConnectionFault: ENHANCE_YOUR_CALM if it exceeds the limit.
         """
         if self._bucket.add(self._timers.now, amount):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
@@ -104,7 +104,7 @@ class Abuse:
         """WINDOW_UPDATE was received.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where it is one too many.
+            ConnectionFault: ENHANCE_YOUR_CALM if it exceeds the limit.
         """
         self._window_updates -= 1
         if self._window_updates < 0:
@@ -142,8 +142,8 @@ class Abuse:
         self._strikes = 0
 
     def answered(self, streams: int, answers: int, updates: int) -> None:
-        """The fast path: the client has opened ``streams`` and sent one WINDOW_UPDATE on ``updates`` of them, to which
-        they entitle it; ``answers`` were sent, of one DATA frame at most."""
+        """The fast path has served calls: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of
+        them, and the server has sent ``answers``, each of at most one DATA frame."""
         self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers - updates
         if answers:
             self._last_ping = None

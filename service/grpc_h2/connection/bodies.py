@@ -19,7 +19,7 @@ from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.routes import Route
 
 MESSAGE_OVERHEAD: Final = 128
-"""Cost of a message beside its octets while it waits to be read: objects, mainly. Empty messages are not free."""
+"""Cost of a message that waits to be read, in addition to its octets: mainly objects, which empty messages need too."""
 _TINY: Final = 64
 _TINY_GLITCH: Final = 0.02
 """DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
@@ -47,7 +47,7 @@ class Bodies:
         """Cost of whole messages that nobody has taken yet."""
 
     def reader(self, route: Route) -> MessageReader | None:
-        """What cuts the DATA of a new stream into messages; None where its DATA is of no interest."""
+        """A reader that splits the DATA of a new stream into messages; None if its DATA is ignored."""
         if route.fault is not None:
             return None
         return MessageReader(
@@ -112,13 +112,13 @@ class Bodies:
         return messages if handled else [], free, None
 
     def consume(self, stream: Stream, octets: int) -> int:
-        """A handler has taken a message of ``octets``. Returns how many octets need not be held any more."""
+        """A handler has taken a message of ``octets``. Returns how many octets may be given back to the window."""
         cost, free = stream.consume(octets + MESSAGE_OVERHEAD, octets + PREFIX_SIZE)
         self.unread -= cost
         return free
 
     def discard(self, stream: Stream) -> int:
-        """Nobody will take what ``stream`` holds. Returns how many octets need not be held any more."""
+        """Drop the messages that ``stream`` holds. Returns how many octets may be given back to the window."""
         partial, unread, owed = stream.discard_body()
         self.partial -= partial
         self.unread -= unread

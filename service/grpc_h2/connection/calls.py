@@ -120,7 +120,7 @@ class Calls:
         return self._streams.open.get(stream_id)
 
     def open(self, opened: Opened, *, end_stream: bool = False) -> None:
-        """A stream begins that is not answered at once; ``end_stream``: its HEADERS end it.
+        """Begin a stream that is not answered at once; ``end_stream``: its HEADERS end it.
 
         Raises:
             StreamFault: with ``end_stream``, as `end_of_request`.
@@ -198,7 +198,7 @@ class Calls:
                 self._credit(stream)
 
     def give_back(self, octets: int) -> None:
-        """``octets`` of DATA need not be held any more."""
+        """``octets`` of DATA may be given back to the window."""
         increment = self._flow.give_back(octets)
         if increment:
             self._outbound.control(frames.window_update(0, increment))
@@ -295,14 +295,14 @@ class Calls:
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
-        """RST_STREAM on the handler's side. No effect on a stream that has ended."""
+        """The handler resets ``stream``: send RST_STREAM. No effect on a stream that has ended."""
         if stream.state is StreamState.CLOSED:
             return
         self._reset(stream.id, code)
         self.abandon(stream, code, by_handler=True)
 
     def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
-        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the end is its own doing."""
+        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler has ended it."""
         report = stream.handled and not stream.closed and not by_handler
         self._outbound.drop(stream)
         self._close(stream)
@@ -362,7 +362,7 @@ class Calls:
         self.events.append(ConnectionClosing(code, reason))
 
     def abandon_all(self) -> None:
-        """Nothing more can be sent, or is read.
+        """End every stream: nothing more can be sent or is read.
 
         Only streams whose handler is at work are ended one by one: the others need no event, and to close 256 of them
         takes half a millisecond.

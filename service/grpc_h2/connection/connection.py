@@ -8,10 +8,10 @@ ends its stream (`Calls.refuse`) or the connection (`Calls.close`), each in one 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
 neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
 
-**Composition.** A connection is made of parts. Each owns its numbers, which others read but change by its methods
-only; a part knows the parts that stand before it in this list, and returns outcomes to those behind it::
+**Composition.** A connection is made of parts. Each owns its numbers: other parts read them, but change them only
+through its methods. A part knows the parts before it in this list, and returns outcomes to those after it::
 
-    Lifecycle    the connection's state        InputBuffer  octets that are not dealt with
+    Lifecycle    the connection's state        InputBuffer  octets that are not processed
     Timers       instants                      Abuse        buckets, ping policy, budgets of work
     FlowControl  the connection's windows      Streams      streams by id, counts of handlers
     Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
@@ -77,7 +77,7 @@ class Connection:
 
         Args:
             router: The server's static methods.
-            limits: What the client may ask for.
+            limits: Limits for the client.
             now: The present instant.
             jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
         """
@@ -277,7 +277,7 @@ class Connection:
         self._calls.consumed(stream, octets)
 
     def finished(self, stream: Stream) -> None:
-        """The handler's work has really ended; until then it counts as a stream."""
+        """The handler has returned; until then its stream counts as open."""
         self._streams.finish(stream)
 
     # -- life and death -----------------------------------------------------------------------------------------------
@@ -289,19 +289,19 @@ class Connection:
     def drain(self, now: float) -> None:
         """Leave in order: calls that the client has begun, or begins before it knows of the drain, are served.
 
-        Double GOAWAY (RFC 9113 section 6.8): the first announces, the second comes when the client has answered the
-        PING behind the first.
+        Double GOAWAY (RFC 9113 section 6.8): the first announces the end; the second is sent when the client has
+        answered the PING that followed the first.
         """
         self.advance(now)
         self._calls.drain()
 
     def connection_lost(self) -> list[Event]:
-        """The transport is gone."""
+        """The transport has closed."""
         self._calls.abandon_all()
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:
-        """When `tick` is due; it may turn out later that nothing is."""
+        """The time at which `tick` must be called; by then there may be nothing to do."""
         if self._lifecycle.closed:
             return None
         self._fast_path.settle()

@@ -1,4 +1,4 @@
-"""What a connection tells its server, in the order in which it happened. Ready answers are no events."""
+"""Events that a connection reports to its server, in order. Ready answers do not produce events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CallStarted:
-    """A request's headers are in; ``stream.request`` has them."""
+    """A request's headers have arrived and are in ``stream.request``."""
 
     stream: Stream
 

@@ -2,9 +2,9 @@
 
 **Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
 The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
-answer by the message's octets, and builds no object. A HEADERS frame whose DATA is not right behind it waits in
-``pending`` as its route alone: clients with many streams send all their HEADERS first, and C-core sends a
-WINDOW_UPDATE between the two, which is dealt with here as well.
+answer by the message's octets, and builds no object. If the DATA does not follow its HEADERS frame directly, only the
+route waits in ``pending``: clients with many streams send all their HEADERS first, and C-core sends a WINDOW_UPDATE
+between the two, which is handled here, too.
 
 Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
 because nothing changes before its answer is sure; only a block, once decoded, stays decoded: then the outcome says
@@ -49,7 +49,7 @@ class Opened(NamedTuple):
     stream_id: int
     route: Route
     window: int = 0
-    """What WINDOW_UPDATE has added to its send window."""
+    """Octets that WINDOW_UPDATE has added to its send window."""
 
 
 class Refused(NamedTuple):
@@ -123,8 +123,8 @@ class FastPath:
     def answer_one(self, data: bytes, now: float) -> bytes | None:
         """The answer to ``data`` where that is one call of a static method and there is nothing else to do; else None.
 
-        A client that waits for each answer sends exactly that, and each call pays alone for what `receive_data` does
-        once for a batch. None leaves everything as it was: call `receive_data` with the same octets then.
+        A client that waits for each answer sends one call a read, so the work that `receive_data` does once for a batch
+        would be done for each call. None leaves everything as it was: call `receive_data` with the same octets then.
         """
         shape = SHAPES.get(data[:5])
         if shape is None or self._buffer.held or self._lifecycle.state is not _OPEN:
@@ -165,7 +165,7 @@ class FastPath:
         return data[body - 4 : body].join(answer.pieces)
 
     def settle(self) -> None:
-        """Hand to the timers and to `Abuse` what calls that came alone have added. Due before either is asked."""
+        """Pass the counts of calls that came alone to the timers and to `Abuse`; required before either is read."""
         if self.alone:
             self._abuse.answered(self.alone, self.alone, 0)
             self._timers.answered(self._alone_at)
@@ -178,11 +178,11 @@ class FastPath:
         To be called while calls are accepted and no header block is under way.
 
         Returns:
-            The position of what is left; whether the turn is spent, so that what is left is backlog; and the stream
-            that could not be answered, if that is why the batch ends.
+            The position of the first octet that is left; whether the turn's budget is used up, so that the rest is
+            backlog; and the stream that could not be answered, if it ended the batch.
 
         Raises:
-            ConnectionFault: where a header block or the connection's window makes one.
+            ConnectionFault: for a wrong header block, or DATA beyond the connection's window.
         """
         limits, flow, streams, headers, abuse = self._limits, self._flow, self._streams, self._headers, self._abuse
         memo, pending = headers.memo, self.pending

@@ -13,8 +13,8 @@ from grpc_h2.wire.frames import DEFAULT_WINDOW, LARGEST_WINDOW
 class FlowControl:
     """Both windows of a connection.
 
-    Of the octets received, ``window + credit + held = size``: what the peer may still send, what is to be given back,
-    and what somebody holds. `check_invariants` asserts it.
+    Of the octets received, ``window + credit + held = size``: octets that the peer may still send, octets to be given
+    back, and octets that are held until they are processed. `check_invariants` asserts it.
     """
 
     __slots__ = ("_credit", "_size", "_window", "initial_send_window", "send_window")
@@ -42,7 +42,7 @@ class FlowControl:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
 
     def give_back(self, octets: int) -> int:
-        """``octets`` need not be held any more. Returns the increment to announce now, or 0."""
+        """``octets`` may be given back to the window. Returns the increment to announce now, or 0."""
         self._credit += octets
         if self._credit * 2 < self._size:
             return 0

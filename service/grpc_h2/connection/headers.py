@@ -1,4 +1,4 @@
-"""Header blocks in: assembled from frames, decoded, and understood as a route; what is understood is remembered.
+"""Received header blocks: assembles them from frames, decodes them, finds their routes, and remembers both.
 
 **The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block neither changes the
 table nor, since the memo is dropped at each change, was read in another state than the present one. The decoder counts
@@ -6,8 +6,8 @@ changes (``epoch``), and `Headers.decode` is the only place that decodes and com
 it leads to a static method. The memo is dropped too when the server's authorizations change (`Headers.refresh`).
 
 **Long blocks.** A block of more than `LONGEST_SHORT_BLOCK` octets is decoded a few fields at a time
-(`Headers.end_assembly`), so that other connections are served in between. Until it is through, no other frame of the
-connection is looked at.
+(`Headers.end_assembly`), so that other connections are served in between. Until it is decoded, no other frame of the
+connection is processed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Headers:
             self.assembly.end()
 
     def end_assembly(self) -> BlockAssembly | None:
-        """Decode some more of the block that is whole. Returns it once that is through: now `decode` has its fields."""
+        """Decode more fields of the complete block. Returns it once all are decoded: then `decode` has its fields."""
         assembly = self.assembly
         assert assembly is not None
         assert assembly.whole is not None
@@ -193,7 +193,7 @@ class Headers:
         return fields
 
     def check_invariants(self) -> None:
-        """Assert that nothing is remembered in another state of the table than the present one."""
+        """Assert that every remembered block was decoded in the table's present state."""
         assert not self.memo or self._memo_epoch == self._decoder.epoch
         assert len(self.memo) <= _MEMO_ENTRIES
         assert all(len(block) <= LONGEST_SHORT_BLOCK and route.lasting for block, route in self.memo.items())

@@ -166,7 +166,7 @@ class Inbound:
     # -- frames of streams ----------------------------------------------------------------------------------------
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        """One frame, whatever it is."""
+        """Process one frame of any type."""
         if self._headers.assembly is not None:
             self._continue_block(kind, flags, stream_id, payload)
             return
@@ -194,7 +194,7 @@ class Inbound:
                 self._abuse.glitch("PRIORITY frames")
                 if depends_on_itself(stream_id, payload):
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
-            else:  # GOAWAY (the peer will open no more streams: nothing to do), and types that nobody knows yet
+            else:  # GOAWAY (the peer will open no more streams: nothing to do), and unknown types
                 self._abuse.glitch("frames without effect")
         except StreamFault as fault:
             self._calls.refuse(stream_id, fault)
@@ -232,7 +232,7 @@ class Inbound:
             self._calls.refuse(done.stream_id, fault)
 
     def _block(self, stream_id: int, block: bytes, *, end_stream: bool, self_dependent: bool) -> None:
-        """A whole header block. Whatever becomes of it, it is decoded (section 4.3)."""
+        """Process a whole header block. It is decoded even if its stream is refused (section 4.3)."""
         streams, headers = self._streams, self._headers
         stream = self._calls.find(stream_id)
         if stream is not None:
@@ -251,7 +251,7 @@ class Inbound:
         self._abuse.stream_opened()
         if self._lifecycle.state is _LEAVING:
             headers.decode(block)
-            streams.note_reset(stream_id)  # its client knows from GOAWAY; what follows is dropped
+            streams.note_reset(stream_id)  # GOAWAY has announced this to the client; later frames are dropped
             return
         if self._calls.open_streams + streams.zombies >= self._limits.max_concurrent_streams:
             headers.decode(block)

@@ -1,4 +1,4 @@
-"""Octets that have arrived and are not dealt with."""
+"""Octets that have arrived and have not been processed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 
 
 class InputBuffer:
-    """``held``, of which the octets from ``position`` on are left."""
+    """The octets of ``held`` from ``position`` on have not been processed."""
 
     __slots__ = ("backlog", "held", "position")
 
@@ -15,7 +15,7 @@ class InputBuffer:
         self.held = b""
         self.position = 0
         self.backlog = False
-        """Whether what is left could be dealt with now."""
+        """Whether the octets that are left can be processed without further input."""
 
     def add(self, data: bytes) -> None:
         """``data`` has arrived."""
@@ -24,7 +24,7 @@ class InputBuffer:
         self.backlog = True
 
     def keep(self, data: bytes, position: int, *, backlog: bool) -> None:
-        """Hold what ``data`` has from ``position`` on, and nothing else: an incomplete frame, or ``backlog``."""
+        """Hold only the octets of ``data`` from ``position`` on: an incomplete frame, or ``backlog``."""
         self.backlog = backlog
         if position == len(data):
             self.held, self.position = b"", 0

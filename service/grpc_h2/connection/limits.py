@@ -36,8 +36,8 @@ class Limits:
     """A message, compressed or not: 4 MiB as in every gRPC implementation."""
 
     max_inflated_static: int = 16 * 1024
-    """A compressed request of a static method, inflated. Such a request names something, and is looked up; inflating
-    4 MiB takes milliseconds in one piece, in which no other connection is served, 16 KiB some 40 µs."""
+    """A compressed request of a static method, inflated. Such a request is a short name that is looked up. Inflating
+    4 MiB takes milliseconds, during which no other connection is served; 16 KiB take some 40 µs."""
 
     max_header_list: int = 16 * 1024
     """Sum of name + value + 32 of a request. PROTOCOL-HTTP2 advises 8 KiB; C-core 8 soft, 16 hard. Checked per field
@@ -47,11 +47,11 @@ class Limits:
     """Fields of a request; Envoy 100. Stops 16,000 one-octet references to an empty field."""
 
     hard_header_list: int = 128 * 1024
-    """A list beyond this is no mistake: the connection ends rather than the call."""
+    """A list beyond this is an attack, not a mistake: the whole connection ends, not only the call."""
 
     hard_header_fields: int = 128
-    """The same for the number of fields. A block has to be decoded to its end, or the tables part; 16,000 references
-    take 2 ms."""
+    """The same for the number of fields. A block must be decoded to its end, or the tables of both sides differ from
+    then on; 16,000 references take 2 ms."""
 
     max_continuations: int = 8
     """CONTINUATION frames of a block (VU#421644); nghttp2 8, h2 5. Eight full frames carry 128 KiB."""
@@ -80,11 +80,11 @@ class Limits:
     """Ready answers for one turn: 0.1 to 0.15 ms of CPU, writing among it."""
 
     work_per_turn: int = 60
-    """Work of one turn in units of about a microsecond, as `core` weighs it: frames, header lists, octets inflated.
-    It is what a neighbour waits for while somebody sends the dearest input there is."""
+    """Work of one turn in units of about a microsecond, as `abuse` weighs it: frames, header lists, octets inflated. It
+    limits how long other connections wait while a client sends the most expensive input."""
 
     octets_per_turn: int = 256 * 1024
-    """Octets written for one connection before the loop looks at the others."""
+    """Octets written for one connection before the loop serves the others."""
 
     replies_per_turn: int = 1000
     """Control frames queued (SETTINGS ACK, PING ACK, RST_STREAM; CVE-2019-9512, -9514, -9515) before they must have
@@ -128,7 +128,7 @@ class Limits:
     """Share by which the age varies, so that connections of one moment do not end in one moment (A9: 10 %)."""
 
     age_grace: float = inf
-    """What calls get to finish in after the age has been reached (A9)."""
+    """Time that calls have to finish after the age has been reached (A9)."""
 
     max_connection_idle: float = inf
     """Without a stream for this long, a connection is drained (A9)."""

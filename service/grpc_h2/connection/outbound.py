@@ -67,7 +67,7 @@ class Outbound:
     # -- what is to be sent ---------------------------------------------------------------------------------------
 
     def control(self, *control_frames: bytes) -> None:
-        """Queue frames that wait for nothing."""
+        """Queue control frames, which flow control does not delay."""
         self.out += control_frames
 
     def commit(self, replies: list[bytes]) -> None:

@@ -32,8 +32,8 @@ A connection::
     AWAITS_PREFACE ──▶ AWAITS_SETTINGS ──▶ OPEN ──▶ DRAINING ──▶ LEAVING ──▶ CLOSED
                                              (each state may go to CLOSED at once)
 
-DRAINING: the first GOAWAY is out, calls are still accepted. LEAVING: the last GOAWAY is out, calls that it names are
-served (section 6.8). CLOSED: nothing is read or begun any more; what is queued is flushed.
+DRAINING: the first GOAWAY is sent, calls are still accepted. LEAVING: the last GOAWAY is sent, calls that it names are
+served (section 6.8). CLOSED: nothing is read or begun any more; queued output is flushed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StreamState(Enum):
 
 
 class ResponseState(Enum):
-    """How much of a response is out."""
+    """The part of a response that has been sent."""
 
     following: tuple[ResponseState, ...]
 

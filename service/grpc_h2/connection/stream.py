@@ -84,13 +84,13 @@ class Stream:
         self.finished = not self.handled
         """Whether no handler is at work."""
         self.reader = reader
-        """Cuts DATA into messages; None: DATA is of no interest (any more)."""
+        """Splits DATA into messages; None: DATA is ignored."""
         self.message: bytes | None = None
         """A static call's request, once it is whole."""
         self.body_left = route.content_length
         """Octets of DATA that content-length still announces; `UNKNOWN_LENGTH`: it announced nothing."""
         self.octets = 0
-        """Octets of DATA received, and ``message_octets`` of whole messages in them: more if they were compressed."""
+        """Octets of DATA received. ``message_octets``: octets of the whole messages in them, after decompression."""
         self.message_octets = 0
         self.partial = 0
         """Octets of an unfinished message that the reader holds."""
@@ -181,7 +181,7 @@ class Stream:
         self.reader = None
 
     def hold_partial(self, octets: int) -> int:
-        """The reader holds ``octets`` of an unfinished message. Returns how many more than before."""
+        """The reader holds ``octets`` of an unfinished message. Returns the difference from its previous number."""
         change = octets - self.partial
         self.partial = octets
         return change
@@ -206,10 +206,10 @@ class Stream:
         self.credit += free
 
     def consume(self, cost: int, octets: int) -> tuple[int, int]:
-        """A message was taken that cost ``cost`` and had ``octets`` on the wire, at most.
+        """A message was taken; ``cost`` and its ``octets`` on the wire are upper limits.
 
         Returns:
-            What it did cost, and the octets that need not be held any more.
+            Its actual cost, and the octets that may be given back.
         """
         cost, free = min(cost, self.unread), min(octets, self.owed)
         self.unread -= cost
@@ -224,7 +224,7 @@ class Stream:
         return discarded
 
     def window_due(self) -> int:
-        """The increment to announce now, which is done by that; 0 where there is none. Half a window at the least."""
+        """Take the increment that must be announced now, at least half a window; 0 if there is none."""
         increment = self.credit
         if increment * 2 < self._initial_window or self.state is not _OPEN or self.closed:
             return 0

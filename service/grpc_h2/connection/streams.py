@@ -36,7 +36,7 @@ class Streams:
     # -- open streams ---------------------------------------------------------------------------------------------
 
     def add(self, stream: Stream) -> None:
-        """A stream is open; where it is a handler's, the handler counts from now on."""
+        """Add an open stream; if it has a handler, the handler counts from now on."""
         self.open[stream.id] = stream
         if stream.handled:
             self.open_calls += 1
@@ -86,7 +86,7 @@ class Streams:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"the client opens stream {stream_id}")
         if stream_id > self.last_id + 2:
             if len(self._gaps) >= _REMEMBERED_GAPS:
-                del self._gaps[0]  # ids in it then count as closed: another code, the same end
+                del self._gaps[0]  # ids in it then count as closed, for which the connection ends too
             self._gaps.append(range(self.last_id + 2, stream_id, 2))
         self.last_id = stream_id
 
@@ -101,7 +101,7 @@ class Streams:
         self._resets[stream_id] = None
 
     def name_last(self) -> None:
-        """The last GOAWAY is sent: streams beyond the present last id are not served, and it never grows again."""
+        """The last GOAWAY is sent: the last id stays as it is, and streams beyond it are not served."""
         self._named = self.last_for_goaway
 
     @property

@@ -19,7 +19,7 @@ class Due(Enum):
     HEADER_BLOCK = auto()
     """A header block was begun and not finished."""
     KEEPALIVE = auto()
-    """Silence: a PING has to find out whether the peer lives."""
+    """The peer was silent: a PING is sent to find out whether it is alive."""
     DEAD = auto()
     """It was not answered."""
     AGE = auto()
@@ -27,7 +27,7 @@ class Due(Enum):
     FINAL_GOAWAY = auto()
     """The PING of a drain was not answered."""
     GRACE = auto()
-    """Calls of an aged connection have had their time."""
+    """The time that calls of an aged connection had to finish is over."""
     STALLED = auto()
     """The peer reads nothing of what is queued."""
 

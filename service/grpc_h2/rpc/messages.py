@@ -145,7 +145,7 @@ def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
     """
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        # One octet more than allowed tells "too large" from "exactly the limit".
+        # One octet more than allowed distinguishes "too large" from "exactly the limit".
         message = inflater.decompress(payload, limit + 1)
     except zlib.error:
         raise CallFault(StatusCode.INTERNAL, "compressed message is corrupt") from None

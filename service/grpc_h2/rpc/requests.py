@@ -1,15 +1,16 @@
 """A request's header list: whether it is well formed, whether it is gRPC, and what the call's handler gets to see.
 
-Theory of operation. Three judges look at one list, and their faults have an order, whatever the order of the fields:
+Theory of operation. A list is judged by three criteria. If it violates several, the first of them decides the answer,
+whatever the order of the fields:
 
 1. its shape (RFC 9113 sections 8.1 to 8.3): `StreamFault`, because a malformed request must not be answered at all;
 2. whether it is gRPC: `HttpFault` 405 or 415, because other clients understand nothing else;
 3. whether the call makes sense (PROTOCOL-HTTP2.md): `CallFault` with a ``grpc-status``.
 
-What one field means depends on nothing but its own octets, so `_read` judges a field alone, once, and a bounded memo
-keeps the verdict; `interpret` makes one pass and only has to count, order and collect. Whatever is between fields
-(twice, too late, missing) is decided in that pass. `split_timeout` takes away the one field that differs from call to
-call, so that the caller can remember the verdict on all the others.
+The meaning of a field depends only on its own octets, so `_read` judges each field alone, once, and a bounded memo
+keeps the verdict; `interpret` makes one pass and only counts, orders and collects. That pass also finds faults between
+fields (one twice, one too late, one missing). `split_timeout` removes the one field that differs from call to call, so
+that the caller can remember the verdict on all the others.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ _KINDS: Final[dict[bytes, int]] = {
     b"content-type": _CONTENT_TYPE,
     b"content-length": _CONTENT_LENGTH,
     b"host": _HOST,
-    # What C-core consumes or drops before a servicer sees the metadata (observed with grpcio 1.85). Other names that
-    # begin with "grpc-" it shows, and so do we: grpc-previous-rpc-attempts is of use to a handler.
+    # Fields that C-core removes from the metadata of a servicer (observed with grpcio 1.85). It passes other names that
+    # begin with "grpc-", and so do we, because grpc-previous-rpc-attempts is useful to a handler.
     b"te": _HIDDEN,
     b"grpc-internal-encoding-request": _HIDDEN,
     b"grpc-message": _HIDDEN,
@@ -127,7 +128,7 @@ class Request:
         )
 
 
-# The verdicts of `_read`: on shape-conforming fields only. Dropped whole when full, which costs an attacker's
+# The verdicts of `_read`, only on well-formed fields. When the memo is full it is emptied, which costs an attacker's
 # neighbours a few microseconds and needs no bookkeeping on a hit. Worst case 1024 x (512 octets, twice) = 1 MiB.
 _verdicts: dict[Field, tuple[int, Any]] = {}
 _MOST_VERDICTS: Final = 1024
@@ -187,7 +188,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         raise HttpFault(405, f"gRPC is spoken with POST, not with {method[:32]!a}\n", length)
     if content_type is None or not is_grpc:
         raise HttpFault(415, "the content-type of gRPC is application/grpc\n", length)
-    # Before anything else may look at the path (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
+    # The first use of the path (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
     if path[:1] != "/":
         fault = (StatusCode.UNIMPLEMENTED, "a path is UTF-8 and begins with '/'")
     if fault is not None:
@@ -209,7 +210,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
 
     Of the result ``rest, value``: if value is not None, it is well formed, and ``interpret(fields)`` is
     ``interpret(rest)`` with ``parse_timeout(value)`` for its timeout, or fails as ``interpret(rest)`` does. A timeout
-    whose presence could make a difference is left where it is, and the value is None. Raises nothing.
+    that could change the verdict on the other fields stays in the list, and the value is None. Raises nothing.
     """
     for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one wins
         name, value = fields[index]
@@ -322,7 +323,7 @@ def _read_binary(name: bytes, value: bytes) -> tuple[int, Any]:
             decoded = a2b_base64(digits + b"=" * (-len(digits) % 4))
         except Base64Error:
             decoded = b""
-        # The decoder skips what is not base64; encoding again finds that, and bits set beyond the last octet.
+        # The decoder skips characters that are not base64; encoding again detects them, and bits beyond the last octet.
         if b2a_base64(decoded, newline=False).rstrip(b"=") != digits:
             return _CALL_FAULT, (_UNREADABLE, f"not base64: {key}")
         entries.append((key, decoded))

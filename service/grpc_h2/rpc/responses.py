@@ -26,7 +26,7 @@ _SURELY_FITS: Final = 500
 """Characters of a message of which each may take twelve octets ("%F0%9F%A6%8A"), far below `MAX_TRAILERS`."""
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # PROTOCOL-HTTP2.md, Header-Name
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")  # ibid., ASCII-Value
-# Names that say how the exchange itself goes; a handler that set one would contradict us, or malform the response.
+# Names that describe the exchange itself; a handler that set one would contradict us, or malform the response.
 _OURS: Final = frozenset(
     {"content-length", "content-type", "grpc-accept-encoding", "grpc-encoding", "grpc-message", "grpc-status", "te"}
     | {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
@@ -141,7 +141,8 @@ def _fit(message: str, room: int) -> bytes:
     if len(encoded) <= room:
         return encoded
     cut = _PART_OF_ESCAPE.sub(b"", encoded[:room])
-    # Decoding drops a character that lost its last octets. Spaces now at the end would have to grow to be escaped.
+    # Decoding drops a character whose last octets were cut off. Spaces at the end would have to be escaped, which takes
+    # more octets, so they are removed.
     return percent_encode(unquote_to_bytes(cut).decode("utf-8", "ignore").rstrip(" "))
 
 

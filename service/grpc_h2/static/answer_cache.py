@@ -119,7 +119,7 @@ class Preparation(Enum):
     PREPARING = auto()
     """Answers are added, step by step. It may be installed at any time: what is missing is looked up on demand."""
     INSTALLED = auto()
-    """The answers are served."""
+    """The answers are in use."""
     DISCARDED = auto()
     """The data they were made from will not be served, or others were prepared since."""
 

@@ -6,15 +6,15 @@ thousand idle connections hold no table at all. An entry carries its size (name 
 eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by the table, by all
 lists they are in and by whoever remembers a decoded block.
 
-*What must be kept in step.* A block is decoded to its end whatever is in it; a list that is too long is cut, not left.
-The only ways out are `HpackError` and a list beyond a hard limit, after which the connection must end (RFC 9113
-section 4.3). Every change of the table,
+*Both tables must stay equal.* A block is decoded to its end whatever it holds; of a list that is too long only the
+beginning is kept. The only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must
+end (RFC 9113 section 4.3). Every change of the table,
 also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
 in, and only if decoding it did not move the epoch.
 
-**Huffman memo.** What a Huffman-coded string stands for depends on nothing else, so the last one or two thousand are
-remembered for all connections: names, and the time-outs that come back within milliseconds. Two generations bound it to
-about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender fears for its secrecy) is left out.
+**Huffman memo.** The meaning of a Huffman-coded string depends only on its octets, so the last one or two thousand are
+remembered for all connections: names, and time-outs that recur within milliseconds. Two generations bound it to about
+half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left out.
 
 **Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on what was sent before
 and answers can be encoded beforehand. Not Huffman-coded: the octets saved cost more than they bring.
@@ -161,8 +161,8 @@ class Decoder:
             max_list_size: octets of a field list, each field counted as name + value + 32.
             max_fields: fields of a list.
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
-            hard_list_size: octets of a field list beyond which a block is not decoded any further. The table is
-                then not what the peer thinks it is, so the connection has to end: ``beyond_hard_limit`` tells.
+            hard_list_size: octets of a field list beyond which a block is not decoded any further. The table then
+                differs from the peer's, so the connection must end; ``beyond_hard_limit`` is then true.
             hard_fields: the same for fields.
         """
         self._max_list_size = max_list_size
@@ -175,8 +175,8 @@ class Decoder:
         self._used = 0
         self._table = _STATIC
         self.epoch = 0
-        """Grows with every change of the dynamic table: insertion, be it of an entry that is too large to stay;
-        eviction; change of its size, be it to the same size."""
+        """Grows with every change of the dynamic table: an insertion, even of an entry that is too large to stay, an
+        eviction, and a size update, even to the same size."""
         self.changed = False
         """Whether the last block moved ``epoch``: decoding it again would do something else."""
         self.overflow = False
@@ -184,7 +184,7 @@ class Decoder:
         self.list_size = 0
         """Octets of the last block's whole list, what was cut off included; beyond a hard limit, of its beginning."""
         self.beyond_hard_limit = False
-        """Whether the last block was given up: this decoder is of no more use."""
+        """Whether the last block was not decoded to its end; then this decoder must not be used again."""
 
     @property
     def dynamic_table(self) -> tuple[Field, ...]:
@@ -216,8 +216,8 @@ class Decoder:
         `decode` gives them; until then None, and no other block may be decoded.
 
         Raises:
-            HpackError: the block is not HPACK, or speaks of entries that do not exist. The table may then differ from
-                the peer's; this decoder is of no more use.
+            HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
+                the peer's, so this decoder must not be used again.
         """
         if self._suspended is None:
             self.changed = False
@@ -246,7 +246,7 @@ class Decoder:
                 except IndexError:
                     raise HpackError("index beyond the table") from None
             elif 0x20 <= octet < 0x40:  # 001xxxxx: size of the dynamic table (section 6.3)
-                # Every field counts at least 32 octets: none has come before if nothing has been counted.
+                # Every field counts at least 32 octets, so a sum of 0 means that this is the first one.
                 if total:
                     raise HpackError("size update after a field")
                 position = self._resize(block, position, octet & 0x1F)

@@ -3,7 +3,7 @@
 The code is a tree of 256 inner nodes. A decoder that reads octets stands, after each, at some inner node; where it goes
 from there, and which symbols it passes, depends on node and octet alone. Each node therefore keeps a row
 octet -> (next node, symbols passed), filled in at the first use of a step: real traffic needs a few thousand of the
-65,536 steps. All of them, which an attacker can ask for, are 8 MiB, once in a process.
+65,536 steps. An attacker can cause all of them, which take 8 MiB once per process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CODE_LENGTHS = (
     30,
 )
 # fmt: on
-"""Bits of the code of each octet, and of EOS. The code is canonical: shorter codes first, then by symbol; so the
-lengths alone say it all."""
+"""Bits of the code of each octet, and of EOS. The code is canonical (shorter codes first, then by symbol), so the
+lengths determine it."""
 
 
 class _Node(dict[int, tuple["_Node", bytes]]):
@@ -95,7 +95,7 @@ def decode(data: bytes) -> bytes:
     """The octets that ``data`` stands for.
 
     Raises:
-        HpackError: EOS inside, or an end that is not less than eight bits of ones (RFC 7541 section 5.2).
+        HpackError: EOS inside, or padding other than at most seven bits of ones (RFC 7541 section 5.2).
     """
     node = _ROOT
     passed = []

@@ -1,4 +1,4 @@
-"""``python -m perf``: one command, whose help names every measurement and what it needs."""
+"""``python -m perf``: one command, whose help lists every measurement with its requirements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perf.commands import COMMANDS, main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_main_that_takes_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_a_main_that_accepts_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
@@ -24,7 +24,7 @@ def test_every_command_has_a_main_that_takes_help(name: str, capsys: pytest.Capt
     assert "usage: python -m perf " in told
 
 
-def test_help_without_a_command_names_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_without_a_command_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
     for name, each in COMMANDS.items():
@@ -33,12 +33,12 @@ def test_help_without_a_command_names_all_of_them(capsys: pytest.CaptureFixture[
         assert each.needs in told
 
 
-def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == commands.UNKNOWN
     assert "usage: python -m perf COMMAND" in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused_with_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mesure"]) == commands.UNKNOWN
     told = capsys.readouterr()
     assert told.out == ""
@@ -46,7 +46,7 @@ def test_an_unknown_command_is_answered_with_those_that_exist(capsys: pytest.Cap
     assert "measure, report, witness" in told.err
 
 
-def test_options_reach_the_command_after_its_own_first_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_follow_the_command_s_own_first_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     found = SimpleNamespace(main=lambda arguments: given.append(arguments) or 7)
     monkeypatch.setattr(commands, "import_module", lambda name: found)
@@ -59,11 +59,11 @@ STARTED_BY_OTHERS = {
     "perf.benches.delayed", "perf.benches.steady_load", "perf.generator.process", "perf.harness.serve",
     "perf.harness.reference_work", "perf.harness.slowed", "perf.peers.grpcio.server",
 }  # fmt: skip
-"""Modules with a ``main`` that a measurement starts as a process of its own; and the command itself."""
+"""Modules with a ``main`` that a measurement starts as a separate process, and the command itself."""
 
 
 def test_every_module_with_a_main_is_a_command_or_started_by_one() -> None:
-    """A measurement that only its own module name starts would be missing in the help."""
+    """Otherwise a measurement would be missing from the help."""
     root = Path(commands.__file__).parent
     found = {
         "perf." + ".".join(path.relative_to(root).with_suffix("").parts)

@@ -1,4 +1,4 @@
-//! The catalogue on tonic. What a peer is given and what it has to answer: `perf/peers/__init__.py`.
+//! The catalogue on tonic. `perf/peers/__init__.py` describes what a peer receives and answers.
 
 use std::{
     collections::HashMap,
@@ -41,14 +41,14 @@ struct CommandRequest {
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
 
-/// All that is needed of an answer to find it again.
+/// The position of an answer in the catalogue.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Named {
     #[prost(string, tag = "1")]
     name: String,
 }
 
-/// Answers are encoded before the clock runs; requests are decoded as generated code does it.
+/// Answers are encoded before the measurement; requests are decoded as in generated code.
 struct Encoded<A>(PhantomData<A>);
 
 struct Raw;
@@ -168,7 +168,7 @@ impl UnaryService<Empty> for All {
     }
 }
 
-/// What tonic-build would generate for the service.
+/// The code that tonic-build would generate for the service.
 #[derive(Clone)]
 struct Engine(Arc<Catalogue>);
 
@@ -210,7 +210,7 @@ async fn serve(catalogue: Catalogue) -> Result<(), Failure> {
     let port = env::var("PEER_PORT")?;
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("{port}");
-    // As tonic does by itself where it binds the port.
+    // tonic does the same when it binds the port itself.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     server
         .add_service(Engine(Arc::new(catalogue)))
@@ -220,7 +220,7 @@ async fn serve(catalogue: Catalogue) -> Result<(), Failure> {
 }
 
 fn main() -> Result<(), Failure> {
-    // Whoever started us is gone when standard input ends.
+    // When standard input ends, the process that started this one has ended.
     thread::spawn(|| {
         let mut octets = [0; 64];
         while matches!(std::io::stdin().read(&mut octets), Ok(read) if read > 0) {}

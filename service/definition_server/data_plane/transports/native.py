@@ -1,8 +1,9 @@
 """The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
 
 The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
-frames of its answer. This module adds three things to that. A `Swap` replaces what is remembered when another snapshot
-is served: the new answers are made beforehand, so that no call waits for them. Other keys make the engine authorize
+frames of its answer. This module adds three things to that. A `Swap` replaces the remembered answers when another
+snapshot is served: the new answers are made beforehand, so that no call waits for them. Other keys make the engine
+authorize
 every open connection anew. And answers are counted: each carries an *answer id* that stands for its method and status,
 the engine hands back the ids of a whole batch, and they are added to the stats page at once.
 
@@ -117,7 +118,7 @@ class NativeTransport:
 
 
 class NativeSwap(Swap):
-    """A swap that prepares the answers to what is remembered, and frees the replaced ones afterwards."""
+    """A swap that prepares new answers to the remembered requests, and frees the replaced answers afterwards."""
 
     def __init__(self, engine: DefinitionEngine, snapshot: Snapshot, server: Server, methods: _StaticMethods) -> None:
         super().__init__(engine, snapshot)

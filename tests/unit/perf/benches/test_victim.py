@@ -1,4 +1,4 @@
-"""What attacks make of a victim: looks in turn, and medians that are divided."""
+"""The effect of attacks on a victim: interleaved measurements, and the ratio of their medians."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from perf.benches.victim import Looks
+from perf.benches.victim import VictimMeasurements
 from perf.targets.target import TargetFailed
 
 Measured = Callable[..., dict[str, Any]]
 
 
 class Served:
-    """A worker, as far as looks know one: this process."""
+    """Stands for a worker: its process id is that of this process."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -23,19 +23,19 @@ class Served:
 
 
 def measured(**p99s: list[float]) -> Measured:
-    """A measurement that finds these P99 one after another; ``calm`` without an attack."""
+    """A measurement that returns these P99 one after another; ``calm`` without an attack."""
     left: dict[str, Iterator[float]] = {name: iter(values) for name, values in p99s.items()}
     return lambda attack: {"latency": {"p99": next(left[attack or "calm"])}}
 
 
-def taken(measure: Measured, *turns: tuple[str, ...]) -> Looks:
-    looks = Looks(Served(), measure, (TargetFailed,))  # type: ignore[arg-type]
+def taken(measure: Measured, *turns: tuple[str, ...]) -> VictimMeasurements:
+    victim = VictimMeasurements(Served(), measure, (TargetFailed,))  # type: ignore[arg-type]
     for names in turns:
-        looks.take(names)
-    return looks
+        victim.take(names)
+    return victim
 
 
-def test_every_look_at_an_attack_lies_between_two_at_the_victim_alone() -> None:
+def test_every_measurement_beside_an_attack_lies_between_two_of_the_victim_alone() -> None:
     order = []
 
     def measure(attack: str) -> dict[str, Any]:
@@ -46,35 +46,35 @@ def test_every_look_at_an_attack_lies_between_two_at_the_victim_alone() -> None:
     assert order == ["", "flood", "", "bomb", "", "", "bomb", ""]
 
 
-def test_medians_are_divided_of_the_neighbouring_looks_alone() -> None:
-    looks = taken(
+def test_the_ratio_uses_only_the_measurements_before_and_after_the_attack() -> None:
+    victim = taken(
         measured(calm=[1, 3, 9, 1, 1, 9], flood=[6, 4], bomb=[90]),
         ("flood",), ("flood",), ("bomb",),
     )  # fmt: skip
-    assert looks.ratio("flood") == 5 / 2  # 4 and 6, beside 1, 3, 9, 1
-    assert looks.ratio("bomb") == 90 / 5  # its own neighbours, not all
-    assert looks.calm()[0] == 2.0
+    assert victim.ratio("flood") == 5 / 2  # 4 and 6, beside 1, 3, 9, 1
+    assert victim.ratio("bomb") == 90 / 5  # only the measurements next to it, not all
+    assert victim.calm()[0] == 2.0
 
 
-def test_one_restless_moment_does_not_move_the_verdict() -> None:
-    looks = taken(measured(calm=[1, 1, 1, 1, 40, 1], flood=[2, 2, 80]), *[("flood",)] * 3)
-    assert looks.ratio("flood") == 2.0
+def test_one_slow_measurement_does_not_change_the_ratio() -> None:
+    victim = taken(measured(calm=[1, 1, 1, 1, 40, 1], flood=[2, 2, 80]), *[("flood",)] * 3)
+    assert victim.ratio("flood") == 2.0
 
 
-def test_a_look_that_fails_is_left_out_and_told_where_there_is_none() -> None:
+def test_a_failed_measurement_is_left_out_and_its_reason_reported_if_none_is_left() -> None:
     def measure(attack: str) -> dict[str, Any]:
         if attack == "flood":
             raise TargetFailed("the generator was late")
         return {"latency": {"p99": 1.0}}
 
-    looks = taken(measure, ("flood", "bomb"))
-    assert not looks.seen("flood")
-    assert looks.row("bomb")[0] == 1.0
+    victim = taken(measure, ("flood", "bomb"))
+    assert not victim.seen("flood")
+    assert victim.row("bomb")[0] == 1.0
     with pytest.raises(TargetFailed, match="the generator was late"):
-        looks.row("flood")
+        victim.row("flood")
 
 
-def test_an_attack_beside_a_failed_look_alone_has_no_figure() -> None:
+def test_an_attack_next_to_a_failed_measurement_of_the_victim_alone_has_no_figure() -> None:
     fails = iter((False, True, False))
 
     def measure(attack: str) -> dict[str, Any]:
@@ -82,23 +82,23 @@ def test_an_attack_beside_a_failed_look_alone_has_no_figure() -> None:
             raise TargetFailed("the generator was late")
         return {"latency": {"p99": 1.0}}
 
-    looks = taken(measure, ("flood", "bomb"))
-    assert not looks.seen("flood")
-    assert not looks.seen("bomb")
+    victim = taken(measure, ("flood", "bomb"))
+    assert not victim.seen("flood")
+    assert not victim.seen("bomb")
 
 
-def test_a_dead_worker_is_no_measurement() -> None:
+def test_a_dead_worker_gives_no_figure() -> None:
     served = Served()
-    looks = Looks(served, measured(calm=[1, 1], flood=[1]), (TargetFailed,))  # type: ignore[arg-type]
+    victim = VictimMeasurements(served, measured(calm=[1, 1], flood=[1]), (TargetFailed,))  # type: ignore[arg-type]
     served.alive = False
-    looks.take(("flood",))
+    victim.take(("flood",))
     with pytest.raises(TargetFailed, match="the worker is dead"):
-        looks.row("flood")
+        victim.row("flood")
     with pytest.raises(TargetFailed, match="the worker is dead"):
-        looks.calm()
+        victim.calm()
 
 
-def test_memory_is_the_most_that_was_added_to_what_there_was_at_first() -> None:
+def test_memory_growth_is_the_peak_beside_the_attack_minus_the_first_size() -> None:
     sizes = iter((64 << 20, 1))
 
     def measure(attack: str) -> dict[str, Any]:
@@ -106,10 +106,10 @@ def test_memory_is_the_most_that_was_added_to_what_there_was_at_first() -> None:
             bytearray(next(sizes))
         return {"latency": {"p99": 1.0}}
 
-    looks = taken(measure, ("bomb", "flood"), ("bomb",))
-    bomb, flood = looks.grown("bomb"), looks.grown("flood")
+    victim = taken(measure, ("bomb", "flood"), ("bomb",))
+    bomb, flood = victim.grown("bomb"), victim.grown("flood")
     assert bomb is not None
     assert flood is not None
     assert bomb > 60
-    assert flood < 30  # the peak was forgotten in between
-    assert looks.grown("unseen") is None
+    assert flood < 30  # the peak is reset before each measurement
+    assert victim.grown("unseen") is None

@@ -1,4 +1,4 @@
-"""Whole runs of the generator: figures where the server did well, a reason in words where it did not."""
+"""Whole runs of the generator: figures if the server answered correctly, otherwise a reason in words."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def run(target: Target, catalogue: Catalogue, **more: Any) -> Run:
 
 
 def good(made: Run) -> Run:
-    """``made``, which is valid, or invalid only because the machine was busy with other things: it has all figures."""
+    """``made``, which is valid, or invalid only because the machine was busy with other work: it has all figures."""
     assert made["valid"] or made["fault"] == "machine", made["reason"]
     assert made["fault"] != "machine" or "answered" in made, made["reason"]
     return made
 
 
-def test_a_closed_loop_tells_what_was_answered_and_what_it_cost(served: Target, catalogue: Catalogue) -> None:
+def test_a_closed_loop_reports_answers_and_their_cost(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue))
     assert (made["scenario"], made["server"], made["kind"]) == ("test", "native", "closed")
     assert made["offered_rate"] is None
@@ -91,19 +91,21 @@ def test_a_closed_loop_tells_what_was_answered_and_what_it_cost(served: Target, 
 def test_the_histogram_holds_every_answer_that_was_measured(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue))
     counted = HdrHistogram.decode(made["histogram"])
-    # Those under way at the end are in it, those that were at its start are not.
+    # It contains the calls in flight at the end, but not those in flight at the start.
     assert counted.get_total_count() == pytest.approx(made["answered"], abs=2 * 4 * 8)
     assert counted.get_value_at_percentile(95) / 1e6 == pytest.approx(made["latency"]["p95"], rel=0.01)
 
 
-def test_a_schedule_is_kept_whatever_the_server_does(served: Target, catalogue: Catalogue) -> None:
+def test_an_open_loop_offers_its_rate(served: Target, catalogue: Catalogue) -> None:
     made = run(served, catalogue, kind="open", rate=2000.0, names="zipf", unknown=0.2, bad_key=0.1)
     assert made["offered_rate"] == pytest.approx(2000, rel=0.2)
     assert made["fault"] in ("", "machine"), made["reason"]
     assert made["late"] <= generator.LATE_SHARE or not made["valid"]
 
 
-def test_who_has_to_wait_for_a_server_that_stands_still_counts_in_full(mortal: Worker, catalogue: Catalogue) -> None:
+def test_the_latency_of_calls_that_wait_for_a_stopped_server_counts_in_full(
+    mortal: Worker, catalogue: Catalogue
+) -> None:
     pid = mortal.target.pid
 
     def stand_still() -> None:
@@ -120,7 +122,7 @@ def test_who_has_to_wait_for_a_server_that_stands_still_counts_in_full(mortal: W
 
 
 @pytest.mark.parametrize("stamped", [False, True])
-def test_what_the_generator_delays_counts_unless_the_kernel_is_asked(
+def test_a_delay_of_the_generator_counts_unless_calls_are_stamped(
     served: Target, catalogue: Catalogue, stamped: bool
 ) -> None:
     job = Job("open", served.port, key=KEY, stamped=stamped, connections=1)
@@ -130,7 +132,7 @@ def test_what_the_generator_delays_counts_unless_the_kernel_is_asked(
         began = time.monotonic()
         connection.send([(load.calls[0], began)])
         assert select.select([connection], [], [], 5)[0]
-        delayed = time.monotonic() - began + delay  # from the arrival: how long the server takes does not matter
+        delayed = time.monotonic() - began + delay  # from the arrival, so the server's time is not included
         while time.monotonic() < began + delayed:
             pass
         assert load.turn(1.0)
@@ -165,23 +167,23 @@ def test_processes_share_connections_and_rate_and_their_figures_are_added(served
     ],
     ids=str,
 )  # fmt: skip
-def test_every_way_of_asking_is_answered_right(served: Target, catalogue: Catalogue, more: Run) -> None:
+def test_every_kind_of_call_is_answered_correctly(served: Target, catalogue: Catalogue, more: Run) -> None:
     assert good(run(served, catalogue, **more))["answered"] > 100
 
 
-def test_whole_catalogues_are_compared(served: Target, catalogue: Catalogue) -> None:
+def test_sync_compares_whole_catalogues(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue, kind="sync"))
     assert made["answered"] > 5
     assert made["latency"]["p50"] > 0
     assert made["octets_per_server_cpu_second"] > 1e6
 
 
-def test_idle_connections_stand_beside(served: Target, catalogue: Catalogue) -> None:
+def test_idle_connections_are_held_beside_the_load(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue, kind="idle", idle=50))
     assert (made["idle"]["held"], made["idle"]["alive"]) == (50, 50)
 
 
-def test_slow_readers_stand_beside(served: Target, catalogue: Catalogue) -> None:
+def test_slow_readers_read_beside_the_load(served: Target, catalogue: Catalogue) -> None:
     made = run(served, catalogue, kind="slow-reader", rate=500.0)
     assert made["fault"] in ("", "machine"), made["reason"]
     assert made["slow_readers"]["connections"] == generator.SLOW_READERS
@@ -189,25 +191,25 @@ def test_slow_readers_stand_beside(served: Target, catalogue: Catalogue) -> None
 
 
 @pytest.mark.parametrize("kind", ["closed", "sync"])
-def test_tls_is_spoken(catalogue: Catalogue, tmp_path: Path, kind: str) -> None:
+def test_calls_over_tls_are_answered(catalogue: Catalogue, tmp_path: Path, kind: str) -> None:
     with worker("native", catalogue.descriptor, catalogue.built, **self_signed(tmp_path)) as made:
         assert good(run(made.target, catalogue, kind=kind, tls=True))["answered"] > 5
         plain = run(made.target, catalogue, kind=kind, patience=0.5)
         assert (plain["valid"], plain["fault"]) == (False, "server")
 
 
-def test_another_transport_is_asked_as_well(catalogue: Catalogue) -> None:
+def test_the_grpcio_transport_can_be_measured(catalogue: Catalogue) -> None:
     with worker("grpcio", catalogue.descriptor, catalogue.built) as made:
         assert good(run(made.target, catalogue, unknown=0.2, bad_key=0.1))["answered"] > 100
 
 
-def test_the_caller_is_told_when_the_measurement_begins(served: Target, catalogue: Catalogue) -> None:
+def test_measuring_is_called_once_when_the_measurement_begins(served: Target, catalogue: Catalogue) -> None:
     told: list[str] = []
     run(served, catalogue, measuring=lambda: told.append("now"))
     assert told == ["now"]
 
 
-# -- runs that are no figures ------------------------------------------------------------------------------------------
+# -- runs without figures ----------------------------------------------------------------------------------------------
 
 
 def spoilt(made: Run, *, fault: str = "server") -> str:
@@ -225,32 +227,33 @@ def test_one_wrong_octet_in_the_catalogue_is_a_wrong_answer(served: Target, kind
     assert "other content" in told or "differs near octet" in told
 
 
-def test_a_server_that_lets_nobody_in_answers_wrongly(served: Target, catalogue: Catalogue) -> None:
-    assert "gRPC status '16' 'Invalid Credentials' where 0" in spoilt(run(served, catalogue, key="nobody's"))
+def test_a_server_that_refuses_every_key_answers_wrongly(served: Target, catalogue: Catalogue) -> None:
+    assert "gRPC status '16' 'Invalid Credentials', expected 0" in spoilt(run(served, catalogue, key="another key"))
 
 
 @pytest.mark.parametrize("kind", ["closed", "sync"])
-def test_nobody_listens(catalogue: Catalogue, kind: str) -> None:
+def test_a_port_without_a_server_makes_the_run_invalid(catalogue: Catalogue, kind: str) -> None:
     port = free_port()
-    assert f"nobody listens on port {port}" in spoilt(run(Target("nobody", port, os.getpid()), catalogue, kind=kind))
+    closed = Target("closed", port, os.getpid())
+    assert f"no process listens on port {port}" in spoilt(run(closed, catalogue, kind=kind))
 
 
 @pytest.mark.parametrize("kind", ["closed", "sync"])
-def test_a_server_that_says_nothing(catalogue: Catalogue, kind: str) -> None:
+def test_a_server_that_sends_nothing_makes_the_run_invalid(catalogue: Catalogue, kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         target = Target("silent", silent.getsockname()[1], os.getpid())
         assert "within 0.3 s" in spoilt(run(target, catalogue, kind=kind, patience=0.3))
 
 
 @pytest.mark.parametrize("kind", ["closed", "open", "sync"])
-def test_a_server_that_dies_midway(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
+def test_a_server_that_dies_during_the_run_makes_it_invalid(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
     pid = mortal.target.pid
     made = run(mortal.target, catalogue, kind=kind, rate=1000.0, measuring=lambda: os.kill(pid, signal.SIGKILL))
     assert "native died" in spoilt(made)
 
 
 @pytest.mark.parametrize("kind", ["closed", "open", "sync"])
-def test_a_server_that_stands_still_midway(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
+def test_a_server_that_stops_during_the_run_makes_it_invalid(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
     pid = mortal.target.pid
     try:
         made = run(
@@ -262,7 +265,7 @@ def test_a_server_that_stands_still_midway(mortal: Worker, catalogue: Catalogue,
     assert "0.4 s" in spoilt(made)
 
 
-def test_a_process_that_is_gone(catalogue: Catalogue) -> None:
+def test_a_process_that_has_ended_makes_the_run_invalid(catalogue: Catalogue) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     assert "is not running" in spoilt(run(Target("gone", 1, ended.pid), catalogue))
@@ -275,16 +278,18 @@ def test_a_rate_beyond_the_generator_is_not_the_server_s_fault(served: Target, c
     assert "generator" in made["reason"]
 
 
-def test_one_cpu_is_too_few(served: Target, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_with_one_cpu_is_refused(
+    served: Target, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert "at least 2 are needed" in spoilt(run(served, catalogue), fault="machine")
 
 
-def test_more_connections_than_files_can_be_opened(served: Target, catalogue: Catalogue) -> None:
-    assert "raise it (ulimit -n)" in spoilt(run(served, catalogue, idle=10_000_000), fault="machine")
+def test_more_connections_than_descriptors_are_refused(served: Target, catalogue: Catalogue) -> None:
+    assert "raise the limit (ulimit -n)" in spoilt(run(served, catalogue, idle=10_000_000), fault="machine")
 
 
-def test_what_cannot_be_generated_is_refused(served: Target, catalogue: Catalogue) -> None:
+def test_a_load_that_cannot_be_generated_is_refused(served: Target, catalogue: Catalogue) -> None:
     with pytest.raises(ValueError, match="saturate"):
         run(served, catalogue, kind="open", rate="saturate")
     with pytest.raises(TypeError, match="colour"):
@@ -294,36 +299,38 @@ def test_what_cannot_be_generated_is_refused(served: Target, catalogue: Catalogu
 JOB = Job("open", 1)
 FIGURES = {"answered": 1000, "seconds": 1.0, "rate": 1000.0, "offered_rate": 1000.0, "late": 0.0,
            "server_cpu_seconds": 0.1, "client_cpu_seconds": 0.1}  # fmt: skip
-TOLD = {"due": 1000, "grown": 0, "spinning_seconds": 0.88}
+RESULT = {"due": 1000, "grown": 0, "spinning_seconds": 0.88}
 
 
-def judged(made: Run, told: Run | None = None, job: Job = JOB) -> tuple[str, str]:
+def judged(made: Run, result: Run | None = None, job: Job = JOB) -> tuple[str, str]:
     try:
-        generator.judge(FIGURES | made, [job], [TOLD | (told or {})])
+        generator.judge(FIGURES | made, [job], [RESULT | (result or {})])
     except generator.Spoilt as error:
         return error.fault, str(error)
     return "", ""
 
 
 @pytest.mark.parametrize(
-    ("made", "told", "fault", "words"),
+    ("made", "result", "fault", "words"),
     [
         ({}, {}, "", ""),
         ({"late": 0.0099}, {}, "", ""),
         ({"late": 0.02, "client_cpu_seconds": 0.95}, {"spinning_seconds": 0}, "generator", "too slow for this rate"),
-        ({"late": 0.02, "client_cpu_seconds": 0.3}, {"spinning_seconds": 0.2}, "machine", "others had that CPU"),
+        ({"late": 0.02, "client_cpu_seconds": 0.3}, {"spinning_seconds": 0.2}, "machine", "processes had that CPU"),
         ({"rate": 900.0}, {"grown": 100}, "machine", "900 of 1,000 calls a second"),
-        ({"rate": 900.0, "server_cpu_seconds": 0.99}, {"grown": 100}, "", ""),  # beyond the knee: that is a figure
+        ({"rate": 900.0, "server_cpu_seconds": 0.99}, {"grown": 100}, "", ""),  # beyond the knee, which is valid
         ({"answered": 0}, {}, "server", "no call was answered"),
-        ({"answered": 0}, {"due": 0}, "generator", "no call was due any more"),
+        ({"answered": 0}, {"due": 0}, "generator", "no call was due during the measurement"),
         ({"idle": {"held": 9, "alive": 7}}, {}, "server", "of 9 idle connections the server closed 2"),
     ],
 )  # fmt: skip
-def test_a_run_is_judged(made: Run, told: Run, fault: str, words: str) -> None:
-    found, reason = judged(made, told)
+def test_a_run_is_invalid_if_its_figures_do_not_describe_the_server(
+    made: Run, result: Run, fault: str, words: str
+) -> None:
+    found, reason = judged(made, result)
     assert found == fault
     assert words in reason
 
 
-def test_a_closed_loop_has_no_schedule_to_be_late_for() -> None:
+def test_a_closed_loop_is_never_late() -> None:
     assert judged({"late": None}, job=replace(JOB, kind="closed")) == ("", "")

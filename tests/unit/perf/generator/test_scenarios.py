@@ -25,7 +25,7 @@ def refused(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_every_promised_scenario_is_there_and_says_why() -> None:
+def test_every_required_scenario_exists_and_states_its_reason() -> None:
     found = load()
     assert set(PROMISED) <= set(found)
     assert all(each.why and each.title for each in found.values())
@@ -36,7 +36,7 @@ def test_the_sets_contain_each_other() -> None:
         assert each.sets == SETS[-len(each.sets) :], f"{each.name} is in {each.sets}"
 
 
-def test_the_profile_of_todays_certificate() -> None:
+def test_upstream_stress_has_the_profile_of_the_certificate() -> None:
     stress = load()["upstream-stress"]
     assert (stress.connections * stress.streams, stress.known, stress.unknown) == (500, 0.8, 0.2)
 
@@ -53,35 +53,35 @@ def test_each_makes_one_scenario_for_every_value(tmp_path: Path) -> None:
     ("more", "told"),
     [
         ("conections = 4\n", "unknown key conections; known are"),
-        ('kind = "endless"\n', "kind = 'endless' is none of closed, open"),
-        ('names = "some"\n', "names = 'some' is none of one, all, zipf"),
-        ('servers = ["apache"]\n', "servers = 'apache' is none of native, grpcio"),
-        ('servers = "native"\n', "servers wants a list of names"),
-        ('sets = ["nightly"]\n', "sets = 'nightly' is none of quick, standard, full"),
-        ("connections = 0\n", "connections = 0, but at least 1 is wanted"),
-        ('seconds = "long"\n', "seconds = 'long', but at least 0.1 is wanted"),
-        ('rate = "fast"\n', "rate = 'fast', but a number or 'saturate' is wanted"),
+        ('kind = "endless"\n', "kind = 'endless' is not one of closed, open"),
+        ('names = "some"\n', "names = 'some' is not one of one, all, zipf"),
+        ('servers = ["apache"]\n', "servers = 'apache' is not one of native, grpcio"),
+        ('servers = "native"\n', "servers takes a list of names"),
+        ('sets = ["nightly"]\n', "sets = 'nightly' is not one of quick, standard, full"),
+        ("connections = 0\n", "connections = 0, but it must be at least 1"),
+        ('seconds = "long"\n', "seconds = 'long', but it must be at least 0.1"),
+        ('rate = "fast"\n', "rate = 'fast', but it must be a number or 'saturate'"),
         ('kind = "open"\n', "an open loop needs a rate"),
         ('kind = "publish"\nrate = 5\n', "kind publish needs a rate and publications"),
         ("unknown = 0.8\nbad_key = 0.3\n", "unknown and bad_key together exceed 1"),
-        ("each = { connections = [1], streams = [1] }\n", "each wants one key with a list of values"),
+        ("each = { connections = [1], streams = [1] }\n", "each takes one key with a list of values"),
     ],
 )
-def test_what_is_not_understood_is_told(tmp_path: Path, more: str, told: str) -> None:
+def test_a_wrong_key_or_value_is_refused_with_its_reason(tmp_path: Path, more: str, told: str) -> None:
     kind = "" if "kind" in more else 'kind = "closed"\n'
     reason = refused(tmp_path, LEAST.replace('kind = "closed"\n', kind) + more)
     assert "scenario a: " in reason
     assert told in reason
 
 
-def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_file_without_valid_scenarios_is_refused_with_its_reason(tmp_path: Path) -> None:
     assert "scenarios.toml: " in refused(tmp_path, "[[scenario")
     assert "only [[scenario]] tables" in refused(tmp_path, "[gate]\n")
     assert "title, why, kind is missing" in refused(tmp_path, '[[scenario]]\nname = "a"\n')
-    assert "stands there twice" in refused(tmp_path, LEAST + LEAST)
+    assert "is defined twice" in refused(tmp_path, LEAST + LEAST)
 
 
-def test_a_choice_by_words_is_from_all_sets() -> None:
+def test_only_selects_scenarios_from_all_sets() -> None:
     found = load()
     assert [each.name for each in chosen(found, "quick", ["few"])] == [name for name in found if "few" in name]
     assert {each.name for each in chosen(found, "quick")} < {each.name for each in chosen(found, "standard")}
@@ -89,5 +89,5 @@ def test_a_choice_by_words_is_from_all_sets() -> None:
         chosen(found, "quick", ["cold"])
 
 
-def test_there_is_one_list_of_servers_and_it_holds_every_peer() -> None:
+def test_the_list_of_servers_holds_every_peer() -> None:
     assert (*OURS, *NAMES) == SERVERS

@@ -1,4 +1,4 @@
-"""The reference work: what it consists of, and how it is measured beside a run."""
+"""The reference work: its opcodes, and its measurement beside a run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ def test_the_work_checks_its_own_result(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(reference_work, "_ROUNDS", 1)
     assert reference_work.python_work()() == 64
     monkeypatch.setattr(reference_work, "_LENGTHS", {})
-    with pytest.raises(AssertionError, match="does not do its work"):
+    with pytest.raises(AssertionError, match="gives a wrong answer"):
         reference_work.python_work()()
 
 
-def test_what_each_item_costs_is_told_in_microseconds() -> None:
+def test_the_cost_of_an_item_is_in_microseconds() -> None:
     times = iter([1_000, 7_000])
     assert reference_work.each_us(lambda: 2, lambda: next(times)) == 3.0
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="the docstring's table is about the opcodes of CPython 3.11"
-)
-def test_the_documented_shares_of_opcodes_are_those_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the docstring's table lists the opcodes of CPython 3.11")
+def test_the_docstring_states_the_work_s_shares_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_work, "_ROUNDS", 2)
     executed: Counter[str] = Counter()
     work = reference_work.python_work()
@@ -66,7 +64,7 @@ def test_the_documented_shares_of_opcodes_are_those_of_the_work(monkeypatch: pyt
     assert executed.total() / calls == pytest.approx(float(line.split()[-1]), rel=0.02)
 
 
-def test_the_work_is_done_in_bursts_until_it_is_stopped_and_leaves_no_process() -> None:
+def test_the_work_runs_in_bursts_until_it_is_stopped_and_leaves_no_process() -> None:
     deadline = time.monotonic() + 20
     with reference.Meter() as meter:
         pid = meter._process.pid
@@ -103,14 +101,14 @@ def test_an_error_in_the_run_ends_the_work() -> None:
     assert not is_alive(meters[0]._process.pid)
 
 
-def test_the_speed_is_the_mean_of_what_was_measured_meanwhile() -> None:
+def test_the_speed_is_the_mean_of_the_bursts_during_the_run() -> None:
     bursts = [(0.9, 9.0, 90.0), (1.0, 1.0, 10.0), (1.5, 2.0, 30.0), (2.1, 9.0, 90.0)]
     assert reference.during(bursts, 1.0, 2.0) == {"python_us": 1.5, "kernel_us": 20.0, "bursts": 2}
     assert reference.during(bursts, 3.0, 4.0) == {"python_us": 0.0, "kernel_us": 0.0, "bursts": 0}
 
 
 @pytest.mark.parametrize(("calls", "counted"), [(True, [10.0, 11.0]), (False, [12.0, 13.0])])
-def test_a_run_that_does_not_tell_when_it_began_to_measure_did_so_at_its_end(
+def test_a_run_that_does_not_report_the_beginning_of_its_measurement_is_measured_at_its_end(
     calls: bool, counted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [10.0]
@@ -124,7 +122,7 @@ def test_a_run_that_does_not_tell_when_it_began_to_measure_did_so_at_its_end(
             return [(when, when, 0.0) for when in (9.0, 10.0, 11.0, 12.0, 13.0)]
 
         def __exit__(self, *_: object) -> None:
-            """Nothing has been started."""
+            """No process was started."""
 
     def run(measuring: Callable[[], None]) -> dict[str, Any]:
         if calls:

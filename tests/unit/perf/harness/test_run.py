@@ -1,4 +1,4 @@
-"""Measuring in rounds, with servers and a generator that are not real."""
+"""Measuring in rounds, with simulated servers and a simulated generator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOISE = {"n": "noise"}
 
 
 class Machine:
-    """Servers of several speeds: what was started, and in which order it was measured."""
+    """Servers of several speeds; notes which were started, and the order in which they were measured."""
 
     def __init__(self, **speeds: float | Exception) -> None:
         self.speeds = speeds
@@ -39,10 +39,10 @@ class Machine:
         self.running: set[str] = set()
         self.measured: list[str] = []
         self.script: dict[int, dict[str, Any]] = {}
-        """Number of a run → what differs in it."""
+        """Number of a run → the values that differ in it."""
 
     def starters(self) -> dict[str, Starter]:
-        """All of them."""
+        """Name → function that starts the server, for all servers."""
         return {name: self._starter(name) for name in self.speeds}
 
     def _starter(self, name: str) -> Starter:
@@ -59,7 +59,7 @@ class Machine:
         return start
 
     def generate(self, target: Target, scenario: Scenario, catalogue: Any, **overrides: Any) -> dict[str, Any]:
-        """A run, all of which say what the speed is."""
+        """A run whose figures state the speed of the server."""
         assert target.name in self.running
         number = len(self.measured)
         self.measured.append(target.name)
@@ -77,25 +77,27 @@ def session(machine_: Machine, **more: Any) -> Session:
     return Session(machine_.generate, NOISE, others=machine_.starters(), **more)
 
 
-def plan(*servers: str, rounds: int = 6, looks: int = 2, extra: int = 4, gates: tuple[sla.Gate, ...] = (), **more: Any):  # type: ignore[no-untyped-def]
+def plan(
+    *servers: str, rounds: int = 6, other_rounds: int = 2, extra: int = 4, gates: tuple[sla.Gate, ...] = (), **more: Any
+) -> Plan:
     """A plan of the scenario `HOT`."""
-    return Plan(HOT, servers, rounds, looks, extra, gates, **more)
+    return Plan(HOT, servers, rounds, other_rounds, extra, gates, **more)
 
 
-def test_servers_are_measured_in_turns_whose_order_changes() -> None:
+def test_the_order_of_servers_changes_from_round_to_round() -> None:
     there = Machine(ours=200.0, theirs=100.0, other=1.0)
     done = session(there)
     done.measure([plan("ours", "theirs", "other", gates=(GATE,))])
     assert there.measured[:6] == ["ours", "theirs", "other", "theirs", "other", "ours"]
     assert there.measured.count("ours") == there.measured.count("theirs") == 6
-    assert there.measured.count("other") == 2, "no gate is about it: it is only looked at"
+    assert there.measured.count("other") == 2, "no gate judges it: it has fewer rounds"
     assert there.measured[6:] == ["ours", "theirs", "theirs", "ours"] * 2
     assert sorted(there.started) == ["other", "ours", "theirs"], "each is started once"
     assert not there.running
     assert [(each.gate.name, each.verdict) for each in done.verdicts] == [("g", sla.KEPT)]
 
 
-def test_every_round_has_new_processes_where_that_is_asked() -> None:
+def test_a_plan_with_fresh_starts_new_processes_in_every_round() -> None:
     there = Machine(ours=200.0, theirs=100.0)
     session(there).measure([plan("ours", "theirs", gates=(GATE,), fresh=True)])
     assert there.started.count("ours") == there.started.count("theirs") == 6
@@ -108,7 +110,7 @@ EXPECTED = sla.Gate(
 
 
 class Meter(reference.Meter):
-    """Finds the interpreter as fast as that, in this many bursts."""
+    """Reports this speed of the interpreter, in this number of bursts."""
 
     python_us, count = 510.0, 40
 
@@ -117,11 +119,11 @@ class Meter(reference.Meter):
         return self
 
     def stop(self) -> list[reference.Burst]:
-        """All of them when it began: within the runs of these tests, which say that they take a minute."""
+        """All bursts have the instant of the start, which lies within the simulated runs, since they take a minute."""
         return [(self.began, self.python_us, 500.0)] * self.count
 
     def __exit__(self, *_: object) -> None:
-        """Nothing has been started."""
+        """No process was started."""
 
 
 def test_every_server_of_a_normalised_scenario_runs_beside_the_reference_work() -> None:
@@ -137,16 +139,16 @@ def test_every_server_of_a_normalised_scenario_runs_beside_the_reference_work() 
     assert verdict.samples == pytest.approx((1.01,) * 6)
 
 
-def test_other_scenarios_run_without_it() -> None:
+def test_a_scenario_without_a_normalised_gate_runs_without_reference_work() -> None:
     def meter() -> reference.Meter:
-        raise AssertionError("nobody asked for it")
+        raise AssertionError("no gate needs the reference work")
 
     done = session(Machine(ours=200.0, theirs=100.0), meter=meter)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
     assert not any("reference" in each for each in done.runs)
 
 
-def test_reference_work_that_fails_is_no_disturbance() -> None:
+def test_failed_reference_work_does_not_count_as_disturbed() -> None:
     class Failing(Meter):
         def stop(self) -> list[reference.Burst]:
             raise TargetFailed("the reference work fails: no loopback")
@@ -157,7 +159,7 @@ def test_reference_work_that_fails_is_no_disturbance() -> None:
     assert "no loopback" in done.verdicts[0].reason
 
 
-def test_reference_work_that_is_starved_gives_an_invalid_verdict_that_counts_as_disturbed() -> None:
+def test_starved_reference_work_makes_the_gate_invalid_and_disturbed() -> None:
     class Starved(Meter):
         count = sla.FEWEST_BURSTS - 1
 
@@ -165,13 +167,13 @@ def test_reference_work_that_is_starved_gives_an_invalid_verdict_that_counts_as_
     there.script = {number: {"seconds": 60.0} for number in range(40)}
     done = session(there, meter=Starved)
     done.measure([plan("ours", gates=(EXPECTED,))])
-    assert len(done.runs) == 10, "all rounds that there may be"
+    assert len(done.runs) == 10, "the maximum number of rounds"
     (verdict,) = done.verdicts
     assert (verdict.verdict, verdict.disturbed) == (sla.INVALID, True)
-    assert "in 10 runs of ours the reference work was done fewer than 10 times" in verdict.reason
+    assert "in 10 runs of ours the reference work made fewer than 10 bursts" in verdict.reason
 
 
-def test_a_normalised_server_that_does_not_start_is_an_invalid_run() -> None:
+def test_a_normalised_server_that_does_not_start_gives_an_invalid_run() -> None:
     done = session(Machine(ours=TargetFailed("the port is in use")), meter=Meter)
     done.measure([plan("ours", gates=(EXPECTED,))])
     assert (done.verdicts[0].verdict, done.verdicts[0].disturbed) == (sla.INVALID, False)
@@ -179,18 +181,18 @@ def test_a_normalised_server_that_does_not_start_is_an_invalid_run() -> None:
 
 
 @pytest.mark.parametrize(("kind", "ticks", "valid"), [("open", 10, False), ("open", 1, True), ("closed", 50, True)])
-def test_what_the_hypervisor_takes_spoils_a_run_about_latency(kind: str, ticks: int, valid: bool) -> None:
+def test_stolen_cpu_time_spoils_a_run_of_latency(kind: str, ticks: int, valid: bool) -> None:
     found = {"valid": True} | run.stolen({"valid": True}, kind, ticks * run.TICKS // 100, 1.0)
     assert found["valid"] is valid
     assert found["stolen"] == ticks / 100
     if not valid:
         assert (found["fault"], found["reason"]) == (
-            "machine", "the hypervisor gave 10.0% of a CPU to others (at most 3% may be)"
+            "machine", "the hypervisor gave 10.0% of a CPU to other machines (allowed: at most 3%)"
         )  # fmt: skip
-        assert run.stolen({"valid": False}, kind, ticks, 1.0).keys() == {"stolen"}, "the first reason stands"
+        assert run.stolen({"valid": False}, kind, ticks, 1.0).keys() == {"stolen"}, "the first reason is kept"
 
 
-def test_an_undecided_gate_gets_more_rounds_but_not_without_end() -> None:
+def test_an_undecided_gate_gets_more_rounds_up_to_the_maximum() -> None:
     there = Machine(ours=100.0, theirs=100.0)
     there.script = {number: {"per_server_cpu_second": 90.0} for number in range(0, 40, 3)}
     done = session(there)
@@ -199,7 +201,7 @@ def test_an_undecided_gate_gets_more_rounds_but_not_without_end() -> None:
     assert not done.verdicts[0].decided
 
 
-def test_a_spoilt_run_is_kept_and_its_round_measured_again() -> None:
+def test_a_spoilt_run_stays_in_the_record_and_its_round_is_measured_again() -> None:
     there = Machine(ours=200.0, theirs=100.0)
     there.script = {3: {"valid": False, "reason": "late", "fault": "generator"}}
     done = session(there)
@@ -224,7 +226,7 @@ def test_a_server_that_fails_is_not_measured_again_and_its_gate_is_invalid() -> 
     assert "theirs: it answered wrongly" in done.verdicts[0].reason
 
 
-def test_a_server_that_does_not_start_is_an_invalid_run() -> None:
+def test_a_server_that_does_not_start_gives_an_invalid_run() -> None:
     there = Machine(ours=TargetFailed("the port is in use"), theirs=100.0)
     done = session(there)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
@@ -233,14 +235,14 @@ def test_a_server_that_does_not_start_is_an_invalid_run() -> None:
     assert "the port is in use" in done.verdicts[0].reason
 
 
-def test_in_ci_what_is_missing_is_no_pardon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_ci_a_gate_with_a_missing_peer_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     done = session(Machine(ours=200.0, theirs=PeerMissing("theirs: no toolchain")))
     done.measure([plan("ours", "theirs", gates=(GATE,))])
     assert [each.verdict for each in done.verdicts] == [sla.INVALID]
 
 
-def test_a_peer_that_this_machine_has_not_got_is_a_line_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_with_a_missing_peer_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     there = Machine(ours=200.0, theirs=PeerMissing("theirs: no toolchain"))
     done = session(there)
@@ -253,7 +255,7 @@ def test_a_peer_that_this_machine_has_not_got_is_a_line_and_no_verdict(monkeypat
     ]
 
 
-def test_our_own_server_is_never_pardoned() -> None:
+def test_a_gate_whose_own_server_is_missing_is_invalid() -> None:
     there = Machine(ours=PeerMissing("gone"), theirs=100.0)
     done = session(there)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
@@ -261,7 +263,7 @@ def test_our_own_server_is_never_pardoned() -> None:
     assert not outcome.passed(record(done))
 
 
-def test_the_knee_is_looked_for_until_the_server_does_not_follow() -> None:
+def test_the_knee_is_searched_until_the_server_does_not_follow() -> None:
     there = Machine(ours=100.0)
     scenario = Scenario("up", "t", "w", "open", rate="saturate", definitions=1, answer_octets=300)
     done = session(there)
@@ -284,11 +286,11 @@ def test_slow_calls_are_counted_from_the_histogram() -> None:
 
 
 def record(done: Session, proof: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is kept of ``done``."""
+    """The record of ``done``."""
     return outcome.record(done, {}, machine.facts(), 1.0, proof, [], {"hot": HOT})
 
 
-def test_a_record_is_kept_whole(tmp_path: Path) -> None:
+def test_a_record_is_stored_without_loss(tmp_path: Path) -> None:
     there = Machine(ours=200.0, theirs=100.0)
     done = session(there)
     done.measure([plan("ours", "theirs", gates=(GATE,))])
@@ -305,14 +307,14 @@ def test_a_record_is_kept_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verdict", [sla.MISSED, sla.INVALID])
-def test_a_release_passes_with_every_gate_kept_only(verdict: str) -> None:
+def test_a_measurement_passes_only_if_every_gate_is_kept(verdict: str) -> None:
     kept: dict[str, Any] = {"selftest": None, "runs": [{}], "gates": [{"verdict": sla.KEPT}, {"verdict": verdict}]}
     assert not outcome.passed(kept)
     assert not outcome.passed({"selftest": {"passed": False}, "runs": [{}], "gates": [{"verdict": sla.KEPT}]})
     assert not outcome.passed({"selftest": None, "runs": [], "gates": []}), "nothing was measured"
 
 
-def test_one_cpu_is_refused_in_words() -> None:
+def test_a_machine_with_one_cpu_is_refused_with_its_reason() -> None:
     with pytest.raises(machine.TooFewCpus, match="may use 1 CPU: server and generator would share it"):
         machine.need_cpus(1)
 
@@ -322,10 +324,10 @@ def test_one_cpu_is_refused_in_words() -> None:
     [
         (["--only", "cold"], "no scenario is called cold"),
         (["--servers", "apache"], "there is no server apache; there are native"),
-        (["--against", "no-such-revision"], "'no-such-revision' is no revision of this repository"),
+        (["--against", "no-such-revision"], "'no-such-revision' is not a revision of this repository"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_a_line(
+def test_an_option_that_cannot_be_measured_is_refused_in_one_line(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "need_cpus", lambda: None)
@@ -370,7 +372,7 @@ def recorded(*verdicts: str, proof: bool | None = None) -> dict[str, Any]:
         (recorded() | {"runs": []}, 1, "NOT KEPT"),
     ],
 )
-def test_kept_missed_and_invalid_are_three_exit_codes_and_three_sentences(
+def test_kept_missed_and_invalid_have_different_exit_codes_and_conclusions(
     kept: dict[str, Any], code: int, told: str
 ) -> None:
     assert outcome.exit_code(kept) == code
@@ -382,7 +384,7 @@ def test_kept_missed_and_invalid_are_three_exit_codes_and_three_sentences(
     assert ("all gates are kept" in shown) is (code == 0)
 
 
-def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     told = capsys.readouterr().out
@@ -394,9 +396,7 @@ CI_RUN = Path(__file__).parents[4] / ".ci" / "run"
 
 
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0)])
-def test_ci_fails_on_what_is_not_kept_or_not_measured_and_reports_what_is_invalid(
-    tmp_path: Path, code: int, ends: int
-) -> None:
+def test_ci_fails_on_exit_codes_1_and_2_and_only_reports_3(tmp_path: Path, code: int, ends: int) -> None:
     stage = CI_RUN.read_text().partition('say "The quick gate"')[2]
     assert "--attempts 3" in stage
     python = tmp_path / "venv" / "bin" / "python"
@@ -427,7 +427,7 @@ def test_ci_fails_on_what_is_not_kept_or_not_measured_and_reports_what_is_invali
         ([[]], 1, 0),
     ],
 )
-def test_only_a_disturbed_measurement_is_repeated_and_ends_with_an_exit_code_of_its_own(
+def test_only_a_disturbed_measurement_is_repeated_and_has_its_own_exit_code(
     told: list[list[str]], attempts: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [recorded(*one) for one in told]
@@ -438,7 +438,7 @@ def test_only_a_disturbed_measurement_is_repeated_and_ends_with_an_exit_code_of_
     assert len(records) - len(list(coming)) == attempts
 
 
-def test_what_is_measured_quickly_takes_less_than_a_minute() -> None:
+def test_the_quick_measurement_takes_less_than_a_minute() -> None:
     arguments = cli.parser().parse_args(["--quick"])
     known = scenarios.load()
     planned = cli.plans(arguments, sla.load(), known)
@@ -450,7 +450,7 @@ def test_what_is_measured_quickly_takes_less_than_a_minute() -> None:
     assert len(whole) == len(known)
 
 
-def test_a_comparison_measures_candidate_and_base_alone() -> None:
+def test_a_comparison_measures_only_candidate_and_base() -> None:
     arguments = cli.parser().parse_args(["--quick", "--against", "HEAD"])
     planned = cli.plans(arguments, sla.load(), scenarios.load())
     assert planned
@@ -469,7 +469,7 @@ def judged(**verdicts: str) -> dict[str, Any]:
     }
 
 
-def test_nineteen_of_twenty_caught_and_one_false_alarm_will_do() -> None:
+def test_the_self_test_passes_with_19_of_20_caught_and_one_false_alarm() -> None:
     good = judged(clean=sla.KEPT, busy=sla.MISSED, twice=sla.MISSED, delay=sla.MISSED)
     bad = judged(clean=sla.MISSED, busy=sla.KEPT, twice=sla.KEPT, delay=sla.KEPT)
     assert selftest.summary([good] * 20)["passed"]
@@ -479,13 +479,13 @@ def test_nineteen_of_twenty_caught_and_one_false_alarm_will_do() -> None:
 
 
 @pytest.mark.parametrize("name", list(selftest.INJECTED))
-def test_no_verdict_is_neither_a_catch_nor_an_acquittal(name: str) -> None:
+def test_an_invalid_gate_counts_neither_as_caught_nor_as_kept(name: str) -> None:
     good = {"clean": sla.KEPT, "busy": sla.MISSED, "twice": sla.MISSED, "delay": sla.MISSED}
     runs = [judged(**good | {name: sla.INVALID})] * 2 + [judged(**good)] * 18
     assert not selftest.summary(runs)["passed"]
 
 
-def test_the_self_test_goes_the_way_that_against_goes() -> None:
+def test_the_self_test_measures_like_against() -> None:
     rules, known = sla.load(), scenarios.load()
     planned = selftest.planned(known, rules, Effort(1.0, 6, 0, 0, fresh=True))
     assert {(each.scenario.name, each.servers) for each in planned} == {
@@ -505,5 +505,5 @@ def test_the_self_test_goes_the_way_that_against_goes() -> None:
     assert set(selftest.starters()) == {sla.BASE, *selftest.INJECTED}
 
 
-def test_no_thread_is_left() -> None:
+def test_no_thread_is_left_behind() -> None:
     assert not [each for each in threading.enumerate() if each.name in ("publisher", "generator")]

@@ -1,4 +1,4 @@
-"""Real workers for measuring: how they start, fail and end."""
+"""Real workers for measurements: their start, failures and end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def catalogue() -> Iterator[Catalogue]:
 
 
 def listens(port: int) -> bool:
-    """Whether something accepts connections there."""
+    """Whether a process accepts connections on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -40,7 +40,7 @@ def test_every_worker_of_the_self_test_starts_and_none_is_left(catalogue: Catalo
     with Servers(catalogue, others=selftest.starters()) as servers:
         targets = [servers.target(name) for name in selftest.starters()]
         assert all(listens(target.port) for target in targets)
-        assert servers.target(sla.BASE) is targets[0], "it is kept"
+        assert servers.target(sla.BASE) is targets[0], "the running server is used again"
         servers.stop(sla.BASE)
         assert not is_alive(targets[0].pid)
         targets.append(servers.target(sla.BASE))
@@ -48,7 +48,7 @@ def test_every_worker_of_the_self_test_starts_and_none_is_left(catalogue: Catalo
     assert not any(is_alive(target.pid) for target in targets)
 
 
-def test_a_port_in_use_is_said_plainly(catalogue: Catalogue) -> None:
+def test_a_port_in_use_is_reported(catalogue: Catalogue) -> None:
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -59,7 +59,7 @@ def test_a_port_in_use_is_said_plainly(catalogue: Catalogue) -> None:
     assert threading.active_count() == threads
 
 
-def test_a_worker_that_dies_at_its_start_is_a_failure_with_its_last_words(catalogue: Catalogue) -> None:
+def test_a_worker_that_dies_at_its_start_is_reported_with_its_output(catalogue: Catalogue) -> None:
     program = (sys.executable, "-c", "print('no luck today'); raise SystemExit(7)")
     failing = worker("native", catalogue.descriptor, catalogue.built, program=program)
     with pytest.raises(TargetFailed, match="ended with 7: no luck today"), failing:
@@ -75,18 +75,18 @@ def test_candidate_and_base_of_a_comparison_are_started_alike_and_none_is_left(c
     assert not any(is_alive(target.pid) for target in found)
 
 
-def test_a_base_that_is_too_different_is_said_in_a_line(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_started_is_reported_in_one_line(catalogue: Catalogue, tmp_path: Path) -> None:
     package = tmp_path / compare.PACKAGE / "definition_server"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     with Servers(catalogue, others=compare.starters(tmp_path)) as servers:
-        with pytest.raises(TargetFailed, match=r"cannot start base; is it too different\? ModuleNotFoundError"):
+        with pytest.raises(TargetFailed, match=r"cannot start base; .* differ too much: ModuleNotFoundError"):
             servers.target(sla.BASE)
-        with pytest.raises(TargetFailed, match="too different"):
+        with pytest.raises(TargetFailed, match="differ too much"):
             servers.target(sla.BASE)
 
 
-def test_a_worktree_is_there_for_as_long_as_it_is_needed() -> None:
+def test_a_worktree_exists_only_within_its_block() -> None:
     def trees() -> str:
         return subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
 
@@ -99,12 +99,12 @@ def test_a_worktree_is_there_for_as_long_as_it_is_needed() -> None:
     assert str(folder) not in trees()
 
 
-def test_a_revision_that_there_is_not_is_said_plainly() -> None:
-    with pytest.raises(NoRevision, match="'no-such-thing' is no revision"), compare.worktree("no-such-thing"):
+def test_an_unknown_revision_is_reported() -> None:
+    with pytest.raises(NoRevision, match="'no-such-thing' is not a revision"), compare.worktree("no-such-thing"):
         pass
 
 
-def test_publishing_is_for_workers_of_ours_and_gives_everything_back(catalogue: Catalogue) -> None:
+def test_only_our_workers_publish_and_all_descriptors_are_closed(catalogue: Catalogue) -> None:
     with Servers(catalogue) as servers:
         target = servers.target("native")
         descriptors = len(open_descriptors())
@@ -119,6 +119,6 @@ def test_publishing_is_for_workers_of_ours_and_gives_everything_back(catalogue: 
         named = replace(target, name="native")
         assert named == servers.target("native")
     others = Servers(catalogue, others=selftest.starters())
-    told = pytest.raises(TargetFailed, match="cannot be told")
-    with others, told, others.publications(selftest.CLEAN, 1):
+    refused = pytest.raises(TargetFailed, match="cannot publish")
+    with others, refused, others.publications(selftest.CLEAN, 1):
         pass

@@ -1,4 +1,4 @@
-"""Gates: what they keep, what they miss, and what they say nothing about."""
+"""Gates: when they are kept, missed and invalid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOISE = {"cpu-time": "why it can be believed"}
 
 
 def gate(**values: Any) -> Gate:
-    """A gate on ``figure`` of ``hot``, at least 100 unless ``values`` says otherwise."""
+    """A gate on ``figure`` of ``hot``, at least 100 unless ``values`` override it."""
     given = {"name": "g", "scenario": "hot", "figure": "figure", "unit": "x", "noise": "cpu-time", "server": "ours"}
     limit = {} if "most" in values else {"least": 100.0}
     return Gate(**given | limit | values)
@@ -30,12 +30,12 @@ def runs(server: str, figures: Sequence[float], **more: Any) -> list[dict[str, A
 
 
 def spoilt(server: str, number: int, fault: str = "generator", reason: str = "late") -> dict[str, Any]:
-    """A run that is none."""
+    """An invalid run."""
     told = {"valid": False, "reason": reason, "fault": fault}
     return {"scenario": "hot", "server": server, "round": number, "figure": 1e9} | told
 
 
-def test_kept_and_missed() -> None:
+def test_a_gate_is_kept_or_missed_if_the_whole_interval_is_on_one_side() -> None:
     assert judge(gate(), runs("ours", [110, 120, 130, 140, 150, 160]), NOISE).verdict == KEPT
     missed = judge(gate(), runs("ours", [90, 80, 70, 95, 85, 99]), NOISE)
     assert missed.verdict == MISSED
@@ -44,26 +44,26 @@ def test_kept_and_missed() -> None:
     assert "why it can be believed" in missed.reason
 
 
-def test_the_most_is_the_other_way_round() -> None:
+def test_a_gate_with_most_is_kept_below_its_limit() -> None:
     assert judge(gate(most=100), runs("ours", [90, 80, 70, 95, 85, 99]), NOISE).verdict == KEPT
     assert judge(gate(most=100), runs("ours", [110, 120, 130, 140, 150, 160]), NOISE).verdict == MISSED
 
 
 @pytest.mark.parametrize("count", range(6))
-def test_no_verdict_from_a_single_run_nor_from_five(count: int) -> None:
+def test_fewer_than_six_runs_give_no_verdict(count: int) -> None:
     verdict = judge(gate(), runs("ours", [200.0] * count), NOISE)
     assert verdict.verdict == INVALID
     assert verdict.reason
 
 
-def test_a_limit_within_the_interval_asks_for_more_and_then_the_median_decides() -> None:
+def test_a_limit_within_the_interval_needs_more_rounds_and_then_the_median_decides() -> None:
     for figures, verdict in (([90, 95, 101, 102, 103, 104], KEPT), ([90, 95, 96, 98, 103, 104], MISSED)):
         found = judge(gate(), runs("ours", figures), NOISE)
         assert (found.verdict, found.decided) == (verdict, False)
         assert "the median of 6 rounds decides" in found.reason
 
 
-def test_noise_that_could_hide_what_is_looked_for_gives_no_verdict() -> None:
+def test_an_interval_beyond_the_blur_gives_no_verdict() -> None:
     figures = [60.0, 105, 106, 107, 108, 109]
     assert judge(gate(blur=50.0), runs("ours", figures), NOISE).verdict == KEPT
     found = judge(gate(blur=10.0), runs("ours", figures), NOISE)
@@ -72,10 +72,10 @@ def test_noise_that_could_hide_what_is_looked_for_gives_no_verdict() -> None:
     found = judge(gate(most=100.0, blur=10.0), runs("ours", [90.0, 90, 90, 90, 90, 140]), NOISE)
     assert found.verdict == INVALID
     guilty = [60.0, 60, 60, 60, 60, 109]
-    assert judge(gate(blur=10.0), runs("ours", guilty), NOISE).verdict == MISSED, "noise acquits nobody"
+    assert judge(gate(blur=10.0), runs("ours", guilty), NOISE).verdict == MISSED, "blur does not change a missed gate"
 
 
-def test_one_failure_of_the_server_makes_the_gate_invalid_however_many_others_are_good() -> None:
+def test_one_failure_of_the_server_makes_the_gate_invalid() -> None:
     good = runs("ours", [200.0] * 50)
     for fault in ("server", "", "anything new"):
         found = judge(gate(), [*good, spoilt("ours", 50, fault, "a wrong answer")], NOISE)
@@ -89,14 +89,14 @@ def test_an_invalid_run_gives_no_sample() -> None:
     assert found.samples == (50.0,) * 6
 
 
-def test_more_spoilt_runs_than_good_ones_are_no_measurement() -> None:
+def test_more_spoilt_runs_than_good_ones_make_the_gate_invalid() -> None:
     many = [spoilt("ours", number) for number in range(6, 13)]
     found = judge(gate(), runs("ours", [200.0] * 6) + many, NOISE)
     assert found.verdict == INVALID
     assert "7 of 13 runs are invalid: ours: late" in found.reason
 
 
-def test_a_ratio_is_taken_within_the_rounds() -> None:
+def test_a_ratio_divides_runs_of_the_same_round() -> None:
     chance = random.Random(1)
     speeds = [chance.uniform(0.2, 5) for _ in range(8)]
     both = runs("ours", [110 * speed for speed in speeds]) + runs("theirs", [100 * speed for speed in speeds])
@@ -106,12 +106,12 @@ def test_a_ratio_is_taken_within_the_rounds() -> None:
     assert judge(gate(over="theirs", least=1.15), both, NOISE).verdict == MISSED
 
 
-def test_a_round_without_its_other_half_is_no_pair() -> None:
+def test_a_round_without_the_other_server_gives_no_sample() -> None:
     both = runs("ours", [200.0] * 8) + runs("theirs", [100.0] * 5) + [spoilt("theirs", 5)]
     assert judge(gate(over="theirs", least=1), both, NOISE).verdict == INVALID
 
 
-def test_a_difference() -> None:
+def test_a_gate_with_minus_judges_the_difference_within_a_round() -> None:
     both = runs("ours", [0.012] * 6) + runs("base", [0.001] * 6)
     found = judge(gate(minus="base", most=0.005), both, NOISE)
     assert found.verdict == MISSED
@@ -128,7 +128,7 @@ def test_a_difference() -> None:
         (runs("ours", [float("nan")] * 6) + runs("theirs", [1.0] * 6), "no run of hot has the figure figure"),
     ],
 )
-def test_what_is_missing_is_told(found: list[dict[str, Any]], told: str) -> None:
+def test_a_missing_run_or_figure_is_the_reason_of_an_invalid_gate(found: list[dict[str, Any]], told: str) -> None:
     verdict = judge(gate(over="theirs"), found, NOISE)
     assert verdict.verdict == INVALID
     assert told in verdict.reason
@@ -141,7 +141,7 @@ def measured(
     return runs("ours", figures, reference={"python_us": python_us, "kernel_us": kernel_us, "bursts": bursts})
 
 
-def test_a_slower_interpreter_makes_no_difference_and_a_slower_server_makes_all_of_it() -> None:
+def test_a_normalised_figure_depends_on_the_server_and_not_on_the_interpreter() -> None:
     normal = gate(least=0.95, expected=Expected(python=2.0, kernel=3.0))
     for python_us in (1.0, 1.5):  # as fast as with and without profile-guided optimization
         cost = 2.0 * python_us + 3.0 * 4.0
@@ -151,7 +151,7 @@ def test_a_slower_interpreter_makes_no_difference_and_a_slower_server_makes_all_
         assert (slower.verdict, slower.samples) == (MISSED, pytest.approx((1 / 1.1,) * 6))
 
 
-def test_over_a_server_in_c_its_share_does_not_depend_on_the_interpreter() -> None:
+def test_a_normalised_figure_over_a_server_in_c_does_not_depend_on_the_interpreter() -> None:
     normal = gate(least=0.95, over="theirs", expected=Expected(python=2.0, other=0.5))
     theirs = runs("theirs", [1e6 / 3.0] * 6)
     for python_us in (1.0, 1.5):
@@ -168,15 +168,15 @@ def test_a_run_whose_reference_work_was_starved_gives_no_sample() -> None:
     assert judge(normal, steady + starved, NOISE).samples == (1.0,) * 6
     found = judge(normal, steady[1:] + starved, NOISE)
     assert (found.verdict, found.decided, found.disturbed) == (INVALID, False, True)
-    assert "in 9 runs of ours the reference work was done fewer than 10 times; 5 rounds are left" in found.reason
+    assert "in 9 runs of ours the reference work made fewer than 10 bursts; 5 rounds are left" in found.reason
 
 
-def test_a_run_without_reference_work_is_no_verdict_and_no_disturbance() -> None:
+def test_runs_without_reference_work_make_the_gate_invalid_but_not_disturbed() -> None:
     found = judge(gate(least=0.95, expected=Expected(python=1.0)), runs("ours", [1e6] * 6), NOISE)
     assert (found.verdict, found.disturbed) == (INVALID, False)
 
 
-def test_only_the_machine_and_the_generator_disturb() -> None:
+def test_only_faults_of_machine_and_generator_count_as_disturbed() -> None:
     good = runs("ours", [200.0] * 3)
     late = [spoilt("ours", number) for number in range(3, 9)]
     for more, disturbed in ((late, True), ([*late, spoilt("ours", 9, "server")], False), ([], False)):
@@ -187,7 +187,7 @@ def test_only_the_machine_and_the_generator_disturb() -> None:
     assert (noisy.verdict, noisy.disturbed) == (INVALID, True)
     absent = judge(gate(over="theirs"), late, NOISE)
     assert (absent.verdict, absent.reason) == (INVALID, "theirs was not measured in hot")
-    assert not absent.disturbed, "what is not there is not disturbed"
+    assert not absent.disturbed, "a missing run is not a disturbance"
 
 
 def test_a_record_can_hold_every_verdict() -> None:
@@ -196,7 +196,7 @@ def test_a_record_can_hold_every_verdict() -> None:
         assert json.loads(json.dumps(told, allow_nan=False))["noise_model"] == "why it can be believed"
 
 
-def test_the_projects_gates_are_about_scenarios_that_there_are_and_servers_that_they_measure() -> None:
+def test_the_projects_gates_name_existing_scenarios_and_their_servers() -> None:
     known = scenarios.load()
     rules = sla.load(scenarios=known)
     assert rules.gates
@@ -210,7 +210,7 @@ def test_the_projects_gates_are_about_scenarios_that_there_are_and_servers_that_
         assert each.blur < 1, f"{each.name}: noise could hide a regression"
     in_ci = {name for name, scenario in known.items() if "quick" in scenario.sets}
     assert {each.scenario for each in rules.comparison} <= in_ci
-    assert in_ci <= {each.scenario for each in rules.gates}, "CI measures what no gate is about"
+    assert in_ci <= {each.scenario for each in rules.gates}, "CI measures a scenario without a gate"
 
 
 GATE = '[noise]\nn = "x"\n[[gate]]\nname = "g"\nscenario = "get-hot"\nfigure = "f"\nunit = "u"\n'
@@ -220,22 +220,22 @@ GATE = '[noise]\nn = "x"\n[[gate]]\nname = "g"\nscenario = "get-hot"\nfigure = "
     ("text", "told"),
     [
         (GATE + 'noise = "n"\nleast = 1\nworst = 2\n', "gate 'g': unknown key worst; known are"),
-        (GATE + 'noise = "n"\n', "gate 'g': it wants either least or most"),
-        (GATE + 'noise = "n"\nleast = 1\nmost = 2\n', "gate 'g': it wants either least or most"),
+        (GATE + 'noise = "n"\n', "gate 'g': it takes either least or most"),
+        (GATE + 'noise = "n"\nleast = 1\nmost = 2\n', "gate 'g': it takes either least or most"),
         (GATE + 'noise = "m"\nleast = 1\n', "noise model 'm' is not described in [noise]: n"),
         (GATE + "least = 1\n", "gate 'g': noise is missing"),
-        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nminus = "b"\n', "it wants over or minus, not both"),
-        (GATE + 'noise = "n"\nleast = 1\nexpected = { c = 1 }\n', "expected wants a table of kernel, other, python"),
-        (GATE + 'noise = "n"\nleast = 1\nexpected = {}\n', "expected wants a table of"),
-        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 0 }\n', "expected wants numbers above 0"),
-        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 1, other = 1 }\n', "expected wants other where"),
-        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nexpected = { python = 1 }\n', "expected wants other where"),
+        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nminus = "b"\n', "it takes over or minus, not both"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { c = 1 }\n', "expected takes a table of kernel, other, python"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = {}\n', "expected takes a table of"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 0 }\n', "expected takes numbers above 0"),
+        (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 1, other = 1 }\n', "expected takes other if"),
+        (GATE + 'noise = "n"\nleast = 1\nover = "a"\nexpected = { python = 1 }\n', "expected takes other if"),
         (GATE.replace("get-hot", "get-cold") + 'noise = "n"\nleast = 1\n', "there is no scenario 'get-cold'"),
         ("[[door]]\n", "unknown table door"),
         ("[[gate", "sla.toml: "),
     ],
 )
-def test_what_is_not_understood_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_a_wrong_gate_or_table_is_refused_with_its_reason(tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "sla.toml"
     file.write_text(text)
     with pytest.raises(SlaError) as caught:

@@ -1,4 +1,4 @@
-"""Slowing a worker down on purpose."""
+"""Slowing a worker down deliberately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpc_h2 import Http2Protocol
 
 
 class Cpu:
-    """A clock of CPU time that moves when work is done or time is asked for."""
+    """A clock of CPU time that advances with each work and each reading of the clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class Cpu:
 
 
 @pytest.mark.parametrize("share", [slowed.BUSY_SHARE, 1.0])
-def test_busy_burns_its_share_of_what_was_used(share: float) -> None:
+def test_busy_burns_its_share_of_the_used_cpu_time(share: float) -> None:
     cpu = Cpu()
     worked = 0.0
 
@@ -39,7 +39,7 @@ def test_busy_burns_its_share_of_what_was_used(share: float) -> None:
 
 
 class Loop:
-    """What a delayed connection asks of its loop."""
+    """The method of the event loop that a delayed connection uses."""
 
     def __init__(self) -> None:
         self.later: list[tuple[float, Any, Any]] = []
@@ -50,7 +50,7 @@ class Loop:
 
 
 class Connection:
-    """A connection that notes what it was given."""
+    """A connection that records its octets."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -59,11 +59,11 @@ class Connection:
 
 
 def receive(shell: Any, data: bytes) -> None:
-    """Note what came."""
+    """Record the octets."""
     shell.octets += data
 
 
-def test_one_batch_in_a_hundred_waits_and_the_order_stays() -> None:
+def test_one_batch_in_a_hundred_is_delayed_and_the_order_is_kept() -> None:
     loop = Loop()
     first, second = Connection(loop), Connection(loop)
     slow = cast(Any, delayed(receive))
@@ -83,7 +83,7 @@ def test_one_batch_in_a_hundred_waits_and_the_order_stays() -> None:
     assert first.octets.endswith(b"this!")
 
 
-def test_a_connection_that_closes_meanwhile_gets_nothing() -> None:
+def test_a_connection_that_closes_during_the_delay_receives_nothing() -> None:
     loop = Loop()
     only = Connection(loop)
     slow = cast(Any, delayed(receive, one_in=1))

@@ -1,4 +1,4 @@
-"""Figures for the capacity answer come from valid runs of our own server, and from nothing else."""
+"""Figures for `definition-server capacity` come only from valid runs of our own server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_knee_is_the_last_step_before_the_first_that_was_too_slow() -> None:
     assert figures(RECORD | {"knee": []}, "r.json")["knee"] is None
 
 
-def test_what_is_written_is_what_the_command_reads() -> None:
+def test_the_capacity_command_reads_the_written_figures() -> None:
     read = figures_from(json.loads(json.dumps(figures(RECORD, "r.json"))))
     assert read.machine == "a CPU, Linux 6.1"
     assert [each.snapshot_mb for each in read.points] == [2, 200]
@@ -65,7 +65,7 @@ def test_memory_may_come_from_another_file() -> None:
         figures(without, "r.json")
 
 
-def test_a_record_without_a_valid_run_gives_no_figure() -> None:
+def test_a_record_without_a_valid_run_is_refused() -> None:
     invalid = RECORD | {"runs": [run("rated", 50_000, valid=False)]}
     with pytest.raises(RecordUnusable, match="no valid run of native"):
         figures(invalid, "r.json")
@@ -86,7 +86,9 @@ def test_the_file_is_written_and_found_stale(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"memory": [{}, {}]}', '{"machine": 1}'])
-def test_what_is_no_record_is_told_in_a_line(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_record_is_refused_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = tmp_path / "r.json"
     record.write_text(content, encoding="utf-8")
     assert main([str(record)]) == 1

@@ -1,4 +1,4 @@
-"""The simulation keeps what its model says, so the numbers of docs/capacity.md mean something."""
+"""The simulation agrees with its model, so the numbers of docs/capacity.md are reliable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLEET = Fleet(100, 60.0, COST)
 
 
 def drain(database: Sharing) -> dict[int, float]:
-    """Replica → when its job was done, in order."""
+    """Replica → instant at which its job ended, in order."""
     ends = {}
     while math.isfinite(database.next()[0]):
         done, kind = database.next()
@@ -33,7 +33,7 @@ def drain(database: Sharing) -> dict[int, float]:
     return ends
 
 
-def test_a_job_that_nobody_hinders_takes_its_own_time() -> None:
+def test_a_single_job_takes_its_own_time() -> None:
     database = Sharing(cores=2, network=1e9, stream=1e8)
     database.add(Sharing.LOOK, 1, 0.5)
     database.add(Sharing.READING, 2, 3.0)
@@ -48,7 +48,7 @@ def test_jobs_divide_the_cores_evenly() -> None:
     assert drain(database) == {1: pytest.approx(2.0), 2: pytest.approx(3.0)}
 
 
-def test_readings_divide_the_network_and_looks_do_not_feel_it() -> None:
+def test_readings_divide_the_network_and_checks_are_not_affected() -> None:
     database = Sharing(cores=8, network=2e8, stream=2e8)
     for replica in range(4):
         database.add(Sharing.READING, replica, 1.0)
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
     replicas=st.integers(1, 60), interval=st.floats(0.5, 300), cores=st.integers(1, 8),
     network=st.floats(1e8, 1e10), together=st.booleans(),
 )  # fmt: skip
-def test_every_replica_gets_every_change_and_none_before_it_could(
+def test_every_replica_gets_every_change_and_none_earlier_than_possible(
     replicas: int, interval: float, cores: int, network: float, together: bool
 ) -> None:
     fleet = Fleet(replicas, interval, COST, together=together, cores=cores, network=network)
@@ -76,15 +76,15 @@ def test_every_replica_gets_every_change_and_none_before_it_could(
     assert outcome.staleness[0] >= COST.look_cpu_seconds + COST.read_seconds
     assert outcome.readings[0] >= COST.read_seconds * (1 - 1e-9)
     assert 1 <= outcome.at_once <= replicas
-    # No work is lost and none is invented: the last reading cannot end before the database could have done them all.
+    # No work is lost or added: the last reading cannot end before the database could have finished all of them.
     least = replicas * max(COST.read_seconds / cores, COST.octets / network)
     assert outcome.staleness[-1] >= least * (1 - 1e-9)
-    # A database that never idles while there is work is done a whole interval after that, at the latest.
+    # A database that is never idle while there is work has finished at most one interval later.
     most = interval + least + replicas * COST.look_cpu_seconds + COST.read_seconds
     assert outcome.readings[-1] <= most
 
 
-def test_a_lone_replica_is_stale_for_the_wait_the_look_the_reading_and_the_publication() -> None:
+def test_a_single_replica_is_stale_during_wait_check_reading_and_publication() -> None:
     outcome = simulate(replace(FLEET, replicas=1), changes=400)
     own = COST.look_cpu_seconds + COST.read_seconds + COST.build_seconds
     assert outcome.percentile(0.5) == pytest.approx(30 + own, abs=3)
@@ -92,7 +92,7 @@ def test_a_lone_replica_is_stale_for_the_wait_the_look_the_reading_and_the_publi
     assert outcome.readings[-1] == pytest.approx(COST.read_seconds)
 
 
-def test_a_fleet_that_reads_more_than_the_database_can_give_waits_for_the_database() -> None:
+def test_the_database_s_network_limits_a_fleet_that_reads_more_than_it_can_send() -> None:
     outcome = simulate(replace(FLEET, replicas=1000), changes=2)
     assert outcome.staleness[-1] == pytest.approx(1000 * 0.8 / 4 + 1000 * 0.01 / 4, rel=0.05)
     assert outcome.at_once > 900
@@ -105,13 +105,13 @@ def test_replicas_in_step_read_together() -> None:
     assert together.fan_out < apart.fan_out
 
 
-def test_at_rest_the_database_is_asked_once_an_interval_by_each() -> None:
+def test_without_changes_each_replica_makes_one_check_in_an_interval() -> None:
     asked = rest(Fleet(1000, 10.0, COST))
-    assert (asked.looks, asked.statements, asked.octets) == (100, 400, 30_000)
+    assert (asked.checks, asked.statements, asked.octets) == (100, 400, 30_000)
     assert asked.cores == pytest.approx(1.0)
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
+def test_percentiles_are_values_of_the_outcome() -> None:
     values = [float(value) for value in range(1, 101)]
     assert [at(values, share) for share in (0.01, 0.5, 0.95, 1.0)] == [1, 50, 95, 100]
     assert at([7.0], 0.5) == 7
@@ -120,17 +120,17 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"replicas": 0}, {"interval": 0.0}, {"cores": 0}, {"network": 0.0}])
-def test_a_fleet_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+def test_an_impossible_fleet_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at least one replica"):
         replace(FLEET, **wrong)  # type: ignore[arg-type]
 
 
-def test_the_page_is_what_the_simulation_says() -> None:
+def test_the_page_holds_the_tables_of_the_simulation() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert rewritten(page, tables(*costs())) == page, "run `python -m perf simulate --docs docs/capacity.md`"
 
 
-def test_a_page_is_rewritten_between_its_marks_and_found_stale(
+def test_a_page_is_rewritten_between_its_markers_and_found_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(simulation, "tables", lambda *_: "| new |")
@@ -144,4 +144,4 @@ def test_a_page_is_rewritten_between_its_marks_and_found_stale(
     assert simulation.main([*arguments, "--check"]) == 0
     page.write_text("no marks", encoding="utf-8")
     assert simulation.main(arguments) == 1
-    assert capsys.readouterr().err.startswith("no tables: the page wants <!-- simulation -->")
+    assert capsys.readouterr().err.startswith("no tables: the page needs <!-- simulation -->")

@@ -1,4 +1,4 @@
-"""The report of a measurement: what a record says is shown, what is invalid looks so, and the README is never typed."""
+"""The report of a measurement: it shows the record's figures, marks invalid ones, and renders the README's tables."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def one_run(**values: Any) -> Run:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda record: record.pop("schema"), "schema 1 is wanted, none found"),
-        (lambda record: record.update(schema=2), "schema 1 is wanted, 2 found"),
+        (lambda record: record.pop("schema"), "schema 1 expected, none found"),
+        (lambda record: record.update(schema=2), "schema 1 expected, 2 found"),
         (lambda record: record.pop("runs"), "runs: Field required"),
         (lambda record: record["runs"][3].pop("server"), "runs.3.server: Field required"),
         (lambda record: record["runs"][0].update(rate="fast"), "runs.0.rate: .*number"),
@@ -53,9 +53,7 @@ def one_run(**values: Any) -> Run:
         (lambda record: record["knee"][1].pop("offered_rate"), "knee.1.offered_rate: Field required"),
     ],
 )
-def test_a_file_that_is_no_record_is_refused_with_what_is_wrong_and_where(
-    tmp_path: Path, change: Change, told: str
-) -> None:
+def test_a_file_that_is_not_a_record_is_refused_with_fault_and_place(tmp_path: Path, change: Change, told: str) -> None:
     damaged = sample()
     change(damaged)
     with pytest.raises(RecordError, match=told):
@@ -63,14 +61,14 @@ def test_a_file_that_is_no_record_is_refused_with_what_is_wrong_and_where(
 
 
 @pytest.mark.parametrize("octets", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
-def test_octets_that_are_no_json_object_are_refused(tmp_path: Path, octets: bytes) -> None:
+def test_octets_that_are_not_a_json_object_are_refused(tmp_path: Path, octets: bytes) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(octets)
     with pytest.raises(RecordError, match=r"some\.json"):
         load(path)
 
 
-def test_kept_records_come_oldest_first_and_without_files_of_other_measurements(tmp_path: Path) -> None:
+def test_stored_records_are_listed_oldest_first_without_files_of_other_measurements(tmp_path: Path) -> None:
     write(tmp_path, sample(measured="2026-11-25T10:00:00+00:00"), "a.json")
     write(tmp_path, sample(measured="2026-11-20T10:00:00+00:00"), "b.json")
     (tmp_path / "other.json").write_text('{"title": "native transport", "rows": []}')
@@ -83,10 +81,10 @@ def test_every_record_of_the_project_can_be_shown() -> None:
         assert text.whole(each)
 
 
-# Putting runs together.
+# Combining runs.
 
 
-def test_figures_are_medians_of_the_valid_runs_only() -> None:
+def test_figures_are_medians_of_only_the_valid_runs() -> None:
     rates = [100.0, 300.0, 200.0]
     runs = [one_run(per_server_cpu_second=rate, latency={"p95": rate / 100}) for rate in rates]
     cell = Cell([*runs, one_run(valid=False, reason="late", per_server_cpu_second=9e9, latency={"p95": 0.0})], "x")
@@ -102,7 +100,7 @@ def test_a_cell_without_a_valid_run_has_a_reason_and_no_figure() -> None:
     assert cell.curve(PERCENTILES) == []
 
 
-def test_runs_of_a_load_that_goes_up_in_steps_are_not_put_together() -> None:
+def test_runs_of_a_load_that_rises_in_steps_are_not_combined() -> None:
     steps = [one_run(offered_rate=rate, rate=rate, per_server_cpu_second=rate) for rate in (10.0, 20.0, 30.0)]
     closed = one_run(offered_rate=None, kind="closed", per_server_cpu_second=25.0)
     for runs, expected in (([*steps, closed], 25), (steps, 30)):
@@ -113,21 +111,21 @@ def test_runs_of_a_load_that_goes_up_in_steps_are_not_put_together() -> None:
 
 
 @pytest.mark.parametrize(("unit", "per_ms"), [("ns", 1), ("µs", 1000)])
-def test_a_curve_is_in_milliseconds_whatever_the_histogram_counts_in(unit: str, per_ms: int) -> None:
+def test_a_curve_is_in_milliseconds_for_every_unit_of_the_histogram(unit: str, per_ms: int) -> None:
     encoded = histogram(2.0, 0.0)
     cell = Cell([one_run(histogram=encoded, histogram_unit=unit)] * 2, "x")
     curve = dict(cell.curve([0, 50, 99]))
     assert curve[50] == pytest.approx(2.0 * per_ms, rel=0.01)
 
 
-def test_a_curve_ends_where_the_answers_can_tell_no_more() -> None:
+def test_a_curve_ends_at_the_highest_percentile_with_enough_answers() -> None:
     curve = Cell([one_run(histogram=histogram(1.0, 0.1, count=100))], "x").curve(PERCENTILES)
     assert curve[-1][0] == pytest.approx(99)
     assert [percentile for percentile, _ in curve] == sorted(percentile for percentile, _ in curve)
 
 
 @pytest.mark.parametrize("encoded", ["x", "HISTFAAAAA==", "HISTFAAAABx4nJNpmSzMwMDAxQAhAAA=", "é"])
-def test_a_histogram_that_cannot_be_decoded_is_told_with_its_place(encoded: str) -> None:
+def test_a_histogram_that_cannot_be_decoded_is_refused_with_its_place(encoded: str) -> None:
     with pytest.raises(RecordError, match=r"some\.json: rated, native: a histogram cannot be decoded"):
         Cell([one_run(histogram=encoded)], "some.json").curve([50])
 
@@ -145,16 +143,16 @@ def test_a_histogram_of_an_unknown_unit_is_refused() -> None:
     [(None, "–"), (0, "0"), (546_123, "546,000"), (27.49, "27.5"), (0.3124, "0.312"), (999.9, "1,000"), (9.996, "10.0"),
      (-3.2, "-3.20"), (1234, "1,230")],
 )  # fmt: skip
-def test_numbers_have_three_figures(value: float | None, shown: str) -> None:
+def test_numbers_have_three_significant_figures(value: float | None, shown: str) -> None:
     assert text.number(value) == shown
 
 
-def test_a_limit_is_shown_as_it_was_written() -> None:
+def test_a_limit_is_shown_with_all_of_its_digits() -> None:
     assert text.bound(Gate(gate="x", verdict="kept", limit=25_023)) == "≥ 25,023"
     assert text.bound(Gate(gate="x", verdict="kept", limit=0.005, bound="most")) == "≤ 0.005"
 
 
-def test_tables_hold_every_scenario_and_server_and_call_invalid_what_is(record: Record) -> None:
+def test_tables_hold_every_scenario_and_server_and_mark_invalid_cells(record: Record) -> None:
     lines = text.rates(record).splitlines()
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["scenario", *record.servers]
     rows = {line.split("|")[1].strip(): line.strip("|").split("|") for line in lines[2:]}
@@ -164,21 +162,21 @@ def test_tables_hold_every_scenario_and_server_and_call_invalid_what_is(record: 
     assert rows["saturate"][column].strip() == "–"
 
 
-def test_latencies_are_shown_where_calls_come_on_a_schedule(record: Record) -> None:
+def test_latencies_are_shown_for_open_loops(record: Record) -> None:
     assert text.scheduled(record) == ["rated", "upstream-stress"]
 
 
-def test_no_text_of_a_record_ends_a_cell_or_a_line(record: Record) -> None:
+def test_text_of_a_record_cannot_end_a_cell_or_a_line(record: Record) -> None:
     for table in re.findall(r"(?:^\|.*\n)+", text.whole(record), re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert perf_record.WHY_FALLEN.replace("|", "\\|") in "\n".join(text.notes(record))
 
 
-def test_all_tables_are_there(record: Record) -> None:
+def test_markdown_has_all_tables(record: Record) -> None:
     shown = text.whole(record)
     for heading in ("Answers per second", "P95, ms", "Gates", "Knee", "Memory", "Cost of the harness", "Self-test"):
         assert re.search(rf"^## {heading}", shown, re.MULTILINE), heading
-    assert "**missed**: the median lies beyond" in shown
+    assert "**missed**: the median and its whole interval lie beyond" in shown
     assert "grpc-java: not measured: mvn is not installed" in shown
 
 
@@ -195,7 +193,7 @@ def run_report(*arguments: object) -> int:
     return report.main([str(each) for each in arguments])
 
 
-def test_the_readme_is_rewritten_between_its_markers_and_is_then_fresh(tmp_path: Path) -> None:
+def test_a_rewritten_readme_is_not_stale(tmp_path: Path) -> None:
     path, file = readme(tmp_path), write(tmp_path)
     assert run_report("--readme", path, file) == 0
     written = path.read_text()
@@ -208,14 +206,14 @@ def test_the_readme_is_rewritten_between_its_markers_and_is_then_fresh(tmp_path:
     assert path.read_text() == written
 
 
-def test_the_projects_own_readme_says_what_the_kept_record_says() -> None:
+def test_the_projects_own_readme_shows_the_stored_record() -> None:
     assert run_report("--readme", Path(__file__).parents[4] / "README.md", "--check") == 0
 
 
 @pytest.mark.parametrize(
     "edit", [("| get-hot |", "| get-hot | 9"), ("3 of 5 gates", "5 of 5 gates"), (END, f"more\n{END}")]
 )
-def test_a_readme_that_was_edited_is_stale_and_left_alone(
+def test_an_edited_readme_is_stale_and_check_does_not_change_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: tuple[str, str]
 ) -> None:
     path, file = readme(tmp_path), write(tmp_path)
@@ -229,7 +227,7 @@ def test_a_readme_that_was_edited_is_stale_and_left_alone(
 
 
 @pytest.mark.parametrize("broken", ["", BEGIN, f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2])
-def test_a_readme_without_its_markers_is_refused_and_left_alone(
+def test_a_readme_without_its_markers_is_refused_and_not_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     path = tmp_path / "README.md"
@@ -259,7 +257,7 @@ def test_the_readme_shows_the_newest_full_record_and_no_partial_one(
 
 
 class Outline(HTMLParser):
-    """What the page refers to, and which elements have an id."""
+    """The references of the page, and the ids of its elements."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -294,12 +292,12 @@ def test_the_page_has_all_its_charts(html: str) -> None:
     assert names <= set(Outline(html).ids)
 
 
-def test_no_text_of_a_record_becomes_markup(html: str) -> None:
+def test_text_of_a_record_does_not_become_markup(html: str) -> None:
     assert "<b>INTERNAL</b>" not in html
     assert html.count("&lt;b&gt;INTERNAL") >= 2
 
 
-def test_no_text_of_a_record_ends_the_script(tmp_path: Path) -> None:
+def test_text_of_a_record_cannot_end_the_script(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     told = sample()
     told["runs"][0]["server"] = told["knee"][0]["server"] = told["commit"] = evil
@@ -308,15 +306,15 @@ def test_no_text_of_a_record_ends_the_script(tmp_path: Path) -> None:
     assert set(figures(html)) >= {"per-core", "knee"}
 
 
-def test_figures_hold_nothing_that_ends_a_script() -> None:
+def test_the_figures_json_cannot_end_a_script() -> None:
     octets = figures_json({"x": Chart("x", "", {"view": {"text": "</script><!--\u2028"}})})
     assert not set("<\u2028") & set(octets)
     assert json.loads(octets) == {"x": [{"text": "</script><!--\u2028"}]}
 
 
-def test_an_invalid_cell_has_no_bar_but_its_reason(record: Record) -> None:
+def test_an_invalid_cell_has_its_reason_instead_of_a_bar(record: Record) -> None:
     charts = all_charts(record, [record])
-    figure = charts["per-core"].views["get-missing: names that there are not"]
+    figure = charts["per-core"].views["get-missing: unknown names"]
     bars = {trace["y"][0] for trace in figure["data"] if trace["type"] == "bar"}
     assert FALLEN not in bars
     assert "native" in bars
@@ -324,7 +322,7 @@ def test_an_invalid_cell_has_no_bar_but_its_reason(record: Record) -> None:
     assert "invalid: it answered &lt;b&gt;" in figure["layout"]["annotations"][0]["text"]
 
 
-def test_an_invalid_point_of_the_knee_is_on_no_curve(record: Record) -> None:
+def test_an_invalid_point_of_the_knee_is_not_on_a_curve(record: Record) -> None:
     traces = {trace.get("name"): trace for trace in all_charts(record, [record])["knee"].views["native"]["data"]}
     assert list(traces["invalid"]["x"]) == [500_000]
     assert 500_000 not in traces["P95"]["x"]
@@ -339,24 +337,24 @@ def test_history_has_a_line_for_each_machine(tmp_path: Path) -> None:
     assert [len(trace["x"]) for trace in traces if trace["name"] == "native"] == [1, 2]
 
 
-def test_the_verdict_says_what_is_not_kept(html: str) -> None:
+def test_the_verdict_names_the_gates_that_are_not_kept(html: str) -> None:
     assert "3 of 5 gates are kept, 1 missed, 1 invalid: calls per core over TLS; calls per core, wrong keys." in html
 
 
 @pytest.mark.parametrize(
     ("gate", "kind"), [([], "none"), (["kept"], "kept"), (["kept", "missed"], "missed"), (["kept", "odd"], "invalid")]
 )
-def test_nothing_but_kept_gates_looks_kept(tmp_path: Path, gate: list[str], kind: str) -> None:
+def test_only_kept_gates_give_a_kept_verdict(tmp_path: Path, gate: list[str], kind: str) -> None:
     told = sample() | {"gates": [{"gate": "g", "verdict": verdict} for verdict in gate]}
     assert f'<div class="verdict {kind}">' in page(load(write(tmp_path, told)))
 
 
-def test_a_witness_that_disagrees_looks_so(html: str) -> None:
+def test_a_witness_that_disagrees_is_marked_as_missed(html: str) -> None:
     marks = dict(re.findall(r'<span class="mark (\w+)">(agrees|explained|disagrees)</span>', html))
     assert marks == {"kept": "agrees", "invalid": "explained", "missed": "disagrees"}
 
 
-def test_a_record_of_nothing_but_invalid_runs_can_be_shown(tmp_path: Path) -> None:
+def test_a_record_with_only_invalid_runs_can_be_shown(tmp_path: Path) -> None:
     runs = [{"scenario": "rated", "server": "native", "kind": "open", "valid": False, "reason": "connection refused"}]
     told = {"schema": 1, "measured": "2026-11-25T10:00:00+00:00", "runs": runs}
     record = load(write(tmp_path, told))
@@ -364,7 +362,7 @@ def test_a_record_of_nothing_but_invalid_runs_can_be_shown(tmp_path: Path) -> No
     assert "rated on native: invalid: connection refused" in text.whole(record)
 
 
-def test_what_takes_long_is_taken_from_another_record_of_the_same_machine(tmp_path: Path) -> None:
+def test_a_missing_self_test_is_taken_from_another_record_of_the_same_machine(tmp_path: Path) -> None:
     proof = load(write(tmp_path, sample() | {"runs": []}, "proof.json"))
     bare = sample() | {"selftest": None, "witnesses": []}
     assert "Can it fail?" not in page(load(write(tmp_path, bare, "bare.json")))
