@@ -295,8 +295,8 @@ class Calls:
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
-        """RST_STREAM on the handler's side. No effect on a stream that has ended."""
-        if stream.state is StreamState.CLOSED:
+        """RST_STREAM on the handler's side. No effect on a stream that has ended, alone or with its connection."""
+        if stream.state is StreamState.CLOSED or self._lifecycle.closed:
             return
         self._reset(stream.id, code)
         self.abandon(stream, code, by_handler=True)
