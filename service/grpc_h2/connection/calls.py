@@ -295,8 +295,8 @@ class Calls:
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
-        """The handler resets ``stream``: send RST_STREAM. No effect on a stream that has ended."""
-        if stream.state is StreamState.CLOSED:
+        """The handler resets ``stream``: send RST_STREAM. No effect where the stream or the connection has ended."""
+        if stream.state is StreamState.CLOSED or self._lifecycle.closed:
             return
         self._reset(stream.id, code)
         self.abandon(stream, code, by_handler=True)

@@ -141,6 +141,16 @@ def test_a_drained_connection_closes_when_its_last_stream_is_refused_before_its_
     assert peer.closing.code == NO_ERROR
 
 
+def test_after_the_last_goaway_a_handler_s_cancellation_sends_nothing():
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
+    peer.answer(1, ANSWER)
+    peer.connection.close(NO_ERROR, "")
+    peer.read()
+    peer.connection.cancel(peer.calls[1])
+    assert peer.connection.data_to_send() == []
+    peer.connection.check_invariants()
+
+
 def test_a_connection_that_does_not_drain_stays_when_its_last_stream_is_refused_before_its_data():
     peer = Peer().send(call(1), headers(3, request_block()), ping())
     peer.send(priority(3, depends=3))
