@@ -1,4 +1,4 @@
-"""What the log says of a publication: the findings in its rows, and how it differs from the one before."""
+"""Logs a publication: the findings in its rows, and the differences from the previous one."""
 
 from __future__ import annotations
 

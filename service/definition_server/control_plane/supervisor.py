@@ -26,7 +26,7 @@ log = get_logger(__name__)
 TICK_SECONDS = 0.25
 _FIRST_DELAY, _MOST_DELAY = 0.1, 30.0
 _STABLE_SECONDS = 30.0
-"""A worker that has run this long is sound: the delays after its end begin with the shortest again."""
+"""After a worker that has run this long, the delays before its replacement begin with the shortest again."""
 _LOOP_ENDS = 5
 _KILL_MARGIN_SECONDS = 2.0
 

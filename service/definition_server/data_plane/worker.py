@@ -218,8 +218,8 @@ def _release_soon(replaced: list[Snapshot | None]) -> None:
     pages: ten milliseconds and more (measured: 13.5 ms for 200 MB), which no call should wait for. The interpreter lock
     is not held meanwhile.
     """
-    # Where no thread can be started (a limit of processes), the memory is released when the caller returns, and calls
-    # wait for that: late answers are better than none.
+    # If no thread can be started (a limit of processes), the memory is released when the caller returns. Calls wait
+    # for that, which is better than failing.
     with suppress(RuntimeError):
         threading.Thread(target=_release, args=(replaced,), name="snapshot-release", daemon=True).start()
 

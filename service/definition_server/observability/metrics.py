@@ -116,7 +116,7 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
     up = GaugeMetricFamily("avap_worker_up", "1 where a worker serves a snapshot.", labels=("worker",))
     beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Age of the last heartbeat.", labels=("worker",))
     restarts = CounterMetricFamily(
-        "avap_worker_restarts", "Ends of a worker by itself, and failed starts.", labels=("worker",)
+        "avap_worker_restarts", "Worker processes that ended by themselves or failed to start.", labels=("worker",)
     )
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))

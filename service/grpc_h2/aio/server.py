@@ -85,7 +85,7 @@ class Server:
         self.client_log = RateLimitedLog(log)
         self.scheduler = FairScheduler()
         self.observe = observe or _unobserved
-        """See `Host.observe`. It is called with every batch, hence directly and not by a method."""
+        """See `Host.observe`. An attribute, not a method, because it is called with every batch."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}

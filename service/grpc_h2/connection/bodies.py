@@ -24,7 +24,7 @@ _TINY: Final = 64
 _TINY_GLITCH: Final = 0.02
 """DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
 _BOMB_GLITCH: Final = 10.0
-"""What costs us milliseconds and the peer nothing: a hundred of them, and it is disconnected."""
+"""Glitches of a message that costs us milliseconds and the peer nothing: after a hundred, the peer is disconnected."""
 _SUSPICIOUS_RATIO: Final = 100
 
 

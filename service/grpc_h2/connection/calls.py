@@ -74,7 +74,7 @@ class Calls:
         fast_path: FastPath,
         answered: list[int],
     ) -> None:
-        """``answered``: where the ids of static answers go."""
+        """``answered``: the list to which the ids of static answers are appended."""
         self._limits = limits
         self._lifecycle = lifecycle
         self._buffer = buffer

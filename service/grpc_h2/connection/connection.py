@@ -217,11 +217,11 @@ class Connection:
 
     @property
     def wants_read(self) -> bool:
-        """Whether to read on: not while the peer leaves our answers unread."""
+        """Whether to continue reading: False while the peer does not read our answers."""
         return not self._outbound.paused
 
     def pause_writing(self, now: float) -> None:
-        """The transport takes no more."""
+        """The transport accepts no more output."""
         self.advance(now)
         self._timers.progressed()
         self._outbound.pause(True)

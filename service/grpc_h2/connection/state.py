@@ -117,7 +117,7 @@ _ACCEPTING = (ConnectionState.OPEN, ConnectionState.DRAINING)
 _CLOSED = ConnectionState.CLOSED
 
 INTRODUCED = (ConnectionState.OPEN, ConnectionState.DRAINING, ConnectionState.LEAVING)
-"""The client's preface and its first SETTINGS are in."""
+"""States after the client's preface and its first SETTINGS have arrived."""
 
 
 class Lifecycle:

@@ -1,4 +1,4 @@
-"""When something is due on a connection: the instants of its life, and arithmetic over them. No clock in here.
+"""The deadlines of a connection: instants, and arithmetic over them. This module reads no clock.
 
 Every instant is in seconds of one monotonic clock. ``now`` is the instant of the call that is being worked on.
 """
@@ -85,7 +85,7 @@ class Timers:
         self._idle_at = self.now
 
     def progressed(self) -> None:
-        """The peer has taken something, or the first octet was queued that it has to take."""
+        """The peer has taken output, or output was queued while none was waiting."""
         self._progress_at = self.now
 
     def block_begun(self) -> None:
@@ -114,7 +114,7 @@ class Timers:
         self._grace_at = self.now + self._limits.age_grace
 
     def idleness_noted(self) -> None:
-        """The connection was idle too long, which is dealt with once."""
+        """Idleness was reported; it is reported only once."""
         self._idle_at = inf
 
     # -- what is due ----------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
     for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one wins
         name, value = fields[index]
         if name == b"grpc-timeout":
-            # A pseudo-header right behind it is out of place only because of it.
+            # If a pseudo-header follows directly, only the timeout makes its position wrong: then it must stay.
             late = index + 1 < len(fields) and fields[index + 1][0][:1] == b":"
             if late or _TIMEOUT.fullmatch(value) is None:
                 break

@@ -34,8 +34,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
     """Length-prefixed message → answer; an answer that is missing is looked up once.
 
     A payload that is not one plain message has the answer None: a `MessageReader` must take it apart. Replaced answers
-    are released whenever something new is looked up. That never lags behind, since no more can have been remembered
-    than was looked up. Only what `take_over` replaces is not balanced by look-ups: its caller calls `release_some`.
+    are released whenever a new request is looked up. That is fast enough, because every remembered answer was looked up
+    once. Only the answers that `take_over` replaces are not matched by look-ups: its caller calls `release_some`.
     """
 
     __slots__ = ("_failures", "_lookup", "replaced")

@@ -78,7 +78,7 @@ class Route:
     ) -> None:
         self.request = request
         self.method = method
-        """The static method; None: a handler's, or a fault."""
+        """The static method; None if the call belongs to a handler or is a fault."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
         # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.

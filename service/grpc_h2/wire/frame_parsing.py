@@ -10,8 +10,8 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 
 LONGEST_SHORT_BLOCK = 384
-"""Header blocks up to this length may take the short way, and be remembered: enough for a call whose fields are all
-written out. Longer ones are decoded a piece at a time; of a short one 128 fields of three octets take 80 µs."""
+"""Header blocks up to this length may use the fast path and be remembered: enough for a call whose fields are all
+literals. Longer blocks are decoded a piece at a time; 128 fields of three octets in a short one take 80 µs."""
 _LONGEST_SHORT_DATA = 512
 
 
@@ -90,7 +90,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 def without_priority(flags: int, stream_id: int, fragment: bytes) -> tuple[bytes, bool]:
     """A HEADERS fragment without the priority fields, and whether the stream was made to depend on itself.
 
-    That is a stream error (RFC 7540 section 5.3.1), told only after the block has been decoded.
+    That is a stream error (RFC 7540 section 5.3.1), which is raised only after the block has been decoded.
 
     Raises:
         ConnectionFault: FRAME_SIZE_ERROR where the fields are cut.

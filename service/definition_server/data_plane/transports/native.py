@@ -3,9 +3,8 @@
 The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
 frames of its answer. This module adds three things to that. A `Swap` replaces the remembered answers when another
 snapshot is served: the new answers are made beforehand, so that no call waits for them. Other keys make the engine
-authorize
-every open connection anew. And answers are counted: each carries an *answer id* that stands for its method and status,
-the engine hands back the ids of a whole batch, and they are added to the stats page at once.
+authorize every open connection anew. And answers are counted: each carries an *answer id* that stands for its method
+and status, the engine hands back the ids of a whole batch, and they are added to the stats page at once.
 
 Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
 accepts one. Health and reflection are the servicers of grpcio, registered as on a ``grpc.aio.Server``.
