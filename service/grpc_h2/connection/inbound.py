@@ -110,7 +110,7 @@ class Inbound:
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
             headers.refresh()
-        if abuse.work_left != limits.work_per_turn:
+        if abuse.work_left != limits.work_per_turn:  # a call with a handler is work, too
             abuse.begin_turn()
         position = 0
         if buffer.held or lifecycle.state is _AWAITS_PREFACE:
