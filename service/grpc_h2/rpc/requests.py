@@ -48,7 +48,7 @@ _FRACTIONS: Final = {ord("m"): 1_000, ord("u"): 1_000_000, ord("n"): 1_000_000_0
 _MOST_LENGTH_DIGITS: Final = 18  # of content-length; 10^18 octets are an exabyte, and int() of 16 KiB digits is slow
 _MOST_BINARY_VALUES: Final = 100  # in one -bin field, as many as fields in a list: commas must not multiply memory
 
-# What a field is. The pseudo-headers come first, so that one comparison tells them from the rest.
+# What a field is. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
 _METHOD, _SCHEME, _PATH, _AUTHORITY = range(4)
 (
     _HIDDEN,  # well formed, and of no interest to a handler
