@@ -24,7 +24,7 @@ EX_CONFIG = 78
 def forget_libpq_variables() -> None:
     """Remove ``PGSERVICE``, ``PGSSLMODE`` and their like, which libpq adds to every address that it is given.
 
-    For a database of our own, whose address is complete. They belong to the servers that the user calls otherwise.
+    For a database of our own, whose address is complete; these variables describe other servers of the user.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]

@@ -28,7 +28,7 @@ package is internal and may change at any time.
 
 **Of both**:
 
-- `Limits`: what one connection may ask for, with the reason of each limit.
+- `Limits`: the limits of one connection, each with its reason.
 - `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
 - `frame_message`: a message with its prefix. `encode_block`: a header block that needs no dynamic table. `frames`:
   builders and constants of frames, for programs that speak to a server in octets (warm-ups, load generators).

@@ -23,7 +23,7 @@ COMPARISONS = (
     "Is_IsNot",
     "IsNot_Is",
 )
-"""From → to. Those that change the meaning at the border or turn it round; ``==`` into ``is`` shows nothing."""
+"""From → to. Replacements that change a comparison at its boundary or negate it; ``==`` into ``is`` shows nothing."""
 ARITHMETIC = ("Add_Sub", "Sub_Add", "Mul_FloorDiv", "FloorDiv_Mul", "Mod_Mul", "BitAnd_BitOr", "LShift_RShift")
 
 

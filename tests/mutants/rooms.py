@@ -1,4 +1,4 @@
-"""Which code is mutated, and which tests have to notice."""
+"""The code that is mutated, and the tests that must detect the faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A part of the code, and the tests that hold it."""
+    """A part of the code, and its tests."""
 
     name: str
     folders: tuple[str, ...]

@@ -1,10 +1,10 @@
 """Attacks on an HTTP/2 server, as octets: one client that does one thing as fast as the server takes it.
 
-Each is written down beforehand, so that sending it costs the attacker nothing but system calls: what goes first, and
-what follows, in pieces of at most `PIECE` octets. An attacker that is told to go connects again and starts anew; so
-does one whose script is at its end, once the server has answered the PING there: as fast as the server works, not as
-fast as the kernel queues what nobody has looked at. `Attackers.step` sends one piece, so that an attack and a victim's
-calls can share one loop without the victim's clock being late.
+Each is prepared beforehand, so that sending it costs the attacker only system calls: the first octets, and those that
+follow, in pieces of at most `PIECE` octets. An attacker that is disconnected connects again and starts anew. So does
+one whose script has ended, once the server has answered the PING at its end: as fast as the server works, not as fast
+as the kernel queues unread octets. `Attackers.step` sends one piece, so that an attack and a victim's calls can share
+one loop without delaying the victim's clock.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _GOAWAY = wire.frame(wire.GOAWAY, 0, 0)[3:]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What one attacking connection sends."""
+    """The octets that one attacking connection sends, and its behaviour."""
 
     what: str
     first: Callable[[Blocks], bytes]
     then: Callable[[Blocks], bytes]
     reads: bool = True
-    """Whether it takes the server's answers."""
+    """Whether it reads the server's answers."""
     again: bool = False
-    """Whether ``then`` is repeated on the same connection; else the attacker leaves and comes back."""
+    """Whether ``then`` is repeated on the same connection; otherwise the attacker connects again."""
     stays: bool = False
-    """Whether it keeps a connection whose script is sent, to be a burden."""
+    """Whether it keeps a connection open after its script has been sent, to occupy it."""
     connections: int = 2
     receive_buffer: int = 0
 
@@ -56,7 +56,7 @@ class Blocks:
         self.large = wire.literal_block([*wire.call_fields(authority, wire.GET_COMMAND, key), (b"x", b"y" * 4000)])
 
     def with_fields(self, *more: tuple[bytes, bytes]) -> bytes:
-        """The block of a call, more fields after it."""
+        """The block of a call, with more fields appended."""
         return self.get + wire.literal_block(more)
 
 
@@ -85,7 +85,7 @@ def _reset(stream: int) -> bytes:
 
 
 def _provoke(stream: int, block: bytes) -> bytes:
-    """A call that the server has to reset, in one of five ways."""
+    """A call that the server must reset, for one of five reasons."""
     opened = _open(stream, block)
     return (
         opened + wire.window_update(stream, 0),
@@ -97,7 +97,7 @@ def _provoke(stream: int, block: bytes) -> bytes:
 
 
 def _dribble(blocks: Blocks) -> bytes:
-    """Forty answers under way, their windows opened by one octet at a time."""
+    """Forty answers in flight, whose windows are opened by one octet at a time."""
     calls = _each(lambda stream: _ask(stream, blocks.get, wire.command_request(b"command00000")), 40)
     round_ = b"".join(wire.window_update(stream, 1) for stream in range(1, 80, 2))
     return calls + round_ * 100
@@ -134,7 +134,7 @@ def _tiny(blocks: Blocks) -> bytes:
 
 
 HONEST = "an honest client"
-"""No attack but the measure for them: calls as anybody makes them, as many as are answered."""
+"""Not an attack, but the reference for attacks: ordinary calls, as many as the server answers."""
 
 ATTACKS: dict[str, Attack] = {
     HONEST: Attack(
@@ -239,7 +239,7 @@ class Attackers:
         next(self._turn).step()
 
     def close(self) -> dict[str, Any]:
-        """Leave, and tell what was done."""
+        """Close all connections. Returns the figures."""
         for member in self._members:
             member.leave()
         told = {"octets": self.octets, "scripts": self.scripts, "connects": self.connects}
@@ -247,7 +247,7 @@ class Attackers:
 
 
 class _Attacker:
-    """One connection, again and again. Nothing here waits: the victim's clock is in the same loop."""
+    """One connection at a time, repeatedly. No method waits, because the victim's clock is in the same loop."""
 
     def __init__(self, owner: Attackers) -> None:
         self._owner = owner
@@ -294,7 +294,7 @@ class _Attacker:
             self._script, self._at = self._owner.again, 0
 
     def _read(self, sock: socket.socket) -> None:
-        """Take what the server says: the end, or that it has got to the end of the script."""
+        """Read from the server: the end of the connection, or the answer to the PING at the end of the script."""
         data = sock.recv(65_536)
         self._heard = self._heard[-len(_FINISHED_ANSWER) :] + data
         if not data or _GOAWAY in self._heard:

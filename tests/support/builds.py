@@ -15,7 +15,7 @@ BUILD_SECONDS = 900
 
 
 class BuildFailed(Exception):
-    """A compiler or a package manager said no; the text is what it said."""
+    """A compiler or a package manager failed; the text is its output."""
 
 
 def run(arguments: Sequence[str], *, seconds: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def make(arguments: Sequence[str], cwd: Path) -> None:
     """Run one step of a build in ``cwd``.
 
     Raises:
-        BuildFailed: where it fails or takes longer than `BUILD_SECONDS`.
+        BuildFailed: if it fails or takes longer than `BUILD_SECONDS`.
     """
     told = " ".join(arguments)
     try:
@@ -59,7 +59,7 @@ def built(source: Path, cache: Path, build: Callable[[Path], None]) -> Path:
     """The directory that ``build`` fills from ``source``; filled once per state of the sources.
 
     Raises:
-        BuildFailed: where ``build`` does; nothing of it stays.
+        BuildFailed: if ``build`` raises it; the directory is then removed.
     """
     finished = place(source, cache)
     cache.mkdir(parents=True, exist_ok=True)

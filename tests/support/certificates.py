@@ -26,7 +26,7 @@ subjectAltName = $ENV::NAMES
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 """
-"""What RFC 5280, section 4.2, asks of a certificate; ``ssl.create_default_context`` insists on it since Python 3.13
+"""The extensions that RFC 5280, section 4.2, requires; ``ssl.create_default_context`` checks them since Python 3.13
 (``VERIFY_X509_STRICT``). Complete, so that the machine's own openssl.cnf adds nothing."""
 
 LOCAL_NAMES = "DNS:localhost, IP:127.0.0.1"
@@ -46,7 +46,7 @@ def _openssl(*arguments: str, names: str) -> None:
 
 
 class Authority:
-    """A certificate authority in ``folder``, and what it signs. Skips the test where there is no ``openssl``."""
+    """A certificate authority in ``folder`` and its certificates. Skips the test if ``openssl`` is missing."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         if shutil.which("openssl") is None:

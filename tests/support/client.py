@@ -57,7 +57,7 @@ class Client:
         *,
         tls: Tls | None = None,
     ) -> None:
-        # A pool of its own: otherwise channels of one process share a connection.
+        # Its own pool; otherwise channels of one process share a connection.
         options = [*options, ("grpc.use_local_subchannel_pool", 1)]
         if tls is None:
             self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
@@ -88,7 +88,7 @@ class Client:
         return answer
 
     def health(self, service: str = "") -> str:
-        """Name of the health status, or of the gRPC status where the check fails."""
+        """Name of the health status, or of the gRPC status if the check fails."""
         try:
             answer = self.health_stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
         except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""Stand-ins for what a test must control: the source of definitions, the clock, the status of the service."""
+"""Stand-ins that a test controls: the source of definitions, the clock, the status of the service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from definition_server.observability.status import (
 
 
 class FakeClock:
-    """Seconds since the epoch, moved by hand."""
+    """Seconds since the epoch; only the test advances it."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
@@ -44,11 +44,11 @@ class FakeSource:
         self.version = 1
         """The fingerprint, as a number."""
         self.looks = 0
-        """Readings that were begun."""
+        """Number of readings that have begun."""
         self.rows_given = 0
         self.open_readings = 0
         self.answers = asyncio.Event()
-        """While not set, a reading hangs on entering."""
+        """While this event is not set, a reading hangs at its beginning."""
         self.answers.set()
         self._failures: deque[tuple[BaseException, int | None]] = deque()
 
@@ -58,11 +58,11 @@ class FakeSource:
         self.touch()
 
     def touch(self) -> None:
-        """The fingerprint changes, the content does not (an UPDATE that sets what was there)."""
+        """Change the fingerprint but not the content, like an UPDATE that sets the present values."""
         self.version += 1
 
     def fail(self, error: BaseException, *, after_rows: int | None = None) -> None:
-        """A reading to come raises ``error``: on entering, or when so many rows were given. One call, one reading."""
+        """Let one later reading raise ``error``: at its beginning, or after ``after_rows`` rows."""
         self._failures.append((error, after_rows))
 
     @asynccontextmanager
@@ -84,7 +84,7 @@ class FakeSource:
 
 
 class FakeReading:
-    """`Reading` of a `FakeSource`: what it held when the reading was opened."""
+    """`Reading` of a `FakeSource`: its rows at the time when the reading was opened."""
 
     def __init__(self, source: FakeSource, error: BaseException | None, after_rows: int | None) -> None:
         self.fingerprint = str(source.version)
@@ -105,7 +105,7 @@ class FakeReading:
 
 
 def service_status(**changes: Any) -> ServiceStatus:
-    """The status of a service with one worker that serves two commands, but for ``changes``."""
+    """The status of a service with one worker that serves two commands, with ``changes`` applied."""
     status = ServiceStatus(
         version="1.2.3",
         started_at=1_700_000_000.0,

@@ -6,19 +6,19 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 
-from tests.support.h2_peer import Peer, some_doors
+from tests.support.h2_peer import Peer, some_router
 from tests.support.h2_wire import GOAWAY, HELLO, SETTINGS_ACK, call, split_frames
 
 from grpc_h2 import CallCancelled, CallStarted, Connection, ConnectionClosing, Event, Limits, MessageReceived, Router
 
 
 class Attacker:
-    """Sends as fast as the connection reads, all at one instant, so that no bucket leaks."""
+    """Sends as fast as the connection reads, all at the same instant, so that no bucket leaks."""
 
     def __init__(
-        self, doors: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
+        self, router: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
     ) -> None:
-        self.connection = Connection(doors or some_doors(), limits or Limits(), 0.0)
+        self.connection = Connection(router or some_router(), limits or Limits(), 0.0)
         self.slow_handlers = slow_handlers
         self.started = 0
         self.most_started_in_a_turn = 0
@@ -108,10 +108,10 @@ class Beside:
     """A victim and an attacker at the same router. At the end, the victim's connection must answer as before."""
 
     def __init__(self, limits: Limits | None = None, *, slow_handlers: bool = False) -> None:
-        self.doors = some_doors()
-        self.victim = Peer(doors=self.doors)
+        self.router = some_router()
+        self.victim = Peer(router=self.router)
         self.victim.send(call(1)).assert_answered(1)
-        self.attacker = Attacker(self.doors, limits, slow_handlers=slow_handlers)
+        self.attacker = Attacker(self.router, limits, slow_handlers=slow_handlers)
 
     def __enter__(self) -> Attacker:
         return self.attacker

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 import hpack
-from tests.support.h2_peer import Peer, some_doors
+from tests.support.h2_peer import Peer, some_router
 from tests.support.h2_wire import (
     COMPRESSION_ERROR,
     Feed,
@@ -49,21 +49,21 @@ def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def showing_doors() -> Router:
-    doors = some_doors()
+def showing_router() -> Router:
+    router = some_router()
 
     def show(metadata: Metadata) -> StaticAnswer:
         return StaticAnswer.failure(9, shown(metadata))
 
-    doors.add_static_unary(SHOWN.decode(), lambda message: StaticAnswer.unary(b"never"), show)
-    return doors
+    router.add_static_unary(SHOWN.decode(), lambda message: StaticAnswer.unary(b"never"), show)
+    return router
 
 
 class Oracle:
     """Sends blocks as static calls, and compares the answers with what the library decodes."""
 
     def __init__(self, feed: Feed = whole, limits: Limits | None = None) -> None:
-        self.peer = Peer(feed, doors=showing_doors(), limits=limits)
+        self.peer = Peer(feed, router=showing_router(), limits=limits)
         self.decoder = hpack.Decoder()
         self.stream = -1
 
@@ -86,7 +86,7 @@ class Oracle:
         self.peer.send(octets)
 
     def assert_out_of_step(self, atoms: bytes) -> None:
-        """A block that refers to an entry that has gone must be a compression error."""
+        """Assert that a block that refers to an evicted entry is a compression error."""
         self.stream += 2
         self.peer.send(headers(self.stream, REQUEST + atoms))
         self.peer.assert_closed(COMPRESSION_ERROR)

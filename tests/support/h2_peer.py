@@ -35,7 +35,7 @@ ANSWER = b"a definition"
 
 
 class Keys:
-    """The keys that the guarded method accepts; `asked` counts the authorizations."""
+    """The keys that the guarded method accepts; ``asked`` counts the authorizations."""
 
     def __init__(self, *valid: str) -> None:
         self.valid = set(valid)
@@ -48,16 +48,16 @@ class Keys:
         return StaticAnswer.failure(16, "who are you?", answer_id=16)
 
 
-def some_doors(keys: Keys | None = None) -> Router:
+def some_router(keys: Keys | None = None) -> Router:
     """Static methods: one that answers, one that fails, one that requires a key. Any other path has a handler."""
-    doors = Router()
+    router = Router()
     answer = StaticAnswer.unary(ANSWER, answer_id=1)
-    doors.add_static_unary(
+    router.add_static_unary(
         STATIC.decode(), lambda message: StaticAnswer.unary(message, answer_id=2) if message != b"world" else answer
     )
-    doors.add_static_unary(REFUSING.decode(), lambda message: StaticAnswer.failure(5, "no such thing", answer_id=3))
-    doors.add_static_unary(GUARDED.decode(), lambda message: answer, (keys or Keys("Bearer k1")).authorize)
-    return doors
+    router.add_static_unary(REFUSING.decode(), lambda message: StaticAnswer.failure(5, "no such thing", answer_id=3))
+    router.add_static_unary(GUARDED.decode(), lambda message: answer, (keys or Keys("Bearer k1")).authorize)
+    return router
 
 
 class Peer:
@@ -71,7 +71,7 @@ class Peer:
         self,
         feed: Feed = whole,
         *,
-        doors: Router | None = None,
+        router: Router | None = None,
         limits: Limits | None = None,
         hello: bytes | None = HELLO,
         slow_handlers: bool = False,
@@ -80,7 +80,7 @@ class Peer:
         jitter: float = 0.0,
     ) -> None:
         self.now = 1000.0
-        self.connection = Connection(doors or some_doors(), limits or Limits(), self.now, jitter)
+        self.connection = Connection(router or some_router(), limits or Limits(), self.now, jitter)
         self.replies = Replies()
         self.events: list[Event] = []
         self.calls: dict[int, Stream] = {}
@@ -89,7 +89,7 @@ class Peer:
         self.cancelled: dict[int, int] = {}
         self.closing: ConnectionClosing | None = None
         self.octets = 0
-        """Octets that came back."""
+        """Octets that the server sent."""
         self.turns = 0
         self._feed = feed
         self._slow_handlers = slow_handlers

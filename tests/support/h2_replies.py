@@ -1,4 +1,4 @@
-"""A checker of all that a server sends on a connection (RFC 9113): it fails on frames that a client may refuse."""
+"""Checks everything that a server sends on a connection (RFC 9113): fails on frames that a client may refuse."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Replies:
         self._rest = b""
         self._decoder = hpack.Decoder()
         self._block: tuple[int, int, bytearray] | None = None
-        # What we allow the server. A smaller window or frame counts from its acknowledgement on, a larger one at once.
+        # Limits for the server. A smaller window or frame size applies after its acknowledgement, a larger one at once.
         self._settings_sent: deque[dict[int, int]] = deque()
         self.initial_window = 65535
         self.max_frame = 16384

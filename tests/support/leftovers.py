@@ -12,13 +12,13 @@ from tests.support.polling import until
 
 
 def open_descriptors(pid: int | str = "self") -> dict[int, str]:
-    """Descriptor → what it is, of this process or another."""
+    """Descriptor → the file that it refers to, of this process or another."""
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             found[int(entry.name)] = str(entry.readlink())
         except FileNotFoundError:
-            continue  # closed since it was listed; of this process the one that the listing is read through
+            continue  # closed after the listing; in this process also the descriptor of the listing itself
     return found
 
 
@@ -35,9 +35,9 @@ def child_processes() -> set[int]:
 
 @contextmanager
 def nothing_left(*, c_core: bool = False) -> Iterator[None]:
-    """Fail where the block leaves a descriptor, a thread or a child process behind.
+    """Fail if the block leaves a descriptor, a thread or a child process behind.
 
-    ``c_core``: gRPC runs in this process. It keeps descriptors and threads for good, so only children are looked at.
+    ``c_core``: gRPC runs in this process. It never frees its descriptors and threads, so only children are checked.
     """
     descriptors, threads, children = set(open_descriptors()), set(threading.enumerate()), child_processes()
     yield
@@ -50,7 +50,7 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
         return found
 
     def left() -> list[object]:
-        # What only a cycle of dead objects holds is not left behind; collecting takes too long to do it for nothing.
+        # Objects that only a reference cycle holds do not count; collecting takes too long to do it without need.
         if seen():
             gc.collect()
         return seen()

@@ -1,4 +1,4 @@
-"""Steady open-loop load: calls leave on a schedule, whether or not the ones before have been answered."""
+"""Steady open-loop load: calls are sent on a schedule, whether or not earlier calls have been answered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Result:
     wrong: list[str] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
-    """From the scheduled instant to the answer, so a stalled generator or server cannot hide."""
+    """From the scheduled instant to the answer, so a stall of generator or server counts in full."""
 
     def __str__(self) -> str:
         return (
@@ -96,7 +96,7 @@ class Load:
         self.result.answered += 1
 
     def wait_answered(self, more: int, seconds: float = 30) -> None:
-        """Until ``more`` further calls have been answered."""
+        """Wait until ``more`` further calls have been answered."""
         from tests.support.polling import until
 
         goal = self.result.answered + more

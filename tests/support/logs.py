@@ -14,7 +14,7 @@ LogLines = list[Any]
 
 @contextmanager
 def captured_logs() -> Iterator[LogLines]:
-    """The log lines of the block, at any level, whatever set up logging before it."""
+    """The log lines of the block, at any level, regardless of earlier logging configuration."""
     before = structlog.get_config()
     structlog.reset_defaults()
     try:

@@ -1,4 +1,4 @@
-"""Waiting in a coroutine without fixed sleeps, and what still runs in its loop."""
+"""Waiting in a coroutine without fixed sleeps, and the other tasks of its loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, seconds: float = DEADLINE_SECONDS) -> T:
-    """`polling.until` for a coroutine: the loop turns between two questions."""
+    """`polling.until` for a coroutine: the loop runs between two calls of ``what``."""
     deadline = time.monotonic() + seconds
     while True:
         answer = what()
@@ -25,16 +25,16 @@ async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, se
 
 
 async def promptly(work: Awaitable[T], *, seconds: float = DEADLINE_SECONDS) -> T:
-    """The result of ``work``, which must come within ``seconds``."""
+    """The result of ``work``, which must arrive within ``seconds``."""
     return await asyncio.wait_for(work, seconds)
 
 
 def other_tasks() -> set[asyncio.Task[Any]]:
-    """Tasks of the running loop that are not done, but for the calling one."""
+    """Unfinished tasks of the running loop, except the calling one."""
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel ``task`` and see it end."""
+    """Cancel ``task`` and wait for its end."""
     task.cancel()
     await asyncio.wait((task,))

@@ -1,4 +1,4 @@
-"""What a measurement ran on: a figure without its machine says nothing."""
+"""The machine of a measurement, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TooFewCpus(Exception):
 
 
 def facts() -> dict[str, Any]:
-    """The machine, before the measurement. `after` tells what has become of it."""
+    """Facts about the machine before the measurement; `after` returns those that may have changed."""
     return {
         "cpu": cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
         "python": platform.python_version(), "governor": governor(), "memory_mb": memory_mb(),
@@ -30,7 +30,7 @@ def facts() -> dict[str, Any]:
 
 
 def after() -> dict[str, Any]:
-    """What the same machine says at the end."""
+    """Facts about the machine after the measurement."""
     return {"load_after": list(os.getloadavg()), "steal_ticks_after": steal_ticks()}
 
 
@@ -38,13 +38,13 @@ def need_cpus(cpus: int | None = None) -> None:
     """Make sure that server and generator can have a CPU each.
 
     Raises:
-        TooFewCpus: where they cannot.
+        TooFewCpus: if they cannot.
     """
     found = len(os.sched_getaffinity(0)) if cpus is None else cpus
     if found < 2:
         raise TooFewCpus(
             f"this process may use {found} CPU: server and generator would share it, and every figure would be about "
-            "both. At least 2 CPUs are needed (look at taskset, cgroups, or take a larger machine)."
+            "both. At least 2 CPUs are needed (check taskset and cgroups, or use a larger machine)."
         )
 
 
@@ -54,7 +54,7 @@ def memory_mb() -> int:
 
 
 def cpu() -> str:
-    """What the CPU calls itself."""
+    """The name of the CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     told = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     numbers = f"family {told.get('cpu family', '?')}, model {told.get('model', '?')}"
@@ -62,7 +62,7 @@ def cpu() -> str:
 
 
 def governor() -> str:
-    """Who decides the clock rate; a virtual machine is not told."""
+    """The governor that sets the clock rate; a virtual machine cannot read it."""
     try:
         return _GOVERNOR.read_text().strip()
     except OSError:
@@ -70,12 +70,12 @@ def governor() -> str:
 
 
 def steal_ticks() -> int:
-    """Ticks that the hypervisor gave to others: a run with many of them has measured somebody else."""
+    """Ticks that the hypervisor gave to other machines; a run with many of them is disturbed."""
     return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
 
 
 def versions() -> dict[str, str]:
-    """Of packages and programs that take part."""
+    """Versions of the packages and programs that take part."""
     found = {}
     for package in PACKAGES:
         try:
@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The revision of the working tree, with ``+`` where it holds changes; empty outside a repository."""
+    """The revision of the working tree, with ``+`` if it has changes; empty outside a repository."""
     try:
         told = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
@@ -104,7 +104,7 @@ def commit() -> str:
 
 
 def label() -> str:
-    """A name for the kind of machine, fit for a file name: ``epyc-2cpu``. No host name: that says nothing to others."""
+    """A name for the kind of machine, usable in a file name, such as ``epyc-2cpu``; not the host name."""
     words = re.findall(r"[a-z0-9]+", cpu().lower())
     kind = next((word for word in words if word in _FAMILIES), platform.machine().replace("_", "-"))
     return f"{kind}-{os.cpu_count()}cpu"

@@ -1,4 +1,4 @@
-"""The native engine's `Server` on a loop in a thread of its own, for clients that block: grpcio's, and raw sockets."""
+"""The native engine's `Server` on a loop in a separate thread, for clients that block: grpcio's, and raw sockets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def handlers(**methods: grpc.RpcMethodHandler[Any, Any]) -> grpc.GenericRpcHandl
 
 
 class ServerThread:
-    """Runs a `Server` from entering to leaving; ``prepare`` registers what it serves, and may add listeners.
+    """A context in which a `Server` runs; ``prepare`` registers its methods, and may add listeners.
 
-    After leaving, nothing of it may be left: no task, no call, no connection.
+    When the context ends, no task, call or connection of the server may be left.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ServerThread:
 
 
 class RawClient:
-    """A blocking HTTP/2 client of octets; `Replies` checks what the server sends."""
+    """A blocking HTTP/2 client that sends octets; `Replies` checks the server's answers."""
 
     def __init__(self, port: int, hello: bytes = HELLO + SETTINGS_ACK, *, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -146,7 +146,7 @@ class RawClient:
         self.replies.feed(got)
 
     def until(self, what: Callable[[], T]) -> T:
-        """Read until ``what`` is true. Fails at the connection's end."""
+        """Read until ``what`` is true. Fails if the connection ends first."""
         deadline = time.monotonic() + PATIENCE
         while not (answer := what()):
             assert not self.eof, "the connection ended before"

@@ -1,7 +1,7 @@
-"""The schedule of an open-loop load: calls leave when they are due, answered or not.
+"""The schedule of an open-loop load: calls are sent when they are due, whether or not earlier ones are answered.
 
-Latency counts from the instant at which a call was due, so a stall of the server or of the load itself shows in every
-call that was due meanwhile.
+Latency counts from the instant at which a call was due, so a stall of the server or of the load itself lengthens the
+latency of every call that was due during the stall.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Due:
     instant: float
     """When it was due (``time.monotonic``)."""
     behind: float
-    """Seconds that the schedule was behind when the call came up; 0 where it had to be waited for."""
+    """Seconds by which the call is late; 0 if it is on time."""
 
 
 async def open_loop(rate: float, stopped: Callable[[], bool]) -> AsyncIterator[Due]:
@@ -37,6 +37,6 @@ async def open_loop(rate: float, stopped: Callable[[], bool]) -> AsyncIterator[D
             if stopped():
                 return
         elif number % _CALLS_BETWEEN_YIELDS == 0:
-            await asyncio.sleep(0)  # behind, yet the answers of earlier calls must be seen
+            await asyncio.sleep(0)  # late, but the answers of earlier calls must be processed
         yield Due(number, instant, max(0.0, behind))
         number += 1

@@ -12,7 +12,7 @@ _KINDS = (
 
 
 def parameter_id(value: object) -> str | None:
-    """An id for octets and for text; None where pytest's own is right.
+    """An id for octets and for text; None if pytest's own id is suitable.
 
     Octets that are whole frames become their types, printable octets themselves, others hexadecimal digits.
     """

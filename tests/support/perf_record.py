@@ -1,4 +1,4 @@
-"""A record of `python -m perf` as it could have been: every part is there, with figures of the right size and noise."""
+"""A plausible record of `python -m perf`, with every part and with realistic figures and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.hdr import HdrHistogram
 ROUNDS = 6
 FALLEN = "grpcio-sync"
 """The server that fails in `get-missing`."""
-WHY_FALLEN = "it answered <b>INTERNAL</b> where NOT_FOUND is right | 12 times"
+WHY_FALLEN = "it answered <b>INTERNAL</b> instead of NOT_FOUND | 12 times"
 # Calls per second of CPU, as a share of what one definition allows, by scenario.
 _SCENARIOS: Mapping[str, tuple[str, float]] = {
     "get-hot": ("closed", 1.0), "rated": ("open", 0.28), "get-zipf": ("closed", 0.55), "get-missing": ("closed", 0.32),
@@ -40,7 +40,7 @@ def sample(*, seed: int = 1, measured: str = "2026-11-25T10:20:30+00:00", faster
 
 @cache
 def _encoded(seed: int, measured: str, faster: float) -> str:
-    """As JSON: to read it is a hundred times faster than to make it."""
+    """The record as JSON, because reading it is a hundred times faster than making it."""
     return json.dumps(_made(random.Random(seed), measured, faster))
 
 
@@ -93,7 +93,7 @@ def _made(noise: random.Random, measured: str, faster: float) -> dict[str, Any]:
 
 
 def write(folder: Path, record: dict[str, Any] | None = None, name: str = "2026-11-25-epyc-2cpu.json") -> Path:
-    """Write ``record`` (or a sample) into ``folder``; its path."""
+    """Write ``record`` (or a sample) into ``folder``. Returns its path."""
     path = folder / name
     path.write_text(json.dumps(sample() if record is None else record), encoding="utf-8")
     return path
@@ -120,7 +120,7 @@ def _run(noise: random.Random, scenario: str, server: str, number: int, faster: 
         return head | {"valid": False, "reason": WHY_FALLEN, "fault": "server"}
     if server == "native" and scenario == "get-zipf" and number == 2:
         return head | {"valid": False, "reason": "the generator was late: 3.1 % of calls", "fault": "generator"}
-    # A server that does less is less hurt by a harder scenario: most of its time goes elsewhere.
+    # A slower server is affected less by a harder scenario, because it spends most of its time on other work.
     per_core = faster * _RATES[server] * share ** (0.4 + 0.6 * math.log(_RATES[server]) / math.log(600_000))
     per_core *= noise.gauss(1, 0.012)
     offered = 8750.0 if scenario == "rated" else None

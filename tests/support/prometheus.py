@@ -30,7 +30,7 @@ Rewrite = Callable[[Document], Document]
 
 
 def program(name: str) -> str:
-    """Path of ``prometheus`` or ``promtool``; without it a test fails in CI, and is skipped elsewhere."""
+    """Path of ``prometheus`` or ``promtool``. If it is missing, the test fails in CI and is skipped elsewhere."""
     found = shutil.which(name)
     if found is None:
         told = f"{name} is missing (Debian package prometheus)"
@@ -52,7 +52,7 @@ def shipped_alerts() -> dict[str, Document]:
 
 
 def selectors(expression: str) -> set[str]:
-    """The series that a PromQL expression of ours asks for, each as a selector (matchers kept)."""
+    """The series that a PromQL expression of ours uses, each as a selector with its matchers."""
     found = set()
     # Label lists (`by (job, status)`, `on (job)`) hold names of labels, not of metrics.
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", expression)
@@ -63,7 +63,7 @@ def selectors(expression: str) -> set[str]:
 
 
 class Prometheus:
-    """A server of its own data directory and port. A context: nothing of it is left afterwards."""
+    """A server with its own data directory and port. A context: it leaves nothing behind."""
 
     def __init__(self, directory: Path, targets: Sequence[int], rewrite: Rewrite = lambda rules: rules) -> None:
         """``targets``: ports on 127.0.0.1 with ``/metrics``. ``rewrite``: changes a document of rules before use."""
@@ -130,7 +130,7 @@ class Prometheus:
         """``data`` of an answer of ``/api/v1/``.
 
         Raises:
-            AssertionError: Prometheus refused the question; with its reason.
+            AssertionError: if Prometheus refuses the query; with its reason.
         """
         query = urllib.parse.urlencode(parameters or {})
         try:
@@ -148,7 +148,7 @@ class Prometheus:
         return series
 
     def wait_series(self, expression: str, seconds: float = 30) -> list[Document]:
-        """The series, once there are any."""
+        """Wait until there are series, and return them."""
         return until(lambda: self.query(expression), f"a series {expression}", seconds=seconds)
 
     def query_range(self, expression: str, seconds: float = 5, step: float = 0.5) -> list[Document]:
@@ -161,7 +161,7 @@ class Prometheus:
         return series
 
     def alerts(self, state: str = "firing") -> dict[str, Document]:
-        """Alerts in that state by name; of several instances one."""
+        """Alerts in that state by name; one of each, if there are several instances."""
         return {
             alert["labels"]["alertname"]: alert for alert in self.api("alerts")["alerts"] if alert["state"] == state
         }
@@ -171,22 +171,22 @@ class Prometheus:
         return [rule for group in self.api("rules")["groups"] for rule in group["rules"]]
 
     def wait_firing(self, name: str, seconds: float = 30) -> Document:
-        """The alert, once it fires."""
+        """Wait until the alert fires, and return it."""
         until(lambda: name in self.alerts(), lambda: f"{name} firing; it is {sorted(self.alerts())}", seconds=seconds)
         return self.alerts()[name]
 
     def wait_quiet(self, expression: str) -> None:
-        """Until there is such a series and no alert fires (before the first scrape, `absent` does)."""
+        """Wait until there is such a series and no alert fires (before the first scrape, `absent` alerts do)."""
         self.wait_series(expression)
         until(lambda: self.alerts() == {}, lambda: f"no alert; it is {sorted(self.alerts())}")
 
     def wait_resolved(self, name: str, seconds: float = 30) -> None:
-        """Until the alert does not fire any more."""
+        """Wait until the alert no longer fires."""
         until(lambda: name not in self.alerts(), f"{name} resolved", seconds=seconds)
 
 
 def _configuration(targets: Sequence[int]) -> Document:
-    """The shipped configuration, with targets of this machine and in quick motion."""
+    """The shipped configuration, with targets on this machine and short intervals."""
     shipped: Document = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     shipped["global"] |= {"scrape_interval": SCRAPE, "evaluation_interval": SCRAPE, "scrape_timeout": SCRAPE}
     (job,) = shipped["scrape_configs"]

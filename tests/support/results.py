@@ -1,4 +1,4 @@
-"""Where records of measurements and soaks are kept: ``perf/results/<date>-<name>.json``."""
+"""Stores records of measurements and soaks: ``perf/results/<date>-<name>.json``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "perf" / "results"
 SCHEMA = 1
-"""Of the records of ``python -m perf measure``, which the report reads. Records of other commands have no schema."""
+"""Schema of the records of ``python -m perf measure``, which the report reads. Other records have no schema."""
 
 
 def keep(content: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
     """Write a record under the date of its ``measured`` (ISO 8601, UTC). Returns the file.
 
     Raises:
-        ValueError: for a number that JSON does not have: NaN or an infinity.
+        ValueError: for NaN or an infinity, which JSON does not have.
     """
     folder.mkdir(exist_ok=True)
     path = folder / f"{content['measured'][:10]}-{name}.json"
@@ -25,5 +25,5 @@ def keep(content: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
 
 
 def newest(name: str, folder: Path = RESULTS) -> Path | None:
-    """The newest record of that name; None where there is none."""
+    """The newest record of that name; None if there is none."""
     return max(folder.glob(f"*-{name}.json"), default=None)

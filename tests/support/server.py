@@ -1,4 +1,4 @@
-"""A real definition server as a child process, as an operator would start it; and what can be seen of it."""
+"""A real definition server as a child process, started like an operator does, with its logs, metrics and processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ FAST = {
     "DRAIN_WAIT_SECONDS": "0",
     "DRAIN_TIMEOUT_SECONDS": "10",
 }
-"""The settings of a test's server, unless it says otherwise."""
+"""The default settings of a test's server."""
 
 LogLine = dict[str, Any]
 
 
 class ServerProcess:
-    """``definition-server serve`` in a process group of its own. A context: nothing of it is left afterwards."""
+    """``definition-server serve`` in its own process group. A context: it leaves nothing behind."""
 
     def __init__(self, database_url: str, **settings: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("COVERAGE_")}
@@ -71,7 +71,7 @@ class ServerProcess:
         self.end()
 
     def end(self) -> None:
-        """End it in order if it still runs, then by force; then nothing of its process group may be left."""
+        """End it by SIGTERM if it still runs, then by force. Fails if processes of its group are left."""
         process = self._process
         if process is None:
             return
@@ -94,7 +94,7 @@ class ServerProcess:
             self._process = None
 
     def _kill_group(self, group: int) -> None:
-        """Orphaned workers drain by themselves; one that does not within the deadline is killed and reported."""
+        """Wait for orphaned workers to drain; kill and report those that do not end in time."""
         deadline = time.monotonic() + 15
         while _group_exists(group):
             if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ class ServerProcess:
         ]
 
     def wait_log(self, message: str, *, after: int = 0, seconds: float = 30, **fields: Any) -> LogLine:
-        """The first such line, waited for."""
+        """Wait for such a line and return the first."""
         return until(
             lambda: self.logged(message, after=after, **fields),
             lambda: f"log line {message!r} {fields}:\n{self.tail()}",
@@ -138,7 +138,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the master."""
+        """Process id of the master."""
         assert self._process is not None
         return self._process.pid
 
@@ -185,7 +185,7 @@ class ServerProcess:
         raise AssertionError(f"no sample {name}{labels}")
 
     def wait_metric(self, value: float, name: str, **labels: str) -> None:
-        """Until a sample has that value: a batch of calls is counted after its answers have been sent."""
+        """Wait until a sample has that value, because calls are counted after their answers have been sent."""
         until(
             lambda: self.metric(name, **labels) == value,
             lambda: f"{name}{labels} = {value}, it is {self.metric(name, **labels)}",
@@ -195,12 +195,12 @@ class ServerProcess:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def wait_ready(self, seconds: float = 30) -> Self:
-        """Until every worker serves a catalogue."""
+        """Wait until every worker serves a catalogue."""
         self.wait_log("Serving", seconds=seconds)
         return self
 
     def wait_version(self, version_hash: str, seconds: float = 30) -> None:
-        """Until every worker serves that version."""
+        """Wait until every worker serves that version."""
         until(
             lambda: {worker["version_hash"] for worker in self.statusz()["workers"]} == {version_hash},
             lambda: f"version {version_hash} on all workers:\n{self.tail()}",
@@ -208,7 +208,7 @@ class ServerProcess:
         )
 
     def wait_count(self, definitions: int, seconds: float = 30) -> None:
-        """Until every worker serves that many definitions."""
+        """Wait until every worker serves that number of definitions."""
         until(
             lambda: {worker["definitions"] for worker in self.statusz()["workers"]} == {definitions},
             lambda: f"{definitions} definitions on all workers:\n{self.tail()}",
@@ -216,7 +216,7 @@ class ServerProcess:
         )
 
     def wait_exit(self, seconds: float = 20) -> int:
-        """Until the master has ended; its exit code."""
+        """Wait until the master has ended. Returns its exit code."""
         assert self._process is not None
         return self._process.wait(seconds)
 

@@ -18,7 +18,7 @@ RowValues = tuple[str | None, str | None, str | None, str | None]
 
 
 class Table:
-    """Writes rows, as an operator does behind the server's back."""
+    """Changes rows, like an operator that writes to the table directly."""
 
     def __init__(self, url: str) -> None:
         self.url = url

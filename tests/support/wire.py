@@ -1,8 +1,8 @@
-"""What a client sends, as octets: frames (RFC 9113 §4.1) and header blocks (RFC 7541), encoded before the clock runs.
+"""Octets that a client sends: frames (RFC 9113 §4.1) and header blocks (RFC 7541), encoded before a measurement.
 
 A request is a sequence of pieces with the stream identifier between them, so that one ``identifier.join(pieces)``
-makes it ready for the wire. Where header blocks differ from call to call (a deadline that is never the same twice),
-they differ in one place only, and the blocks around it repeat after some dozens of calls: `BlockCycle` holds them.
+completes it. If header blocks differ from call to call (by a deadline that never repeats), they differ in one place
+only, and the octets around it repeat after some dozens of calls: `BlockCycle` holds them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ END_HEADERS = 0x4
 HEAD = 9
 INITIAL_WINDOW = 65_535
 WIDE_WINDOW = 2**30 - 1
-"""What h2load opens: flow control is never what limits an answer."""
+"""The windows of h2load: flow control never limits an answer."""
 
 GET_COMMAND = b"/avap.DefinitionEngine/GetCommand"
 SYNC_CATALOG = b"/avap.DefinitionEngine/SyncCatalog"
@@ -94,7 +94,7 @@ def string(text: bytes) -> bytes:
 
 
 def literal_block(fields: Sequence[Field]) -> bytes:
-    """A block of literals without indexing and without Huffman: the same octets mean the same at any time."""
+    """A block of literals without indexing and without Huffman coding, whose meaning does not depend on the table."""
     return b"".join(b"\0" + integer(len(name), 7) + name + integer(len(value), 7) + value for name, value in fields)
 
 
@@ -111,10 +111,10 @@ def call_fields(
 
 
 class HeaderEncoder:
-    """grpc-go's encoder: a field that is in a table goes by its index, any other is inserted (§6.2.1).
+    """grpc-go's encoder: a field in a table is sent as its index, any other is inserted (§6.2.1).
 
-    What the table cannot keep any longer is evicted, and inserted again when it is needed: with a new deadline in
-    every call that befalls ``:path`` and its neighbours after some 70 calls.
+    A field that the table cannot hold any longer is evicted, and inserted again when it is needed. With a new deadline
+    in every call, that happens to ``:path`` and its neighbours after some 70 calls.
     """
 
     def __init__(self) -> None:
@@ -123,11 +123,11 @@ class HeaderEncoder:
 
     @property
     def state(self) -> tuple[Field, ...]:
-        """The table, deadlines being all the same: equal states give equal blocks."""
+        """The table, with all deadlines taken as equal; equal states give equal blocks."""
         return tuple(self._entries)
 
     def encode(self, fields: Sequence[Field]) -> tuple[bytes, bytes]:
-        """The block before and after the value of `FRESH`; all of it before where there is none."""
+        """The octets of the block before and after the value of `FRESH`; without `FRESH`, all are before."""
         parts = [b"", b""]
         at = 0
         for name, value in fields:
@@ -148,7 +148,7 @@ class HeaderEncoder:
         return None
 
     def _insert(self, name: bytes, value: bytes, length: int) -> bytes:
-        """A literal with indexing up to its value; the entry is in the table then."""
+        """A literal with indexing, up to its value; inserts the entry into the table."""
         names = [known for known, _ in self._entries]
         index = _STATIC_NAMES.get(name) or (62 + names.index(name) if name in names else 0)
         self._entries.insert(0, (name, value))
@@ -160,7 +160,7 @@ class HeaderEncoder:
 
 
 class BlockCycle:
-    """The header blocks of one connection's calls: some at first, then for ever the same ones in turn."""
+    """The header blocks of one connection's calls: some initial ones, then a cycle that repeats."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = list(fields)
@@ -181,7 +181,7 @@ class BlockCycle:
         """Decode twice as many blocks as there are, with the hpack library.
 
         Raises:
-            ValueError: where one means anything but our fields.
+            ValueError: if one decodes to other fields than ours.
         """
         decoder, blocks = Decoder(), iter(self)
         for number in range(2 * (len(self.first) + len(self.repeated)) + 2):
@@ -196,8 +196,8 @@ class BlockCycle:
 def deadlines(spread: int, seed: int = 1) -> list[bytes]:
     """Huffman codes of ``4999999u`` and the ``spread`` values below it, each once, in an order without pattern.
 
-    grpc-go states what is left of 5 s in microseconds: the spread is the time between making the context and
-    writing the frame. 1,000 is a client at ease; 100,000 leaves nothing that a memo could remember.
+    grpc-go sends the rest of 5 s in microseconds: the spread is the time between making the context and writing the
+    frame. 1,000 is a client with little load; with 100,000 no memo can remember the blocks.
     """
     values = [b"%du" % (4_999_999 - number) for number in range(spread)]
     random.Random(seed).shuffle(values)

@@ -31,7 +31,7 @@ class Unserved(StrEnum):
 
 
 class Suspect(StrEnum):
-    """What looks wrong with a row that is served."""
+    """The reasons for which a served row is suspect."""
 
     INTERFACE_NOT_JSON_ARRAY = "interface_not_json_array"
     LARGER_THAN_4_MIB = "larger_than_4_mib"

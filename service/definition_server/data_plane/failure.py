@@ -8,7 +8,7 @@ from grpc_h2 import StatusCode
 
 
 class Status(IntEnum):
-    """Those of the gRPC status codes that the server's RPCs end with."""
+    """The gRPC status codes with which the server's RPCs end."""
 
     OK = StatusCode.OK
     INVALID_ARGUMENT = StatusCode.INVALID_ARGUMENT

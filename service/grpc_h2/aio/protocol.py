@@ -83,7 +83,7 @@ class Acceptor(Protocol):
         """The connection begins; over TLS, the handshake is done."""
 
     def closed(self, protocol: Http2Protocol) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
 
 
 class Http2Protocol(asyncio.Protocol):

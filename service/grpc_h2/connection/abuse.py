@@ -48,7 +48,7 @@ class LeakyBucket:
 
 
 class Abuse:
-    """What the peer of one connection may still do."""
+    """The buckets and budgets of one connection's peer."""
 
     __slots__ = (
         "_bucket",

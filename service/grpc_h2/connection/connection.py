@@ -251,8 +251,8 @@ class Connection:
         self._calls.send_headers(stream, initial_block(metadata, encoding))
 
     def send_message(self, stream: Stream, message: bytes | memoryview, *, compressed: bool = False) -> None:
-        """One message as it goes on the wire, without its prefix; ``compressed``: whether it is. No effect on a closed
-        stream."""
+        """Queue one message, without its prefix; ``compressed``: whether ``message`` is compressed. No effect on a
+        closed stream."""
         if stream.closed:
             return
         if not stream.headers_sent:

@@ -114,9 +114,10 @@ class FastPath:
         """Calls that `answer_one` has answered since `settle`, the last of them at ``_alone_at``."""
         self._alone_at = 0.0
         self.pending: dict[int, Route] = {}
-        """Streams of static methods whose DATA is not in yet: a route is all there is to know of one."""
+        """Streams of static methods whose DATA has not arrived; only their routes need to be kept."""
         self._pending_windows: dict[int, int] = {}
-        """What WINDOW_UPDATE has added to those of them that had one (C-core sends it between HEADERS and DATA)."""
+        """Octets that WINDOW_UPDATE has added to the windows of these streams (C-core sends it between HEADERS and
+        DATA)."""
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -297,7 +298,7 @@ class FastPath:
         self._pending_windows.clear()
 
     def check_invariants(self) -> None:
-        """Assert that what waits is in order."""
+        """Assert that waiting streams are not open and that each added window belongs to one of them."""
         assert self._pending_windows.keys() <= self.pending.keys()
         assert self.pending.keys().isdisjoint(self._streams.open.keys())
         in_use = len(self.pending) + len(self._streams.open)

@@ -34,7 +34,7 @@ _OVERFLOW_GLITCH: Final = 5.0
 
 
 class BlockAssembly:
-    """A header block that has begun and is not dealt with (RFC 9113 section 6.10): no other frame may come between."""
+    """An unfinished header block, into which no other frame may be interleaved (RFC 9113 section 6.10)."""
 
     __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id", "whole")
 
@@ -100,7 +100,7 @@ class Headers:
         """Block → route. To be read only."""
         self._memo_epoch = self._decoder.epoch
         self.router_epoch = router.epoch
-        """The router's epoch in which the memo is authorized."""
+        """The router's epoch at the time of the memo's authorizations."""
         self.assembly: BlockAssembly | None = None
         """The block that is being received or decoded."""
         self._ahead: tuple[Field, ...] | None = None
@@ -132,14 +132,14 @@ class Headers:
     # -- understanding --------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """The router's epoch has changed: forget what may not be authorized any more."""
+        """The router's epoch has changed: drop all remembered blocks, whose authorization may have changed."""
         self.memo.clear()
         self.router_epoch = self._router.epoch
 
     def route(self, block: bytes) -> Route:
         """The route of a request, by the memo or as `learn` finds it."""
-        # A block that has been decoded ahead is not looked for, or its fields would be taken for the next block's. Nor
-        # is a long one: none is remembered, and to look for 16 kB takes 3 µs.
+        # The memo is not used for a block that has been decoded ahead, because its fields would be taken for the next
+        # block's, nor for a long block, because none is remembered, and a look-up of 16 kB takes 3 µs.
         known = self.memo.get(block) if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK else None
         return known or self.learn(block)
 
@@ -173,8 +173,8 @@ class Headers:
         return route
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
-        """The fields of a whole block. Every block goes through here: the table changes nowhere else, and with it the
-        memo goes.
+        """The fields of a whole block. Every block is decoded here, so this is the only place where the table changes
+        and the memo must be dropped.
 
         Raises:
             ConnectionFault: as `learn`.

@@ -67,8 +67,8 @@ class Limits:
     and reset, some 20 ms of CPU once per connection."""
 
     glitches_per_second: float = 200.0
-    """Refill; an honest client whose deadlines are too short cancels this often for ever. nghttp2 33 resets/s or
-    330 glitches/s."""
+    """Rate at which the bucket leaks: an honest client whose deadlines are too short may cancel this often without end.
+    nghttp2 33 resets/s or 330 glitches/s."""
 
     free_window_updates: int = 5
     """WINDOW_UPDATEs allowed beyond two for a stream and twenty for a DATA frame sent (Envoy's formula)."""
@@ -103,11 +103,11 @@ class Limits:
     """From HEADERS to END_HEADERS."""
 
     stall_timeout: float = 120.0
-    """How long a peer may leave every queued octet unread, by TCP or by windows, before it is cut. It pins the
-    catalogue it reads; nginx 60 s."""
+    """How long a peer may leave every queued octet unread, by TCP or by windows, before it is disconnected. Meanwhile
+    the catalogue that it reads cannot be released; nginx 60 s."""
 
     keepalive_time: float = 7200.0
-    """Silence after which a PING asks whether the peer lives (A8: 2 h)."""
+    """Silence after which a PING checks whether the peer is alive (A8: 2 h)."""
 
     keepalive_timeout: float = 20.0
     """How long the answer may take (A8: 20 s)."""

@@ -37,7 +37,7 @@ class Outbound:
         self._flow = flow
         self.out: list[bytes] = []
         self.paused = False
-        """The transport takes no more."""
+        """Whether the transport accepts no more output."""
         self.size_update_due = False
         """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
         announced that we use none (RFC 7541 section 4.2)."""
@@ -61,7 +61,7 @@ class Outbound:
         self._max_frame = size
 
     def pause(self, paused: bool) -> None:
-        """Whether the transport takes no more."""
+        """Note whether the transport accepts no more output."""
         self.paused = paused
 
     # -- what is to be sent ---------------------------------------------------------------------------------------

@@ -58,11 +58,11 @@ class Timers:
         self._block_at = inf
         """Begin of an unfinished header block."""
         self.asked_at = inf
-        """When the keepalive PING left that has had no answer."""
+        """Time at which the keepalive PING was sent; infinity if none is unanswered."""
         self._age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
         self._grace_at = inf
         self._draining_at = inf
-        """When the first GOAWAY of a drain left, until the second has."""
+        """Time at which the first GOAWAY of a drain was sent; infinity before it and after the second."""
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Timers:
         self.asked_at = self.now
 
     def drain_begun(self) -> None:
-        """The first GOAWAY has left; age does not matter any more."""
+        """The first GOAWAY has been sent, so the connection's age is no longer checked."""
         self._age_at = inf
         self._draining_at = self.now
 

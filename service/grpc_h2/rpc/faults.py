@@ -8,7 +8,7 @@ from grpc_h2.wire.errors import Http2Error
 class CallFault(Http2Error):
     """A call that fails before its handler sees it, or by its messages: ``grpc-status`` and ``grpc-message``.
 
-    ``content_length`` is what the request announced, if it did: the length of its body must be judged all the same.
+    ``content_length`` is the value that the request announced, if any; the length of its body must still be judged.
     """
 
     def __init__(self, status: int, message: str, content_length: int | None = None) -> None:

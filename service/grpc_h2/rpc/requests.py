@@ -48,7 +48,7 @@ _FRACTIONS: Final = {ord("m"): 1_000, ord("u"): 1_000_000, ord("n"): 1_000_000_0
 _MOST_LENGTH_DIGITS: Final = 18  # of content-length; 10^18 octets are an exabyte, and int() of 16 KiB digits is slow
 _MOST_BINARY_VALUES: Final = 100  # in one -bin field, as many as fields in a list: commas must not multiply memory
 
-# What a field is. The pseudo-headers come first, so that one comparison tells them from the rest.
+# What a field is. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
 _METHOD, _SCHEME, _PATH, _AUTHORITY = range(4)
 (
     _HIDDEN,  # well formed, and of no interest to a handler
@@ -206,11 +206,11 @@ def interpret(fields: tuple[Field, ...]) -> Request:
 
 
 def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes | None]:
-    """Part the list from its ``grpc-timeout``, so that the verdict on the rest can be remembered.
+    """Separate the list from its ``grpc-timeout``, so that the verdict on the rest can be remembered.
 
-    Of the result ``rest, value``: if value is not None, it is well formed, and ``interpret(fields)`` is
-    ``interpret(rest)`` with ``parse_timeout(value)`` for its timeout, or fails as ``interpret(rest)`` does. A timeout
-    that could change the verdict on the other fields stays in the list, and the value is None. Raises nothing.
+    Returns ``rest, value``. If ``value`` is not None, it is well formed, and ``interpret(fields)`` equals
+    ``interpret(rest)`` with the timeout ``parse_timeout(value)``, or fails as ``interpret(rest)`` does. A timeout that
+    could change the verdict on the other fields stays in the list, and ``value`` is None. Raises nothing.
     """
     for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one wins
         name, value = fields[index]
@@ -307,7 +307,7 @@ def _read_path(value: bytes) -> tuple[int, Any]:
     try:
         return _PATH, value.decode()
     except UnicodeDecodeError:
-        # No method has such a name, and every lenient decoding would make two paths one.
+        # No method has such a name, and a lenient decoding would give two different paths the same name.
         return _PATH, ""
 
 
@@ -335,7 +335,7 @@ def _metadata_text(name: bytes, value: bytes) -> tuple[int, Any]:
 
 
 def _text(value: bytes) -> str:
-    """As grpcio shows it: UTF-8, else Latin-1, so that no octets are an error."""
+    """The text as grpcio shows it: UTF-8, or Latin-1 if it is not valid UTF-8, so decoding never fails."""
     try:
         return value.decode()
     except UnicodeDecodeError:

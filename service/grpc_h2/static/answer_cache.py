@@ -2,10 +2,9 @@
 
 **Theory of operation.** A remembered answer is valid until the application says that its data changed. Then every
 answer would have to be looked up again by the calls that come next, all at once. So the application can *prepare*
-before it changes its data: `PreparedAnswers` asks the lookup of the data to come for everything that is remembered
-now, one request in each step, and `PreparedAnswers.install` replaces the remembered answers in a tenth of a
-millisecond. To free thousands of answers takes milliseconds too, so what was replaced waits in `AnswerCache.replaced`
-and is released a few answers at a time.
+before it changes its data: `PreparedAnswers` looks up every remembered request in the new data, one request in each
+step, and `PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. To free thousands of
+answers takes milliseconds too, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
 
 Everything is bounded in number and in size, because the keys come from the peer.
 """
@@ -44,7 +43,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         super().__init__(REMEMBERED_ANSWERS)
         self._lookup = lookup
         self._failures: dict[bytes, StaticAnswer] = {}
-        """Apart and few, so that a flood of names that nobody has defined displaces no answer that is in use."""
+        """Kept separately and few, so that a flood of undefined names displaces no answer that is in use."""
         self.replaced: list[dict[bytes, StaticAnswer | None]] = []
         """Generations that wait to be released."""
 
@@ -72,7 +71,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         return answer
 
     def requests(self) -> list[bytes]:
-        """The payloads that are remembered, first those that were asked for of late."""
+        """The payloads that are remembered, the recently requested ones first."""
         return [*self, *self._failures, *self._old]
 
     def take_over(self, other: AnswerCache) -> None:
@@ -137,8 +136,8 @@ class PreparedAnswers:
     def steps(self) -> Iterator[None]:
         """Prepare one answer in each step, of about 10 µs; ends early where the preparation was installed or discarded.
 
-        At most `REMEMBERED_ANSWERS` twice and `REMEMBERED_FAILURES` steps. Requests that were asked for of late come
-        first, so the caller may stop at any step.
+        At most `REMEMBERED_ANSWERS` twice and `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
+        may stop at any step.
         """
         for payload in self._served.requests():
             if self.state is not Preparation.PREPARING:

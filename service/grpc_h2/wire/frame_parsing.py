@@ -45,7 +45,7 @@ def check_shape(kind: int, flags: int, stream_id: int, length: int) -> None:
         ConnectionFault: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
         StreamFault: FRAME_SIZE_ERROR, for PRIORITY only.
     """
-    # First the frames of every call, as they ought to be: what follows takes 1 µs.
+    # The valid frames of ordinary calls are judged first, because the checks below take 1 µs.
     if stream_id:
         if kind <= frames.HEADERS or (kind == frames.WINDOW_UPDATE and length == 4):
             return

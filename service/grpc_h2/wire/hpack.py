@@ -178,7 +178,7 @@ class Decoder:
         """Grows with every change of the dynamic table: an insertion, even of an entry that is too large to stay, an
         eviction, and a size update, even to the same size."""
         self.changed = False
-        """Whether the last block moved ``epoch``: decoding it again would do something else."""
+        """Whether the last block moved ``epoch``; decoding it again would then give another result."""
         self.overflow = False
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
@@ -212,8 +212,8 @@ class Decoder:
         return fields
 
     def decode_some(self, block: bytes, most: int) -> tuple[Field, ...] | None:
-        """Decode ``most`` fields of ``block``, or as many more where that was begun. All of them once it is through, as
-        `decode` gives them; until then None, and no other block may be decoded.
+        """Decode the next ``most`` fields of ``block``. Returns all fields, as `decode` does, once the whole block is
+        decoded; until then None, and no other block may be decoded.
 
         Raises:
             HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
@@ -356,7 +356,7 @@ def encode_size_update(size: int) -> bytes:
 def encode_field(name: bytes, value: bytes) -> bytes:
     """One field: a static index, or a literal without indexing (section 6.2.2), its name by static index if it has one.
 
-    ``name`` must be in lower case; neither is checked.
+    ``name`` must be in lower case. Name and value are not checked.
     """
     index = STATIC_INDICES.get((name, value))
     if index is not None:

@@ -1,4 +1,4 @@
-"""A client of one connection: it keeps the rules of RFC 9113, and knows what must come back for each call."""
+"""A client of one connection: it obeys the rules of RFC 9113, and knows the right answer to each call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Call:
 
 
 class Client:
-    """Sends what its plan says, in an order that the dice decide."""
+    """Sends the frames of its plan, in a random order."""
 
     def __init__(self, plan: ClientPlan, limits: Limits, draw: random.Random) -> None:
         self.plan = plan
@@ -67,7 +67,7 @@ class Client:
         return self.replies.stream(call.stream)
 
     def over(self, call: Call) -> bool:
-        """Whether nothing more comes of the call."""
+        """Whether the call has ended."""
         result = self.result(call)
         return self.broken or result.ended or result.reset is not None or call.cancelled or call.stream > self.last_id
 
@@ -78,7 +78,7 @@ class Client:
 
     @property
     def done(self) -> bool:
-        """Whether every call has come to its end and nothing is under way."""
+        """Whether every call has ended and no octets are in flight."""
         return self.broken or (
             not self.outbox
             and (not self.to_come or self.last_id < LARGEST_WINDOW)
@@ -94,7 +94,7 @@ class Client:
         self.outbox += octets
 
     def step(self, *, hurry: bool) -> bool:
-        """One action of those that are possible now; with ``hurry`` also those that bring the run to its end.
+        """Do one of the actions that are possible now; with ``hurry`` also those that bring the run to its end.
 
         Returns whether there was one.
         """
@@ -255,7 +255,7 @@ class Client:
     # -- what comes back ----------------------------------------------------------------------------------------------
 
     def data_received(self, octets: bytes) -> None:
-        """Octets of the server. Fails on anything that the server may not send."""
+        """Process octets of the server. Fails on everything that the server may not send."""
         if not self.introduced:
             self._introduce()
         for got in self.replies.feed(octets):
@@ -287,7 +287,7 @@ class Client:
     # -- judgement ----------------------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Every call has had the outcome that its plan says."""
+        """Assert that every call has the outcome of its plan."""
         for call in self.calls.values():
             self._judge_call(call)
 

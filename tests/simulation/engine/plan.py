@@ -31,7 +31,7 @@ class CallPlan:
     number: int
     path: bytes
     messages: tuple[bytes, ...] = ()
-    """As the client means them; ``body`` is how they go on the wire."""
+    """The client's messages; ``body`` is their form on the wire."""
     body: bytes = b""
     fields: tuple[tuple[bytes, bytes], ...] = ()
     replaced: tuple[tuple[str, bytes], ...] = ()
@@ -41,13 +41,13 @@ class CallPlan:
     reset: int | None = None
     handler: tuple[Step, ...] = ()
     linger: int = 0
-    """Microseconds that the handler's work goes on after its call has ended."""
+    """Microseconds that the handler continues to work after its call has ended."""
     cancel_after: int | None = None
     """The client resets the call after so many octets of the body; a call that ends before is not reset."""
     trailers: bool = False
     """The request ends with trailers instead of END_STREAM on DATA."""
     ping_pong: bool = False
-    """The client sends a message only once the one before has been answered."""
+    """The client sends a message only after the previous one has been answered."""
     alone: bool = False
     """The client has no other call open meanwhile."""
 
@@ -67,7 +67,7 @@ class ClientPlan:
 
     calls: tuple[CallPlan, ...]
     steady: bool
-    """Plain calls of static methods, each in one piece, whose header blocks repeat: what the fast path is for."""
+    """Plain calls of static methods, each in one piece, with repeated header blocks: those that use the fast path."""
     together: int
     """Calls that the client has open at once, at the most."""
     settings: tuple[tuple[int, int], ...]
@@ -278,7 +278,7 @@ class _Drawing:
         )
 
     def _probe(self) -> CallPlan:
-        """Many messages, one at a time: what leaks a little for each of them shows."""
+        """Many messages, one at a time, which reveal a small leak for each message."""
         self.number += 1
         messages = tuple(b"%d" % number for number in range(self.draw.choice((20, 60))))
         return CallPlan(

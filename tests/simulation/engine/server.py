@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tests.simulation.engine.plan import CallPlan, sent
-from tests.support.h2_peer import some_doors
+from tests.support.h2_peer import some_router
 
 from grpc_h2 import (
     CallCancelled,
@@ -31,7 +31,7 @@ LARGEST_SENT = 40_000
 
 
 class Handler:
-    """Plays the plan of a call, step by step, each after a delay that the network's dice decide."""
+    """Carries out the plan of a call, step by step, each after a random delay."""
 
     def __init__(self, shell: Shell, stream: Stream, plan: CallPlan) -> None:
         self.shell = shell
@@ -154,11 +154,11 @@ class Shell:
     def __init__(self, world: World, calls: dict[int, CallPlan]) -> None:
         self.world = world
         self.calls = calls
-        self.router = some_doors()
+        self.router = some_router()
         self.connection = Connection(self.router, world.plan.limits, world.now)
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
-        """What the transport has not yet passed on."""
+        """Octets that the transport has not yet sent."""
         self.writing_paused = False
         self.reading = True
         self.queued = False
@@ -222,7 +222,7 @@ class Shell:
             self.settle()
 
     def check_invariants(self) -> None:
-        """What the connection asserts of itself, if it can."""
+        """Let the connection check its invariants, if it has a method for that."""
         check = getattr(self.connection, "check_invariants", None)
         if check is not None:
             check()
@@ -271,7 +271,7 @@ class Shell:
             self._go_on_later()
 
     def settle(self) -> None:
-        """Write what may go, hand out events, and decide whether to read on."""
+        """Write the allowed output, dispatch events, and decide whether to continue reading."""
         connection = self.connection
         pieces = connection.data_to_send()
         if pieces:

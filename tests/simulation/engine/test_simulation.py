@@ -1,4 +1,4 @@
-"""The engine under simulation: hundreds of seeds pass, one seed is one run, and bugs that are put in are found."""
+"""The engine under simulation: hundreds of seeds pass, a seed gives the same run each time, injected bugs are found."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def test_hundreds_of_seeds_exercise_every_kind_of_event() -> None:
         assert wanted
 
 
-# -- bugs that are put in ----------------------------------------------------------------------------------------------
+# -- injected bugs -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A bug: a line of the package, wherever it stands, and the line that replaces it."""
+    """A bug: a line of the package, in any module, and the line that replaces it."""
 
     within: int
     """Seeds among which the bug must show."""
@@ -126,7 +126,7 @@ def mutated_package(folder: Path, mutant: Mutant) -> int:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_bug_that_is_put_in_is_found(tmp_path: Path, name: str) -> None:
+def test_an_injected_bug_is_found(tmp_path: Path, name: str) -> None:
     mutant = MUTANTS[name]
     assert mutated_package(tmp_path, mutant), "the line is no longer there: write the bug into the code as it is now"
     command = [sys.executable, "-m", "tests.simulation.engine", "--seeds", str(mutant.within)]

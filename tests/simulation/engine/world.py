@@ -1,4 +1,4 @@
-"""Virtual time, the network, and what must hold after each event."""
+"""Virtual time, the network, and the invariants that are checked after each event."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from grpc_h2.aio.scheduler import FairScheduler
 LONGEST = 30.0
 """Virtual seconds after which a run that has not ended has stalled."""
 HURRY = 2.0
-"""Virtual seconds after which clients, handlers and network stop to dawdle: what is left must come to its end."""
+"""Virtual seconds after which clients, handlers and network make no more delays, so that the run comes to its end."""
 MOST_EVENTS = 200_000
 CHECK_EVERY = 16
 """Events between two checks of a connection's own invariants, which walk all its streams."""
 IDLE_STEP = 0.004
-"""Virtual seconds until a client that could do nothing looks again."""
+"""Virtual seconds until a client that could do nothing tries again."""
 
 NETWORKS = ("random", "whole", "octets")
 
@@ -160,11 +160,11 @@ class World:
 
     @property
     def hurry(self) -> bool:
-        """Whether what is left must come to its end."""
+        """Whether the run must come to its end."""
         return self.now - 1000.0 > HURRY
 
     def clock(self) -> float:
-        """What the scheduler sees as the time that its work takes: now and then a slice is over."""
+        """The time that the scheduler reads for its work; at random, a time slice ends."""
         self._spent = getattr(self, "_spent", 0.0) + self._draw.choice((0.0, 1e-6, 5e-5))
         return self.now + self._spent
 
@@ -241,7 +241,7 @@ class World:
         self._judge()
 
     def _check(self) -> None:
-        """What holds after each event."""
+        """Check the invariants after an event."""
         for link in self.links:
             shell = link.shell
             assert shell.connection.open_calls == shell.running, "a handler is not counted, or counted twice"
@@ -253,7 +253,7 @@ class World:
                 )
 
     def _judge(self) -> None:
-        """What holds at the end."""
+        """Check the final state."""
         for link in self.links:
             assert link.done, f"over, but not done: {self._unfinished()}"
             link.client.judge()
@@ -267,7 +267,7 @@ class World:
                     assert handler.half_closed
             if shell.lost or link.client.last_id < 2**31 - 1:
                 continue
-            # All that was sent has been given back, but for what is too little to be worth a frame.
+            # All received octets have been given back, except a remainder that is too small for a WINDOW_UPDATE.
             assert 2 * link.client.window >= self.plan.limits.connection_window, (
                 f"{self.plan.limits.connection_window - link.client.window} octets of the window did not come back"
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from tests.support.h2_attack import Attacker, Beside, peak_memory, pieces_of
-from tests.support.h2_peer import HANDLED, STATIC, Peer, some_doors
+from tests.support.h2_peer import HANDLED, STATIC, Peer, some_router
 from tests.support.h2_wire import (
     HELLO,
     INITIAL_WINDOW_SIZE,
@@ -152,10 +152,10 @@ def test_a_static_request_that_inflates_above_its_limit_ends_with_resource_exhau
 
 @pytest.mark.requirement("B-slow-read")
 def test_large_answers_held_back_by_a_closed_window_are_not_copied():
-    doors = Router()
+    router = Router()
     answer = StaticAnswer.unary(bytes(8 * MIB))
-    doors.add_static_unary("/t.S/Get", lambda message: answer)
-    attacker = Attacker(doors)
+    router.add_static_unary("/t.S/Get", lambda message: answer)
+    attacker = Attacker(router)
     attack = [settings((INITIAL_WINDOW_SIZE, 0)), *(call(stream) for stream in ids(300))]
     assert peak_memory(lambda: attacker.flood(attack)) < 2 * MIB
 
@@ -180,12 +180,12 @@ def test_a_stream_above_the_high_water_mark_is_not_writable_until_the_window_ope
 
 @pytest.mark.requirement("B-slow-client")
 def test_an_idle_connection_takes_less_than_8_kib():
-    doors, limits = some_doors(), Limits()
+    router, limits = some_router(), Limits()
 
     def open_connections() -> list[Connection]:
         connections = []
         for _ in range(500):
-            connection = Connection(doors, limits, 0.0)
+            connection = Connection(router, limits, 0.0)
             connection.receive_data(HELLO + SETTINGS_ACK + call(1), 0.0)
             connection.data_to_send()
             connections.append(connection)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import h2_wire as wire
-from tests.support.h2_peer import GUARDED, STATIC, Keys, some_doors
+from tests.support.h2_peer import GUARDED, STATIC, Keys, some_router
 
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
@@ -31,7 +31,7 @@ class Pair:
         self.now = 1000.0
         self.both: list[Connection] = []
         for _ in range(2):
-            self.both.append(Connection(some_doors(self.keys), limits, self.now))
+            self.both.append(Connection(some_router(self.keys), limits, self.now))
         self.send(wire.HELLO + wire.SETTINGS_ACK)
 
     def send(self, octets: bytes) -> bytes:
@@ -143,7 +143,7 @@ def test_the_fast_path_stays_within_the_connections_window() -> None:
 def test_a_window_update_behind_headers_has_the_same_effect_in_a_read_of_its_own(increment: int) -> None:
     headers = wire.headers(3, wire.request_block(STATIC))
     update = frame(8, 0, 3, increment.to_bytes(4, "big"))
-    both = [Connection(some_doors(Keys()), LIMITS, 1000.0) for _ in range(2)]
+    both = [Connection(some_router(Keys()), LIMITS, 1000.0) for _ in range(2)]
     replies = []
     for connection, reads in zip(
         both, ([headers + update + _last_data(3)], [headers + update[:9], update[9:], _last_data(3)]), strict=True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from tests.support.h2_oracle import A1, B2, BODY, FIRST, OVERSIZE, REPLAYS, REQUEST, Oracle, placed, replay
-from tests.support.h2_peer import GUARDED, HANDLED, REFUSING, STATIC, Keys, Peer, some_doors
+from tests.support.h2_peer import GUARDED, HANDLED, REFUSING, STATIC, Keys, Peer, some_router
 from tests.support.h2_wire import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
@@ -305,8 +305,8 @@ def test_a_known_block_in_two_frames_leaves_nothing_behind_for_the_next_block(fe
 @three_ways
 def test_rotated_keys_apply_to_the_next_call_on_open_connections(feed: Feed):
     keys = Keys("Bearer k1")
-    doors = some_doors(keys)
-    peers = [Peer(feed, doors=doors), Peer(feed, doors=doors)]
+    router = some_router(keys)
+    peers = [Peer(feed, router=router), Peer(feed, router=router)]
     octets = request_block(GUARDED)
 
     def status(stream: int) -> set[int | None]:
@@ -316,24 +316,24 @@ def test_rotated_keys_apply_to_the_next_call_on_open_connections(feed: Feed):
 
     assert status(1) == status(3) == {0}
     keys.valid = {"Bearer k2"}
-    doors.forget_authorizations()
+    router.forget_authorizations()
     assert status(5) == status(7) == {16}
     keys.valid = {"Bearer k1"}
-    doors.forget_authorizations()
+    router.forget_authorizations()
     assert status(9) == status(11) == {0}
 
 
 @pytest.mark.requirement("D4")
 def test_remembered_answers_are_dropped_when_the_data_changes():
     current = [b"old"]
-    doors = Router()
-    door = doors.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(current[0]))
-    peer = Peer(doors=doors)
+    router = Router()
+    method = router.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(current[0]))
+    peer = Peer(router=router)
     for stream in (1, 3):
         peer.send(headers(stream, request_block()), data(stream, BODY, end_stream=True))
         peer.assert_answered(stream, b"old")
     current[0] = b"new"
-    door.forget()
+    method.forget()
     peer.send(headers(5, request_block()), data(5, BODY, end_stream=True))
     peer.assert_answered(5, b"new")
 

@@ -111,7 +111,7 @@ def test_a_capture_sent_call_by_call_is_answered(feed: Feed, name: str):
 @three_ways
 @pytest.mark.parametrize("name", [name for name in CAPTURES if name != TOO_LARGE])
 def test_a_capture_gives_handlers_the_fields_and_messages_of_the_client(feed: Feed, name: str):
-    peer = Peer(feed, hello=None, doors=Router())
+    peer = Peer(feed, hello=None, router=Router())
     decoder = hpack.Decoder()
     for step in step_by_step(name):
         peer.send(step)

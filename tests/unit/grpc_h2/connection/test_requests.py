@@ -6,7 +6,7 @@ import base64
 import gzip
 
 import pytest
-from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, STATIC, Keys, Peer, some_doors
+from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, STATIC, Keys, Peer, some_router
 from tests.support.h2_wire import (
     DATA,
     PROTOCOL_ERROR,
@@ -218,7 +218,7 @@ def test_a_request_without_te_is_answered(feed: Feed):
 @pytest.mark.parametrize("path", [b"t.S/Guarded", b"t.S/Get", b"*", b"?/t.S/Guarded"])
 def test_a_path_without_a_leading_slash_is_refused_before_authorization(feed: Feed, path: bytes):
     keys = Keys("Bearer k1")
-    peer = Peer(feed, doors=some_doors(keys)).send(requested(request_block(path)))
+    peer = Peer(feed, router=some_router(keys)).send(requested(request_block(path)))
     peer.assert_status(1, 12)
     assert keys.asked == 0
     assert not peer.calls

@@ -22,14 +22,14 @@ class Catalogue:
     def __init__(self) -> None:
         self.asked: list[bytes] = []
         self.edition = b"1"
-        self.door = StaticUnary("/t.S/Get", self.lookup, None)
+        self.method = StaticUnary("/t.S/Get", self.lookup, None)
 
     def lookup(self, message: bytes) -> StaticAnswer:
         self.asked.append(message)
         return StaticAnswer.unary(message + self.edition)
 
     def ask(self, message: bytes) -> bytes:
-        answer = self.door.answer_payload(payload(message))
+        answer = self.method.answer_payload(payload(message))
         assert answer is not None
         assert answer.message is not None
         return bytes(answer.message)
@@ -46,17 +46,17 @@ def test_after_forget_no_old_answer_is_given() -> None:
     for number in range(answer_cache.REMEMBERED_ANSWERS + 10):
         catalogue.ask(b"%d" % number)
     catalogue.edition = b"2"
-    catalogue.door.forget()
+    catalogue.method.forget()
     for number in (0, 5, answer_cache.REMEMBERED_ANSWERS, answer_cache.REMEMBERED_ANSWERS + 9):
         assert catalogue.ask(b"%d" % number) == b"%d2" % number
 
 
 def test_a_bound_method_that_a_route_holds_gives_new_answers_after_forget() -> None:
     catalogue = Catalogue()
-    answer_payload = catalogue.door.answer_payload
+    answer_payload = catalogue.method.answer_payload
     catalogue.ask(b"a")
     catalogue.edition = b"2"
-    catalogue.door.forget()
+    catalogue.method.forget()
     answer = answer_payload(payload(b"a"))
     assert answer is not None
     assert answer.message == b"a2"
@@ -69,7 +69,7 @@ def test_an_answer_asked_for_again_survives_a_generation_and_others_are_dropped(
         catalogue.ask(b"%d" % number)
         catalogue.ask(b"hot")
     assert catalogue.asked.count(b"hot") == 1
-    remembered = catalogue.door._answers
+    remembered = catalogue.method._answers
     held = remembered.held + sum(map(len, remembered.replaced))
     assert held <= 3 * answer_cache.REMEMBERED_ANSWERS
 
@@ -78,8 +78,8 @@ def test_dropped_answers_are_freed_a_few_at_a_time() -> None:
     catalogue = Catalogue()
     for number in range(1000):
         catalogue.ask(b"%d" % number)
-    catalogue.door.forget()
-    dropped = catalogue.door._answers.replaced
+    catalogue.method.forget()
+    dropped = catalogue.method._answers.replaced
     assert sum(map(len, dropped)) == 1000
     for number in range(1000 // answer_cache.RELEASED_AT_ONCE):
         catalogue.ask(b"new %d" % number)
@@ -92,7 +92,7 @@ def test_dropped_answers_are_freed_a_few_at_a_time() -> None:
 )
 def test_a_payload_that_is_not_one_plain_message_is_left_to_the_long_path(request_payload: bytes) -> None:
     catalogue = Catalogue()
-    assert catalogue.door.answer_payload(request_payload) is None
+    assert catalogue.method.answer_payload(request_payload) is None
     assert catalogue.asked == []
 
 
@@ -112,15 +112,15 @@ def test_a_flood_of_failures_evicts_no_answer_and_is_bounded() -> None:
         asked.append(message)
         return StaticAnswer.unary(b"ok") if message == b"hot" else StaticAnswer.failure(5, "no")
 
-    door = StaticUnary("/t.S/Get", lookup, None)
+    method = StaticUnary("/t.S/Get", lookup, None)
     for number in range(3 * answer_cache.REMEMBERED_ANSWERS):
-        assert door.answer_payload(payload(b"%d" % number)) is not None
-        assert door.answer_payload(payload(b"hot")) is not None
-        assert door.answer_payload(payload(b"%d" % number)) is not None
+        assert method.answer_payload(payload(b"%d" % number)) is not None
+        assert method.answer_payload(payload(b"hot")) is not None
+        assert method.answer_payload(payload(b"%d" % number)) is not None
     assert len(asked) == 3 * answer_cache.REMEMBERED_ANSWERS + 1
-    assert len(door._answers._failures) <= answer_cache.REMEMBERED_FAILURES
-    door.forget()
-    door.answer_payload(payload(b"1"))
+    assert len(method._answers._failures) <= answer_cache.REMEMBERED_FAILURES
+    method.forget()
+    method.answer_payload(payload(b"1"))
     assert asked.count(b"1") == 2
 
 
@@ -138,9 +138,9 @@ def test_a_failure_that_is_not_lasting_is_looked_up_again() -> None:
         asked.append(message)
         return StaticAnswer.failure(13, "a bug", lasting=False)
 
-    door = StaticUnary("/t.S/Get", lookup, None)
+    method = StaticUnary("/t.S/Get", lookup, None)
     for _ in range(2):
-        door.answer_payload(payload(b"x"))
+        method.answer_payload(payload(b"x"))
     assert len(asked) == 2
 
 
@@ -189,8 +189,8 @@ def to_come(catalogue: Catalogue) -> Callable[[bytes], StaticAnswer]:
 
 def test_prepared_answers_are_given_after_renew_without_a_look_up() -> None:
     catalogue = remembering(b"a", b"b")
-    answer_payload = catalogue.door.answer_payload
-    prepared = catalogue.door.prepare(to_come(catalogue))
+    answer_payload = catalogue.method.answer_payload
+    prepared = catalogue.method.prepare(to_come(catalogue))
     for steps, _ in enumerate(prepared.steps(), 1):
         assert len(catalogue.asked) == steps, "one look-up a step"
         assert catalogue.ask(b"a") == b"a1", "until then the old ones are"
@@ -209,17 +209,17 @@ def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
     def lookup(message: bytes) -> StaticAnswer:
         return StaticAnswer.failure(5, "no") if message.startswith(b"no") else StaticAnswer.unary(message)
 
-    door = StaticUnary("/t.S/Get", lookup, None)
+    method = StaticUnary("/t.S/Get", lookup, None)
     for number in range(answer_cache.REMEMBERED_ANSWERS + 10):
-        door.answer_payload(payload(b"%d" % number))
-    door.answer_payload(payload(b"no"))
+        method.answer_payload(payload(b"%d" % number))
+    method.answer_payload(payload(b"no"))
     asked: list[bytes] = []
 
     def counted(message: bytes) -> StaticAnswer:
         asked.append(message)
         return lookup(message)
 
-    for _ in door.prepare(counted).steps():
+    for _ in method.prepare(counted).steps():
         pass
     assert len(asked) == answer_cache.REMEMBERED_ANSWERS + 11
     assert set(asked[:10]) == {b"%d" % number for number in range(answer_cache.REMEMBERED_ANSWERS, len(asked) - 1)}
@@ -228,7 +228,7 @@ def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
 
 def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
     catalogue = remembering(b"a", b"b", b"c")
-    prepared = catalogue.door.prepare(to_come(catalogue))
+    prepared = catalogue.method.prepare(to_come(catalogue))
     next(prepared.steps())
     catalogue.edition = b"2"
     prepared.install()
@@ -238,10 +238,10 @@ def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
 
 def test_answers_prepared_from_data_that_is_not_served_are_never_given() -> None:
     catalogue = remembering(b"a")
-    prepared = catalogue.door.prepare(to_come(catalogue))
+    prepared = catalogue.method.prepare(to_come(catalogue))
     list(prepared.steps())
     catalogue.edition = b"3"
-    catalogue.door.forget()
+    catalogue.method.forget()
     assert prepared.state is answer_cache.Preparation.DISCARDED
     with pytest.raises(RuntimeError, match="discarded"):
         prepared.install()
@@ -250,10 +250,10 @@ def test_answers_prepared_from_data_that_is_not_served_are_never_given() -> None
 
 def test_a_preparation_ends_early_when_another_begins_or_it_is_installed() -> None:
     catalogue = remembering(b"a", b"b", b"c")
-    first = catalogue.door.prepare(to_come(catalogue))
+    first = catalogue.method.prepare(to_come(catalogue))
     steps = first.steps()
     next(steps)
-    second = catalogue.door.prepare(to_come(catalogue))
+    second = catalogue.method.prepare(to_come(catalogue))
     assert first.state is answer_cache.Preparation.DISCARDED
     assert list(steps) == []
     steps = second.steps()
@@ -267,13 +267,13 @@ def test_a_preparation_ends_early_when_another_begins_or_it_is_installed() -> No
 def test_replaced_answers_are_freed_a_few_at_a_time_without_another_call() -> None:
     catalogue = remembering(*(b"%d" % number for number in range(1000)))
     for _ in range(3):
-        prepared = catalogue.door.prepare(to_come(catalogue))
+        prepared = catalogue.method.prepare(to_come(catalogue))
         list(prepared.steps())
         prepared.install()
-        dropped = catalogue.door._answers.replaced
+        dropped = catalogue.method._answers.replaced
         left = sum(map(len, dropped))
         assert left == 1000
-        for _ in catalogue.door.release():
+        for _ in catalogue.method.release():
             now = sum(map(len, dropped))
             assert left - now <= answer_cache.RELEASED_AT_ONCE
             left = now
@@ -285,11 +285,11 @@ def test_an_installed_preparation_keeps_no_answer_alive() -> None:
         return sum(isinstance(each, StaticAnswer) and each.message in (b"a2", b"b2") for each in gc.get_objects())
 
     catalogue = remembering(b"a", b"b")
-    prepared = catalogue.door.prepare(to_come(catalogue))
+    prepared = catalogue.method.prepare(to_come(catalogue))
     list(prepared.steps())
     prepared.install()
     assert alive() == 2
-    catalogue.door._answers.forget()
-    for _ in catalogue.door.release():
+    catalogue.method._answers.forget()
+    for _ in catalogue.method.release():
         pass
     assert alive() == 0, "the preparation would free thousands of answers in one step, when the next one begins"
