@@ -186,7 +186,7 @@ class Connection:
         return bool(self._calls.events)
 
     def take_events(self) -> list[Event]:
-        """Events that came about otherwise than by `receive_data` or `tick`."""
+        """Events that calls other than `receive_data` and `tick` have caused."""
         return self._calls.take_events()
 
     # -- output -------------------------------------------------------------------------------------------------------
