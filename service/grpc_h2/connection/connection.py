@@ -116,7 +116,7 @@ class Connection:
             self.answered,
         )
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here, because every call that comes alone would pay for one call more."""
+        """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
         outbound.control(
             frames.settings(
                 (

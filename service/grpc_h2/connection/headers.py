@@ -1,7 +1,7 @@
 """Received header blocks: assembles them from frames, decodes them, finds their routes, and remembers both.
 
-**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block neither changes the
-table nor, since the memo is dropped at each change, was read in another state than the present one. The decoder counts
+**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block does not change the
+table, and was decoded in its present state, because the memo is dropped at each change. The decoder counts
 changes (``epoch``), and `Headers.decode` is the only place that decodes and compares. A block is remembered only where
 it leads to a static method. The memo is dropped too when the server's authorizations change (`Headers.refresh`).
 
