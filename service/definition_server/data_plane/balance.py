@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 0.05
 STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
-"""Longest wait of a connection for the least loaded worker where that has not been woken: a millisecond."""
+"""Longest wait of a connection for the least loaded worker, if the kernel has not woken it: a millisecond."""
 _RETRY_FULL_SECONDS = 0.1
 _BREAK_SECONDS = 0.02
 """Decisions further apart than this belong to different storms: in between, no connection was waiting."""

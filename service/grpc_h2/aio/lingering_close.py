@@ -80,7 +80,7 @@ class LingeringClose:
             self._timer = None
 
     def read_on(self) -> bool:
-        """Read what has come. True: that may end the connection at once, so the time slice ends with this."""
+        """Continue reading. Returns True if that may end the connection at once, so that the time slice ends."""
         transport = self._transport
         if transport.is_closing():
             return False

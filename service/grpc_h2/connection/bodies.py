@@ -1,4 +1,4 @@
-"""Turns DATA into messages, and accounts for the octets that a connection holds of them.
+"""Converts DATA to messages, and accounts for the octets that a connection holds of them.
 
 A message goes through three accounts. While it is unfinished its octets are *partial*. Once whole it is *unread* until
 its handler takes it: then its inflated size counts (gzip reaches 1000 to 1, and a megabyte of window would become a

@@ -98,7 +98,7 @@ class Calls:
         return events
 
     def note(self, event: Event) -> None:
-        """An event has come about elsewhere."""
+        """Add an event that another part has caused."""
         self.events.append(event)
 
     # -- begin ----------------------------------------------------------------------------------------------------

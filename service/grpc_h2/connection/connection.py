@@ -116,7 +116,7 @@ class Connection:
             self.answered,
         )
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here, because every call that comes alone would pay for one call more."""
+        """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
         outbound.control(
             frames.settings(
                 (
@@ -186,7 +186,7 @@ class Connection:
         return bool(self._calls.events)
 
     def take_events(self) -> list[Event]:
-        """Events that came about otherwise than by `receive_data` or `tick`."""
+        """Events that calls other than `receive_data` and `tick` have caused."""
         return self._calls.take_events()
 
     # -- output -------------------------------------------------------------------------------------------------------

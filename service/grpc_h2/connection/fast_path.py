@@ -279,7 +279,7 @@ class FastPath:
         return Opened(stream_id, self.pending.pop(stream_id), self._pending_windows.pop(stream_id, 0))
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
-        """WINDOW_UPDATE. Returns False where no such stream waits, or that would be a fault (section 6.9)."""
+        """Apply WINDOW_UPDATE. Returns False if the stream does not wait here, or for a fault (section 6.9)."""
         if stream_id not in self.pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment

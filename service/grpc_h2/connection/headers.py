@@ -1,7 +1,7 @@
 """Received header blocks: assembles them from frames, decodes them, finds their routes, and remembers both.
 
-**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block neither changes the
-table nor, since the memo is dropped at each change, was read in another state than the present one. The decoder counts
+**The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block does not change the
+table, and was decoded in its present state, because the memo is dropped at each change. The decoder counts
 changes (``epoch``), and `Headers.decode` is the only place that decodes and compares. A block is remembered only where
 it leads to a static method. The memo is dropped too when the server's authorizations change (`Headers.refresh`).
 
@@ -30,7 +30,8 @@ _MEMO_ENTRIES: Final = 64
 FIELDS_AT_ONCE: Final = 32
 """Of a block that is not short: some 20 µs."""
 _OVERFLOW_GLITCH: Final = 5.0
-"""A list over the limit costs us milliseconds and the peer nothing: two hundred of them, and it is disconnected."""
+"""Glitches of a list over the limit, which costs us milliseconds and the peer nothing: after two hundred, the peer is
+disconnected."""
 
 
 class BlockAssembly:
@@ -48,7 +49,7 @@ class BlockAssembly:
         self._parts = bytearray(fragment)
         self._continuations = 0
         self.whole: bytes | None = None
-        """The block, once its last fragment is in and it waits to be decoded."""
+        """The block, once its last fragment has arrived and it waits to be decoded."""
 
     def take(self, kind: int, stream_id: int, fragment: bytes) -> None:
         """The next frame.
@@ -67,7 +68,7 @@ class BlockAssembly:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
 
     def end(self) -> None:
-        """The last fragment is in."""
+        """The last fragment has arrived."""
         self.whole = bytes(self._parts)
 
 
@@ -109,7 +110,7 @@ class Headers:
     # -- assembly -------------------------------------------------------------------------------------------------
 
     def begin(self, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool, whole: bool) -> None:
-        """A block begins that cannot be dealt with at once; ``whole``: it ends with this fragment, too."""
+        """Begin a block that cannot be decoded at once; ``whole``: it ends with this fragment, too."""
         assert self.assembly is None
         self.assembly = BlockAssembly(
             self._limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent

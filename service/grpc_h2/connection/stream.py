@@ -218,7 +218,7 @@ class Stream:
         return cost, free
 
     def discard_body(self) -> tuple[int, int, int]:
-        """Nothing that has arrived will be taken. Returns ``partial``, ``unread`` and ``owed`` as they were."""
+        """Discard all received octets. Returns the previous ``partial``, ``unread`` and ``owed``."""
         discarded = self.partial, self.unread, self.owed
         self.partial = self.unread = self.owed = 0
         return discarded

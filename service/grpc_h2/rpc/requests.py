@@ -107,7 +107,7 @@ class Request:
     timeout: float | None
     """Seconds from the arrival of the headers; 0.0 has already expired; None is for ever."""
     encoding: str
-    """How messages with the compressed flag are compressed; "identity" when nothing was said."""
+    """Compression of messages with the compressed flag; "identity" if the request names none."""
     accepts: tuple[str, ...]
     """Encodings the client takes in answers."""
     content_length: int | None

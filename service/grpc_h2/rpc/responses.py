@@ -123,7 +123,7 @@ def _field(name: str, value: str | bytes) -> tuple[bytes, bytes]:
 
 
 def _trailers(status: int, message: str, metadata: Entries, taken: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields of trailers, together with ``taken`` other octets below `MAX_TRAILERS`."""
+    """The fields of trailers. Their size and ``taken``, that of other fields, add up to less than `MAX_TRAILERS`."""
     first = (b"grpc-status", b"%d" % status)
     rest = metadata_fields(metadata)
     if not message:

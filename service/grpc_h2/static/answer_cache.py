@@ -57,7 +57,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
             if message is None:
                 return None
             answer = self._lookup(message)
-            # A large answer is not copied, so it costs nothing to make and holds on to the application's memory.
+            # A large answer is not copied, so it costs nothing to make, but it keeps the application's memory in use.
             if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None or not answer.lasting:
                 return answer
             if answer.message is None:

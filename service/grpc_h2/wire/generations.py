@@ -53,9 +53,9 @@ class TwoGenerations(dict[Key, Value]):
         self.clear()
 
     def replace_old(self, old: dict[Key, Value]) -> None:
-        """Have another old generation."""
+        """Replace the old generation."""
         self.drop(self._old)
         self._old = old
 
     def drop(self, generation: dict[Key, Value]) -> None:
-        """Receives a generation that is held no more. A subclass may free it a few entries at a time."""
+        """Release ``generation``, which is no longer used. A subclass may free it a few entries at a time."""

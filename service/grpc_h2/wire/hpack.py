@@ -258,7 +258,7 @@ class Decoder:
                     self._insert(field, size)
                     table = self._table
             total += size
-            # Fields are at least 32 octets each, so this alone bounds what is kept; their number is judged at the end.
+            # Each field counts at least 32 octets, so this limit bounds memory; the number is judged at the end.
             if total <= limit:
                 fields.append(field)
             elif total > self._hard_list_size:
