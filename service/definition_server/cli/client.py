@@ -303,7 +303,7 @@ def _watch(server: Server, request: Any, line: _StateLine, interrupted: threadin
             cause = visible(call.details() or call.code().name)
             remedy = advice(cause, server.tls)
             line.show(UNREACHABLE, cause if remedy is None else f"{cause.rstrip('.')}. {remedy}")
-        interrupted.wait(backoff.next())
+        time.sleep(backoff.next())
 
 
 def _follow(
