@@ -132,7 +132,7 @@ def test_secrets_are_made_once_and_not_overwritten(tmp_path: Path) -> None:
         [str(ROOT / "deploy/compose/make-secrets"), str(directory)], capture_output=True, text=True, check=False
     )
     assert again.returncode == 1
-    assert "has secrets already" in again.stderr
+    assert "already has secrets" in again.stderr
     assert {path.name: path.read_text() for path in directory.iterdir()} == files
 
 
