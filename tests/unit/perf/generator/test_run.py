@@ -129,6 +129,8 @@ def test_a_delay_of_the_generator_counts_unless_calls_are_stamped(
     load = Load(job, Snapshot(map_sealed(catalogue.descriptor)))
     try:
         (connection,), delay = load.connections, 0.05
+        while select.select([connection], [], [], 0.2)[0]:  # the server's SETTINGS: only the answer is to come next
+            load.turn(0.0)
         began = time.monotonic()
         connection.send([(load.calls[0], began)])
         assert select.select([connection], [], [], 5)[0]
