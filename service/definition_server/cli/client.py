@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -211,8 +210,8 @@ def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
     except UnicodeEncodeError:
         raise click.UsageError("--service is not UTF-8 text.") from None
     if watch:
-        with suppress(KeyboardInterrupt), _ctrl_c() as interrupted:
-            _watch(server, request, _StateLine(service, as_json=as_json), interrupted)
+        with suppress(KeyboardInterrupt), _exit_on_ctrl_c():
+            _watch(server, request, _StateLine(service, as_json=as_json))
         return
     status, failure = _check(server, request)
     if as_json:
@@ -267,35 +266,29 @@ class _StateLine:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets before it raises KeyboardInterrupt.
+def _exit_on_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process without an exception: raised while gRPC holds a lock, that could block the end for ever.
 
-    Python discards an exception that is raised while gRPC calls back, so the exception alone could be lost.
+    Every printed line is flushed, and the process holds nothing else.
     """
-    interrupted = threading.Event()
-
-    def interrupt(number: int, frame: Any) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(0))
     try:
-        yield interrupted
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _watch(server: Server, request: Any, line: _StateLine, interrupted: threading.Event) -> None:
-    """Show every state of the service on ``line``, until ``interrupted``.
+def _watch(server: Server, request: Any, line: _StateLine) -> None:
+    """Show every state of the service on ``line``, for ever.
 
     Raises:
         CommandFailed: where the server has no health service.
     """
     backoff = Backoff(_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS)
-    while not interrupted.is_set():
+    while True:
         try:
             with server.open_channel() as channel:
-                _follow(channel, server, request, line, backoff, interrupted)
+                _follow(channel, server, request, line, backoff)
         except grpc.RpcError as error:
             call = cast("grpc.Call", error)
             if call.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -312,7 +305,6 @@ def _follow(
     request: Any,
     line: _StateLine,
     backoff: Backoff,
-    interrupted: threading.Event,
 ) -> None:
     """Watch on ``channel`` until the server ends the stream or it breaks.
 
@@ -322,7 +314,7 @@ def _follow(
     Raises:
         grpc.RpcError: where a stream brought no state at all.
     """
-    while not interrupted.is_set():
+    while True:
         received = False
         try:
             for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=server.timeout):
