@@ -156,7 +156,7 @@ def quick(session: nox.Session) -> None:
         "-q",
         "-m",
         "not slow and not quiet",
-        "--cpu-limit=6",
+        "--cpu-limit=3",
         *SIDE_BY_SIDE,
         *session.posargs,
     )

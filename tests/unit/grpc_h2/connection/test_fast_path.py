@@ -80,6 +80,7 @@ def _long_call(stream: int, message: bytes = b"as long as is said") -> bytes:
 
 
 @pytest.mark.requirement("D7")
+@pytest.mark.slow
 def test_a_known_call_takes_the_fast_path() -> None:
     pair = Pair()
     pair.send(wire.window_update(0, 1 << 24))
