@@ -19,6 +19,7 @@ from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.connection.limits import BACKLOG
 
 log = logging.getLogger("grpc_h2")
 
@@ -222,7 +223,7 @@ class Listener:
             log.error("A connection was not established", exc_info=error)
 
 
-def listen(address: str, *, backlog: int = 4096) -> socket.socket:
+def listen(address: str, *, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket on ``host:port``, or ``[host]:port`` where the host is IPv6. Port 0 is any free port.
 
     Raises:

@@ -29,12 +29,14 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from grpc_h2.aio.lingering_close import LingeringClose
+from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import peer_identity
+from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
+    AnswerCutOff,
     CallCancelled,
     CallStarted,
     ConnectionClosing,
@@ -56,6 +58,7 @@ _LARGE_READ = 16 * 1024
 class Host(Protocol):
     """What a protocol needs of its server."""
 
+    budget: Budget
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -132,7 +135,14 @@ class Http2Protocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
-        self.connection = Connection(self._host.router, self._host.limits, self._loop.time(), random.uniform(-1, 1))
+        self.connection = Connection(
+            self._host.router,
+            self._host.limits,
+            self._loop.time(),
+            random.uniform(-1, 1),
+            budget=self._host.budget,
+            on_eviction=self.wake,
+        )
         self.established = True
         if self._acceptor is not None:
             self._acceptor.established(self)
@@ -187,7 +197,7 @@ class Http2Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
-        self.connection.pause_writing(self._loop.time())
+        self.connection.pause_writing(self._loop.time(), self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """The transport's buffer has room."""
@@ -214,6 +224,13 @@ class Http2Protocol(asyncio.Protocol):
         """Close now: running calls end as cancelled; GOAWAY is flushed."""
         self.connection.close(code, reason)
         self._settle()
+
+    def cut_answers(self, before: float) -> None:
+        """Give up answers that have waited to be read since the instant ``before`` of the loop's clock, or longer."""
+        if not self.closing:
+            self.connection.cut_answers(before)
+            if self.connection.eventful:
+                self.wake()
 
     def abort(self) -> None:
         """Drop the transport; nothing more is written."""
@@ -305,6 +322,9 @@ class Http2Protocol(asyncio.Protocol):
             if isinstance(event, ConnectionClosing):
                 self._log_closing(event)
                 continue
+            if isinstance(event, AnswerCutOff):
+                self._log(logging.WARNING, "An answer was cut off", error=event.reason)
+                continue
             stream = event.stream
             if isinstance(event, CallStarted):
                 self._host.call_started(self, stream)
@@ -371,9 +391,9 @@ class Http2Protocol(asyncio.Protocol):
             self._release_streams()
         if self._lingering_close is None:
             self._lingering_close = LingeringClose(self._transport, self._loop, self._host.scheduler, flood=self._flood)
-        self._lingering_close.proceed(
-            writable=self.connection.wants_read, stall_timeout=self.connection.limits.stall_timeout
-        )
+        # What a flood has made us write is in memory until it is read.
+        stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
+        self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
 
     def _release_streams(self) -> None:
         """Release the streams that were open when the connection ended, a few at a time."""
