@@ -234,7 +234,8 @@ class Headers:
 
     def check_invariants(self) -> None:
         """Assert that every remembered block was decoded in the table's present state."""
-        assert not self.memo or self._memo_epoch == self._decoder.epoch
+        decoding = self.assembly is not None  # the memo is dropped before it is used again
+        assert not self.memo or decoding or self._memo_epoch == self._decoder.epoch
         assert len(self.memo) <= _MEMO_ENTRIES
         assert len(self.timeouts) <= _MEMO_ENTRIES
         assert all(len(block) <= LONGEST_SHORT_BLOCK and route.lasting for block, route in self.memo.items())

@@ -238,7 +238,7 @@ _LEAST = {
     "calls_per_turn": 1,
     "answers_per_turn": 1,
     "work_per_turn": 1,
-    "octets_per_turn": DEFAULT_FRAME_SIZE,
+    "octets_per_turn": 1,
     "replies_per_turn": 1,
     "min_read_rate": 1,
     "max_held": 64 * 1024,

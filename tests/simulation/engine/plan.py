@@ -131,8 +131,8 @@ class _Drawing:
         )
         return Limits(
             max_concurrent_streams=draw.choice((100, 256)),
-            initial_window=draw.choice((65_535, 65_535, 100_000)),
-            connection_window=draw.choice((66_000, 66_000, 200_000)),
+            initial_window=(window := draw.choice((65_535, 65_535, 100_000))),
+            connection_window=max(window, draw.choice((66_000, 66_000, 200_000))),
             max_buffered=2 * MAX_MESSAGE,
             max_unread=max(unread, MAX_MESSAGE + UNREAD_OVERHEAD),
             max_message=MAX_MESSAGE,
