@@ -16,7 +16,10 @@ from tests.support.server import ServerProcess
 from tests.support.table import Table
 
 PIPE = 65_536
-FILL = f"import os, sys; os.write(1, b'x' * {PIPE - 1} + b'\\n'); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+FILL = (
+    f"import os, sys; os.write(1, b'x' * {PIPE - 1} + b'\\n'); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 
 
 def free_port() -> int:
