@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from definition_server.observability.reasons import Reason
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogStatus:
@@ -25,12 +27,12 @@ class SyncStatus:
     last_outcome: str | None
     last_attempt: float | None
     last_success: float | None
-    last_error: str | None
+    last_error: Reason | None
     last_duration_seconds: float
     age_seconds: float | None
     """Since the table and the served catalogue last agreed."""
     restored_age_seconds: float | None
-    store_error: str | None
+    store_error: Reason | None
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
