@@ -115,8 +115,7 @@ async def garbage(crew: Crew) -> None:
 async def health_checks(crew: Crew) -> None:
     """``streams`` connections, in ``connections`` rows, that are opened and closed without an octet."""
     await _connect_and_send(crew, b"", endless=False)
-    crew.started()
-    await asyncio.Event().wait()
+    await crew.finished()
 
 
 async def _connect_and_send(crew: Crew, octets: bytes, *, endless: bool) -> None:

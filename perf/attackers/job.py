@@ -46,11 +46,11 @@ class Job:
 class Crew:
     """The clients of one job: how they connect, what they send, and the number of events."""
 
-    def __init__(self, job: Job, say_started: Callable[[], None]) -> None:
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self.job = job
         self.done: Counter[str] = Counter()
         """Numbers of events so far, by kind."""
-        self._say_started = say_started
+        self._say = say
         self._begun = False
         self._authority = b"127.0.0.1:%d" % job.port
         self._tls = _unverified() if job.tls else None
@@ -59,7 +59,13 @@ class Crew:
         """Report once that the attack is in force."""
         if not self._begun:
             self._begun = True
-            self._say_started()
+            self._say("started")
+
+    async def finished(self) -> None:
+        """Report that all has been done, and stay connected."""
+        self.started()
+        self._say("finished")
+        await asyncio.Event().wait()
 
     def address(self, number: int) -> str:
         """The source address of connection ``number``."""

@@ -1,7 +1,8 @@
 """The process of attackers: ``python -m perf.attackers.process`` with a `perf.attackers.job.Job` in its first line.
 
-Prints ``{"started": true}`` once the attack is in force, continues until standard input ends, and then prints
-``{"done": …}``, the numbers of events. It runs at a low priority, so that it does not delay a victim on its CPU.
+Prints ``{"started": true}`` once the attack is in force, and ``{"finished": true}`` at its end if it has one. Continues
+until standard input ends, and then prints ``{"done": …}``, the numbers of events. It runs at a low priority, so that it
+does not delay a victim on its CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _say(**what: object) -> None:
 
 async def run(job: Job) -> Counter[str]:
     """Attack until standard input ends. Returns the numbers of events."""
-    crew = Crew(job, lambda: _say(started=True))
+    crew = Crew(job, lambda event: _say(**{event: True}))
     work = asyncio.ensure_future(KINDS[job.kind](crew))
     asked_to_end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await asyncio.wait((work, asked_to_end), return_when=asyncio.FIRST_COMPLETED)

@@ -75,10 +75,12 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.close()
         last: dict[str, Any] = {}
-        while (found := self.read(_END_SECONDS)) and not found.keys() & {"done", "result"}:
-            last = found
+        while not last.keys() & {"done", "result"}:
+            last = self.read(_END_SECONDS)
+            if not last:
+                raise TargetFailed("a process of the measurement does not end")
         self._process.wait(_END_SECONDS)
-        return found or last
+        return last
 
     def close(self) -> None:
         """End it in any state."""
@@ -168,10 +170,10 @@ class Stage:
                 time.sleep(plan.calm_seconds)
             line = len(self.server.lines) + len(self.server.other_output)
             with child("perf.attackers.process", job.to_json()) as attackers:
-                began = time.monotonic()
+                other.say("measure beginning")
                 started = attackers.read(_START_SECONDS)
                 other.say("measure beside")
-                figures = self._act(attack, began)
+                figures = self._act(attack, attackers)
                 details: dict[str, Any] = {"started": bool(started)}
                 if attack.action == "shutdown":
                     return figures, details
@@ -196,7 +198,7 @@ class Stage:
         self.server.wait_exit(_SHUTDOWN_SECONDS)
         return round(time.monotonic() - asked, 2)
 
-    def _act(self, attack: Attack, began: float) -> Figures:
+    def _act(self, attack: Attack, attackers: Child) -> Figures:
         """Wait for the attack's duration, and do what its ``action`` says meanwhile."""
         if attack.action == "publish":
             for _ in range(3):
@@ -211,7 +213,7 @@ class Stage:
             time.sleep(1.0)
             return {"shutdown_seconds": self.shut_down()}
         else:
-            time.sleep(max(1.0, attack.seconds - (time.monotonic() - began)))
+            attackers.read(attack.seconds)  # it reports where it has finished before
         return {}
 
     def _publish(self) -> None:

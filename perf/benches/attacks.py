@@ -15,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,18 +47,12 @@ class Measurement:
         self._figures, self._plan, self._table, self._variant, self._short = figures, plan, table, variant, short
 
     def run(self, attacks: Sequence[Attack]) -> None:
-        """All attacks, those without settings of their own on one server."""
-        mine = [each for each in attacks if self._variant.encryption in each.variants]
-        with ExitStack() as stack:
-            shared: Stage | None = None
-            for attack in mine:
+        """All attacks, each on a server of its own: one attack's leftovers are not another's."""
+        for attack in attacks:
+            if self._variant.encryption in attack.variants:
                 try:
-                    if attack.settings or attack.action in ("drain", "shutdown"):
-                        with stage(self._table, self._variant, attack.settings) as own:
-                            self._play(own, attack)
-                    else:
-                        shared = shared or stack.enter_context(stage(self._table, self._variant, {}))
-                        self._play(shared, attack)
+                    with stage(self._table, self._variant, attack.settings) as own:
+                        self._play(own, attack)
                 except FAILURES as error:
                     self._fail(attack, error)
 
