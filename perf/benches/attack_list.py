@@ -11,6 +11,7 @@ from typing import Any
 FILE = Path(__file__).parents[1] / "attacks.toml"
 VARIANTS = ("cleartext", "tls")
 ACTIONS = ("", "publish", "drain", "shutdown")
+SHORT_SECONDS = 2.5
 CALM = "calm_"
 """The prefix of a figure of the undisturbed victim."""
 
@@ -60,16 +61,21 @@ class Attack:
     job: dict[str, Any]
     seconds: float = 0.0
     limits: tuple[Limit, ...] = ()
-    short: bool = False
+    short: tuple[str, ...] = ()
+    """The variants in which it is part of the short measurement."""
     transports: tuple[str, ...] = ("native", "grpcio")
     why_not: str = ""
     variants: tuple[str, ...] = VARIANTS
     settings: dict[str, str] = field(default_factory=dict)
     action: str = ""
 
-    def missed(self, figures: Mapping[str, float]) -> list[Limit]:
-        """The limits that the figures of a run do not keep."""
-        return [limit for limit in self.limits if not limit.kept(figures)]
+    def made_in(self, variant: str, *, short: bool) -> bool:
+        """Whether it is made in that variant."""
+        return variant in (self.short if short else self.variants)
+
+    def duration(self, usual: float, *, short: bool) -> float:
+        """Its seconds: an attack of the usual duration takes `SHORT_SECONDS` in the short measurement."""
+        return min(self.seconds, SHORT_SECONDS) if short and self.seconds <= usual else self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def load(file: Path = FILE) -> AttackList:
 
 def _attack(entry: dict[str, Any], always: tuple[Limit, ...], seconds: float) -> Attack:
     limits = tuple(Limit(**each) for each in entry.pop("limits", ()))
-    lists = {key: tuple(entry.pop(key)) for key in ("transports", "variants") if key in entry}
+    lists = {key: tuple(entry.pop(key)) for key in ("transports", "variants", "short") if key in entry}
     made = Attack(**{"seconds": seconds} | entry, **lists, limits=limits + always)
     if made.action not in ACTIONS:
         raise ValueError(f"{made.name}: the action {made.action!r} is not one of {ACTIONS}")

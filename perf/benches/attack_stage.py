@@ -151,8 +151,10 @@ class Stage:
     def _victim_job(self) -> VictimJob:
         return VictimJob(self.server.port, KEY, NAME, self._content.hex(), tls=self.variant.encryption == "tls")
 
-    def play(self, attack: Attack, plan: AttackList, *, victim: bool = True) -> tuple[Figures, dict[str, Any]]:
+    def play(self, attack: Attack, plan: AttackList, *, short: bool = False) -> tuple[Figures, dict[str, Any]]:
         """One attack: the victim alone, the victim beside it, the memory afterwards. Returns figures and details.
+
+        With ``short`` the victim is not measured alone.
 
         Raises:
             TargetFailed: if there are no figures.
@@ -165,7 +167,7 @@ class Stage:
         with child("perf.generator.victim", self._victim_job().to_json()) as other:
             if not other.read(_START_SECONDS):
                 raise TargetFailed("the victim does not start")
-            if victim:
+            if not short:
                 other.say("measure calm")
                 time.sleep(plan.calm_seconds)
             line = len(self.server.lines) + len(self.server.other_output)
@@ -173,7 +175,7 @@ class Stage:
                 other.say("measure beginning")
                 started = attackers.read(_START_SECONDS)
                 other.say("measure beside")
-                figures = self._act(attack, attackers)
+                figures = self._act(attack, attackers, attack.duration(plan.seconds, short=short))
                 details: dict[str, Any] = {"started": bool(started)}
                 if attack.action == "shutdown":
                     return figures, details
@@ -198,13 +200,13 @@ class Stage:
         self.server.wait_exit(_SHUTDOWN_SECONDS)
         return round(time.monotonic() - asked, 2)
 
-    def _act(self, attack: Attack, attackers: Child) -> Figures:
+    def _act(self, attack: Attack, attackers: Child, seconds: float) -> Figures:
         """Wait for the attack's duration, and do what its ``action`` says meanwhile."""
         if attack.action == "publish":
             for _ in range(3):
-                time.sleep(attack.seconds / 5)
+                time.sleep(seconds / 5)
                 self._publish()
-            time.sleep(attack.seconds / 5)
+            time.sleep(seconds / 5)
         elif attack.action == "drain":
             time.sleep(0.5)
             self.server.signal(signal.SIGTERM)
@@ -213,7 +215,7 @@ class Stage:
             time.sleep(1.0)
             return {"shutdown_seconds": self.shut_down()}
         else:
-            attackers.read(attack.seconds)  # it reports where it has finished before
+            attackers.read(seconds)  # it reports where it has finished before
         return {}
 
     def _publish(self) -> None:

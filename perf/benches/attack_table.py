@@ -42,7 +42,7 @@ def listed(plan: AttackList) -> str:
     """The attacks and their limits."""
     lines = []
     for attack in plan.attacks:
-        lines.append(f"{attack.name}: {attack.title}{' (short)' * attack.short}")
+        lines.append(f"{attack.name}: {attack.title}{' (short)' * bool(attack.short)}")
         for limit in attack.limits:
             sign, value = (">=", limit.least) if limit.least is not None else ("<=", limit.most)
             ratio = f", or {limit.ratio:g} x undisturbed" if limit.ratio else ""

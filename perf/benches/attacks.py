@@ -49,7 +49,7 @@ class Measurement:
     def run(self, attacks: Sequence[Attack]) -> None:
         """All attacks, each on a server of its own: one attack's leftovers are not another's."""
         for attack in attacks:
-            if self._variant.encryption in attack.variants:
+            if attack.made_in(self._variant.encryption, short=self._short):
                 try:
                     with stage(self._table, self._variant, attack.settings) as own:
                         self._play(own, attack)
@@ -57,7 +57,7 @@ class Measurement:
                     self._fail(attack, error)
 
     def _play(self, on: Stage, attack: Attack) -> None:
-        found, detail = on.play(attack, self._plan, victim=not self._short)
+        found, detail = on.play(attack, self._plan, short=self._short)
         if attack.action == "shutdown":
             with stage(self._table, self._variant, attack.settings) as calm:
                 found["calm_shutdown_seconds"] = calm.shut_down()
