@@ -107,7 +107,7 @@ def load(file: Path = FILE) -> AttackList:
 
 def _attack(entry: dict[str, Any], always: tuple[Limit, ...], seconds: float) -> Attack:
     limits = tuple(Limit(**each) for each in entry.pop("limits", ()))
-    lists = {key: tuple(entry.pop(key)) for key in ("transports", "variants", "short") if key in entry}
+    lists: dict[str, Any] = {key: tuple(entry.pop(key)) for key in ("transports", "variants", "short") if key in entry}
     made = Attack(**{"seconds": seconds} | entry, **lists, limits=limits + always)
     if made.action not in ACTIONS:
         raise ValueError(f"{made.name}: the action {made.action!r} is not one of {ACTIONS}")

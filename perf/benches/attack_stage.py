@@ -30,7 +30,7 @@ from perf.targets.target import ROOT, SERVER_CPU, TargetFailed
 MB = 1 << 20
 NAME = "command7"
 ATTACKERS_ADDRESS = "127.8."
-_START_SECONDS, _END_SECONDS, _SHUTDOWN_SECONDS = 20.0, 60.0, 60.0
+_START_SECONDS, _END_SECONDS, _SHUTDOWN_SECONDS = 60.0, 60.0, 60.0
 _KINDS = ("steady", "connect")
 Figures = dict[str, float]
 

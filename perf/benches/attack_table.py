@@ -22,8 +22,8 @@ def table(plan: AttackList, rows: Sequence[Row]) -> str:
     runs: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         variant, _, rest = row.name.partition(" · ")
-        attack, _, figure = rest.partition(": ")
-        runs.setdefault((variant, attack), {})[figure] = row
+        name, _, figure = rest.partition(": ")
+        runs.setdefault((variant, name), {})[figure] = row
     attacks = {each.name: each for each in plan.attacks}
     lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
     for (variant, name), found in runs.items():

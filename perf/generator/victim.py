@@ -133,7 +133,11 @@ class Victim:
 
     def _open(self) -> LoadConnection:
         made = LoadConnection(self.job.port, self._blocks, (), tls=self.job.tls, stamped=True)
-        made.prove(self._call, self.job.patience)
+        try:
+            made.prove(self._call, self.job.patience)
+        except BaseException:
+            made.sock.close()
+            raise
         return made
 
     def _steady(self) -> None:
