@@ -37,7 +37,7 @@ from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -275,7 +275,8 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, stats, number, *listeners = (int(argument) for argument in arguments)
-    configure_logs("production", "INFO")
+    # Held until this process is all that it will be: what writes the lines is a thread.
+    configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     page = StatsPage(stats)
     os.set_inheritable(stats, False)
@@ -287,6 +288,7 @@ def main(arguments: list[str]) -> int:
         if config is None:
             return EXIT_CANNOT_START
         configure_logs(config.app_env, config.log_level)
+        release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(page, number, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:

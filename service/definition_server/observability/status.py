@@ -71,6 +71,16 @@ class RequestStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LogStatus:
+    """The master's own log lines."""
+
+    waiting_lines: int
+    """Logged, and not taken by stdout yet."""
+    dropped_lines: int
+    """Logged, and never written, since the master's start."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The whole status."""
 
@@ -84,3 +94,4 @@ class ServiceStatus:
     requests: RequestStatus
     full: bool = False
     """Whether no worker has room for another client."""
+    logs: LogStatus = LogStatus(0, 0)
