@@ -12,6 +12,7 @@ from definition_server.environment import inherited_environment
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -38,6 +39,8 @@ class WorkerProcess:
         self.started = asyncio.get_running_loop().time()
         self.ready = asyncio.Event()
         self.generation = 0
+        self.jail = Extent.NONE
+        """As the worker reports it: a hostile one may lie about itself."""
         self.draining = False
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
@@ -66,10 +69,11 @@ class WorkerProcess:
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive a fork.
+            # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-c",
                 program,
                 *(str(argument) for argument in arguments),
@@ -135,6 +139,7 @@ class WorkerProcess:
                 message = received[0]
                 if isinstance(message, Ready):
                     self.generation = message.generation
+                    self.jail = extent_of(message.jail)
                     self.ready.set()
         except MessageError as error:
             log.error("Worker's message ignored", worker=self.number, error=str(error))
