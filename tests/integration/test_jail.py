@@ -1,4 +1,4 @@
-"""The jail of a worker, from inside a real one: everything that it must not do is refused, and all that it must do works."""
+"""The jail of a worker, from inside a real one: what it must not do is refused, and what it must do works."""
 
 from __future__ import annotations
 

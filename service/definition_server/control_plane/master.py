@@ -32,7 +32,7 @@ from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.environment import EX_CONFIG, SettingsError, load_settings
 from definition_server.ipc.messages import Configure, Keys
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
 
 log = get_logger(__name__)
@@ -225,6 +225,7 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")
+        flush_logs()
         os._exit(code)
 
     timer = threading.Timer(seconds, end)

@@ -10,8 +10,10 @@ from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
 from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, StatsPage
+from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    LogStatus,
     RequestStatus,
     ServiceStatus,
     SyncStatus,
@@ -40,6 +42,7 @@ class StatusReader:
             sync=_sync(self._sync),
             workers=tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots),
             requests=_requests(self._supervisor.page),
+            logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 
 

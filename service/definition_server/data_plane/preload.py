@@ -1,7 +1,7 @@
-"""Imports what the worker's code and its libraries import only when they first need it: a confined worker opens no file.
+"""Imports what a worker would import when it first needs it, because a confined worker opens no file.
 
-Some of these are imported inside functions of the standard library or of gRPC. The list was found by trial, and
-``tests/integration/test_jail.py`` fails if a worker that serves, drains or fails imports anything after its confinement.
+The list was found by trial. ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception, reloads
+or drains imports anything after its confinement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT [LISTENER_FD]``.
 
 The master starts it with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
-listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself (`confine`), warms up, opens
-the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
+listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
+(`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
 says so, on SIGTERM, or when the master is gone.
 """
 
@@ -38,7 +38,7 @@ from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -292,7 +292,8 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, stats, number, *listeners = (int(argument) for argument in arguments)
-    configure_logs("production", "INFO")
+    # Held until this process is all that it will be: what writes the lines is a thread.
+    configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     page = StatsPage(stats)
     os.set_inheritable(stats, False)
@@ -308,6 +309,7 @@ def main(arguments: list[str]) -> int:
         warm_up = WarmUp(config)
         confinement = Confinement(config)
         confinement.enter()
+        release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(page, number, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:

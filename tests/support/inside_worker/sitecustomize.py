@@ -1,8 +1,8 @@
 """Code of a test inside a real, confined worker: what an attacker could run who has taken it over.
 
-Only tests put this directory on ``PYTHONPATH``. On SIGUSR1 a worker tries everything in `ATTEMPTS`, and writes a log line
-``Attempts`` with the outcome of each: ``done``, or the name of the errno. From its confinement on, each import is written
-as a log line ``Imported``.
+Only tests put this directory on ``PYTHONPATH``. On SIGUSR1 a worker tries everything in `_attempts`, and writes a log
+line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. Its confinement is a log line ``Confined``
+with the number of its threads, and each import from then on is a log line ``Imported``.
 """
 
 from __future__ import annotations
@@ -164,8 +164,10 @@ def _watch_imports() -> None:
     enter = Jail.enter
 
     def enter_and_note(self: Any) -> None:
+        threads = len(os.listdir("/proc/self/task"))
         enter(self)
         confined.append(True)
+        _write({"msg": "Confined", "threads": threads})
 
     Jail.enter = enter_and_note  # type: ignore[method-assign]
 
