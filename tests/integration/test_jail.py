@@ -46,6 +46,7 @@ def test_code_in_a_worker_is_refused_everything_outside_its_task(
     stored = tmp_path / "last-known-good"
     stored.write_bytes(b"stored")
     server = start_server(table.url, PYTHON_TEST_STORED=str(stored)).wait_ready()
+    assert server.wait_log("Confined")["threads"] == 1
     outcomes = attempts(server)
     assert len(outcomes) > 80
     assert {name: outcome for name, outcome in outcomes.items() if outcome not in REFUSED} == {}
@@ -56,7 +57,7 @@ def test_code_in_a_worker_is_refused_everything_outside_its_task(
 
 
 def test_a_confined_worker_logs_an_exception_with_its_traceback(table: Table, start_server: StartServer) -> None:
-    server = start_server(table.url, APP_ENV="development", ALLOW_EMPTY_CATALOG="true").start()
+    server = start_server(table.url, APP_ENV="development", ALLOW_EMPTY_CATALOG="true")
     until(lambda: any("Serving" in line for line in server.other_output), "it serves")
     (worker,) = server.worker_pids()
     os.kill(worker, signal.SIGUSR1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from asyncio.subprocess import Process
@@ -24,6 +25,18 @@ _QUIET = {"GRPC_VERBOSITY": "ERROR"}
 """Otherwise C-core writes every GOAWAY to stderr, in lines that are not JSON. An operator's own value wins."""
 
 _SEND_AGAIN_SECONDS = 10.0
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a worker.
+
+    Without the entries of ``PYTHONPATH`` that name a place by the working directory: a relative path, or nothing.
+    """
+    environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
+    path = environment.pop("PYTHONPATH", "")
+    if fixed := [entry for entry in path.split(os.pathsep) if entry.startswith("/")]:
+        environment["PYTHONPATH"] = os.pathsep.join(fixed)
+    return environment
 
 
 class WorkerProcess:
@@ -79,7 +92,7 @@ class WorkerProcess:
                 *(str(argument) for argument in arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                env=_environment(),
             )
         except BaseException:
             channel.close()

@@ -1,7 +1,7 @@
 """Imports what a worker would import when it first needs it, because a confined worker opens no file.
 
-The list was found by trial. ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception, reloads
-or drains imports anything after its confinement.
+The list was found by trial: ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception,
+reloads or drains imports anything after its confinement.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The master starts it with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
 listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
-(`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
-says so, on SIGTERM, or when the master is gone.
+(`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
+and exits 0 when the master says so, on SIGTERM, or when the master is gone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Code of a test inside a real, confined worker: what an attacker could run who has taken it over.
 
 Only tests put this directory on ``PYTHONPATH``. On SIGUSR1 a worker tries everything in `_attempts`, and writes a log
-line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. Its confinement is a log line ``Confined``
-with the number of its threads, and each import from then on is a log line ``Imported``.
+line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. Its confinement is a log line
+``Confined`` with the number of its threads, and each import from then on is a log line ``Imported``.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _tried(attempt: Callable[[], object]) -> str:
 
 def _call(number: int) -> Callable[[], object]:
     def attempt() -> None:
-        # All arguments 0: without a filter most fail with another errno than EPERM, and none does harm.
-        if _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(0)] * 6) < 0:
+        # All arguments -1: without a filter each fails with another errno, and none does harm.
+        if _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6) < 0:
             raise OSError(ctypes.get_errno(), "")
 
     return attempt
@@ -136,7 +136,8 @@ def _connect_by_sending() -> None:
 
 
 def _report(number: int, frame: object) -> None:
-    outcomes = {name: _tried(attempt) for name, attempt in _ATTEMPTS.items()}
+    # A process that is not confined would do all of it.
+    outcomes = {name: _tried(attempt) for name, attempt in _ATTEMPTS.items()} if _CONFINED else {}
     try:
         raise RuntimeError("an exception with a traceback")
     except RuntimeError as error:
@@ -152,13 +153,15 @@ def _write(line: dict[str, Any]) -> None:
 
 
 def _watch_imports() -> None:
-    confined = []
+    class Watcher:
+        """Asked first for each module that is not loaded. It finds none."""
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "import" and confined:
-            _write({"msg": "Imported", "name": arguments[0]})
+        @staticmethod
+        def find_spec(name: str, path: object, target: object = None) -> None:
+            if _CONFINED:
+                _write({"msg": "Imported", "name": name})
 
-    sys.addaudithook(hook)
+    sys.meta_path.insert(0, Watcher)
     from definition_server.jail.confinement import Jail
 
     enter = Jail.enter
@@ -166,12 +169,13 @@ def _watch_imports() -> None:
     def enter_and_note(self: Any) -> None:
         threads = len(os.listdir("/proc/self/task"))
         enter(self)
-        confined.append(True)
+        _CONFINED.append(True)
         _write({"msg": "Confined", "threads": threads})
 
     Jail.enter = enter_and_note  # type: ignore[method-assign]
 
 
+_CONFINED: list[bool] = []
 _ATTEMPTS: dict[str, Callable[[], object]] = {}
 if "definition_server.data_plane.worker" in " ".join(sys.orig_argv):
     _ATTEMPTS = _attempts()
