@@ -12,7 +12,17 @@ from tests.support.client import Client
 from tests.support.server import ServerProcess
 from tests.support.table import Table
 
-STRANGE = ("structlog", "uvloop", "json", "asyncio", "pydantic", "selectors", "grpc", "definition_server", "sitecustomize")
+STRANGE = (
+    "structlog",
+    "uvloop",
+    "json",
+    "asyncio",
+    "pydantic",
+    "selectors",
+    "grpc",
+    "definition_server",
+    "sitecustomize",
+)
 """Modules of the server's, of its libraries and of Python's own."""
 
 COMMANDS = {
@@ -26,7 +36,9 @@ COMMANDS = {
 def strange_directory(tmp_path: Path) -> Path:
     """Files with the names of modules, each of which leaves a trace when it is imported."""
     for name in STRANGE:
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / name)!r} + '.imported', 'a').close()\nraise SystemExit(9)")
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / name)!r} + '.imported', 'a').close()\nraise SystemExit(9)"
+        )
     return tmp_path
 
 

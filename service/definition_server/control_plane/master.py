@@ -30,7 +30,7 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import EX_CONFIG, SettingsError, load_settings
+from definition_server.environment import EX_CONFIG, SettingsError, load_settings, notices
 from definition_server.ipc.messages import Configure, Keys
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
@@ -52,6 +52,7 @@ def run_master(settings: Settings) -> int:
     configure_logs(settings.app_env, settings.log_level)
     if not guard(settings.jail):
         return EX_CONFIG
+    _log_notices(settings)
     raise_descriptor_limit()
     try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
@@ -65,6 +66,18 @@ def run_master(settings: Settings) -> int:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
         return asyncio.run(master.run())
+
+
+def _log_notices(settings: Settings) -> None:
+    """Log once what is allowed, and probably not meant."""
+    for notice in notices(Settings):
+        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
+    if settings.avap_internal_key is None:
+        log.warning(
+            "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
+            effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
+            remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
 
 
 class _Master:
@@ -239,7 +252,7 @@ def _signer(settings: Settings) -> Signer | None:
 
 
 def _keys(settings: Settings) -> Keys:
-    return Keys((sha256(settings.api_key.get_secret_value().encode()).hexdigest(),))
+    return Keys(tuple(sha256(key.encode()).hexdigest() for key in settings.keys_by_id().values()))
 
 
 def _worker_config(settings: Settings, port: int) -> Configure:
