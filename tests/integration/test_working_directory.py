@@ -36,9 +36,8 @@ COMMANDS = {
 def strange_directory(tmp_path: Path) -> Path:
     """Files with the names of modules, each of which leaves a trace when it is imported."""
     for name in STRANGE:
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / name)!r} + '.imported', 'a').close()\nraise SystemExit(9)"
-        )
+        trace = str(tmp_path / f"{name}.imported")
+        (tmp_path / f"{name}.py").write_text(f"open({trace!r}, 'a').close()\nraise SystemExit(9)")
     return tmp_path
 
 

@@ -50,10 +50,10 @@ class WorkerStatus:
     heartbeat_age_seconds: float | None
     restarts: int
     crash_loop: bool
-    jail: str = "none"
-    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
     connections: int | None = None
     """None where the transport does not count connections."""
+    jail: str = "none"
+    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
 
 
 @dataclass(frozen=True, slots=True)
