@@ -124,7 +124,12 @@ class _Master:
             listener=holder if settings.transport == "native" else None,
         )
         self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
-        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._problem)
+        self._admin = AdminServer(
+            settings.metrics_host or settings.host,
+            settings.metrics_port,
+            read=self._status.read,
+            alive=self._problem,
+        )
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
