@@ -211,6 +211,13 @@ class Settings(EnvironmentSettings):
         description="Lowest level that is logged.",
         json_schema_extra=advice("Give DEBUG, INFO, WARN, ERROR or FATAL"),
     )
+    jail: Literal["auto", "require", "off"] = Field(
+        "auto",
+        validation_alias="JAIL",
+        description="Confinement of the workers by Landlock and seccomp. auto: as far as the kernel can; "
+        "what it cannot is logged. require: do not start without both. off: none, for debuggers.",
+        json_schema_extra=advice("Give auto, require or off"),
+    )
     threadpool_size: int = Field(
         64,
         ge=1,

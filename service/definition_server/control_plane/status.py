@@ -85,7 +85,7 @@ def _sync(state: SyncState) -> SyncStatus:
 def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     worker = slot.worker
     if worker is None:
-        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping, None)
+        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping)
     reading = worker.slot.read()
     if worker.draining:
         state = "draining"
@@ -103,6 +103,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=slot.restarts,
         crash_loop=slot.crash_loop.looping,
+        jail=worker.jail,
         connections=reading.connections if counts_connections else None,
         room=reading.room.name.lower() if counts_connections else None,
     )

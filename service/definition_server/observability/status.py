@@ -55,6 +55,8 @@ class WorkerStatus:
     room: str | None = None
     """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
     where the transport does not count connections."""
+    jail: str = "none"
+    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
 
 
 @dataclass(frozen=True, slots=True)

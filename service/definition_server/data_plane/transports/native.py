@@ -132,9 +132,10 @@ class NativeTransport:
             with suppress(CertificateFault):  # the engine has logged it
                 self._tls.reload()
 
-    async def call_all_paths(self, port: int, key: str) -> None:
+    async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """See `Transport.call_all_paths`."""
-        await make_first_calls(port, key)
+        if client is not None:
+            await make_first_calls(client, key)
 
 
 class NativeSwap(Swap):
