@@ -137,6 +137,8 @@ class _Pages:
         if status.ready:
             return text_answer(HTTPStatus.OK, "ready\n")
         reason = "shutting down" if status.stopping else "no worker serves a catalogue yet"
+        if status.full and not status.stopping:
+            reason = "every worker holds MAX_CONNECTIONS clients"
         if status.sync.last_error is not None:
             reason += f"; last sync: {status.sync.last_error}"
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from definition_server.observability.reasons import Reason
 
@@ -54,6 +54,11 @@ class WorkerStatus:
     crash_loop: bool
     connections: int | None = None
     """None where the transport does not count connections."""
+    room: str | None = None
+    """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
+    where the transport does not count connections."""
+    jail: str = "none"
+    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class RequestStatus:
     latency: dict[str, tuple[int, ...]]
     """Method → requests per bucket, not cumulated; one bucket more than there are bounds."""
     latency_sum_seconds: dict[str, float]
+    refused_connections: dict[str, int] = field(default_factory=dict)
+    """Reason → connections that were refused or closed with nothing wrong in what they sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +96,6 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    full: bool = False
+    """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)

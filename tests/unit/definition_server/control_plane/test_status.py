@@ -32,6 +32,7 @@ class StandInWorker:
     slot: Slot
     pid: int = 4711
     generation: int = 0
+    jail: str = "none"
     draining: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -151,6 +151,7 @@ NAMES = {
     "avap_worker_heartbeat_age_seconds": {"worker"},
     "avap_worker_restarts_total": {"worker"},
     "avap_worker_crash_loop": {"worker"},
+    "avap_worker_jailed": {"worker"},
     "avap_connections": {"worker"},
     "avap_log_lines_dropped_total": set(),
     "avap_log_lines_waiting": set(),
