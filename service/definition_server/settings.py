@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,7 +76,7 @@ class Settings(EnvironmentSettings):
     host: str = Field(
         "0.0.0.0",
         validation_alias="HOST",
-        description="Address that the gRPC port and the metrics port are bound to.",
+        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set.",
         json_schema_extra=advice("Give an IP address of this machine, 0.0.0.0 or ::"),
     )
     port: Port = Field(
@@ -89,6 +90,12 @@ class Settings(EnvironmentSettings):
         validation_alias="METRICS_PORT",
         description="HTTP port of /metrics, /livez, /readyz and /statusz. 0 takes a free one.",
         json_schema_extra=advice("Give a number from 0 to 65535"),
+    )
+    metrics_host: str | None = Field(
+        None,
+        validation_alias="METRICS_HOST",
+        description="Address that the metrics port is bound to. Unset: that of `HOST`.",
+        json_schema_extra=advice("Give an IP address of this machine, 127.0.0.1, 0.0.0.0 or ::, or leave it unset"),
     )
     workers: int = Field(
         default_factory=lambda: min(_MOST_WORKERS, granted_cpus()),
@@ -242,6 +249,16 @@ class Settings(EnvironmentSettings):
         description="A worker that is not READY this long after its start is killed and replaced.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("60")),
     )
+
+    @field_validator("metrics_host")
+    @classmethod
+    def _check_metrics_host(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ip_address(value)
+            except ValueError:
+                raise ValueError("it is not an IP address") from None
+        return value
 
     @field_validator("database_url")
     @classmethod

@@ -131,7 +131,12 @@ class _Master:
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
         )
-        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._problem)
+        self._admin = AdminServer(
+            settings.metrics_host or settings.host,
+            settings.metrics_port,
+            read=self._status.read,
+            alive=self._problem,
+        )
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
