@@ -30,7 +30,7 @@ NOT_YET: frozenset[str] = frozenset()
 
 FLOORS: dict[str, dict[str, int]] = {
     "definition_server": {
-        "cli": 4, "control_plane": 3, "data_plane": 3, "ipc": 2, "observability": 2, "catalog": 1,
+        "cli": 4, "control_plane": 3, "data_plane": 3, "ipc": 2, "observability": 2, "catalog": 1, "jail": 1,
         "settings": 0, "rpc": 0,
     },
     "grpc_h2": {"interface": 6, "aio": 5, "connection": 4, "static": 3, "rpc": 2, "wire": 1},

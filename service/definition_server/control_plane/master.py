@@ -20,6 +20,7 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
@@ -31,7 +32,7 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import notices
+from definition_server.environment import EX_CONFIG, notices
 from definition_server.ipc.messages import Configure
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
@@ -47,8 +48,12 @@ _EXIT_MARGIN_SECONDS = 5.0
 
 
 def run_master(settings: Settings) -> int:
-    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken."""
+    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken, 78
+    where ``JAIL`` requires what the kernel lacks.
+    """
     configure_logs(settings.app_env, settings.log_level)
+    if not guard(settings.jail):
+        return EX_CONFIG
     _log_notices(settings)
     raise_descriptor_limit()
     try:
@@ -286,10 +291,12 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         log_level=settings.log_level,
         drain_timeout_seconds=settings.drain_timeout_seconds,
         max_connections=settings.max_connections,
+        max_connections_per_peer=settings.max_connections_per_peer,
         max_connection_idle_seconds=settings.max_connection_idle_seconds,
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
         tls_cert_file=str(settings.tls_cert_file or ""),
         tls_key_file=str(settings.tls_key_file or ""),
         tls_client_ca_file=str(settings.tls_client_ca_file or ""),
+        jail=settings.jail,
     )
