@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Callable
 
 from definition_server.control_plane.publisher import Publication
 from definition_server.environment import inherited_environment
 from definition_server.ipc.channel import Channel, ChannelClosed
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, KeysUsed, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -25,6 +28,18 @@ _QUIET = {"GRPC_VERBOSITY": "ERROR"}
 _SEND_AGAIN_SECONDS = 10.0
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a worker.
+
+    Without the entries of ``PYTHONPATH`` that name a place by the working directory: a relative path, or nothing.
+    """
+    environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
+    path = environment.pop("PYTHONPATH", "")
+    if fixed := [entry for entry in path.split(os.pathsep) if entry.startswith("/")]:
+        environment["PYTHONPATH"] = os.pathsep.join(fixed)
+    return environment
+
+
 class WorkerProcess:
     """A running worker.
 
@@ -32,12 +47,22 @@ class WorkerProcess:
     has been reaped, with its exit code (negative for a signal).
     """
 
-    def __init__(self, number: int, process: Process, channel: Channel, slot: Slot) -> None:
+    def __init__(
+        self,
+        number: int,
+        process: Process,
+        channel: Channel,
+        slot: Slot,
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
         self.number = number
+        self._on_keys_used = on_keys_used
         self.slot = slot
         self.started = asyncio.get_running_loop().time()
         self.ready = asyncio.Event()
         self.generation = 0
+        self.jail = Extent.NONE
+        """As the worker reports it: a hostile one may lie about itself."""
         self.draining = False
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
@@ -50,7 +75,13 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, number: int, slot_number: int, page: StatsPage, config: Configure, listener: socket.socket | None = None
+        cls,
+        number: int,
+        slot_number: int,
+        page: StatsPage,
+        config: Configure,
+        listener: socket.socket | None = None,
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` on stats slot ``slot_number``, with the socket to accept from if there is one.
 
@@ -66,23 +97,24 @@ class WorkerProcess:
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive a fork.
+            # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-c",
                 program,
                 *(str(argument) for argument in arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                env=_environment(),
             )
         except BaseException:
             channel.close()
             raise
         finally:
             theirs.close()
-        return cls(number, process, channel, page.slot(slot_number))
+        return cls(number, process, channel, page.slot(slot_number), on_keys_used)
 
     @property
     def pid(self) -> int:
@@ -135,7 +167,10 @@ class WorkerProcess:
                 message = received[0]
                 if isinstance(message, Ready):
                     self.generation = message.generation
+                    self.jail = extent_of(message.jail)
                     self.ready.set()
+                elif isinstance(message, KeysUsed):
+                    self._on_keys_used(message.digests)
         except MessageError as error:
             log.error("Worker's message ignored", worker=self.number, error=str(error))
         except ChannelClosed:

@@ -69,6 +69,7 @@ class Route:
 
     __slots__ = (
         "answer_payload",
+        "authorized",
         "content_length",
         "fault",
         "lasting",
@@ -97,6 +98,8 @@ class Route:
         """Octets of a message of the request; None: `Limits.max_message`."""
         self.weight = weight
         """Octets of the header list where that belongs to this call alone; 0 where the router remembers it."""
+        self.authorized = None if method is None else refusal is None
+        """Whether the static method has authorized the call; None where it is no call of a static method."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
         # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.

@@ -43,6 +43,7 @@ from grpc_h2 import (
     StaticAnswer,
     StaticUnary,
     TlsCredentials,
+    Trust,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ _MOST_UNFINISHED = 512 * 1024
 """Octets of unfinished requests of one connection: a quarter of what its 256 streams could hold."""
 _MOST_UNREAD = 1024 * 1024
 """Octets of whole requests of one connection that no handler has taken yet: one for each of its 256 streams."""
+_FIRST_CALL_SECONDS = 30.0
+"""A connection on which no authorized call and no health check was begun by then is drained. An honest client that
+connects ahead of time (Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again with its next call.
+nginx gives a client 60 s for its first request, HAProxy and Envoy 10 s and more."""
+_HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _StaticMethods = Sequence[tuple[Method, StaticUnary]]
 
@@ -75,7 +81,14 @@ class NativeTransport:
         self._balancer = balancer
         self._tls: TlsCredentials | None = None
         self._health = Health()
-        self._server = Server(limits=_limits(config), observe=_observer(endpoint.slot))
+        self._server = Server(
+            limits=_limits(config),
+            max_connections=config.max_connections or None,
+            max_connections_per_peer=config.max_connections_per_peer or None,
+            first_call_timeout=_FIRST_CALL_SECONDS,
+            trust=_trust,
+            observe=_observer(endpoint.slot),
+        )
         self._engine = endpoint.engine
         self._methods = [
             (
@@ -123,9 +136,10 @@ class NativeTransport:
             with suppress(CertificateFault):  # the engine has logged it
                 self._tls.reload()
 
-    async def call_all_paths(self, port: int, key: str) -> None:
+    async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """See `Transport.call_all_paths`."""
-        await make_first_calls(port, key)
+        if client is not None:
+            await make_first_calls(client, key)
 
 
 class NativeSwap(Swap):
@@ -163,6 +177,11 @@ class NativeSwap(Swap):
         await super().release()
         for _, static in self._methods:
             await self._scheduler.spread(static.release())
+
+
+def _trust(path: str) -> Trust:
+    """What a handler's call proves: a health check is a probe's; reflection needs no key, so it proves nothing."""
+    return Trust.PROBE if path.startswith(_HEALTH_PREFIX) else Trust.STRANGER
 
 
 def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
