@@ -272,6 +272,7 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         log_level=settings.log_level,
         drain_timeout_seconds=settings.drain_timeout_seconds,
         max_connections=settings.max_connections,
+        max_connections_per_peer=settings.max_connections_per_peer,
         max_connection_idle_seconds=settings.max_connection_idle_seconds,
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,

@@ -33,6 +33,7 @@ class Configure:
     log_level: str
     drain_timeout_seconds: float
     max_connections: int = 0
+    max_connections_per_peer: int = 0
     max_connection_idle_seconds: float = 0.0
     keepalive_time_seconds: float = 7200.0
     keepalive_timeout_seconds: float = 20.0

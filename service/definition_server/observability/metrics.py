@@ -124,6 +124,8 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
         "avap_worker_jailed", "1 where a worker is confined by Landlock and seccomp.", labels=("worker",)
     )
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
+    text = "1 where a worker holds MAX_CONNECTIONS, 2 where all of them have made an authorized call."
+    room = GaugeMetricFamily("avap_connections_full", text, labels=("worker",))
     for worker in status.workers:
         label = (str(worker.worker),)
         generation.add_metric(label, worker.generation)
@@ -136,12 +138,16 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
         jailed.add_metric(label, worker.jail == "full")
         if worker.connections is not None:
             connections.add_metric(label, worker.connections)
-    yield from (generation, served, up, beat, restarts, loop, jailed, connections)
+        if worker.room is not None:
+            room.add_metric(label, ("free", "full", "taken").index(worker.room))
+    yield from (generation, served, up, beat, restarts, loop, jailed, connections, room)
 
 
 def _requests(requests: RequestStatus) -> Iterator[Metric]:
     text = "Requests by outcome, in HTTP terms."
     yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
+    text = "Connections refused or closed with nothing wrong in what they sent, by reason."
+    yield _labelled(CounterMetricFamily, "avap_connections_refused", text, "reason", requests.refused_connections)
     text = "Time from reading a request to its answer, in the worker."
     histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
     bounds = [*(f"{bound:g}" for bound in requests.bounds_seconds), "+Inf"]

@@ -21,6 +21,7 @@ from tests.support.polling import until
 from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
+from definition_server.observability.reasons import Reason
 from definition_server.observability.status import ServiceStatus
 
 
@@ -133,7 +134,7 @@ def test_readyz_is_200_if_the_status_is_ready(ask: Ask) -> None:
     assert (answer.status, text) == (200, "ready\n")
 
 
-FAILED = replace(service_status().sync, last_error="connection refused")
+FAILED = replace(service_status().sync, last_error=Reason.DATABASE_UNREACHABLE)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ FAILED = replace(service_status().sync, last_error="connection refused")
         (service_status(ready=False, stopping=True), "shutting down"),
         (
             service_status(ready=False, sync=FAILED),
-            "no worker serves a catalogue yet; last sync: connection refused",
+            "no worker serves a catalogue yet; last sync: database_unreachable",
         ),
     ],
     ids=["not yet", "stopping", "database down"],
