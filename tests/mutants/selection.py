@@ -88,6 +88,9 @@ class Tests:
         A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module.
         """
         names = self.that_run(str(mutant.module), mutant.statement if mutant.in_function else None)
+        # A server that several tests of a file share counts for the first of them alone.
+        files = {name.partition("::")[0] for name in names if name.startswith("tests/integration")}
+        names |= {name for name in self.seconds.keys() - set(self.names) if name.partition("::")[0] in files}
         own = mirror(mutant.module)
 
         def cost(name: str) -> tuple[int, bool, str, str]:
@@ -151,7 +154,6 @@ def _measure(known: Tests, tree: Path, files: list[str], jobs: int) -> None:
     stored = tree / ".coverage"
     data = coverage.CoverageData(str(stored))
     data.read()
-    stored.unlink()
     places = {name: place for place, name in enumerate(known.names)}
     for path in data.measured_files():
         lines = known.lines.setdefault(str(Path(path).relative_to(tree)), {})
@@ -161,6 +163,8 @@ def _measure(known: Tests, tree: Path, files: list[str], jobs: int) -> None:
                     places[name] = len(known.names)
                     known.names.append(name)
                 lines[number] = lines.get(number, 0) | 1 << places[name]
+    data.close()
+    stored.unlink()
 
 
 def environment(tree: Path) -> dict[str, Any]:
