@@ -126,7 +126,18 @@ def _pytest(tests: list[str], tree: Path) -> dict[str, list[Any]] | None:
             process.wait(ROUND_SECONDS)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    if not outcomes.exists():
+        _end_servers(tree)
     return dict(json.loads(outcomes.read_text("utf-8"))) if outcomes.exists() else None
+
+
+def _end_servers(tree: Path) -> None:
+    """End the servers that the tests on ``tree`` started, in groups of their own, and left behind."""
+    mark = f"PYTHONPATH={environment(tree)['PYTHONPATH']}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def judge(drawn: dict[str, list[Mutant]], arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
