@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.mutants.rooms import ROOMS
 from tests.mutants.sampling import Mutant, mutated, sample
-from tests.mutants.selection import Tests, changed, environment, measure
+from tests.mutants.selection import SECONDS_A_FAULT, KnownTests, changed, environment, measure
 
 ROOT = Path(__file__).parents[2]
 LEAST_SHARE = 0.92
@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the results there; what it holds is not tried again"
     )
+    made.add_argument("--seconds", type=float, default=SECONDS_A_FAULT, metavar="S",
+                      help="of tests for one fault; the dearest are left out (default: %(default)g)")  # fmt: skip
     made.add_argument("--minutes", type=float, default=1e9, metavar="M", help="stop then; --json continues later")
     return made
 
@@ -64,22 +66,23 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
-def verdict(mutant: Mutant, known: Tests, tree: Path) -> dict[str, Any]:
-    """Run the tests that run the line of ``mutant`` on ``tree`` with the fault in it."""
-    path = tree / mutant.module
+def verdict(mutant: Mutant, known: KnownTests, runner: Runner, seconds: float = SECONDS_A_FAULT) -> dict[str, Any]:
+    """Run the tests that run the line of ``mutant``, with the fault in it."""
+    path = runner.tree / mutant.module
     source, changed_at = path.read_text("utf-8"), path.stat().st_mtime
     changed = mutated(mutant, source)
     diff = "\n".join(line for line in difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
                      if line[:1] in "+-" and line[:3] not in ("+++", "---"))  # fmt: skip
-    rounds = known.of(mutant)
+    rounds = known.of(mutant, seconds)
     path.write_text(changed, "utf-8")
-    # Python takes a cached module for its source by the time and size of the source.
-    os.utime(path, (changed_at + 10, changed_at + 10))
+    # Python recognizes by time and size whether a cached module is that of a source: no two faults have the same time.
+    runner.changes += 1
+    os.utime(path, (changed_at + 10 * runner.changes,) * 2)
     began = time.monotonic()
     result, witness = SURVIVED if rounds else UNREACHED, ""
     try:
         for tests in rounds:
-            witness = run(tests, known, tree)
+            witness = run(tests, known, runner)
             if witness:
                 result = KILLED
                 break
@@ -90,14 +93,14 @@ def verdict(mutant: Mutant, known: Tests, tree: Path) -> dict[str, Any]:
             "tests": sum(map(len, rounds)), "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
 
 
-def run(tests: list[str], known: Tests, tree: Path) -> str:
-    """The first of ``tests`` that fails on ``tree``, or another sign of the fault; empty if there is none.
+def run(tests: list[str], known: KnownTests, runner: Runner) -> str:
+    """The first of ``tests`` that fails, or another sign of the fault; empty if there is none.
 
     A failure that may come from a busy machine counts only if the test fails again, alone.
     """
     left = list(tests)
     while left:
-        outcomes = _pytest(left, tree)
+        outcomes = runner.pytest(left)
         if outcomes is None:
             return "pytest did not end"
         failed = next((name for name, outcome in outcomes.items() if outcome[0] == "failed"), None)
@@ -105,30 +108,52 @@ def run(tests: list[str], known: Tests, tree: Path) -> str:
             # Not even one was collected: the module cannot be imported.
             return "" if outcomes else "nothing was run"
         slow = max(known.seconds.get(failed, 0), outcomes[failed][1]) >= QUICK_SECONDS
-        if not slow or (again := _pytest([failed], tree)) is None or again.get(failed, ["failed"])[0] == "failed":
+        if not slow or (again := runner.pytest([failed])) is None or again.get(failed, ["failed"])[0] == "failed":
             return failed
         left = [name for name in left if name not in outcomes]
     return ""
 
 
-def _pytest(tests: list[str], tree: Path) -> dict[str, list[Any]] | None:
-    """Test -> outcome, seconds, error; up to the first failure. None if pytest does not end or is killed."""
-    selection, outcomes = tree / "selection.json", tree / "outcomes.json"
-    selection.write_text(json.dumps(tests), "utf-8")
-    outcomes.unlink(missing_ok=True)
-    files = dict.fromkeys(name.partition("::")[0] for name in tests)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}",
-               f"--outcomes={outcomes}", "--one-transport", "--timeout=90", *files]  # fmt: skip
-    with subprocess.Popen(command, cwd=tree, env=environment(tree) | {"PYTHONDONTWRITEBYTECODE": "1"},
-                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          start_new_session=True) as process:  # fmt: skip
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(ROUND_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    if not outcomes.exists():
-        _end_servers(tree)
-    return dict(json.loads(outcomes.read_text("utf-8"))) if outcomes.exists() else None
+class Runner:
+    """A copy of the project, and a process that runs tests on it (`zygote`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = copy_of_the_project(folder)
+        self.changes = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.zygote"], cwd=self.tree, env=environment(self.tree), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def pytest(self, tests: list[str]) -> dict[str, list[Any]] | None:
+        """Test -> outcome, seconds, error; up to the first failure. None if pytest does not end or is killed."""
+        selection, outcomes = self.tree / "selection.json", self.tree / "outcomes.json"
+        selection.write_text(json.dumps(tests), "utf-8")
+        outcomes.unlink(missing_ok=True)
+        files = dict.fromkeys(name.partition("::")[0] for name in tests)
+        arguments = ["-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}", f"--outcomes={outcomes}",
+                     "--one-transport", "--timeout=90",
+                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of hypothesis, which is imported already
+                     *files]  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        group = int(self._process.stdout.readline())
+        end = threading.Timer(ROUND_SECONDS, os.killpg, (group, signal.SIGKILL))
+        end.start()
+        try:
+            self._process.stdout.readline()
+        finally:
+            end.cancel()
+        if outcomes.exists():
+            return dict(json.loads(outcomes.read_text("utf-8")))
+        _end_servers(self.tree)
+        return None
 
 
 def _end_servers(tree: Path) -> None:
@@ -149,20 +174,22 @@ def judge(drawn: dict[str, list[Mutant]], arguments: argparse.Namespace, console
     done = {result["mutant"] for result in results}
     end = time.monotonic() + arguments.minutes * 60
     saying = threading.Lock()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trees: queue.Queue[Path] = queue.Queue()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
+        runners: queue.Queue[Runner] = queue.Queue()
         for number in range(arguments.jobs):
-            trees.put(copy_of_the_project(Path(folder) / str(number)))
-        known = measured(drawn, trees.queue[0], arguments, end, console)
+            runners.put(runner := Runner(folder / str(number)))
+            stack.callback(runner.close)
+        known = measured(drawn, runners.queue[0].tree, arguments, end, console)
 
         def one(name: str, mutant: Mutant) -> None:
             if str(mutant) in done or time.monotonic() > end:
                 return
-            tree = trees.get()
+            runner = runners.get()
             try:
-                result = verdict(mutant, known, tree)
+                result = verdict(mutant, known, runner, arguments.seconds)
             finally:
-                trees.put(tree)
+                runners.put(runner)
             with saying:
                 results.append({"room": name} | result)
                 console.print(f"{len(results):4} {result['result']:9} {result['seconds']:6.1f} s {mutant}"
@@ -179,13 +206,15 @@ def judge(drawn: dict[str, list[Mutant]], arguments: argparse.Namespace, console
     return results
 
 
-def measured(rooms: Iterable[str], tree: Path, arguments: argparse.Namespace, end: float, console: Console) -> Tests:
+def measured(
+    rooms: Iterable[str], tree: Path, arguments: argparse.Namespace, end: float, console: Console
+) -> KnownTests:
     """Which test runs which line.
 
     Raises:
         TooLate: where there was not time enough; ``--known`` has what was measured.
     """
-    known = Tests.read(arguments.known) if arguments.known else Tests()
+    known = KnownTests.read(arguments.known) if arguments.known else KnownTests()
     tests = {each for room in ROOMS if room.name in rooms for each in room.tests}
     for folder, files in changed(known, tree, sorted(tests)).items():
         if time.monotonic() > end:

@@ -33,7 +33,7 @@ concurrency = thread
 
 
 @dataclass
-class Tests:
+class KnownTests:
     """What is known of the tests of some files."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Tests:
     """Test file -> its digest; under the name "service" the one of the code."""
 
     @classmethod
-    def read(cls, path: Path) -> Tests:
+    def read(cls, path: Path) -> KnownTests:
         """What `write` has written; nothing where there is no such file."""
         if not path.exists():
             return cls()
@@ -82,7 +82,7 @@ class Tests:
                 lines[number] &= kept
         self.digests.pop(file, None)
 
-    def of(self, mutant: Mutant) -> list[list[str]]:
+    def of(self, mutant: Mutant, most_seconds: float = SECONDS_A_FAULT) -> list[list[str]]:
         """The tests that run the statement with the fault, in two rounds: quick ones, the others.
 
         A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module.
@@ -102,12 +102,12 @@ class Tests:
         spent = 0.0
         for name in sorted(names, key=cost):
             spent += self.seconds[name]
-            if spent <= SECONDS_A_FAULT:
+            if spent <= most_seconds:
                 rounds[spent > SECONDS_OF_FIRST_ROUND].append(name)
         return [each for each in rounds if each]
 
 
-def changed(known: Tests, tree: Path, tests: Iterable[str]) -> dict[str, list[str]]:
+def changed(known: KnownTests, tree: Path, tests: Iterable[str]) -> dict[str, list[str]]:
     """Folder -> its test files that `measure` has not seen as they are in ``tree``. Other code: nothing is known."""
     code = _digest(*sorted((tree / "service").rglob("*.py")))
     if known.digests.get("service") != code:
@@ -121,7 +121,7 @@ def changed(known: Tests, tree: Path, tests: Iterable[str]) -> dict[str, list[st
     return found
 
 
-def measure(known: Tests, tree: Path, files: list[str], jobs: int) -> None:
+def measure(known: KnownTests, tree: Path, files: list[str], jobs: int) -> None:
     """Run test files on the unchanged ``tree``, and note which test runs which line."""
     for file in files:
         known.forget(file)
@@ -133,7 +133,7 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def _measure(known: Tests, tree: Path, files: list[str], jobs: int) -> None:
+def _measure(known: KnownTests, tree: Path, files: list[str], jobs: int) -> None:
     (tree / "coverage-of-tests.ini").write_text(_SETTINGS.format(tree=tree), "utf-8")
     settings = f"--rcfile={tree / 'coverage-of-tests.ini'}"
     outcomes = tree / "outcomes.json"
