@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if not sys.flags.safe_path:
+    # ``-m`` put the working directory first: a file of any name there would be imported in place of a module.
+    # (``python -P -m`` and the command ``definition-server`` do not.)
+    sys.path.pop(0)
+
 import os
 import signal
-import sys
 
 
 def _leave(number: int, frame: object) -> None:

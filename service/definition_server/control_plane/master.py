@@ -20,6 +20,7 @@ from typing import Any
 from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.guard import guard
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource
@@ -29,9 +30,9 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import SettingsError, load_settings
+from definition_server.environment import EX_CONFIG, SettingsError, load_settings, notices
 from definition_server.ipc.messages import Configure, Keys
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
 
 log = get_logger(__name__)
@@ -45,8 +46,13 @@ _EXIT_MARGIN_SECONDS = 5.0
 
 
 def run_master(settings: Settings) -> int:
-    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken."""
+    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken, 78
+    where ``JAIL`` requires what the kernel lacks.
+    """
     configure_logs(settings.app_env, settings.log_level)
+    if not guard(settings.jail):
+        return EX_CONFIG
+    _log_notices(settings)
     raise_descriptor_limit()
     try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
@@ -60,6 +66,18 @@ def run_master(settings: Settings) -> int:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
         return asyncio.run(master.run())
+
+
+def _log_notices(settings: Settings) -> None:
+    """Log once what is allowed, and probably not meant."""
+    for notice in notices(Settings):
+        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
+    if settings.avap_internal_key is None:
+        log.warning(
+            "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
+            effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
+            remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
 
 
 class _Master:
@@ -106,7 +124,12 @@ class _Master:
             listener=holder if settings.transport == "native" else None,
         )
         self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
-        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._problem)
+        self._admin = AdminServer(
+            settings.metrics_host or settings.host,
+            settings.metrics_port,
+            read=self._status.read,
+            alive=self._problem,
+        )
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
@@ -220,6 +243,7 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")
+        flush_logs()
         os._exit(code)
 
     timer = threading.Timer(seconds, end)
@@ -233,7 +257,7 @@ def _signer(settings: Settings) -> Signer | None:
 
 
 def _keys(settings: Settings) -> Keys:
-    return Keys((sha256(settings.api_key.get_secret_value().encode()).hexdigest(),))
+    return Keys(tuple(sha256(key.encode()).hexdigest() for key in settings.keys_by_id().values()))
 
 
 def _worker_config(settings: Settings, port: int) -> Configure:
@@ -248,10 +272,12 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         log_level=settings.log_level,
         drain_timeout_seconds=settings.drain_timeout_seconds,
         max_connections=settings.max_connections,
+        max_connections_per_peer=settings.max_connections_per_peer,
         max_connection_idle_seconds=settings.max_connection_idle_seconds,
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
         tls_cert_file=str(settings.tls_cert_file or ""),
         tls_key_file=str(settings.tls_key_file or ""),
         tls_client_ca_file=str(settings.tls_client_ca_file or ""),
+        jail=settings.jail,
     )

@@ -9,9 +9,11 @@ from definition_server.catalog.validation import Suspect, Unserved
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
-from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, StatsPage
+from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, REFUSALS, STATUSES, Room, StatsPage
+from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    LogStatus,
     RequestStatus,
     ServiceStatus,
     SyncStatus,
@@ -31,15 +33,20 @@ class StatusReader:
 
     def read(self) -> ServiceStatus:
         """The status now."""
+        workers = tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots)
+        serving = [worker.room for worker in workers if worker.state == "serving"]
+        full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
         return ServiceStatus(
             version=__version__,
             started_at=self._started_at,
-            ready=not self.stopping and self._supervisor.serving > 0,
+            ready=not self.stopping and self._supervisor.serving > 0 and not full,
+            full=full,
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
-            workers=tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots),
+            workers=workers,
             requests=_requests(self._supervisor.page),
+            logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 
 
@@ -64,11 +71,11 @@ def _sync(state: SyncState) -> SyncStatus:
         last_outcome=state.last_outcome,
         last_attempt=state.last_attempt,
         last_success=state.last_success,
-        last_error=state.last_error,
+        last_error=state.last_reason,
         last_duration_seconds=state.last_duration_seconds,
         age_seconds=None if state.last_success is None else max(0.0, time.time() - state.last_success),
         restored_age_seconds=state.restored_age_seconds,
-        store_error=state.store_error,
+        store_error=state.store_reason,
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},
@@ -78,7 +85,7 @@ def _sync(state: SyncState) -> SyncStatus:
 def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     worker = slot.worker
     if worker is None:
-        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping, None)
+        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping)
     reading = worker.slot.read()
     if worker.draining:
         state = "draining"
@@ -96,13 +103,16 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=slot.restarts,
         crash_loop=slot.crash_loop.looping,
+        jail=worker.jail,
         connections=reading.connections if counts_connections else None,
+        room=reading.room.name.lower() if counts_connections else None,
     )
 
 
 def _requests(page: StatsPage) -> RequestStatus:
     readings = [page.slot(number).read() for number in range(page.slots)]
     return RequestStatus(
+        refused_connections={reason: sum(reading.refused[reason] for reading in readings) for reason in REFUSALS},
         by_status={status: sum(reading.requests[status] for reading in readings) for status in STATUSES},
         bounds_seconds=LATENCY_BOUNDS,
         latency={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from asyncio.subprocess import Process
@@ -12,6 +13,7 @@ from definition_server.environment import inherited_environment
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -23,6 +25,18 @@ _QUIET = {"GRPC_VERBOSITY": "ERROR"}
 """Otherwise C-core writes every GOAWAY to stderr, in lines that are not JSON. An operator's own value wins."""
 
 _SEND_AGAIN_SECONDS = 10.0
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a worker.
+
+    Without the entries of ``PYTHONPATH`` that name a place by the working directory: a relative path, or nothing.
+    """
+    environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
+    path = environment.pop("PYTHONPATH", "")
+    if fixed := [entry for entry in path.split(os.pathsep) if entry.startswith("/")]:
+        environment["PYTHONPATH"] = os.pathsep.join(fixed)
+    return environment
 
 
 class WorkerProcess:
@@ -38,6 +52,8 @@ class WorkerProcess:
         self.started = asyncio.get_running_loop().time()
         self.ready = asyncio.Event()
         self.generation = 0
+        self.jail = Extent.NONE
+        """As the worker reports it: a hostile one may lie about itself."""
         self.draining = False
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
@@ -66,16 +82,17 @@ class WorkerProcess:
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive a fork.
+            # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-c",
                 program,
                 *(str(argument) for argument in arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                env=_environment(),
             )
         except BaseException:
             channel.close()
@@ -135,6 +152,7 @@ class WorkerProcess:
                 message = received[0]
                 if isinstance(message, Ready):
                     self.generation = message.generation
+                    self.jail = extent_of(message.jail)
                     self.ready.set()
         except MessageError as error:
             log.error("Worker's message ignored", worker=self.number, error=str(error))

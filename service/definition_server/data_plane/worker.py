@@ -1,9 +1,9 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT [LISTENER_FD]``.
 
 The master starts it with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
-listening socket. Everything else arrives over the control socket. A worker receives its configuration, warms up, opens
-the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
-says so, on SIGTERM, or when the master is gone.
+listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
+(`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
+and exits 0 when the master says so, on SIGTERM, or when the master is gone.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
+from definition_server.data_plane.confine import CannotConfine, Confinement
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
-from definition_server.data_plane.warmup import warm_up
+from definition_server.data_plane.warmup import WarmUp
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -55,8 +56,17 @@ class Worker:
     """The process around one transport."""
 
     def __init__(
-        self, channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
+        self,
+        channel: Channel,
+        slot: Slot,
+        config: Configure,
+        listener: socket.socket | None,
+        balancer: Balancer,
+        confinement: Confinement,
+        warm_up: WarmUp,
     ) -> None:
+        self._confinement = confinement
+        self._warm_up = warm_up
         self._channel = channel
         self._slot = slot
         self._config = config
@@ -79,12 +89,13 @@ class Worker:
         heartbeat = asyncio.create_task(self._beat())
         try:
             self._receive()
-            await warm_up(self._config)
+            await self._warm_up.run()
             endpoint = Endpoint(self._engine, self._keys, self._slot)
             transport = create_transport(self._config, endpoint, self._listener, self._balancer)
             self._begin_swap = transport.begin_swap
             try:
                 await transport.start()
+                self._confinement.close_ports()
             except CannotListen as error:
                 log.critical("Worker cannot start", error=str(error))
                 return EXIT_CANNOT_START
@@ -114,7 +125,7 @@ class Worker:
             snapshot = self._engine.snapshot
             await transport.set_serving(snapshot is not None)
             try:
-                self._channel.send(Ready(0 if snapshot is None else snapshot.generation))
+                self._channel.send(Ready(0 if snapshot is None else snapshot.generation, self._confinement.extent))
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
@@ -265,9 +276,15 @@ def _inherited_listener(descriptor: int) -> socket.socket:
 
 
 async def _run(
-    channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
+    channel: Channel,
+    slot: Slot,
+    config: Configure,
+    listener: socket.socket | None,
+    balancer: Balancer,
+    confinement: Confinement,
+    warm_up: WarmUp,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up).run()
 
 
 def main(arguments: list[str]) -> int:
@@ -275,7 +292,8 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, stats, number, *listeners = (int(argument) for argument in arguments)
-    configure_logs("production", "INFO")
+    # Held until this process is all that it will be: what writes the lines is a thread.
+    configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     page = StatsPage(stats)
     os.set_inheritable(stats, False)
@@ -287,10 +305,18 @@ def main(arguments: list[str]) -> int:
         if config is None:
             return EXIT_CANNOT_START
         configure_logs(config.app_env, config.log_level)
+        # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
+        warm_up = WarmUp(config)
+        confinement = Confinement(config)
+        confinement.enter()
+        release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(page, number, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer))
+            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up))
+    except CannotConfine as error:
+        log.critical("Worker cannot start", error=str(error))
+        return EXIT_CANNOT_START
     except Exception as error:
         log.critical("Worker failed", exc_info=error)
         return 1

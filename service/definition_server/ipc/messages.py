@@ -33,6 +33,7 @@ class Configure:
     log_level: str
     drain_timeout_seconds: float
     max_connections: int = 0
+    max_connections_per_peer: int = 0
     max_connection_idle_seconds: float = 0.0
     keepalive_time_seconds: float = 7200.0
     keepalive_timeout_seconds: float = 20.0
@@ -41,6 +42,8 @@ class Configure:
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
     """Empty: clients need no certificate."""
+    jail: str = "off"
+    """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class Ready:
     """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
 
     generation: int
+    jail: str = "none"
+    """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
 
 
 Message = Configure | Keys | Certificate | Publish | Drain | Ready

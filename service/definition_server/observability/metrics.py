@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from definition_server.observability.status import CatalogStatus, RequestStatus, ServiceStatus, SyncStatus
+from definition_server.observability.status import CatalogStatus, LogStatus, RequestStatus, ServiceStatus, SyncStatus
 
 
 class StatusCollector(Collector):
@@ -42,6 +42,7 @@ class StatusCollector(Collector):
         yield from _sync(status.sync)
         yield from _workers(status)
         yield from _requests(status.requests)
+        yield from _logs(status.logs)
 
 
 def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
@@ -119,7 +120,12 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
         "avap_worker_restarts", "Worker processes that ended by themselves or failed to start.", labels=("worker",)
     )
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
+    jailed = GaugeMetricFamily(
+        "avap_worker_jailed", "1 where a worker is confined by Landlock and seccomp.", labels=("worker",)
+    )
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
+    text = "1 where a worker holds MAX_CONNECTIONS, 2 where all of them have made an authorized call."
+    room = GaugeMetricFamily("avap_connections_full", text, labels=("worker",))
     for worker in status.workers:
         label = (str(worker.worker),)
         generation.add_metric(label, worker.generation)
@@ -129,14 +135,19 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
             beat.add_metric(label, worker.heartbeat_age_seconds)
         restarts.add_metric(label, worker.restarts)
         loop.add_metric(label, worker.crash_loop)
+        jailed.add_metric(label, worker.jail == "full")
         if worker.connections is not None:
             connections.add_metric(label, worker.connections)
-    yield from (generation, served, up, beat, restarts, loop, connections)
+        if worker.room is not None:
+            room.add_metric(label, ("free", "full", "taken").index(worker.room))
+    yield from (generation, served, up, beat, restarts, loop, jailed, connections, room)
 
 
 def _requests(requests: RequestStatus) -> Iterator[Metric]:
     text = "Requests by outcome, in HTTP terms."
     yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
+    text = "Connections refused or closed with nothing wrong in what they sent, by reason."
+    yield _labelled(CounterMetricFamily, "avap_connections_refused", text, "reason", requests.refused_connections)
     text = "Time from reading a request to its answer, in the worker."
     histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
     bounds = [*(f"{bound:g}" for bound in requests.bounds_seconds), "+Inf"]
@@ -144,3 +155,9 @@ def _requests(requests: RequestStatus) -> Iterator[Metric]:
         buckets = list(zip(bounds, accumulate(counts), strict=True))
         histogram.add_metric((method,), buckets, requests.latency_sum_seconds[method])
     yield histogram
+
+
+def _logs(logs: LogStatus) -> Iterator[Metric]:
+    text = "Log lines of the master that were never written."
+    yield CounterMetricFamily("avap_log_lines_dropped", text, value=logs.dropped_lines)
+    yield _gauge("avap_log_lines_waiting", "Log lines of the master that stdout has not taken yet.", logs.waiting_lines)

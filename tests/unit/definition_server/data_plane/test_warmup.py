@@ -12,13 +12,13 @@ import pytest
 # In a process of its own: the collector is the whole process's.
 PROGRAM = """
 import asyncio, gc, json, sys
-from definition_server.data_plane.warmup import warm_up
+from definition_server.data_plane.warmup import WarmUp
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 pages, create = [], StatsPage.create
 StatsPage.create = staticmethod(lambda slots: pages.append(create(slots)) or pages[-1])
 before = gc.get_threshold()[0]
-asyncio.run(warm_up(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)))
+asyncio.run(WarmUp(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)).run())
 counted = pages[0].slot(0).read()
 print(json.dumps({
     "frozen": gc.get_freeze_count(), "before": before, "threshold": gc.get_threshold()[0], "enabled": gc.isenabled(),
