@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from definition_server import __version__
 from definition_server.catalog.validation import Suspect, Unserved
@@ -24,7 +25,18 @@ from definition_server.observability.status import (
 class StatusReader:
     """Reads the status of a running master."""
 
-    def __init__(self, publisher: Publisher, sync: SyncState, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        sync: SyncState,
+        supervisor: Supervisor,
+        *,
+        keys: Callable[[], dict[str, float]] = dict,
+        certificates: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`."""
+        self._keys = keys
+        self._certificates = certificates
         self._publisher = publisher
         self._sync = sync
         self._supervisor = supervisor
@@ -46,6 +58,8 @@ class StatusReader:
             sync=_sync(self._sync),
             workers=workers,
             requests=_requests(self._supervisor.page),
+            keys_last_used=self._keys(),
+            certificates_expire=self._certificates(),
             logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 

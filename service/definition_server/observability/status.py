@@ -99,3 +99,8 @@ class ServiceStatus:
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)
+    keys_last_used: dict[str, float] = field(default_factory=dict)
+    """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    certificates_expire: dict[str, float] = field(default_factory=dict)
+    """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
+    was last read without a fault, seconds since the epoch."""
