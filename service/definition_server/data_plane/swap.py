@@ -7,10 +7,32 @@ calls after it are slower, and without ``release`` the memory of replaced answer
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from enum import Enum, auto
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.services import DefinitionEngine
+
+OLD_SNAPSHOTS = 4
+"""Replaced snapshots that answers which are still being read may keep in memory. A catalogue that is sent to a slow
+client is a view of its snapshot's memory, and more than a few of them may be more than the machine has."""
+
+
+class SwapTimes:
+    """When the last snapshots were replaced, by the loop's clock."""
+
+    def __init__(self) -> None:
+        self._instants: deque[float] = deque(maxlen=OLD_SNAPSHOTS + 1)
+
+    def note(self) -> None:
+        """A snapshot is replaced now."""
+        self._instants.append(asyncio.get_running_loop().time())
+
+    @property
+    def oldest_allowed(self) -> float | None:
+        """Answers that were given before this instant are from snapshots that must be released; None: none is."""
+        return self._instants[0] if len(self._instants) > OLD_SNAPSHOTS else None
 
 
 class SwapState(Enum):

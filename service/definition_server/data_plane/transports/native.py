@@ -28,7 +28,7 @@ from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine
-from definition_server.data_plane.swap import Swap
+from definition_server.data_plane.swap import Swap, SwapTimes
 from definition_server.data_plane.transports import CannotListen
 from definition_server.data_plane.transports.first_calls import make_first_calls
 from definition_server.ipc.handover import PREPARATION_SECONDS
@@ -90,6 +90,7 @@ class NativeTransport:
             observe=_observer(endpoint.slot),
         )
         self._engine = endpoint.engine
+        self._swap_times = SwapTimes()
         self._methods = [
             (
                 method,
@@ -117,7 +118,7 @@ class NativeTransport:
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:
         """See `Transport.begin_swap`."""
-        return NativeSwap(self._engine, snapshot, self._server, self._methods)
+        return NativeSwap(self._engine, snapshot, self._server, self._methods, self._swap_times)
 
     async def set_serving(self, serving: bool) -> None:
         """See `Transport.set_serving`."""
@@ -145,8 +146,17 @@ class NativeTransport:
 class NativeSwap(Swap):
     """A swap that prepares new answers to the remembered requests, and frees the replaced answers afterwards."""
 
-    def __init__(self, engine: DefinitionEngine, snapshot: Snapshot, server: Server, methods: _StaticMethods) -> None:
+    def __init__(
+        self,
+        engine: DefinitionEngine,
+        snapshot: Snapshot,
+        server: Server,
+        methods: _StaticMethods,
+        times: SwapTimes,
+    ) -> None:
         super().__init__(engine, snapshot)
+        self._server = server
+        self._times = times
         self._scheduler = server.scheduler
         self._methods = methods
         self._prepared: list[PreparedAnswers] = []
@@ -165,6 +175,8 @@ class NativeSwap(Swap):
     def commit(self) -> Snapshot | None:
         """See `Swap.commit`."""
         replaced = super().commit()
+        if replaced is not None:
+            self._times.note()
         for prepared in self._prepared:
             prepared.install()
         if not self._prepared:
@@ -177,6 +189,9 @@ class NativeSwap(Swap):
         await super().release()
         for _, static in self._methods:
             await self._scheduler.spread(static.release())
+        before = self._times.oldest_allowed
+        if before is not None:
+            await self._server.cut_answers(before)
 
 
 def _trust(path: str) -> Trust:

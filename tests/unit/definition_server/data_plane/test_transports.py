@@ -34,7 +34,7 @@ from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import StatsPage
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
-from grpc_h2 import PreparedAnswers
+from grpc_h2 import PreparedAnswers, encode_block, frames
 
 KEY = "the key"
 AUTHENTIC = (("x-avap-auth", KEY),)
@@ -606,3 +606,67 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+async def test_a_slow_reader_keeps_no_more_than_four_replaced_snapshots_in_memory(serve: Serve, transport: str) -> None:
+    if transport != "native":
+        pytest.skip("grpcio copies the answer, so that it holds no snapshot")
+    made, port = await serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    shut = frames.SETTING.pack(frames.INITIAL_WINDOW_SIZE, 1)
+    fields = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/avap.DefinitionEngine/SyncCatalog"),
+        (b"content-type", b"application/grpc"),
+        (b"x-avap-auth", KEY.encode()),
+    )
+    writer.write(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0, shut))
+    writer.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, encode_block(fields)))
+    writer.write(frames.frame(frames.DATA, frames.END_STREAM, 1, bytes(5)))
+    received = b""
+    while frames.frame(frames.DATA, 0, 1, b"\0") not in received:
+        received += await asyncio.wait_for(reader.read(4096), 5)
+    given_up = frames.rst_stream(1, 11)
+    for number in range(5):
+        assert given_up not in received
+        swap = made.begin_swap(opened(row(f"n{number}")))
+        await swap.prepare()
+        swap.commit()
+        await swap.release()
+        with suppress(TimeoutError):
+            received += await asyncio.wait_for(reader.read(4096), 0.05)
+    while given_up not in received:
+        received += await asyncio.wait_for(reader.read(4096), 5)
+    writer.close()
+
+
+async def test_a_call_whose_body_comes_after_a_key_rotation_is_judged_by_the_new_keys(
+    serve: Serve, keys: KeyRing
+) -> None:
+    _, port = await serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    fields = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/avap.DefinitionEngine/SyncCatalog"),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"x-avap-auth", KEY.encode()),
+    )
+    writer.write(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0))
+    writer.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, encode_block(fields)))
+    writer.write(frames.frame(frames.PING, 0, 0, b"received"))
+    received = b""
+    while frames.frame(frames.PING, 1, 0, b"received") not in received:
+        received += await asyncio.wait_for(reader.read(4096), 5)
+    keys.replace([sha256(b"another").hexdigest()])
+    writer.write(frames.frame(frames.DATA, frames.END_STREAM, 1, bytes(5)))
+    kind = flags = None
+    while kind != frames.HEADERS or not flags & frames.END_STREAM:
+        head = await asyncio.wait_for(reader.readexactly(frames.HEADER_LENGTH), 5)
+        await reader.readexactly(int.from_bytes(head[:3], "big"))
+        kind, flags = head[3], head[4]
+        assert kind != frames.DATA, "the catalogue was sent"
+    writer.close()

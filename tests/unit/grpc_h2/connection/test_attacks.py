@@ -333,3 +333,39 @@ def test_goaway_and_ping_ack_floods_take_no_memory(name: str):
     with Beside() as attacker:
         assert peak_memory(lambda: attacker.flood([frames[name] * 1000] * 50)) < MIB
         assert attacker.code in (None, ENHANCE_YOUR_CALM)
+
+
+# --- frames on streams that have ended -------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("B-rapid-reset")
+@pytest.mark.parametrize("together", [True, False], ids=["in one read", "behind the answer"])
+def test_a_client_that_resets_every_stream_after_its_answer_goes_on_without_end(together: bool):
+    peer = Peer().send(window_update(0, 2**30))
+    for stream in range(1, 10_001, 2):
+        if together:
+            peer.send(call(stream) + rst_stream(stream))
+        else:
+            peer.send(call(stream)).send(rst_stream(stream))
+        assert peer.code is None
+    peer.assert_alive()
+
+
+@pytest.mark.requirement("B-rapid-reset")
+def test_resets_of_ended_streams_without_end_are_a_flood():
+    peer = Peer().send(call(1))
+    sent = 0
+    while peer.code is None and sent < 20_000:
+        peer.send(rst_stream(1) * 100)
+        sent += 100
+    peer.assert_closed(ENHANCE_YOUR_CALM)
+    assert sent > 3000, "far above honest use"
+
+
+@pytest.mark.requirement("B-rapid-reset")
+def test_ids_that_were_passed_over_entitle_to_no_frames_on_ended_streams():
+    peer = Peer().send(call(1), call(2**31 - 50_001))
+    for _ in range(100):
+        if peer.code is None:
+            peer.send(rst_stream(1) * 100)
+    peer.assert_closed(ENHANCE_YOUR_CALM)

@@ -227,3 +227,37 @@ def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector(
         tracemalloc.stop()
         gc.enable()
     assert held < MIB
+
+
+# -- bounded work ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_piece_of_many_messages_is_cut_a_few_at_a_time_with_the_same_result(compressed: bool) -> None:
+    wanted = [b"m%d" % number for number in range(600)]
+    piece = b"".join(frame_message(message, compress=compressed) for message in wanted) + b"\0\0"
+    reader = MessageReader(4096, "gzip")
+    found = reader.feed(piece)
+    while reader.more:
+        assert 0 < reader.buffered < len(piece)
+        more = reader.feed()
+        assert 0 < len(more) <= (8 if compressed else 64)
+        found += more
+    assert found == wanted
+    assert reader.buffered == 2
+
+
+def test_what_one_call_inflates_is_bounded_by_octets_too() -> None:
+    piece = frame_message(bytes(16_000), compress=True) * 20
+    reader = MessageReader(16_384, "gzip")
+    assert len(reader.feed(piece)) == 2
+    assert reader.more
+
+
+def test_a_second_message_of_a_unary_request_is_refused_by_its_prefix() -> None:
+    reader = MessageReader(4096, unary=True)
+    assert reader.feed(frame_message(b"one")) == [b"one"]
+    with pytest.raises(CallFault) as caught:
+        reader.feed(frame_message(bytes(1000))[:5])
+    assert caught.value.status == 12
+    assert reader.buffered == 0
