@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from definition_server import __version__
 from definition_server.catalog.validation import Suspect, Unserved
@@ -24,7 +25,18 @@ from definition_server.observability.status import (
 class StatusReader:
     """Reads the status of a running master."""
 
-    def __init__(self, publisher: Publisher, sync: SyncState, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        sync: SyncState,
+        supervisor: Supervisor,
+        *,
+        keys: Callable[[], dict[str, float]] = dict,
+        certificates: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`."""
+        self._keys = keys
+        self._certificates = certificates
         self._publisher = publisher
         self._sync = sync
         self._supervisor = supervisor
@@ -46,6 +58,8 @@ class StatusReader:
             sync=_sync(self._sync),
             workers=workers,
             requests=_requests(self._supervisor.page),
+            keys_last_used=self._keys(),
+            certificates_expire=self._certificates(),
             logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 
@@ -71,11 +85,11 @@ def _sync(state: SyncState) -> SyncStatus:
         last_outcome=state.last_outcome,
         last_attempt=state.last_attempt,
         last_success=state.last_success,
-        last_error=state.last_error,
+        last_error=state.last_reason,
         last_duration_seconds=state.last_duration_seconds,
         age_seconds=None if state.last_success is None else max(0.0, time.time() - state.last_success),
         restored_age_seconds=state.restored_age_seconds,
-        store_error=state.store_error,
+        store_error=state.store_reason,
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},

@@ -7,11 +7,12 @@ import os
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Callable
 
 from definition_server.control_plane.publisher import Publication
 from definition_server.environment import inherited_environment
 from definition_server.ipc.channel import Channel, ChannelClosed
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, KeysUsed, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
 from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
@@ -46,8 +47,16 @@ class WorkerProcess:
     has been reaped, with its exit code (negative for a signal).
     """
 
-    def __init__(self, number: int, process: Process, channel: Channel, slot: Slot) -> None:
+    def __init__(
+        self,
+        number: int,
+        process: Process,
+        channel: Channel,
+        slot: Slot,
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
         self.number = number
+        self._on_keys_used = on_keys_used
         self.slot = slot
         self.started = asyncio.get_running_loop().time()
         self.ready = asyncio.Event()
@@ -66,7 +75,13 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, number: int, slot_number: int, page: StatsPage, config: Configure, listener: socket.socket | None = None
+        cls,
+        number: int,
+        slot_number: int,
+        page: StatsPage,
+        config: Configure,
+        listener: socket.socket | None = None,
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` on stats slot ``slot_number``, with the socket to accept from if there is one.
 
@@ -99,7 +114,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
-        return cls(number, process, channel, page.slot(slot_number))
+        return cls(number, process, channel, page.slot(slot_number), on_keys_used)
 
     @property
     def pid(self) -> int:
@@ -154,6 +169,8 @@ class WorkerProcess:
                     self.generation = message.generation
                     self.jail = extent_of(message.jail)
                     self.ready.set()
+                elif isinstance(message, KeysUsed):
+                    self._on_keys_used(message.digests)
         except MessageError as error:
             log.error("Worker's message ignored", worker=self.number, error=str(error))
         except ChannelClosed:

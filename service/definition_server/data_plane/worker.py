@@ -36,7 +36,7 @@ from definition_server.data_plane.warmup import WarmUp
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, MessageError, Publish, Ready
+from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, KeysUsed, MessageError, Publish, Ready
 from definition_server.ipc.stats import Slot, StatsPage
 from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
@@ -50,6 +50,13 @@ EXIT_ORPHANED = 4
 
 _BEAT_SECONDS = 0.25
 _EXIT_MARGIN_SECONDS = 5.0
+
+_KEYS_REPORT_SECONDS = 1.0
+_KEYS_SEEN_AGAIN_SECONDS = 10.0
+_CONNECTIONS_PER_SECOND = 100
+"""A key is seen when a call is authorized. The native transport remembers that for each connection, so that calls cost
+nothing, and is made to forget it at this interval, or at a longer one where there are more connections than this times
+the interval: each then decodes one header block again, some 50 µs."""
 
 
 class Worker:
@@ -109,7 +116,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
         loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
-        works = (self._report(transport), self._reload(transport), self._swap_published())
+        works = (self._report(transport), self._reload(transport), self._swap_published(), self._report_keys())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await self._drain
@@ -214,6 +221,20 @@ class Worker:
     def _leave_soon(self, drain: Drain) -> None:
         if not self._drain.done():
             self._drain.set_result(drain)
+
+    async def _report_keys(self) -> None:
+        """Report the keys that are in use to the master, at most once a second."""
+        seen_again = time.monotonic()
+        while True:
+            await asyncio.sleep(_KEYS_REPORT_SECONDS)
+            now = time.monotonic()
+            if now - seen_again > max(_KEYS_SEEN_AGAIN_SECONDS, self._slot.load()[1] / _CONNECTIONS_PER_SECOND):
+                seen_again = now
+                self._keys.authorize_again()
+            used = self._keys.take_used()
+            if used:
+                with suppress(ChannelClosed):  # the reader of the channel notices it, too
+                    self._channel.send(KeysUsed(used))
 
     async def _beat(self) -> None:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""

@@ -1,8 +1,8 @@
 """The messages between the master and a worker.
 
 Master to worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish` (with a descriptor), `Drain`. Worker to
-master: `Ready`, sent when the port is open and again after every swap. A message is one datagram of JSON: messages are
-rare and small, and JSON is readable in ``strace``. They arrive in the order in which they are sent.
+master: `Ready`, sent when the port is open and again after every swap, and `KeysUsed`. A message is one datagram of
+JSON: messages are rare and small, and JSON is readable in ``strace``. They arrive in the order in which they are sent.
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysUsed:
+    """Keys with these hex SHA-256 digests were presented since the last such message. At most one a second."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
 
@@ -86,9 +93,11 @@ class Ready:
     """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
 
 
-Message = Configure | Keys | Certificate | Publish | Drain | Ready
+Message = Configure | Keys | Certificate | Publish | Drain | Ready | KeysUsed
 
-_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in (Configure, Keys, Certificate, Publish, Drain, Ready)}
+_TYPES: dict[str, type[Message]] = {
+    cls.__name__: cls for cls in (Configure, Keys, Certificate, Publish, Drain, Ready, KeysUsed)
+}
 
 
 def encode(message: Message) -> bytes:
@@ -105,8 +114,8 @@ def decode(datagram: bytes) -> Message:
     try:
         values: dict[str, Any] = json.loads(datagram)
         cls = _TYPES[values.pop("type")]
-        if cls is Keys:
-            return Keys(tuple(values["digests"]))
+        if cls in (Keys, KeysUsed):
+            return cls(tuple(values["digests"]))
         return cls(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MessageError(f"not a control message: {datagram[:200]!r} ({error})") from error

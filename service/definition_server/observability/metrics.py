@@ -42,6 +42,12 @@ class StatusCollector(Collector):
         yield from _sync(status.sync)
         yield from _workers(status)
         yield from _requests(status.requests)
+        text = "When an API key was last presented, seconds since the epoch; 0: not since the start."
+        name = "avap_key_last_used_timestamp_seconds"
+        yield _labelled(GaugeMetricFamily, name, text, "key_id", status.keys_last_used)
+        text = "When the first certificate of the file expires, seconds since the epoch."
+        name = "avap_certificate_expiry_timestamp_seconds"
+        yield _labelled(GaugeMetricFamily, name, text, "certificate", status.certificates_expire)
         yield from _logs(status.logs)
 
 

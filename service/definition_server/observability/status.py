@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from definition_server.observability.reasons import Reason
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogStatus:
@@ -25,12 +27,12 @@ class SyncStatus:
     last_outcome: str | None
     last_attempt: float | None
     last_success: float | None
-    last_error: str | None
+    last_error: Reason | None
     last_duration_seconds: float
     age_seconds: float | None
     """Since the table and the served catalogue last agreed."""
     restored_age_seconds: float | None
-    store_error: str | None
+    store_error: Reason | None
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
@@ -97,3 +99,8 @@ class ServiceStatus:
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)
+    keys_last_used: dict[str, float] = field(default_factory=dict)
+    """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    certificates_expire: dict[str, float] = field(default_factory=dict)
+    """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
+    was last read without a fault, seconds since the epoch."""
