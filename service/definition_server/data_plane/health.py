@@ -45,7 +45,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._ending = False
 
     async def report(self, serving: bool) -> None:
-        """Answer SERVING or NOT_SERVING from now on; watches get it soon. Liveness is SERVING from the first call on."""
+        """Answer SERVING or NOT_SERVING from now on; watches get it soon. Liveness is SERVING from the first call."""
         self._states[LIVENESS] = _SERVING
         for service in ("", SERVICE):
             self._states[service] = _SERVING if serving else _NOT_SERVING

@@ -546,7 +546,7 @@ async def test_a_wrong_key_is_logged_with_the_peer_at_a_limited_rate(
         async with channel(port) as client:
             for number in range(60):
                 with pytest.raises(grpc.aio.AioRpcError):
-                    await raw(client, "GetCommand", FOUND, (("x-avap-auth", f"wrong{number}"),))
+                    await raw(client, "GetCommand", b"\x0a\x01a", (("x-avap-auth", f"wrong{number}"),))
         await transport.stop(0)
     lines = [record for record in caplog.records if record.getMessage() == "A call was not authorized"]
     left_out = sum(record.__dict__.get("left_out", 0) for record in caplog.records)
