@@ -9,6 +9,7 @@ Records of libraries that use the standard ``logging`` have the same format. A t
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import logging
 import os
@@ -52,11 +53,12 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
     else:
         # The plain traceback: the rich one shows local variables, which may be keys.
         render = [
+            _visible,
             structlog.dev.ConsoleRenderer(
                 timestamp_key="ts",
                 colors=sys.stdout.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=_plain_traceback,
+            ),
         ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -173,6 +175,25 @@ def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
             event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
     event.pop("stack_info", None)
     return event
+
+
+def _visible(_: Any, __: str, event: EventDict) -> EventDict:
+    """Escapes control characters of the message, which may be a library's. The renderer escapes those of the fields."""
+    event["event"] = _escaped(str(event["event"]))
+    return event
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _plain_traceback(out: TextIO, exc_info: Any) -> None:
+    """The traceback, without colours and without the control characters of the exception's text."""
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    out.write(_escaped(written.getvalue()))
 
 
 def _field_names(_: Any, __: str, event: EventDict) -> EventDict:

@@ -309,6 +309,19 @@ def test_development_lines_are_readable_and_carry_the_fields() -> None:
     assert "\x1b" not in line  # no terminal, no colours
 
 
+def test_development_lines_escape_control_characters_of_values_and_exceptions() -> None:
+    stdout = configured("development", "INFO")
+    get_logger("x").error("Sync failed", error="no \x1b]0;owned\x07 table", names=["\x1b[2J"])
+    try:
+        raise ValueError("bad \x1b[2J row")
+    except ValueError:
+        logging.getLogger("some.library").exception("Failed \x1b[2J")
+    text = stdout.getvalue()
+    assert "\x1b" not in text
+    assert r"no \x1b]0;owned\x07 table" in text
+    assert r"bad \x1b[2J row" in text
+
+
 # -- a reader that went away -------------------------------------------------------------------------------------------
 
 LOGGING = """
