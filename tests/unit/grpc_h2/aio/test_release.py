@@ -14,6 +14,7 @@ from tests.support.polling import until
 
 from grpc_h2.aio.call import ServicerContext
 from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.connection.limits import Limits
 
 
 async def echo(request: bytes, context: Any) -> bytes:
@@ -29,7 +30,10 @@ def running(request: pytest.FixtureRequest) -> Iterator[ServerThread]:
     methods = handlers(
         echo=grpc.unary_unary_rpc_method_handler(echo), collect=grpc.stream_unary_rpc_method_handler(collect)
     )
-    with ServerThread(LOOPS[request.param], lambda server: server.add_generic_rpc_handlers([methods])) as server:
+    limits = Limits(drain_timeout=0.05)  # and so a deadline is noticed at most so late
+    with ServerThread(
+        LOOPS[request.param], lambda server: server.add_generic_rpc_handlers([methods]), limits=limits
+    ) as server:
         yield server
 
 
@@ -72,4 +76,6 @@ def test_a_connection_that_has_ended_is_released(running: ServerThread) -> None:
         client.send(request(b"echo", 1, end_stream=True))
         client.until(lambda: client.replies.stream(1).ended)
         assert alive(Http2Protocol, before) == 1
+        began = running.call(running.loop.time)
+        until(lambda: running.call(running.loop.time) > began + 0.2, "its next deadline is hours away")
     until(lambda: alive(Http2Protocol, before) == 0, "nothing refers to the connection")
