@@ -51,6 +51,7 @@ SECONDS = {
     "MAX_CONNECTION_IDLE_SECONDS": "max_connection_idle_seconds",
     "KEEPALIVE_TIME_SECONDS": "keepalive_time_seconds",
     "KEEPALIVE_TIMEOUT_SECONDS": "keepalive_timeout_seconds",
+    "KEEPALIVE_MIN_TIME_SECONDS": "keepalive_min_time_seconds",
 }
 MAY_BE_ZERO = ("MAX_CONNECTION_IDLE_SECONDS", "MAX_CONNECTION_AGE_SECONDS", "DRAIN_WAIT_SECONDS")
 
@@ -208,6 +209,8 @@ def test_a_drain_timeout_just_above_the_wait_is_allowed() -> None:
         ("ALLOW_EMPTY_CATALOG", "No", False),
         ("PORT", " 1 ", 1),
         ("HOST", " ::1 ", "::1"),
+        ("METRICS_HOST", " :: ", "::"),
+        ("METRICS_HOST", "[::1]", "[::1]"),
         ("SYNC_INTERVAL_SECONDS", "1e1", 10.0),
         ("SYNC_INTERVAL_SECONDS", ".5", 0.5),
         ("WORKERS", "  ", None),
@@ -234,6 +237,7 @@ def test_case_and_white_space_around_a_value_do_not_matter(variable: str, value:
         ("SYNC_INTERVAL_SECONDS", "inf", "not a number"),
         ("METRICS_PORT", "tcp://10.0.0.1:9464", "enableServiceLinks"),
         ("REFLECTION", "enabled", "neither true nor false"),
+        ("METRICS_HOST", "localhost", "not an IP address"),
         ("LOG_LEVEL", "verbose", "'DEBUG', 'INFO'"),
         ("WORKERS", "1000", "less than or equal to 512"),
     ],
