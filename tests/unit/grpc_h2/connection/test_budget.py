@@ -125,7 +125,7 @@ def test_beyond_the_budget_the_connection_that_holds_most_ends_and_the_others_go
     assert heavy.code is None
     small[0].send(partly(3, 25 * KIB), partly(5, 25 * KIB))
     heavy.read()
-    assert evicted == [heavy.connection], "the shell is informed, once"
+    assert evicted == [heavy.connection], "its protocol is informed, once"
     assert heavy.code == ENHANCE_YOUR_CALM
     assert heavy.replies.goaways[-1][2] == b"the server is short of memory, and this connection holds most"
     heavy._take_events(heavy.connection.take_events())
