@@ -45,7 +45,7 @@ def demo() -> None:
     commands = load_sample_catalogue()
     console = Console(highlight=False, soft_wrap=True)
     try:
-        with EmbeddedPostgres() as postgres:
+        with EmbeddedPostgres(password=secrets.token_hex(_KEY_BYTES)) as postgres:
             postgres.psql(CREATE_TABLE_SQL)
             copy = rf"\copy obex_dapl_functions({','.join(COLUMNS)}) from pstdin with (format csv, null '\N')"
             postgres.psql(copy, stdin=as_csv(commands))

@@ -406,3 +406,17 @@ def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_asked_for(
         assert b" 200 " in raw(server.port, b"GET /livez HTTP/1.0\r\n\r\n")
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::7", "2001:db8:0:1::7", "2001:db8:0:1::"),
+        ("fe80::1%eth0", "fe80::1%eth0", "fe80::"),
+        ("::1", "::1", "::"),
+    ],
+)
+def test_one_client_is_one_ipv4_address_or_one_ipv6_network(host: str, address: str, network: str) -> None:
+    assert admin_port._address_and_network(host) == (address, network)
