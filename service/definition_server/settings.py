@@ -278,7 +278,7 @@ class Settings(EnvironmentSettings):
     def _check_metrics_host(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                ip_address(value)
+                ip_address(value.removeprefix("[").removesuffix("]"))
             except ValueError:
                 raise ValueError("it is not an IP address") from None
         return value
