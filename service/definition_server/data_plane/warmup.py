@@ -20,7 +20,7 @@ from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import create_transport
 from definition_server.ipc.messages import Configure
-from definition_server.ipc.stats import StatsPage
+from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
 """Objects of the youngest generation before it is collected. Calls on the native transport create none. An attacker's
@@ -31,12 +31,11 @@ streams do: with Python's default of 700 the collector would run twenty times a 
 async def warm_up(config: Configure) -> None:
     """Exercise the transport that ``config`` names, in cleartext, then collect and freeze."""
     key = secrets.token_hex(16)
-    page = StatsPage.create(1)
     engine = DefinitionEngine()
     builder = SnapshotBuilder()
     builder.add([Row(1, b"warm", None, None, b"up")])
     engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
-    endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), page.slot(0))
+    endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
     transport = create_transport(replace(config, host="127.0.0.1", port=0, tls_cert_file=""), endpoint)
     try:
         port = await transport.start()
@@ -44,7 +43,6 @@ async def warm_up(config: Configure) -> None:
         await transport.call_all_paths(port, key)
     finally:
         await transport.stop(0)
-        page.close()
     gc.collect()
     gc.freeze()
     if config.transport == "native":
