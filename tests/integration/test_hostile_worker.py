@@ -71,7 +71,8 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
     table.add_commands(1)
     armed = tmp_path / "armed"
     path = take_over(tmp_path, armed, ATTACKS[attack])
-    with ServerProcess(database_url, PYTHONPATH=path, START_TIMEOUT_SECONDS="20").start().wait_ready() as server:
+    with ServerProcess(database_url, PYTHONPATH=path, START_TIMEOUT_SECONDS="20") as server:
+        server.wait_ready()
         first, second = server.worker_pids()
         with Client(server.port, KEY) as client:
             for _ in range(5):
