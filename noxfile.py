@@ -26,8 +26,8 @@ SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "workstea
 """pytest's options; one process more than CPUs, since many tests wait."""
 MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
 """What only the session ``mutants`` needs."""
-NOTHING_COLLECTED = 5
-"""pytest's exit code if no test was selected."""
+TESTS_FAILED, NOTHING_COLLECTED = 1, 5
+"""pytest's exit codes if tests failed, and if none was selected."""
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENVIRONMENT = Path(os.environ.get("NOX_ENVIRONMENT") or f".nox/python{VERSION}").absolute()
@@ -139,10 +139,24 @@ def types(session: nox.Session) -> None:
     run(session, "mypy")
 
 
+def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytest",), **options: Any) -> None:
+    """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone."""
+    last = Path(".pytest_cache/v/cache/lastfailed")
+    if os.environ.get("CI"):
+        last.unlink(missing_ok=True)
+    try:
+        run(session, *by, *arguments, **options)
+    except nox.command.CommandFailed as failed:
+        # Every other code tells of a run that was not finished.
+        if not os.environ.get("CI") or getattr(failed, "return_code", None) != TESTS_FAILED:
+            raise
+        run(session, "python", ".ci/failed-alone", str(last))
+
+
 def run_suites(session: nox.Session, *suites: str) -> None:
     """Run test suites; arguments after ``--`` on nox's command line go to pytest."""
     install(session)
-    run(session, "pytest", *(f"tests/{suite}" for suite in suites), *session.posargs)
+    run_tests(session, *(f"tests/{suite}" for suite in suites), *session.posargs)
 
 
 @nox.session
@@ -217,12 +231,12 @@ def containers(session: nox.Session) -> None:
 def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
     """Run unit, fuzz, simulation, integration and chaos tests, without drills: side by side, then the quiet ones."""
     suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
-    run(session, *pytest, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs)
+    run_tests(session, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs, by=pytest)
     files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
         codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
-        run(session, *pytest, *quiet, "-q", "-m", "quiet", *options, *session.posargs, success_codes=codes)
+        run_tests(session, *quiet, "-q", "-m", "quiet", *options, *session.posargs, by=pytest, success_codes=codes)
 
 
 @nox.session
@@ -263,7 +277,7 @@ def mutants(session: nox.Session) -> None:
 def judges(session: nox.Session) -> None:
     """Programs of others judge the transport; docs/conformance.md lists them and the required tools."""
     install(session)
-    run(session, "pytest", "tests/judges", *session.posargs)
+    run_tests(session, "tests/judges", *session.posargs)
 
 
 @nox.session

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,7 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
                 generation = server.statusz()["catalog"]["generation"]
                 # One changed row makes the server read, build and publish all rows; further changes only cost CPU time.
                 table.run("UPDATE obex_dapl_functions SET code = code || '#' WHERE name = 'command7'")
-                until(
-                    lambda generation=generation: server.statusz()["catalog"]["generation"] > generation,
-                    server.tail,
-                    seconds=120,
-                )
+                until(partial(_served_after, server, generation), server.tail, seconds=120)
             seen = finish()
         limit = 50 if publishes else None
         figures.note(f"{name}: requests answered at {arguments.rate}/s", seen["answered"], "")
@@ -155,6 +152,10 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
         for percentile in ("p50", "p95", "p99", "p999"):
             figures.note(f"{name}: {percentile}", seen[percentile], "ms")
         figures.note(f"{name}: slowest request", seen["max"], "ms", limit)
+
+
+def _served_after(server: ServerProcess, generation: int) -> bool:
+    return bool(server.statusz()["catalog"]["generation"] > generation)
 
 
 def main(given: Sequence[str] | None = None) -> int:

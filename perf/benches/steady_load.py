@@ -13,6 +13,7 @@ import gc
 import json
 import sys
 import time
+from typing import Any
 
 import grpc
 from tests.support.open_loop import open_loop
@@ -25,7 +26,7 @@ async def run(port: int, rate: int, rows: int) -> dict[str, float]:
     """Offer ``rate`` calls per second until a line arrives on standard input."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(CONNECTIONS)]
-    calls = [channel.unary_unary("/avap.DefinitionEngine/GetCommand") for channel in channels]
+    calls: list[Any] = [channel.unary_unary("/avap.DefinitionEngine/GetCommand") for channel in channels]
     metadata = (("x-avap-auth", KEY),)
     names = [f"command{number}".encode() for number in range(0, rows, max(1, rows // 997))]
     requests = [b"\x0a" + bytes([len(name)]) + name for name in names]

@@ -55,7 +55,8 @@ class VictimMeasurements:
         """The median P99 beside the attack ÷ the median P99 alone, of the measurements before and after each."""
         beside = self._beside[name]
         calm = [p99 for each in beside for p99 in each["calm_p99"]]
-        return statistics.median(each["latency"]["p99"] for each in beside) / statistics.median(calm)
+        attacked = [each["latency"]["p99"] for each in beside]
+        return float(statistics.median(attacked) / statistics.median(calm))
 
     def calm(self) -> tuple[float, Any]:
         """The median of all measurements of the victim alone, in milliseconds."""

@@ -258,7 +258,7 @@ def _samples(gate: Gate, good: Sequence[Run], names: Sequence[str]) -> list[floa
     found = []
     for number, run in by_server[names[0]].items():
         other = by_server[names[-1]].get(number)
-        value, second = figure(run, gate.figure), other and figure(other, gate.figure)
+        value, second = figure(run, gate.figure), None if other is None else figure(other, gate.figure)
         if value is None or second is None or (gate.over and not second):
             continue
         if gate.expected is not None:

@@ -24,6 +24,8 @@ PLANNED = ("rated", "get-zipf", "deadlines", "upstream-stress")
 """Scenarios that resemble a fleet. The command plans with the most expensive one that the record holds."""
 P95_LIMIT_MS = 5.0
 """Beyond this P95 a worker is past its knee, whatever rate it still answers."""
+GENERATIONS = 2
+"""A worker drops an answer only when it is in neither of the two generations that it remembers."""
 MB = 1 << 20
 Content = dict[str, Any]
 """A record as JSON."""
@@ -54,7 +56,7 @@ def figures(record: Content, source: str, memory: Sequence[Content] | None = Non
         "knee": _knee(record),
         "memory": [_point(point) for point in points],
         "kb_per_connection": max(point["kb_per_connection"] for point in points),
-        "remembered_answers": REMEMBERED_ANSWERS,
+        "remembered_answers": GENERATIONS * REMEMBERED_ANSWERS,
     }
     sizing.figures_from(content)
     return content

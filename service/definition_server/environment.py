@@ -2,23 +2,46 @@
 
 The only reader of ``os.environ``. `settings` declares the settings, as fields of a subclass of `EnvironmentSettings`:
 a field's description says what it does, and its `advice` what to write when a value is refused. A secret ``X`` may
-come from a file instead, which ``X_FILE`` names (trailing newlines are dropped).
+come from a file instead, which ``X_FILE`` names.
+
+White space around a value is dropped, except around a secret: there only line ends and a byte order mark are, from
+variables as from files, and other white space is refused. A value of white space alone counts as unset. Choices (as
+``LOG_LEVEL``) may be in any case.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from errno import EISDIR
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
-from pydantic import AliasChoices, SecretStr, ValidationError
+from pydantic import AliasChoices, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 EX_CONFIG = 78
 """Exit code for an invalid environment (sysexits.h EX_CONFIG), to distinguish it from a crash."""
+
+Check: TypeAlias = Callable[[str], str | None]
+"""Value → the reason why it is refused, without the value; None if it is not."""
+
+_BYTE_ORDER_MARK = "\ufeff"
+_LARGEST_SECRET_FILE = 1024 * 1024
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_WITH_UNIT = re.compile(r"[+-]?[0-9][0-9.,_]*\s*[a-zA-Z%µ]+")
+_SEPARATED = re.compile(r"[+-]?[0-9][0-9.,_' ]*")
+_FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
+
+_SIMILARITY = 0.85
+"""Of names, by `difflib`: one or two letters. HOSTNAME, which every container has, is not like HOST (0.67)."""
+_SHORTEST_PART = 7
+"""Letters of a name that is taken for the beginning of another."""
 
 
 def forget_libpq_variables() -> None:
@@ -52,35 +75,18 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-def advice(text: str, *, secret: bool = False) -> dict[str, Any]:
-    """A field's ``json_schema_extra``: what to write when a value is refused, and whether values must stay hidden."""
-    return {"remedy": text, "secret": secret}
+def advice(text: str, *, secret: bool = False, unless: str | None = None) -> dict[str, Any]:
+    """A field's ``json_schema_extra``: what to write when a value is refused, and whether values must stay hidden.
 
-
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Secrets from the files that ``<VARIABLE>_FILE`` names. `_file_problems` reports files that cannot be read."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        variable = variables(field)[0]
-        path = os.environ.get(f"{variable}_FILE")
-        if not path or not is_secret(field):
-            return None, variable, False
-        try:
-            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), variable, False
-        except (OSError, UnicodeDecodeError):
-            return None, variable, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
-        return {variable: value for value, variable, _ in found if value}
+    ``unless``: the setting is required unless that variable is set.
+    """
+    return {"remedy": text, "secret": secret, "unless": unless}
 
 
 class EnvironmentSettings(BaseSettings):
     """Settings that are read once from the environment, or from files where they are secret. Immutable."""
 
-    model_config = SettingsConfigDict(
-        case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
 
     @classmethod
     def settings_customise_sources(
@@ -91,35 +97,75 @@ class EnvironmentSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _SecretFiles(settings_cls)
+        return (init_settings,)  # `load_settings` reads the environment
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: object, info: ValidationInfo) -> object:
+        """The same rules for every text, whatever the setting: see `_number`, `_flag`, `_choice`."""
+        field = cls.model_fields[str(info.field_name)]
+        if not isinstance(value, str):
+            return value
+        if is_secret(field):
+            _check_secret(value)
+        elif field.annotation in (int, float):
+            return _number(value, whole=field.annotation is int)
+        elif field.annotation is bool:
+            return _flag(value)
+        elif get_origin(field.annotation) is Literal:
+            return _choice(value, get_args(field.annotation))
+        return value
 
 
 AnySettings = TypeVar("AnySettings", bound=EnvironmentSettings)
 
 
 def load_settings(
-    cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
+    cls: type[AnySettings],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    checks: Mapping[str, Check] | None = None,
+    **overrides: str | None,
 ) -> AnySettings:
     """Read ``cls`` from the environment.
 
     Args:
         cls: The declaration of the settings.
         defaults: By variable name, for variables that the environment does not set.
-        overrides: By variable name; they take precedence over the environment.
+        checks: By variable name: further judges of a value, which this module cannot import.
+        overrides: By variable name; they take precedence over the environment. None: as if the variable were unset.
 
     Raises:
         SettingsError: holds every problem.
     """
-    problems = [problem for problem in _file_problems(cls) if problem.variable.removesuffix("_FILE") not in overrides]
+    overridden = {
+        name
+        for field in cls.model_fields.values()
+        if overrides.keys() & {*(names := variables(field))}
+        for name in names
+    }
+    contents, problems = _secret_files(cls, overridden)
     unreadable = {problem.variable.removesuffix("_FILE") for problem in problems}
+    values: dict[str, str | None] = {**(defaults or {})}
+    for field in cls.model_fields.values():
+        names = variables(field)
+        for name in names:
+            if name not in overridden and (given := _given(name, field)):
+                values.pop(names[0], None)
+                values[name] = given
+                break
+    values |= contents
+    values |= overrides
+    settings = None
     try:
-        settings = cls(**_unset(cls, defaults or {}), **overrides)
+        settings = cls(**values)
     except ValidationError as error:
-        found = [_problem(cls, dict(detail)) for detail in error.errors()]
+        found = [_problem(cls, dict(detail), values) for detail in error.errors()]
         problems += [problem for problem in found if problem.variable not in unreadable]
+    problems += _alternatives_missing(cls, values, unreadable)
+    problems += _refused_by(checks or {}, cls, values, {problem.variable for problem in problems} | unreadable)
+    if problems or settings is None:
         raise SettingsError(problems) from None
-    if problems:
-        raise SettingsError(problems)
     return settings
 
 
@@ -143,10 +189,18 @@ def is_secret(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra["secret"])
 
 
+def alternative(field: FieldInfo) -> str | None:
+    """The variable without which ``field`` is required; None if there is none."""
+    extra = field.json_schema_extra
+    return str(extra["unless"]) if isinstance(extra, dict) and extra.get("unless") else None
+
+
 def default_text(field: FieldInfo) -> str:
     """The default as the reference page shows it."""
     if field.is_required():
         return "required"
+    if other := alternative(field):
+        return f"required unless {other} is set"
     if field.default_factory is not None:
         return "CPUs granted"
     if field.default is None:
@@ -171,16 +225,6 @@ def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> 
     return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
 
 
-def _unset(cls: type[EnvironmentSettings], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The ``defaults`` of variables that the environment does not set, under any of their names or by a file."""
-    kept = dict(defaults)
-    for field in cls.model_fields.values():
-        names = variables(field)
-        if any(os.environ.get(name) for name in (*names, f"{names[0]}_FILE")):
-            kept.pop(names[0], None)
-    return kept
-
-
 def _shown(field: FieldInfo, value: object) -> str | None:
     if value is None:
         return None
@@ -191,42 +235,196 @@ def _shown(field: FieldInfo, value: object) -> str | None:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _file_problems(cls: type[EnvironmentSettings]) -> list[Problem]:
-    problems = []
+def _given(variable: str, field: FieldInfo) -> str | None:
+    """The value of a variable, without white space (of a secret: line ends) around it; None where nothing is left."""
+    text = os.environ.get(variable, "")
+    if not text.strip():
+        return None
+    return _without_line_ends(text) if is_secret(field) else text.strip()
+
+
+def _without_line_ends(text: str) -> str:
+    """A secret as it was meant: editors and ``echo`` add a line end, and some editors a byte order mark."""
+    return text.removeprefix(_BYTE_ORDER_MARK).strip("\r\n")
+
+
+def _check_secret(text: str) -> None:
+    """Refuse what would differ from what the other side has, invisibly.
+
+    Raises:
+        ValueError: the reason, without the value.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    if "\0" in text:
+        raise ValueError("it holds a NUL character (is it a file in UTF-16?)")
+    ends = (text[:1], text[-1:])
+    if any(end.isspace() or (end and not end.isprintable()) for end in ends):
+        raise ValueError("it begins or ends with white space or another invisible character, which is not dropped")
+
+
+def _number(text: str, *, whole: bool) -> str:
+    """``text`` if it is a decimal number, as a person would write one.
+
+    Raises:
+        ValueError: otherwise, with the likely mistake.
+    """
+    if (_WHOLE if whole else _DECIMAL).fullmatch(text):
+        return text
+    if "://" in text:
+        raise ValueError(
+            "it is an address, as Kubernetes sets for a Service of that name (enableServiceLinks: false ends that)"
+        )
+    if whole and _DECIMAL.fullmatch(text):
+        raise ValueError("it is not a whole number")
+    if _WITH_UNIT.fullmatch(text):
+        raise ValueError("it has a unit; give the number alone")
+    if _SEPARATED.fullmatch(text):
+        raise ValueError("give the digits without separators, with a dot before decimals")
+    raise ValueError("it is not a number")
+
+
+def _flag(text: str) -> str:
+    if text.lower() not in _FLAGS:
+        raise ValueError("it is neither true nor false")
+    return text.lower()
+
+
+def _choice(text: str, choices: tuple[str, ...]) -> str:
+    """The one of ``choices`` that ``text`` is in other letters; ``text`` itself where there is none."""
+    return next((choice for choice in choices if choice.lower() == text.lower()), text)
+
+
+def _secret_files(cls: type[EnvironmentSettings], overridden: Container[str]) -> tuple[dict[str, str], list[Problem]]:
+    """The secrets from the files that ``<VARIABLE>_FILE`` names, by variable, and the files that cannot be used."""
+    contents: dict[str, str] = {}
+    problems: list[Problem] = []
     for field in cls.model_fields.values():
         variable = variables(field)[0]
-        path = os.environ.get(f"{variable}_FILE")
-        if not path or not is_secret(field):
+        path = os.environ.get(f"{variable}_FILE", "").strip()
+        if not path or not is_secret(field) or variable in overridden:
             continue
-        if os.environ.get(variable):
-            reason, action = f"{variable} is set as well", f"Set only one of {variable} and {variable}_FILE"
+        if _given(variable, field):
+            reason = f"{variable} is set as well"
+            action = f"Set only one of {variable} and {variable}_FILE; an empty one counts as unset, so where a base "
+            action += f"sets {variable}_FILE, override it with {variable}_FILE="
         else:
             try:
-                content = Path(path).read_text(encoding="utf-8")
-            except OSError as error:
-                reason, action = (
-                    f"it cannot be read ({error.strerror})",
-                    "Name a file that the server may read",
-                )
-            except UnicodeDecodeError:
-                reason, action = "its content is not UTF-8 text", "Write the secret as text"
-            else:
-                if content.strip():
-                    continue
-                reason, action = "the file is empty", "Write the secret into it"
+                contents[variable] = _read_secret(path)
+                continue
+            except _UnusableFile as unusable:
+                reason, action = unusable.args
         problems.append(Problem(f"{variable}_FILE", path, reason, action))
-    return problems
+    return contents, problems
 
 
-def _problem(cls: type[EnvironmentSettings], detail: dict[str, Any]) -> Problem:
+class _UnusableFile(Exception):
+    """Reason, remedy."""
+
+
+def _read_secret(path: str) -> str:
+    try:
+        # Not blocking: to open a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _UnusableFile("it is not a regular file", "Name a file, which can be read again on SIGHUP")
+            octets = file.read(_LARGEST_SECRET_FILE + 1)
+        text = octets.decode()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise _UnusableFile("its content is not UTF-8 text", "Write the secret as text") from None
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise _UnusableFile(f"it cannot be read ({why})", "Name a file that the server may read") from None
+    if len(octets) > _LARGEST_SECRET_FILE:
+        raise _UnusableFile("it has more than 1 MiB", "Name the file that holds the secret alone")
+    if not text.removeprefix(_BYTE_ORDER_MARK).strip():
+        raise _UnusableFile("the file is empty", "Write the secret into it")
+    return _without_line_ends(text)
+
+
+def _alternatives_missing(
+    cls: type[EnvironmentSettings], values: Mapping[str, str | None], unreadable: Container[str]
+) -> list[Problem]:
+    """The settings that are required because their alternative is not set either."""
+    return [
+        Problem(variable, None, "it is required", remedy(field))
+        for field in cls.model_fields.values()
+        for variable, other in [(variables(field)[0], alternative(field))]
+        if other is not None
+        and not (values.get(variable) or values.get(other) or variable in unreadable or other in unreadable)
+    ]
+
+
+def _refused_by(
+    checks: Mapping[str, Check], cls: type[EnvironmentSettings], values: Mapping[str, str | None], known: Container[str]
+) -> list[Problem]:
+    by_variable = {variables(field)[0]: field for field in cls.model_fields.values()}
+    found = []
+    for variable, check in checks.items():
+        value, field = values.get(variable), by_variable[variable]
+        if value and variable not in known and (reason := check(value)) is not None:
+            found.append(Problem(variable, _shown(field, value), reason, remedy(field)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something in the environment that is probably not meant, and does not prevent a start."""
+
+    variable: str
+    text: str
+
+
+def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
+    """What an operator should know about the environment, secrets left out."""
+    known = {name: field for field in cls.model_fields.values() for name in variables(field)}
+    found = [
+        Notice(name, "line ends, or a byte order mark, around the value were dropped")
+        for name, field in known.items()
+        if is_secret(field) and (given := _given(name, field)) and given != os.environ[name]
+    ]
+    names = {*known, *(f"{variables(field)[0]}_FILE" for field in cls.model_fields.values() if is_secret(field))}
+    for name in sorted(os.environ.keys() - names):
+        meant = _meant(name, names)
+        if meant is not None and not os.environ.get(meant):
+            found.append(Notice(name, f"the server does not read it; did you mean {meant}?"))
+    return found
+
+
+def _meant(name: str, names: set[str]) -> str | None:
+    """The one of ``names`` that somebody who wrote ``name`` probably meant."""
+    # libpq's own, those that the client commands read, and what Kubernetes sets for every Service.
+    if name.startswith(("PG", "DEFINITION_SERVER_")) or "://" in os.environ.get(name, ""):
+        return None
+    upper = name.upper().replace("-", "_")
+    if upper in names:
+        return upper
+    for prefix in ("AVAP_", "DEFINITION_"):
+        if upper.removeprefix(prefix) in names and upper != upper.removeprefix(prefix):
+            return upper.removeprefix(prefix)
+    if len(upper) >= _SHORTEST_PART:
+        longer = [known for known in sorted(names) if known.startswith(f"{upper}_") and not known.endswith("_FILE")]
+        longer += [known for known in sorted(names) if known.startswith(f"{upper}_") and known.endswith("_FILE")]
+        if longer:
+            return longer[0]
+    close = difflib.get_close_matches(upper, sorted(names), n=1, cutoff=_SIMILARITY)
+    return close[0] if close else None
+
+
+def _problem(cls: type[EnvironmentSettings], detail: dict[str, Any], values: Mapping[str, str | None]) -> Problem:
     location = str(detail["loc"][0])
     field = next(f for name, f in cls.model_fields.items() if location in (name, *variables(f)))
-    variable = next((v for v in variables(field) if os.environ.get(v)), variables(field)[0])
+    variable = next((v for v in variables(field) if values.get(v)), variables(field)[0])
     value = None if detail["type"] == "missing" else _shown(field, detail.get("input"))
     reason = "it is required" if detail["type"] == "missing" else _lower_first(str(detail["msg"]))
     return Problem(variable, value, reason, remedy(field))
 
 
 def _lower_first(message: str) -> str:
-    text = message.removeprefix("Value error, ")
+    text = message.removeprefix("Value error, ").replace("Input should", "it should")
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name keeps its capitals

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 
+from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
 from definition_server.cpus import granted_cpus
 from definition_server.environment import EnvironmentSettings, advice
 
@@ -26,9 +27,9 @@ _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
 def _check_api_key(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    if not text.isascii() or not text.isprintable() or text != text.strip():
-        raise ValueError("gRPC metadata carries only printable ASCII without spaces at the ends")
+    fault = key_fault(value.get_secret_value())
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 
@@ -39,26 +40,43 @@ class Settings(EnvironmentSettings):
         validation_alias="DATABASE_URL",
         description="PostgreSQL connection URL of the database that holds `obex_dapl_functions`. "
         "The role needs SELECT on that table and nothing else.",
-        json_schema_extra=advice("Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE", secret=True),
+        json_schema_extra=advice(
+            "Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE; percent-encode every character of user and "
+            "password that is no letter or digit (@ as %40, / as %2F, % as %25)",
+            secret=True,
+        ),
     )
-    api_key: SecretStr = Field(
+    api_key: SecretStr | None = Field(
+        None,
         validation_alias="API_KEY",
-        description="Key that every call must carry as metadata `x-avap-auth`.",
+        description="Key that every call must carry as metadata `x-avap-auth`. Its id is `default`.",
         json_schema_extra=advice(
             "Set it to the key that clients send, printable ASCII, for example from `openssl rand -hex 24`",
+            secret=True,
+            unless="API_KEYS",
+        ),
+    )
+    api_keys: SecretStr | None = Field(
+        None,
+        validation_alias="API_KEYS",
+        description="Keys by id, one `id:key` a line: a call may carry any of them, and that of `API_KEY`. Lines that "
+        "begin with `#` are skipped. `avap_key_last_used_timestamp_seconds` shows which are in use.",
+        json_schema_extra=advice(
+            "Write one id:key a line, at most 64, the key without white space, for example from `openssl rand -hex 24`",
             secret=True,
         ),
     )
     avap_internal_key: SecretStr | None = Field(
         None,
         validation_alias="AVAP_INTERNAL_KEY",
-        description="Key of the HMAC that signs each definition's code. Unset: code is served unsigned.",
+        description="Key of the HMAC that signs each definition's code. Unset: code is served unsigned, and the AVAP "
+        "language server then accepts no command at all (it reports a wrong magic number).",
         json_schema_extra=advice("Set it to the key that language servers verify with", secret=True),
     )
     host: str = Field(
         "0.0.0.0",
         validation_alias="HOST",
-        description="Address that the gRPC port and the metrics port are bound to.",
+        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set.",
         json_schema_extra=advice("Give an IP address of this machine, 0.0.0.0 or ::"),
     )
     port: Port = Field(
@@ -72,6 +90,12 @@ class Settings(EnvironmentSettings):
         validation_alias="METRICS_PORT",
         description="HTTP port of /metrics, /livez, /readyz and /statusz. 0 takes a free one.",
         json_schema_extra=advice("Give a number from 0 to 65535"),
+    )
+    metrics_host: str | None = Field(
+        None,
+        validation_alias="METRICS_HOST",
+        description="Address that the metrics port is bound to. Unset: that of `HOST`.",
+        json_schema_extra=advice("Give an IP address of this machine, 127.0.0.1, 0.0.0.0 or ::, or leave it unset"),
     )
     workers: int = Field(
         default_factory=lambda: min(_MOST_WORKERS, granted_cpus()),
@@ -226,32 +250,42 @@ class Settings(EnvironmentSettings):
         json_schema_extra=advice(_SECONDS_REMEDY.format("60")),
     )
 
+    @field_validator("metrics_host")
+    @classmethod
+    def _check_metrics_host(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ip_address(value)
+            except ValueError:
+                raise ValueError("it is not an IP address") from None
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr) -> SecretStr:
-        try:
-            scheme = urlsplit(value.get_secret_value()).scheme
-        except ValueError:
-            # Its text would quote the URL, with the password.
-            raise ValueError("it is not a valid URL") from None
-        if scheme not in ("postgresql", "postgres"):
-            raise ValueError("the scheme must be postgresql://")
-        return value
-
-    @field_validator("database_url", "avap_internal_key")
-    @classmethod
-    def _check_text(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            try:
-                value.get_secret_value().encode()
-            except UnicodeEncodeError:
-                raise ValueError("it is not UTF-8 text") from None
+        # What follows is judged by libpq: `control_plane.postgres.url_fault`.
+        scheme, separator, _ = value.get_secret_value().partition("://")
+        if not separator or scheme not in ("postgresql", "postgres"):
+            lower = separator and scheme.lower() in ("postgresql", "postgres")
+            raise ValueError("the scheme must be postgresql://" + (", in small letters" if lower else ""))
         return value
 
     @field_validator("api_key")
     @classmethod
-    def _check_api_key(cls, value: SecretStr) -> SecretStr:
-        return _check_api_key(value)
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else _check_api_key(value)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            keys = parse_keys(value.get_secret_value())
+            single: SecretStr | None = info.data.get("api_key")
+            if single is not None and DEFAULT_ID in keys:
+                raise ValueError(f"the id {DEFAULT_ID} is that of API_KEY")
+            if single is not None and single.get_secret_value() in keys.values():
+                raise ValueError("it holds the key of API_KEY, under another id")
+        return value
 
     @field_validator("tls_key_file")
     @classmethod
@@ -278,6 +312,11 @@ class Settings(EnvironmentSettings):
         if value <= wait:
             raise ValueError(f"it must exceed DRAIN_WAIT_SECONDS ({wait:g})")
         return value
+
+    def keys_by_id(self) -> dict[str, str]:
+        """The accepted API keys: id → key."""
+        single = {} if self.api_key is None else {DEFAULT_ID: self.api_key.get_secret_value()}
+        return single | ({} if self.api_keys is None else parse_keys(self.api_keys.get_secret_value()))
 
 
 def _check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -64,7 +64,7 @@ class Client:
         else:
             self.channel = grpc.secure_channel(f"localhost:{port}", tls.credentials, options=options)
         self.metadata: Metadata = () if key is None else (("x-avap-auth", key),)
-        self.stub = avap_pb2_grpc.DefinitionEngineStub(self.channel)
+        self.stub: Any = avap_pb2_grpc.DefinitionEngineStub(self.channel)  # type: ignore[no-untyped-call]
         self.health_stub = health_pb2_grpc.HealthStub(self.channel)
 
     def __enter__(self) -> Self:
@@ -75,15 +75,19 @@ class Client:
 
     def get(self, name: str, timeout: float = 10) -> avap_pb2.CommandResponse:
         """``GetCommand``."""
-        return self.stub.GetCommand(avap_pb2.CommandRequest(name=name), metadata=self.metadata, timeout=timeout)
+        request = avap_pb2.CommandRequest(name=name)
+        answer: avap_pb2.CommandResponse = self.stub.GetCommand(request, metadata=self.metadata, timeout=timeout)
+        return answer
 
     def sync(self, timeout: float = 60) -> avap_pb2.CatalogResponse:
         """``SyncCatalog``."""
-        return self.stub.SyncCatalog(avap_pb2.Empty(), metadata=self.metadata, timeout=timeout)
+        answer: avap_pb2.CatalogResponse
+        answer = self.stub.SyncCatalog(avap_pb2.Empty(), metadata=self.metadata, timeout=timeout)
+        return answer
 
     def raw(self, method: str, request: bytes, metadata: Metadata | None = None) -> bytes:
         """Any unary method of the service on bytes."""
-        call = self.channel.unary_unary(f"/avap.DefinitionEngine/{method}")
+        call: Any = self.channel.unary_unary(f"/avap.DefinitionEngine/{method}")
         answer: bytes = call(request, metadata=self.metadata if metadata is None else metadata, timeout=10)
         return answer
 
@@ -101,5 +105,5 @@ def failure(call: object, *arguments: object, **keywords: object) -> tuple[str, 
     try:
         call(*arguments, **keywords)  # type: ignore[operator]
     except grpc.RpcError as error:
-        return error.code().name, error.details()
+        return error.code().name, error.details() or ""
     raise AssertionError("the call succeeded")

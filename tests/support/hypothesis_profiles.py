@@ -24,4 +24,6 @@ def load_profile() -> None:
 
 def examples(full: int) -> int:
     """``max_examples`` of a test that tries ``full`` examples in the profile ``long``, and its share in another."""
-    return max(1, full * settings.default.max_examples // _LONG)
+    profile = settings.default
+    assert profile is not None
+    return max(1, full * profile.max_examples // _LONG)

@@ -43,7 +43,7 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
     yield
 
     def seen() -> list[object]:
-        found: list[object] = sorted(child_processes() - children)
+        found: list[object] = [*sorted(child_processes() - children)]
         if not c_core:
             found += [what for number, what in open_descriptors().items() if number not in descriptors]
             found += [thread for thread in threading.enumerate() if thread not in threads]

@@ -72,7 +72,9 @@ class Load:
             grpc.aio.insecure_channel(f"127.0.0.1:{self._port}", options=self._options)
             for _ in range(self._connections)
         ]
-        calls = [avap_pb2_grpc.DefinitionEngineStub(channel).GetCommand for channel in channels]
+        # The generated stub is not annotated.
+        stubs = [avap_pb2_grpc.DefinitionEngineStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
+        calls = [stub.GetCommand for stub in stubs]
         pending: set[asyncio.Task[None]] = set()
         async for due in open_loop(self._rate, self._stop.is_set):
             name = self._names[due.number % len(self._names)]

@@ -41,7 +41,13 @@ FLOORS: dict[str, dict[str, int]] = {
 """Package → room → floor. A room imports itself and rooms on lower floors."""
 
 ROOM_OF_MODULE: dict[str, dict[str, str]] = {
-    "definition_server": {"": "settings", "cpus": "settings", "environment": "settings", "__main__": "cli"},
+    "definition_server": {
+        "": "settings",
+        "api_keys": "settings",
+        "cpus": "settings",
+        "environment": "settings",
+        "__main__": "cli",
+    },
     "grpc_h2": {"": "interface"},
     "perf": {"": "targets", "__main__": "command", "commands": "command", "locustfile": "command"},
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 class CommandFailed(Exception):
     """As ``nox.command.CommandFailed``."""
+
+    def __init__(self, return_code: int | None = None) -> None:
+        super().__init__()
+        self.return_code = return_code
 
 
 class SessionFailed(Exception):
@@ -163,3 +169,66 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
         assert session.installing == []
     second.join(10)
     assert len(session.installing) == 2
+
+
+# -- tests that fail beside others -------------------------------------------------------------------------------------
+
+
+class Judged(Session):
+    """A session in which pytest ends with ``code``."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self._code = code
+
+    def run(self, *command: str, **options: Any) -> None:
+        super().run(*command, **options)
+        if command[0].endswith("pytest"):
+            raise CommandFailed(self._code)
+
+
+def test_in_ci_failed_tests_run_again_alone(noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    stale = folder / ".pytest_cache/v/cache/lastfailed"
+    stale.parent.mkdir(parents=True)
+    stale.write_text('{"tests/of_an_earlier_run.py": true}')
+    session = Judged(1)
+    noxfile.run_tests(session, "tests/unit")
+    assert not stale.exists()
+    assert session.running[1][1:] == [".ci/failed-alone", ".pytest_cache/v/cache/lastfailed"]
+
+
+@pytest.mark.parametrize(("ci", "code"), [("", 1), ("true", 2), ("true", 3), ("true", 5), ("true", -9)])
+def test_a_run_that_was_not_finished_or_is_not_in_ci_fails_at_once(
+    noxfile: Any, monkeypatch: pytest.MonkeyPatch, ci: str, code: int
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    session = Judged(code)
+    with pytest.raises(CommandFailed):
+        noxfile.run_tests(session, "tests/unit")
+    assert len(session.running) == 1
+
+
+@pytest.mark.parametrize(
+    ("failed", "code", "says"),
+    [
+        (["test_it.py::test_that_passes"], 0, "!! test_it.py::test_that_passes"),
+        (["test_it.py::test_that_passes", "test_it.py::test_that_fails"], 1, "1 failed, 1 passed"),
+        ([f"test_it.py::test_{number}" for number in range(6)], 1, "6 tests failed: too many"),
+        ([], 1, "names no test"),
+        (None, 1, "names no test"),
+    ],
+    ids=["passes", "fails-alone-too", "too-many", "empty", "no-list"],
+)
+def test_a_test_that_failed_beside_others_must_pass_alone(
+    tmp_path: Path, failed: list[str] | None, code: int, says: str
+) -> None:
+    (tmp_path / "test_it.py").write_text("def test_that_passes(): pass\ndef test_that_fails(): assert False\n")
+    listed = tmp_path / "lastfailed"
+    if failed is not None:
+        listed.write_text(json.dumps(dict.fromkeys(failed, True)))
+    made = subprocess.run(
+        [sys.executable, str(ROOT / ".ci/failed-alone"), str(listed)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert made.returncode == code, made.stdout + made.stderr
+    assert says in made.stdout

@@ -86,9 +86,10 @@ def with_asyncio(catalogue: Catalogue) -> grpc.GenericRpcHandler:
         refused = catalogue.refusal(context.invocation_metadata())
         if refused:
             await context.abort(*refused)
-        answer = catalogue.commands.get(request.name)
+        answer: bytes | None = catalogue.commands.get(request.name)
         if answer is None:
-            await context.abort(*catalogue.not_found(request.name))
+            await context.abort(*catalogue.not_found(request.name))  # raises
+            raise AssertionError
         return answer
 
     async def sync(_: avap_pb2.Empty, context: Any) -> bytes:

@@ -153,7 +153,7 @@ def server_of(
         "DEFINITION_SERVER_CLIENT_KEY_FILE": client_key_file,
     }
     overrides = {name: str(value) for name, value in given.items() if value}
-    settings = settings_or_exit(ClientSettings, defaults=None, **overrides)
+    settings = settings_or_exit(ClientSettings, defaults=None, checks=None, **overrides)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     return Server(f"{name}:{settings.port}", key, timeout, tls_of(settings))

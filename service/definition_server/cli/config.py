@@ -6,10 +6,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from definition_server.cli.exits import settings_or_exit
+from definition_server.cli.exits import server_settings_or_exit
 from definition_server.cli.reference import settings_page
 from definition_server.environment import effective
-from definition_server.settings import Settings
 
 
 @click.command()
@@ -20,7 +19,7 @@ def config(as_json: bool, reference: bool) -> None:
     if reference:
         click.echo(settings_page(), nl=False)
         return
-    values = effective(settings_or_exit(Settings))
+    values = effective(server_settings_or_exit())
     console = Console()
     if as_json:
         console.print_json(data=values)

@@ -74,7 +74,7 @@ def _settings() -> Settings:
 
 def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) -> str:
     """The addresses, the key, and commands to try."""
-    key = settings.api_key.get_secret_value()
+    key = next(iter(settings.keys_by_id().values()))
     environment = f"API_KEY={shlex.quote(key)} PORT={settings.port}"
     program = shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "definition-server"
     update = "UPDATE obex_dapl_functions SET code = code || E'\\n# changed' WHERE name = 'if'"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from definition_server.environment import EX_CONFIG, AnySettings, Problem, SettingsError, load_settings
+from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings
+from definition_server.settings import Settings
 
 
 class Exit(IntEnum):
@@ -38,13 +39,24 @@ class CommandFailed(click.ClickException):
 
 
 def settings_or_exit(
-    cls: type[AnySettings], *, defaults: Mapping[str, str] | None = None, **overrides: str
+    cls: type[AnySettings],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    checks: Mapping[str, Check] | None = None,
+    **overrides: str | None,
 ) -> AnySettings:
     """`load_settings`; an invalid environment ends the command with every problem and exit code 78."""
     try:
-        return load_settings(cls, defaults=defaults, **overrides)
+        return load_settings(cls, defaults=defaults, checks=checks, **overrides)
     except SettingsError as error:
         raise unusable_environment(error.problems) from None
+
+
+def server_settings_or_exit(**overrides: str | None) -> Settings:
+    """`settings_or_exit` for the server's settings, ``DATABASE_URL`` as libpq judges it."""
+    from definition_server.control_plane.postgres import url_fault  # the client commands need no psycopg
+
+    return settings_or_exit(Settings, defaults=None, checks={"DATABASE_URL": url_fault}, **overrides)
 
 
 def unusable_environment(problems: Iterable[Problem]) -> CommandFailed:

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from definition_server import __version__
-from definition_server.cli.exits import settings_or_exit
+from definition_server.cli.exits import server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.settings import Settings
 
@@ -51,7 +51,7 @@ def serve() -> None:
 
     Signals: SIGHUP syncs at once and reads secrets from their files again; SIGUSR2 replaces the workers one by one.
     """
-    settings = settings_or_exit(Settings)
+    settings = server_settings_or_exit()
     from definition_server.control_plane.master import run_master  # after the settings have been validated
 
     sys.exit(run_master(settings))

@@ -84,7 +84,7 @@ class Figures:
     points: tuple[MemoryPoint, ...]
     kb_per_connection: float
     remembered_answers: int
-    """Most ready answers that a worker remembers."""
+    """Most ready answers that a worker remembers, in all generations."""
 
     @property
     def planning(self) -> tuple[str, float]:

@@ -18,7 +18,7 @@ from definition_server.cli.exits import (
     no_traceback,
     print_facts,
     print_json,
-    settings_or_exit,
+    server_settings_or_exit,
 )
 from definition_server.control_plane.source import SourceError
 from definition_server.settings import Settings
@@ -46,7 +46,7 @@ def validate(as_json: bool) -> None:
     Nothing is served or written, and API_KEY is not needed. Exit codes: 0 every row is served and none is suspect,
     1 there are findings, 69 the database cannot be read.
     """
-    settings = settings_or_exit(Settings, API_KEY="unused")
+    settings = server_settings_or_exit(API_KEY="unused", API_KEYS=None)
     try:
         report = asyncio.run(_report(settings))
     except SourceError as error:

@@ -1,35 +1,32 @@
 """Admin HTTP on ``METRICS_PORT``: ``/metrics``, ``/livez``, ``/readyz``, ``/statusz``.
 
-It runs in threads of its own, so that it answers while the master's event loop is busy, and so that a loop that hangs
-is noticed: ``/livez`` checks when the loop last ran.
+It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
+a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. What is done for one
+client is bounded (`admin_port`), because strangers reach this port too.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from urllib.parse import parse_qs
 
-from prometheus_client import make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
-
+from definition_server.control_plane.admin_http import Answer, Request, precondition, text_answer
+from definition_server.control_plane.admin_port import BACKLOG, AdminPort
 from definition_server.control_plane.listener import PortInUse, reason_text
+from definition_server.observability.exposition import expose
 from definition_server.observability.metrics import create_registry
 from definition_server.observability.status import ServiceStatus
 
-_SOCKET_SECONDS = 10.0
-"""Longest time that a client that sends nothing occupies a thread."""
-
-StartResponse = Callable[..., Any]
-
 
 class AdminServer:
-    """The HTTP server and its thread."""
+    """The admin port and its thread."""
 
     def __init__(
         self, host: str, port: int, *, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]
@@ -37,20 +34,19 @@ class AdminServer:
         """Open the port.
 
         Args:
-            read: Returns the service's present status; called from this server's threads.
+            host: Address to bind; ``::`` takes IPv4 connections too.
+            port: Port to bind; 0 takes a free one.
+            read: Returns the service's present status; called from this server's thread.
             alive: Returns None where the master's event loop runs, else the problem.
 
         Raises:
             PortInUse: where the port cannot be opened.
         """
-        app = _App(read, alive)
-        server_class = _ServerV6 if ":" in host else _Server
-        try:
-            self._server = make_server(host, port, app, server_class, _Handler)
-        except OSError as error:
-            raise PortInUse(reason_text(host, port, "METRICS_PORT", error)) from error
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="admin-http", daemon=True)
+        self._listening = _listen(host, port)
+        self.port: int = self._listening.getsockname()[1]
+        self._pages = _Pages(read, alive)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="admin-http", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -59,94 +55,91 @@ class AdminServer:
     def close(self) -> None:
         """Close the port and end the thread."""
         if self._thread.is_alive():
-            self._server.shutdown()
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        self._server.server_close()
+        self._listening.close()
+        if not self._loop.is_closed():
+            self._loop.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        port = AdminPort(self._listening, self._pages.answer)
+        self._loop.call_soon(port.open)
+        try:
+            self._loop.run_forever()
+        finally:
+            port.close()
+            self._loop.close()
 
 
-class _App:
-    """WSGI application (PEP 3333)."""
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``host:port``. No name server is asked: ``host`` is an address.
+
+    ``::`` means every address, IPv4 included, whatever ``net.ipv6.bindv6only`` says; on a machine without IPv6 it means
+    every IPv4 address. ``SO_REUSEADDR``: a restart does not wait for TIME_WAIT; a second listener is still refused.
+    """
+    dual = host == "::"
+    try:
+        try:
+            return socket.create_server(
+                (host, port),
+                family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+                backlog=BACKLOG,
+                dualstack_ipv6=dual,
+            )
+        except OSError as error:
+            if not dual or error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)
+    except OSError as error:
+        raise PortInUse(reason_text(host, port, "METRICS_PORT", error)) from error
+
+
+class _Pages:
+    """What each path shows."""
 
     def __init__(self, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]) -> None:
         self._read = read
         self._alive = alive
-        self._metrics = make_wsgi_app(create_registry(read))
-        self._routes = {"/livez": self._livez, "/readyz": self._readyz, "/statusz": self._statusz}
+        self._registry = create_registry(read)
+        self._pages = {
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/statusz": self._statusz,
+        }
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        method = environ.get("REQUEST_METHOD")
-        if method not in ("GET", "HEAD"):
-            allow = [("Allow", "GET, HEAD")]
-            return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD are answered.\n", allow)
-        # HEAD is GET without the content (RFC 9110, 9.3.2); prometheus_client's application supports only GET.
-        body = self._get(environ | {"REQUEST_METHOD": "GET"}, start_response)
-        return body if method == "GET" else []
+    def answer(self, request: Request) -> Answer:
+        """The page that ``request`` asks for."""
+        page = self._pages.get(request.path)
+        if page is None:
+            return text_answer(HTTPStatus.NOT_FOUND, f"Nothing here. Try {', '.join(self._pages)}.\n")
+        answer = page(request)
+        failed = precondition(request.headers) if answer.status is HTTPStatus.OK else None
+        return answer if failed is None else failed
 
-    def _get(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            answer: Iterable[bytes] = self._metrics(environ, start_response)
-            return answer
-        route = self._routes.get(path)
-        if route is None:
-            known = ", ".join(["/metrics", *self._routes])
-            return _answer(start_response, HTTPStatus.NOT_FOUND, f"Nothing here. Try {known}.\n")
-        return route(start_response)
+    def _metrics(self, request: Request) -> Answer:
+        names = parse_qs(request.query).get("name[]", [])
+        headers, body = expose(
+            self._registry, request.headers.get("accept", ""), request.headers.get("accept-encoding", ""), names
+        )
+        return Answer(HTTPStatus.OK, body, tuple(headers))
 
-    def _livez(self, start_response: StartResponse) -> Iterable[bytes]:
+    def _livez(self, _: Request) -> Answer:
         problem = self._alive()
         if problem is None:
-            return _answer(start_response, HTTPStatus.OK, "alive\n")
-        return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n")
+            return text_answer(HTTPStatus.OK, "alive\n")
+        return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n")
 
-    def _readyz(self, start_response: StartResponse) -> Iterable[bytes]:
+    def _readyz(self, _: Request) -> Answer:
         status = self._read()
         if status.ready:
-            return _answer(start_response, HTTPStatus.OK, "ready\n")
+            return text_answer(HTTPStatus.OK, "ready\n")
         reason = "shutting down" if status.stopping else "no worker serves a catalogue yet"
         if status.sync.last_error is not None:
             reason += f"; last sync: {status.sync.last_error}"
-        return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n")
+        return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n")
 
-    def _statusz(self, start_response: StartResponse) -> Iterable[bytes]:
+    def _statusz(self, _: Request) -> Answer:
         document = json.dumps(asdict(self._read()), indent=2)
-        return _answer(start_response, HTTPStatus.OK, document + "\n", kind="application/json")
-
-
-def _answer(
-    start_response: StartResponse,
-    status: HTTPStatus,
-    text: str,
-    headers: Sequence[tuple[str, str]] = (),
-    *,
-    kind: str = "text/plain; charset=utf-8",
-) -> Iterable[bytes]:
-    body = text.encode()
-    start_response(
-        f"{status.value} {status.phrase}", [("Content-Type", kind), ("Content-Length", str(len(body))), *headers]
-    )
-    return [body]
-
-
-class _Server(ThreadingWSGIServer):
-    daemon_threads = True
-    # An option of socketserver: without it a restart would wait for TIME_WAIT. A second listener is still refused.
-    allow_reuse_address = True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, or in this one where no thread can be started: probes must be answered."""
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:
-            self.process_request_thread(request, client_address)
-
-
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _SOCKET_SECONDS
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Write no access log: probes and scrapes would fill it."""
+        return Answer(HTTPStatus.OK, f"{document}\n".encode(), (("Content-Type", "application/json"),))

@@ -29,9 +29,9 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import SettingsError, load_settings
+from definition_server.environment import SettingsError, load_settings, notices
 from definition_server.ipc.messages import Configure, Keys
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
 
 log = get_logger(__name__)
@@ -47,6 +47,7 @@ _EXIT_MARGIN_SECONDS = 5.0
 def run_master(settings: Settings) -> int:
     """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken."""
     configure_logs(settings.app_env, settings.log_level)
+    _log_notices(settings)
     raise_descriptor_limit()
     try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
@@ -60,6 +61,18 @@ def run_master(settings: Settings) -> int:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
         return asyncio.run(master.run())
+
+
+def _log_notices(settings: Settings) -> None:
+    """Log once what is allowed, and probably not meant."""
+    for notice in notices(Settings):
+        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
+    if settings.avap_internal_key is None:
+        log.warning(
+            "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
+            effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
+            remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
 
 
 class _Master:
@@ -106,7 +119,12 @@ class _Master:
             listener=holder if settings.transport == "native" else None,
         )
         self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
-        self._admin = AdminServer(settings.host, settings.metrics_port, read=self._status.read, alive=self._problem)
+        self._admin = AdminServer(
+            settings.metrics_host or settings.host,
+            settings.metrics_port,
+            read=self._status.read,
+            alive=self._problem,
+        )
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
@@ -220,6 +238,7 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")
+        flush_logs()
         os._exit(code)
 
     timer = threading.Timer(seconds, end)
@@ -233,7 +252,7 @@ def _signer(settings: Settings) -> Signer | None:
 
 
 def _keys(settings: Settings) -> Keys:
-    return Keys((sha256(settings.api_key.get_secret_value().encode()).hexdigest(),))
+    return Keys(tuple(sha256(key.encode()).hexdigest() for key in settings.keys_by_id().values()))
 
 
 def _worker_config(settings: Settings, port: int) -> Configure:

@@ -7,24 +7,41 @@ A database can be down in three ways, and each has a time limit. *It refuses or 
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
 server does nothing* (half-open; no TCP timer detects it): every wait here has a deadline of its own, a little above the
 server's ``statement_timeout``. After any error the connection is closed, and the next cycle opens a new one.
+
+The time to connect is divided between hosts and addresses, names are resolved in threads of our own, and no text of
+libpq leaves this module with a secret in it: see `database_address`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor, IsolationLevel, errors
+from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor, IsolationLevel, errors, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.string import ByteaBinaryLoader
 
 from definition_server.catalog.definition import Row
+from definition_server.control_plane.database_address import (
+    Host,
+    NameResolver,
+    Redaction,
+    hosts_of,
+    misplaced_fault,
+    parse_fault,
+    shares,
+)
 from definition_server.control_plane.source import Reading, SourceError
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
+
+# psycopg logs the parameters and texts of every attempt, before we can mask what is secret in them.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 AnyCursor = TypeVar("AnyCursor", AsyncCursor[Any], AsyncServerCursor[Any])
@@ -58,6 +75,9 @@ _CLIENT_MARGIN_SECONDS = 1.0
 
 _LOCK_SHARE = 0.8
 
+_NO_DIRECTORY = "/nonexistent-definition-server"
+"""No Unix socket is in it, so a connection to it fails at once."""
+
 _REMEDIES: tuple[tuple[type[psycopg.Error], str], ...] = (
     (errors.UndefinedTable, f"create the table {TABLE}, or check the database's name and the search_path"),
     (errors.UndefinedColumn, f"{TABLE} lacks a column that definitions are read from"),
@@ -67,14 +87,67 @@ _REMEDIES: tuple[tuple[type[psycopg.Error], str], ...] = (
 )
 
 
+def url_fault(url: str) -> str | None:
+    """Why libpq would not connect to ``url``, without quoting it; None where only trying can tell.
+
+    libpq itself judges, its service file included, by a connection to a socket that does not exist: all parameters are
+    checked before the first octet is sent.
+    """
+    try:
+        parameters = conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError) as error:
+        return parse_fault(str(error))
+    if fault := misplaced_fault(parameters):
+        return fault
+    try:
+        hosts = hosts_of({**parameters, **_effective(url)})
+    except ValueError as error:
+        return str(error)
+    nowhere = {"host": ",".join([_NO_DIRECTORY] * len(hosts)), "hostaddr": ""}
+    connection = pq.PGconn.connect_start(make_conninfo("", **{**parameters, **nowhere}).encode())
+    try:
+        text = connection.error_message.decode(errors="replace")
+    finally:
+        connection.finish()
+    return None if _NO_DIRECTORY in text else redaction(url).clean(text)
+
+
+def redaction(url: str) -> Redaction:
+    """What masks the secrets of ``url``, and those that libpq adds from ``PGPASSWORD`` and the service file."""
+    try:
+        return Redaction(url, (conninfo_to_dict(url), _effective(url)))
+    except (psycopg.Error, UnicodeError):
+        return Redaction(url, ())
+
+
+def _effective(url: str) -> dict[str, str]:
+    """The parameters of a connection to ``url`` with what libpq adds from its variables and its service file.
+
+    Raises:
+        psycopg.Error: where ``url`` cannot be parsed.
+    """
+    # libpq tells them of a connection only. This one is refused for its sslmode, before any name is resolved.
+    text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
+    connection = pq.PGconn.connect_start(text.encode())
+    try:
+        found = {option.keyword.decode(): option.val.decode() for option in connection.info if option.val}
+    finally:
+        connection.finish()
+    return {name: value for name, value in found.items() if name != "sslmode"}
+
+
 class PostgresSource:
     """`DefinitionSource` on PostgreSQL. One connection, opened when needed and kept between cycles."""
 
-    def __init__(self, url: str, *, connect_timeout: float, statement_timeout: float) -> None:
+    def __init__(
+        self, url: str, *, connect_timeout: float, statement_timeout: float, resolver: NameResolver | None = None
+    ) -> None:
         """Timeouts are in seconds. No connection is opened yet."""
         self._url = url
+        self._redaction = redaction(url)
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
+        self._resolver = resolver or NameResolver()
         self._connection: AsyncConnection[Any] | None = None
         self._connections = 0
 
@@ -82,29 +155,20 @@ class PostgresSource:
         """Connect to ``url`` from the next reading on (rotated credentials)."""
         if url != self._url:
             self._url = url
+            self._redaction = redaction(url)
             await self.close()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reading]:
         """See `DefinitionSource.read`."""
         try:
-            if self._connection is None:
-                self._connection = await self._connect()
-                self._connections += 1
-            # The connection's number is part of the fingerprint, so that the first cycle on a new connection always
-            # reads the table: a server that crashed may have lost a commit (synchronous_commit=off) and assigned its
-            # transaction number to another.
-            reading = _Reading(self._connection, self._limited, str(self._connections))
-            await reading.begin(self._statement_timeout)
+            reading = await self._begin()
             yield reading
-            await self._limited(self._connection.rollback())
+            await self._limited(reading.end())
         except (psycopg.Error, OSError, TimeoutError, UnicodeError) as error:
-            # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
-            advice = (
-                _remedy(error) if self._connection else "check host, port, user, password and database in DATABASE_URL"
-            )
+            advice = _remedy(error)
             await self.close()
-            raise SourceError(_error_text(error, advice)) from error
+            raise SourceError(self._text(error, advice)) from None
         except BaseException:
             await self.close()
             raise
@@ -115,13 +179,78 @@ class PostgresSource:
         if connection is not None:
             await connection.close()
 
+    async def _begin(self) -> _Reading:
+        """A transaction on the kept connection, or on a new one.
+
+        A connection that idled between two cycles may have been closed meanwhile: by ``idle_session_timeout``, a
+        pooler, a failover. That is no failure of the database, so the cycle goes on with a new connection.
+        """
+        if self._connection is not None:
+            try:
+                return await self._transaction(self._connection)
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if not self._connection.closed:
+                    raise
+                await self.close()
+        self._connection = await self._connect()
+        self._connections += 1
+        return await self._transaction(self._connection)
+
+    async def _transaction(self, connection: AsyncConnection[Any]) -> _Reading:
+        # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
+        # the table: a server that crashed may have lost a commit (synchronous_commit=off) and assigned its transaction
+        # number to another.
+        reading = _Reading(connection, self._limited, str(self._connections))
+        await reading.begin(self._statement_timeout)
+        return reading
+
     async def _connect(self) -> AsyncConnection[Any]:
-        limit = self._connect_timeout
+        """Connect to the first host that lets us, within the connect timeout.
+
+        Raises:
+            SourceError: names what failed at each host.
+        """
+        fault = url_fault(self._url)
+        if fault is not None:
+            raise SourceError(f"DATABASE_URL cannot be used: {fault}")
+        parameters = _effective(self._url)
+        passes = _passes(hosts_of(parameters), parameters.get("target_session_attrs"))
+        clock = asyncio.get_running_loop().time
+        faults: list[str] = []
+        for (host, session), seconds in shares(passes, clock() + self._connect_timeout, clock):
+            end = clock() + seconds
+            try:
+                addresses = await self._addresses(host, seconds)
+            except (OSError, TimeoutError) as error:
+                faults.append(self._redaction.clean(str(error)))
+                continue
+            for address, share in shares(addresses, end, clock):
+                try:
+                    return await self._connect_to(host, address, session, share)
+                except Exception as error:  # noqa: BLE001 - of the libraries; its text may hold the password
+                    where = f"{host} at {address}: " if len(passes) > 1 or len(addresses) > 1 else ""
+                    faults.append(where + self._text(error, None))
+        # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
+        advice = "check host, port, user, password and database in DATABASE_URL"
+        raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})")
+
+    async def _addresses(self, host: Host, seconds: float) -> list[str]:
+        if not host.needs_name_service:
+            return [host.address or (host.name if not host.name.startswith(("/", "@")) else "")]
+        # Half of the share: a name service that answers late must leave time to connect.
+        return await self._resolver.addresses(host.name, seconds / 2 if seconds else 0.0)
+
+    async def _connect_to(self, host: Host, address: str, session: str | None, seconds: float) -> AsyncConnection[Any]:
+        """One attempt, at one address."""
         connection = await self._limited(
             AsyncConnection.connect(
                 self._url,
+                host=host.name,
+                hostaddr=address,
+                port=host.port,
+                target_session_attrs=session,
                 # libpq counts whole seconds and uses two at least; the deadline around it is exact.
-                connect_timeout=max(2, round(limit)),
+                connect_timeout=max(2, round(seconds)),
                 client_encoding="utf8",
                 application_name="avap-definition-server",
                 keepalives=1,
@@ -130,8 +259,16 @@ class PostgresSource:
                 keepalives_count=3,
                 tcp_user_timeout=int(self._statement_timeout * 1000),
             ),
-            limit,
+            seconds,
         )
+        try:
+            await self._prepare(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _prepare(self, connection: AsyncConnection[Any]) -> None:
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
             # Such a database holds any octets; their conversion would fail the whole reading because of one bad row.
             await connection.set_autocommit(True)
@@ -139,7 +276,11 @@ class PostgresSource:
             await connection.set_autocommit(False)
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         await connection.set_read_only(True)
-        return connection
+
+    def _text(self, error: BaseException, advice: str | None) -> str:
+        """``error`` for the log, in one line and without secrets: the cause and, where we know it, what to do."""
+        text = self._redaction.clean(str(error)) or type(error).__name__
+        return text if advice is None else f"{text} ({advice})"
 
     async def _limited(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
         """Wait for ``work`` until its time limit.
@@ -177,6 +318,10 @@ class _Reading:
         self._connection = connection
         self._limited = limited
         self.fingerprint = prefix
+
+    async def end(self) -> None:
+        """End the transaction."""
+        await self._connection.rollback()
 
     async def begin(self, statement_timeout: float) -> None:
         """Start the transaction and take the fingerprint."""
@@ -221,7 +366,11 @@ def _remedy(error: BaseException) -> str | None:
     return next((remedy for cls, remedy in _REMEDIES if isinstance(error, cls)), None)
 
 
-def _error_text(error: BaseException, advice: str | None) -> str:
-    """``error`` for the log, in one line: the cause and, where we know it, what to do."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if advice is None else f"{text} ({advice})"
+def _passes(hosts: list[Host], session: str | None) -> list[tuple[Host, str | None]]:
+    """The attempts to make: each host with the session that is asked of it.
+
+    libpq tries the hosts of ``prefer-standby`` twice: for a standby, then for anything. It cannot do so itself where
+    each attempt has one host.
+    """
+    sessions = ("standby", "any") if session == "prefer-standby" else (session,)
+    return [(host, asked) for asked in sessions for host in hosts]

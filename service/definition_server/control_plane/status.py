@@ -11,8 +11,10 @@ from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
 from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.ipc.stats import LATENCY_BOUNDS
+from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    LogStatus,
     RequestStatus,
     ServiceStatus,
     SyncStatus,
@@ -41,6 +43,7 @@ class StatusReader:
             sync=_sync(self._sync),
             workers=tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots),
             requests=_requests(self._supervisor.stats),
+            logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 
 

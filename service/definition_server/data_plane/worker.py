@@ -49,7 +49,7 @@ from definition_server.ipc.messages import (
     Ready,
 )
 from definition_server.ipc.stats import Slot, map_own, map_peer
-from definition_server.observability.logs import configure_logs, get_logger
+from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -309,7 +309,8 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, stats, *listeners = (int(argument) for argument in arguments)
-    configure_logs("production", "INFO")
+    # Held until this process is all that it will be: what writes the lines is a thread.
+    configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     slot = map_own(stats)
     slot.start(os.getpid(), monotonic_ns())
@@ -320,6 +321,7 @@ def main(arguments: list[str]) -> int:
             return EXIT_CANNOT_START
         channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
+        release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:

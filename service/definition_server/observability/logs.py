@@ -2,29 +2,45 @@
 
 Fields: ``ts`` (ISO 8601, UTC), ``level`` (DEBUG INFO WARN ERROR FATAL), ``msg``, ``pid``, then those of the event. In
 production an exception is logged as ``error`` (type and text) and ``at`` (file and line), never as a traceback.
-Records of libraries that use the standard ``logging`` have the same format.
+Records of libraries that use the standard ``logging`` have the same format. A thread writes the lines
+(`line_writer.py`): logging never waits for stdout.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
+
+from definition_server.observability.line_writer import LineWriter
 
 _LEVELS = {"warning": "WARN", "critical": "FATAL", "exception": "ERROR"}
 _STANDARD = {"DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50}
 
+FLUSH_SECONDS = 1.0
+"""How long the end of the process waits for stdout to take the last lines, and a FATAL line for itself."""
+
 EventDict = MutableMapping[str, Any]
 
+_writers: dict[int, LineWriter] = {}
+"""Descriptor → its writer. A process has one; logging that is set up again goes on with it, in order."""
 
-def configure_logs(app_env: str, level: str) -> None:
-    """Set up logging for this process. ``level`` is one of DEBUG, INFO, WARN, ERROR, FATAL."""
+
+def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
+    """Set up logging for this process.
+
+    Args:
+        app_env: ``production``: JSON. Anything else: readable text.
+        level: One of DEBUG, INFO, WARN, ERROR, FATAL.
+        hold: Write nothing, and start no thread, until `release_logs`, `flush_logs` or the end of the process.
+    """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         _add_pid,
@@ -42,13 +58,11 @@ def configure_logs(app_env: str, level: str) -> None:
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )
+    handler = _handler(sys.stdout, formatter, hold)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -62,6 +76,78 @@ def configure_logs(app_env: str, level: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def release_logs() -> None:
+    """Write the lines that were held, and from now on each line at once."""
+    for writer in _writers.values():
+        writer.release()
+
+
+def flush_logs(seconds: float = FLUSH_SECONDS) -> None:
+    """Wait until the lines so far are written, at most for ``seconds``. To be called before `os._exit`."""
+    for writer in _writers.values():
+        writer.flush(seconds)
+
+
+def dropped_lines() -> int:
+    """Lines that this process logged and that were never written."""
+    return sum(writer.dropped for writer in _writers.values())
+
+
+def waiting_lines() -> int:
+    """Lines that this process logged and that stdout has not taken yet."""
+    return sum(writer.waiting for writer in _writers.values())
+
+
+class _LineHandler(logging.Handler):
+    """Hands lines to a `LineWriter`."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log ``record``. Waits only after a FATAL line, which a process writes before it ends, and not for long."""
+        try:
+            line = self.format(record) + "\n"
+            self._writer.put(line.encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001 - as `logging.StreamHandler` does
+            self.handleError(record)
+        if record.levelno >= logging.CRITICAL:
+            self._writer.flush(FLUSH_SECONDS)
+
+
+def _handler(stream: TextIO | None, formatter: logging.Formatter, hold: bool) -> logging.Handler:
+    """The handler that writes to ``stream``: by a thread, if there is a file behind it."""
+    if stream is None:  # the process was started with stdout closed
+        return logging.NullHandler()
+    handler: logging.Handler
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        handler = logging.StreamHandler(stream)
+    else:
+        writer = _writers.setdefault(descriptor, LineWriter(descriptor, hold=hold))
+        writer.use_gap(lambda missing: _gap(formatter, logging.WARNING, "Log lines are missing here", missing))
+        handler = _LineHandler(writer)
+    handler.setFormatter(formatter)
+    return handler
+
+
+def _gap(formatter: logging.Formatter, level: int, message: str, missing: int) -> bytes:
+    record = logging.LogRecord("definition_server", level, __file__, 0, message, None, None)
+    record.dropped = missing
+    return (formatter.format(record) + "\n").encode(errors="backslashreplace")
+
+
+def _begin_again() -> None:
+    for writer in _writers.values():
+        writer.begin_again()
+
+
+os.register_at_fork(after_in_child=_begin_again)
+atexit.register(flush_logs)
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from definition_server.observability.status import CatalogStatus, RequestStatus, ServiceStatus, SyncStatus
+from definition_server.observability.status import CatalogStatus, LogStatus, RequestStatus, ServiceStatus, SyncStatus
 
 
 class StatusCollector(Collector):
@@ -42,6 +42,7 @@ class StatusCollector(Collector):
         yield from _sync(status.sync)
         yield from _workers(status)
         yield from _requests(status.requests)
+        yield from _logs(status.logs)
 
 
 def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
@@ -144,3 +145,9 @@ def _requests(requests: RequestStatus) -> Iterator[Metric]:
         buckets = list(zip(bounds, accumulate(counts), strict=True))
         histogram.add_metric((method,), buckets, requests.latency_sum_seconds[method])
     yield histogram
+
+
+def _logs(logs: LogStatus) -> Iterator[Metric]:
+    text = "Log lines of the master that were never written."
+    yield CounterMetricFamily("avap_log_lines_dropped", text, value=logs.dropped_lines)
+    yield _gauge("avap_log_lines_waiting", "Log lines of the master that stdout has not taken yet.", logs.waiting_lines)

@@ -66,6 +66,16 @@ class RequestStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LogStatus:
+    """The master's own log lines."""
+
+    waiting_lines: int
+    """Logged, and not taken by stdout yet."""
+    dropped_lines: int
+    """Logged, and never written, since the master's start."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The whole status."""
 
@@ -77,3 +87,4 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    logs: LogStatus = LogStatus(0, 0)

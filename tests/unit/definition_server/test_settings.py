@@ -16,15 +16,18 @@ import pydantic
 import pytest
 from tests.support.certificates import Authority
 
+from definition_server.api_keys import LONGEST_KEY
 from definition_server.cli.reference import settings_epilog, settings_page
 from definition_server.cpus import granted_cpus
 from definition_server.environment import (
     Problem,
     SettingsError,
+    default_text,
     effective,
     inherited_environment,
     is_secret,
     load_settings,
+    notices,
     remedy,
     variables,
 )
@@ -34,7 +37,9 @@ REQUIRED = {"DATABASE_URL": "postgresql://reader:pw@db:5432/avap", "API_KEY": "k
 
 DECLARATIONS = (Settings, ClientSettings)
 FIELDS = [(cls, name) for cls in DECLARATIONS for name in cls.model_fields]
-SECRETS = ("DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY")
+SECRETS = ("DATABASE_URL", "API_KEY", "API_KEYS", "AVAP_INTERNAL_KEY")
+SINGLE = ("DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY")
+"""Those that hold one value, and no list."""
 SECONDS = {
     "SYNC_INTERVAL_SECONDS": "sync_interval_seconds",
     "MAX_CONNECTION_AGE_SECONDS": "max_connection_age_seconds",
@@ -90,7 +95,7 @@ def secret_file(folder: Path, content: bytes) -> str:
 def test_the_required_variables_suffice() -> None:
     settings = load()
     assert settings.database_url.get_secret_value() == REQUIRED["DATABASE_URL"]
-    assert settings.api_key.get_secret_value() == REQUIRED["API_KEY"]
+    assert settings.keys_by_id() == {"default": REQUIRED["API_KEY"]}
     assert settings.avap_internal_key is None
     assert (settings.port, settings.metrics_port, settings.sync_interval_seconds) == (50051, 9464, 60.0)
     assert (settings.app_env, settings.log_level, settings.snapshot_dir) == ("production", "INFO", None)
@@ -187,6 +192,140 @@ def test_a_drain_timeout_just_above_the_wait_is_allowed() -> None:
     assert load(DRAIN_WAIT_SECONDS="24.9").drain_timeout_seconds == 25.0
 
 
+# -- spelling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("LOG_LEVEL", "info", "INFO"),
+        ("LOG_LEVEL", " Warn ", "WARN"),
+        ("APP_ENV", "Production", "production"),
+        ("NODE_ENV", "DEVELOPMENT", "development"),
+        ("TRANSPORT", "GRPCIO", "grpcio"),
+        ("REFLECTION", "TRUE", True),
+        ("REFLECTION", "On", True),
+        ("ALLOW_EMPTY_CATALOG", "No", False),
+        ("PORT", " 1 ", 1),
+        ("HOST", " ::1 ", "::1"),
+        ("SYNC_INTERVAL_SECONDS", "1e1", 10.0),
+        ("SYNC_INTERVAL_SECONDS", ".5", 0.5),
+        ("WORKERS", "  ", None),
+    ],
+)
+def test_case_and_white_space_around_a_value_do_not_matter(variable: str, value: str, expected: object) -> None:
+    name = next(n for n, f in Settings.model_fields.items() if variable in variables(f))
+    assert getattr(load(**{variable: value}), name) == (granted_cpus() if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("SYNC_INTERVAL_SECONDS", "60s", "unit"),
+        ("SYNC_INTERVAL_SECONDS", "5 min", "unit"),
+        ("WORKERS", "4CPU", "unit"),
+        ("MAX_CONNECTIONS", "10_000", "without separators"),
+        ("SYNC_INTERVAL_SECONDS", "1_0", "without separators"),
+        ("SYNC_INTERVAL_SECONDS", "0,5", "without separators"),
+        ("MAX_CONNECTIONS", "1,000", "without separators"),
+        ("WORKERS", "2.0", "whole number"),
+        ("WORKERS", "two", "not a number"),
+        ("WORKERS", "\uff12", "not a number"),
+        ("SYNC_INTERVAL_SECONDS", "inf", "not a number"),
+        ("METRICS_PORT", "tcp://10.0.0.1:9464", "enableServiceLinks"),
+        ("REFLECTION", "enabled", "neither true nor false"),
+        ("LOG_LEVEL", "verbose", "'DEBUG', 'INFO'"),
+        ("WORKERS", "1000", "less than or equal to 512"),
+    ],
+)
+def test_a_likely_mistake_is_named(variable: str, value: str, reason: str) -> None:
+    (problem,) = failure(**{variable: value}).problems
+    assert (problem.variable, problem.value) == (variable, value)
+    assert reason in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("database_url", "DATABASE_URL"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("APIKEY", "API_KEY"),
+        ("API_KEYS_FILES", "API_KEYS_FILE"),
+        ("SYNC_INTERVAL", "SYNC_INTERVAL_SECONDS"),
+        ("TLS_CERT", "TLS_CERT_FILE"),
+        ("AVAP_INTERNALKEY", "AVAP_INTERNAL_KEY"),
+        ("AVAP_PORT", "PORT"),
+        ("METRICS-PORT", "METRICS_PORT"),
+    ],
+)
+def test_a_name_that_is_nearly_a_setting_s_is_noticed(name: str, meant: str) -> None:
+    with environment(**{key: value for key, value in REQUIRED.items() if key != meant}, **{name: MARK}):
+        (notice,) = [each for each in notices(Settings) if each.variable == name]
+    assert f"did you mean {meant}?" in notice.text
+    assert MARK not in str(notice)
+
+
+@pytest.mark.parametrize(
+    "name", ["HOSTNAME", "PGHOST", "HOME", "DEFINITION_SERVER_PORT", "OPENAI_API_KEY", "KUBERNETES_PORT", "PORT_HTTP"]
+)
+def test_ordinary_variables_are_not_noticed(name: str) -> None:
+    with environment(**REQUIRED, **{name: "x"}):
+        assert name not in {notice.variable for notice in notices(Settings)}
+
+
+def test_the_name_of_a_setting_that_is_set_is_not_suggested() -> None:
+    with environment(**REQUIRED, DATABASE_URI="x"):
+        assert notices(Settings) == []
+
+
+def test_line_ends_that_were_dropped_from_a_variable_are_noticed_and_from_a_file_are_not(tmp_path: Path) -> None:
+    with environment(**REQUIRED, AVAP_INTERNAL_KEY=f"{MARK}\n"):
+        (notice,) = notices(Settings)
+    assert notice.variable == "AVAP_INTERNAL_KEY"
+    assert "line ends" in notice.text
+    assert MARK not in str(notice)
+    with environment(**REQUIRED, AVAP_INTERNAL_KEY_FILE=secret_file(tmp_path, b"key\n")):
+        assert notices(Settings) == []
+
+
+# -- keys by id --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_by_id_replace_or_join_the_single_key(tmp_path: Path) -> None:
+    keys = secret_file(tmp_path, b"# the fleet\nold:one\n\nnew:two\n")
+    assert load(API_KEY="", API_KEYS_FILE=keys).keys_by_id() == {"old": "one", "new": "two"}
+    assert load(API_KEYS_FILE=keys).keys_by_id() == {"default": REQUIRED["API_KEY"], "old": "one", "new": "two"}
+    assert load(API_KEY="", API_KEYS="a:k1\nb:k2").keys_by_id() == {"a": "k1", "b": "k2"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (f"default:{MARK}", "the id default is that of API_KEY"),
+        (f"a:{REQUIRED['API_KEY']}", "the key of API_KEY"),
+        (f"a:{MARK}\nb", "line 2: there is no colon"),
+    ],
+)
+def test_keys_that_cannot_be_used_are_refused_without_showing_one(keys: str, reason: str) -> None:
+    error = failure(API_KEYS=keys)
+    (problem,) = error.problems
+    assert (problem.variable, problem.value) == ("API_KEYS", "********")
+    assert reason in problem.reason
+    assert MARK not in str(error)
+
+
+def test_an_unreadable_file_of_keys_is_one_problem(tmp_path: Path) -> None:
+    (problem,) = failure(API_KEY="", API_KEYS_FILE=str(tmp_path / "missing")).problems
+    assert problem.variable == "API_KEYS_FILE"
+
+
+def test_a_key_longer_than_a_header_may_carry_is_refused() -> None:
+    assert load(API_KEY="k" * LONGEST_KEY).keys_by_id()["default"] == "k" * LONGEST_KEY
+    (problem,) = failure(API_KEY="k" * (LONGEST_KEY + 1)).problems
+    assert "a header carries at most" in problem.reason
+
+
 # -- names, precedence, defaults ---------------------------------------------------------------------------------------
 
 
@@ -219,7 +358,7 @@ def test_the_old_name_of_threadpool_size_is_read_where_the_new_one_is_unset(
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    optional = [variables(f) for f in Settings.model_fields.values() if not f.is_required()]
+    optional = [variables(f) for f in Settings.model_fields.values() if default_text(f)[:8] != "required"]
     assert load(**{name: "" for names in optional for name in names}) == load()
     assert [problem.value for problem in failure(DATABASE_URL="", API_KEY="").problems] == [None, None]
 
@@ -240,7 +379,7 @@ def test_any_of_its_variables_takes_precedence_over_a_default(tmp_path: Path) ->
     with environment(DATABASE_URL="postgresql://h/d", PORT="1", NODE_ENV="production", API_KEY_FILE=key, WORKERS=""):
         settings = load_settings(Settings, defaults=defaults)
     assert (settings.port, settings.metrics_port, settings.app_env, settings.workers) == (1, 3, "production", 1)
-    assert settings.api_key.get_secret_value() == "from-file"
+    assert settings.keys_by_id() == {"default": "from-file"}
 
 
 def test_an_invalid_override_is_reported_like_an_invalid_variable() -> None:
@@ -258,7 +397,7 @@ def test_settings_cannot_be_changed() -> None:
 # -- secrets from files ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variable", SECRETS)
+@pytest.mark.parametrize("variable", SINGLE)
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"\n\n"])
 def test_a_secret_is_read_from_its_file_without_the_trailing_newlines(
     variable: str, ending: bytes, tmp_path: Path
@@ -268,10 +407,65 @@ def test_a_secret_is_read_from_its_file_without_the_trailing_newlines(
     assert getattr(settings, variable.lower()).get_secret_value() == "postgresql://from-file"
 
 
-def test_spaces_within_a_secret_file_are_kept(tmp_path: Path) -> None:
-    settings = load(AVAP_INTERNAL_KEY_FILE=secret_file(tmp_path, b" two\nlines \n"))
+def test_white_space_within_a_secret_file_is_kept(tmp_path: Path) -> None:
+    settings = load(AVAP_INTERNAL_KEY_FILE=secret_file(tmp_path, b"two\n lines\n"))
     assert settings.avap_internal_key is not None
-    assert settings.avap_internal_key.get_secret_value() == " two\nlines "
+    assert settings.avap_internal_key.get_secret_value() == "two\n lines"
+
+
+@pytest.mark.parametrize("source", ["variable", "file"])
+@pytest.mark.parametrize(
+    ("around", "kept"),
+    [
+        ("{}\n", True),
+        ("{}\r\n", True),
+        ("\n{}", True),
+        ("\ufeff{}", True),
+        ("\ufeff{}\r\n", True),
+        ("{} ", False),
+        (" {}", False),
+        ("{}\t\n", False),
+        ("{}\xa0", False),
+        ("\u200b{}", False),
+    ],
+)
+@pytest.mark.parametrize("name", SINGLE)
+def test_secrets_from_variables_and_files_are_cleaned_alike(
+    name: str, around: str, kept: bool, source: str, tmp_path: Path
+) -> None:
+    """Line ends and a byte order mark are dropped. Other white space at the ends might be meant: it is refused."""
+    text = around.format(f"postgresql://h/{MARK}")
+    given = {name: text} if source == "variable" else {name: "", f"{name}_FILE": secret_file(tmp_path, text.encode())}
+    if kept:
+        assert getattr(load(**given), name.lower()).get_secret_value() == f"postgresql://h/{MARK}"
+    else:
+        (problem,) = failure(**given).problems
+        assert (problem.variable, problem.value) == (name, "********")
+        assert "white space" in problem.reason
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"a\0b", "NUL"), ("key".encode("utf-16-le"), "NUL")])
+def test_a_secret_with_a_nul_character_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    (problem,) = failure(AVAP_INTERNAL_KEY_FILE=secret_file(tmp_path, content)).problems
+    assert (problem.variable, problem.value) == ("AVAP_INTERNAL_KEY", "********")
+    assert reason in problem.reason
+
+
+def test_a_secret_file_that_cannot_be_read_twice_or_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in (
+        (tmp_path / "pipe", "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path, "cannot be read"),
+    ):
+        (problem,) = failure(API_KEY="", API_KEY_FILE=str(path)).problems
+        assert problem.variable == "API_KEY_FILE"
+        assert reason in problem.reason
+
+
+def test_a_secret_file_of_more_than_a_mebibyte_is_refused(tmp_path: Path) -> None:
+    (problem,) = failure(API_KEY="", API_KEY_FILE=secret_file(tmp_path, b"k" * (1024 * 1024 + 1))).problems
+    assert "1 MiB" in problem.reason
 
 
 @pytest.mark.parametrize("variable", SECRETS)
@@ -289,12 +483,17 @@ def test_an_unusable_secret_file_is_one_problem_that_names_it(
     assert problem.remedy
 
 
-@pytest.mark.parametrize("variable", SECRETS)
+@pytest.mark.parametrize("variable", SINGLE)
 def test_a_secret_given_twice_is_refused(variable: str, tmp_path: Path) -> None:
     path = secret_file(tmp_path, b"postgresql://from-file")
     (problem,) = failure(**{variable: "postgresql://from-variable", f"{variable}_FILE": path}).problems
     assert problem.variable == f"{variable}_FILE"
-    assert problem.remedy == f"Set only one of {variable} and {variable}_FILE"
+    assert problem.remedy.startswith(f"Set only one of {variable} and {variable}_FILE")
+    assert f"override it with {variable}_FILE=" in problem.remedy  # the way out where a base sets it
+
+
+def test_a_file_that_a_base_names_is_overridden_by_an_empty_variable() -> None:
+    assert load(API_KEY="mine", API_KEY_FILE="").keys_by_id() == {"default": "mine"}
 
 
 def test_a_problem_of_a_secret_files_content_is_reported_masked(tmp_path: Path) -> None:
@@ -332,9 +531,10 @@ def test_no_rendering_of_the_settings_shows_a_secret() -> None:
     [
         f"mysql://u:{MARK}@h/d",
         MARK,
-        f"postgresql://[{MARK}",
-        pytest.param(f"postgresql://u:{MARK}\uff0f@h/d", id="a full-width slash"),
-        pytest.param(f"postgresql://u:p[{MARK}]@h/d", id="brackets"),
+        f"Postgres://u:{MARK}@h/d",
+        f"host=h password={MARK}",
+        f"postgresql:/u:{MARK}@h/d",
+        pytest.param(f"postgresql://u:{MARK}\xa0", id="a no-break space"),
     ],
 )
 def test_neither_a_refusal_nor_its_traceback_shows_a_secret(url: str) -> None:
@@ -342,6 +542,29 @@ def test_neither_a_refusal_nor_its_traceback_shows_a_secret(url: str) -> None:
     assert [problem.value for problem in error.problems] == ["********", "********"]
     for text in (str(error), repr(error.problems), "".join(traceback.format_exception(error))):
         assert MARK not in text
+
+
+@pytest.mark.parametrize("url", ["Postgres://u:p@h/d", "POSTGRESQL://h/d"])
+def test_a_scheme_in_capitals_is_refused_with_the_reason(url: str) -> None:
+    (problem,) = failure(DATABASE_URL=url).problems
+    assert "small letters" in problem.reason
+    assert "percent-encode" in problem.remedy
+
+
+def test_a_judge_from_outside_sees_a_sound_value_and_its_reason_is_reported() -> None:
+    seen: list[str] = []
+
+    def refuse(value: str) -> str:
+        seen.append(value)
+        return "it is too long"
+
+    with environment(**REQUIRED), pytest.raises(SettingsError) as caught:
+        load_settings(Settings, checks={"DATABASE_URL": refuse})
+    (problem,) = caught.value.problems
+    assert (problem.variable, problem.value, problem.reason) == ("DATABASE_URL", "********", "it is too long")
+    with environment(**REQUIRED | {"DATABASE_URL": "x"}), pytest.raises(SettingsError):
+        load_settings(Settings, checks={"DATABASE_URL": refuse})
+    assert seen == [REQUIRED["DATABASE_URL"]]
 
 
 def test_a_secret_that_is_not_text_is_refused() -> None:

@@ -28,7 +28,7 @@ TOLD: dict[str, Any] = {
     "source": "a.json", "measured": "2026-11-25T00:00:00+00:00", "machine": "a machine",
     "per_core": {"rated": 50_000, "deadlines": 140_000}, "knee": {"rate": 80_000},
     "memory": [{name: getattr(point, name) for name in MemoryPoint.__slots__} for point in POINTS],
-    "kb_per_connection": 5.0, "remembered_answers": 4096,
+    "kb_per_connection": 5.0, "remembered_answers": 8192,
 }  # fmt: skip
 FIGURES = figures_from(TOLD)
 DEMAND = Demand(rps=35_000, definitions=100_000, definition_octets=2100, replicas=1, connections=1000, margin=0.4)

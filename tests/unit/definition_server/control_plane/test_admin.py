@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.fakes import service_status
-from tests.support.leftovers import nothing_left
+from tests.support.leftovers import nothing_left, open_descriptors
+from tests.support.polling import until
 
-from definition_server.control_plane import admin
+from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
 from definition_server.observability.status import ServiceStatus
@@ -37,7 +41,7 @@ class Service:
         return self.trouble
 
 
-# One server for all tests: closing one takes half a second, the interval at which `socketserver` checks for its end.
+# One server for all tests.
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +180,7 @@ def test_an_unknown_path_is_404_and_lists_the_known_ones(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/statusz", "/nothing"])
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
 def test_only_get_and_head_are_allowed(ask: Ask, method: str, path: str) -> None:
     answer, text = ask(path, method)
     assert (answer.status, text) == (405, "Only GET and HEAD are answered.\n")
@@ -199,7 +203,7 @@ def test_head_is_answered_without_a_body(server: AdminServer, path: str) -> None
 
 
 def test_a_refused_method_gets_an_allow_header(ask: Ask) -> None:
-    assert ask("/livez", "POST")[0].getheader("Allow") == "GET, HEAD"
+    assert ask("/livez", "POST")[0].getheader("Allow") == "GET, HEAD, OPTIONS"
 
 
 # -- how it answers --------------------------------------------------------------------------------------------------
@@ -209,15 +213,6 @@ def test_a_slow_client_does_not_delay_others(server: AdminServer, ask: Ask) -> N
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         silent.sendall(b"GET /livez")
         assert ask("/livez")[0].status == 200
-
-
-def test_a_silent_client_is_disconnected(
-    service: Service, server: AdminServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert admin._Handler.timeout == 10
-    monkeypatch.setattr(admin._Handler, "timeout", 0.05)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:
-        assert silent.recv(1) == b""
 
 
 def test_requests_are_not_logged(ask: Ask, capfd: pytest.CaptureFixture[str]) -> None:
@@ -276,3 +271,137 @@ def test_closing_before_it_started_is_allowed(service: Service) -> None:
     server.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
+
+
+# -- strangers -------------------------------------------------------------------------------------------------------
+
+
+def connected(server: AdminServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def all_of(client: socket.socket) -> bytes:
+    with client.makefile("rb") as file:
+        return file.read()
+
+
+def test_a_request_that_is_not_complete_in_time_is_408(server: AdminServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert admin_port.REQUEST_SECONDS == 5
+    monkeypatch.setattr(admin_port, "REQUEST_SECONDS", 0.05)
+    with connected(server) as slow:
+        slow.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert all_of(slow).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_silent_client_is_disconnected(server: AdminServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_port, "REQUEST_SECONDS", 0.05)
+    with connected(server) as silent:
+        assert all_of(silent) == b""
+
+
+def test_a_client_that_does_not_read_is_disconnected(
+    service: Service, server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert admin_port.ANSWER_SECONDS == 10
+    monkeypatch.setattr(admin_port, "ANSWER_SECONDS", 0.2)
+    sync = replace(service.status.sync, unserved={f"reason{number}": number for number in range(60_000)})
+    service.status = service_status(sync=sync)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(b"GET /statusz HTTP/1.1\r\nHost: a\r\n\r\n")
+        port = slow.getsockname()[1]
+        until(lambda: port not in peers_of(server), "the server has closed the connection")
+
+
+def peers_of(server: AdminServer) -> set[int]:
+    """Ports of the clients whose connections this process has open on the server's port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {target for target in open_descriptors().values() if target.startswith("socket:")}
+    return {
+        int(row[2].split(":")[1], 16)
+        for row in rows
+        if int(row[1].split(":")[1], 16) == server.port and f"socket:[{row[9]}]" in inodes and row[2][-4:] != "0000"
+    }
+
+
+def test_a_client_that_has_ended_its_side_gets_its_answer(server: AdminServer) -> None:
+    with connected(server) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert all_of(client).endswith(b"\r\n\r\nalive\n")
+
+
+def test_an_answer_is_not_lost_although_the_request_has_content_that_nobody_reads(server: AdminServer) -> None:
+    with connected(server) as client:
+        client.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000)
+        assert b" 405 " in all_of(client)
+
+
+def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_holds_most(server: AdminServer) -> None:
+    crowd = [connected(server) for _ in range(admin_port.MOST_CONNECTIONS)]
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), 10, ("127.0.0.2", 0)) as neighbour:
+            assert all_of(crowd[0]).startswith(b"HTTP/1.1 503 ")
+            crowd.extend(connected(server) for _ in range(3))
+            assert [all_of(each)[:12] for each in crowd[1:4]] == [b"HTTP/1.1 503"] * 3
+            # The neighbour is older than all of these, and still there.
+            neighbour.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 200 " in all_of(neighbour)
+    finally:
+        for each in crowd:
+            each.close()
+
+
+def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_goes_on(
+    service: Service, server: AdminServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str | None:
+        raise ValueError("hunter2")
+
+    alive = service.alive
+    monkeypatch.setattr(service, "alive", fail)
+    server._pages._alive = service.alive
+    try:
+        answer, text = ask("/livez")
+    finally:
+        server._pages._alive = alive
+    assert (answer.status, text) == (500, "A bug of this server; see its log.\n")
+    assert ask("/livez")[0].status == 200
+
+
+def test_openmetrics_in_any_spelling_and_weights_are_understood(server: AdminServer) -> None:
+    for accept in ('application/openmetrics-text;version="1.0.0"', "application/openmetrics-text;version=1.0.0"):
+        octets = raw(server.port, f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode())
+        assert b"\r\nContent-Type: application/openmetrics-text; version=1.0.0;" in octets
+    octets = raw(server.port, b"GET /metrics HTTP/1.0\r\nAccept-Encoding: gzip;q=0\r\n\r\n")
+    assert b"Content-Encoding" not in octets
+
+
+@pytest.mark.parametrize("host", ["::", "0.0.0.0"])
+def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Service, host: str) -> None:
+    server = AdminServer(host, 0, read=service.read, alive=service.alive)
+    server.start()
+    try:
+        assert b" 200 " in raw(server.port, b"GET /livez HTTP/1.0\r\n\r\n")
+    finally:
+        server.close()
+
+
+def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_asked_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = socket.create_server
+
+    def without_ipv6(address: tuple[str, int], **options: Any) -> socket.socket:
+        if options.get("family") == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return create(address, **options)
+
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    server = AdminServer("::", 0, read=service.read, alive=service.alive)
+    server.start()
+    try:
+        assert b" 200 " in raw(server.port, b"GET /livez HTTP/1.0\r\n\r\n")
+    finally:
+        server.close()

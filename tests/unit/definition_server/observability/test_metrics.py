@@ -149,6 +149,8 @@ NAMES = {
     "avap_worker_restarts_total": {"worker"},
     "avap_worker_crash_loop": {"worker"},
     "avap_connections": {"worker"},
+    "avap_log_lines_dropped_total": set(),
+    "avap_log_lines_waiting": set(),
     "avap_requests_total": {"status"},
     "avap_request_duration_seconds_bucket": {"method", "le"},
     "avap_request_duration_seconds_count": {"method"},

@@ -1,0 +1,261 @@
+"""The sockets of the admin port: accepts, reads one request, writes one answer, and closes. Runs in one thread.
+
+Strangers reach this port, and it shares a process with the master. So whatever they do costs one thread, a fixed number
+of connections, and each connection a fixed time:
+
+- At most `MOST_CONNECTIONS` are held, fewer where the process may open few files. A connection beyond that replaces
+  another one: the oldest of the address that holds most. A probe needs its connection for milliseconds, so one that is
+  new is safe, however many stand idle.
+- A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, whatever trickles.
+- Without a free descriptor, connections wait in the kernel. The connections held here are the first to go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+
+from definition_server.control_plane.admin_http import Answer, Exchange, Request, text_answer
+from definition_server.observability.line_limit import LineLimit
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+MOST_CONNECTIONS = 64
+"""Three Prometheus servers, a kubelet and an operator with a browser hold less than twenty."""
+DESCRIPTOR_SHARE = 8
+"""Connections hold at most an eighth of the files that the process may open: the database, workers and snapshots need
+theirs."""
+REQUEST_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""Prometheus gives up after 10 s by default (scrape_timeout), kubelet after one."""
+LINGER_SECONDS = 1.0
+"""How long the end of what the client still sends is waited for. A socket that is closed with unread octets resets the
+connection, and the client may lose the answer (RFC 9112, 9.6)."""
+BACKLOG = 1024
+_ACCEPTED_AT_ONCE = 16
+_CHUNK = 16 * 1024
+_PAUSE_SECONDS = 0.1
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+_FULL = Exchange().answer(
+    text_answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections.\n", ("Retry-After", "1")), dated=False
+)
+_TOO_LATE = Exchange().answer(text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request took too long.\n"), dated=False)
+
+Respond = Callable[[Request], Answer]
+
+
+class AdminPort:
+    """The listening socket and its connections. Everything but `__init__` runs in one event loop."""
+
+    def __init__(self, listening: socket.socket, respond: Respond) -> None:
+        """``respond`` answers a request. It runs in the loop, and must not wait."""
+        listening.setblocking(False)
+        self._listening = listening
+        self._respond = respond
+        self._connections: dict[str, dict[_Connection, None]] = {}
+        """Address → its connections, in the order of their arrival."""
+        self._count = 0
+        self._lines = LineLimit()
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        share = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // DESCRIPTOR_SHARE
+        self._limit = max(2, min(MOST_CONNECTIONS, share))
+
+    def open(self) -> None:
+        """Accept from now on."""
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_reader(self._listening, self._accept)
+
+    def close(self) -> None:
+        """Close every connection and the port."""
+        self.loop.remove_reader(self._listening)
+        self._listening.close()
+        for connection in self._all():
+            connection.close()
+
+    def _all(self) -> list[_Connection]:
+        return [connection for connections in self._connections.values() for connection in connections]
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, address = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
+                    return
+                continue  # this connection failed before it was accepted (accept(2))
+            if self._count >= self._limit:
+                self._evict()
+            connection = _Connection(self, client, address[0], address[1])
+            self._connections.setdefault(connection.address, {})[connection] = None
+            self._count += 1
+            connection.begin()
+
+    def _evict(self) -> None:
+        """Close the oldest connection of the address that holds most."""
+        heaviest = max(self._connections.values(), key=len)
+        evicted = next(iter(heaviest))
+        if (left_out := self._lines.admit(time.monotonic())) is not None:
+            log.warning(
+                "The admin port is full; its oldest connection was closed",
+                peer=evicted.peer,
+                connections=self._count,
+                of_this_address=len(heaviest),
+                **left_out,
+            )
+        evicted.evict()
+
+    def _pause(self, error: OSError) -> None:
+        """Accept nothing for a moment, and free what is held here."""
+        if (left_out := self._lines.admit(time.monotonic())) is not None:
+            log.error("The admin port cannot accept connections for now", error=error.strerror, **left_out)
+        for connection in self._all():
+            connection.evict()
+        self.loop.remove_reader(self._listening)
+        self.loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._listening.fileno() >= 0:
+            self.loop.add_reader(self._listening, self._accept)
+
+    def ended(self, connection: _Connection) -> None:
+        """``connection`` is closed."""
+        connections = self._connections[connection.address]
+        del connections[connection]
+        if not connections:
+            del self._connections[connection.address]
+        self._count -= 1
+
+    def respond(self, request: Request) -> Answer:
+        """The answer to ``request``, also where a bug of ours prevents it."""
+        try:
+            return self._respond(request)
+        except Exception as bug:
+            log.exception("Unexpected failure in a page of the admin port", page=request.path, exc_info=bug)
+            return text_answer(HTTPStatus.INTERNAL_SERVER_ERROR, "A bug of this server; see its log.\n")
+
+    def report(self, peer: str, fault: str) -> None:
+        """Log what a client did wrong, unless there were many such lines of late."""
+        if (left_out := self._lines.admit(time.monotonic())) is not None:
+            log.info("A client of the admin port broke its protocol", peer=peer, error=fault, **left_out)
+
+
+class _Connection:
+    """One client: reads its request, writes the answer, lingers, closes."""
+
+    def __init__(self, port: AdminPort, client: socket.socket, address: str, number: int) -> None:
+        client.setblocking(False)
+        self.address = address
+        self._number = number
+        self._port = port
+        self._socket = client
+        self._loop = port.loop
+        self._exchange: Exchange | None = None
+        """None until anything was received: most connections of a flood never send."""
+        self._unsent = memoryview(b"")
+        self._timer = self._loop.call_later(REQUEST_SECONDS, self._too_late)
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port, for the log."""
+        return f"[{self.address}]:{self._number}" if ":" in self.address else f"{self.address}:{self._number}"
+
+    def begin(self) -> None:
+        """Read from now on: at once, because a request is mostly there when its connection is."""
+        self._loop.add_reader(self._socket, self._read)
+        self._read()
+
+    def close(self) -> None:
+        """Close at once."""
+        if self._socket.fileno() < 0:
+            return
+        self._timer.cancel()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._port.ended(self)
+
+    def evict(self) -> None:
+        """Close in favour of another connection; say so if the request is not answered yet."""
+        if not self._unsent:
+            self._send_once(_FULL)
+        self.close()
+
+    def _too_late(self) -> None:
+        """The request is not there in time."""
+        if self._exchange is not None:
+            self._send_once(_TOO_LATE)
+            self._port.report(self.peer, f"its request was not complete within {REQUEST_SECONDS:g} s")
+        self.close()
+
+    def _send_once(self, octets: bytes) -> None:
+        # What is not sent now is lost: the connection is closed anyway.
+        with suppress(OSError):
+            self._socket.send(octets)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if self._exchange is None:
+            self._exchange = Exchange()
+        outcome = self._exchange.receive(data)
+        if outcome is None:
+            return
+        if isinstance(outcome, Request):
+            outcome = self._exchange.answer(self._port.respond(outcome))
+        if self._exchange.fault is not None:
+            self._port.report(self.peer, self._exchange.fault)
+        self._loop.remove_reader(self._socket)
+        self._timer.cancel()
+        self._timer = self._loop.call_later(ANSWER_SECONDS, self.close)
+        self._unsent = memoryview(outcome)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._write)
+        except OSError:
+            self.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Everything is sent: end our side, and wait a while for the end of theirs."""
+        self._loop.remove_writer(self._socket)
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self.close)
+        self._loop.add_reader(self._socket, self._discard)
+        self._discard()
+
+    def _discard(self) -> None:
+        try:
+            ended = not self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            ended = True
+        if ended:
+            self.close()

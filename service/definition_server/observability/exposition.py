@@ -1,0 +1,117 @@
+"""The metrics as a scraper wants them: format by ``Accept``, compression by ``Accept-Encoding`` (RFC 9110, 12.5).
+
+`prometheus_client` writes the formats, and chooses one by a part of ``Accept`` only: it ignores weights, and fails on
+a quoted or unknown version. So this module parses the field, and passes on the one media range that comes out best.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+_OPENMETRICS, _PLAIN = "application/openmetrics-text", "text/plain"
+_VERSIONS = {
+    _OPENMETRICS: frozenset(("", "1.0.0")),
+    _PLAIN: frozenset(("", "0.0.4", "1.0.0")),
+    "text/*": frozenset(("",)),
+    "*/*": frozenset(("",)),
+}
+"""Media range → versions that are understood. A range with another one is not a range that we can satisfy."""
+_GZIP_LEVEL = 6
+_FEWEST_OCTETS = 1024
+"""Less is not worth the compression."""
+
+# Elements of a list, and parameters of an element: separators inside a quoted string separate nothing (5.6.4).
+_ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
+_PARAMETER = re.compile(r'(?:[^;"]|"(?:\\.|[^"\\])*"?)+')
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
+
+Headers = list[tuple[str, str]]
+
+
+def expose(
+    registry: CollectorRegistry, accept: str, accept_encoding: str, names: Sequence[str] = ()
+) -> tuple[Headers, bytes]:
+    """The header fields and the content of an answer with the metrics of ``registry``.
+
+    Args:
+        registry: The metrics.
+        accept: The field ``Accept`` of the request; empty: there is none.
+        accept_encoding: The field ``Accept-Encoding``, likewise.
+        names: Only samples of these names; empty: all.
+    """
+    encoder, kind = choose_encoder(_best_range(accept))
+    body = encoder(_Restricted(registry, frozenset(names)) if names else registry)
+    headers = [("Content-Type", kind), ("Vary", "Accept, Accept-Encoding")]
+    if len(body) >= _FEWEST_OCTETS and _wants_gzip(accept_encoding):
+        body = gzip.compress(body, _GZIP_LEVEL)
+        headers.append(("Content-Encoding", "gzip"))
+    return headers, body
+
+
+class _Restricted(Collector):
+    """The samples of some names. (`CollectorRegistry.restricted_registry` skips a collector that describes nothing.)"""
+
+    def __init__(self, registry: CollectorRegistry, names: frozenset[str]) -> None:
+        self._registry = registry
+        self._names = names
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric that has such a sample, with those alone."""
+        for metric in self._registry.collect():
+            samples = [sample for sample in metric.samples if sample.name in self._names]
+            if samples:
+                kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                kept.samples = samples
+                yield kept
+
+
+def _best_range(accept: str) -> str:
+    """The media range with the highest weight that can be satisfied, as `choose_encoder` reads it.
+
+    Empty where there is none: the classic text format is sent nevertheless, as 12.5.1 allows.
+    """
+    ranges = [each for each in _weighted(accept) if each[2].get("version", "") in _VERSIONS.get(each[1], ())]
+    if not ranges:
+        return ""
+    # Of equal weights the first counts. `sorted` is stable.
+    _, kind, parameters = sorted(ranges, key=lambda each: -each[0])[0]
+    kept = [f"{name}={parameters[name]}" for name in ("version", "escaping") if parameters.get(name)]
+    return "; ".join((kind, *kept))
+
+
+def _wants_gzip(accept_encoding: str) -> bool:
+    """Whether gzip is acceptable, and not less welcome than the plain text."""
+    weights = {coding: weight for weight, coding, _ in _weighted(accept_encoding, zero=True)}
+    weight = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
+    return weight > 0 and weight >= weights.get("identity", 0.0)
+
+
+def _weighted(field: str, *, zero: bool = False) -> Iterator[tuple[float, str, dict[str, str]]]:
+    """The elements of a list with weights: weight, value in lower case, the other parameters.
+
+    Elements that are malformed are left out, and unless ``zero`` is set, those of weight 0: "not acceptable".
+    """
+    for element in _ELEMENT.findall(field):
+        value, *rest = (part.strip() for part in _PARAMETER.findall(element) or [""])
+        parameters = {}
+        for part in rest:
+            name, separator, text = part.partition("=")
+            if separator:
+                parameters[name.strip().lower()] = _unquoted(text.strip())
+        weight = parameters.pop("q", "1")
+        if value and _WEIGHT.fullmatch(weight) and (zero or float(weight) > 0):
+            yield float(weight), value.lower(), parameters
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return _QUOTED_PAIR.sub(r"\1", text[1:-1])
+    return text

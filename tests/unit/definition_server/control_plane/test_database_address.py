@@ -1,0 +1,272 @@
+"""Hosts, names and shares of time of a connection; and no text about a URL shows what is secret in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import socket
+import threading
+import time
+import traceback
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.polling import until
+
+from definition_server.control_plane.database_address import (
+    MASK,
+    Host,
+    NameResolver,
+    Redaction,
+    hosts_of,
+    shares,
+)
+from definition_server.control_plane.postgres import PostgresSource, redaction, url_fault
+from definition_server.control_plane.source import SourceError
+
+MARK = "S3cret"
+
+REFUSED_URLS = {
+    f"Postgres://u:{MARK}@127.0.0.1:1/db": "libpq cannot parse it",
+    f"host=127.0.0.1 password={MARK} user": "libpq cannot parse it",
+    f"host=127.0.0.1 password='{MARK}": "libpq cannot parse it",
+    f"postgresql://u:{MARK}%@127.0.0.1:1/db": "%25",
+    f"postgresql://u:{MARK}%zz@127.0.0.1:1/db": "%25",
+    f"postgresql://u:{MARK}%00@127.0.0.1:1/db": "%00",
+    f"postgresql://u:{MARK} x@127.0.0.1:1/db": "%20",
+    f"postgresql://u:x@127.0.0.1:1/db?{MARK}": "name=value",
+    f"postgresql://u:x@127.0.0.1:1/db?{MARK}=1": "libpq does not know",
+    f"postgresql://u:x@127.0.0.1:1/db?pasword={MARK}": "libpq does not know",
+    f"postgresql://u:x@127.0.0.1:1/db?options=-c%20a={MARK}": "%3D",
+    f"postgresql://u:{MARK}@[::1/db": "IPv6",
+    f"postgresql://u:{MARK}@[::1]x/db": "IPv6",
+    f"postgresql://u:{MARK}@127.0.0.1:1{MARK}/db": "port",
+    f"postgresql://u:{MARK}@127.0.0.1:99999/db": "port",
+    f"postgresql://u:{MARK}@127.0.0.1:0/db": "port",
+    f"postgresql://u:x@{MARK}@127.0.0.1:1/db": "%40",
+    f"postgresql://u:{MARK}/x@127.0.0.1:1/db": "%2F",
+    f"postgresql://u:5432/{MARK}@127.0.0.1:1/db": "%2F",
+    f"postgresql://u:{MARK}@127.0.0.1,127.0.0.2/db?port=1,2,3": "ports than hosts",
+    f"postgresql://u:x@127.0.0.1:1/db?sslmode={MARK}": f'invalid sslmode value: "{MASK}"',
+    f"postgresql://u:x@127.0.0.1:1/db?target_session_attrs={MARK}": MASK,
+    f"postgresql://u:x@127.0.0.1:1/db?require_auth={MARK}": MASK,
+    f"postgresql://u:x@127.0.0.1:1/db?service={MARK}": f'service "{MASK}" not found',
+}
+"""URL → what the reason holds."""
+
+ACCEPTED_URLS = [
+    f"postgresql://u:{MARK}@127.0.0.1:1/db",
+    f"postgresql://u:{MARK}[1]@127.0.0.1:1/db",
+    f"postgresql://u:{MARK}%40%2F%25@127.0.0.1:1/db",
+    f"postgresql://u:{MARK}?#@127.0.0.1:1/db",
+    f"postgresql://127.0.0.1:1/db?user=u@realm&password={MARK}",
+    f"postgresql://u@127.0.0.1:1/db?password={MARK}&sslpassword={MARK}",
+    f"postgresql://u:x@127.0.0.1:1/db?options=-c%20a%3D{MARK}",
+    f"postgresql://u:{MARK}@127.0.0.1:1,127.0.0.2:1/db?target_session_attrs=prefer-standby",
+    f"postgresql://u:{MARK}@/db?host=/nowhere",
+    f"postgresql://u:{MARK}@no-such-host.invalid/db",
+]
+"""All of them lead to no database."""
+
+
+def url_id(url: str) -> str:
+    return url.replace(MARK, "_")
+
+
+# -- what libpq would not take -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", REFUSED_URLS, ids=url_id)
+def test_a_url_that_libpq_would_not_take_is_refused_in_words_without_its_secret(url: str) -> None:
+    fault = url_fault(url)
+    assert fault is not None
+    assert REFUSED_URLS[url] in fault
+    assert MARK not in fault
+
+
+@pytest.mark.parametrize("url", ACCEPTED_URLS, ids=url_id)
+def test_a_url_that_libpq_takes_is_not_refused(url: str) -> None:
+    assert url_fault(url) is None
+
+
+@given(st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=12), st.integers(0, 40))
+def test_a_url_with_anything_at_any_place_is_judged_without_its_secret(noise: str, place: int) -> None:
+    url = f"postgresql://u:{MARK}@127.0.0.1:1/db?sslmode=require"
+    fault = url_fault(url[:place] + noise + url[place:]) or ""
+    assert MARK not in fault
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", [*REFUSED_URLS, *ACCEPTED_URLS], ids=url_id)
+async def test_no_output_of_a_failed_connection_shows_a_secret(
+    url: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    source = PostgresSource(url, connect_timeout=2, statement_timeout=2)
+    with pytest.raises(SourceError) as caught:
+        async with source.read():
+            pass
+    await source.close()
+    shown = io.StringIO()
+    traceback.print_exception(caught.value, file=shown)
+    output = capfd.readouterr()
+    for text in (str(caught.value), repr(caught.value), shown.getvalue(), output.out, output.err):
+        assert MARK not in text
+    assert not [record for record in caplog.records if record.name.startswith("psycopg")]
+
+
+@pytest.mark.parametrize("secret", ["S3c'ret\\x", "pass word", "p@ss/w%rd", "päss", "pw", "x.y"])
+def test_a_secret_is_masked_in_every_form_that_a_text_may_have(secret: str) -> None:
+    redacted = Redaction("postgresql://h/d", ({"user": "reader", "password": secret, "port": "5432"},))
+    for form in (secret, quote(secret, safe=""), repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")):
+        cleaned = redacted.clean(f'invalid "{form}" for reader at port 5432')
+        assert form not in cleaned
+        assert cleaned == f'invalid "{MASK}" for reader at port 5432'
+
+
+def test_a_short_password_masks_words_and_not_letters() -> None:
+    assert Redaction("postgresql://h/d", ({"password": "e"},)).clean("e: refused") == f"{MASK}: refused"
+
+
+def test_a_password_that_is_the_user_s_name_does_not_mask_the_name() -> None:
+    redacted = Redaction("postgresql://h/d", ({"user": "reader", "password": "reader"},))
+    assert redacted.clean('role "reader" does not exist') == 'role "reader" does not exist'
+
+
+def test_secrets_that_libpq_adds_are_masked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "services").write_text(f"[prod]\nhost=127.0.0.1\nport=1\npassword={MARK}\n", encoding="ascii")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    assert redaction("postgresql:///db?service=prod").clean(f"x {MARK}") == f"x {MASK}"
+    monkeypatch.setenv("PGPASSWORD", "0ther-secret")
+    assert redaction("postgresql://h/db").clean("x 0ther-secret") == f"x {MASK}"
+
+
+# -- hosts and time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, [Host("", "", "")]),
+        ({"host": "a", "port": "1"}, [Host("a", "", "1")]),
+        ({"host": "a,b", "port": "1"}, [Host("a", "", "1"), Host("b", "", "1")]),
+        ({"host": "a,b", "port": "1,2"}, [Host("a", "", "1"), Host("b", "", "2")]),
+        ({"host": "a,b", "hostaddr": "1.1.1.1,2.2.2.2"}, [Host("a", "1.1.1.1", ""), Host("b", "2.2.2.2", "")]),
+        ({"hostaddr": "1.1.1.1,2.2.2.2"}, [Host("", "1.1.1.1", ""), Host("", "2.2.2.2", "")]),
+    ],
+)
+def test_lists_of_hosts_addresses_and_ports_are_read_side_by_side(
+    parameters: dict[str, str], expected: list[Host]
+) -> None:
+    assert hosts_of(parameters) == expected
+
+
+@pytest.mark.parametrize("parameters", [{"host": "a,b", "port": "1,2,3"}, {"host": "a,b", "hostaddr": "1.1.1.1"}])
+def test_lists_of_different_lengths_are_refused(parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="than hosts"):
+        hosts_of(parameters)
+
+
+@pytest.mark.parametrize(
+    ("host", "needed"),
+    [("db", True), ("db.example.", True), ("127.0.0.1", False), ("::1", False), ("/run", False), ("", False)],
+)
+def test_only_names_need_the_name_service(host: str, needed: bool) -> None:
+    assert Host(host, "", "").needs_name_service is needed
+    assert not Host(host, "10.0.0.1", "").needs_name_service
+
+
+def test_time_that_a_host_does_not_use_goes_to_those_after_it() -> None:
+    clock = [100.0]
+    given_seconds = []
+    for item, seconds in shares(["silent", "refuses", "works"], 109.0, lambda: clock[0]):
+        given_seconds.append(seconds)
+        clock[0] += seconds if item == "silent" else 0.5
+    assert given_seconds == [3.0, 3.0, 5.5]
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+class DeafNameService:
+    """Answers nobody until it is released."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.released = threading.Event()
+
+    def look_up(self, *_: object, **__: object) -> list[object]:
+        self.asked += 1
+        self.released.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+
+async def test_a_deaf_name_service_holds_one_thread_for_each_name_and_not_the_loop() -> None:
+    deaf = DeafNameService()
+    resolver = NameResolver(deaf.look_up)
+    try:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.01)
+
+        counting = asyncio.create_task(count())
+        for _ in range(3):
+            with pytest.raises(TimeoutError, match="name service"):
+                await resolver.addresses("db.example", 0.1)
+        counting.cancel()
+        assert turns > 5
+        assert deaf.asked == 1
+        (thread,) = [each for each in threading.enumerate() if each.name == "resolve-db.example"]
+        assert thread.daemon  # so it delays neither the loop's end nor the process's
+    finally:
+        deaf.released.set()
+    assert await resolver.addresses("db.example", 5) == ["127.0.0.1"]
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("resolve-")], lambda: "threads")
+
+
+async def test_a_name_that_does_not_exist_is_an_error_with_the_name() -> None:
+    with pytest.raises(OSError, match=r"no-such-host\.invalid cannot be resolved"):
+        await NameResolver().addresses("no-such-host.invalid", 20)
+
+
+async def test_the_database_s_name_is_not_waited_for_longer_than_the_connect_timeout() -> None:
+    deaf = DeafNameService()
+    source = PostgresSource(
+        "postgresql://u:x@db.example/db",
+        connect_timeout=0.5,
+        statement_timeout=2,
+        resolver=NameResolver(deaf.look_up),
+    )
+    started = time.monotonic()
+    try:
+        with pytest.raises(SourceError, match="name service"):
+            async with source.read():
+                pass
+        assert time.monotonic() - started < 5
+    finally:
+        deaf.released.set()
+
+
+async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout() -> None:
+    """The first two are silent: they accept and never answer. The last one refuses, which the error reports."""
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = ",".join(str(each.getsockname()[1]) for each in silent)
+        url = f"postgresql://u:x@127.0.0.1,127.0.0.1,127.0.0.2/db?port={ports},1"
+        source = PostgresSource(url, connect_timeout=1, statement_timeout=2)
+        with pytest.raises(SourceError) as caught:
+            async with source.read():
+                pass
+    assert "refused" in str(caught.value)
+    assert str(caught.value).count("no answer from the database within") == 2
