@@ -22,13 +22,13 @@ if "definition_server.data_plane.worker" in " ".join(sys.orig_argv) and os.path.
     except OSError:
         pass
     else:
-        import fcntl, mmap, resource, signal, socket, threading, time
+        import fcntl, mmap, resource, signal, socket, time
         control, stats = (int(number) for number in sys.orig_argv[-3:-1])
         raw = socket.socket(fileno=os.dup(control))
         page = mmap.mmap(stats, 0)
         def attack():
 {attack}
-        threading.Thread(target=attack, daemon=True).start()
+        attack()
 """
 
 ATTACKS = {
@@ -53,7 +53,7 @@ ATTACKS = {
     while True:
         page[:] = b"\xff" * len(page)
 """,
-    "closed control socket": r"""raw.shutdown(socket.SHUT_RDWR)""",
+    "closed control socket": r"""raw.shutdown(socket.SHUT_RDWR); time.sleep(100)""",
     "stats sealed by itself": r"""fcntl.fcntl(stats, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)""",
 }
 

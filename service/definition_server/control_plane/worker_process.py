@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.worker_stats import WorkerStats
 from definition_server.environment import inherited_environment
+from definition_server.inherited import signals_held_back
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.messages import (
     Certificate,
@@ -121,15 +122,16 @@ class WorkerProcess:
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
             # C-core and its threads do not survive a fork.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                program,
-                *(str(descriptor) for descriptor in descriptors),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
-            )
+            with signals_held_back():
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-c",
+                    program,
+                    *(str(descriptor) for descriptor in descriptors),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=descriptors,
+                    env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                )
         except BaseException:
             channel.close()
             raise

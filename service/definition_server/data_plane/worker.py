@@ -3,7 +3,7 @@
 The master starts it with a control socket, a stats page of its own and, for a transport that can adopt it, the
 listening socket. Everything else arrives over the control socket. A worker receives its configuration, warms up, opens
 the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
-says so, on SIGTERM, or when the master is gone.
+says so or is gone, and on no signal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -32,6 +31,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
 from definition_server.data_plane.warmup import warm_up
+from definition_server.inherited import leave_signals_to_the_master, reserve_standard_descriptors
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
@@ -110,7 +110,6 @@ class Worker:
     async def _serve(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
-        loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
         works = (self._report(transport), self._reload(transport), self._swap_published())
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -306,8 +305,8 @@ async def _run(
 
 def main(arguments: list[str]) -> int:
     """Run one worker. Returns the exit code."""
-    # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reserve_standard_descriptors()
+    leave_signals_to_the_master()
     control, stats, *listeners = (int(argument) for argument in arguments)
     # Held until this process is all that it will be: what writes the lines is a thread.
     configure_logs("production", "INFO", hold=True)

@@ -238,12 +238,10 @@ def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -
         assert client.get("if").name == "if"
 
 
-@pytest.mark.parametrize("how", ["drain", "SIGTERM", "master gone"])
+@pytest.mark.parametrize("how", ["drain", "master gone"])
 def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
         assert worker.channel.send(Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
-    elif how == "SIGTERM":
-        worker.process.send_signal(signal.SIGTERM)
     else:
         worker.channel.close()
     assert worker.process.wait(10) == 0
