@@ -320,6 +320,13 @@ def perf(session: nox.Session) -> None:
 
 
 @nox.session
+def attacks(session: nox.Session) -> None:
+    """Attack a whole server and measure its other clients and its memory; `-- --short`: 2 min, as CI does."""
+    install(session)
+    run(session, "python", "-m", "perf", "attacks", *session.posargs)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Write a page with charts of the newest stored measurement, or of the file named after --."""
     install(session)

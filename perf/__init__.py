@@ -6,7 +6,8 @@ A room imports only rooms below it (``tests/unit/test_layers.py``)::
     planning/                  the needs of a fleet, from records and models
     benches/     report/       measurements outside the gates; records as pages and tables
     harness/                   rounds, gates, verdicts
-    generator/   peers/        the load; servers on other gRPC stacks
+    generator/   attackers/    the load and the victim; clients that attack
+    peers/                     servers on other gRPC stacks
     targets/                   a worker or nghttpd, its catalogue, its processes
 
 ``tests/support`` holds the code that ``perf`` and the tests share: frames, attacks, builds, servers, PostgreSQL.

@@ -48,7 +48,12 @@ COMMANDS: dict[str, Command] = {
         "about 13 min; --quick less", f"{_QUIET}; h2load, nghttpd, openssl",
     ),
     "attacks": Command(
-        "perf.benches.native", "measure the effect of each attack on another client, a part of `native`",
+        "perf.benches.attacks", "attack a whole server, and measure its other clients and its memory",
+        "about 8 min; --transport grpcio as long; --short 2 min",
+        f"{_QUIET}; openssl; a PostgreSQL provider of the tests",
+    ),
+    "floods": Command(
+        "perf.benches.native", "measure the effect of floods of frames on another client, a part of `native`",
         "about 10 min; --quick less", _QUIET, ("--only", "attacks", "--name", "native-attacks"),
     ),
     "catalogue": Command(

@@ -62,6 +62,7 @@ def server(
         settings = {"WORKERS": "1", "TRANSPORT": transport, "SYNC_INTERVAL_SECONDS": "3600"} | settings
         settings |= {"PYTHON_FLAGS_VARIANT": variant, "PYTHON_FLAGS_OUT": out}
         process = ServerProcess(url, **settings)
+        process.environment["JAIL"] = "off"  # the probe writes a file when a worker ends
         process.environment["PYTHONPATH"] = f"{PROBE}:{process.environment.get('PYTHONPATH', '')}".rstrip(":")
         with process:
             process.wait_ready()

@@ -220,6 +220,11 @@ def effective(settings: EnvironmentSettings) -> dict[str, str | None]:
     return values
 
 
+def named_file(variable: str) -> str | None:
+    """The file that ``<VARIABLE>_FILE`` names, from which the secret ``variable`` is read; None if there is none."""
+    return os.environ.get(f"{variable}_FILE", "").strip() or None
+
+
 def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> dict[str, str]:
     """The variables for a child process: those in ``names``, and those that start with one of ``prefixes``."""
     return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
@@ -303,8 +308,8 @@ def _secret_files(cls: type[EnvironmentSettings], overridden: Container[str]) ->
     problems: list[Problem] = []
     for field in cls.model_fields.values():
         variable = variables(field)[0]
-        path = os.environ.get(f"{variable}_FILE", "").strip()
-        if not path or not is_secret(field) or variable in overridden:
+        path = named_file(variable)
+        if path is None or not is_secret(field) or variable in overridden:
             continue
         if _given(variable, field):
             reason = f"{variable} is set as well"

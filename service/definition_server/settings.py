@@ -182,8 +182,17 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=1_000_000,
         validation_alias="MAX_CONNECTIONS",
-        description="Most connections of a worker; further ones wait until one ends (grpcio: are closed). "
-        "0: only the limit of open files applies.",
+        description="Most connections of a worker. Beyond it a new one takes the place of the longest idle one without "
+        "an authorized call, or one of 64 in reserve (grpcio: is closed). 0: only the limit of open files applies.",
+        json_schema_extra=advice("Give a whole number from 0 to 1000000"),
+    )
+    max_connections_per_peer: int = Field(
+        8_192,
+        ge=0,
+        le=1_000_000,
+        validation_alias="MAX_CONNECTIONS_PER_PEER",
+        description="Most connections of a worker from one IPv4 address or one IPv6 /64 network; further ones are "
+        "closed (grpcio: no such limit). A proxy or NAT is one address. 0: no limit.",
         json_schema_extra=advice("Give a whole number from 0 to 1000000"),
     )
     keepalive_time_seconds: Seconds = Field(
@@ -210,6 +219,13 @@ class Settings(EnvironmentSettings):
         validation_alias="LOG_LEVEL",
         description="Lowest level that is logged.",
         json_schema_extra=advice("Give DEBUG, INFO, WARN, ERROR or FATAL"),
+    )
+    jail: Literal["auto", "require", "off"] = Field(
+        "auto",
+        validation_alias="JAIL",
+        description="Confinement of the workers by Landlock and seccomp. auto: as far as the kernel can; "
+        "what it cannot is logged. require: do not start without both. off: none, for debuggers.",
+        json_schema_extra=advice("Give auto, require or off"),
     )
     threadpool_size: int = Field(
         64,

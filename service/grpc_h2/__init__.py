@@ -9,6 +9,8 @@ package is internal and may change at any time.
 - `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
+- `Trust`: what a connection's peer has shown. `Refusal`: why a connection is closed that did nothing wrong.
+- `RateLimitedLog`: a log of clients' faults that no client can make grow without end.
 - `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.
 
 **Static methods**: unary methods whose answers exist before a client asks for them.
@@ -62,8 +64,10 @@ from grpc_h2.wire.errors import ErrorCode
 from grpc_h2.wire.hpack import encode_block
 
 if TYPE_CHECKING:
+    from grpc_h2.aio.admission import Refusal, Trust
     from grpc_h2.aio.call import ServicerContext
     from grpc_h2.aio.protocol import Http2Protocol
+    from grpc_h2.aio.rate_limited_log import RateLimitedLog
     from grpc_h2.aio.server import Server
     from grpc_h2.aio.tls import CertificateFault, TlsCredentials
 
@@ -84,6 +88,8 @@ __all__ = [
     "MessageReceived",
     "Metadata",
     "PreparedAnswers",
+    "RateLimitedLog",
+    "Refusal",
     "Router",
     "Server",
     "ServicerContext",
@@ -92,6 +98,7 @@ __all__ = [
     "StatusCode",
     "Stream",
     "TlsCredentials",
+    "Trust",
     "Writable",
     "encode_block",
     "frame_message",
@@ -101,9 +108,12 @@ __all__ = [
 _ASYNCIO = {
     "CertificateFault": "grpc_h2.aio.tls",
     "Http2Protocol": "grpc_h2.aio.protocol",
+    "RateLimitedLog": "grpc_h2.aio.rate_limited_log",
+    "Refusal": "grpc_h2.aio.admission",
     "Server": "grpc_h2.aio.server",
     "ServicerContext": "grpc_h2.aio.call",
     "TlsCredentials": "grpc_h2.aio.tls",
+    "Trust": "grpc_h2.aio.admission",
 }
 """Names that need asyncio → the module that has them."""
 

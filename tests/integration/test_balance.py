@@ -112,7 +112,7 @@ def test_a_hung_worker_does_not_delay_new_connections(
     assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
 
 
-def test_connections_beyond_the_limit_wait_for_one_to_end(
+def test_a_client_beyond_the_limit_gets_a_place_in_reserve_and_the_service_is_not_ready(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server, MAX_CONNECTIONS="2")
@@ -120,10 +120,7 @@ def test_connections_beyond_the_limit_wait_for_one_to_end(
     with Client(server.port) as last:
         assert last.get("command1").name == "command1"
         assert held(server) == [2] * WORKERS
-        waiting = clients.enter_context(Client(server.port))
-        call = waiting.channel.unary_unary("/avap.DefinitionEngine/GetCommand").future(
-            b"\x0a\x08command1", metadata=waiting.metadata, timeout=30
-        )
-        server.wait_log("Connections wait: MAX_CONNECTIONS is reached", connections=2)
-        assert not call.done()
-    assert b"command1" in call.result()
+        until(lambda: [worker["room"] for worker in server.statusz()["workers"]] == ["taken"] * WORKERS, "all is taken")
+        assert not server.statusz()["ready"]
+        connect(clients, server, 1)
+        server.wait_log("MAX_CONNECTIONS is reached", connections=2)

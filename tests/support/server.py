@@ -43,7 +43,12 @@ class ServerProcess:
     def __init__(self, database_url: str, **settings: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("COVERAGE_")}
         self.environment = kept | FAST | {"DATABASE_URL": database_url} | settings
+        if any(name.startswith("COVERAGE_") for name in kept):
+            # A process writes its coverage when it ends, which a confined one cannot.
+            self.environment.setdefault("JAIL", "off")
         self.command = [sys.executable, "-m", "definition_server", "serve"]
+        self.directory: Path | None = None
+        """Its working directory; None: that of the test."""
         self.lines: list[LogLine] = []
         self.other_output: list[str] = []
         self._process: subprocess.Popen[str] | None = None
@@ -54,6 +59,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             self.command,
             env=self.environment,
+            cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -30,12 +30,13 @@ NOT_YET: frozenset[str] = frozenset()
 
 FLOORS: dict[str, dict[str, int]] = {
     "definition_server": {
-        "cli": 4, "control_plane": 3, "data_plane": 3, "ipc": 2, "observability": 2, "catalog": 1,
+        "cli": 4, "control_plane": 3, "data_plane": 3, "ipc": 2, "observability": 2, "catalog": 1, "jail": 1,
         "settings": 0, "rpc": 0,
     },
     "grpc_h2": {"interface": 6, "aio": 5, "connection": 4, "static": 3, "rpc": 2, "wire": 1},
     "perf": {
-        "command": 5, "planning": 4, "benches": 3, "report": 3, "harness": 2, "generator": 1, "peers": 1, "targets": 0,
+        "command": 5, "planning": 4, "benches": 3, "report": 3, "harness": 2, "attackers": 1, "generator": 1,
+        "peers": 1, "targets": 0,
     },
 }  # fmt: skip
 """Package → room → floor. A room imports itself and rooms on lower floors."""

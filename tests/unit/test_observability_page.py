@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from definition_server.observability.reasons import Reason
 from definition_server.observability.status import ServiceStatus
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +142,11 @@ def test_the_page_lists_every_field_of_statusz_and_no_other() -> None:
     objects = {path for path in known if any(other.startswith(f"{path}.") for other in known)}
     assert known - objects <= set(listed)
     assert set(listed) <= known
+
+
+def test_the_page_lists_every_reason_and_no_other() -> None:
+    listed = first_column("reasons")
+    assert sorted(listed) == sorted(Reason)
 
 
 @pytest.mark.parametrize(

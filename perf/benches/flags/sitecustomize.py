@@ -71,8 +71,8 @@ if any("data_plane.worker" in word for word in sys.orig_argv):
     if VARIANT == "no warm-up":
         from definition_server.data_plane import warmup
 
-        async def _nothing(config: object) -> None:
+        async def _nothing(self: object) -> None:
             _warm()
 
-        warmup.warm_up = _nothing
+        warmup.WarmUp.run = _nothing  # type: ignore[method-assign]
     atexit.register(_write, os.environ["PYTHON_FLAGS_OUT"])

@@ -2,7 +2,8 @@
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
 a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. What is done for one
-client is bounded (`admin_port`), because strangers reach this port too.
+client is bounded (`admin_port`), because strangers reach this port too. For the same reason the pages show numbers,
+names and reasons from a fixed list (`observability.reasons`), and never the text of an error.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class _Pages:
         if status.ready:
             return text_answer(HTTPStatus.OK, "ready\n")
         reason = "shutting down" if status.stopping else "no worker serves a catalogue yet"
+        if status.full and not status.stopping:
+            reason = "every worker holds MAX_CONNECTIONS clients"
         if status.sync.last_error is not None:
             reason += f"; last sync: {status.sync.last_error}"
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n")

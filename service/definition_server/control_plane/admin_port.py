@@ -4,7 +4,7 @@ Strangers reach this port, and it shares a process with the master. So whatever 
 of connections, and each connection a fixed time:
 
 - At most `MOST_CONNECTIONS` are held, fewer where the process may open few files. A connection beyond that replaces
-  another one: the oldest of the address that holds most. A probe needs its connection for milliseconds, so one that is
+  another one: the oldest of the network that holds most. A probe needs its connection for milliseconds, so one that is
   new is safe, however many stand idle.
 - A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, whatever trickles.
 - Without a free descriptor, connections wait in the kernel. The connections held here are the first to go.
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
+from ipaddress import IPv6Address
+from typing import Any
 
 from definition_server.control_plane.admin_http import Answer, Exchange, Request, text_answer
 from definition_server.observability.line_limit import LineLimit
@@ -61,7 +63,7 @@ class AdminPort:
         self._listening = listening
         self._respond = respond
         self._connections: dict[str, dict[_Connection, None]] = {}
-        """Address → its connections, in the order of their arrival."""
+        """Network → its connections, in the order of their arrival."""
         self._count = 0
         self._lines = LineLimit()
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -96,13 +98,13 @@ class AdminPort:
                 continue  # this connection failed before it was accepted (accept(2))
             if self._count >= self._limit:
                 self._evict()
-            connection = _Connection(self, client, address[0], address[1])
-            self._connections.setdefault(connection.address, {})[connection] = None
+            connection = _Connection(self, client, address)
+            self._connections.setdefault(connection.network, {})[connection] = None
             self._count += 1
             connection.begin()
 
     def _evict(self) -> None:
-        """Close the oldest connection of the address that holds most."""
+        """Close the oldest connection of the network that holds most."""
         heaviest = max(self._connections.values(), key=len)
         evicted = next(iter(heaviest))
         if (left_out := self._lines.admit(time.monotonic())) is not None:
@@ -110,7 +112,7 @@ class AdminPort:
                 "The admin port is full; its oldest connection was closed",
                 peer=evicted.peer,
                 connections=self._count,
-                of_this_address=len(heaviest),
+                of_its_network=len(heaviest),
                 **left_out,
             )
         evicted.evict()
@@ -130,10 +132,10 @@ class AdminPort:
 
     def ended(self, connection: _Connection) -> None:
         """``connection`` is closed."""
-        connections = self._connections[connection.address]
+        connections = self._connections[connection.network]
         del connections[connection]
         if not connections:
-            del self._connections[connection.address]
+            del self._connections[connection.network]
         self._count -= 1
 
     def respond(self, request: Request) -> Answer:
@@ -153,10 +155,10 @@ class AdminPort:
 class _Connection:
     """One client: reads its request, writes the answer, lingers, closes."""
 
-    def __init__(self, port: AdminPort, client: socket.socket, address: str, number: int) -> None:
+    def __init__(self, port: AdminPort, client: socket.socket, address: Any) -> None:
         client.setblocking(False)
-        self.address = address
-        self._number = number
+        self._address, self.network = _address_and_network(address[0])
+        self._number = address[1]
         self._port = port
         self._socket = client
         self._loop = port.loop
@@ -168,7 +170,7 @@ class _Connection:
     @property
     def peer(self) -> str:
         """The client's address and port, for the log."""
-        return f"[{self.address}]:{self._number}" if ":" in self.address else f"{self.address}:{self._number}"
+        return f"[{self._address}]:{self._number}" if ":" in self._address else f"{self._address}:{self._number}"
 
     def begin(self) -> None:
         """Read from now on: at once, because a request is mostly there when its connection is."""
@@ -259,3 +261,16 @@ class _Connection:
             ended = True
         if ended:
             self.close()
+
+
+def _address_and_network(host: str) -> tuple[str, str]:
+    """A client's address, and what it is one of: itself, or for IPv6 its /64, of which one host may use any address.
+
+    A dual-stack socket shows IPv4 addresses mapped into IPv6 (RFC 4291, 2.5.5.2).
+    """
+    if ":" not in host:
+        return host, host
+    address = IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped), str(address.ipv4_mapped)
+    return host, str(IPv6Address(int(address) >> 64 << 64))

@@ -15,6 +15,7 @@ from definition_server.control_plane.background import Background
 from definition_server.control_plane.publisher import Publication, to_shared_memory
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
+from definition_server.observability.reasons import Reason
 
 log = get_logger(__name__)
 
@@ -37,7 +38,7 @@ class LastKnownGood:
             StoreError: where it is not stored, or not within `PATIENCE_SECONDS`.
         """
         if self._saving is not None and not self._saving.done():
-            raise StoreError("the disk has not finished writing an earlier snapshot")
+            raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
         # A descriptor of its own: the publication's closes with the next publication.
         descriptor = os.dup(publication.descriptor)
         self._saving = asyncio.ensure_future(asyncio.to_thread(_save_and_close, self.store, descriptor))
@@ -46,10 +47,10 @@ class LastKnownGood:
         done, _ = await asyncio.wait((self._saving,), timeout=PATIENCE_SECONDS)
         if not done:
             self._saving.add_done_callback(_log_late_failure)
-            raise StoreError(f"the disk did not finish within {PATIENCE_SECONDS:g} s")
+            raise StoreError(f"the disk did not finish within {PATIENCE_SECONDS:g} s", Reason.DISK_HANGS)
         error = self._saving.exception()
         if isinstance(error, StoreError):
-            raise StoreError(str(error))
+            raise StoreError(str(error), error.reason)
         if error is not None:
             raise error
 

@@ -14,24 +14,27 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from hashlib import sha256
 from typing import Any
 
 from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.guard import guard
+from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
-from definition_server.control_plane.postgres import PostgresSource
+from definition_server.control_plane.postgres import PostgresSource, url_fault
 from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.reload import Reloadable, Reloader
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import SettingsError, load_settings, notices
+from definition_server.environment import EX_CONFIG, notices
 from definition_server.inherited import MASTERS, early_signals
-from definition_server.ipc.messages import Configure, Keys
+from definition_server.ipc.messages import Configure
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
 
@@ -53,10 +56,13 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
         hangup_stops: SIGHUP stops the server, as for a program that lives no longer than its terminal.
 
     Returns:
-        The exit code: 0, 1 after a bug, 69 where a port is taken.
+        The exit code: 0, 1 after a bug, 69 where a port is taken, 78 where ``JAIL`` requires what the
+        kernel lacks.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
+    if not guard(settings.jail):
+        return EX_CONFIG
     _log_notices(settings)
     raise_descriptor_limit()
     try:
@@ -120,16 +126,26 @@ class _Master:
             interval=settings.sync_interval_seconds,
             patience=settings.connect_timeout_seconds,
         )
+        self._reloader = Reloader(settings, {"DATABASE_URL": url_fault})
+        self._key_usage = KeyUsage(settings.keys_by_id())
+        self._certificates_expire = _expiries(settings)
         self._supervisor = Supervisor(
             _worker_config(settings, port),
             self._publisher,
-            _keys(settings),
+            self._key_usage.message,
             workers=settings.workers,
             heartbeat_timeout=settings.heartbeat_timeout_seconds,
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
+            on_keys_used=self._key_usage.used,
         )
-        self._status = StatusReader(self._publisher, self._synchronizer.state, self._supervisor)
+        self._status = StatusReader(
+            self._publisher,
+            self._synchronizer.state,
+            self._supervisor,
+            keys=self._key_usage.last_used,
+            certificates=lambda: self._certificates_expire,
+        )
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
             settings.metrics_port,
@@ -222,17 +238,22 @@ class _Master:
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""
-        try:
-            settings = load_settings(Settings)
-        except SettingsError as error:
-            log.error("Settings not read again; the old ones stay", error=str(error))
-        else:
-            await self._source.use_url(settings.database_url.get_secret_value())
-            self._synchronizer.use_signer(_signer(settings))
-            self._supervisor.use_keys(_keys(settings))
-            self._supervisor.certificate_replaced()
+        await self._reloader.read_again(self._apply)
         log.info("Syncing at once")
         self._sync_loop.sync_soon()
+
+    async def _apply(self, what: Reloadable, settings: Settings) -> None:
+        """Use the part of ``settings`` that was read again."""
+        if what is Reloadable.DATABASE_URL:
+            await self._source.use_url(settings.database_url.get_secret_value())
+        elif what is Reloadable.SIGNING_KEY:
+            self._synchronizer.use_signer(_signer(settings))
+        elif what is Reloadable.API_KEYS:
+            self._key_usage.replace(settings.keys_by_id())
+            self._supervisor.use_keys(self._key_usage.message)
+        else:
+            self._certificates_expire = _expiries(settings)
+            self._supervisor.certificate_replaced()
 
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""
@@ -270,8 +291,10 @@ def _signer(settings: Settings) -> Signer | None:
     return None if key is None else Signer(key.get_secret_value(), settings.package_version)
 
 
-def _keys(settings: Settings) -> Keys:
-    return Keys(tuple(sha256(key.encode()).hexdigest() for key in settings.keys_by_id().values()))
+def _expiries(settings: Settings) -> dict[str, float]:
+    files = {"server": settings.tls_cert_file, "client_authorities": settings.tls_client_ca_file}
+    found = {name: earliest_expiry(path) for name, path in files.items() if path is not None}
+    return {name: expiry for name, expiry in found.items() if expiry is not None}
 
 
 def _worker_config(settings: Settings, port: int) -> Configure:
@@ -286,10 +309,12 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         log_level=settings.log_level,
         drain_timeout_seconds=settings.drain_timeout_seconds,
         max_connections=settings.max_connections,
+        max_connections_per_peer=settings.max_connections_per_peer,
         max_connection_idle_seconds=settings.max_connection_idle_seconds,
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
         tls_cert_file=str(settings.tls_cert_file or ""),
         tls_key_file=str(settings.tls_key_file or ""),
         tls_client_ca_file=str(settings.tls_client_ca_file or ""),
+        jail=settings.jail,
     )

@@ -37,6 +37,7 @@ from definition_server.control_plane.database_address import (
 )
 from definition_server.control_plane.source import Reading, SourceError
 from definition_server.observability.logs import get_logger
+from definition_server.observability.reasons import Reason
 
 log = get_logger(__name__)
 
@@ -78,12 +79,19 @@ _LOCK_SHARE = 0.8
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """No Unix socket is in it, so a connection to it fails at once."""
 
-_REMEDIES: tuple[tuple[type[psycopg.Error], str], ...] = (
-    (errors.UndefinedTable, f"create the table {TABLE}, or check the database's name and the search_path"),
-    (errors.UndefinedColumn, f"{TABLE} lacks a column that definitions are read from"),
-    (errors.InsufficientPrivilege, f"GRANT SELECT ON {TABLE} to the server's role"),
-    (errors.QueryCanceled, "was it slower than STATEMENT_TIMEOUT_SECONDS?"),
-    (errors.LockNotAvailable, f"another session holds a lock on {TABLE}"),
+_FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
+    (
+        errors.UndefinedTable,
+        Reason.TABLE_MISSING,
+        f"create the table {TABLE}, or check the database's name and the search_path",
+    ),
+    (errors.UndefinedColumn, Reason.COLUMN_MISSING, f"{TABLE} lacks a column that definitions are read from"),
+    (errors.InsufficientPrivilege, Reason.PERMISSION_DENIED, f"GRANT SELECT ON {TABLE} to the server's role"),
+    (errors.QueryCanceled, Reason.STATEMENT_TIMEOUT, "was it slower than STATEMENT_TIMEOUT_SECONDS?"),
+    (errors.LockNotAvailable, Reason.TABLE_LOCKED, f"another session holds a lock on {TABLE}"),
+    (TimeoutError, Reason.DATABASE_TIMEOUT, None),
+    (psycopg.InterfaceError, Reason.DATABASE_CONNECTION_LOST, None),
+    (psycopg.OperationalError, Reason.DATABASE_CONNECTION_LOST, None),
 )
 
 
@@ -166,9 +174,9 @@ class PostgresSource:
             yield reading
             await self._limited(reading.end())
         except (psycopg.Error, OSError, TimeoutError, UnicodeError) as error:
-            advice = _remedy(error)
+            reason, advice = _judge(error)
             await self.close()
-            raise SourceError(self._text(error, advice)) from None
+            raise SourceError(self._text(error, advice), reason) from None
         except BaseException:
             await self.close()
             raise
@@ -212,17 +220,19 @@ class PostgresSource:
         """
         fault = url_fault(self._url)
         if fault is not None:
-            raise SourceError(f"DATABASE_URL cannot be used: {fault}")
+            raise SourceError(f"DATABASE_URL cannot be used: {fault}", Reason.DATABASE_URL_UNUSABLE)
         parameters = _effective(self._url)
         passes = _passes(hosts_of(parameters), parameters.get("target_session_attrs"))
         clock = asyncio.get_running_loop().time
         faults: list[str] = []
+        reasons: set[Reason] = set()
         for (host, session), seconds in shares(passes, clock() + self._connect_timeout, clock):
             end = clock() + seconds
             try:
                 addresses = await self._addresses(host, seconds)
             except (OSError, TimeoutError) as error:
                 faults.append(self._redaction.clean(str(error)))
+                reasons.add(_reason_of_attempt(error))
                 continue
             for address, share in shares(addresses, end, clock):
                 try:
@@ -230,9 +240,13 @@ class PostgresSource:
                 except Exception as error:  # noqa: BLE001 - of the libraries; its text may hold the password
                     where = f"{host} at {address}: " if len(passes) > 1 or len(addresses) > 1 else ""
                     faults.append(where + self._text(error, None))
+                    reasons.add(_reason_of_attempt(error))
         # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
         advice = "check host, port, user, password and database in DATABASE_URL"
-        raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})")
+        # The one that the operator can do most about.
+        order = (Reason.DATABASE_REFUSED_LOGIN, Reason.DATABASE_UNREACHABLE, Reason.DATABASE_TIMEOUT)
+        reason = next((each for each in order if each in reasons), Reason.DATABASE_UNREACHABLE)
+        raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})", reason)
 
     async def _addresses(self, host: Host, seconds: float) -> list[str]:
         if not host.needs_name_service:
@@ -362,8 +376,17 @@ def _raw(cursor: AnyCursor) -> AnyCursor:
     return cursor
 
 
-def _remedy(error: BaseException) -> str | None:
-    return next((remedy for cls, remedy in _REMEDIES if isinstance(error, cls)), None)
+def _judge(error: BaseException) -> tuple[Reason, str | None]:
+    """Why a reading failed, and what to do, if there is one thing to do."""
+    found = ((reason, remedy) for cls, reason, remedy in _FAULTS if isinstance(error, cls))
+    return next(found, (Reason.DATABASE_ERROR, None))
+
+
+def _reason_of_attempt(error: BaseException) -> Reason:
+    """Why an attempt to connect failed. libpq gives no SQLSTATE then; a server that refuses says FATAL."""
+    if isinstance(error, TimeoutError):
+        return Reason.DATABASE_TIMEOUT
+    return Reason.DATABASE_REFUSED_LOGIN if "FATAL:" in str(error) else Reason.DATABASE_UNREACHABLE
 
 
 def _passes(hosts: list[Host], session: str | None) -> list[tuple[Host, str | None]]:

@@ -7,10 +7,15 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from definition_server.catalog.definition import Row
+from definition_server.observability.reasons import Reason
 
 
 class SourceError(Exception):
-    """The source could not be read. The message says what failed and, where we know it, what to do."""
+    """The source could not be read. The message says what failed and, where we know it, what to do: for the log."""
+
+    def __init__(self, message: str, reason: Reason = Reason.DATABASE_ERROR) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Reading(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from definition_server import __version__
 from definition_server.catalog.validation import Suspect, Unserved
@@ -10,7 +11,7 @@ from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
 from definition_server.control_plane.worker_stats import FleetStats
-from definition_server.ipc.stats import LATENCY_BOUNDS
+from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
@@ -25,7 +26,18 @@ from definition_server.observability.status import (
 class StatusReader:
     """Reads the status of a running master."""
 
-    def __init__(self, publisher: Publisher, sync: SyncState, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        sync: SyncState,
+        supervisor: Supervisor,
+        *,
+        keys: Callable[[], dict[str, float]] = dict,
+        certificates: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`."""
+        self._keys = keys
+        self._certificates = certificates
         self._publisher = publisher
         self._sync = sync
         self._supervisor = supervisor
@@ -34,15 +46,21 @@ class StatusReader:
 
     def read(self) -> ServiceStatus:
         """The status now."""
+        workers = tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots)
+        serving = [worker.room for worker in workers if worker.state == "serving"]
+        full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
         return ServiceStatus(
             version=__version__,
             started_at=self._started_at,
-            ready=not self.stopping and self._supervisor.serving > 0,
+            ready=not self.stopping and self._supervisor.serving > 0 and not full,
+            full=full,
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
-            workers=tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots),
+            workers=workers,
             requests=_requests(self._supervisor.stats),
+            keys_last_used=self._keys(),
+            certificates_expire=self._certificates(),
             logs=LogStatus(waiting_lines(), dropped_lines()),
         )
 
@@ -68,11 +86,11 @@ def _sync(state: SyncState) -> SyncStatus:
         last_outcome=state.last_outcome,
         last_attempt=state.last_attempt,
         last_success=state.last_success,
-        last_error=state.last_error,
+        last_error=state.last_reason,
         last_duration_seconds=state.last_duration_seconds,
         age_seconds=None if state.last_success is None else max(0.0, time.time() - state.last_success),
         restored_age_seconds=state.restored_age_seconds,
-        store_error=state.store_error,
+        store_error=state.store_reason,
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},
@@ -82,7 +100,7 @@ def _sync(state: SyncState) -> SyncStatus:
 def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     worker = slot.worker
     if worker is None:
-        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping, None)
+        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping)
     reading = worker.stats.read()
     if worker.draining:
         state = "draining"
@@ -100,13 +118,16 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=slot.restarts,
         crash_loop=slot.crash_loop.looping,
+        jail=worker.jail,
         connections=reading.connections if counts_connections else None,
+        room=reading.room.name.lower() if counts_connections else None,
     )
 
 
 def _requests(stats: FleetStats) -> RequestStatus:
     counts = stats.requests()
     return RequestStatus(
+        refused_connections=counts.refused,
         by_status=counts.requests,
         bounds_seconds=LATENCY_BOUNDS,
         latency=counts.latency,

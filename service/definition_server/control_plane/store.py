@@ -11,6 +11,7 @@ from tempfile import mkstemp
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
+from definition_server.observability.reasons import Reason
 
 FILE_NAME = "last-known-good.avapsnap"
 
@@ -20,7 +21,11 @@ _CHUNK = 8 * 1024 * 1024
 
 
 class StoreError(Exception):
-    """The last-known-good snapshot cannot be stored or loaded. The message says why, and names the file."""
+    """The last-known-good snapshot cannot be stored or loaded. The message is for the log: it names the file."""
+
+    def __init__(self, message: str, reason: Reason = Reason.SNAPSHOT_UNUSABLE) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SnapshotStore:
@@ -57,7 +62,7 @@ class SnapshotStore:
             finally:
                 os.close(directory)
         except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
+            raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
 
     def load(self) -> tuple[Snapshot, int] | None:
         """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
@@ -74,7 +79,7 @@ class SnapshotStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"cannot read {self.path}: {error.strerror}") from error
+            raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
         try:
             # Verified after copying: then the octets that were checked are those that will be served, whatever writes
             # the file meanwhile.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -55,9 +56,11 @@ class Supervisor:
         heartbeat_timeout: float,
         start_timeout: float,
         listener: socket.socket | None = None,
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._listener = listener
+        self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
         self._certificate = Certificate(0)
@@ -196,7 +199,14 @@ class Supervisor:
         """
         stats = self.stats.open()
         try:
-            worker = await WorkerProcess.start(number, stats, self._config, self._listener, on_mapped=self._reconcile)
+            worker = await WorkerProcess.start(
+                number,
+                stats,
+                self._config,
+                self._listener,
+                on_mapped=self._reconcile,
+                on_keys_used=self._on_keys_used,
+            )
         except BaseException:
             self.stats.retire(stats)
             raise

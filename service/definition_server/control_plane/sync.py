@@ -26,6 +26,7 @@ from definition_server.control_plane.publisher import Publication, Publisher, to
 from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
+from definition_server.observability.reasons import Reason
 
 log = get_logger(__name__)
 
@@ -49,8 +50,12 @@ class SyncState:
     last_success: float | None = None
     """When the table and the served catalogue last agreed."""
     last_error: str | None = None
+    """The text, for the log alone."""
+    last_reason: Reason | None = None
     last_duration_seconds: float = 0.0
     store_error: str | None = None
+    """The text, for the log alone."""
+    store_reason: Reason | None = None
     restored_age_seconds: float | None = None
     """Age of the last-known-good snapshot where that is served without a database; None once rows were read."""
     findings: Findings = field(default_factory=Findings)
@@ -105,18 +110,20 @@ class Synchronizer:
         started = time.monotonic()
         self.state.last_attempt = self._clock()
         error: str | None = None
+        reason: Reason | None = None
         try:
             outcome = await self._run(started)
         except (SourceError, OSError, CatalogTooLarge) as failure:
-            outcome, error = Outcome.FAILED, str(failure)
+            outcome, error, reason = Outcome.FAILED, str(failure), _reason(failure)
         except Refused as refusal:
-            outcome, error = Outcome.REFUSED, str(refusal)
+            outcome, error, reason = Outcome.REFUSED, str(refusal), Reason.TABLE_EMPTY
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
             log.exception("Unexpected failure in a sync cycle")
             outcome, error = Outcome.FAILED, f"unexpected {type(bug).__name__}: {bug}"
+            reason = Reason.INTERNAL_ERROR
         self.state.last_duration_seconds = time.monotonic() - started
         self.state.cycles[outcome] += 1
-        self.state.last_outcome, self.state.last_error = outcome, error
+        self.state.last_outcome, self.state.last_error, self.state.last_reason = outcome, error, reason
         if error is None:
             self.state.last_success = self._clock()
             self.state.restored_age_seconds = None
@@ -126,6 +133,7 @@ class Synchronizer:
             log.error(
                 "Sync failed" if outcome is Outcome.FAILED else "Sync refused",
                 error=error,
+                reason=reason,
                 serving_generation=None if current is None else current.snapshot.generation,
                 next_attempt_in_seconds=round(delay, 3),
             )
@@ -209,12 +217,15 @@ class Synchronizer:
         try:
             await self._last_known_good.save(publication)
         except StoreError as error:
-            self.state.store_error = str(error)
+            self._store_failed(error)
             log_store_failure(str(error))
             return
         if self.state.store_error is not None:
             log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
-        self.state.store_error = None
+        self.state.store_error = self.state.store_reason = None
+
+    def _store_failed(self, error: StoreError) -> None:
+        self.state.store_error, self.state.store_reason = str(error), error.reason
 
     async def _store_again(self) -> None:
         """Store what is served, where that has failed before."""
@@ -249,7 +260,7 @@ class Synchronizer:
         try:
             publication = await last_known_good.load(self._signer)
         except StoreError as error:
-            self.state.store_error = str(error)
+            self._store_failed(error)
             log.error(
                 "Last-known-good snapshot not usable", error=str(error), remedy="the next publication replaces it"
             )
@@ -269,6 +280,12 @@ class Synchronizer:
             generation=snapshot.generation,
             version_hash=snapshot.version_hash,
         )
+
+
+def _reason(failure: SourceError | OSError | CatalogTooLarge) -> Reason:
+    if isinstance(failure, SourceError):
+        return failure.reason
+    return Reason.CATALOGUE_TOO_LARGE if isinstance(failure, CatalogTooLarge) else Reason.MACHINE_LIMIT
 
 
 def _same(snapshot: Snapshot, version_hash: bytes, key_id: bytes) -> bool:

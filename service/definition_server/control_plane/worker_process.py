@@ -7,6 +7,7 @@ a *violation*: the process is killed, and is replaced like any other that ends.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from asyncio.subprocess import Process
@@ -22,6 +23,7 @@ from definition_server.ipc.messages import (
     Configure,
     Drain,
     Keys,
+    KeysUsed,
     Mapped,
     Message,
     MessageError,
@@ -30,6 +32,7 @@ from definition_server.ipc.messages import (
     Publish,
     Ready,
 )
+from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -64,6 +67,18 @@ class _MessageBudget:
         return self._left >= 0
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a worker.
+
+    Without the entries of ``PYTHONPATH`` that name a place by the working directory: a relative path, or nothing.
+    """
+    environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
+    path = environment.pop("PYTHONPATH", "")
+    if fixed := [entry for entry in path.split(os.pathsep) if entry.startswith("/")]:
+        environment["PYTHONPATH"] = os.pathsep.join(fixed)
+    return environment
+
+
 class WorkerProcess:
     """A running worker.
 
@@ -72,15 +87,25 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, number: int, process: Process, channel: Channel, stats: WorkerStats, on_mapped: Callable[[], None]
+        self,
+        number: int,
+        process: Process,
+        channel: Channel,
+        stats: WorkerStats,
+        *,
+        on_mapped: Callable[[], None],
+        on_keys_used: Callable[[tuple[str, ...]], None],
     ) -> None:
         self.number = number
+        self._on_keys_used = on_keys_used
         self.stats = stats
         self.started = asyncio.get_running_loop().time()
         self.mapped = False
         """Whether the stats page is sealed, and other workers may read it."""
         self.ready = asyncio.Event()
         self.generation = 0
+        self.jail = Extent.NONE
+        """As the worker reports it: a hostile one may lie about itself."""
         self.draining = False
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
@@ -105,6 +130,7 @@ class WorkerProcess:
         listener: socket.socket | None = None,
         *,
         on_mapped: Callable[[], None],
+        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
@@ -120,17 +146,18 @@ class WorkerProcess:
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive a fork.
+            # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
             with signals_held_back():
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",
                     "-c",
                     program,
                     *(str(descriptor) for descriptor in descriptors),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=descriptors,
-                    env=_QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES),
+                    env=_environment(),
                 )
         except BaseException:
             channel.close()
@@ -138,7 +165,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         stats.belongs_to(process.pid)
-        return cls(number, process, channel, stats, on_mapped)
+        return cls(number, process, channel, stats, on_mapped=on_mapped, on_keys_used=on_keys_used)
 
     @property
     def pid(self) -> int:
@@ -245,7 +272,10 @@ class WorkerProcess:
             if not self.generation <= message.generation <= self._sent_generation:
                 raise MessageError(f"generation {message.generation} is READY, which it was not sent")
             self.generation = message.generation
+            self.jail = extent_of(message.jail)
             self.ready.set()
+        elif isinstance(message, KeysUsed) and self.mapped:
+            self._on_keys_used(message.digests)
         else:
             raise MessageError(f"{type(message).__name__} is out of order")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from definition_server.ipc.stats import BUCKETS, METHODS, STATUSES, SlotReading, StatsPage
+from definition_server.ipc.stats import BUCKETS, METHODS, REFUSALS, STATUSES, SlotReading, StatsPage
 
 MOST_REQUESTS_PER_SECOND = 20_000_000
 """Of one worker: some two hundred times what one CPU answers."""
@@ -37,6 +37,8 @@ class RequestCounts:
     latency: dict[str, tuple[int, ...]]
     """Method → requests per bucket, not cumulated."""
     latency_sum_seconds: dict[str, float]
+    refused: dict[str, int]
+    """Reason → connections refused or closed."""
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, now: float) -> str | None:
@@ -60,6 +62,8 @@ def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, 
     most = int(MOST_REQUESTS_PER_SECOND * (elapsed + _TOLERANCE_SECONDS))
     if not 0 <= after.opened - before.opened <= most:
         return "the count of accepted connections goes back, or leaps"
+    if not all(0 <= after.refused[reason] - before.refused[reason] <= most for reason in REFUSALS):
+        return "a count of refused connections goes back, or leaps"
     growth = [after.requests[status] - before.requests[status] for status in STATUSES]
     for method in METHODS:
         growth += (new - old for old, new in zip(before.latency[method], after.latency[method], strict=True))
@@ -153,7 +157,7 @@ class FleetStats:
 
 
 def _counts(reading: SlotReading) -> RequestCounts:
-    return RequestCounts(reading.requests, reading.latency, reading.latency_sum_seconds)
+    return RequestCounts(reading.requests, reading.latency, reading.latency_sum_seconds, reading.refused)
 
 
 def _sum(counts: Iterable[RequestCounts]) -> RequestCounts:
@@ -165,4 +169,5 @@ def _sum(counts: Iterable[RequestCounts]) -> RequestCounts:
             for method in METHODS
         },
         latency_sum_seconds={method: sum(part.latency_sum_seconds[method] for part in parts) for method in METHODS},
+        refused={reason: sum(part.refused[reason] for part in parts) for reason in REFUSALS},
     )

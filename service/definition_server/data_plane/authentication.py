@@ -20,18 +20,30 @@ class KeyRing:
 
     def __init__(self, digests: Iterable[str] = ()) -> None:
         self._digests: tuple[bytes, ...] = ()
+        self._used: set[int] = set()
+        """The numbers, from 1, of the keys that were presented since `take_used`."""
         self._listeners: list[Callable[[], None]] = []
         self.replace(digests)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` whenever the keys have been replaced: remembered decisions are then invalid."""
+        """Call ``listener`` whenever remembered decisions become invalid, as when the keys were replaced."""
         self._listeners.append(listener)
 
     def replace(self, digests: Iterable[str]) -> None:
         """Accept exactly the keys with these hex SHA-256 digests, from now on."""
-        self._digests = tuple(bytes.fromhex(digest) for digest in digests)
+        self._digests = tuple(bytes.fromhex(digest) for digest in dict.fromkeys(digests))
+        self._used.clear()
+        self.authorize_again()
+
+    def authorize_again(self) -> None:
+        """Have remembered decisions made anew: the keys were replaced, or it is asked which are in use."""
         for listener in self._listeners:
             listener()
+
+    def take_used(self) -> tuple[str, ...]:
+        """The hex digests of the keys that were presented since the last time."""
+        used, self._used = self._used, set()
+        return tuple(self._digests[number - 1].hex() for number in sorted(used))
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Return if a call's ``metadata`` carry exactly one key, and that key is known.
@@ -45,7 +57,11 @@ class KeyRing:
         if len(presented) == 1:
             value = presented[0]
             digest = sha256(value.encode() if isinstance(value, str) else value).digest()
-            # Every known key is compared, so that the time does not depend on which one matched.
-            if sum(hmac.compare_digest(digest, known) for known in self._digests):
+            # Every known key is compared, so that the time does not depend on which one matched: at most one does.
+            found = sum(
+                number * hmac.compare_digest(digest, known) for number, known in enumerate(self._digests, start=1)
+            )
+            if found:
+                self._used.add(found)
                 return
         raise CallFailed(Status.UNAUTHENTICATED, "Invalid Credentials")

@@ -18,7 +18,8 @@ heartbeat (`FRESH_SECONDS`).
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
    geometric rate, and with up to 16 connections per worker nothing changes.
 4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the others' pages claim.
-5. A full worker accepts nothing. Where all are full, connections wait in the kernel's queue until one ends.
+5. A full worker leaves connections to those that have room. Where none has, any worker accepts: the server then makes
+   room, or has a few places in reserve (``grpc_h2/aio/admission.py``).
 
 A count may be older than a connection that another worker has just accepted. It is then too low, which costs the reader
 one more retry. A worker knows its own count exactly.
@@ -29,10 +30,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from definition_server.ipc.stats import Slot
+from definition_server.ipc.stats import REFUSALS, Room, Slot
 from definition_server.observability.logs import get_logger
+from grpc_h2 import Refusal
 
 log = get_logger(__name__)
+
+assert [refusal.name.lower() for refusal in Refusal] == list(REFUSALS)
 
 FRESH_SECONDS = 1.0
 """Four heartbeats of a worker."""
@@ -43,7 +47,6 @@ STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
 """Longest wait of a connection for the least loaded worker, if the kernel has not woken it: a millisecond."""
-_RETRY_FULL_SECONDS = 0.1
 _BREAK_SECONDS = 0.02
 """Decisions further apart than this belong to different storms: in between, no connection was waiting."""
 
@@ -59,7 +62,8 @@ class Balancer:
         """Number of a worker → until when it is left out, in nanoseconds."""
         self._limit = limit
         self._clock = clock
-        self._connections = 0
+        self._connections = self._clients = 0
+        self._room = Room.FREE
         self._opened_by_others = 0
         self._decided_at = self._waiting_since = 0
         self._stuck_since: int | None = None
@@ -90,7 +94,7 @@ class Balancer:
     @property
     def retry_seconds(self) -> float:
         """Seconds until `may_accept` is to be called again after a refusal, if the connection still waits then."""
-        return _RETRY_FULL_SECONDS if self.full else _RETRY_SECONDS
+        return _RETRY_SECONDS
 
     def start(self) -> None:
         """Count this worker among those that accept, from now on."""
@@ -102,9 +106,6 @@ class Balancer:
 
     def may_accept(self) -> bool:
         """Whether to accept the connection that waits. To be called once for each."""
-        if self.full:
-            self._log_full()
-            return False
         now = self._clock()
         least, opened = self._read_others(now)
         if now - self._decided_at > _BREAK_SECONDS * 1e9:
@@ -115,9 +116,12 @@ class Balancer:
         self._decided_at, self._opened_by_others = now, opened
         if self._refusing_since is None:
             self._refusing_since = now
-        if least is None or self._connections <= least:
+        if self.full:
+            self._log_full()
+        if least is None or (self._connections <= least and not self.full):
             return True
-        if now - self._waiting_since > STORM_SECONDS * 1e9 and self._connections <= least + least // _LENIENCE:
+        storm = now - self._waiting_since > STORM_SECONDS * 1e9 and not self.full
+        if storm and self._connections <= least + least // _LENIENCE:
             return True
         if now - self._stuck_since > PATIENCE_SECONDS * 1e9:
             self._doubt(now)
@@ -129,12 +133,36 @@ class Balancer:
         self._connections += 1
         self._stuck_since = self._refusing_since = None
         self._slot.connected(self._connections, 1)
+        self._note_room()
 
     def closed(self) -> None:
         """A connection is gone."""
         self._connections -= 1
         self._full_logged = False
         self._slot.connected(self._connections, 0)
+        self._note_room()
+
+    def vouched(self) -> None:
+        """A connection has made an authorized call: it is a client's."""
+        self._clients += 1
+        self._note_room()
+
+    def unvouched(self) -> None:
+        """A client's connection is gone."""
+        self._clients -= 1
+        self._note_room()
+
+    def refused(self, refusal: Refusal) -> None:
+        """A connection was refused or closed, with nothing wrong in what it sent."""
+        self._slot.refused(refusal)
+
+    def _note_room(self) -> None:
+        room = Room.FREE
+        if self.full:
+            room = Room.TAKEN if self._clients >= self._limit else Room.FULL
+        if room is not self._room:
+            self._room = room
+            self._slot.set_room(room)
 
     def _read_others(self, now: int) -> tuple[int | None, int]:
         """The fewest connections of any other worker that accepts (None where none does), and the number that all
@@ -165,4 +193,4 @@ class Balancer:
     def _log_full(self) -> None:
         if not self._full_logged:
             self._full_logged = True
-            log.warning("Connections wait: MAX_CONNECTIONS is reached", connections=self._connections)
+            log.warning("MAX_CONNECTIONS is reached", connections=self._connections, clients=self._clients)

@@ -1,6 +1,6 @@
 """Warm-up before READY: the first calls of a process are its slowest, so the worker makes them itself.
 
-A temporary server with a key of its own serves the worker's handlers on the loopback, and every path of a client's
+A temporary server with a key of its own serves the worker's handlers, and every path of a client's
 first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist
 then will live as long as the process, so they are moved out of the garbage collector's reach (``gc.freeze``).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import secrets
+import socket
 from dataclasses import replace
 from hashlib import sha256
 
@@ -19,6 +20,7 @@ from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import create_transport
+from definition_server.data_plane.transports.first_calls import listener_and_client
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import unshared_slot
 
@@ -28,22 +30,39 @@ streams do: with Python's default of 700 the collector would run twenty times a 
 (docs/runtime-flags.md)."""
 
 
-async def warm_up(config: Configure) -> None:
-    """Exercise the transport that ``config`` names, in cleartext, then collect and freeze."""
-    key = secrets.token_hex(16)
-    engine = DefinitionEngine()
-    builder = SnapshotBuilder()
-    builder.add([Row(1, b"warm", None, None, b"up")])
-    engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
-    endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
-    transport = create_transport(replace(config, host="127.0.0.1", port=0, tls_cert_file=""), endpoint)
-    try:
-        port = await transport.start()
-        await transport.set_serving(True)
-        await transport.call_all_paths(port, key)
-    finally:
-        await transport.stop(0)
-    gc.collect()
-    gc.freeze()
-    if config.transport == "native":
-        gc.set_threshold(_YOUNG_OBJECTS)
+class WarmUp:
+    """The temporary server, in two steps: what must be opened before the worker is confined, and the calls after."""
+
+    def __init__(self, config: Configure) -> None:
+        """Open the sockets.
+
+        Raises:
+            OSError: where there is no loopback or no descriptor.
+        """
+        self._config = replace(config, host="127.0.0.1", port=0, tls_cert_file="")
+        self._listener: socket.socket | None = None
+        self._client: socket.socket | None = None
+        if config.transport == "native":
+            self._listener, self._client = listener_and_client()
+        else:
+            self._config = replace(self._config, host=f"unix-abstract:definition-server-{secrets.token_hex(8)}")
+
+    async def run(self) -> None:
+        """Exercise the transport, in cleartext, then collect and freeze."""
+        key = secrets.token_hex(16)
+        engine = DefinitionEngine()
+        builder = SnapshotBuilder()
+        builder.add([Row(1, b"warm", None, None, b"up")])
+        engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
+        endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
+        transport = create_transport(self._config, endpoint, self._listener)
+        try:
+            await transport.start()
+            await transport.set_serving(True)
+            await transport.call_all_paths(self._client, key)
+        finally:
+            await transport.stop(0)
+        gc.collect()
+        gc.freeze()
+        if self._config.transport == "native":
+            gc.set_threshold(_YOUNG_OBJECTS)

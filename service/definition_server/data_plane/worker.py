@@ -1,9 +1,9 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD [LISTENER_FD]``.
 
 The master starts it with a control socket, a stats page of its own and, for a transport that can adopt it, the
-listening socket. Everything else arrives over the control socket. A worker receives its configuration, warms up, opens
-the port, reports READY and serves, and swaps snapshots as they are published. It drains and exits 0 when the master
-says so or is gone, and on no signal.
+listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
+(`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
+and exits 0 when the master says so or is gone, and on no signal.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
+from definition_server.data_plane.confine import CannotConfine, Confinement
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
-from definition_server.data_plane.warmup import warm_up
+from definition_server.data_plane.warmup import WarmUp
 from definition_server.inherited import leave_signals_to_the_master, reserve_standard_descriptors
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
@@ -40,6 +41,7 @@ from definition_server.ipc.messages import (
     Configure,
     Drain,
     Keys,
+    KeysUsed,
     Mapped,
     Message,
     MessageError,
@@ -62,13 +64,29 @@ EXIT_ORPHANED = 4
 _BEAT_SECONDS = 0.25
 _EXIT_MARGIN_SECONDS = 5.0
 
+_KEYS_REPORT_SECONDS = 1.0
+_KEYS_SEEN_AGAIN_SECONDS = 10.0
+_CONNECTIONS_PER_SECOND = 100
+"""A key is seen when a call is authorized. The native transport remembers that for each connection, so that calls cost
+nothing, and is made to forget it at this interval, or at a longer one where there are more connections than this times
+the interval: each then decodes one header block again, some 50 µs."""
+
 
 class Worker:
     """The process around one transport."""
 
     def __init__(
-        self, channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
+        self,
+        channel: Channel,
+        slot: Slot,
+        config: Configure,
+        listener: socket.socket | None,
+        balancer: Balancer,
+        confinement: Confinement,
+        warm_up: WarmUp,
     ) -> None:
+        self._confinement = confinement
+        self._warm_up = warm_up
         self._channel = channel
         self._slot = slot
         self._config = config
@@ -91,13 +109,14 @@ class Worker:
         heartbeat = asyncio.create_task(self._beat())
         try:
             self._receive()
-            await warm_up(self._config)
+            await self._warm_up.run()
             endpoint = Endpoint(self._engine, self._keys, self._slot)
             transport = create_transport(self._config, endpoint, self._listener, self._balancer)
             self._begin_swap = transport.begin_swap
             self._receive()  # the pages of the other workers, before the first connection is accepted
             try:
                 await transport.start()
+                self._confinement.close_ports()
             except CannotListen as error:
                 log.critical("Worker cannot start", error=str(error))
                 return EXIT_CANNOT_START
@@ -110,7 +129,7 @@ class Worker:
     async def _serve(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
-        works = (self._report(transport), self._reload(transport), self._swap_published())
+        works = (self._report(transport), self._reload(transport), self._swap_published(), self._report_keys())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await self._drain
@@ -126,7 +145,7 @@ class Worker:
             snapshot = self._engine.snapshot
             await transport.set_serving(snapshot is not None)
             try:
-                self._channel.send(Ready(0 if snapshot is None else snapshot.generation))
+                self._channel.send(Ready(0 if snapshot is None else snapshot.generation, self._confinement.extent))
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
@@ -233,6 +252,20 @@ class Worker:
         if not self._drain.done():
             self._drain.set_result(drain)
 
+    async def _report_keys(self) -> None:
+        """Report the keys that are in use to the master, at most once a second."""
+        seen_again = time.monotonic()
+        while True:
+            await asyncio.sleep(_KEYS_REPORT_SECONDS)
+            now = time.monotonic()
+            if now - seen_again > max(_KEYS_SEEN_AGAIN_SECONDS, self._slot.load()[1] / _CONNECTIONS_PER_SECOND):
+                seen_again = now
+                self._keys.authorize_again()
+            used = self._keys.take_used()
+            if used:
+                with suppress(ChannelClosed):  # the reader of the channel notices it, too
+                    self._channel.send(KeysUsed(used))
+
     async def _beat(self) -> None:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
         while True:
@@ -298,9 +331,15 @@ def _inherited_listener(descriptor: int) -> socket.socket:
 
 
 async def _run(
-    channel: Channel, slot: Slot, config: Configure, listener: socket.socket | None, balancer: Balancer
+    channel: Channel,
+    slot: Slot,
+    config: Configure,
+    listener: socket.socket | None,
+    balancer: Balancer,
+    confinement: Confinement,
+    warm_up: WarmUp,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up).run()
 
 
 def main(arguments: list[str]) -> int:
@@ -320,11 +359,18 @@ def main(arguments: list[str]) -> int:
             return EXIT_CANNOT_START
         channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
+        # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
+        warm_up = WarmUp(config)
+        confinement = Confinement(config)
+        confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer))
+            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up))
+    except CannotConfine as error:
+        log.critical("Worker cannot start", error=str(error))
+        return EXIT_CANNOT_START
     except Exception as error:
         log.critical("Worker failed", exc_info=error)
         return 1

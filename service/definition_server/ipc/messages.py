@@ -2,8 +2,8 @@
 
 Master to worker: `Configure` (once, first), `Keys`, `Certificate` and `Publish` (with descriptors), `Peer` (with one),
 `PeerGone`, `Drain`. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
-every swap. A message is one datagram of JSON: messages are rare and small, and JSON is readable in ``strace``. They
-arrive in the order in which they are sent.
+every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is readable in
+``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
 exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
@@ -39,6 +39,7 @@ class Configure:
     log_level: str
     drain_timeout_seconds: float
     max_connections: int = 0
+    max_connections_per_peer: int = 0
     max_connection_idle_seconds: float = 0.0
     keepalive_time_seconds: float = 7200.0
     keepalive_timeout_seconds: float = 20.0
@@ -47,6 +48,8 @@ class Configure:
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
     """Empty: clients need no certificate."""
+    jail: str = "off"
+    """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +103,27 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysUsed:
+    """Keys with these hex SHA-256 digests were presented since the last such message. At most one a second."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
 
     generation: int
+    jail: str = "none"
+    """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
 
 
 FromMaster = Configure | Keys | Certificate | Publish | Peer | PeerGone | Drain
-FromWorker = Mapped | Ready
+FromWorker = Mapped | Ready | KeysUsed
 Message = FromMaster | FromWorker
 
 FROM_MASTER: tuple[type[Message], ...] = (Configure, Keys, Certificate, Publish, Peer, PeerGone, Drain)
-FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready)
+FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready, KeysUsed)
 
 _MOST_INTEGER = 2**64 - 1
 _MOST_TEXT = 4096

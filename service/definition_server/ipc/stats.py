@@ -27,6 +27,9 @@ METHODS = ("GetCommand", "SyncCatalog")
 LATENCY_BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """Upper bounds of the latency buckets in seconds; one more bucket holds what is above."""
 
+REFUSALS = ("peer_limit", "full", "evicted", "no_call")
+"""Why a connection was refused or closed with nothing wrong in what it sent, in the order of `grpc_h2.Refusal`."""
+
 BUCKETS = len(LATENCY_BOUNDS) + 1
 """Latency buckets of a method."""
 _HASH_WORDS = 4
@@ -51,7 +54,9 @@ class Word(IntEnum):
     REQUESTS = VERSION_HASH + _HASH_WORDS
     BUCKETS = REQUESTS + len(STATUSES)
     NANOSECONDS = BUCKETS + len(METHODS) * BUCKETS
-    END = NANOSECONDS + len(METHODS)
+    ROOM = NANOSECONDS + len(METHODS)
+    REFUSED = ROOM + 1
+    END = REFUSED + len(REFUSALS)
 
 
 SLOT_SIZE = Word.END * _WORD
@@ -61,6 +66,16 @@ _HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
 )
 _REQUESTS, _FIRST_BUCKET, _NANOSECONDS = int(Word.REQUESTS), int(Word.BUCKETS), int(Word.NANOSECONDS)
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
+
+
+class Room(IntEnum):
+    """What room a worker has for another connection."""
+
+    FREE = 0
+    FULL = 1
+    """It holds as many as it may; idle ones without an authorized call give way to new ones."""
+    TAKEN = 2
+    """All that it holds are clients'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,9 @@ class SlotReading:
     latency: dict[str, tuple[int, ...]]
     """Method → requests per bucket of `LATENCY_BOUNDS`, not cumulated."""
     latency_sum_seconds: dict[str, float]
+    room: Room
+    refused: dict[str, int]
+    """Reason → connections."""
 
 
 class Slot:
@@ -132,6 +150,14 @@ class Slot:
         self._words[Word.CONNECTIONS] = connections
         self._words[Word.OPENED] += opened
 
+    def set_room(self, room: Room) -> None:
+        """The worker has this room for another connection."""
+        self._words[Word.ROOM] = room
+
+    def refused(self, reason: int) -> None:
+        """The worker has refused or closed a connection: an index into `REFUSALS`."""
+        self._words[Word.REFUSED + reason] += 1
+
     def load(self) -> tuple[bool, int, int, int]:
         """The values that other workers decide by: accepting, connections, opened, heartbeat in nanoseconds."""
         words = self._words
@@ -160,6 +186,8 @@ def read_words(words: memoryview) -> SlotReading:
             for i, method in enumerate(METHODS)
         },
         latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},
+        room=Room(min(words[Word.ROOM], Room.TAKEN)),
+        refused={reason: words[Word.REFUSED + i] for i, reason in enumerate(REFUSALS)},
     )
 
 

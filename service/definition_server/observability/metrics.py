@@ -42,6 +42,12 @@ class StatusCollector(Collector):
         yield from _sync(status.sync)
         yield from _workers(status)
         yield from _requests(status.requests)
+        text = "When an API key was last presented, seconds since the epoch; 0: not since the start."
+        name = "avap_key_last_used_timestamp_seconds"
+        yield _labelled(GaugeMetricFamily, name, text, "key_id", status.keys_last_used)
+        text = "When the first certificate of the file expires, seconds since the epoch."
+        name = "avap_certificate_expiry_timestamp_seconds"
+        yield _labelled(GaugeMetricFamily, name, text, "certificate", status.certificates_expire)
         yield from _logs(status.logs)
 
 
@@ -120,7 +126,12 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
         "avap_worker_restarts", "Worker processes that ended by themselves or failed to start.", labels=("worker",)
     )
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
+    jailed = GaugeMetricFamily(
+        "avap_worker_jailed", "1 where a worker is confined by Landlock and seccomp.", labels=("worker",)
+    )
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
+    text = "1 where a worker holds MAX_CONNECTIONS, 2 where all of them have made an authorized call."
+    room = GaugeMetricFamily("avap_connections_full", text, labels=("worker",))
     for worker in status.workers:
         label = (str(worker.worker),)
         generation.add_metric(label, worker.generation)
@@ -130,14 +141,19 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
             beat.add_metric(label, worker.heartbeat_age_seconds)
         restarts.add_metric(label, worker.restarts)
         loop.add_metric(label, worker.crash_loop)
+        jailed.add_metric(label, worker.jail == "full")
         if worker.connections is not None:
             connections.add_metric(label, worker.connections)
-    yield from (generation, served, up, beat, restarts, loop, connections)
+        if worker.room is not None:
+            room.add_metric(label, ("free", "full", "taken").index(worker.room))
+    yield from (generation, served, up, beat, restarts, loop, jailed, connections, room)
 
 
 def _requests(requests: RequestStatus) -> Iterator[Metric]:
     text = "Requests by outcome, in HTTP terms."
     yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
+    text = "Connections refused or closed with nothing wrong in what they sent, by reason."
+    yield _labelled(CounterMetricFamily, "avap_connections_refused", text, "reason", requests.refused_connections)
     text = "Time from reading a request to its answer, in the worker."
     histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
     bounds = [*(f"{bound:g}" for bound in requests.bounds_seconds), "+Inf"]

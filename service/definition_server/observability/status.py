@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from definition_server.observability.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,12 @@ class SyncStatus:
     last_outcome: str | None
     last_attempt: float | None
     last_success: float | None
-    last_error: str | None
+    last_error: Reason | None
     last_duration_seconds: float
     age_seconds: float | None
     """Since the table and the served catalogue last agreed."""
     restored_age_seconds: float | None
-    store_error: str | None
+    store_error: Reason | None
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
@@ -52,6 +54,11 @@ class WorkerStatus:
     crash_loop: bool
     connections: int | None = None
     """None where the transport does not count connections."""
+    room: str | None = None
+    """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
+    where the transport does not count connections."""
+    jail: str = "none"
+    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,8 @@ class RequestStatus:
     latency: dict[str, tuple[int, ...]]
     """Method → requests per bucket, not cumulated; one bucket more than there are bounds."""
     latency_sum_seconds: dict[str, float]
+    refused_connections: dict[str, int] = field(default_factory=dict)
+    """Reason → connections that were refused or closed with nothing wrong in what they sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +96,11 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    full: bool = False
+    """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)
+    keys_last_used: dict[str, float] = field(default_factory=dict)
+    """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    certificates_expire: dict[str, float] = field(default_factory=dict)
+    """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
+    was last read without a fault, seconds since the epoch."""

@@ -3,6 +3,14 @@
 The socket is watched with ``add_reader`` and accepted from here, rather than left to ``loop.create_server``, for two
 reasons: the application can leave a connection to another process (`AcceptPolicy`), and running out of file descriptors
 pauses the listener, where otherwise the socket would stay readable and the loop would use a whole core.
+
+Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`). It does not wait for the deferred work
+of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
+connections do not wait for a crowd of new ones.
+
+Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
+costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
+TLS client that does not offer h2 gets an alert.
 """
 
 from __future__ import annotations
@@ -13,12 +21,18 @@ import functools
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
+from time import perf_counter
 from typing import Any, Protocol
 
+from grpc_h2.aio.admission import REASONS, Admission, Refusal, Trust
+from grpc_h2.aio.client_hello import offered_protocols
+from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.lingering_close import LINGER
-from grpc_h2.aio.protocol import Acceptor, Http2Protocol
-from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.protocol import Acceptor, Http2Protocol, peer_text
+from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.wire.errors import ErrorCode
 
 log = logging.getLogger("grpc_h2")
 
@@ -31,6 +45,11 @@ MB (``tcp_rmem``, tcp(7)); to read those in one go, or to free them at the end, 
 connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
 """Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
+ACCEPT_SLICE = 0.00006
+"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About two
+connections, whose setup takes as long again in the iterations that follow."""
+_PEEKED = 16 * 1024
+"""Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
 
 
 class AcceptPolicy(Protocol):
@@ -49,6 +68,15 @@ class AcceptPolicy(Protocol):
     def closed(self) -> None:
         """A connection that was accepted has ended."""
 
+    def vouched(self) -> None:
+        """A connection has become a client's."""
+
+    def unvouched(self) -> None:
+        """A client's connection has ended."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """A connection was refused or closed, with nothing wrong in what it sent."""
+
 
 class Listener:
     """One listening socket."""
@@ -59,20 +87,20 @@ class Listener:
         *,
         policy: AcceptPolicy | None,
         tls: TlsCredentials | None,
-        protocol: Callable[[Acceptor], Http2Protocol],
-        has_room: Callable[[], bool],
+        protocol: Callable[[Acceptor, Any], Http2Protocol],
+        admission: Admission,
         handshake_timeout: float,
-        scheduler: FairScheduler,
+        client_log: RateLimitedLog,
     ) -> None:
         """
         Args:
             listening: The socket. `stop` closes it.
             policy: Decides about each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
-            protocol: Makes the protocol of a connection that this listener accepts.
-            has_room: Whether one more connection may be held.
+            protocol: Makes the protocol of a connection that this listener accepts, from its address.
+            admission: Decides whether one more connection may be held.
             handshake_timeout: Seconds for the TLS handshake.
-            scheduler: Accepting is deferred to it, like the rest of a connection's work.
+            client_log: For what is logged about clients.
         """
         listening.setblocking(False)
         if listening.family in (socket.AF_INET, socket.AF_INET6):
@@ -82,30 +110,22 @@ class Listener:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
         self.socket = listening
-        self._scheduler = scheduler
-        self._deferred = False
         self._policy = policy
         self._tls = tls
         self._protocol = protocol
-        self._has_room = has_room
+        self._admission = admission
+        self._client_log = client_log
         self._handshake_timeout = handshake_timeout
-        self._counted: set[Http2Protocol] = set()
-        """Connections that ``policy`` was informed of."""
-        self._pending: set[Http2Protocol] = set()
+        self._counted: dict[Http2Protocol, bool] = {}
+        """Connections that ``policy`` was informed of → whether as a client's."""
         self._pause_timer: asyncio.TimerHandle | None = None
-        self._setups: set[asyncio.Task[None]] = set()
+        self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._exhausted_logged = False
-        self._full_logged = False
 
     @property
     def busy(self) -> bool:
         """Whether connections are still being set up."""
         return bool(self._setups)
-
-    @property
-    def pending(self) -> int:
-        """Accepted connections that the server does not count yet: their TLS handshake is not done."""
-        return len(self._pending)
 
     def start(self) -> None:
         """Accept from now on. To be called in the loop that serves."""
@@ -121,29 +141,51 @@ class Listener:
             self._loop.remove_reader(self.socket.fileno())
             self.socket.close()
         if self._tls is not None:  # without a handshake they end in the next loop iteration
-            for task in self._setups:
+            for task in self._setups.values():
                 task.cancel()
 
-    def established(self, protocol: Http2Protocol) -> None:
-        """See `Acceptor.established`."""
-        self._pending.discard(protocol)
+    def vouched(self, protocol: Http2Protocol) -> None:
+        """See `Acceptor.vouched`."""
+        self._admission.vouched(protocol)
+        if protocol.trust is Trust.CLIENT and self._counted.get(protocol) is False and self._policy is not None:
+            self._counted[protocol] = True
+            self._policy.vouched()
+
+    def abandon(self, protocol: Http2Protocol) -> None:
+        """See `Acceptor.abandon`."""
+        task = self._setups.get(protocol)
+        if task is not None:
+            task.cancel()
+
+    def dismissed(self, protocol: Http2Protocol, refusal: Refusal) -> None:
+        """See `Acceptor.dismissed`."""
+        if refusal is Refusal.NO_CALL:
+            self._log(logging.INFO, "A connection was closed", protocol.peer, error=REASONS[refusal])
+        else:
+            self._log(logging.WARNING, "A connection was closed", protocol.peer, error=REASONS[refusal])
+        if self._policy is not None:
+            self._policy.refused(refusal)
 
     def closed(self, protocol: Http2Protocol) -> None:
         """See `Acceptor.closed`."""
-        if protocol in self._counted and self._policy is not None:
-            self._counted.discard(protocol)
+        self._admission.gone(protocol)
+        client = self._counted.pop(protocol, None)
+        if client is not None and self._policy is not None:
             self._policy.closed()
+            if client:
+                self._policy.unvouched()
+
+    def _log(self, level: int, message: str, peer: str, **fields: Any) -> None:
+        self._client_log.log(self._loop.time(), level, message, lambda: peer, **fields)
 
     def _readable(self) -> None:
-        """A connection waits; the kernel reports that in each iteration of the loop. Accepting is deferred, so that
-        open connections do not wait for a crowd of new ones."""
-        if not self._deferred:
-            self._deferred = True
-            self._scheduler.defer(self._loop, self._accept)
+        """Connections wait; the kernel reports that in each iteration of the loop."""
+        end = perf_counter() + ACCEPT_SLICE
+        while self._accept() and perf_counter() < end:
+            pass
 
     def _accept(self) -> bool:
-        """Accept one connection. True: its setup continues in the next loop iterations, so the time slice ends."""
-        self._deferred = False
+        """Accept one connection. Returns whether there may be another."""
         if self._pause_timer is not None or self.socket.fileno() < 0:
             return False
         # One for each report of the kernel: the policy is asked about a connection that really waits.
@@ -151,14 +193,14 @@ class Listener:
             self._pause(self._policy.retry_seconds)
             return False
         try:
-            connection, _ = self.socket.accept()
+            connection, address = self.socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False  # another process was faster, or the client has gone
         except OSError as error:
             self._cannot_accept(error)
             return False
         self._exhausted_logged = False
-        self._admit(connection)
+        self._admit(connection, address)
         return True
 
     def _cannot_accept(self, error: OSError) -> None:
@@ -179,47 +221,106 @@ class Listener:
         self._pause_timer = None
         self._loop.add_reader(self.socket.fileno(), self._readable)
 
-    def _admit(self, connection: socket.socket) -> None:
-        if not self._has_room():
-            connection.close()
-            if not self._full_logged:
-                self._full_logged = True
-                log.warning("Connections are refused: the limit is reached")
-            return
-        self._full_logged = False
+    def _admit(self, connection: socket.socket, address: Any) -> None:
         connection.setblocking(False)
-        protocol = self._protocol(self)
-        self._pending.add(protocol)
+        protocol = self._protocol(self, address)
+        host = address[0] if isinstance(address, tuple) and address else ""
+        refusal = self._admission.admit(protocol, host, self._loop)
+        if refusal is not None:
+            self._refuse(connection, address, refusal)
+            return
         if self._policy is not None:
-            self._counted.add(protocol)
+            self._counted[protocol] = False
             self._policy.opened()
-        task = self._loop.create_task(self._connect(protocol, connection))
-        self._setups.add(task)
+        task = self._setups[protocol] = self._loop.create_task(self._connect(protocol, connection, address))
         task.add_done_callback(functools.partial(self._set_up, protocol, connection))
 
-    async def _connect(self, protocol: Http2Protocol, connection: socket.socket) -> None:
-        context = None if self._tls is None else self._tls.context
+    def _refuse(self, connection: socket.socket, address: Any, refusal: Refusal) -> None:
+        reason = REASONS[refusal]
+        self._log(logging.WARNING, "A connection was refused", peer_text(address), error=reason)
+        _answer_and_close(connection, b"" if self._tls is not None else goaway(ErrorCode.ENHANCE_YOUR_CALM, reason))
+        if self._policy is not None:
+            self._policy.refused(refusal)
+
+    async def _connect(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> None:
         tls: dict[str, Any] = {}
-        if context is not None:
-            tls = {
-                "ssl": context,
-                "ssl_handshake_timeout": self._handshake_timeout,
-                # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
-                "ssl_shutdown_timeout": LINGER,
-            }
         try:
+            if self._tls is not None:
+                if not await self._speaks_tls(connection, address):
+                    return
+                tls = {
+                    "ssl": self._tls.context,
+                    "ssl_handshake_timeout": self._handshake_timeout,
+                    # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
+                    "ssl_shutdown_timeout": LINGER,
+                }
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
-            log.info("A connection was not established", extra={"error": str(error)})
+            self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
+
+    async def _speaks_tls(self, connection: socket.socket, address: Any) -> bool:
+        """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer has
+        its answer, and the connection is closed.
+
+        Raises:
+            TimeoutError: where nothing comes.
+            OSError: where the connection breaks.
+        """
+        async with asyncio.timeout(self._handshake_timeout):
+            await _readable(self._loop, connection)
+        octets = connection.recv(_PEEKED, socket.MSG_PEEK)
+        if not octets:  # a health check that connects and leaves
+            return False
+        foreign = recognise(octets, speaks=SECURE, whole=True)
+        if foreign is not None:
+            self._log(logging.INFO, "A client does not speak TLS", peer_text(address), received=foreign.name)
+            _answer_and_close(connection, foreign.answer)
+            return False
+        protocols = offered_protocols(octets)
+        if protocols is not None and b"h2" not in protocols:
+            self._log(logging.INFO, "A client did not negotiate h2", peer_text(address))
+            _answer_and_close(connection, NO_APPLICATION_PROTOCOL)
+            return False
+        return True
 
     def _set_up(self, protocol: Http2Protocol, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        self._setups.discard(task)
-        self._pending.discard(protocol)
+        self._setups.pop(protocol, None)
         if not protocol.established:  # `connection_lost` will not be called
             connection.close()
             self.closed(protocol)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("A connection was not established", exc_info=error)
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    """Wait until octets of ``connection`` are there, or its end."""
+    arrived = loop.create_future()
+
+    def note() -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    loop.add_reader(connection.fileno(), note)
+    try:
+        await arrived
+    finally:
+        loop.remove_reader(connection.fileno())
+
+
+def _answer_and_close(connection: socket.socket, answer: bytes) -> None:
+    """Send a few octets and close. What the peer has sent is read first: unread octets would make the kernel send RST,
+    which may overtake the answer."""
+    with suppress(OSError):
+        if answer:
+            connection.send(answer)
+            connection.shutdown(socket.SHUT_WR)
+        connection.recv(_PEEKED)
+    connection.close()
+
+
+def _text(error: OSError) -> str:
+    """The error's text; a timeout has none of its own."""
+    return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def listen(address: str, *, backlog: int = 4096) -> socket.socket:

@@ -9,6 +9,11 @@ written together (`wake`).
 input is left to process, and a used-up budget says that output is. Either is deferred to the `FairScheduler`, behind
 the deferred work of other connections; until then nothing is read.
 
+**Strangers.** A connection whose peer has not shown its right to be served (`Trust`) is served in the time that is left
+over: what it sends is not processed when it arrives, but deferred to the strangers' share of the time slices. Its first
+few reads are the exception, so that a probe and a new client are answered at once. When a call is authorised, the
+connection becomes a client's, for as long as it lasts.
+
 **Time.** Ten thousand idle connections must cost nothing, and a busy connection must not compute deadlines for each
 packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: it sets
 the timer to at most `Host.timer_slack` seconds from now, once, however much traffic there is.
@@ -26,12 +31,15 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping
+from math import inf
 from time import perf_counter
 from typing import Any, Protocol, cast
 
+from grpc_h2.aio.admission import REASONS, Refusal, Trust
+from grpc_h2.aio.foreign import CLEARTEXT, Foreign, recognise, undecided
 from grpc_h2.aio.lingering_close import LingeringClose
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
-from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
@@ -45,12 +53,16 @@ from grpc_h2.connection.events import (
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
 from grpc_h2.static.routes import Router
+from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode
 
 _STREAMS_RELEASED_AT_ONCE = 32
 """Streams of a connection that has ended: some 50 µs."""
 _LARGE_READ = 16 * 1024
 """Octets of one read that are more than a client sends that waits for its answers."""
+_EARLY_READS = 8
+"""Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
+preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
 
 
 class Host(Protocol):
@@ -79,8 +91,14 @@ class Host(Protocol):
 class Acceptor(Protocol):
     """The listener that accepted a connection. It is informed of the connection's beginning and end."""
 
-    def established(self, protocol: Http2Protocol) -> None:
-        """The connection begins; over TLS, the handshake is done."""
+    def vouched(self, protocol: Http2Protocol) -> None:
+        """The connection's trust has risen."""
+
+    def abandon(self, protocol: Http2Protocol) -> None:
+        """End the connection, which is not established yet."""
+
+    def dismissed(self, protocol: Http2Protocol, refusal: Refusal) -> None:
+        """The connection was closed, with nothing wrong in what it sent: log and count that."""
 
     def closed(self, protocol: Http2Protocol) -> None:
         """The connection has ended."""
@@ -91,29 +109,48 @@ class Http2Protocol(asyncio.Protocol):
 
     __slots__ = (
         "_acceptor",
+        "_address",
         "_deferred",
+        "_early_reads",
         "_flood",
         "_host",
         "_lingering_close",
         "_loop",
+        "_opening",
+        "_prompt",
         "_reading",
         "_tick_is_soon",
         "_timer",
         "_timer_at",
         "_transport",
         "_waking",
+        "active_at",
         "closing",
         "connection",
         "established",
+        "trust",
     )
 
     _transport: asyncio.Transport
     connection: Connection
 
-    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, acceptor: Acceptor | None = None) -> None:
+    def __init__(
+        self, host: Host, loop: asyncio.AbstractEventLoop, acceptor: Acceptor | None = None, address: Any = None
+    ) -> None:
+        """``address``: the peer's, as ``accept`` gave it; None: the transport knows it."""
         self._host = host
         self._loop = loop
         self._acceptor = acceptor
+        self._address = address
+        self._prompt = False
+        """Whether octets are processed as soon as they arrive: the peer is a client, and the connection not closing."""
+        self._early_reads = _EARLY_READS
+        self._opening: bytes | None = b""
+        """The first octets, until it is clear that they are HTTP/2's preface."""
+        self.trust = Trust.STRANGER
+        """What the peer has shown so far."""
+        self.active_at = -inf
+        """The instant at which a peer that is no client has last sent something."""
         self._reading = True
         self._waking = False
         self._deferred = False
@@ -134,22 +171,22 @@ class Http2Protocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
         self.connection = Connection(self._host.router, self._host.limits, self._loop.time(), random.uniform(-1, 1))
         self.established = True
-        if self._acceptor is not None:
-            self._acceptor.established(self)
         self._host.connected(self)
         tls = transport.get_extra_info("ssl_object")
         # RFC 9113 section 3.2: "Implementations that support HTTP/2 over TLS MUST use protocol negotiation in TLS".
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._log(logging.INFO, "A client did not negotiate h2")
             self.closing = True
-            self._transport.abort()
+            self._transport.close()  # with close_notify
             return
-        self._settle()
+        if tls is not None:
+            self._settle()
+        # Without TLS our SETTINGS wait for the client's first octets, which may not be HTTP/2.
         self._set_timer(self.connection.next_deadline())
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if not self.closing:
+        if self._prompt:
             if len(data) > _LARGE_READ:
                 self.connection.hold(data, self._loop.time())
                 self._defer()
@@ -167,7 +204,9 @@ class Http2Protocol(asyncio.Protocol):
             if not self._tick_is_soon:
                 self._tick_soon()
             return
-        if self._lingering_close is not None:
+        if not self.closing:
+            self._stranger_received(data)
+        elif self._lingering_close is not None:
             self._lingering_close.data_received(len(data))
 
     def eof_received(self) -> None:
@@ -176,6 +215,7 @@ class Http2Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
         self.closing = True
+        self._prompt = False
         self._set_timer(None)
         if self._lingering_close is not None:
             self._lingering_close.cancel()
@@ -219,14 +259,37 @@ class Http2Protocol(asyncio.Protocol):
         """Drop the transport; nothing more is written."""
         self._transport.abort()
 
+    def vouch(self, trust: Trust) -> None:
+        """The peer has shown that it deserves ``trust``."""
+        if trust <= self.trust:
+            return
+        self.trust = trust
+        self._prompt = trust is Trust.CLIENT and not self.closing
+        if self._acceptor is not None:
+            self._acceptor.vouched(self)
+
+    def dismiss(self, refusal: Refusal) -> None:
+        """Close now, with nothing wrong in what the peer sent: GOAWAY says why, and the acceptor logs it."""
+        if self._acceptor is not None:
+            self._acceptor.dismissed(self, refusal)
+            if not self.established:
+                self._acceptor.abandon(self)
+                return
+        if self._transport.is_closing():
+            return
+        self.connection.close(ErrorCode.NO_ERROR, REASONS[refusal])
+        self._dispatch([event for event in self.connection.take_events() if not isinstance(event, ConnectionClosing)])
+        self._transport.writelines(self.connection.data_to_send())
+        self.closing = True
+        self._prompt = False
+        self._set_timer(None)
+        self._release_streams()
+        self._transport.close()
+
     @property
     def peer(self) -> str:
         """The peer's address as gRPC writes it: ``ipv4:127.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``."""
-        address = self._transport.get_extra_info("peername")
-        if not isinstance(address, tuple) or len(address) < 2:
-            return "unix:"
-        host, port = address[:2]
-        return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+        return peer_text(self._transport.get_extra_info("peername") if self._address is None else self._address)
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
         """What TLS has established about the peer, in gRPC's terms; empty without TLS."""
@@ -245,7 +308,8 @@ class Http2Protocol(asyncio.Protocol):
         """Input or output is left over: continue with it behind the deferred work of other connections."""
         if not self._deferred:
             self._deferred = True
-            self._host.scheduler.defer(self._loop, self._do_deferred)
+            share = Share.CLIENTS if self.trust is Trust.CLIENT else Share.STRANGERS
+            self._host.scheduler.defer(self._loop, self._do_deferred, share)
 
     def _do_deferred(self) -> None:
         self._deferred = False
@@ -253,6 +317,8 @@ class Http2Protocol(asyncio.Protocol):
             return
         if self.connection.backlog and self.connection.wants_read:
             self._receive(b"")
+            if not self._prompt:
+                self._judge()
         else:
             self._settle()
             self._tick_soon()
@@ -267,10 +333,59 @@ class Http2Protocol(asyncio.Protocol):
         if connection.answered:
             self._host.observe(connection.answered, perf_counter() - begun)
             connection.answered.clear()
+        if connection.reports:
+            self._log_reports()
         if connection.backlog and not self.closing:
             self._defer()
         if not self._tick_is_soon:
             self._tick_soon()
+
+    # -- strangers ------------------------------------------------------------------------------------------------
+
+    def _stranger_received(self, data: bytes) -> None:
+        """Octets of a peer that is no client (yet)."""
+        self.active_at = self._loop.time()
+        if self._opening is not None:
+            data = self._first_octets(self._opening + data)
+            if not data:
+                return
+        host = self._host
+        share = Share.STRANGERS
+        if self._early_reads:
+            self._early_reads -= 1
+            share = Share.ARRIVALS
+            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop):
+                self._receive(data)
+                self._judge()
+                return
+        self.connection.hold(data, self.active_at)
+        if not self._deferred:
+            self._deferred = True
+            host.scheduler.defer(self._loop, self._do_deferred, share)
+        self._set_reading(False)
+
+    def _judge(self) -> None:
+        """See whether the peer has become a client by what it has just sent."""
+        if self.connection.authorized:
+            self.vouch(Trust.CLIENT)
+
+    def _first_octets(self, octets: bytes) -> bytes:
+        """All that has arrived so far: what the connection is to judge, or nothing where that is foreign, or too little
+        to tell."""
+        preface = frames.PREFACE
+        if octets[: len(preface)] == preface[: len(octets)]:
+            wait = len(octets) < len(preface)
+        elif self._transport.get_extra_info("ssl_object") is not None:
+            wait = False
+        else:
+            foreign = recognise(octets, speaks=CLEARTEXT)
+            if foreign is not None:
+                self._opening = None
+                self._leave_foreign(foreign)
+                return b""
+            wait = undecided(octets)
+        self._opening = octets if wait else None
+        return b"" if wait else octets
 
     def _settle(self) -> None:
         """Write what may be written, hand out the events that this causes, and decide whether to read on."""
@@ -322,6 +437,16 @@ class Http2Protocol(asyncio.Protocol):
 
     # -- log ------------------------------------------------------------------------------------------------------
 
+    def _log_reports(self) -> None:
+        """Log what the connection has noticed about its peer."""
+        reports = self.connection.reports
+        for kind, about in reports:
+            if kind == "unauthorized":
+                self._log(logging.INFO, "A call was not authorized", error=about)
+            else:
+                self._log(logging.INFO, "A request was refused", error=about)
+        reports.clear()
+
     def _log_closing(self, event: ConnectionClosing) -> None:
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
             self._flood = True
@@ -368,12 +493,22 @@ class Http2Protocol(asyncio.Protocol):
         if not self.closing:
             self._set_timer(None)
             self.closing = True
+            self._prompt = False
             self._release_streams()
         if self._lingering_close is None:
             self._lingering_close = LingeringClose(self._transport, self._loop, self._host.scheduler, flood=self._flood)
         self._lingering_close.proceed(
             writable=self.connection.wants_read, stall_timeout=self.connection.limits.stall_timeout
         )
+
+    def _leave_foreign(self, foreign: Foreign) -> None:
+        """The peer speaks something else: answer in its protocol, or by GOAWAY, and close."""
+        self._log(logging.INFO, "A client does not speak HTTP/2", received=foreign.name)
+        self.connection.close(ErrorCode.PROTOCOL_ERROR, f"{foreign.name} is not spoken here")
+        self.connection.take_events()
+        pieces = self.connection.data_to_send()
+        self._transport.writelines([foreign.answer] if foreign.answer else pieces)
+        self._leave()
 
     def _release_streams(self) -> None:
         """Release the streams that were open when the connection ended, a few at a time."""
@@ -382,3 +517,16 @@ class Http2Protocol(asyncio.Protocol):
             released.popitem()
         if released:
             self._host.scheduler.defer(self._loop, self._release_streams)
+
+
+def peer_text(address: Any) -> str:
+    """A peer's address as gRPC writes it: see `Http2Protocol.peer`. An IPv4 address that is mapped into IPv6 is written
+    as what it is."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return "unix:"
+    host, port = address[:2]
+    if ":" not in host:
+        return f"ipv4:{host}:{port}"
+    if host.startswith("::ffff:") and "." in host:
+        return f"ipv4:{host[7:]}:{port}"
+    return f"ipv6:%5B{host}%5D:{port}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
 
 BURST = 20
 PER_SECOND = 2.0
+REPORT_SECONDS = 10.0
+"""After a line was left out, the number of such lines is logged this much later, if no other line has named it."""
 
 
 class RateLimitedLog:
@@ -22,6 +25,18 @@ class RateLimitedLog:
         self._tokens = float(BURST)
         self._then = 0.0
         self._left_out = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def report_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on, report the number of lines that were left out even if no other line follows."""
+        self._loop = loop
+
+    def close(self) -> None:
+        """Report now what is left to report."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._report()
 
     def log(self, now: float, level: int, message: str, peer: Callable[[], str], **fields: Any) -> None:
         """Log ``message`` about ``peer()``, or count it. ``peer`` is called only for a line that is written."""
@@ -29,8 +44,16 @@ class RateLimitedLog:
         self._then = now
         if self._tokens < 1:
             self._left_out += 1
+            if self._loop is not None and self._timer is None:
+                self._timer = self._loop.call_later(REPORT_SECONDS, self._report)
             return
         self._tokens -= 1
         if self._left_out:
             fields["left_out"], self._left_out = self._left_out, 0
         self._logger.log(level, message, extra={"peer": peer(), **fields})
+
+    def _report(self) -> None:
+        self._timer = None
+        if self._left_out:
+            left_out, self._left_out = self._left_out, 0
+            self._logger.log(logging.WARNING, "Lines about clients were left out", extra={"left_out": left_out})

@@ -8,6 +8,13 @@ polls its sockets. Connections with deferred work thus share what is left of the
 one time slice at most. Where the loop was busy with other things in the same iteration (reads, new connections,
 timers), the time slice is put off by one iteration, so that its length does not add to theirs: see `BUSY_LIMIT`.
 
+**Shares.** An attacker without a key has as many connections as it likes, too, and each of them may send as fast as it
+can. So deferred work is of three kinds, each with a queue of its own (`Share`), and time slices alternate between the
+kinds that wait: every second slice belongs to new connections, and the others alternately to clients and strangers.
+However much work strangers cause, a new connection (a probe, a client that reconnects) waits only for other new ones,
+and a client only for other clients. New connections need not even wait for a slice, unless many of them arrive in one
+iteration (`FairScheduler.claim`). Accepting is not deferred at all: it has its own share (`listener`).
+
 Work of the server that belongs to no connection, and would delay calls if it were done at once, is deferred here too:
 `FairScheduler.spread` divides it into steps.
 """
@@ -17,6 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 from time import perf_counter
 
 TIME_SLICE = 0.00003
@@ -26,25 +34,62 @@ BUSY_LIMIT = 0.00006
 """Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
 is put off by one iteration, so that the loop polls its sockets first. It is never put off twice in succession."""
 
+CLAIMS = 4
+"""First reads of new connections that are processed at once, in one iteration of the loop: about as many connections
+as the listener accepts in it."""
+
+
+class Share(IntEnum):
+    """Whose deferred work it is."""
+
+    ARRIVALS = 0
+    """The first octets of a new connection."""
+    CLIENTS = 1
+    """A connection that has shown its right to be served, or work of the server itself."""
+    STRANGERS = 2
+    """A connection that has not."""
+
+
+_ROTA = (
+    (Share.ARRIVALS, Share.CLIENTS, Share.STRANGERS),
+    (Share.CLIENTS, Share.STRANGERS, Share.ARRIVALS),
+    (Share.ARRIVALS, Share.STRANGERS, Share.CLIENTS),
+    (Share.STRANGERS, Share.CLIENTS, Share.ARRIVALS),
+)
+"""The preferences of successive time slices: the slice goes to the first kind that waits."""
+
 
 class FairScheduler:
-    """The queue of deferred work of one event loop."""
+    """The queues of deferred work of one event loop."""
 
-    __slots__ = ("_last_slice_end", "_put_off", "_scheduled", "_waiting")
+    __slots__ = ("_claims", "_last_slice_end", "_put_off", "_queues", "_scheduled", "_slices")
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._queues: tuple[deque[Callable[[], object]], ...] = tuple(deque() for _ in Share)
         self._scheduled = False
         self._last_slice_end = 0.0
         self._put_off = False
+        self._slices = 0
+        self._claims = 0
 
-    def defer(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
-        """Call ``work`` once, after the work that is deferred already.
+    def claim(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the first octets of a new connection may be processed at once: a few times in one iteration of the
+        loop. Otherwise they are to be deferred."""
+        if not self._claims:
+            loop.call_soon(self._renew_claims)
+        self._claims += 1
+        return self._claims <= CLAIMS
+
+    def _renew_claims(self) -> None:
+        self._claims = 0
+
+    def defer(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object], share: Share = Share.CLIENTS) -> None:
+        """Call ``work`` once, after the work of that ``share`` that is deferred already.
 
         If it returns a true value, the time slice ends: the work that it has begun continues in the next iteration of
         the loop, and no other deferred work may run before that.
         """
-        self._waiting.append(work)
+        self._queues[share].append(work)
         if not self._scheduled:
             self._scheduled = True
             self._last_slice_end = perf_counter()
@@ -74,20 +119,22 @@ class FairScheduler:
         await done
 
     def _run_slice(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting, now = self._waiting, perf_counter()
+        now = perf_counter()
         if now - self._last_slice_end > BUSY_LIMIT and not self._put_off:
             self._put_off = True
             loop.call_soon(self._run_slice, loop)
             return
         self._put_off = False
+        self._slices += 1
         end = now + TIME_SLICE
+        waiting = next(queue for share in _ROTA[self._slices % len(_ROTA)] if (queue := self._queues[share]))
         try:
             # Work that is deferred again meanwhile runs in the next iteration of the loop at the earliest.
             for _ in range(len(waiting)):
                 if waiting.popleft()() or perf_counter() >= end:
                     break
         finally:
-            self._scheduled = bool(waiting)
-            if waiting:
+            self._scheduled = any(self._queues)
+            if self._scheduled:
                 self._last_slice_end = perf_counter()
                 loop.call_soon(self._run_slice, loop)

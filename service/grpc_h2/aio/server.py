@@ -18,8 +18,10 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from math import inf
 from typing import Any
 
+from grpc_h2.aio.admission import Admission, Trust
 from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.lingering_close import LINGER
@@ -56,6 +58,9 @@ class Server:
         interceptors: Sequence[Any] = (),
         max_concurrent_calls: int | None = None,
         max_connections: int | None = None,
+        max_connections_per_peer: int | None = None,
+        first_call_timeout: float = inf,
+        trust: Callable[[str], Trust] | None = None,
         executor: Executor | None = None,
         compression: Any = None,
         observe: Observe | None = None,
@@ -66,7 +71,13 @@ class Server:
             limits: Limits of each connection.
             interceptors: As in grpc.aio: ``async intercept_service(continuation, handler_call_details)``.
             max_concurrent_calls: Calls beyond it fail with RESOURCE_EXHAUSTED.
-            max_connections: Connections beyond it are accepted and closed.
+            max_connections: Beyond it a new connection takes the place of an idle one whose peer has shown nothing, or
+                one of a few places in reserve: see `Admission`.
+            max_connections_per_peer: Connections of one address beyond it are closed.
+            first_call_timeout: Seconds until the first call that the server admits; a connection without one is
+                drained then.
+            trust: By the path of a handler's call, what it proves about its peer. Without it every call that has a
+                handler proves that the peer is a client. Calls of static methods prove it where they are authorized.
             executor: Runs handlers that are ordinary functions; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
             observe: Called with each batch of ready answers: their answer ids, and the seconds from reading to writing.
@@ -78,7 +89,12 @@ class Server:
         self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
         self._interceptors = tuple(interceptors)
         self._max_calls = max_concurrent_calls
-        self._max_connections = max_connections
+        self.admission = Admission(
+            max_connections=max_connections,
+            max_per_peer=max_connections_per_peer,
+            first_call_timeout=first_call_timeout,
+        )
+        self._trust = trust
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
         self._compression = 0 if compression is None else int(getattr(compression, "value", compression))
@@ -147,20 +163,14 @@ class Server:
             listening,
             policy=policy,
             tls=tls,
-            protocol=lambda acceptor: Http2Protocol(self, asyncio.get_running_loop(), acceptor),
-            has_room=self._has_room,
+            protocol=lambda acceptor, address: Http2Protocol(self, self._loop, acceptor, address),
+            admission=self.admission,
             handshake_timeout=self.limits.preface_timeout,
-            scheduler=self.scheduler,
+            client_log=self.client_log,
         )
         self._listeners.append(listener)
         if self._started and not self._stopping:
             listener.start()
-
-    def _has_room(self) -> bool:
-        if self._max_connections is None:
-            return True
-        held = len(self._protocols) + sum(listener.pending for listener in self._listeners)
-        return held < self._max_connections
 
     @property
     def connections(self) -> int:
@@ -180,6 +190,7 @@ class Server:
             raise RuntimeError("the server has been started before")
         self._started = True
         self._loop = asyncio.get_running_loop()
+        self.client_log.report_later(self._loop)
         for listener in self._listeners:
             listener.start()
 
@@ -196,6 +207,7 @@ class Server:
             return
         if not self._stopping:
             self._stopping = True
+            self.admission.stop()
             for listener in self._listeners:
                 listener.stop()
             for protocol in list(self._protocols):
@@ -217,6 +229,7 @@ class Server:
         )
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
+        self.client_log.close()
         self._ended.set()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
@@ -278,6 +291,7 @@ class Server:
             if handler is None:
                 self._refuse(protocol, stream, StatusCode.UNIMPLEMENTED, "Method not found!")
                 return
+        protocol.vouch(Trust.CLIENT if self._trust is None else self._trust(request.path))
         context = ServicerContext(protocol, stream, self._loop, self._eof, self._compression)
         stream.call = context
         self._calls.add(context)

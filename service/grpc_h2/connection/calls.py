@@ -54,6 +54,7 @@ class Calls:
         "_lifecycle",
         "_limits",
         "_outbound",
+        "_reports",
         "_streams",
         "_timers",
         "events",
@@ -73,8 +74,11 @@ class Calls:
         bodies: Bodies,
         fast_path: FastPath,
         answered: list[int],
+        reports: list[tuple[str, str]],
     ) -> None:
-        """``answered``: the list to which the ids of static answers are appended."""
+        """``answered``: the list to which the ids of static answers are appended. ``reports``: the same for what the
+        operator should know about the peer."""
+        self._reports = reports
         self._limits = limits
         self._lifecycle = lifecycle
         self._buffer = buffer
@@ -279,6 +283,7 @@ class Calls:
             ConnectionFault: where it is one too many.
         """
         self._abuse.glitch("frames that break a stream's rules")
+        self._reports.append(("refused", fault.reason))
         waited = stream_id in self._fast_path.pending
         if waited:
             self._fast_path.release(stream_id)

@@ -70,6 +70,7 @@ class Connection:
         "answer_one",
         "answered",
         "limits",
+        "reports",
     )
 
     def __init__(self, router: Router, limits: Limits, now: float, jitter: float = 0.0) -> None:
@@ -84,6 +85,9 @@ class Connection:
         self.limits = limits
         self.answered: list[int] = []
         """The ``answer_id`` of each static answer given; the reader clears the list."""
+        self.reports: list[tuple[str, str]] = []
+        """What the operator should know about the peer: ("unauthorized", path) for a call that its static method has
+        refused, ("refused", reason) for a stream that was reset. The reader clears the list."""
         self._lifecycle = lifecycle = Lifecycle()
         self._buffer = buffer = InputBuffer()
         self._timers = timers = Timers(limits, now, jitter)
@@ -91,13 +95,24 @@ class Connection:
         self._flow = flow = FlowControl(limits.connection_window)
         self._streams = streams = Streams()
         self._outbound = outbound = Outbound(flow)
-        self._headers = headers = Headers(router, limits, abuse)
+        self._headers = headers = Headers(router, limits, abuse, self.reports)
         self._bodies = bodies = Bodies(limits, abuse)
         self._fast_path = fast_path = FastPath(
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, self.answered
         )
         self._calls = calls = Calls(
-            limits, lifecycle, buffer, timers, abuse, flow, streams, outbound, bodies, fast_path, self.answered
+            limits,
+            lifecycle,
+            buffer,
+            timers,
+            abuse,
+            flow,
+            streams,
+            outbound,
+            bodies,
+            fast_path,
+            self.answered,
+            self.reports,
         )
         self._inbound = Inbound(
             limits,
@@ -144,6 +159,11 @@ class Connection:
     def backlog(self) -> bool:
         """Whether input is left over: call ``receive_data(b"", now)`` again soon, and read no more until then."""
         return self._buffer.backlog
+
+    @property
+    def authorized(self) -> bool:
+        """Whether a static method has authorized a call of the peer."""
+        return self._headers.authorized
 
     @property
     def open_calls(self) -> int:

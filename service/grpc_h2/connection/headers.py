@@ -81,13 +81,19 @@ class Headers:
         "_decoder",
         "_limits",
         "_memo_epoch",
+        "_reports",
         "_router",
         "assembly",
+        "authorized",
         "memo",
         "router_epoch",
     )
 
-    def __init__(self, router: Router, limits: Limits, abuse: Abuse) -> None:
+    def __init__(self, router: Router, limits: Limits, abuse: Abuse, reports: list[tuple[str, str]]) -> None:
+        """``reports``: the list to which is appended what the operator should know about the peer."""
+        self._reports = reports
+        self.authorized = False
+        """Whether a static method has authorized a call of the peer."""
         self._router = router
         self._limits = limits
         self._abuse = abuse
@@ -166,12 +172,20 @@ class Headers:
                 return Route(None, fault=CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", length))
             if route.method is None:
                 return Route(route.request.with_timeout(seconds))
+        if route.authorized is not None:
+            self._note_authorization(route)
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
         if sound and route.lasting and route.answer_payload is not None:
             if len(self.memo) >= _MEMO_ENTRIES:
                 self.memo.clear()
             self.memo[block] = route
         return route
+
+    def _note_authorization(self, route: Route) -> None:
+        if route.authorized:
+            self.authorized = True
+        elif route.request is not None:
+            self._reports.append(("unauthorized", route.request.path))
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """The fields of a whole block. Every block is decoded here, so this is the only place where the table changes

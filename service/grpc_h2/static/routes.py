@@ -67,7 +67,7 @@ class StaticUnary:
 class Route:
     """Where a request goes, as far as its header fields alone decide that. Immutable and shared."""
 
-    __slots__ = ("answer_payload", "content_length", "fault", "lasting", "method", "request")
+    __slots__ = ("answer_payload", "authorized", "content_length", "fault", "lasting", "method", "request")
 
     def __init__(
         self,
@@ -79,6 +79,8 @@ class Route:
         self.request = request
         self.method = method
         """The static method; None if the call belongs to a handler or is a fault."""
+        self.authorized = None if method is None else refusal is None
+        """Whether the static method has authorized the call; None where it is no call of a static method."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
         # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.

@@ -50,13 +50,14 @@ def test_options_follow_the_command_s_own_first_arguments(monkeypatch: pytest.Mo
     given: list[Any] = []
     found = SimpleNamespace(main=lambda arguments: given.append(arguments) or 7)
     monkeypatch.setattr(commands, "import_module", lambda name: found)
-    assert main(["attacks", "--quick"]) == 7
+    assert main(["floods", "--quick"]) == 7
     assert given == [["--only", "attacks", "--name", "native-attacks", "--quick"]]
 
 
 STARTED_BY_OTHERS = {
     "perf.commands", "perf.__main__",
     "perf.benches.delayed", "perf.benches.steady_load", "perf.generator.process", "perf.harness.serve",
+    "perf.generator.victim", "perf.attackers.process",
     "perf.harness.reference_work", "perf.harness.slowed", "perf.peers.grpcio.server",
 }  # fmt: skip
 """Modules with a ``main`` that a measurement starts as a separate process, and the command itself."""

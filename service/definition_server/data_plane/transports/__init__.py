@@ -38,8 +38,11 @@ class Transport(Protocol):
     async def reload_certificate(self) -> None:
         """Read the TLS files again, for new connections. The old certificate stays where the files are not usable."""
 
-    async def call_all_paths(self, port: int, key: str) -> None:
-        """Make one call of each kind to this transport on the loopback, for `warmup`; the answers do not matter."""
+    async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
+        """Make one call of each kind to this transport, for `warmup`; the answers do not matter.
+
+        ``client`` is a connection to it, for a transport that adopts the socket it listens on.
+        """
 
     async def stop(self, grace_seconds: float) -> None:
         """Accept no more, finish calls in flight, and cut those that are left after ``grace_seconds``."""

@@ -6,6 +6,7 @@ They are written as octets on a TCP connection, so that gRPC's C-core need not b
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 
 from definition_server.data_plane.authentication import METADATA_KEY
@@ -26,13 +27,26 @@ _FIRST_CALLS = (
 _FIRST_CALLS_SECONDS = 10.0
 
 
-async def make_first_calls(port: int, key: str) -> None:
-    """Make one call of each kind, all in one write; returns when every call has ended, or logs why one has not.
+def listener_and_client() -> tuple[socket.socket, socket.socket]:
+    """A socket that listens on the loopback, and a connection to it, which waits to be accepted.
+
+    Made before the worker is confined: then it can make no socket.
 
     Raises:
-        OSError: where there is no connection at all.
+        OSError: where there is no loopback or no descriptor.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    listening = socket.create_server(("127.0.0.1", 0))
+    return listening, socket.create_connection(listening.getsockname())
+
+
+async def make_first_calls(client: socket.socket, key: str) -> None:
+    """Make one call of each kind, all in one write; returns when every call has ended, or logs why one has not.
+
+    Args:
+        client: Connected to the transport.
+        key: That the transport accepts.
+    """
+    reader, writer = await asyncio.open_connection(sock=client)
     try:
         writer.write(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0) + _first_calls(key))
         async with asyncio.timeout(_FIRST_CALLS_SECONDS):

@@ -7,6 +7,7 @@ Messages pass as octets: there is no serializer, so no message object is built f
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,6 +36,10 @@ _ABORT_CODES = {status: _CODES[status.value] for status in Status}
 
 _MAX_REQUEST = 4 * 1024 * 1024
 """Octets; gRPC's default. A request holds a name of at most 100 characters. A larger one is refused unread."""
+
+ABSTRACT = "unix-abstract:"
+"""What a host begins with that names a Unix socket without a file, for the warm-up: a confined worker makes no TCP
+connection."""
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -96,10 +101,10 @@ class GrpcioTransport:
             except OSError as error:
                 log.error("TLS certificate not read again; the old one stays", error=str(error))
 
-    async def call_all_paths(self, port: int, key: str) -> None:
-        """See `Transport.call_all_paths`."""
+    async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
+        """See `Transport.call_all_paths`. ``client`` is None here: C-core connects by itself."""
         found, missing = b"\x0a\x04warm", b"\x0a\x07missing"
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(self._address) as channel:
             get: Any = channel.unary_unary(f"/{SERVICE}/GetCommand")
             sync: Any = channel.unary_unary(f"/{SERVICE}/SyncCatalog")
             check = health_pb2_grpc.HealthStub(channel).Check
@@ -134,6 +139,8 @@ def _method(handler: Handler) -> Method:
 
 
 def _address(host: str, port: int) -> str:
+    if host.startswith(ABSTRACT):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -34,12 +34,26 @@ from definition_server.data_plane.transports.first_calls import make_first_calls
 from definition_server.ipc.handover import PREPARATION_SECONDS
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import STATUSES, Slot
-from grpc_h2 import CertificateFault, Limits, PreparedAnswers, Server, StaticAnswer, StaticUnary, TlsCredentials
+from grpc_h2 import (
+    CertificateFault,
+    Limits,
+    PreparedAnswers,
+    Server,
+    StaticAnswer,
+    StaticUnary,
+    TlsCredentials,
+    Trust,
+)
 
 if TYPE_CHECKING:
     from grpc_h2 import Authorize, Lookup, Metadata
 
 _BACKLOG = 4096
+_FIRST_CALL_SECONDS = 30.0
+"""A connection on which no authorized call and no health check was begun by then is drained. An honest client that
+connects ahead of time (Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again with its next call.
+nginx gives a client 60 s for its first request, HAProxy and Envoy 10 s and more."""
+_HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _StaticMethods = Sequence[tuple[Method, StaticUnary]]
 
@@ -63,7 +77,14 @@ class NativeTransport:
         self._balancer = balancer
         self._tls: TlsCredentials | None = None
         self._health = Health()
-        self._server = Server(limits=_limits(config), observe=_observer(endpoint.slot))
+        self._server = Server(
+            limits=_limits(config),
+            max_connections=config.max_connections or None,
+            max_connections_per_peer=config.max_connections_per_peer or None,
+            first_call_timeout=_FIRST_CALL_SECONDS,
+            trust=_trust,
+            observe=_observer(endpoint.slot),
+        )
         self._engine = endpoint.engine
         self._methods = [
             (
@@ -111,9 +132,10 @@ class NativeTransport:
             with suppress(CertificateFault):  # the engine has logged it
                 self._tls.reload()
 
-    async def call_all_paths(self, port: int, key: str) -> None:
+    async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """See `Transport.call_all_paths`."""
-        await make_first_calls(port, key)
+        if client is not None:
+            await make_first_calls(client, key)
 
 
 class NativeSwap(Swap):
@@ -151,6 +173,11 @@ class NativeSwap(Swap):
         await super().release()
         for _, static in self._methods:
             await self._scheduler.spread(static.release())
+
+
+def _trust(path: str) -> Trust:
+    """What a handler's call proves: a health check is a probe's; reflection needs no key, so it proves nothing."""
+    return Trust.PROBE if path.startswith(_HEALTH_PREFIX) else Trust.STRANGER
 
 
 def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:

@@ -21,6 +21,7 @@ from tests.support.polling import until
 from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
+from definition_server.observability.reasons import Reason
 from definition_server.observability.status import ServiceStatus
 
 
@@ -133,7 +134,7 @@ def test_readyz_is_200_if_the_status_is_ready(ask: Ask) -> None:
     assert (answer.status, text) == (200, "ready\n")
 
 
-FAILED = replace(service_status().sync, last_error="connection refused")
+FAILED = replace(service_status().sync, last_error=Reason.DATABASE_UNREACHABLE)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ FAILED = replace(service_status().sync, last_error="connection refused")
         (service_status(ready=False, stopping=True), "shutting down"),
         (
             service_status(ready=False, sync=FAILED),
-            "no worker serves a catalogue yet; last sync: connection refused",
+            "no worker serves a catalogue yet; last sync: database_unreachable",
         ),
     ],
     ids=["not yet", "stopping", "database down"],
@@ -405,3 +406,17 @@ def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_asked_for(
         assert b" 200 " in raw(server.port, b"GET /livez HTTP/1.0\r\n\r\n")
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::7", "2001:db8:0:1::7", "2001:db8:0:1::"),
+        ("fe80::1%eth0", "fe80::1%eth0", "fe80::"),
+        ("::1", "::1", "::"),
+    ],
+)
+def test_one_client_is_one_ipv4_address_or_one_ipv6_network(host: str, address: str, network: str) -> None:
+    assert admin_port._address_and_network(host) == (address, network)

@@ -22,6 +22,7 @@ from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.sync import Outcome, SyncState
 from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
+from definition_server.observability.reasons import Reason
 
 MINUTE_NS = 60 * 10**9
 
@@ -33,6 +34,7 @@ class StandInWorker:
     stats: WorkerStats
     pid: int = 4711
     generation: int = 0
+    jail: str = "none"
     draining: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -142,13 +144,14 @@ def test_before_the_first_cycle_every_value_is_present_at_zero(reader: StatusRea
 def test_the_sync_status_is_the_state_of_the_cycles(reader: StatusReader, state: SyncState) -> None:
     state.cycles[Outcome.FAILED] = 3
     state.last_outcome, state.last_error, state.store_error = Outcome.FAILED, "down", "disk full"
+    state.last_reason, state.store_reason = Reason.DATABASE_TIMEOUT, Reason.DISK_FAILED
     state.last_attempt, state.last_duration_seconds, state.restored_age_seconds = 123.0, 0.5, 90.0
     state.findings.source_rows = 10
     state.findings.unserved[Unserved.DUPLICATE] = 2
     state.findings.suspect[Suspect.INTERFACE_NOT_JSON_ARRAY] = 1
     sync = reader.read().sync
-    assert (sync.cycles["failed"], sync.last_outcome, sync.last_error) == (3, "failed", "down")
-    assert (sync.store_error, sync.restored_age_seconds) == ("disk full", 90.0)
+    assert (sync.cycles["failed"], sync.last_outcome, sync.last_error) == (3, "failed", "database_timeout")
+    assert (sync.store_error, sync.restored_age_seconds) == ("disk_failed", 90.0)
     assert (sync.last_attempt, sync.last_duration_seconds, sync.source_rows) == (123.0, 0.5, 10)
     assert (sync.unserved["duplicate"], sync.unserved["null_name"]) == (2, 0)
     assert sync.suspect["interface_not_json_array"] == 1

@@ -20,6 +20,8 @@ from definition_server.data_plane.balance import (
     STORM_SECONDS,
     Balancer,
 )
+from definition_server.ipc.stats import Room
+from grpc_h2 import Refusal
 
 
 class Clock:
@@ -223,19 +225,38 @@ def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
         assert not fleet.balancers[0].may_accept()
 
 
-def test_a_full_worker_accepts_nothing_says_so_once_and_is_not_waited_for() -> None:
+def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() -> None:
     fleet = Fleet(2, limit=3)
     fleet.hold(3, 3)
     fleet.balancers[1].closed()
     with captured_logs() as lines:
         assert [fleet.balancers[0].may_accept() for _ in range(3)] == [False] * 3
-        assert fleet.balancers[0].retry_seconds > fleet.balancers[1].retry_seconds
         assert fleet.balancers[1].may_accept()
         fleet.balancers[1].opened()
-        assert not fleet.balancers[1].may_accept()
+        assert fleet.balancers[1].may_accept(), "nobody has room: the server makes some"
+        assert fleet.balancers[0].may_accept()
         fleet.balancers[0].closed()
         assert fleet.balancers[0].may_accept()
-    assert len(logged(lines, "Connections wait: MAX_CONNECTIONS is reached", connections=3)) == 2
+    assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
+
+
+def test_the_room_of_a_worker_and_its_refusals_are_on_the_stats_page() -> None:
+    fleet = Fleet(1, limit=2)
+    (balancer,) = fleet.balancers
+    seen = []
+
+    def note() -> None:
+        seen.append(fleet.page.slot(0).read().room)
+
+    for step in (
+        balancer.opened, balancer.opened, balancer.vouched, balancer.vouched, balancer.unvouched, balancer.closed,
+    ):  # fmt: skip
+        step()
+        note()
+    assert seen == [Room.FREE, Room.FULL, Room.FULL, Room.TAKEN, Room.FULL, Room.FREE]
+    for refusal in (Refusal.FULL, Refusal.EVICTED, Refusal.EVICTED):
+        balancer.refused(refusal)
+    assert fleet.page.slot(0).read().refused == {"peer_limit": 0, "full": 1, "evicted": 2, "no_call": 0}
 
 
 def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:

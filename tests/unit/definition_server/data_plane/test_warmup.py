@@ -11,10 +11,10 @@ import pytest
 # In a process of its own: the collector is the whole process's.
 PROGRAM = """
 import asyncio, gc, json, sys
-from definition_server.data_plane.warmup import warm_up
+from definition_server.data_plane.warmup import WarmUp
 from definition_server.ipc.messages import Configure
 before = gc.get_threshold()[0]
-asyncio.run(warm_up(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)))
+asyncio.run(WarmUp(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)).run())
 print(json.dumps([gc.get_freeze_count(), before, gc.get_threshold()[0], gc.isenabled()]))
 """
 

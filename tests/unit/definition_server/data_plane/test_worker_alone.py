@@ -27,7 +27,7 @@ from definition_server.catalog.definition import Row
 from definition_server.data_plane.worker import EXIT_CANNOT_START
 from definition_server.ipc.channel import Channel
 from definition_server.ipc.memory import create_sealed
-from definition_server.ipc.messages import Configure, Drain, Keys, Mapped, Message, Publish, Ready
+from definition_server.ipc.messages import Configure, Drain, Keys, KeysUsed, Mapped, Message, Publish, Ready
 from definition_server.ipc.stats import StatsPage
 
 pytestmark = pytest.mark.slow
@@ -103,9 +103,9 @@ class WorkerAlone:
 
     def wait_ready(self) -> int:
         """Wait for the next Ready; returns its generation."""
-        message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
-        if isinstance(message, Mapped):
-            return self.wait_ready()
+        message: Message = KeysUsed(())
+        while isinstance(message, KeysUsed | Mapped):  # it may come between any two
+            message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
         assert isinstance(message, Ready)
         return message.generation
 

@@ -42,7 +42,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Configure,
         *(TEXT, COUNT, TEXT, st.booleans(), SECONDS, COUNT, TEXT, TEXT, SECONDS),
-        *(COUNT, SECONDS, SECONDS, SECONDS, TEXT, TEXT, TEXT),
+        *(COUNT, COUNT, SECONDS, SECONDS, SECONDS, TEXT, TEXT, TEXT, TEXT),
     ),
     st.builds(Certificate, COUNT),
     st.builds(Keys, st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=5).map(tuple)),
@@ -78,7 +78,7 @@ def raw() -> Iterator[tuple[Channel, socket.socket]]:
 # -- messages ----------------------------------------------------------------------------------------------------------
 
 
-@given(MESSAGES | st.builds(Ready, COUNT) | st.builds(Mapped))
+@given(MESSAGES | st.builds(Ready, COUNT, TEXT) | st.builds(Mapped))
 def test_a_message_is_read_back_as_it_was_written(message: Message) -> None:
     assert decode(encode(message), ALL) == message
     assert type(decode(encode(message), ALL)) is type(message)

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, unshared_slot
 from definition_server.observability.metrics import StatusCollector, create_registry
+from definition_server.observability.reasons import Reason
 from definition_server.observability.status import (
     CatalogStatus,
     RequestStatus,
@@ -148,6 +149,7 @@ NAMES = {
     "avap_worker_heartbeat_age_seconds": {"worker"},
     "avap_worker_restarts_total": {"worker"},
     "avap_worker_crash_loop": {"worker"},
+    "avap_worker_jailed": {"worker"},
     "avap_connections": {"worker"},
     "avap_log_lines_dropped_total": set(),
     "avap_log_lines_waiting": set(),
@@ -233,7 +235,9 @@ def test_before_the_first_snapshot_metrics_without_a_value_have_no_sample() -> N
 
 
 def test_the_restored_snapshot_and_a_failed_store_have_metrics() -> None:
-    values = samples(replace(RUNNING, sync=replace(RUNNING.sync, restored_age_seconds=0.0, store_error="disk full")))
+    values = samples(
+        replace(RUNNING, sync=replace(RUNNING.sync, restored_age_seconds=0.0, store_error=Reason.DISK_FAILED))
+    )
     assert values["avap_last_known_good_served", ()] == 1
     assert values["avap_snapshot_store_failed", ()] == 1
 

@@ -14,6 +14,8 @@ from tests.support.h2_wire import call
 from tests.support.native_server import LOOPS, RawClient, ServerThread
 from tests.support.polling import until
 
+from grpc_h2.aio import admission
+from grpc_h2.aio.admission import Refusal
 from grpc_h2.aio.listener import listen
 from grpc_h2.aio.server import Server
 from grpc_h2.static.answers import StaticAnswer
@@ -44,7 +46,8 @@ class Policy:
 
     def __init__(self) -> None:
         self.open = True
-        self.asked = self.opened_count = self.closed_count = 0
+        self.asked = self.opened_count = self.closed_count = self.clients = 0
+        self.refusals: list[Refusal] = []
 
     def may_accept(self) -> bool:
         self.asked += 1
@@ -55,6 +58,15 @@ class Policy:
 
     def closed(self) -> None:
         self.closed_count += 1
+
+    def vouched(self) -> None:
+        self.clients += 1
+
+    def unvouched(self) -> None:
+        self.clients -= 1
+
+    def refused(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -127,6 +139,7 @@ def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any
         with RawClient(port):
             until(lambda: policy.opened_count == 6, "the sixth is counted")
         until(lambda: policy.closed_count == 6, "all have gone")
+        assert policy.clients == 0
 
 
 def test_a_refusal_of_the_policy_leaves_the_connection_waiting_without_a_busy_loop(loop: Any) -> None:
@@ -166,22 +179,33 @@ def test_a_stop_while_the_policy_refuses_leaves_nothing_behind(loop: Any) -> Non
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+def client_of(port: int) -> RawClient:
+    """A connection that has made a call."""
+    client = RawClient(port)
+    client.send(call(1))
+    client.until(lambda: client.replies.stream(1).ended)
+    return client
+
+
 @pytest.mark.requirement("B-slow-client")
-def test_connections_above_the_limit_are_closed_until_one_ends(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_above_the_limit_and_its_reserve_are_refused_with_goaway_until_one_ends(
+    loop: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "RESERVE", 0)
     with (
         caplog.at_level(logging.WARNING, "grpc_h2"),
         ServerThread(loop, prepare, max_connections=2) as server,
     ):
-        with RawClient(server.port) as first, RawClient(server.port):
-            first.until(lambda: first.replies.settings_acks)
+        with client_of(server.port), client_of(server.port):
             until(lambda: server.server.connections == 2, "both are held")
             for _ in range(3):
-                with socket.create_connection(("127.0.0.1", server.port), SECONDS) as refused:
-                    assert refused.recv(1) == b""
+                with RawClient(server.port, b"") as refused:
+                    refused.until_eof()
+                    assert b"as many connections as it can" in refused.replies.goaways[0][2]
         until(lambda: server.server.connections == 0, "both have gone")
         assert answered(server.port)
-    assert len(caplog.records) == 1
-    assert "limit is reached" in caplog.text
+    assert {record.getMessage() for record in caplog.records} == {"A connection was refused"}
+    assert all(record.__dict__["peer"].startswith("ipv4:127.0.0.1:") for record in caplog.records)
 
 
 class Exhausted(socket.socket):

@@ -11,9 +11,11 @@ import pytest
 from tests.support.h2_wire import HELLO, SETTINGS_ACK, call, data, headers, request_block
 from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, loop_until, prepare
 
+from grpc_h2.aio import listener as listener_module
 from grpc_h2.aio import scheduler as module
+from grpc_h2.aio.admission import Trust
 from grpc_h2.aio.protocol import Http2Protocol
-from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 
@@ -37,15 +39,20 @@ async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than
     server = Server(limits=Limits(answers_per_turn=10))
     prepare(server)
     await server.start()
-    transports = []
+    transports: list[FakeTransport] = []
+    protocols: list[Http2Protocol] = []
     for _ in range(CONNECTIONS):
         transport = FakeTransport()
         protocol = Http2Protocol(server, asyncio.get_running_loop())
         protocol.connection_made(transport)
         protocol.data_received(HELLO + SETTINGS_ACK)
+        protocol.vouch(Trust.CLIENT)
+        transports.append(transport)
+        protocols.append(protocol)
+    await loop_until(lambda: all(transport.writes for transport in transports))
+    for protocol, transport in zip(protocols, transports, strict=True):
         transport.writes.clear()
         protocol.data_received(b"".join(call(stream) for stream in range(1, 101, 2)))
-        transports.append(transport)
 
     def written() -> list[int]:
         return [len(each.writes) for each in transports]
@@ -116,17 +123,53 @@ async def test_one_closing_connection_is_read_per_loop_iteration(
     await server.stop(0)
 
 
-async def test_an_accepted_connection_ends_its_time_slice() -> None:
+async def test_accepting_takes_its_share_of_an_iteration_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 0.0)
     server = Server()
     prepare(server)
     port = server.add_insecure_port("127.0.0.1:0")
     (listener,) = server._listeners
-    listener._loop = asyncio.get_running_loop()
-    assert not listener._accept(), "no connection waits"
-    with socket.create_connection(("127.0.0.1", port)):
-        assert listener._accept()
-        await server.start()
+    await server.start()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        held = []
+        for _ in range(3):
+            listener._readable()
+            held.append(server.admission.held)
+        assert held == [1, 2, 3]
         await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_time_slices_alternate_between_new_connections_clients_and_strangers() -> None:
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
+    done: list[Share] = []
+
+    def work(share: Share) -> None:
+        done.append(share)
+        scheduler.defer(loop, lambda: work(share), share)
+
+    for _ in range(100):
+        scheduler.defer(loop, lambda: work(Share.STRANGERS), Share.STRANGERS)
+    await asyncio.sleep(0)
+    assert done == [Share.STRANGERS], "no share is lost while the others do not wait"
+    done.clear()
+    for share in (Share.CLIENTS, Share.ARRIVALS):
+        scheduler.defer(loop, lambda share=share: work(share), share)  # type: ignore[misc]
+    for _ in range(40):
+        await asyncio.sleep(0)
+    assert done.count(Share.ARRIVALS) == 20
+    assert done.count(Share.CLIENTS) == 10
+    assert done.count(Share.STRANGERS) == 10
+
+
+async def test_a_few_first_reads_of_one_iteration_are_processed_at_once() -> None:
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
+    for _ in range(2):
+        claims = [scheduler.claim(loop) for _ in range(10)]
+        assert claims == [True] * module.CLAIMS + [False] * (10 - module.CLAIMS)
+        await asyncio.sleep(0)
 
 
 async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
@@ -233,7 +276,8 @@ async def event_loop_errors() -> list[BaseException]:
 
 
 @pytest.mark.usefixtures("no_time")
-async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration() -> None:
+async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 0.0)
     server = Server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

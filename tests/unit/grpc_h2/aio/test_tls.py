@@ -19,6 +19,7 @@ from tests.support.h2_wire import HELLO, PROTOCOL_ERROR, data
 from tests.support.native_server import LOOPS, ServerThread, handlers
 from tests.support.polling import until
 
+from grpc_h2.aio import listener
 from grpc_h2.aio.server import Server
 from grpc_h2.aio.tls import CertificateFault, TlsCredentials
 from grpc_h2.connection.limits import Limits
@@ -126,18 +127,29 @@ def test_a_grpcio_client_calls_over_tls(loop: Any, certificate: Certificate, aut
 
 @pytest.mark.requirement("A1")
 @pytest.mark.parametrize("alpn", [[], ["http/1.1"], ["grpc-exp"]])
-def test_a_client_that_does_not_negotiate_h2_is_disconnected(
-    loop: Any, certificate: Certificate, alpn: list[str]
-) -> None:
+def test_a_client_that_does_not_offer_h2_gets_an_alert(loop: Any, certificate: Certificate, alpn: list[str]) -> None:
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
-    with ServerThread(loop, secured, listen=False), connect(secured.port, alpn) as client:
+    with ServerThread(loop, secured, listen=False):
+        with pytest.raises(ssl.SSLError, match="no application protocol"):
+            connect(secured.port, alpn)
+        assert ask_raw(secured.port)
+
+
+def ask_raw(port: int) -> bool:
+    """Whether a client that offers h2 is served."""
+    with connect(port, ["h2"]) as client:
+        return client.recv(100)[3] == 4
+
+
+@pytest.mark.requirement("A1")
+def test_a_client_hello_that_cannot_be_read_ahead_is_judged_after_the_handshake_which_ends_with_close_notify(
+    loop: Any, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "offered_protocols", lambda octets: None)
+    secured = Secured(TlsCredentials(certificate.cert, certificate.key))
+    with ServerThread(loop, secured, listen=False), connect(secured.port, ["http/1.1"]) as client:
         assert client.selected_alpn_protocol() is None
-        got = b"?"
-        try:
-            got = client.recv(100)
-        except (ssl.SSLError, ConnectionResetError):
-            got = b""
-        assert got == b""
+        assert client.recv(100) == b"", "the end, not an error: close_notify came"
 
 
 @pytest.mark.requirement("A1")

@@ -1,0 +1,95 @@
+"""The table of a record of attacks: before, today, the victim, the memory, the verdict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from tests.support.results import newest
+
+from perf.benches.attack_list import CALM, AttackList
+from perf.benches.figures import Row
+
+_HEAD = ("attack", "before", "today", "victim, steady: P50 / P99 / max", "victim, connect + call: P50 / P99 / max",
+         "undisturbed connect + call: P50 / P99", "RSS of worker / master after, MB", "verdict")  # fmt: skip
+_USUAL = ("steady_", "connect_", CALM, "worker_", "master_", "settled_", "connected", "disconnected", "not_connected",
+          "workers_died")  # fmt: skip
+
+
+def table(plan: AttackList, rows: Sequence[Row]) -> str:
+    """A Markdown table, one row for each variant and attack."""
+    runs: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        variant, _, rest = row.name.partition(" · ")
+        name, _, figure = rest.partition(": ")
+        runs.setdefault((variant, name), {})[figure] = row
+    attacks = {each.name: each for each in plan.attacks}
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    for (variant, name), found in runs.items():
+        if (attack := attacks.get(name)) is None:
+            continue
+        judged = variant.partition(",")[0] in attack.transports
+        lines.append("| " + " | ".join((
+            f"{attack.title} ({variant})", attack.before, _today(found), _latency(found, "steady"),
+            _latency(found, "connect"), _latency(found, CALM + "connect", ("p50", "p99")), _memory(found),
+            _verdict(found) if judged else f"not judged: {attack.why_not}",
+        )) + " |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def listed(plan: AttackList) -> str:
+    """The attacks and their limits."""
+    lines = []
+    for attack in plan.attacks:
+        lines.append(f"{attack.name}: {attack.title}{' (short)' * bool(attack.short)}")
+        for limit in attack.limits:
+            sign, value = (">=", limit.least) if limit.least is not None else ("<=", limit.most)
+            ratio = f", or {limit.ratio:g} x undisturbed" if limit.ratio else ""
+            lines.append(f"    {limit.figure} {sign} {value:g}{ratio}{': ' + limit.why if limit.why else ''}")
+        if attack.why_not:
+            lines.append(f"    not judged on grpcio: {attack.why_not}")
+    return "\n".join(lines)
+
+
+def show(plan: AttackList, name: str) -> int:
+    """Print the table of the newest record of that name. Returns 1 if there is none."""
+    path = newest(name)
+    if path is None:
+        print(f"there is no record {name!r} in perf/results", file=sys.stderr)
+        return 1
+    rows = [
+        {key: value for key, value in each.items() if key != "kept"} for each in json.loads(path.read_text())["rows"]
+    ]
+    print(f"{path.name}\n\n{table(plan, [Row(**each) for each in rows])}")
+    return 0
+
+
+def _today(found: Mapping[str, Row]) -> str:
+    special = [(name, row) for name, row in found.items() if not name.startswith(_USUAL) and row.value is not None]
+    return ", ".join(f"{name.replace('_', ' ')} {row.value:g}" for name, row in special) or "–"
+
+
+def _latency(found: Mapping[str, Row], kind: str, which: Sequence[str] = ("p50", "p99", "max")) -> str:
+    values = [found.get(f"{kind}_{each}_ms") for each in which]
+    shown = " / ".join("–" if row is None or row.value is None else f"{row.value:.3g}" for row in values)
+    failed = found.get(f"{kind}_failed")
+    return shown + (f", {failed.value:g} failed" if failed is not None and failed.value else "")
+
+
+def _memory(found: Mapping[str, Row]) -> str:
+    values = [found.get(f"{each}_after_mb") for each in ("worker", "master")]
+    shown = " / ".join("–" if row is None or row.value is None else f"{row.value:+.0f}" for row in values)
+    peak = found.get("worker_peak_mb")
+    return shown + (f" (peak {peak.value:+.0f})" if peak is not None and peak.value is not None else "")
+
+
+def _verdict(found: Mapping[str, Row]) -> str:
+    missed = []
+    for name, row in found.items():
+        if row.error:
+            missed.append(f"no figure: {row.error}")
+        elif row.kept is False:
+            sign, limit = (">=", row.least) if row.least is not None else ("<=", row.most)
+            missed.append(f"{name} {'missing' if row.value is None else f'{row.value:g}'}, not {sign} {limit:g}")
+    return "kept" if not missed else "**missed**: " + "; ".join(missed)

@@ -1,0 +1,45 @@
+"""Which API keys are in use: when each was last presented, as workers report it.
+
+Workers know digests and no ids. A report names digests; the time is the master's own, and a digest that it has not sent
+is ignored. So a worker that lies can make a key look used, and never unused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+
+from definition_server.ipc.messages import Keys
+
+
+class KeyUsage:
+    """The accepted keys by id, and their last use. It may be read from any thread."""
+
+    def __init__(self, keys: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
+        """``keys``: id → key. ``clock``: seconds since the epoch."""
+        self._clock = clock
+        self._last_used: dict[str, float] = {}
+        self._digests: dict[str, str] = {}
+        self.replace(keys)
+
+    def replace(self, keys: Mapping[str, str]) -> None:
+        """Accept these from now on. A key that stays keeps its time, also under another id."""
+        self._digests = {key_id: sha256(key.encode()).hexdigest() for key_id, key in keys.items()}
+        accepted = set(self._digests.values())
+        self._last_used = {digest: at for digest, at in self._last_used.items() if digest in accepted}
+
+    @property
+    def message(self) -> Keys:
+        """What workers are to know."""
+        return Keys(tuple(self._digests.values()))
+
+    def used(self, digests: Iterable[str]) -> None:
+        """Keys with these digests were presented within the last second or so."""
+        now = self._clock()
+        self._last_used |= dict.fromkeys(set(digests) & set(self._digests.values()), now)
+
+    def last_used(self) -> dict[str, float]:
+        """Id → seconds since the epoch; 0: not since the start of the master, or since the key was added."""
+        last_used = self._last_used
+        return {key_id: last_used.get(digest, 0.0) for key_id, digest in self._digests.items()}

@@ -1,0 +1,125 @@
+"""Settings that can be replaced under a running server: each is read again, judged and used by itself.
+
+A reload that fails as a whole would let one bad file block the others: a certificate whose key is written a second
+later would hold up the rotation of a leaked API key. So whatever cannot be used keeps its last good value, and is
+logged; all else is used.
+
+Each is read in a thread of its own that nothing waits for at the end: a disk that hangs holds up neither the event loop
+nor the other settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from pydantic import SecretStr
+
+from definition_server.environment import Check, SettingsError, load_settings, named_file, variables
+from definition_server.observability.logs import get_logger
+from definition_server.settings import Settings
+
+log = get_logger(__name__)
+
+_READ_SECONDS = 10.0
+
+
+class Reloadable(Enum):
+    """What can be replaced, and the fields of `Settings` that belong to it."""
+
+    DATABASE_URL = ("database_url",)
+    API_KEYS = ("api_key", "api_keys")
+    SIGNING_KEY = ("avap_internal_key",)
+    CERTIFICATE = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
+
+    @property
+    def variables(self) -> str:
+        """The names of its settings, for the log."""
+        return ", ".join(_variable(name) for name in self.value)
+
+
+Apply = Callable[[Reloadable, Settings], Awaitable[None]]
+
+
+class Reloader:
+    """The settings that are in use, and their renewal. ``settings`` are those of the start."""
+
+    def __init__(self, settings: Settings, checks: Mapping[str, Check]) -> None:
+        self.settings = settings
+        """What is in use: of everything the last good value."""
+        self._checks = checks
+        self._reading: set[Reloadable] = set()
+
+    async def read_again(self, apply: Apply) -> None:
+        """Read everything that comes from files again, and ``apply`` what can be used, as it becomes known."""
+        wanted = [what for what in Reloadable if self._from_files(what)]
+        await asyncio.gather(*(self._read_one(what, apply) for what in wanted))
+
+    async def _read_one(self, what: Reloadable, apply: Apply) -> None:
+        if what in self._reading:
+            return self._keep(what, "the reading before this one has not ended")
+        found = self._begin(what)
+        done, _ = await asyncio.wait((found,), timeout=_READ_SECONDS)
+        if not done:
+            return self._keep(what, f"it was not read within {_READ_SECONDS:g} s; does a disk hang?")
+        settings = found.result()
+        if isinstance(settings, SettingsError):
+            for problem in settings.problems:
+                self._keep(what, f"{problem.variable}: {problem.reason}", remedy=problem.remedy)
+            return None
+        self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in what.value})
+        await apply(what, self.settings)
+        log.info("Settings read again", what=what.variables)
+        return None
+
+    def _keep(self, what: Reloadable, error: str, *, remedy: str | None = None) -> None:
+        more = {} if remedy is None else {"remedy": remedy}
+        log.error("Settings not read again; the old ones stay", what=what.variables, error=error, **more)
+
+    def _begin(self, what: Reloadable) -> asyncio.Future[Settings | SettingsError]:
+        """Read ``what`` in a thread, every other setting being as it is."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Settings | SettingsError] = loop.create_future()
+        others = {
+            _variable(name): _text(getattr(self.settings, name))
+            for other in Reloadable
+            if other is not what
+            for name in other.value
+        }
+        self._reading.add(what)
+
+        def end(result: Settings | SettingsError) -> None:
+            self._reading.discard(what)
+            found.set_result(result)
+
+        def read() -> None:
+            result: Settings | SettingsError
+            try:
+                result = load_settings(Settings, defaults=None, checks=self._checks, **others)
+            except SettingsError as error:
+                result = error
+            try:
+                loop.call_soon_threadsafe(end, result)
+            except RuntimeError:
+                return  # the loop has ended
+
+        threading.Thread(target=read, name=f"reload-{what.name.lower()}", daemon=True).start()
+        return found
+
+    def _from_files(self, what: Reloadable) -> bool:
+        """Whether it can have changed at all: the environment of a running process does not change."""
+        if what is Reloadable.CERTIFICATE:
+            return self.settings.tls_cert_file is not None
+        return any(named_file(_variable(name)) for name in what.value)
+
+
+def _variable(name: str) -> str:
+    return variables(Settings.model_fields[name])[0]
+
+
+def _text(value: Any) -> str | None:
+    """A value as an override. Certificates are judged only where they are read again: their files are checked."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else None

@@ -1,0 +1,21 @@
+"""Imports what a worker would import when it first needs it, because a confined worker opens no file.
+
+The list was found by trial: ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception,
+reloads or drains imports anything after its confinement.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_EVERY_TRANSPORT = ("threading",)
+_TRANSPORT = {
+    "native": ("definition_server.data_plane.transports.native",),
+    "grpcio": ("definition_server.data_plane.transports.grpcio",),
+}
+
+
+def preload(transport: str) -> None:
+    """Import everything that a worker with this transport may need."""
+    for name in (*_EVERY_TRANSPORT, *_TRANSPORT[transport]):
+        import_module(name)

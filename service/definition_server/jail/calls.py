@@ -1,0 +1,162 @@
+"""The system calls of a worker: what it may still do once it is confined. Everything else fails with EPERM.
+
+A worker serves connections that arrive on a socket that it has, from memory that it has. So it may use its memory, its
+threads, its clocks, and descriptors that exist; it may not make new ones that reach outside: no file, no socket, no
+process, no other process's memory, signals or priority.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from definition_server.jail.kernel import X86_64, Architecture
+from definition_server.jail.seccomp import ALWAYS, Rule, Test, refuse
+
+_MSG_FASTOPEN = 0x20000000
+_AT_EMPTY_PATH = 0x1000
+_CLONE_THREAD = 0x10000
+_AF_UNIX = 1
+_SHUT_WR = 1
+_O_CLOEXEC = 0x80000
+
+_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC, _F_GET_SEALS = 0, 1, 2, 3, 4, 1030, 1034
+_FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2 = (
+    0x541B, 0x5421, 0x5451, 0x5450, 0x5401, 0x5413, 0x802C542A,
+)  # fmt: skip
+_PRCTL_OPTIONS = (3, 15, 16, 38, 0x53564D41)
+"""PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA."""
+
+_SOL_SOCKET, _IPPROTO_TCP = 1, 6
+_SOCKET_OPTIONS = (2, 4, 7, 8, 9, 13)
+"""SO_REUSEADDR, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_LINGER. None that attaches a program to a socket."""
+_TCP_OPTIONS = (1, 4, 5, 6, 12, 18, 25)
+"""TCP_NODELAY, _KEEPIDLE, _KEEPINTVL, _KEEPCNT, _QUICKACK, _USER_TIMEOUT, _NOTSENT_LOWAT."""
+
+NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    # Name: x86-64, aarch64. The frequent ones come first, because the filter compares them in this order.
+    "sendto": (44, 206), "recvfrom": (45, 207), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "read": (0, 63),
+    "write": (1, 64), "writev": (20, 66), "sendmsg": (46, 211), "recvmsg": (47, 212), "futex": (202, 98),
+    "epoll_ctl": (233, 21), "accept4": (288, 242), "close": (3, 57), "clock_gettime": (228, 113),
+    # Memory
+    "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226), "madvise": (28, 233),
+    "brk": (12, 214), "msync": (26, 227), "membarrier": (324, 283),
+    # Descriptors
+    "readv": (19, 65), "pread64": (17, 67), "pwrite64": (18, 68), "lseek": (8, 62), "fstat": (5, 80),
+    "newfstatat": (262, 79), "statx": (332, 291), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
+    "fcntl": (72, 25), "ioctl": (16, 29), "pipe2": (293, 59), "eventfd2": (290, 19), "signalfd4": (289, 74),
+    "timerfd_create": (283, 85), "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87),
+    "open": (2, None), "openat": (257, 56),
+    # Waiting
+    "epoll_create1": (291, 20), "epoll_pwait2": (441, 441), "poll": (7, None), "ppoll": (271, 73),
+    "select": (23, None), "pselect6": (270, 72), "pause": (34, None), "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115), "restart_syscall": (219, 128),
+    # Sockets that exist
+    "accept": (43, 202), "sendmmsg": (307, 269), "recvmmsg": (299, 243), "getsockopt": (55, 209),
+    "setsockopt": (54, 208), "getsockname": (51, 204), "getpeername": (52, 205), "shutdown": (48, 210),
+    "socketpair": (53, 199),
+    # Sockets of its own, where a transport opens the port itself
+    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
+    # Threads
+    "clone": (56, 220), "clone3": (435, 435), "exit": (60, 93), "exit_group": (231, 94),
+    "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293), "set_tid_address": (218, 96),
+    "gettid": (186, 178), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getcpu": (309, 168),
+    "sched_getparam": (143, 121), "sched_getscheduler": (145, 120), "sched_get_priority_max": (146, 125),
+    "sched_get_priority_min": (147, 126),
+    "futex_waitv": (449, 449), "arch_prctl": (158, None), "prctl": (157, 167), "seccomp": (317, 277),
+    # Signals
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigsuspend": (130, 133),
+    "rt_sigtimedwait": (128, 137), "rt_sigpending": (127, 136), "sigaltstack": (131, 132), "kill": (62, 129),
+    "tkill": (200, 130), "tgkill": (234, 131), "setitimer": (38, 103), "getitimer": (36, 102),
+    # Facts
+    "getpid": (39, 172), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
+    "getegid": (108, 177), "getpgrp": (111, None), "getpgid": (121, 155), "getsid": (124, 156), "getcwd": (79, 17),
+    "getpriority": (140, 141), "getrlimit": (97, 163), "prlimit64": (302, 261), "getrusage": (98, 165),
+    "sysinfo": (99, 179), "uname": (63, 160), "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153),
+    "clock_getres": (229, 114), "getrandom": (318, 278),
+}  # fmt: skip
+"""Every system call that a worker may make, some only with certain arguments (`rules`)."""
+
+OPENING_A_PORT = ("socket", "connect", "bind", "listen")
+"""Refused at once to a worker that adopts the master's socket, and to others once their port is open."""
+
+
+def number(architecture: Architecture, name: str) -> int | None:
+    """The number of a call; None where the architecture does not have it."""
+    return NUMBERS[name][0 if architecture is X86_64 else 1]
+
+
+def rules(architecture: Architecture, pid: int, *, reads_files: bool, opens_port: bool) -> dict[int, Rule]:
+    """Call number → rule, for process ``pid``.
+
+    Args:
+        architecture: Whose numbers.
+        pid: The process that it may signal: itself.
+        reads_files: Files may be opened for reading, as far as Landlock permits.
+        opens_port: Sockets may be made, bound and connected, as far as Landlock permits (`port_is_open` ends that).
+    """
+    restricted = _restricted(pid)
+    if not reads_files:
+        restricted |= {"open": Rule(refuse(errno.EPERM)), "openat": Rule(refuse(errno.EPERM))}
+    if opens_port:
+        # C-core sets more options on the sockets that it makes, and shuts them down in both directions.
+        restricted |= {"setsockopt": Rule(), "shutdown": Rule(), "seccomp": Rule()}
+    else:
+        restricted |= {name: Rule(refuse(errno.EPERM)) for name in (*OPENING_A_PORT, "seccomp")}
+    return {
+        found: restricted.get(name, Rule()) for name in NUMBERS if (found := number(architecture, name)) is not None
+    }
+
+
+def port_is_open(architecture: Architecture) -> dict[int, Rule]:
+    """Call number → rule of the second filter of a worker that opened its port itself."""
+    names = (*OPENING_A_PORT, "seccomp")
+    return {found: Rule(refuse(errno.EPERM)) for name in names if (found := number(architecture, name)) is not None}
+
+
+def _restricted(pid: int) -> dict[str, Rule]:
+    """The calls that are allowed only with certain arguments."""
+    no_address = (Test(4, 0), Test(4, 0, high=True))
+    empty_path = Test(3, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH)
+    own = Rule(when=((Test(0, pid),),))
+    return {
+        # No address, no "fast open": either makes a connection without connect(2).
+        "sendto": Rule(when=((Test(3, 0, mask=_MSG_FASTOPEN), *no_address),)),
+        "sendmsg": Rule(when=((Test(2, 0, mask=_MSG_FASTOPEN),),)),
+        "sendmmsg": Rule(when=((Test(3, 0, mask=_MSG_FASTOPEN),),)),
+        "socketpair": Rule(when=((Test(0, _AF_UNIX),),)),
+        # Reading is not shut down: that would end a listening socket for all processes that share it.
+        "shutdown": Rule(when=((Test(1, _SHUT_WR),),)),
+        "setsockopt": Rule(
+            when=(
+                *((Test(1, _SOL_SOCKET), Test(2, option)) for option in _SOCKET_OPTIONS),
+                *((Test(1, _IPPROTO_TCP), Test(2, option)) for option in _TCP_OPTIONS),
+            )
+        ),
+        "fcntl": Rule(
+            when=tuple(
+                (Test(1, command),)
+                for command in (
+                    _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC, _F_GET_SEALS,
+                )
+            )
+        ),
+        "ioctl": Rule(
+            when=tuple(
+                (Test(1, request),)
+                for request in (_FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2)
+            )
+        ),
+        # A descriptor's facts, not those of a path.
+        "newfstatat": Rule(when=((empty_path,),)),
+        "statx": Rule(when=((Test(2, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH),),)),
+        "open": Rule(when=((Test(1, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
+        "openat": Rule(when=((Test(2, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
+        # Threads, no processes. The filter cannot read clone3's arguments; the C library then uses clone.
+        "clone": Rule(when=((Test(0, _CLONE_THREAD, mask=_CLONE_THREAD),),)),
+        "clone3": Rule(refuse(errno.ENOSYS), when=ALWAYS),
+        "kill": own,
+        "tkill": own,
+        "tgkill": own,
+        "prctl": Rule(when=tuple((Test(0, option),) for option in _PRCTL_OPTIONS)),
+        "prlimit64": Rule(when=((Test(0, 0),),)),
+    }  # fmt: skip

@@ -1,0 +1,149 @@
+"""seccomp filters (seccomp(2)): a program for the kernel that answers each system call with "allow" or an error.
+
+Refused calls fail with EPERM, and nothing is logged, so that a library falls back to another call or reports the error
+as any other. A program is written in classic BPF (``linux/filter.h``) and reads the call's number, the architecture and
+the arguments, never memory behind a pointer. For calls that are allowed whatever their arguments the kernel remembers
+that (since 5.11), and does not run the program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from definition_server.jail.kernel import PR_SET_NO_NEW_PRIVS, Architecture, call, prctl
+
+ALLOW = 0x7FFF0000
+_ERRNO = 0x00050000
+
+_SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
+_TSYNC, _SPEC_ALLOW = 1, 4
+
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
+_JUMP_EQUAL, _JUMP_AT_LEAST = 0x15, 0x35
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+"""Offsets in ``struct seccomp_data``."""
+
+_X32 = 0x40000000
+"""The bit of a call of the x32 ABI, which has other numbers."""
+
+LAST_KNOWN = 470
+"""The last system call that these tables were made with. A later one fails with ENOSYS, as on a kernel without it: a
+library that tries a new call falls back to the old one."""
+
+
+def refuse(number: int) -> int:
+    """The answer "fail with this errno"."""
+    return _ERRNO | number
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A condition on the low half of an argument: ``argument & mask == value``."""
+
+    __test__ = False
+
+    argument: int
+    value: int
+    mask: int = 0xFFFFFFFF
+    high: bool = False
+    """The high half instead, for pointers."""
+
+
+Alternatives = tuple[tuple[Test, ...], ...]
+"""A call is answered by its rule's answer if all tests of one of the alternatives hold; otherwise with EPERM."""
+
+ALWAYS: Alternatives = ((),)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one system call is answered with."""
+
+    answer: int = ALLOW
+    when: Alternatives = ALWAYS
+
+
+class _Instruction(ctypes.Structure):
+    """``struct sock_filter``."""
+
+    _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+
+
+class _Program(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
+
+
+Instruction = tuple[int, int, int, int]
+"""Code, instructions to skip if true, if false, operand."""
+
+
+def program(architecture: Architecture, rules: Mapping[int, Rule], otherwise: int) -> list[Instruction]:
+    """A filter: the rule of each call number, in order, and ``otherwise`` for every other call."""
+    written: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_JUMP_EQUAL, 1, 0, architecture.audit),
+        (_RETURN, 0, 0, refuse(errno.EPERM)),
+        (_LOAD, 0, 0, _NUMBER),
+        (_JUMP_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, refuse(errno.EPERM)),
+    ]
+    for number, rule in rules.items():
+        block = _block(rule)
+        written += [(_JUMP_EQUAL, 0, len(block), number), *block]
+    if otherwise != ALLOW:
+        written += [(_JUMP_AT_LEAST, 0, 1, LAST_KNOWN + 1), (_RETURN, 0, 0, refuse(errno.ENOSYS))]
+    return [*written, (_RETURN, 0, 0, otherwise)]
+
+
+def _block(rule: Rule) -> list[Instruction]:
+    """Answers one call, whose number matched."""
+    written: list[Instruction] = []
+    for tests in rule.when:
+        passed: list[Instruction] = [(_RETURN, 0, 0, rule.answer)]
+        for test in reversed(tests):
+            offset = _ARGUMENTS + 8 * test.argument + (4 if test.high else 0)  # both architectures: low half first
+            masked = [] if test.mask == 0xFFFFFFFF else [(_AND, 0, 0, test.mask)]
+            passed = [(_LOAD, 0, 0, offset), *masked, (_JUMP_EQUAL, 0, len(passed), test.value), *passed]
+        written += passed
+        if not tests:
+            return written
+    return [*written, (_RETURN, 0, 0, refuse(errno.EPERM))]
+
+
+def available(architecture: Architecture) -> bool:
+    """Whether the kernel takes filters, and a container's own filter lets them be set."""
+    answer = ctypes.c_uint32(_ERRNO)
+    try:
+        call(architecture.seccomp, _GET_ACTION_AVAIL, 0, ctypes.byref(answer))
+    except OSError:
+        return False
+    return True
+
+
+def install(architecture: Architecture, instructions: list[Instruction], *, every_thread: bool = False) -> None:
+    """Put this process under a filter for good: the calling thread and those that it starts, or ``every_thread``.
+
+    Raises:
+        OSError: where the kernel refuses.
+    """
+    array = (_Instruction * len(instructions))(*(_Instruction(*each) for each in instructions))
+    filter_program = _Program(len(instructions), array)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    flags = _TSYNC if every_thread else 0
+    # Without the flag, kernels before 5.16 slow the whole process down (a mitigation of speculative store bypass). No
+    # foreign code runs here that could read beside its own data.
+    for each in (flags | _SPEC_ALLOW, flags):
+        try:
+            refused = call(architecture.seccomp, _SET_MODE_FILTER, each, ctypes.byref(filter_program))
+        except OSError as error:
+            if error.errno != errno.EINVAL or each == flags:
+                raise
+            continue
+        if refused:
+            raise OSError(errno.EBUSY, f"thread {refused} could not be put under the filter")
+        return

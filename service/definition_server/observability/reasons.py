@@ -1,0 +1,32 @@
+"""Why something failed, as the pages of the admin port say it: names from this list, and nothing else.
+
+The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, where a library quotes its
+input, a secret; so texts go into the log alone. docs/observability.md explains each reason.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A reason."""
+
+    DATABASE_URL_UNUSABLE = "database_url_unusable"
+    DATABASE_UNREACHABLE = "database_unreachable"
+    DATABASE_TIMEOUT = "database_timeout"
+    DATABASE_REFUSED_LOGIN = "database_refused_login"
+    DATABASE_CONNECTION_LOST = "database_connection_lost"
+    DATABASE_ERROR = "database_error"
+    STATEMENT_TIMEOUT = "statement_timeout"
+    TABLE_MISSING = "table_missing"
+    COLUMN_MISSING = "column_missing"
+    TABLE_LOCKED = "table_locked"
+    PERMISSION_DENIED = "permission_denied"
+    TABLE_EMPTY = "table_empty"
+    CATALOGUE_TOO_LARGE = "catalogue_too_large"
+    MACHINE_LIMIT = "machine_limit"
+    DISK_FAILED = "disk_failed"
+    DISK_HANGS = "disk_hangs"
+    SNAPSHOT_UNUSABLE = "snapshot_unusable"
+    INTERNAL_ERROR = "internal_error"

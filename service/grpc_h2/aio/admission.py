@@ -1,0 +1,258 @@
+"""Which connections a server holds: the limit, the limit per peer address, and what goes when there is no room.
+
+**Theory of operation.** A connection is worth what its peer has shown (`Trust`). One that has shown a right to be
+served (a call with a known key) is a client's, and is never closed to make room. All others are strangers', whom every
+attacker can multiply at will. So they are the ones that give way:
+
+- A peer address holds `Admission.max_per_peer` connections at most. Further ones are refused.
+- Where the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
+- Where no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
+  limit: a probe connects, asks and leaves. A connection there that has shown nothing after `RESERVE_SECONDS` is closed.
+- Where the reserve is taken too, the longest idle stranger goes, however short its idleness; where no stranger is left,
+  the client that has held a place of the reserve for the longest time is drained: it gets a GOAWAY, its calls are
+  finished, and it connects elsewhere or again. So a probe always gets in.
+- A stranger that makes no call which the server admits is drained after `first_call_timeout` seconds, and closed after
+  as many again. An honest client that connected ahead of time connects again with its next call.
+
+Clocks: all instants are in the loop's seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import IntEnum
+from itertools import islice
+from math import inf
+from typing import Protocol
+
+RESERVE = 64
+"""Places above the limit. The kubelet, a service mesh and a load balancer probe one at a time each."""
+RESERVE_SECONDS = 2.0
+"""How long a connection may hold a place of the reserve without showing anything. The kubelet's probes and gRPC clients
+send their first call with the connection, or a round trip later."""
+_IDLE_SECONDS = 1.0
+_EXAMINED = 64
+"""Strangers of whom the longest idle one is chosen, from the front of a queue that is about in that order: 30 µs."""
+_SWEEP_SECONDS = 1.0
+
+
+class Trust(IntEnum):
+    """What a connection's peer has shown so far."""
+
+    STRANGER = 0
+    PROBE = 1
+    """It has made a call that needs no key and is known to be harmless: a health check."""
+    CLIENT = 2
+    """It has made a call that the server has authorised."""
+
+
+class Refusal(IntEnum):
+    """Why a connection is refused or closed, with nothing wrong in what it sent."""
+
+    PEER_LIMIT = 0
+    """Its address holds too many."""
+    FULL = 1
+    """The server has no room, not even in the reserve."""
+    EVICTED = 2
+    """It gave way to a new connection."""
+    NO_CALL = 3
+    """It made no call that the server admits, in the time for that."""
+
+
+REASONS = {
+    Refusal.PEER_LIMIT: "too many connections from this address",
+    Refusal.FULL: "the server holds as many connections as it can",
+    Refusal.EVICTED: "the server needs the place of this idle connection",
+    Refusal.NO_CALL: "no authorised call in time",
+}
+"""What the peer (in GOAWAY) and the operator read."""
+
+
+class Held(Protocol):
+    """A connection, as `Admission` sees it."""
+
+    @property
+    def trust(self) -> Trust:
+        """What the peer has shown so far."""
+
+    @property
+    def active_at(self) -> float:
+        """When the peer has last sent something; -inf where it has sent nothing."""
+
+    def drain(self) -> None:
+        """Finish the calls, and close."""
+
+    def dismiss(self, refusal: Refusal) -> None:
+        """Close now: say why, to the peer and in the log."""
+
+
+Informed = Callable[[Refusal], None]
+
+
+class Admission:
+    """The connections of one server, from accept(2) to their end."""
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None = None,
+        max_per_peer: int | None = None,
+        first_call_timeout: float = inf,
+    ) -> None:
+        """None: no limit."""
+        self.max_connections = max_connections
+        self.max_per_peer = max_per_peer
+        self._first_call_timeout = first_call_timeout
+        self._peers: dict[Held, str] = {}
+        """Connection → address, of all connections that are held."""
+        self._per_peer: dict[str, int] = {}
+        self._strangers: OrderedDict[Held, float] = OrderedDict()
+        """Connections that may be evicted → when they were last active, as far as is known; about in that order."""
+        self._unproven: OrderedDict[Held, float] = OrderedDict()
+        """Connections that have shown nothing → when they are drained; in that order."""
+        self._drained: OrderedDict[Held, float] = OrderedDict()
+        """Those that were drained for that → when they are closed; in that order."""
+        self._reserve: OrderedDict[Held, None] = OrderedDict()
+        """Connections accepted above the limit, the oldest first."""
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def held(self) -> int:
+        """Connections that are held, unfinished TLS handshakes among them."""
+        return len(self._peers)
+
+    @property
+    def full(self) -> bool:
+        """Whether the limit is reached."""
+        return self.max_connections is not None and self.held >= self.max_connections
+
+    def admit(self, connection: Held, peer: str, loop: asyncio.AbstractEventLoop) -> Refusal | None:
+        """Hold ``connection`` from the address ``peer``, and make room for it; or return why it is refused."""
+        peer = network_of(peer)
+        count = self._per_peer.get(peer, 0)
+        if self.max_per_peer is not None and count >= self.max_per_peer:
+            return Refusal.PEER_LIMIT
+        now = loop.time()
+        if self.full:
+            if not self._make_room(now):
+                return Refusal.FULL
+            if self.full:
+                self._reserve[connection] = None
+                loop.call_later(RESERVE_SECONDS, self._check_reserved, connection)
+        self._per_peer[peer] = count + 1
+        self._peers[connection] = peer
+        self._strangers[connection] = now
+        if self._first_call_timeout < inf:
+            self._unproven[connection] = now + self._first_call_timeout
+            if self._sweep_timer is None:
+                self._sweep_timer = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+        return None
+
+    def vouched(self, connection: Held) -> None:
+        """The connection's trust has risen."""
+        self._unproven.pop(connection, None)
+        if connection.trust is Trust.CLIENT:
+            self._strangers.pop(connection, None)
+
+    def gone(self, connection: Held) -> bool:
+        """The connection has ended, or is going to. Returns whether it was held."""
+        peer = self._peers.pop(connection, None)
+        if peer is None:
+            return False
+        count = self._per_peer[peer] - 1
+        if count:
+            self._per_peer[peer] = count
+        else:
+            del self._per_peer[peer]
+        for each in (self._strangers, self._unproven, self._drained, self._reserve):
+            each.pop(connection, None)
+        return True
+
+    def stop(self) -> None:
+        """Nothing more is admitted: stop the timer."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    def _make_room(self, now: float) -> bool:
+        """Make room for one more, in the reserve if need be. Returns False where there is none."""
+        assert self.max_connections is not None
+        if self._evict(now - _IDLE_SECONDS) or self.held < self.max_connections + RESERVE or self._evict(now):
+            return True
+        oldest = next(iter(self._reserve), None)
+        if oldest is not None:
+            del self._reserve[oldest]
+            oldest.drain()
+        return self.held < self.max_connections + 2 * RESERVE
+
+    def _evict(self, before: float) -> bool:
+        """Close the stranger that is idle for the longest time, if that began ``before``. Returns whether one was."""
+        chosen, chosen_at = None, before
+        moved = []
+        for connection, known in islice(self._strangers.items(), _EXAMINED):
+            active = connection.active_at
+            if active > known:
+                moved.append((connection, active))
+            else:
+                active = known
+            if active <= chosen_at and (chosen is None or active < chosen_at):
+                chosen, chosen_at = connection, active
+        for connection, active in moved:
+            self._strangers[connection] = active
+            self._strangers.move_to_end(connection)
+        if chosen is None:
+            return False
+        self.gone(chosen)
+        chosen.dismiss(Refusal.EVICTED)
+        return True
+
+    def _check_reserved(self, connection: Held) -> None:
+        if connection in self._reserve and self.full and connection.trust is Trust.STRANGER:
+            self.gone(connection)
+            connection.dismiss(Refusal.NO_CALL)
+
+    # -- strangers that make no call ------------------------------------------------------------------------------
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drain what has shown nothing in time. Connections of one second are dealt with some at a time."""
+        self._sweep_timer = None
+        now, again = loop.time(), _SWEEP_SECONDS
+        for waiting, act in ((self._drained, self._close), (self._unproven, self._drain)):
+            for _ in range(_EXAMINED):
+                first = next(iter(waiting), None)
+                if first is None or waiting[first] > now:
+                    break
+                del waiting[first]
+                act(first, now)
+            else:
+                again = 0.001
+        if self._unproven or self._drained:
+            self._sweep_timer = loop.call_later(again, self._sweep, loop)
+
+    def _drain(self, connection: Held, now: float) -> None:
+        self._drained[connection] = now + self._first_call_timeout
+        connection.drain()
+
+    def _close(self, connection: Held, _: float) -> None:
+        if connection.trust is Trust.STRANGER:
+            self.gone(connection)
+            connection.dismiss(Refusal.NO_CALL)
+
+
+def network_of(host: str) -> str:
+    """What counts as one peer: an IPv4 address (mapped into IPv6 or not), or the /64 network of an IPv6 address, of
+    which one machine may use every address."""
+    if ":" not in host:
+        return host
+    if "." in host:
+        return host.rpartition(":")[2]
+    head, _, tail = host.partition("%")[0].partition("::")
+    groups = head.split(":") if head else []
+    if tail or "::" in host:
+        rest = tail.split(":") if tail else []
+        groups += ["0"] * (8 - len(groups) - len(rest)) + rest
+    return ":".join(groups[:4])

@@ -1,0 +1,99 @@
+"""Recognises peers that speak something else, by their first octets, and holds an answer in their own protocol.
+
+A wrong scheme, port or proxy option is the most frequent fault of a new installation, and its victim sees "connection
+reset" in most servers. Here an HTTP/1.1 client gets a line of text that says what the port speaks, a TLS client an
+alert, a cleartext HTTP/2 client on a TLS port a GOAWAY; and the operator's log names what was received.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ErrorCode
+
+CLEARTEXT: Final = "gRPC over HTTP/2 without TLS"
+SECURE: Final = "gRPC over HTTP/2 with TLS"
+_MOST: Final = 4096
+"""Octets that are kept while the first line is incomplete."""
+_HTTP1_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [^\r\n]+ HTTP/1\.\d\r?\n")
+_HTTP09_LINE: Final = re.compile(rb"GET /[^ \r\n]*\r?\n")
+_BEGUN_LINE: Final = re.compile(rb"[A-Z]{1,16}( [^\r\n]*)?\r?")
+_PROXY_V1: Final = b"PROXY "
+_PROXY_V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+_SSH: Final = b"SSH-"
+NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
+"""A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
+_HANDSHAKE_FAILURE: Final = b"\x15\x03\x03\x00\x02\x02\x28"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Something that is not spoken here."""
+
+    name: str
+    """For the log."""
+    answer: bytes = b""
+    """What the peer understands; empty where there is no such thing."""
+
+
+def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:
+    """What a peer speaks whose first octets are these; None where it is not known, or may still be what is spoken here.
+
+    Args:
+        octets: The first octets.
+        speaks: What is spoken here: `CLEARTEXT` or `SECURE`.
+        whole: Whether to judge an incomplete line, too.
+    """
+    if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
+        return Foreign("HTTP/2 without TLS", _goaway(speaks))
+    line = _HTTP1_LINE.match(octets)
+    if line is not None:
+        return Foreign("HTTP/1.1", _http1(speaks, head=line[1] == b"HEAD"))
+    if _HTTP09_LINE.match(octets) or (whole and octets[:5] in _METHODS):
+        return Foreign("HTTP/1.1", _http1(speaks, head=False))
+    if octets.startswith(_PROXY_V1):
+        return Foreign("PROXY protocol v1")
+    if octets.startswith(_PROXY_V2):
+        return Foreign("PROXY protocol v2")
+    if octets.startswith(_TLS_HANDSHAKE) and speaks == CLEARTEXT:
+        return Foreign("TLS", _HANDSHAKE_FAILURE)
+    if octets.startswith(_SSH):
+        return Foreign("SSH")
+    return None
+
+
+_METHODS: Final = (b"GET /", b"POST ", b"PUT /", b"HEAD ", b"OPTIO", b"DELET", b"PATCH", b"CONNE", b"TRACE")
+
+
+def undecided(octets: bytes) -> bool:
+    """Whether more octets may make this what `recognise` knows, so that they are to be waited for."""
+    if _PROXY_V2.startswith(octets[: len(_PROXY_V2)]) or _TLS_HANDSHAKE.startswith(octets[:2]):
+        return len(octets) < len(_PROXY_V2)
+    return len(octets) < _MOST and _BEGUN_LINE.fullmatch(octets) is not None
+
+
+def _http1(speaks: str, *, head: bool) -> bytes:
+    text = f"This port speaks {speaks}, not HTTP/1.1: use a gRPC client.\n".encode()
+    lines = (
+        b"HTTP/1.1 400 Bad Request",
+        b"Content-Type: text/plain; charset=utf-8",
+        b"Content-Length: %d" % len(text),
+        b"Connection: close",
+        b"",
+        b"" if head else text,
+    )
+    return b"\r\n".join(lines)
+
+
+def _goaway(speaks: str) -> bytes:
+    reason = f"this port speaks {speaks}".encode()
+    return frames.settings(()) + frames.goaway(0, ErrorCode.INADEQUATE_SECURITY, reason)
+
+
+def goaway(code: int, reason: str) -> bytes:
+    """The whole conversation of a server that refuses a connection: SETTINGS (RFC 9113 section 3.4), and GOAWAY."""
+    return frames.settings(()) + frames.goaway(0, code, reason.encode())

@@ -1,0 +1,55 @@
+"""The expiry of certificates, as openssl says it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from ssl import cert_time_to_seconds
+
+import pytest
+from tests.support.certificates import Authority
+
+from definition_server.control_plane.certificates import earliest_expiry
+
+
+def by_openssl(path: Path) -> float:
+    done = subprocess.run(
+        ["openssl", "x509", "-in", path, "-noout", "-enddate"], check=True, capture_output=True, text=True
+    )
+    return float(cert_time_to_seconds(done.stdout.strip().removeprefix("notAfter=")))
+
+
+@pytest.mark.parametrize("days", ["-1", "1", "9000", "20000"])
+def test_the_expiry_is_that_which_openssl_says(days: str, tmp_path: Path) -> None:
+    """Before 2050 it is a UTCTime, from then on a GeneralizedTime; an expired one is read as well."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
+    if days == "-1":
+        command += ["-not_before", "20200101000000Z", "-not_after", "20200201000000Z"]
+        if subprocess.run([*command, "-subj", "/CN=x"], capture_output=True).returncode:
+            pytest.skip("this openssl makes no expired certificate")
+    else:
+        subprocess.run([*command, "-subj", "/CN=x", "-days", days], check=True, capture_output=True)
+    assert earliest_expiry(cert) == by_openssl(cert)
+
+
+def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    made = authority.sign("server")
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(b"some text\n" + made.cert.read_bytes() + authority.cert.read_bytes())
+    assert earliest_expiry(chain) == min(by_openssl(made.cert), by_openssl(authority.cert))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "key", "cut"])
+def test_of_a_file_without_a_readable_certificate_nothing_is_known(damage: str, tmp_path: Path) -> None:
+    made = Authority(tmp_path).sign("server")
+    path = tmp_path / "file.pem"
+    if damage == "key":
+        path = made.key
+    elif damage == "empty":
+        path.touch()
+    elif damage == "cut":
+        lines = made.cert.read_text().splitlines()
+        path.write_text("\n".join([*lines[:3], lines[-1]]))
+    assert earliest_expiry(path) is None

@@ -1,0 +1,152 @@
+"""What can be replaced under a running server is read again by itself: one that is bad keeps its last good value and
+holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from tests.support.certificates import Authority
+
+from definition_server.control_plane import reload
+from definition_server.control_plane.postgres import url_fault
+from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.environment import load_settings
+from definition_server.settings import Settings
+
+MARK = "hunter2"
+
+
+class Files:
+    """The files of a server's secrets and certificate, all good at first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self.folder = folder
+        self.variables = {
+            "DATABASE_URL_FILE": self.write("url", "postgresql://u:p@h/d"),
+            "API_KEYS_FILE": self.write("keys", "old:one"),
+            "AVAP_INTERNAL_KEY_FILE": self.write("signing", "first"),
+            "TLS_CERT_FILE": str(folder / "cert"),
+            "TLS_KEY_FILE": str(folder / "key"),
+        }
+        self.show("first")
+
+    def write(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return str(self.folder / name)
+
+    def show(self, name: str) -> None:
+        made = self.authority.sign(name)
+        shutil.copy(made.cert, self.folder / "cert")
+        shutil.copy(made.key, self.folder / "key")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    files = Files(tmp_path)
+    for name in ("DATABASE_URL", "API_KEY", "API_KEYS", "AVAP_INTERNAL_KEY", "API_KEY_FILE", "TLS_CLIENT_CA_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in files.variables.items():
+        monkeypatch.setenv(name, value)
+    return files
+
+
+async def read_again(reloader: Reloader) -> list[Reloadable]:
+    applied = []
+
+    async def apply(what: Reloadable, _: Settings) -> None:
+        applied.append(what)
+
+    await reloader.read_again(apply)
+    return applied
+
+
+def reloader() -> Reloader:
+    return Reloader(load_settings(Settings), {"DATABASE_URL": url_fault})
+
+
+async def test_everything_that_is_good_is_used(files: Files) -> None:
+    reading = reloader()
+    files.write("url", "postgresql://u:other@h/d")
+    files.write("keys", "old:one\nnew:two")
+    files.write("signing", "second\n")
+    files.show("second")
+    assert set(await read_again(reading)) == set(Reloadable)
+    settings = reading.settings
+    assert settings.database_url.get_secret_value() == "postgresql://u:other@h/d"
+    assert settings.keys_by_id() == {"old": "one", "new": "two"}
+    assert settings.avap_internal_key is not None
+    assert settings.avap_internal_key.get_secret_value() == "second"
+
+
+BAD = {
+    Reloadable.DATABASE_URL: ("url", f"Postgres://u:{MARK}@h/d"),
+    Reloadable.API_KEYS: ("keys", f"old:one\nnew {MARK}"),
+    Reloadable.SIGNING_KEY: ("signing", f"{MARK} "),
+    Reloadable.CERTIFICATE: ("key", "no key"),
+}
+
+
+GOOD = {
+    Reloadable.DATABASE_URL: ("url", "postgresql://h/d"),
+    Reloadable.API_KEYS: ("keys", "a:b"),
+    Reloadable.SIGNING_KEY: ("signing", "x"),
+}
+
+
+@pytest.mark.parametrize("bad", list(Reloadable), ids=lambda what: what.name)
+async def test_one_that_is_bad_keeps_its_value_is_logged_and_holds_up_no_other(
+    bad: Reloadable, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = reloader()
+    before = reading.settings
+    files.write(*BAD[bad])
+    assert set(await read_again(reading)) == set(Reloadable) - {bad}
+    assert [getattr(reading.settings, name) for name in bad.value] == [getattr(before, name) for name in bad.value]
+    told = capsys.readouterr().out
+    assert "Settings not read again; the old ones stay" in told
+    assert bad.variables.partition(",")[0] in told
+    assert MARK not in told
+    name, good = GOOD.get(bad, ("unused", ""))
+    files.write(name, good)
+    files.show("third")
+    assert set(await read_again(reading)) == set(Reloadable)
+
+
+async def test_what_comes_from_variables_is_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL_FILE", "AVAP_INTERNAL_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")
+    assert await read_again(reloader()) == [Reloadable.API_KEYS]
+
+
+async def test_a_file_that_hangs_holds_up_no_other_and_is_read_by_one_thread(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    reading = reloader()
+
+    def check(_: str) -> None:
+        if threading.current_thread().name == "reload-database_url":
+            released.wait(30)
+
+    hanging = Reloader(reading.settings, {"DATABASE_URL": check})
+    monkeypatch.setattr(reload, "_READ_SECONDS", 1.0)
+    try:
+        for _ in range(2):
+            assert set(await read_again(hanging)) == set(Reloadable) - {Reloadable.DATABASE_URL}
+        hung = [thread for thread in threading.enumerate() if thread.name == "reload-database_url"]
+        assert len(hung) == 1
+        assert hung[0].daemon
+        told = capsys.readouterr().out
+        assert "does a disk hang?" in told
+        assert "has not ended" in told
+    finally:
+        released.set()
+    hung[0].join(10)
+    await asyncio.sleep(0)
