@@ -26,17 +26,19 @@ COPY deploy/image/precompile.py ./
 RUN PYTHONPYCACHEPREFIX=/opt/bytecode /opt/venv/bin/python precompile.py
 
 FROM ${BASE_IMAGE}
-# An account without a password, a shell or a home directory. Kubernetes checks the numbers (runAsNonRoot).
+# An account without a password, a shell or a home directory. Kubernetes checks the numbers (runAsNonRoot). Any other
+# account of group 0 does as well: OpenShift runs a container with an arbitrary uid and gid 0.
 RUN printf 'avap:x:10001:10001::/nonexistent:/sbin/nologin\n' >> /etc/passwd \
  && printf 'avap:x:10001:\n' >> /etc/group \
  && mkdir -p /var/lib/definition-server \
- && chown 10001:10001 /var/lib/definition-server
+ && chown 10001:0 /var/lib/definition-server \
+ && chmod 2770 /var/lib/definition-server
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bytecode /opt/bytecode
 # Bytecode comes from one read-only tree; modules come from where they were installed, not from the directory in which
 # a process is started.
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONSAFEPATH=1
-USER 10001:10001
+USER 10001:0
 WORKDIR /
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM

@@ -104,7 +104,7 @@ def test_the_server_runs_with_minimal_privileges(services: dict[str, Any]) -> No
     assert server["cap_drop"] == ["ALL"]
     assert server["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in server
-    assert "user" not in server, "the image's own account"
+    assert server["user"] == "10001:0", "the image's own account, unless the secrets belong to another"
 
 
 def test_every_variable_of_the_server_is_a_setting_and_secrets_are_files(services: dict[str, Any]) -> None:
@@ -188,6 +188,7 @@ def stack(
     ports = {name: free_port() for name in names}
     settings = {
         "SECRETS_DIR": str(secrets_directory),
+        "SERVER_UID": str(os.getuid() or 10001),
         "SERVER_IMAGE": IMAGE,
         "NOFILE": str(NOFILE),
         "BASE_IMAGE": base_image(),

@@ -113,6 +113,20 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
+def test_with_a_password_nobody_connects_without_it() -> None:
+    with EmbeddedPostgres(password="it's a: /password") as server:
+        assert server.psql("SELECT current_user") == "postgres\n"
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        parameters = {"host": HOST, "port": server.port, "user": "postgres", "dbname": "avap"}
+        for wrong in ({}, {"password": "wrong"}):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(**parameters, **wrong, passfile="/dev/null", connect_timeout=10)
+        assert server.directory is not None
+        assert (server.directory / "password").stat().st_mode & 0o777 == 0o600
+        assert server.directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_started_server_listens_on_the_loopback_address_only(server: EmbeddedPostgres) -> None:
     assert server.running
     assert server.url == f"postgresql://postgres@127.0.0.1:{server.port}/avap"

@@ -274,6 +274,17 @@ def test_a_signal_before_the_first_catalogue_ends_the_server_in_order(
     assert server.logged("Stopped")
 
 
+@pytest.mark.any_transport
+def test_the_table_is_not_read_during_a_drain(start_server: StartServer) -> None:
+    server: ServerProcess = start_server(CLOSED_PORT_URL, DRAIN_WAIT_SECONDS="1.5", SYNC_INTERVAL_SECONDS="0.1")
+    server.wait_log("Sync failed")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    messages = [line["msg"] for line in server.lines]
+    assert messages[-1] == "Stopped"
+    assert "Sync failed" not in messages[messages.index("Draining") :]
+
+
 def test_a_snapshot_that_could_not_be_stored_is_stored_when_the_disk_is_repaired(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:

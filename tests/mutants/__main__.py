@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import difflib
 import json
 import os
@@ -14,20 +15,24 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tests.mutants.rooms import ROOMS, Room
+from tests.mutants.rooms import ROOMS
 from tests.mutants.sampling import Mutant, mutated, sample
+from tests.mutants.selection import SECONDS_A_FAULT, KnownTests, changed, environment, measure
 
 ROOT = Path(__file__).parents[2]
 LEAST_SHARE = 0.92
-KILLED, SURVIVED, TIMED_OUT = "killed", "SURVIVED", "timed out"
+KILLED, SURVIVED, UNREACHED = "killed", "SURVIVED", "NOT RUN"
 ROUND_SECONDS = 600
+QUICK_SECONDS = 0.5
+"""A test that takes longer may fail because the machine is busy: it must fail again on the same fault, alone."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,9 +41,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--sample", type=int, default=200, metavar="N", help="how many faults, shared among the rooms")
     made.add_argument("--seed", type=int, default=int(time.time()), metavar="S", help="the same seed, the same faults")
     made.add_argument("--room", action="append", choices=[room.name for room in ROOMS], help="only this one")
+    made.add_argument("--only", action="append", metavar="TEXT", help="only faults whose description contains TEXT")
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="faults tried at once")
     made.add_argument("--list", action="store_true", help="show the faults, run no test")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    made.add_argument("--known", type=Path, metavar="FILE",
+                      help="keep there which test runs which line; only what changed is measured again")  # fmt: skip
+    made.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the results there; what it holds is not tried again"
+    )
+    made.add_argument("--seconds", type=float, default=SECONDS_A_FAULT, metavar="S",
+                      help="of tests for one fault; the dearest are left out (default: %(default)g)")  # fmt: skip
+    made.add_argument("--minutes", type=float, default=1e9, metavar="M", help="stop then; --json continues later")
     return made
 
 
@@ -49,88 +62,174 @@ def copy_of_the_project(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    compileall.compile_dir(folder / "service", quiet=2)
     return folder
 
 
-def verdict(mutant: Mutant, room: Room, tree: Path) -> dict[str, Any]:
-    """Run the tests of ``room`` on ``tree`` with the fault in it."""
-    path = tree / mutant.module
-    source = path.read_text("utf-8")
+def verdict(mutant: Mutant, known: KnownTests, runner: Runner, seconds: float = SECONDS_A_FAULT) -> dict[str, Any]:
+    """Run the tests that run the line of ``mutant``, with the fault in it."""
+    path = runner.tree / mutant.module
+    source, changed_at = path.read_text("utf-8"), path.stat().st_mtime
     changed = mutated(mutant, source)
     diff = "\n".join(line for line in difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
                      if line[:1] in "+-" and line[:3] not in ("+++", "---"))  # fmt: skip
+    rounds = known.of(mutant, seconds)
     path.write_text(changed, "utf-8")
+    # Python recognizes by time and size whether a cached module is that of a source: no two faults have the same time.
+    runner.changes += 1
+    os.utime(path, (changed_at + 10 * runner.changes,) * 2)
     began = time.monotonic()
+    result, witness = SURVIVED if rounds else UNREACHED, ""
     try:
-        result = SURVIVED
-        for tests in room.tests(mutant.module, tree):
-            result = run(tests, tree)
-            if result != SURVIVED:
+        for tests in rounds:
+            witness = run(tests, known, runner)
+            if witness:
+                result = KILLED
                 break
     finally:
         path.write_text(source, "utf-8")
-    return {"room": room.name, "mutant": str(mutant), "kind": mutant.kind, "diff": diff, "result": result,
-            "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+        os.utime(path, (changed_at, changed_at))
+    return {"mutant": str(mutant), "kind": mutant.kind, "diff": diff, "result": result, "by": witness,
+            "tests": sum(map(len, rounds)), "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
 
 
-def run(tests: list[str], tree: Path) -> str:
-    """Run ``tests`` on ``tree``. A fault that makes them hang is noticed, too."""
-    present = [each for each in tests if (tree / each).exists()]
-    environment = os.environ | {"PYTHONPATH": str(tree / "service"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=90", *present]
-    with subprocess.Popen(command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, start_new_session=True) as process:  # fmt: skip
+def run(tests: list[str], known: KnownTests, runner: Runner) -> str:
+    """The first of ``tests`` that fails, or another sign of the fault; empty if there is none.
+
+    A failure that may come from a busy machine counts only if the test fails again, alone.
+    """
+    left = list(tests)
+    while left:
+        outcomes = runner.pytest(left)
+        if outcomes is None:
+            return "pytest did not end"
+        failed = next((name for name, outcome in outcomes.items() if outcome[0] == "failed"), None)
+        if failed is None:
+            # Not even one was collected: the module cannot be imported.
+            return "" if outcomes else "nothing was run"
+        slow = max(known.seconds.get(failed, 0), outcomes[failed][1]) >= QUICK_SECONDS
+        if not slow or (again := runner.pytest([failed])) is None or again.get(failed, ["failed"])[0] == "failed":
+            return failed
+        left = [name for name in left if name not in outcomes]
+    return ""
+
+
+class Runner:
+    """A copy of the project, and a process that runs tests on it (`zygote`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = copy_of_the_project(folder)
+        self.changes = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.zygote"], cwd=self.tree, env=environment(self.tree), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def pytest(self, tests: list[str]) -> dict[str, list[Any]] | None:
+        """Test -> outcome, seconds, error; up to the first failure. None if pytest does not end or is killed."""
+        selection, outcomes = self.tree / "selection.json", self.tree / "outcomes.json"
+        selection.write_text(json.dumps(tests), "utf-8")
+        outcomes.unlink(missing_ok=True)
+        files = dict.fromkeys(name.partition("::")[0] for name in tests)
+        arguments = ["-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}", f"--outcomes={outcomes}",
+                     "--one-transport", "--timeout=90",
+                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of hypothesis, which is imported already
+                     *files]  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        group = int(self._process.stdout.readline())
+        end = threading.Timer(ROUND_SECONDS, os.killpg, (group, signal.SIGKILL))
+        end.start()
         try:
-            code = process.wait(ROUND_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return TIMED_OUT if code is None else SURVIVED if code in (0, 5) else KILLED
+            self._process.stdout.readline()
+        finally:
+            end.cancel()
+        if outcomes.exists():
+            return dict(json.loads(outcomes.read_text("utf-8")))
+        _end_servers(self.tree)
+        return None
 
 
-class NoVerdict(Exception):
-    """Tests fail without a fault, so they would seem to notice every one."""
+def _end_servers(tree: Path) -> None:
+    """End the servers that the tests on ``tree`` started, in groups of their own, and left behind."""
+    mark = f"PYTHONPATH={environment(tree)['PYTHONPATH']}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def check_without_fault(drawn: dict[str, list[Mutant]], tree: Path) -> None:
-    """Raise `NoVerdict` where the first tests that would be run for a room do not pass on the unchanged ``tree``."""
-    rooms = {room.name: room for room in ROOMS}
-    for name, mutants in drawn.items():
-        tests = next(iter(rooms[name].tests(mutants[0].module, tree)), []) if mutants else []
-        if tests and run(tests, tree) != SURVIVED:
-            raise NoVerdict(f"{name}: the tests fail without any fault: {' '.join(tests)}")
-
-
-def judge(drawn: dict[str, list[Mutant]], jobs: int, console: Console) -> list[dict[str, Any]]:
-    """The verdicts on all mutants, ``jobs`` at once, each in a copy of its own."""
-    rooms = {room.name: room for room in ROOMS}
+def judge(drawn: dict[str, list[Mutant]], arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """The verdicts on all mutants, ``--jobs`` at once, each in a copy of its own."""
     results: list[dict[str, Any]] = []
+    if arguments.json and arguments.json.exists():
+        stored = json.loads(arguments.json.read_text("utf-8"))
+        results = stored["results"] if stored["seed"] == arguments.seed else []
+    done = {result["mutant"] for result in results}
+    end = time.monotonic() + arguments.minutes * 60
     saying = threading.Lock()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trees: queue.Queue[Path] = queue.Queue()
-        for number in range(jobs):
-            trees.put(copy_of_the_project(Path(folder) / str(number)))
-        check_without_fault(drawn, trees.queue[0])
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
+        runners: queue.Queue[Runner] = queue.Queue()
+        for number in range(arguments.jobs):
+            runners.put(runner := Runner(folder / str(number)))
+            stack.callback(runner.close)
+        known = measured(drawn, runners.queue[0].tree, arguments, end, console)
 
         def one(name: str, mutant: Mutant) -> None:
-            tree = trees.get()
+            if str(mutant) in done or time.monotonic() > end:
+                return
+            runner = runners.get()
             try:
-                result = verdict(mutant, rooms[name], tree)
+                result = verdict(mutant, known, runner, arguments.seconds)
             finally:
-                trees.put(tree)
+                runners.put(runner)
             with saying:
-                results.append(result)
-                console.print(
-                    f"{len(results):4} {result['result']:9} {result['seconds']:6.1f} s {mutant}", highlight=False
-                )
-                if result["result"] == SURVIVED:
-                    console.print(result["diff"], markup=False, highlight=False)
+                results.append({"room": name} | result)
+                console.print(f"{len(results):4} {result['result']:9} {result['seconds']:6.1f} s {mutant}"
+                              f" {result['by']}", markup=False, highlight=False)  # fmt: skip
+                if result["result"] != KILLED:
+                    console.print(f"{result['tests']} tests\n{result['diff']}", markup=False, highlight=False)
+                if arguments.json:
+                    stored = json.dumps({"seed": arguments.seed, "results": results}, indent=1)
+                    arguments.json.write_text(stored, "utf-8")
 
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
             for future in [pool.submit(one, name, mutant) for name, each in drawn.items() for mutant in each]:
                 future.result()
     return results
+
+
+def measured(
+    rooms: Iterable[str], tree: Path, arguments: argparse.Namespace, end: float, console: Console
+) -> KnownTests:
+    """Which test runs which line.
+
+    Raises:
+        TooLate: where there was not time enough; ``--known`` has what was measured.
+    """
+    known = KnownTests.read(arguments.known) if arguments.known else KnownTests()
+    tests = {each for room in ROOMS if room.name in rooms for each in room.tests}
+    for folder, files in changed(known, tree, sorted(tests)).items():
+        if time.monotonic() > end:
+            raise TooLate
+        console.print(f"measuring {len(files)} test files in {folder} on the unchanged code", highlight=False)
+        measure(known, tree, files, arguments.jobs)
+        if arguments.known:
+            known.write(arguments.known)
+    for name, error in known.failing.items():
+        console.print(f"left out, since it fails without a fault: {name}\n{error}", markup=False, highlight=False)
+    return known
+
+
+class TooLate(Exception):
+    """``--minutes`` are over."""
 
 
 def table(results: list[dict[str, Any]]) -> Table:
@@ -139,7 +238,7 @@ def table(results: list[dict[str, Any]]) -> Table:
     for room in ROOMS:
         mine = [result for result in results if result["room"] == room.name]
         if mine:
-            left = [result["kind"] for result in mine if result["result"] == SURVIVED]
+            left = [result["kind"] for result in mine if result["result"] != KILLED]
             kinds = ", ".join(f"{left.count(kind)} {kind}" for kind in sorted(set(left)))
             made.add_row(
                 room.name, str(len(mine)), str(len(mine) - len(left)), f"{1 - len(left) / len(mine):.1%}", kinds
@@ -148,10 +247,13 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def main() -> int:
-    """Returns 0 where every room notices at least `LEAST_SHARE` of its faults, 2 where its tests fail without one."""
+    """Returns 0 where every room notices at least `LEAST_SHARE` of its faults, 3 if the time was too short."""
     arguments = parser().parse_args()
     rooms = tuple(room for room in ROOMS if not arguments.room or room.name in arguments.room)
     drawn = sample(rooms, ROOT, arguments.sample, arguments.seed)
+    if arguments.only:
+        drawn = {name: [mutant for mutant in each if any(text in str(mutant) for text in arguments.only)]
+                 for name, each in drawn.items()}  # fmt: skip
     console = Console(soft_wrap=True)
     if arguments.list:
         for each in drawn.values():
@@ -160,17 +262,16 @@ def main() -> int:
         return 0
     console.print(f"seed {arguments.seed}, {sum(map(len, drawn.values()))} faults")
     try:
-        results = judge(drawn, arguments.jobs, console)
-    except NoVerdict as error:
-        console.print(str(error), markup=False, highlight=False)
-        return 2
+        results = judge(drawn, arguments, console)
+    except TooLate:
+        return 3
     console.print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"seed": arguments.seed, "results": results}, indent=1), "utf-8")
+    if len(results) < sum(map(len, drawn.values())):
+        return 3
     shares = []
     for name in drawn:
         mine = [result for result in results if result["room"] == name]
-        shares.append(sum(result["result"] != SURVIVED for result in mine) / max(1, len(mine)))
+        shares.append(sum(result["result"] == KILLED for result in mine) / max(1, len(mine)))
     return 0 if all(share >= LEAST_SHARE for share in shares) else 1
 
 

@@ -12,7 +12,7 @@ import parso
 from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
-from tests.mutants.operators import operators
+from tests.mutants.operators import Position, operators
 from tests.mutants.rooms import Room
 
 
@@ -27,6 +27,10 @@ class Mutant:
     occurrence: int
     """How many places of this operator come before it in the module."""
     line: int
+    statement: tuple[int, ...] = ()
+    """The lines of the innermost statement; of a compound one, the lines of the part with the fault."""
+    in_function: bool = True
+    """Whether it runs when a function is called, not when the module is imported."""
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line} {self.operator}#{self.occurrence}"
@@ -42,8 +46,32 @@ def places(module: Path, source: str, known: dict[str, dict[str, Operator]]) -> 
             for node in nodes:
                 for position in operator.mutation_positions(node):
                     if not _unreached(node):
-                        yield Mutant(module, kind, name, occurrence, position[0][0])
+                        yield Mutant(module, kind, name, occurrence, position[0][0], *_statement(node, position))
                     occurrence += 1
+
+
+_COMPOUND = ("if_stmt", "while_stmt", "for_stmt", "try_stmt", "with_stmt", "match_stmt")
+
+
+def _statement(node: Any, position: Position) -> tuple[tuple[int, ...], bool]:
+    """`Mutant.statement` and `Mutant.in_function` of a fault at ``position`` in ``node``."""
+    first, last = position[0][0], _last_line(position[1])
+    found = in_function = False
+    child, parent = None, node
+    while parent is not None:
+        if not found and parent.type == "simple_stmt":
+            first, last, found = parent.start_pos[0], _last_line(parent.end_pos), True
+        elif not found and child is not None and parent.type in _COMPOUND:
+            first, last, found = child.start_pos[0], _last_line(child.end_pos), True
+        in_function |= parent.type in ("funcdef", "lambdef") and child is parent.children[-1]
+        child, parent = parent, parent.parent
+    return tuple(range(first, last + 1)), in_function
+
+
+def _last_line(end: tuple[int, int]) -> int:
+    """The end of a statement is the start of the next line."""
+    line, column = end
+    return line - (column == 0)
 
 
 def _unreached(node: Any) -> bool:

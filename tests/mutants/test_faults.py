@@ -1,16 +1,18 @@
-"""The faults are what they claim to be: each operator does what its examples say, and a seed always draws the same."""
+"""The faults are what they claim to be, a seed always draws the same, and the right tests judge them."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cosmic_ray.mutating import mutate_code
-from tests.mutants.__main__ import ROOT, NoVerdict, check_without_fault
+from tests.mutants.__main__ import KILLED, ROOT, SURVIVED, UNREACHED, Runner, verdict
 from tests.mutants.operators import DeleteStatement, ReplaceReturn, operators
 from tests.mutants.rooms import ROOMS
-from tests.mutants.sampling import mutated, places, sample
+from tests.mutants.sampling import Mutant, mutated, places, sample
+from tests.mutants.selection import KnownTests, measure
 
 
 @pytest.mark.parametrize("operator", [DeleteStatement, ReplaceReturn])
@@ -48,20 +50,76 @@ def test_what_the_program_never_evaluates_is_no_place_for_a_fault() -> None:
     assert list(places(Path("x.py"), NEVER_EVALUATED, operators())) == []
 
 
-def test_every_module_of_a_room_has_tests() -> None:
-    for room in ROOMS:
-        for module in room.modules(ROOT):
-            assert any((ROOT / test).exists() for tests in room.tests(module, ROOT) for test in tests)
+STATEMENTS = """\
+LIMIT = 1
+def f(a,
+      b=2):
+    if (a
+            and b == 3):
+        g(
+            4)
+    return [x
+            for x in a if x]
+"""
 
 
-def test_tests_that_fail_without_a_fault_are_no_judges(tmp_path: Path) -> None:
-    drawn = {name: mutants[:1] for name, mutants in sample(ROOMS, ROOT, 50, 4).items() if name == "catalog"}
-    [mutant] = drawn["catalog"]
-    folder = tmp_path / "tests/unit" / mutant.module.relative_to("service").parent
-    folder.mkdir(parents=True)
-    test = folder / "test_it.py"
-    test.write_text("def test_it(): pass\n")
-    check_without_fault(drawn, tmp_path)
-    test.write_text("import no_such_module\n")
-    with pytest.raises(NoVerdict, match="catalog"):
-        check_without_fault(drawn, tmp_path)
+def test_a_fault_knows_the_lines_of_its_statement_and_whether_a_call_runs_it() -> None:
+    found = {
+        (mutant.operator, mutant.line): (mutant.statement, mutant.in_function)
+        for mutant in places(Path("x.py"), STATEMENTS, operators())
+    }
+    assert found["NumberReplacer", 1] == ((1,), False)
+    assert found["NumberReplacer", 3][1] is False, "a default is evaluated at the import"
+    assert found["ReplaceAndWithOr", 5] == ((4, 5), True)
+    assert found["AddNot", 4] == ((4, 5), True)
+    assert found["NumberReplacer", 7] == ((6, 7), True)
+    assert found["DeleteStatement", 6] == ((6, 7), True)
+    assert found["ReplaceReturn", 8] == ((8, 9), True)
+
+
+MODULE = """\
+LIMIT = 3
+def allowed(number):
+    if number < LIMIT:
+        return True
+    return False
+def never():
+    return 1
+"""
+TEST = """\
+import module
+def test_below(): assert module.allowed(2)
+def test_at(): assert not module.allowed(3)
+def test_elsewhere(): assert module.LIMIT
+def test_broken(): assert False
+"""
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    """A project of one module and its tests."""
+    runner = Runner(tmp_path / "tree")
+    (runner.tree / "service/grpc_h2/module.py").write_text(MODULE)
+    (runner.tree / "tests/unit/test_module.py").write_text(TEST.replace("import", "from grpc_h2 import", 1))
+    yield runner
+    runner.close()
+
+
+def test_a_fault_is_judged_by_the_tests_that_run_its_line(runner: Runner) -> None:
+    known = KnownTests()
+    measure(known, runner.tree, ["tests/unit/test_module.py"], jobs=1)
+    assert list(known.failing) == ["tests/unit/test_module.py::test_broken"], "it can show nothing"
+
+    def judged(mutant: Mutant) -> dict[str, object]:
+        result = verdict(mutant, known, runner)
+        return {"result": result["result"], "by": str(result["by"]).rpartition("::")[2], "tests": result["tests"]}
+
+    module = Path("service/grpc_h2/module.py")
+    found = {f"{mutant.operator}#{mutant.occurrence}": mutant for mutant in places(module, MODULE, operators())}
+    assert judged(found["ReplaceComparisonOperator_Lt_LtE#0"]) == {"result": KILLED, "by": "test_at", "tests": 2}
+    assert judged(found["ReplaceTrueWithFalse#0"]) == {"result": KILLED, "by": "test_below", "tests": 1}
+    assert judged(found["NumberReplacer#0"])["result"] == KILLED, "a constant: all tests of the module"
+    assert judged(found["NumberReplacer#2"]) == {"result": UNREACHED, "by": "", "tests": 0}
+    assert (runner.tree / module).read_text() == MODULE
+    known.seconds.pop("tests/unit/test_module.py::test_at")
+    assert judged(found["ReplaceComparisonOperator_Lt_LtE#0"])["result"] == SURVIVED

@@ -31,6 +31,7 @@ from definition_server.cli.exits import (
     CommandFailed,
     Exit,
     no_traceback,
+    print_code,
     print_facts,
     print_json,
     visible,
@@ -70,7 +71,7 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
     answer = server_of(**connection).call("GetCommand", request, avap_pb2.CommandResponse)
     definition = Definition(answer.name, answer.type, answer.interface_json, answer.code, answer.hash)
     if code_only:
-        click.echo(definition.code, nl=False)
+        print_code(definition.code)
     elif as_json:
         print_json(definition_value(definition))
     else:

@@ -53,7 +53,7 @@ def demo() -> None:
         sys.exit(0)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        with EmbeddedPostgres() as postgres:
+        with EmbeddedPostgres(password=secrets.token_hex(_KEY_BYTES)) as postgres:
             postgres.psql(CREATE_TABLE_SQL)
             copy = rf"\copy obex_dapl_functions({','.join(COLUMNS)}) from pstdin with (format csv, null '\N')"
             postgres.psql(copy, stdin=as_csv(commands))

@@ -61,13 +61,17 @@ class PsqlFailed(Exception):
 
 
 def _run(
-    command: Sequence[str | Path], stdin: str = "", timeout: float = START_SECONDS, **options: Any
+    command: Sequence[str | Path],
+    stdin: str = "",
+    timeout: float = START_SECONDS,
+    environment: Mapping[str, str] = {},
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with an environment of our own: a stray ``PGHOST`` or locale must have no effect."""
     return subprocess.run(
         command,
         input=stdin,
-        env=_ENVIRONMENT,
+        env={**_ENVIRONMENT, **environment},
         capture_output=True,
         encoding="utf-8",
         errors="replace",
@@ -191,7 +195,8 @@ class EmbeddedPostgres:
     """One server. ``start()`` it from the main thread (see ``_die_with_parent``), or use it as a context.
 
     ``port`` 0 means a free one, which ``port`` and ``url`` hold after the start. ``settings`` are server
-    parameters, as in ``postgresql.conf``. Its methods may be called by one thread at a time.
+    parameters, as in ``postgresql.conf``. ``password`` is that of the superuser ``postgres``; empty: every local
+    process may connect as it, without any. Its methods may be called by one thread at a time.
     """
 
     host = HOST
@@ -202,10 +207,12 @@ class EmbeddedPostgres:
         *,
         binaries: PostgresBinaries | None = None,
         database: str = "avap",
+        password: str = "",
         settings: Mapping[str, str] = {},
     ) -> None:
         self.port = port
         self.database = database
+        self.password = password
         self.binaries = binaries
         self.directory: Path | None = None
         """The temporary directory, while there is one: data, log, and a copy of the binaries if need be."""
@@ -217,7 +224,8 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@{HOST}:{self.port}/{quote(self.database, safe='')}"
+        account = f"postgres:{quote(self.password, safe='')}" if self.password else "postgres"
+        return f"postgresql://{account}@{HOST}:{self.port}/{quote(self.database, safe='')}"
 
     @property
     def pid(self) -> int | None:
@@ -316,7 +324,7 @@ class EmbeddedPostgres:
         server = ["-h", HOST, "-p", str(self.port), "-U", "postgres", "-d", self.database]
         args = ["-c", sql_or_args] if isinstance(sql_or_args, str) else sql_or_args
         options = ["-XqAt", "-v", "ON_ERROR_STOP=1"]
-        done = _run([self.psql_program, *server, *options, *args], stdin or "", timeout)
+        done = _run([self.psql_program, *server, *options, *args], stdin or "", timeout, {"PGPASSWORD": self.password})
         if done.returncode != 0:
             raise PsqlFailed(done.stderr.strip() or f"psql ended with status {done.returncode}")
         return done.stdout
@@ -346,10 +354,22 @@ class EmbeddedPostgres:
         self.directory.chmod(0o700)  # regardless of the umask
         self._give_to_server(self.directory)
         self._installed = self._reachable(binaries)
-        options = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        options = ["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        if self.password:
+            options += ["-A", "scram-sha-256", "--pwfile", str(self._password_file())]
+        else:
+            options += ["-A", "trust"]
         done = self._run_as_server(self._installed.initdb, "-D", self._data, *options)
         if done.returncode != 0:
             raise PostgresStartFailed(f"initdb failed: {done.stderr.strip()}")
+
+    def _password_file(self) -> Path:
+        """The password, for initdb: a command line could be read by everybody. The directory has mode 0700."""
+        path = self._root / "password"
+        path.touch(mode=0o600)
+        path.write_text(f"{self.password}\n", encoding="utf-8")
+        self._give_to_server(path)
+        return path
 
     def _give_to_server(self, *paths: Path) -> None:
         if self._user:

@@ -37,6 +37,10 @@ class CommandFailed(click.ClickException):
         super().__init__(message)
         self.exit_code = int(code)  # type: ignore[misc]  # click calls it a ClassVar, and reads it off the instance
 
+    def format_message(self) -> str:
+        """The message for stderr. It may hold a peer's or a database's text."""
+        return visible(self.message, keep="\n\t")
+
 
 def settings_or_exit(
     cls: type[AnySettings],
@@ -102,6 +106,14 @@ def on_terminal() -> bool:
 def print_json(value: object) -> None:
     """Print ``value`` as JSON on stdout, in ASCII, which every encoding can carry."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_code(octets: bytes) -> None:
+    """Print ``octets`` and nothing else: as they are, but on a terminal with control characters escaped."""
+    if on_terminal():
+        click.echo(visible(octets.decode(errors="backslashreplace"), keep="\n\t"), nl=False)
+    else:
+        click.echo(octets, nl=False)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -9,12 +9,15 @@ Records of libraries that use the standard ``logging`` have the same format. A t
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
@@ -52,11 +55,12 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
     else:
         # The plain traceback: the rich one shows local variables, which may be keys.
         render = [
+            _visible,
             structlog.dev.ConsoleRenderer(
                 timestamp_key="ts",
                 colors=sys.stdout.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=_plain_traceback,
+            ),
         ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -68,6 +72,8 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(_STANDARD[level])
+    if app_env == "production":
+        _log_what_python_would_print()
     # A failure while logging (the reader of stdout is gone) must not print a traceback on stderr.
     logging.raiseExceptions = app_env != "production"
     structlog.configure(
@@ -76,6 +82,32 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _log_what_python_would_print() -> None:
+    """Log what Python writes to stderr by itself, as tracebacks: exceptions that nobody catches, and warnings.
+
+    stderr is mostly the same pipe as stdout, so such a write may block a thread, or an event loop, for ever. (What a
+    crash in native code writes, `faulthandler` too, goes to stderr as before.)
+    """
+    log = get_logger("definition_server")
+
+    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            log.critical("Unhandled exception; the process ends", exc_info=error)
+
+    def on_exception_in_thread(failure: threading.ExceptHookArgs) -> None:
+        if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
+            name = "" if failure.thread is None else failure.thread.name
+            log.error("Unhandled exception in a thread", thread=name, exc_info=failure.exc_value)
+
+    def on_unraisable(failure: sys.UnraisableHookArgs) -> None:
+        log.error("Exception that could not be raised", place=repr(failure.object), exc_info=failure.exc_value)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = on_exception, on_exception_in_thread, on_unraisable
+    logging.captureWarnings(True)
 
 
 def release_logs() -> None:
@@ -173,6 +205,25 @@ def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
             event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
     event.pop("stack_info", None)
     return event
+
+
+def _visible(_: Any, __: str, event: EventDict) -> EventDict:
+    """Escapes control characters of the message, which may be a library's. The renderer escapes those of the fields."""
+    event["event"] = _escaped(str(event["event"]))
+    return event
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _plain_traceback(out: TextIO, exc_info: Any) -> None:
+    """The traceback, without colours and without the control characters of the exception's text."""
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    out.write(_escaped(written.getvalue()))
 
 
 def _field_names(_: Any, __: str, event: EventDict) -> EventDict:

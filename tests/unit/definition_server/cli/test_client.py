@@ -227,6 +227,12 @@ def test_get_on_a_terminal_escapes_control_characters_of_the_table(server: Serve
     assert shown.count(r"\x1b[2J") == 2
 
 
+def test_get_code_only_on_a_terminal_escapes_control_characters(server: Server) -> None:
+    server.engine.add("x", code=b"one\x1b[2J\ttwo\r\n\x9b1mthree\xff\xe2\x80\xae\n")
+    shown = on_a_terminal("get", "x", "--code-only", environment=server.environment)
+    assert shown.replace("\r\n", "\n").replace("        ", "\t") == "one\\x1b[2J\ttwo\\r\n\\x9b1mthree\\xff\\u202e\n"
+
+
 @pytest.mark.parametrize("force", [None, "1"])
 def test_get_through_a_pipe_has_no_colours_even_where_they_are_forced(server: Server, force: str | None) -> None:
     server.engine.add("plus")

@@ -98,3 +98,34 @@ async def test_close_releases_the_held_snapshot_at_once(release: DelayedRelease)
     release.close()
     assert memory.freed_in
     release.close()
+
+
+async def test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_due(
+    release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.3)
+    loop = asyncio.get_running_loop()
+    release.take(Memory().snapshot())
+    due = asyncio.Event()
+    loop.call_later(0.2, due.set)
+    await due.wait()
+    memory, began = Memory(), loop.time()
+    release.take(memory.snapshot())
+    await eventually(lambda: memory.freed_in, "the end")
+    assert loop.time() - began >= 0.3
+
+
+async def test_after_close_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.05)
+    loop = asyncio.get_running_loop()
+    faults: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: faults.append(context))
+    background = Background()
+    release = DelayedRelease(background)
+    release.take(Memory().snapshot())
+    release.close()
+    background.close()
+    due = asyncio.Event()
+    loop.call_later(0.1, due.set)
+    await due.wait()
+    assert faults == []

@@ -18,6 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.h2_wire import HELLO, PING, SETTINGS_ACK
 from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs, logged
 from tests.support.loop import eventually, promptly
@@ -479,6 +480,34 @@ async def test_a_connection_of_maximum_age_reconnects_and_no_call_fails(serve: S
             state = client.get_state()
             left += before is grpc.ChannelConnectivity.READY is not state
             before = state
+
+
+async def test_a_connection_without_calls_is_closed_after_the_idle_time(serve: Serve) -> None:
+    _, port = await serve(max_connection_idle_seconds=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HELLO + SETTINGS_ACK)
+    await promptly(reader.read())
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_call_that_outlives_the_maximum_age_and_its_grace_is_ended(serve: Serve, page: StatsPage) -> None:
+    _, port = await serve(max_connection_age_seconds=0.5, drain_timeout_seconds=0.5)
+    async with channel(port) as client:
+        call = await open_call(client, page)
+        assert await promptly(call.code()) is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.transports("native")
+async def test_a_silent_peer_is_sent_a_ping_and_disconnected(serve: Serve) -> None:
+    """(C-core sends pings on connections with calls only.)"""
+    _, port = await serve(keepalive_time_seconds=0.2, keepalive_timeout_seconds=0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HELLO + SETTINGS_ACK)
+    octets = await promptly(reader.read())
+    assert bytes((0, 0, 8, PING, 0, 0, 0, 0, 0)) in octets
+    writer.close()
+    await writer.wait_closed()
 
 
 # -- stopping --------------------------------------------------------------------------------------------------------

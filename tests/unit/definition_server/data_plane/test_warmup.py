@@ -1,10 +1,11 @@
-"""The state after the warm-up: all objects are frozen, and the collector's threshold fits the transport."""
+"""The warm-up makes a client's first calls; afterwards all objects are frozen, and the collector's threshold fits."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,19 +14,42 @@ PROGRAM = """
 import asyncio, gc, json, sys
 from definition_server.data_plane.warmup import WarmUp
 from definition_server.ipc.messages import Configure
+from definition_server.ipc.stats import StatsPage
+pages, create = [], StatsPage.create
+StatsPage.create = staticmethod(lambda slots: pages.append(create(slots)) or pages[-1])
 before = gc.get_threshold()[0]
 asyncio.run(WarmUp(Configure("127.0.0.1", 0, sys.argv[1], False, 0.0, 4, "production", "INFO", 5.0)).run())
-print(json.dumps([gc.get_freeze_count(), before, gc.get_threshold()[0], gc.isenabled()]))
+counted = pages[0].slot(0).read()
+print(json.dumps({
+    "frozen": gc.get_freeze_count(), "before": before, "threshold": gc.get_threshold()[0], "enabled": gc.isenabled(),
+    "requests": {status: number for status, number in counted.requests.items() if number},
+    "methods": {method: sum(buckets) for method, buckets in counted.latency.items()},
+}))
 """
+
+
+def warmed_up(transport: str) -> dict[str, Any]:
+    """What a process shows after the warm-up of ``transport``."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, transport], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warm-up is incomplete" not in done.stdout + done.stderr
+    shown: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return shown
 
 
 @pytest.mark.parametrize(("name", "young"), [("native", 5000), ("grpcio", None)], ids=["native", "grpcio"])
 def test_warm_up_freezes_existing_objects_and_raises_the_gc_threshold(name: str, young: int | None) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    frozen, before, threshold, enabled = json.loads(done.stdout.splitlines()[-1])
-    assert frozen > 10_000
-    assert threshold == (young or before), "None: as the interpreter has it, 700 objects, from 3.14 on 2,000"
-    assert enabled, "connections that come and go make cycles"
+    shown = warmed_up(name)
+    assert shown["frozen"] > 10_000
+    assert shown["threshold"] == (young or shown["before"]), "None: as the interpreter has it"
+    assert shown["enabled"], "connections that come and go make cycles"
+
+
+@pytest.mark.parametrize("name", ["native", "grpcio"])
+def test_warm_up_makes_every_kind_of_first_call_once(name: str) -> None:
+    """Found, missing, refused, catalogue. (Health is not counted on the stats page.)"""
+    shown = warmed_up(name)
+    assert shown["requests"] == {"200": 2, "404": 1, "401": 1}
+    assert shown["methods"] == {"GetCommand": 3, "SyncCatalog": 1}

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,10 @@ Lines = Callable[[], list[dict[str, Any]]]
 def _logging_as_before() -> Iterator[None]:
     root, structured = logging.getLogger(), structlog.get_config()
     handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    logging.captureWarnings(False)
     root.handlers[:], logging.raiseExceptions = handlers, raising
     root.setLevel(level)
     structlog.configure(**structured)
@@ -309,6 +313,19 @@ def test_development_lines_are_readable_and_carry_the_fields() -> None:
     assert "\x1b" not in line  # no terminal, no colours
 
 
+def test_development_lines_escape_control_characters_of_values_and_exceptions() -> None:
+    stdout = configured("development", "INFO")
+    get_logger("x").error("Sync failed", error="no \x1b]0;owned\x07 table", names=["\x1b[2J"])
+    try:
+        raise ValueError("bad \x1b[2J row")
+    except ValueError:
+        logging.getLogger("some.library").exception("Failed \x1b[2J")
+    text = stdout.getvalue()
+    assert "\x1b" not in text
+    assert r"no \x1b]0;owned\x07 table" in text
+    assert r"bad \x1b[2J row" in text
+
+
 # -- a reader that went away -------------------------------------------------------------------------------------------
 
 LOGGING = """
@@ -345,3 +362,43 @@ def test_a_worker_starts_without_rich_although_it_is_installed() -> None:
         "assert importlib.util.find_spec('rich'), 'the commands find it'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# -- what Python would print -------------------------------------------------------------------------------------------
+
+FAILURES = {
+    "Unhandled exception; the process ends": "raise ValueError('it broke')",
+    "Unhandled exception in a thread": "t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+    "Exception that could not be raised": "type('X', (), {'__del__': lambda self: 1 / 0})()",
+    "<string>:5: UserWarning: beware": "warnings.simplefilter('always'); warnings.warn('beware')",
+}
+
+
+@pytest.mark.parametrize("message", FAILURES)
+def test_what_python_would_print_on_stderr_is_a_line_on_stdout(message: str) -> None:
+    program = (
+        "import threading, warnings\n"
+        "from definition_server.observability.logs import configure_logs\n"
+        "configure_logs('production', 'INFO')\n"
+        "\n"
+        f"{FAILURES[message]}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, text=True)
+    assert done.stderr == ""
+    (line,) = [json.loads(each) for each in done.stdout.splitlines()]
+    assert line["msg"].startswith(message)
+    assert done.returncode == (1 if "the process ends" in message else 0)
+
+
+def test_a_crash_in_native_code_still_reaches_stderr() -> None:
+    program = (
+        "import faulthandler, os\n"
+        "from definition_server.observability.logs import configure_logs, get_logger\n"
+        "configure_logs('production', 'INFO')\n"
+        "faulthandler.enable()\n"
+        "get_logger('x').critical('Last words')\n"
+        "os.abort()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, text=True)
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert '"Last words"' in done.stdout

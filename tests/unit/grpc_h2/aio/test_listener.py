@@ -176,6 +176,24 @@ def test_a_stop_while_the_policy_refuses_leaves_nothing_behind(loop: Any) -> Non
         until(lambda: policy.asked >= 1, "it is asked")
 
 
+def test_a_connection_that_arrives_during_a_stop_is_drained(loop: Any) -> None:
+    """It is accepted before the stop, and established after it: the client gets GOAWAY, and need not find out."""
+    stops: list[asyncio.Task[None]] = []
+
+    class Stopping(Policy):
+        def opened(self) -> None:
+            super().opened()
+            stops.append(asyncio.ensure_future(running.server.stop(SECONDS)))
+
+    listening = listen("127.0.0.1:0")
+    policy = Stopping()
+    with ServerThread(loop, lambda server: server.add_listener(listening, policy=policy), listen=False) as running:
+        with RawClient(listening.getsockname()[1]) as client:
+            client.until(lambda: client.replies.goaways)
+        until(lambda: policy.closed_count == 1, "the policy is informed of its end")
+        until(lambda: stops[0].done(), "the stop")
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
