@@ -491,7 +491,7 @@ async def test_a_connection_without_calls_is_closed_after_the_idle_time(serve: S
     await writer.wait_closed()
 
 
-async def test_a_call_that_outlives_the_maximum_age_and_its_grace_is_ended(serve: Serve, page: StatsPage) -> None:
+async def test_a_call_that_outlives_the_maximum_age_and_its_grace_is_ended(serve: Serve, page: Pages) -> None:
     _, port = await serve(max_connection_age_seconds=0.5, drain_timeout_seconds=0.5)
     async with channel(port) as client:
         call = await open_call(client, page)
