@@ -207,6 +207,13 @@ class Settings(EnvironmentSettings):
         description="Time for the answer to that ping. Without one the connection is closed.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("20")),
     )
+    keepalive_min_time_seconds: Seconds = Field(
+        10.0,
+        validation_alias="KEEPALIVE_MIN_TIME_SECONDS",
+        description="Shortest time between a client's pings, with or without calls. A client that pings faster on "
+        "average is disconnected (too_many_pings).",
+        json_schema_extra=advice(_SECONDS_REMEDY.format("10")),
+    )
     app_env: Literal["production", "development"] = Field(
         "production",
         validation_alias=AliasChoices("APP_ENV", "NODE_ENV"),

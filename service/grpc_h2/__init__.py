@@ -26,10 +26,12 @@ package is internal and may change at any time.
 - `Connection`: one client's connection: octets in, events and octets out.
 - `Router`: the static methods that its calls are held against.
 - `Stream`: a call on it. `Event`: `CallStarted`, `MessageReceived`, `HalfClosed`, `CallCancelled`, `Writable`,
-  `ConnectionClosing`.
+  `AnswerCutOff`, `ConnectionClosing`.
+- `Budget`: what all connections of a server may hold together for their peers.
 
 **Of both**:
 
+- `BACKLOG`: how many connections may wait to be accepted.
 - `Limits`: the limits of one connection, each with its reason.
 - `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
 - `frame_message`: a message with its prefix. `encode_block`: a header block that needs no dynamic table. `frames`:
@@ -41,8 +43,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
+    AnswerCutOff,
     CallCancelled,
     CallStarted,
     ConnectionClosing,
@@ -51,7 +55,7 @@ from grpc_h2.connection.events import (
     MessageReceived,
     Writable,
 )
-from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.limits import BACKLOG, Limits
 from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.messages import frame_message
 from grpc_h2.rpc.requests import Metadata
@@ -72,8 +76,11 @@ if TYPE_CHECKING:
     from grpc_h2.aio.tls import CertificateFault, TlsCredentials
 
 __all__ = [
+    "BACKLOG",
     "REMEMBERED_ANSWERS",
+    "AnswerCutOff",
     "Authorize",
+    "Budget",
     "CallCancelled",
     "CallStarted",
     "CertificateFault",

@@ -57,7 +57,7 @@ class Client(RuleBasedStateMachine):
     @initialize(window=st.sampled_from([65535, 0, 1, 20, 10**6]), table=st.sampled_from([4096, 0, 100]))
     def start(self, window: int, table: int) -> None:
         self.now = 0.0
-        self.engine = Connection(some_router(), Limits(min_ping_interval=0.0, min_ping_interval_idle=0.0), self.now)
+        self.engine = Connection(some_router(), Limits(min_ping_interval=0.0), self.now)
         self.client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
         self.client.initiate_connection()
         codes = h2.settings.SettingCodes

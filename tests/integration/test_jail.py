@@ -6,6 +6,9 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -17,6 +20,7 @@ from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
+from definition_server.environment import EX_CONFIG
 from definition_server.jail.confinement import support
 
 INSIDE = Path(__file__).parents[1] / "support/inside_worker"
@@ -113,3 +117,70 @@ def _gets(key: str, server: ServerProcess) -> bool:
             return bool(client.get("command1").name)
         except grpc.RpcError:
             return False
+
+
+OLD_CONTAINER = """
+import os, sys
+from definition_server.jail import seccomp
+from definition_server.jail.kernel import architecture
+here = architecture()
+refused = {int(number): seccomp.Rule(seccomp.refuse(38)) for number in sys.argv[1].split(",")}
+seccomp.install(here, seccomp.program(here, refused, seccomp.ALLOW))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Starts a command where some system calls do not exist, as an old container runtime's profile has it."""
+
+LANDLOCK = "444,445,446"
+
+
+def start_without(calls: str, table: Table, servers: ExitStack, transport: str, **settings: str) -> ServerProcess:
+    """A server for which ``calls`` do not exist."""
+    table.add_commands(1)
+    server = ServerProcess(table.url, WORKERS="1", TRANSPORT=transport, **settings)
+    server.command = [sys.executable, "-c", OLD_CONTAINER, calls, *server.command]
+    return servers.enter_context(server)
+
+
+@pytest.fixture
+def servers() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_where_landlock_does_not_exist_auto_warns_and_confines_by_seccomp(
+    table: Table, servers: ExitStack, transport: str
+) -> None:
+    server = start_without(LANDLOCK, table, servers, transport, JAIL="auto", PYTHONPATH=str(INSIDE)).wait_ready()
+    assert [line["missing"] for line in server.logged("Workers are confined only in part")] == ["Landlock"]
+    assert [worker["jail"] for worker in server.statusz()["workers"]] == ["seccomp"]
+    assert server.metric("avap_worker_jailed", worker="0") == 0
+    outcomes = attempts(server)
+    readable = {"open for reading", "read the stored snapshot"} if transport == "grpcio" else set()
+    if readable and os.geteuid() == 0:  # who may read hidden processes
+        readable |= {"read the master's environment", "read the master's memory"}
+    assert {name for name, outcome in outcomes.items() if outcome not in REFUSED} <= readable
+    with Client(server.port) as client:
+        assert client.get("command0").name == "command0"
+
+
+def test_where_landlock_does_not_exist_require_does_not_start(table: Table, servers: ExitStack, transport: str) -> None:
+    server = start_without(LANDLOCK, table, servers, transport, JAIL="require")
+    assert server.wait_exit() == EX_CONFIG
+    (line,) = server.logged("Cannot start")
+    assert "Landlock" in line["error"]
+    assert "set JAIL to auto" in line["remedy"]
+
+
+def test_a_worker_that_is_refused_what_the_kernel_offered_is_confined_by_the_rest_and_says_so(
+    table: Table, servers: ExitStack, transport: str
+) -> None:
+    """landlock_restrict_self alone is refused, which the master cannot know beforehand."""
+    server = start_without("446", table, servers, transport, JAIL="auto").wait_ready()
+    assert server.logged("The worker is not confined as it should be", jail="seccomp")
+    assert [worker["jail"] for worker in server.statusz()["workers"]] == ["seccomp"]
+
+
+def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_server: StartServer) -> None:
+    server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
+    assert [worker["jail"] for worker in server.statusz()["workers"]] == ["full"]
+    assert server.metric("avap_worker_jailed", worker="0") == 1

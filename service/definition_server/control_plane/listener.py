@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 
 from definition_server.observability.logs import get_logger
+from grpc_h2 import BACKLOG
 
 log = get_logger(__name__)
 
 WANTED_DESCRIPTORS = 65_536
-BACKLOG = 4096
-"""Connections that may wait for a worker, as when a whole fleet reconnects at once. The kernel limits it to
-``net.core.somaxconn``, 4096 since Linux 5.4."""
 _RETRY_SECONDS = 2.0
 _RETRY_EVERY = 0.1
 

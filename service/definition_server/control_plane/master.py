@@ -313,6 +313,7 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         max_connection_idle_seconds=settings.max_connection_idle_seconds,
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
+        keepalive_min_time_seconds=settings.keepalive_min_time_seconds,
         tls_cert_file=str(settings.tls_cert_file or ""),
         tls_key_file=str(settings.tls_key_file or ""),
         tls_client_ca_file=str(settings.tls_client_ca_file or ""),

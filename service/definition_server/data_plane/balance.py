@@ -47,6 +47,8 @@ STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
 """Longest wait of a connection for the least loaded worker, if the kernel has not woken it: a millisecond."""
+FULL_LOGGED_SECONDS = 10.0
+"""Between two lines about `MAX_CONNECTIONS`: where clients come and go, the limit is reached again all the time."""
 _BREAK_SECONDS = 0.02
 """Decisions further apart than this belong to different storms: in between, no connection was waiting."""
 
@@ -70,7 +72,7 @@ class Balancer:
         """Since when connections wait and no worker accepts; None where this worker accepted the last one."""
         self._refusing_since: int | None = None
         """Since when this worker has left every connection to others, without a break."""
-        self._full_logged = False
+        self._full_logged_at: int | None = None
 
     def add(self, number: int, page: Slot) -> None:
         """Leave connections to the worker with this page too."""
@@ -117,7 +119,7 @@ class Balancer:
         if self._refusing_since is None:
             self._refusing_since = now
         if self.full:
-            self._log_full()
+            self._log_full(now)
         if least is None or (self._connections <= least and not self.full):
             return True
         storm = now - self._waiting_since > STORM_SECONDS * 1e9 and not self.full
@@ -138,7 +140,6 @@ class Balancer:
     def closed(self) -> None:
         """A connection is gone."""
         self._connections -= 1
-        self._full_logged = False
         self._slot.connected(self._connections, 0)
         self._note_room()
 
@@ -190,7 +191,7 @@ class Balancer:
             if connections < self._connections and self._may_be_waited_for(accepting, connections, beat, now):
                 self._doubted[number] = now + int(DOUBT_SECONDS * 1e9)
 
-    def _log_full(self) -> None:
-        if not self._full_logged:
-            self._full_logged = True
+    def _log_full(self, now: int) -> None:
+        if self._full_logged_at is None or now - self._full_logged_at > FULL_LOGGED_SECONDS * 1e9:
+            self._full_logged_at = now
             log.warning("MAX_CONNECTIONS is reached", connections=self._connections, clients=self._clients)

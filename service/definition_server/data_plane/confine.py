@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from definition_server.data_plane.preload import preload
@@ -24,11 +23,15 @@ class Confinement:
         self._required = config.jail == "require"
         self._jail: Jail | None = None
         self._transport = config.transport
-        self.extent = Extent.NONE
         if config.jail != "off":
             # gRPC's C-core makes its listening socket itself; the native transport adopts the master's.
             port = config.port if config.transport != "native" else 0
             self._jail = Jail(support(), port=port, directories=_tls_directories(config))
+
+    @property
+    def extent(self) -> Extent:
+        """How far the process is confined now."""
+        return Extent.NONE if self._jail is None else self._jail.reached.extent
 
     def enter(self) -> None:
         """Confine the process; before it has a second thread or an event loop.
@@ -39,7 +42,7 @@ class Confinement:
         if self._jail is None:
             return
         preload(self._transport)
-        self._try(self._jail.enter, self._jail.extent)
+        self._report(self._jail.enter())
         if self._required and self.extent is not Extent.FULL:
             raise CannotConfine("JAIL is require, and the kernel cannot confine this process")
 
@@ -49,19 +52,14 @@ class Confinement:
         Raises:
             CannotConfine: where that is required and fails.
         """
-        if self._jail is not None and self.extent is not Extent.NONE:
-            self._try(self._jail.close_ports, self.extent)
+        if self._jail is not None:
+            self._report(self._jail.close_ports())
 
-    def _try(self, step: Callable[[], None], extent: Extent) -> None:
-        try:
-            step()
-        except OSError as error:
-            if self._required:
-                raise CannotConfine(f"JAIL is require, and the kernel refuses: {error}") from error
-            log.warning("The worker is not confined", error=str(error))
-            self.extent = Extent.NONE
-        else:
-            self.extent = extent
+    def _report(self, failures: list[str]) -> None:
+        if failures and self._required:
+            raise CannotConfine(f"JAIL is require, and the kernel refuses: {'; '.join(failures)}")
+        if failures:
+            log.warning("The worker is not confined as it should be", error="; ".join(failures), jail=self.extent)
 
 
 def _tls_directories(config: Configure) -> set[str]:

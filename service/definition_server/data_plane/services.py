@@ -15,6 +15,11 @@ MessageType = TypeVar("MessageType", bound=Message)
 
 SERVICE = "avap.DefinitionEngine"
 
+MAX_REQUEST = 4096
+"""Octets of a request, as it is sent and inflated, for every method and transport. Each request of this server is a
+name (of a command: at most 100 characters; of a service or a symbol), or empty. gRPC's default is 4 MiB, which a peer
+without a key could make a worker hold on each of its streams."""
+
 _NAME_TAG = NAME << 3 | 2
 _LONGEST_NAME_SHOWN = 200
 """Characters of a requested name that the error message repeats. The table's column holds 100, so no catalogue has a

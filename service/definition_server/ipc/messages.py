@@ -43,6 +43,7 @@ class Configure:
     max_connection_idle_seconds: float = 0.0
     keepalive_time_seconds: float = 7200.0
     keepalive_timeout_seconds: float = 20.0
+    keepalive_min_time_seconds: float = 10.0
     tls_cert_file: str = ""
     """Empty: no TLS."""
     tls_key_file: str = ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from definition_server.jail import calls, landlock, seccomp
@@ -74,37 +75,52 @@ class Jail:
         self._readable = (*directories, *((_RANDOM,) if port else ()))
         self._architecture: Architecture | None = architecture() if offered.seccomp else None
 
-    @property
-    def extent(self) -> Extent:
-        """How far it confines."""
-        return self._offered.extent
+        self.reached = Support(0, seccomp=False)
+        """What confines the process now."""
 
-    def enter(self) -> None:
-        """Confine this process for good.
+    def enter(self) -> list[str]:
+        """Confine this process for good, as far as possible.
 
-        Raises:
-            OSError: where the kernel refuses what it offered; the process may be confined in part.
+        Returns:
+            What the kernel refused although it had offered it, with its reasons.
         """
-        hide_process()
-        if self._offered.landlock_abi:
-            ports = (self._port,) if self._port else ()
-            landlock.restrict(self._offered.landlock_abi, bind_ports=ports, readable=self._readable)
-        if self._architecture is not None:
-            allowed = calls.rules(
-                self._architecture, os.getpid(), reads_files=bool(self._readable), opens_port=bool(self._port)
-            )
-            self._install(allowed, seccomp.refuse(1), every_thread=False)
+        return [
+            failure for step in (hide_process, self._enter_landlock, self._enter_seccomp) if (failure := _try(step))
+        ]
 
-    def close_ports(self) -> None:
+    def close_ports(self) -> list[str]:
         """The port is open: from now on no thread makes a socket. No effect where none could.
 
-        Raises:
-            OSError: where the kernel refuses.
+        Returns:
+            As `enter`.
         """
-        if self._port and self._architecture is not None:
-            self._install(calls.port_is_open(self._architecture), seccomp.ALLOW, every_thread=True)
+        failure = _try(self._refuse_sockets)
+        return [failure] if failure else []
 
-    def _install(self, rules: dict[int, seccomp.Rule], otherwise: int, *, every_thread: bool) -> None:
-        assert self._architecture is not None
-        written = seccomp.program(self._architecture, rules, otherwise)
-        seccomp.install(self._architecture, written, every_thread=every_thread)
+    def _enter_landlock(self) -> None:
+        abi = self._offered.landlock_abi
+        if abi:
+            landlock.restrict(abi, bind_ports=(self._port,) if self._port else (), readable=self._readable)
+            self.reached = replace(self.reached, landlock_abi=abi)
+
+    def _enter_seccomp(self) -> None:
+        here = self._architecture
+        if here is not None:
+            allowed = calls.rules(here, os.getpid(), reads_files=bool(self._readable), opens_port=bool(self._port))
+            seccomp.install(here, seccomp.program(here, allowed, seccomp.refuse(errno.EPERM)))
+            self.reached = replace(self.reached, seccomp=True)
+
+    def _refuse_sockets(self) -> None:
+        here = self._architecture
+        if self._port and here is not None and self.reached.seccomp:
+            written = seccomp.program(here, calls.port_is_open(here), seccomp.ALLOW)
+            seccomp.install(here, written, every_thread=True)
+
+
+def _try(step: Callable[[], None]) -> str:
+    """Why ``step`` failed; empty where it did not."""
+    try:
+        step()
+    except OSError as error:
+        return f"{step.__name__.strip('_').replace('_', ' ')}: {error.strerror}"
+    return ""

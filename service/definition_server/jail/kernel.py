@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ def architecture() -> Architecture | None:
     """That of this process; None where there are no tables for it (a 32-bit interpreter included)."""
     if sys.maxsize < 2**32 or sys.platform != "linux":
         return None
-    return {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}.get(platform.machine())
+    return {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}.get(os.uname().machine)
 
 
 def call(number: int, *arguments: object) -> int:

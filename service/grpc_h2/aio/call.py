@@ -137,6 +137,11 @@ class ServicerContext:
         self._half_closed = True
         _wake(self._reader)
 
+    def expect_one_message(self) -> None:
+        """The handler takes one message: the client has `Limits.body_timeout` to send it, and may send no other."""
+        if not self._finished:
+            self._connection.expect_one_message(self._stream)
+
     def writable(self) -> None:
         """Enough of the queued output has been written."""
         _wake(self._writer)
@@ -164,8 +169,12 @@ class ServicerContext:
             connection.consumed(self._stream, len(self._inbox.popleft()))
         connection.finished(self._stream)
         self._protocol.wake()
-        for callback in self._callbacks or ():
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
             callback(self)
+        # Stream, task and context refer to each other: cut here, or they would be garbage until a collection.
+        self._stream.call = None
+        self.task = None
 
     def _expire(self) -> None:
         """The deadline has passed: answer with a status if nothing was sent yet, else reset the stream."""

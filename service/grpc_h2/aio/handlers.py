@@ -121,6 +121,8 @@ class Run:
                 handler = await resolve()
             if handler is None:
                 raise CallFault(StatusCode.UNIMPLEMENTED, "Method not found!")
+            if not handler.request_streaming:
+                context.expect_one_message()
             context.deserializer = handler.request_deserializer
             context.serializer = handler.response_serializer
             await self._serve(handler)

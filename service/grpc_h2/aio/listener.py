@@ -32,6 +32,7 @@ from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol, peer_text
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.connection.limits import BACKLOG
 from grpc_h2.wire.errors import ErrorCode
 
 log = logging.getLogger("grpc_h2")
@@ -323,7 +324,7 @@ def _text(error: OSError) -> str:
     return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
-def listen(address: str, *, backlog: int = 4096) -> socket.socket:
+def listen(address: str, *, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket on ``host:port``, or ``[host]:port`` where the host is IPv6. Port 0 is any free port.
 
     Raises:

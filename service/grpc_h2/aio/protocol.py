@@ -37,12 +37,14 @@ from typing import Any, Protocol, cast
 
 from grpc_h2.aio.admission import REASONS, Refusal, Trust
 from grpc_h2.aio.foreign import CLEARTEXT, Foreign, recognise, undecided
-from grpc_h2.aio.lingering_close import LingeringClose
+from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
+from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
+    AnswerCutOff,
     CallCancelled,
     CallStarted,
     ConnectionClosing,
@@ -68,6 +70,7 @@ preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."
 class Host(Protocol):
     """What a protocol needs of its server."""
 
+    budget: Budget
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -169,7 +172,14 @@ class Http2Protocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
-        self.connection = Connection(self._host.router, self._host.limits, self._loop.time(), random.uniform(-1, 1))
+        self.connection = Connection(
+            self._host.router,
+            self._host.limits,
+            self._loop.time(),
+            random.uniform(-1, 1),
+            budget=self._host.budget,
+            on_eviction=self.wake,
+        )
         self.established = True
         self._host.connected(self)
         tls = transport.get_extra_info("ssl_object")
@@ -227,7 +237,7 @@ class Http2Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
-        self.connection.pause_writing(self._loop.time())
+        self.connection.pause_writing(self._loop.time(), self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """The transport's buffer has room."""
@@ -254,6 +264,13 @@ class Http2Protocol(asyncio.Protocol):
         """Close now: running calls end as cancelled; GOAWAY is flushed."""
         self.connection.close(code, reason)
         self._settle()
+
+    def cut_answers(self, before: float) -> None:
+        """Give up answers that have waited to be read since the instant ``before`` of the loop's clock, or longer."""
+        if not self.closing:
+            self.connection.cut_answers(before)
+            if self.connection.eventful:
+                self.wake()
 
     def abort(self) -> None:
         """Drop the transport; nothing more is written."""
@@ -420,6 +437,9 @@ class Http2Protocol(asyncio.Protocol):
             if isinstance(event, ConnectionClosing):
                 self._log_closing(event)
                 continue
+            if isinstance(event, AnswerCutOff):
+                self._log(logging.WARNING, "An answer was cut off", error=event.reason)
+                continue
             stream = event.stream
             if isinstance(event, CallStarted):
                 self._host.call_started(self, stream)
@@ -497,9 +517,9 @@ class Http2Protocol(asyncio.Protocol):
             self._release_streams()
         if self._lingering_close is None:
             self._lingering_close = LingeringClose(self._transport, self._loop, self._host.scheduler, flood=self._flood)
-        self._lingering_close.proceed(
-            writable=self.connection.wants_read, stall_timeout=self.connection.limits.stall_timeout
-        )
+        # What a flood has made us write is in memory until it is read.
+        stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
+        self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
 
     def _leave_foreign(self, foreign: Foreign) -> None:
         """The peer speaks something else: answer in its protocol, or by GOAWAY, and close."""

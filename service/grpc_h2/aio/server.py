@@ -15,7 +15,7 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
@@ -30,6 +30,7 @@ from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
 from grpc_h2.rpc.status import StatusCode
@@ -87,6 +88,8 @@ class Server:
         self.router = Router()
         self.timer_slack = min(1.0, limits.header_timeout, limits.keepalive_timeout, limits.max_connection_idle)
         self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
+        self.timer_slack = min(self.timer_slack, limits.drain_body_timeout, limits.read_grace)
+        self.budget = Budget(limits.max_held)
         self._interceptors = tuple(interceptors)
         self._max_calls = max_concurrent_calls
         self.admission = Admission(
@@ -128,6 +131,21 @@ class Server:
     def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
         """Serve ``path`` with ready answers: see `Router.add_static_unary`."""
         return self.router.add_static_unary(path, lookup, authorize)
+
+    def limit_requests(self, path: str, octets: int) -> None:
+        """Limit the messages of requests of ``path``: see `Router.limit_requests`."""
+        self.router.limit_requests(path, octets)
+
+    async def cut_answers(self, before: float) -> None:
+        """Give up answers that are complete and have waited to be read since the instant ``before`` of the loop's
+        clock, or longer, so that what they consist of is released. Spread over time."""
+
+        def steps() -> Iterator[None]:
+            for protocol in list(self._protocols):
+                protocol.cut_answers(before)
+                yield
+
+        await self.scheduler.spread(steps())
 
     def forget_authorizations(self) -> None:
         """Make static methods authorize anew, on open connections too."""

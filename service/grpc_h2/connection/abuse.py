@@ -3,8 +3,11 @@
 - *Glitches* are cheap misdeeds: each is legal or harmless alone, and an attack in numbers. All of them are drawn from
   one leaky bucket, so that no attack is below every threshold at once.
 - *WINDOW_UPDATEs* have a balance that grows by what an honest client answers with one.
-- *PINGs* follow gRPC proposal A8. Whenever we send HEADERS or DATA, strikes and clock start anew; so grpc-go, which
-  sends a PING after every reply to measure the bandwidth-delay product, never strikes.
+- *Late frames* name a stream that has ended. Each stream that the client has opened entitles to a few of them, because
+  a client may send RST_STREAM before it has read the answer; what is beyond that counts as glitches.
+- *PINGs* follow gRPC proposal A8, with one bucket that leaks in place of its clock, so that a client that pings in the
+  allowed interval is safe from jitter. Whenever we send HEADERS or DATA, it is empty again; so grpc-go, which sends a
+  PING after every reply to measure the bandwidth-delay product, never strikes.
 - *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond: a neighbour waits that long
   while a peer sends the most expensive input there is.
 """
@@ -23,6 +26,11 @@ STREAM_WORK: Final = 12
 OCTETS_OF_BLOCK_PER_WORK: Final = 8
 OCTETS_OF_MESSAGE_PER_WORK: Final = 256
 
+_FORGIVEN: Final = 1.25
+"""PINGs forgiven for each that `Limits.min_ping_interval` allows."""
+_LATE_GLITCH: Final = 0.25
+"""Glitches of a late frame beyond those that an honest client sends: it may have a window's worth of frames under way
+when its stream is reset."""
 _UPDATES_PER_STREAM: Final = 2
 """WINDOW_UPDATEs that a stream entitles to: C-core sends two for every call."""
 _UPDATES_PER_FRAME: Final = 20
@@ -53,6 +61,7 @@ class Abuse:
     __slots__ = (
         "_bucket",
         "_last_ping",
+        "_late_frames",
         "_limits",
         "_strikes",
         "_timers",
@@ -68,7 +77,8 @@ class Abuse:
         self._window_updates = limits.free_window_updates
         self._last_ping: float | None = None
         """Time of the last PING; None if none has arrived since we last sent HEADERS or DATA."""
-        self._strikes = 0
+        self._strikes = 0.0
+        self._late_frames = 0
         self.work_left = limits.work_per_turn
         self.calls_left = limits.calls_per_turn
 
@@ -110,16 +120,27 @@ class Abuse:
         if self._window_updates < 0:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
 
-    def ping(self, *, idle: bool) -> None:
-        """PING was received; ``idle``: no stream is open.
+    def late_frame(self, streams: int) -> None:
+        """A frame on a stream that has ended was received; the client has opened ``streams`` so far.
+
+        Raises:
+            ConnectionFault: ENHANCE_YOUR_CALM where there are too many.
+        """
+        if self._late_frames < self._limits.late_frames_per_stream * streams:
+            self._late_frames += 1
+        else:
+            self.glitch("frames on streams that have ended", _LATE_GLITCH)
+
+    def ping(self) -> None:
+        """PING was received.
 
         Raises:
             ConnectionFault: ENHANCE_YOUR_CALM where it came too soon too often.
         """
         limits, now = self._limits, self._timers.now
-        least = limits.min_ping_interval_idle if idle else limits.min_ping_interval
-        if self._last_ping is not None and now - self._last_ping < least:
-            self._strikes += 1
+        if self._last_ping is not None:
+            forgiven = (now - self._last_ping) * _FORGIVEN / limits.min_ping_interval if limits.min_ping_interval else 1
+            self._strikes = max(0.0, self._strikes + 1 - forgiven)
         self._last_ping = now
         if self._strikes > limits.max_ping_strikes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
@@ -133,13 +154,13 @@ class Abuse:
     def headers_sent(self) -> None:
         """We have sent HEADERS."""
         self._last_ping = None
-        self._strikes = 0
+        self._strikes = 0.0
 
     def data_sent(self, data_frames: int) -> None:
         """We have sent DATA frames."""
         self._window_updates += _UPDATES_PER_FRAME * data_frames
         self._last_ping = None
-        self._strikes = 0
+        self._strikes = 0.0
 
     def answered(self, streams: int, answers: int, updates: int) -> None:
         """The fast path has served calls: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of
@@ -147,4 +168,4 @@ class Abuse:
         self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers - updates
         if answers:
             self._last_ping = None
-            self._strikes = 0
+            self._strikes = 0.0

@@ -48,16 +48,15 @@ class Bodies:
 
     def reader(self, route: Route) -> MessageReader | None:
         """A reader that splits the DATA of a new stream into messages; None if its DATA is ignored."""
-        if route.fault is not None:
+        if route.refused or route.request is None:
             return None
-        return MessageReader(
-            self._limits.max_message,
-            "identity" if route.request is None else route.request.encoding,
-            None if route.method is None else self._limits.max_inflated_static,
-        )
+        return MessageReader(self._limit(route), route.request.encoding, unary=route.method is not None)
+
+    def _limit(self, route: Route) -> int:
+        return self._limits.max_message if route.max_request is None else route.max_request
 
     def feed(self, stream: Stream, content: bytes, size: int) -> Fed:
-        """``content`` of a DATA frame of ``size`` octets, padding included.
+        """``content`` of a DATA frame of ``size`` octets, padding included; both empty while `MessageReader.more`.
 
         Raises:
             ConnectionFault: where the peer does this too often.
@@ -71,9 +70,7 @@ class Bodies:
             messages = reader.feed(content)
         except CallFault as fault:
             if fault.status == StatusCode.RESOURCE_EXHAUSTED:
-                limits = self._limits
-                most = limits.max_message if stream.route.method is None else limits.max_inflated_static
-                self._abuse.spend(most // OCTETS_OF_MESSAGE_PER_WORK)
+                self._abuse.spend(self._limit(stream.route) // OCTETS_OF_MESSAGE_PER_WORK)
                 self._abuse.glitch("messages beyond the limit", _BOMB_GLITCH)
             return [], size, fault
         held = reader.buffered
@@ -82,8 +79,8 @@ class Bodies:
         if held != before:
             self.partial += stream.hold_partial(held)
         octets = sum(map(len, messages))
-        if octets >= OCTETS_OF_MESSAGE_PER_WORK:
-            self._abuse.spend(octets // OCTETS_OF_MESSAGE_PER_WORK)
+        if len(messages) > 1 or octets >= OCTETS_OF_MESSAGE_PER_WORK:
+            self._abuse.spend(len(messages) + octets // OCTETS_OF_MESSAGE_PER_WORK)
         if octets and stream.weigh(octets) > _SUSPICIOUS_RATIO * stream.octets:  # what no honest client sends
             self._abuse.glitch("messages that inflate beyond measure", _BOMB_GLITCH)
         return self._deliver(stream, messages, octets, size)
@@ -99,9 +96,6 @@ class Bodies:
                 fault = CallFault(StatusCode.RESOURCE_EXHAUSTED, "Too many octets in unread messages")
                 return messages[:position] if handled else [], size, fault
             if not handled:
-                if stream.message is not None:
-                    fault = CallFault(StatusCode.UNIMPLEMENTED, "More than one message in a unary request")
-                    return [], size, fault
                 stream.keep_message(message)
         # What lies in a whole message is given back once it has been consumed; the rest at once, within bounds.
         delivered = octets + PREFIX_SIZE * len(messages) if handled else 0

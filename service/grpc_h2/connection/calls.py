@@ -10,7 +10,9 @@ from typing import Final
 
 from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies, Fed
+from grpc_h2.connection.deadlines import AnswerDeadlines, RequestDeadlines
 from grpc_h2.connection.events import (
+    AnswerCutOff,
     CallCancelled,
     CallStarted,
     ConnectionClosing,
@@ -32,12 +34,17 @@ from grpc_h2.rpc.messages import frame_message, message_prefix
 from grpc_h2.rpc.responses import Entries, http_block, initial_block, trailers_block, trailers_only_block
 from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 DRAIN_PING: Final = b"draining"
+_REFUSED_AT_ONCE: Final = 8
+"""Calls that are refused in one go before their bodies have come: some 80 µs."""
+_TOO_LATE: Final = CallFault(StatusCode.DEADLINE_EXCEEDED, "The request was not complete in time")
 _HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
 _CLOSED: Final = StreamState.CLOSED
+_OPEN: Final = StreamState.OPEN
 _LEAVING: Final = ConnectionState.LEAVING
 
 
@@ -47,6 +54,7 @@ class Calls:
     __slots__ = (
         "_abuse",
         "_answered",
+        "_answers",
         "_bodies",
         "_buffer",
         "_fast_path",
@@ -54,7 +62,9 @@ class Calls:
         "_lifecycle",
         "_limits",
         "_outbound",
+        "_refusable",
         "_reports",
+        "_requests",
         "_streams",
         "_timers",
         "events",
@@ -73,6 +83,8 @@ class Calls:
         outbound: Outbound,
         bodies: Bodies,
         fast_path: FastPath,
+        requests: RequestDeadlines,
+        answers: AnswerDeadlines,
         answered: list[int],
         reports: list[tuple[str, str]],
     ) -> None:
@@ -89,7 +101,11 @@ class Calls:
         self._outbound = outbound
         self._bodies = bodies
         self._fast_path = fast_path
+        self._requests = requests
+        self._answers = answers
         self._answered = answered
+        self._refusable: list[Stream] = []
+        """Streams whose headers alone decide the answer, and whose bodies have not come."""
         self.events: list[Event] = []
         self.released: dict[int, Stream] = {}
         """Streams that were open when the connection ended, to be freed a few at a time."""
@@ -129,7 +145,7 @@ class Calls:
         Raises:
             StreamFault: with ``end_stream``, as `end_of_request`.
         """
-        stream_id, route, added = opened
+        stream_id, route, added, until = opened
         window = self._flow.initial_send_window + added
         assert window <= frames.LARGEST_WINDOW, "judged when WINDOW_UPDATE came"
         stream = Stream(stream_id, route, window, self._limits.initial_window, self._bodies.reader(route))
@@ -139,6 +155,50 @@ class Calls:
             self.events.append(CallStarted(stream))
         if end_stream:
             self.end_of_request(stream)
+        elif route.refused:
+            self._refusable.append(stream)
+        elif route.method is not None:
+            self._requests.expect(stream, until)
+
+    def expect_one_message(self, stream: Stream) -> None:
+        """The method of ``stream`` takes one message. No effect once the request is whole."""
+        if stream.reader is not None and not stream.closed and stream.state is _OPEN:
+            stream.reader.expect_one()
+            self._requests.expect(stream)
+
+    def judge_anew(self, router: Router) -> None:
+        """The server's authorizations have changed, for calls whose bodies have not come, too."""
+        for stream in self._streams.open.values():
+            if stream.route.method is not None:
+                stream.judge_anew(router)
+                if stream.route.refused:
+                    self._refusable.append(stream)
+
+    def refusing(self, refuses: bool) -> bool:
+        """Whether `answer_refused` may have something to do; ``refuses``: streams that wait may be refused."""
+        return bool(self._refusable) or (refuses and bool(self._fast_path.pending))
+
+    def answer_refused(self) -> bool:
+        """Answer calls whose headers alone decide the answer, without waiting for their bodies. Returns whether more of
+        them are left for the next turn."""
+        streams, waiting = self._streams.open, self._fast_path.refused()
+        for stream_id in waiting[:_REFUSED_AT_ONCE]:
+            self.find(stream_id)
+        refusable, self._refusable = self._refusable, []
+        for number, stream in enumerate(refusable):
+            if number == _REFUSED_AT_ONCE:
+                self._refusable = refusable[number:]
+                break
+            if streams.get(stream.id) is stream and not stream.closed:
+                self._refuse(stream)
+        return bool(self._refusable) or len(waiting) > _REFUSED_AT_ONCE
+
+    def _refuse(self, stream: Stream) -> None:
+        self._requests.settle(stream)
+        if stream.route.fault is not None:
+            self._answer_fault(stream, stream.route.fault)
+        elif stream.route.refusal is not None:
+            self._answer(stream, stream.route.refusal)
 
     def end_of_request(self, stream: Stream) -> None:
         """END_STREAM was received.
@@ -155,13 +215,14 @@ class Calls:
         Raises:
             StreamFault: as `end_of_request`.
         """
+        self._requests.settle(stream)
         if stream.body_left > 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "less DATA than content-length says")
         if stream.closed:  # the response has its end, which waits behind data
             return
         route = stream.route
-        if route.fault is not None:
-            self._answer_fault(stream, route.fault)
+        if route.refused:
+            self._refuse(stream)
             return
         if stream.reader is not None:
             try:
@@ -249,7 +310,7 @@ class Calls:
     def fail(self, stream: Stream, fault: CallFault) -> None:
         """The client's messages make no call: answer with a status, and take the call from its handler."""
         taken = stream.handled and not stream.closed
-        self._outbound.drop(stream)
+        self._drop_output(stream)
         self.send_status(stream, fault.status, fault.message, ())
         if taken:
             self.events.append(CallCancelled(stream, ErrorCode.CANCEL))
@@ -257,16 +318,28 @@ class Calls:
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
             self._timers.progressed()  # the clock of a stall starts with the first octet queued
+        before = stream.unsent
         self._outbound.data(stream, *pieces)
+        self._answers.queued(stream, stream.unsent - before)
 
     def _end_with(self, stream: Stream, block: bytes) -> None:
         """Queue the terminal header block (empty: END_STREAM on the last DATA frame) behind the stream's data."""
         self._abuse.headers_sent()
         if stream.unsent:
             stream.response_complete(block)
+            self._answers.completed(stream)
             return
         self._outbound.headers(stream, block, end_stream=True)
         self.response_ended(stream)
+
+    def output_taken(self, stream: Stream) -> None:
+        """Some of what waited on ``stream`` was sent."""
+        if not stream.unsent:
+            self._answers.settle(stream)
+
+    def _drop_output(self, stream: Stream) -> None:
+        self._outbound.drop(stream)
+        self._answers.settle(stream)
 
     def response_ended(self, stream: Stream) -> None:
         """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
@@ -309,7 +382,7 @@ class Calls:
     def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
         """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler has ended it."""
         report = stream.handled and not stream.closed and not by_handler
-        self._outbound.drop(stream)
+        self._drop_output(stream)
         self._close(stream)
         if report:
             self.events.append(CallCancelled(stream, code))
@@ -323,6 +396,7 @@ class Calls:
             stream.close()
         if not self._streams.remove(stream):
             return
+        self._requests.settle(stream)
         if stream.partial or stream.unread or stream.owed:
             owed = self._bodies.discard(stream)
             if owed:  # messages that no handler will take any more
@@ -331,6 +405,28 @@ class Calls:
         if self._lifecycle.state is _LEAVING:
             self._leave_if_done()
 
+    def end_overdue(self) -> None:
+        """End calls whose requests were not whole, or whose answers were not read, in time: a few at once."""
+        for late in self._requests.overdue():
+            stream = self.find(late) if isinstance(late, int) else late
+            if stream is not None:
+                self._requests.settle(stream)
+                if not stream.closed:
+                    self.fail(stream, _TOO_LATE)
+        for stream in self._answers.overdue():
+            self._cut_off(stream, "an answer not read in time")
+
+    def cut_answers(self, before: float) -> None:
+        """Give up complete answers that have waited to be read since ``before``, or longer."""
+        for stream in self._answers.since(before):
+            if stream.closed:
+                self._cut_off(stream, "an answer from data that was replaced long ago")
+
+    def _cut_off(self, stream: Stream, reason: str) -> None:
+        self._reset(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
+        self.events.append(AnswerCutOff(stream, reason))
+        self.abandon(stream, ErrorCode.ENHANCE_YOUR_CALM)
+
     # -- the end of the connection --------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -338,6 +434,7 @@ class Calls:
         if self._lifecycle.state is ConnectionState.OPEN:
             self._lifecycle.enter(ConnectionState.DRAINING)
             self._timers.drain_begun()
+            self._requests.hasten()
             self._outbound.control(
                 frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR, b"draining"),
                 frames.ping(DRAIN_PING, ack=False),
@@ -379,4 +476,7 @@ class Calls:
         self.released = self._streams.release() or self.released
         self._fast_path.drop_all()
         self._outbound.drop_all()
+        self._requests.drop_all()
+        self._answers.drop_all()
+        self._refusable.clear()
         self._buffer.clear()

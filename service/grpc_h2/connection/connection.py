@@ -16,17 +16,24 @@ through its methods. A part knows the parts before it in this list, and returns 
     FlowControl  the connection's windows      Streams      streams by id, counts of handlers
     Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
     Bodies       DATA to messages              FastPath     known calls, alone or in batches
+    RequestDeadlines, AnswerDeadlines          what must have moved on by when
     Calls        begin and end of calls        Inbound      frames in
+
+**Memory.** A connection reports to the server's `Budget` what it holds for its peer, after everything that may change
+it. A call on the fast path holds nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Final
 
 from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies
+from grpc_h2.connection.budget import Budget, Share
 from grpc_h2.connection.calls import Calls
+from grpc_h2.connection.deadlines import AnswerDeadlines, RequestDeadlines
 from grpc_h2.connection.events import ConnectionClosing, Event, Writable
 from grpc_h2.connection.fast_path import FastPath
 from grpc_h2.connection.flow_control import FlowControl
@@ -36,7 +43,7 @@ from grpc_h2.connection.input_buffer import InputBuffer
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.outbound import Outbound
 from grpc_h2.connection.state import INTRODUCED, ConnectionState, Lifecycle, StreamState
-from grpc_h2.connection.stream import Piece, Stream
+from grpc_h2.connection.stream import STREAM_WEIGHT, Piece, Stream
 from grpc_h2.connection.streams import Streams
 from grpc_h2.connection.timers import Due, Timers
 from grpc_h2.rpc.requests import Metadata
@@ -45,6 +52,8 @@ from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 
+_WAITING_WEIGHT: Final = 512
+"""Octets of a stream that waits for its DATA on the fast path."""
 _SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
@@ -56,6 +65,7 @@ class Connection:
 
     __slots__ = (
         "_abuse",
+        "_answers",
         "_bodies",
         "_buffer",
         "_calls",
@@ -64,16 +74,29 @@ class Connection:
         "_headers",
         "_inbound",
         "_lifecycle",
+        "_on_eviction",
         "_outbound",
+        "_requests",
+        "_share",
         "_streams",
         "_timers",
+        "_written",
         "answer_one",
         "answered",
         "limits",
         "reports",
     )
 
-    def __init__(self, router: Router, limits: Limits, now: float, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        router: Router,
+        limits: Limits,
+        now: float,
+        jitter: float = 0.0,
+        *,
+        budget: Budget | None = None,
+        on_eviction: Callable[[], None] | None = None,
+    ) -> None:
         """A client has connected at instant ``now``.
 
         Args:
@@ -81,6 +104,10 @@ class Connection:
             limits: Limits for the client.
             now: The present instant.
             jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
+            budget: What all connections of the server may hold.
+            on_eviction: Called when the connection was ended because it holds most while the budget is exceeded, which
+                may be during a call of another connection's method: `data_to_send` and `take_events` have something
+                then. Must return at once, and call no method of a connection.
         """
         self.limits = limits
         self.answered: list[int] = []
@@ -100,6 +127,8 @@ class Connection:
         self._fast_path = fast_path = FastPath(
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, self.answered
         )
+        self._requests = requests = RequestDeadlines(limits, lifecycle, timers, streams, fast_path)
+        self._answers = answers = AnswerDeadlines(limits, timers)
         self._calls = calls = Calls(
             limits,
             lifecycle,
@@ -111,6 +140,8 @@ class Connection:
             outbound,
             bodies,
             fast_path,
+            requests,
+            answers,
             self.answered,
             self.reports,
         )
@@ -132,6 +163,10 @@ class Connection:
         )
         self.answer_one = fast_path.answer_one
         """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
+        self._written = 0
+        """Octets that the transport has accepted and not sent, while it accepts no more."""
+        self._on_eviction = on_eviction
+        self._share: Share | None = None if budget is None else budget.join(self._evict)
         outbound.control(
             frames.settings(
                 (
@@ -140,8 +175,9 @@ class Connection:
                     (frames.MAX_HEADER_LIST_SIZE, limits.max_header_list),
                 )
             )
-            + frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW)
         )
+        if limits.connection_window > frames.DEFAULT_WINDOW:
+            outbound.control(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -182,6 +218,7 @@ class Connection:
         self._fast_path.settle()
         self._timers.read(now)
         self._buffer.add(data)
+        self._report()
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
         """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
@@ -198,6 +235,7 @@ class Connection:
                 self._inbound.work(data)
             except ConnectionFault as fault:
                 self._calls.close(fault.code, fault.reason)
+        self._report()
         return self._calls.take_events() if self._calls.events else []
 
     @property
@@ -228,10 +266,12 @@ class Connection:
             self._timers.progressed()
             self._abuse.data_sent(data_frames)
             for stream in sent:
+                self._calls.output_taken(stream)
                 if stream.state in _SENT_ALL:
                     self._calls.response_ended(stream)
                 elif stream.note_sent(self.limits.low_water):
                     self._calls.note(Writable(stream))
+            self._report()
             pieces += outbound.take_out()
         return pieces
 
@@ -240,17 +280,21 @@ class Connection:
         """Whether to continue reading: False while the peer does not read our answers."""
         return not self._outbound.paused
 
-    def pause_writing(self, now: float) -> None:
-        """The transport accepts no more output."""
+    def pause_writing(self, now: float, written: int = 0) -> None:
+        """The transport accepts no more output; ``written``: octets that it has accepted and not sent."""
         self.advance(now)
         self._timers.progressed()
         self._outbound.pause(True)
+        self._written = written
+        self._report()
 
     def resume_writing(self, now: float) -> None:
         """The transport takes more again."""
         self.advance(now)
         self._timers.progressed()
         self._outbound.pause(False)
+        self._written = 0
+        self._report()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -278,6 +322,7 @@ class Connection:
         if not stream.headers_sent:
             self._calls.send_headers(stream, initial_block((), None))
         self._calls.send_message(stream, message, compressed=compressed)
+        self._report()
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
         """The end of a call: trailers, or trailers alone where nothing was sent. No effect on a closed stream.
@@ -287,24 +332,40 @@ class Connection:
         """
         if not stream.closed:
             self._calls.send_status(stream, status, message, metadata)
+            self._report()
 
     def cancel(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
         """RST_STREAM. No effect on a stream that has ended."""
         self._calls.cancel(stream, code)
+        self._report()
+
+    def expect_one_message(self, stream: Stream) -> None:
+        """The method of ``stream`` takes one message, which therefore must come within `Limits.body_timeout`, and must
+        be the only one. To be called when the call has begun; known without it for static methods."""
+        self._calls.expect_one_message(stream)
+
+    def cut_answers(self, before: float) -> None:
+        """Give up answers that are complete and have waited to be read since the instant ``before``, or longer: what
+        they consist of is to be released. Leaves events."""
+        self._calls.cut_answers(before)
+        self._report()
 
     def consumed(self, stream: Stream, octets: int) -> None:
         """A handler has taken a message of ``octets``: the windows grow again."""
         self._calls.consumed(stream, octets)
+        self._report()
 
     def finished(self, stream: Stream) -> None:
         """The handler has returned; until then its stream counts as open."""
         self._streams.finish(stream)
+        self._report()
 
     # -- life and death -----------------------------------------------------------------------------------------------
 
     def close(self, code: int, reason: str) -> None:
         """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
         self._calls.close(code, reason)
+        self._report()
 
     def drain(self, now: float) -> None:
         """Leave in order: calls that the client has begun, or begins before it knows of the drain, are served.
@@ -318,6 +379,10 @@ class Connection:
     def connection_lost(self) -> list[Event]:
         """The transport has closed."""
         self._calls.abandon_all()
+        if self._share is not None:
+            self._share.leave()
+            self._share = None
+        self._on_eviction = None
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:
@@ -328,6 +393,7 @@ class Connection:
         deadline = self._timers.next_deadline(
             introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer
         )
+        deadline = min(deadline, self._requests.next_deadline(), self._answers.next_deadline())
         return None if deadline == inf else deadline
 
     def tick(self, now: float) -> list[Event]:
@@ -337,6 +403,9 @@ class Connection:
             if self._lifecycle.closed:
                 break
             self._do(due)
+        if not self._lifecycle.closed:
+            self._calls.end_overdue()
+        self._report()
         return self.take_events()
 
     @property
@@ -371,11 +440,45 @@ class Connection:
         else:
             calls.close(ErrorCode.ENHANCE_YOUR_CALM, "nothing was read for too long")
 
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """Octets that the connection holds for its peer, some of them estimated."""
+        if self._lifecycle.closed:
+            return self._written
+        streams = self._streams
+        return (
+            len(self._buffer.held)
+            + self._headers.held
+            + self._bodies.partial
+            + self._bodies.unread
+            + self._outbound.held
+            + self._written
+            + streams.weight
+            + STREAM_WEIGHT * streams.zombies
+            + _WAITING_WEIGHT * len(self._fast_path.pending)
+        )
+
+    def _report(self) -> None:
+        share = self._share
+        if share is not None:
+            held = self.held
+            if held != share.octets:
+                share.hold(held)
+
+    def _evict(self) -> None:
+        self._calls.close(ErrorCode.ENHANCE_YOUR_CALM, "the server is short of memory, and this connection holds most")
+        self._report()
+        if self._on_eviction is not None:
+            self._on_eviction()
+
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def check_invariants(self) -> None:
         """Assert everything that holds between two calls. Costs a walk over all streams: for tests."""
         streams = self._streams.open.values()
+        assert self._share is None or self._share.octets == self.held, "not all that is held was reported"
         if self._lifecycle.closed:
             assert not streams
             assert not self._fast_path.pending
@@ -389,3 +492,5 @@ class Connection:
         self._headers.check_invariants()
         self._fast_path.check_invariants()
         self._buffer.check_invariants()
+        self._requests.check_invariants(self._streams.open)
+        self._answers.check_invariants(self._streams.open)

@@ -48,6 +48,14 @@ class Writable:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerCutOff:
+    """An answer was not read in time and is given up: RST_STREAM is queued. A handler gets `CallCancelled`, too."""
+
+    stream: Stream
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionClosing:
     """The last GOAWAY is queued and no stream is left: flush, read on for a second at the most, close."""
 
@@ -55,4 +63,4 @@ class ConnectionClosing:
     reason: str
 
 
-Event = CallStarted | MessageReceived | HalfClosed | CallCancelled | Writable | ConnectionClosing
+Event = CallStarted | MessageReceived | HalfClosed | CallCancelled | Writable | AnswerCutOff | ConnectionClosing

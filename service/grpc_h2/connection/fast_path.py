@@ -22,6 +22,7 @@ so the last ids are left to the frame machine.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final, NamedTuple, TypeAlias
 
 from grpc_h2.connection.abuse import Abuse
@@ -50,6 +51,8 @@ class Opened(NamedTuple):
     route: Route
     window: int = 0
     """Octets that WINDOW_UPDATE has added to its send window."""
+    until: float = inf
+    """The deadline of the call: an instant."""
 
 
 class Refused(NamedTuple):
@@ -76,6 +79,7 @@ class FastPath:
         "_lifecycle",
         "_limits",
         "_outbound",
+        "_pending_timeouts",
         "_pending_windows",
         "_router",
         "_streams",
@@ -118,6 +122,8 @@ class FastPath:
         self._pending_windows: dict[int, int] = {}
         """Octets that WINDOW_UPDATE has added to the windows of these streams (C-core sends it between HEADERS and
         DATA)."""
+        self._pending_timeouts: dict[int, float] = {}
+        """Deadlines of the calls among them that have one, and of some that have been answered."""
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -189,7 +195,7 @@ class FastPath:
         memo, pending = headers.memo, self.pending
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
-        answered, pending_windows = self._answered, self._pending_windows
+        answered, pending_windows, timeouts = self._answered, self._pending_windows, headers.timeouts
         updates = 0
         window = first_window = flow.send_window
         floor = window - limits.octets_per_turn
@@ -226,6 +232,8 @@ class FastPath:
                     length = LAST_DATA.get(data_head)
                     if length is None or data_stream != stream_id or body + length > end:
                         pending[stream_id] = route
+                        if timeouts:
+                            self._note_timeout(stream_id, timeouts.get(block))
                         position = body - frames.HEADER_LENGTH
                         if data_head == _WINDOW_UPDATE and data_stream == stream_id and body + 4 <= end:
                             increment = frames.LONG.unpack_from(data, body)[0] & frames.LARGEST_WINDOW
@@ -276,7 +284,48 @@ class FastPath:
 
     def release(self, stream_id: int) -> Opened:
         """Release a stream that is ``pending``, so that it becomes a `Stream`."""
-        return Opened(stream_id, self.pending.pop(stream_id), self._pending_windows.pop(stream_id, 0))
+        window, until = self._pending_windows.pop(stream_id, 0), self._pending_timeouts.pop(stream_id, inf)
+        return Opened(stream_id, self.pending.pop(stream_id), window, until)
+
+    def _note_timeout(self, stream_id: int, seconds: float | None) -> None:
+        """The call of ``stream_id``, which waits for its DATA, has ``seconds``."""
+        if seconds is not None:
+            if len(self._pending_timeouts) >= 2 * self._limits.max_concurrent_streams:
+                self._drop_old_timeouts()
+            self._pending_timeouts[stream_id] = self._timers.now + seconds
+
+    def _drop_old_timeouts(self) -> None:
+        pending = self.pending
+        self._pending_timeouts = {
+            stream_id: instant for stream_id, instant in self._pending_timeouts.items() if stream_id in pending
+        }
+
+    def next_timeout(self) -> float:
+        """The first deadline of a call that waits; ``inf`` if there is none."""
+        if self._pending_timeouts:
+            self._drop_old_timeouts()
+        return min(self._pending_timeouts.values(), default=inf)
+
+    def timed_out(self, now: float) -> list[int]:
+        """The calls that wait although their deadline has passed."""
+        return [
+            stream_id
+            for stream_id, instant in self._pending_timeouts.items()
+            if instant <= now and stream_id in self.pending
+        ]
+
+    def refused(self) -> list[int]:
+        """The calls that wait although their answer, a refusal, is known."""
+        return [stream_id for stream_id, route in self.pending.items() if route.refusal is not None]
+
+    def judge_anew(self) -> None:
+        """The server's authorizations have changed, for calls that wait too: the right to an answer is judged when
+        the answer is given."""
+        judged: dict[Route, Route] = {}
+        for stream_id, route in self.pending.items():
+            if route not in judged:
+                judged[route] = self._router.judge_anew(route)
+            self.pending[stream_id] = judged[route]
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
         """Apply WINDOW_UPDATE. Returns False if the stream does not wait here, or for a fault (section 6.9)."""
@@ -296,6 +345,7 @@ class FastPath:
         """No stream waits any more."""
         self.pending.clear()
         self._pending_windows.clear()
+        self._pending_timeouts.clear()
 
     def check_invariants(self) -> None:
         """Assert that waiting streams are not open and that each added window belongs to one of them."""

@@ -29,6 +29,12 @@ from grpc_h2.wire.hpack import Decoder, Field
 _MEMO_ENTRIES: Final = 64
 FIELDS_AT_ONCE: Final = 32
 """Of a block that is not short: some 20 µs."""
+_ORDINARY_BLOCKS: Final = 8
+"""Remembered blocks of an honest client: one for each method it calls, and some time-outs."""
+_BLOCK_WEIGHT: Final = 1024
+"""Octets of one remembered block, its route included."""
+_BLOCK_FACTOR: Final = 4
+"""What an unfinished block may take for each of its octets: itself, a copy, and the fields that are decoded."""
 _OVERFLOW_GLITCH: Final = 5.0
 """Glitches of a list over the limit, which costs us milliseconds and the peer nothing: after two hundred, the peer is
 disconnected."""
@@ -67,6 +73,11 @@ class BlockAssembly:
         if len(self._parts) > self._limits.max_header_block:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
 
+    @property
+    def octets(self) -> int:
+        """Octets that have arrived."""
+        return len(self._parts)
+
     def end(self) -> None:
         """The last fragment has arrived."""
         self.whole = bytes(self._parts)
@@ -86,7 +97,9 @@ class Headers:
         "assembly",
         "authorized",
         "memo",
+        "refuses",
         "router_epoch",
+        "timeouts",
     )
 
     def __init__(self, router: Router, limits: Limits, abuse: Abuse, reports: list[tuple[str, str]]) -> None:
@@ -105,6 +118,11 @@ class Headers:
         )
         self.memo: dict[bytes, Route] = {}
         """Block → route. To be read only."""
+        self.timeouts: dict[bytes, float] = {}
+        """Block → seconds of its ``grpc-timeout``, for static methods: only a stream that waits needs it. To be read
+        only; valid as the memo is."""
+        self.refuses = False
+        """Whether a block led to a refusal, so that streams that wait may have one."""
         self._memo_epoch = self._decoder.epoch
         self.router_epoch = router.epoch
         """The router's epoch at the time of the memo's authorizations."""
@@ -140,8 +158,12 @@ class Headers:
 
     def refresh(self) -> None:
         """The router's epoch has changed: drop all remembered blocks, whose authorization may have changed."""
-        self.memo.clear()
+        self._forget()
         self.router_epoch = self._router.epoch
+
+    def note_refusals(self) -> None:
+        """Streams that wait may have been refused."""
+        self.refuses = True
 
     def route(self, block: bytes) -> Route:
         """The route of a request, by the memo or as `learn` finds it."""
@@ -171,7 +193,12 @@ class Headers:
                 length = route.request.content_length
                 return Route(None, fault=CallFault(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", length))
             if route.method is None:
-                return Route(route.request.with_timeout(seconds))
+                return route.with_timeout(seconds)
+            if len(self.timeouts) >= _MEMO_ENTRIES:
+                self.timeouts.clear()
+            self.timeouts[block] = seconds
+        if route.refusal is not None:
+            self.refuses = True
         if route.authorized is not None:
             self._note_authorization(route)
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
@@ -201,15 +228,29 @@ class Headers:
             assert fields is not None
         self._abuse.spend(BLOCK_WORK + len(block) // OCTETS_OF_BLOCK_PER_WORK)
         if decoder.epoch != self._memo_epoch:
-            self.memo.clear()
+            self._forget()
             self._memo_epoch = decoder.epoch
         if decoder.beyond_hard_limit:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list far beyond the limit")
         return fields
 
+    def _forget(self) -> None:
+        self.memo.clear()
+        if self.timeouts:
+            self.timeouts.clear()
+
+    @property
+    def held(self) -> int:
+        """Octets that are held of the peer's header blocks, beyond the little that every connection needs."""
+        assembly, surplus = self.assembly, len(self.memo) - _ORDINARY_BLOCKS
+        octets = 0 if assembly is None else _BLOCK_FACTOR * assembly.octets
+        return octets + _BLOCK_WEIGHT * surplus if surplus > 0 else octets
+
     def check_invariants(self) -> None:
         """Assert that every remembered block was decoded in the table's present state."""
-        assert not self.memo or self._memo_epoch == self._decoder.epoch
+        decoding = self.assembly is not None  # the memo is dropped before it is used again
+        assert not self.memo or decoding or self._memo_epoch == self._decoder.epoch
         assert len(self.memo) <= _MEMO_ENTRIES
+        assert len(self.timeouts) <= _MEMO_ENTRIES
         assert all(len(block) <= LONGEST_SHORT_BLOCK and route.lasting for block, route in self.memo.items())
         assert self._ahead is None

@@ -6,6 +6,7 @@ connections are served in between; where it ends early, `InputBuffer.backlog` sa
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from grpc_h2.connection.abuse import FRAME_WORK, Abuse
@@ -37,8 +38,6 @@ from grpc_h2.wire.hpack import Field
 KEEPALIVE_PING: Final = b"keepaliv"
 _STREAMS_PER_GLITCH: Final = 64
 """A change of the initial window touches every open stream."""
-_IN_FLIGHT_GLITCH: Final = 0.25
-"""An honest client may have a window's worth of frames under way when its stream is reset."""
 _AWAITS_PREFACE: Final = ConnectionState.AWAITS_PREFACE
 _AWAITS_SETTINGS: Final = ConnectionState.AWAITS_SETTINGS
 _LEAVING: Final = ConnectionState.LEAVING
@@ -65,6 +64,7 @@ class Inbound:
         "_settings_unacked",
         "_streams",
         "_timers",
+        "_unread",
     )
 
     def __init__(
@@ -99,6 +99,8 @@ class Inbound:
         self._calls = calls
         self._answered = answered
         self._settings_unacked = 1
+        self._unread: tuple[Stream, bool] | None = None
+        """The stream whose last DATA frame holds more messages, and whether the frame ends it."""
 
     def work(self, data: bytes) -> None:
         """Work through what is held and ``data``, until it ends, a frame is incomplete, or the turn is spent.
@@ -109,7 +111,7 @@ class Inbound:
         buffer, lifecycle, headers, abuse = self._buffer, self._lifecycle, self._headers, self._abuse
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
-            headers.refresh()
+            self._judge_anew()
         if abuse.work_left != limits.work_per_turn:  # a call with a handler is work, too
             abuse.begin_turn()
         position = 0
@@ -125,11 +127,11 @@ class Inbound:
         most = len(answered) + limits.answers_per_turn
         while not lifecycle.closed:
             assembly = headers.assembly
-            undecoded = assembly is not None and assembly.whole is not None
+            undecoded = self._unread is not None or (assembly is not None and assembly.whole is not None)
             if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
             # Only DATA (0) and HEADERS (1) can be of a known call.
-            if assembly is None and data[position + 3] <= frames.HEADERS and lifecycle.accepting:
+            if assembly is None and not undecoded and data[position + 3] <= frames.HEADERS and lifecycle.accepting:
                 position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
                 if left is not None:
                     self._take_up(left)
@@ -139,7 +141,7 @@ class Inbound:
                 backlog = True
                 break
             if undecoded:
-                self._go_on_decoding()
+                self._go_on()
                 continue
             high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
             length = high << 16 | low
@@ -151,6 +153,8 @@ class Inbound:
                 break
             position = begin + length
             self._frame(kind, flags, stream_id & frames.LARGEST_STREAM_ID, data[begin:position])
+        if not backlog and not lifecycle.closed and self._calls.refusing(headers.refuses):
+            backlog = self._calls.answer_refused()
         if lifecycle.closed:
             buffer.clear()
         elif position < end or backlog or buffer.backlog:
@@ -220,8 +224,21 @@ class Inbound:
             assembly.end()
             self._timers.block_ended()
 
-    def _go_on_decoding(self) -> None:
-        """Some more of a long header block; once it is through, what it is about."""
+    def _judge_anew(self) -> None:
+        """The server's authorizations have changed: calls whose bodies have not come are judged by the new ones."""
+        self._headers.refresh()
+        if self._fast_path.pending:
+            self._fast_path.judge_anew()
+            self._headers.note_refusals()
+        self._calls.judge_anew(self._router)
+
+    def _go_on(self) -> None:
+        """Some more of a long header block, or of a DATA frame of many messages."""
+        if self._unread is not None:
+            stream, end_stream = self._unread
+            self._unread = None
+            self._read(stream, b"", 0, end_stream=end_stream)
+            return
         done = self._headers.end_assembly()
         if done is None:
             return
@@ -245,7 +262,7 @@ class Inbound:
             headers.decode(block)
             if status is StreamStatus.CLOSED:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
-            self._abuse.glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
+            self._abuse.late_frame(streams.opened)
             return
         streams.use(stream_id)
         self._abuse.stream_opened()
@@ -259,7 +276,9 @@ class Inbound:
         route = headers.route(block)
         if self_dependent:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
-        self._calls.open(Opened(stream_id, route), end_stream=end_stream)
+        seconds = headers.timeouts.get(block)
+        until = inf if seconds is None else self._timers.now + seconds
+        self._calls.open(Opened(stream_id, route, until=until), end_stream=end_stream)
 
     def _trailers(self, stream: Stream, fields: tuple[Field, ...], *, end_stream: bool) -> None:
         if stream.state is _HALF_CLOSED_REMOTE:
@@ -281,7 +300,7 @@ class Inbound:
             self._calls.give_back(size)
             if status is StreamStatus.CLOSED:
                 raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
-            self._abuse.glitch("frames on streams that were reset", _IN_FLIGHT_GLITCH)
+            self._abuse.late_frame(self._streams.opened)
             return
         end_stream = bool(flags & frames.END_STREAM)
         if not content and not end_stream:
@@ -291,17 +310,32 @@ class Inbound:
         except StreamFault:
             self._calls.give_back(size)
             raise
-        self._calls.act_on(stream, self._bodies.feed(stream, content, size))
-        if end_stream and stream_id in self._streams.open:
-            self._calls.judge_request(stream)
+        self._read(stream, content, size, end_stream=end_stream)
+
+    def _read(self, stream: Stream, content: bytes, size: int, *, end_stream: bool) -> None:
+        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from what is left of the frame."""
+        if stream.id not in self._streams.open:  # ended since its frame came
+            return
+        try:
+            self._calls.act_on(stream, self._bodies.feed(stream, content, size))
+            if stream.id not in self._streams.open:
+                return
+            if stream.reader is not None and stream.reader.more:
+                self._unread = stream, end_stream
+            elif end_stream:
+                self._calls.judge_request(stream)
+        except StreamFault as fault:
+            self._calls.refuse(stream.id, fault)
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._calls.find(stream_id)
         if stream is None and self._streams.status(stream_id) in _NEVER_OPEN:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
+        if stream is None:  # its answer has crossed with this, so it takes no work from us
+            self._abuse.late_frame(self._streams.opened)
+            return
         self._abuse.glitch("resets")  # CVE-2023-44487
-        if stream is not None:
-            self._calls.abandon(stream, code)
+        self._calls.abandon(stream, code)
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         self._abuse.window_update()
@@ -369,5 +403,5 @@ class Inbound:
             elif payload != KEEPALIVE_PING:
                 self._abuse.glitch("answers to no PING")
             return
-        self._abuse.ping(idle=not self._calls.open_streams)
+        self._abuse.ping()
         self._outbound.control(frames.ping(payload, ack=True))

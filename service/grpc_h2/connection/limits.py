@@ -6,8 +6,14 @@ leaky bucket per connection, so that no attack is below every threshold at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, fields
+from math import inf, isnan
+
+from grpc_h2.wire.frames import DEFAULT_FRAME_SIZE, DEFAULT_WINDOW, LARGEST_WINDOW
+
+BACKLOG = 4096
+"""Connections that may wait in the kernel to be accepted, as when a whole fleet reconnects at once. The kernel limits
+it to ``net.core.somaxconn``, 4096 since Linux 5.4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,18 @@ class Limits:
     inflates to: gzip reaches 1000 to 1, and a megabyte of window would become a gigabyte."""
 
     max_message: int = 4 * 1024 * 1024
-    """A message, compressed or not: 4 MiB as in every gRPC implementation."""
+    """A message of a request, as it is sent and when it is inflated: 4 MiB as in every gRPC implementation. A server
+    whose requests are names needs a few KiB (`Router.limit_requests` sets it for one method): to inflate 4 MiB takes 4
+    ms, during which no other connection is served, 4 KiB take 10 µs. Judged by a message's prefix, before any of it is
+    held, and while it is inflated."""
 
-    max_inflated_static: int = 16 * 1024
-    """A compressed request of a static method, inflated. Such a request is a short name that is looked up. Inflating
-    4 MiB takes milliseconds, during which no other connection is served; 16 KiB take some 40 µs."""
+    body_timeout: float = 10.0
+    """From HEADERS to END_STREAM of a request of one message, which every client writes at once (nginx
+    ``client_body_timeout`` 60 s for each read, Envoy none). Worst case: a connection's streams all wait for so long,
+    and hold what their messages may hold."""
+
+    drain_body_timeout: float = 1.0
+    """The same once the connection drains: a stream without its body does not lengthen a shutdown by more."""
 
     max_header_list: int = 16 * 1024
     """Sum of name + value + 32 of a request. PROTOCOL-HTTP2 advises 8 KiB; C-core 8 soft, 16 hard. Checked per field
@@ -86,6 +99,11 @@ class Limits:
     octets_per_turn: int = 256 * 1024
     """Octets written for one connection before the loop serves the others."""
 
+    late_frames_per_stream: int = 4
+    """Frames that an honest client sends on a stream after its end, for each stream it has opened: RST_STREAM although
+    the answer has come (old grpc-js, with every call), DATA and WINDOW_UPDATE that cross with our RST_STREAM. Further
+    ones are glitches, of which the bucket admits 4,000 at once. Worst case: 4 frames of 4 µs for each call."""
+
     replies_per_turn: int = 1000
     """Control frames queued (SETTINGS ACK, PING ACK, RST_STREAM; CVE-2019-9512, -9514, -9515) before they must have
     been written; nothing is read while the transport does not take them. nghttp2, Envoy 1,000; Go, C-core 10,000."""
@@ -102,9 +120,22 @@ class Limits:
     header_timeout: float = 10.0
     """From HEADERS to END_HEADERS."""
 
-    stall_timeout: float = 120.0
+    stall_timeout: float = 60.0
     """How long a peer may leave every queued octet unread, by TCP or by windows, before it is disconnected. Meanwhile
-    the catalogue that it reads cannot be released; nginx 60 s."""
+    what it reads cannot be released; nginx 60 s."""
+
+    read_grace: float = 30.0
+    """How long a stream's octets may wait to be read, beyond what `min_read_rate` gives them: a client that pauses to
+    collect its garbage or to change its network."""
+
+    min_read_rate: float = 32.0 * 1024
+    """Octets a second at which an answer must be read, on each stream (Apache ``MinRate`` 500, IIS 240, h2o none; their
+    answers are files of the kernel, ours hold an old snapshot in memory). A quarter of a megabit: the slowest mobile
+    network. Worst case: 200 MB may take `max_read_time`."""
+
+    max_read_time: float = 600.0
+    """How long a complete answer may wait to be read, however large it is. 200 MB in ten minutes are 2.7 Mbit/s. Worst
+    case: what the answer consists of is held for so long after it was replaced."""
 
     keepalive_time: float = 7200.0
     """Silence after which a PING checks whether the peer is alive (A8: 2 h)."""
@@ -112,11 +143,12 @@ class Limits:
     keepalive_timeout: float = 20.0
     """How long the answer may take (A8: 20 s)."""
 
-    min_ping_interval: float = 300.0
-    """PINGs that come faster, with nothing sent by us in between, are strikes (A8: 5 min)."""
-
-    min_ping_interval_idle: float = 7200.0
-    """The same while no stream is open (A8: 2 h without calls)."""
+    min_ping_interval: float = 10.0
+    """PINGs that come faster on average, with nothing sent by us in between, are strikes, with or without calls. gRPC
+    proposal A8 has 5 min with calls and 2 h without, as Go's and Java's servers; but 10 s is the shortest interval that
+    gRPC lets a client choose, and clients of this server do, without calls too. Strikes are forgiven a quarter faster
+    than that, because the clocks of both sides differ and networks bunch frames. Worst case: a PING and its answer,
+    some 5 µs, every 8 s on each connection."""
 
     max_ping_strikes: int = 2
     """One strike more ends the connection with ``too_many_pings`` (A8)."""
@@ -133,5 +165,83 @@ class Limits:
     max_connection_idle: float = inf
     """Without a stream for this long, a connection is drained (A9)."""
 
-    drain_timeout: float = 5.0
-    """How long the first GOAWAY's PING may stay unanswered before the second comes (Go 5 s, Java 10, C-core 20)."""
+    drain_timeout: float = 1.0
+    """How long the first GOAWAY's PING may stay unanswered before the second comes (Go 5 s, Java 10, C-core 20). Calls
+    that cross with the second are not served, and safe to repeat: it names the last one that is. A client that answers
+    no PING lengthens a shutdown by so much."""
+
+    max_held: int = 64 * 1024 * 1024
+    """Octets that all connections of a server hold together for their peers (`Budget`): input, header blocks, bodies,
+    output that waits, streams. Beyond it the connection that holds most is ended. Envoy's overload manager and C-core's
+    resource quota do the same; neither has a default. 10,000 connections with one `Watch` each hold some 40 MiB."""
+
+    def __post_init__(self) -> None:
+        """Check each limit, and those that rely on each other.
+
+        Raises:
+            ValueError: with the names of the fields, and what to do.
+        """
+        problems = self._ranges() or self._relations()
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _ranges(self) -> list[str]:
+        """What is wrong with a limit by itself."""
+        problems = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = _LEAST.get(field.name, 0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or isnan(value) or value < least:
+                problems.append(f"{field.name} is {value!r}: give a number of {least} or more")
+        problems += [
+            f"{name} is {getattr(self, name)}: the largest window of RFC 9113 is {LARGEST_WINDOW}"
+            for name in ("initial_window", "connection_window")
+            if getattr(self, name) > LARGEST_WINDOW
+        ]
+        if self.age_jitter > 1:
+            problems.append(f"age_jitter is {self.age_jitter}: give a share from 0 to 1")
+        return problems
+
+    def _relations(self) -> list[str]:
+        """What is wrong with limits that rely on each other."""
+        ordered = (
+            ("initial_window", "connection_window", "one stream's window must fit into the connection's"),
+            ("low_water", "high_water", "a handler that waits at the second goes on at the first"),
+            ("max_header_list", "hard_header_list", "a list beyond the first is refused, beyond the second an attack"),
+            ("max_header_fields", "hard_header_fields", "likewise"),
+            ("drain_body_timeout", "body_timeout", "a drain shortens the time for a body"),
+            ("max_header_list", "max_header_block", "a list within its limit must fit into a block"),
+            ("max_message", "max_unread", "a message that is whole must be able to wait for its handler"),
+        )
+        problems = [
+            f"{lower} ({getattr(self, lower)}) is above {upper} ({getattr(self, upper)}): lower the first or raise the "
+            f"second ({reason})"
+            for lower, upper, reason in ordered
+            if getattr(self, lower) > getattr(self, upper)
+        ]
+        if self.max_buffered < 2 * self.max_message:
+            problems.append(
+                f"max_buffered ({self.max_buffered}) is below twice max_message ({self.max_message}): raise the first "
+                "or lower the second (one message must be finishable beside others)"
+            )
+        return problems
+
+
+_LEAST = {
+    "max_concurrent_streams": 1,
+    "initial_window": 1,
+    "connection_window": DEFAULT_WINDOW,
+    "max_header_list": 256,
+    "max_header_fields": 8,
+    "max_header_block": DEFAULT_FRAME_SIZE,
+    "glitches": 1,
+    "calls_per_turn": 1,
+    "answers_per_turn": 1,
+    "work_per_turn": 1,
+    "octets_per_turn": 1,
+    "replies_per_turn": 1,
+    "min_read_rate": 1,
+    "max_held": 64 * 1024,
+}
+"""The least value of a limit, where that is not 0. No window is smaller than the one that every connection starts with
+(RFC 9113 section 6.9.2), because only SETTINGS can make one smaller, and the connection's not even they."""

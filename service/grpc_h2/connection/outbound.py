@@ -31,7 +31,7 @@ _NO_TABLE: Final = encode_size_update(0)
 class Outbound:
     """The sending half of a connection."""
 
-    __slots__ = ("_data_frames", "_flow", "_max_frame", "out", "paused", "size_update_due", "unsent", "waiting")
+    __slots__ = ("_data_frames", "_flow", "_max_frame", "held", "out", "paused", "size_update_due", "unsent", "waiting")
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
@@ -42,7 +42,8 @@ class Outbound:
         """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
         announced that we use none (RFC 7541 section 4.2)."""
         self.unsent = 0
-        """Octets of stream data queued."""
+        """Octets of stream data queued. ``held``: those among them that exist only for this connection."""
+        self.held = 0
         self._max_frame = frames.DEFAULT_FRAME_SIZE
         self.waiting: dict[Stream, None] = {}
         """Streams whose data may go out as far as their own windows are concerned, the next first."""
@@ -93,7 +94,9 @@ class Outbound:
 
     def data(self, stream: Stream, *pieces: Piece) -> None:
         """Queue ``pieces`` of stream data."""
+        before = stream.own_unsent
         self.unsent += stream.queue(pieces)
+        self.held += stream.own_unsent - before
         self.reconsider(stream)
 
     def reconsider(self, stream: Stream) -> None:
@@ -103,13 +106,14 @@ class Outbound:
 
     def drop(self, stream: Stream) -> None:
         """Drop what ``stream`` has queued."""
+        self.held -= stream.own_unsent
         self.unsent -= stream.drop_queue()
         self.waiting.pop(stream, None)
 
     def drop_all(self) -> None:
         """Drop what any stream has queued. The streams are not in use any more."""
         self.waiting.clear()
-        self.unsent = 0
+        self.unsent = self.held = 0
 
     # -- what goes out --------------------------------------------------------------------------------------------
 
@@ -149,11 +153,12 @@ class Outbound:
         moved = 0
         largest = min(self._max_frame, _LARGEST_FRAME)
         while moved < quantum:
-            before = stream.unsent
+            before, own = stream.unsent, stream.own_unsent
             parts = stream.next_frame(min(largest, self._flow.send_window))
             if not parts:
                 break
             size = before - stream.unsent
+            self.held -= own - stream.own_unsent
             last = not stream.unsent and stream.response is _END_QUEUED and not stream.trailers
             small.append(frames.HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, int(last), stream.id))
             for part in parts:
@@ -178,5 +183,6 @@ class Outbound:
         """Assert the sums over the open ``streams``."""
         unsent = [stream for stream in streams if stream.unsent]
         assert self.unsent == sum(stream.unsent for stream in unsent)
+        assert self.held == sum(stream.own_unsent for stream in unsent)
         assert self.waiting.keys() <= set(unsent), "a closed stream, or one without data, waits to send"
         assert all(stream in self.waiting for stream in unsent if stream.send_window > 0), "data would wait for ever"

@@ -17,7 +17,7 @@ from grpc_h2.connection.flow_control import grown
 from grpc_h2.connection.state import ResponseState, StreamState
 from grpc_h2.rpc.messages import MessageReader
 from grpc_h2.rpc.requests import Request
-from grpc_h2.static.routes import UNKNOWN_LENGTH, Route
+from grpc_h2.static.routes import UNKNOWN_LENGTH, Route, Router
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 from grpc_h2.wire.frames import LARGEST_WINDOW
 
@@ -33,6 +33,15 @@ _HEADERS_SENT: Final = ResponseState.HEADERS_SENT
 _END_QUEUED: Final = ResponseState.END_QUEUED
 _END_SENT: Final = ResponseState.END_SENT
 _TRAILERS_ONLY: Final = ResponseState.TRAILERS_ONLY
+
+
+STREAM_WEIGHT: Final = 4096
+"""Octets of a stream with its handler: the stream 1.5 kB, the handler's context, task and frames 2 to 3 kB."""
+
+
+def _own(piece: Piece) -> int:
+    """Octets that are freed with ``piece``."""
+    return len(piece) if isinstance(piece, bytes) or isinstance(piece.obj, bytes) else 0
 
 
 class Stream:
@@ -53,6 +62,7 @@ class Stream:
         "message_octets",
         "octets",
         "owed",
+        "own_unsent",
         "partial",
         "reader",
         "receive_window",
@@ -64,6 +74,7 @@ class Stream:
         "trailers",
         "unread",
         "unsent",
+        "weight",
         "writable",
     )
 
@@ -105,7 +116,11 @@ class Stream:
         self.send_window = send_window
         self._queue: deque[Piece] = deque()
         self.unsent = 0
-        """Octets that wait to be sent."""
+        """Octets that wait to be sent. ``own_unsent``: those among them that exist only for this stream; a view of
+        memory that the application holds anyhow takes no more."""
+        self.own_unsent = 0
+        self.weight = STREAM_WEIGHT + route.weight
+        """Octets that the stream itself holds, its request's fields included: an estimate."""
         self.trailers = b""
         """The terminal header block behind them; empty: END_STREAM goes on the last DATA frame."""
         self.writable = True
@@ -175,6 +190,11 @@ class Stream:
                 raise StreamFault(ErrorCode.PROTOCOL_ERROR, "more DATA than content-length says")
         if end_stream:
             self._enter(_HALF_CLOSED_REMOTE)
+
+    def judge_anew(self, router: Router) -> None:
+        """The server's authorizations have changed before the call is answered."""
+        if self.response is _NOTHING_SENT:
+            self.route = router.judge_anew(self.route)
 
     def body_read(self) -> None:
         """No message follows."""
@@ -252,6 +272,7 @@ class Stream:
             if len(piece):
                 self._queue.append(piece)
                 octets += len(piece)
+                self.own_unsent += _own(piece)
         self.unsent += octets
         return octets
 
@@ -269,6 +290,7 @@ class Stream:
     def drop_queue(self) -> int:
         """Drop the data that waits. Returns its octets."""
         dropped, self.unsent = self.unsent, 0
+        self.own_unsent = 0
         self._queue.clear()
         return dropped
 
@@ -291,6 +313,7 @@ class Stream:
                 part, queue[0] = view[:left], view[left:]
             parts.append(part)
             size += len(part)
+            self.own_unsent -= _own(part)
         self.send_window -= size
         self.unsent -= size
         return parts
@@ -302,6 +325,7 @@ class Stream:
         assert self.state is not StreamState.CLOSED
         assert self.state is not StreamState.HALF_CLOSED_LOCAL, "left at once"
         assert self.unsent == sum(map(len, self._queue))
+        assert self.own_unsent == sum(map(_own, self._queue))
         assert self.unsent or self.response is not ResponseState.END_QUEUED, "nothing waits, so the end can go"
         assert self.closed == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.HEADERS_SENT))
         assert self.headers_sent == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.TRAILERS_ONLY))
@@ -311,3 +335,4 @@ class Stream:
         if not self.closed:
             assert self.receive_window + self.credit + self.owed == self._initial_window
             assert self.reader is None or self.partial == self.reader.buffered
+        assert 0 <= self.own_unsent <= self.unsent

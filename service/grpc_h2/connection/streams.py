@@ -20,7 +20,7 @@ class Streams:
     before the work has really ended (CVE-2023-44487).
     """
 
-    __slots__ = ("_gaps", "_named", "_resets", "last_id", "open", "open_calls", "zombies")
+    __slots__ = ("_gaps", "_named", "_resets", "_skipped", "last_id", "open", "open_calls", "weight", "zombies")
 
     def __init__(self) -> None:
         self.open: dict[int, Stream] = {}
@@ -29,6 +29,9 @@ class Streams:
         self.zombies = 0
         self.last_id = -1
         """The highest id that the client has used; -1: none, so that the next in line is always two above."""
+        self.weight = 0
+        """Octets that the requests of open streams are estimated to hold (`Stream.weight`)."""
+        self._skipped = 0
         self._gaps: list[range] = []
         self._resets: dict[int, None] = {}
         self._named: int | None = None
@@ -38,6 +41,7 @@ class Streams:
     def add(self, stream: Stream) -> None:
         """Add an open stream; if it has a handler, the handler counts from now on."""
         self.open[stream.id] = stream
+        self.weight += stream.weight
         if stream.handled:
             self.open_calls += 1
 
@@ -45,6 +49,7 @@ class Streams:
         """The stream is not open any more. Returns whether it was."""
         if self.open.pop(stream.id, None) is None:
             return False
+        self.weight -= stream.weight
         if not stream.finished:
             self.zombies += 1
         return True
@@ -62,6 +67,7 @@ class Streams:
         """No stream is open any more. Returns those that were: to free hundreds at once takes as long as hundreds of
         answers."""
         released, self.open = self.open, {}
+        self.weight = 0
         return released
 
     # -- ids ------------------------------------------------------------------------------------------------------
@@ -76,6 +82,11 @@ class Streams:
             return StreamStatus.SKIPPED
         return StreamStatus.CLOSED
 
+    @property
+    def opened(self) -> int:
+        """Streams that the client has opened so far."""
+        return (self.last_id + 1) // 2 - self._skipped
+
     def use(self, stream_id: int) -> None:
         """The client opens a stream.
 
@@ -87,7 +98,9 @@ class Streams:
         if stream_id > self.last_id + 2:
             if len(self._gaps) >= _REMEMBERED_GAPS:
                 del self._gaps[0]  # ids in it then count as closed, for which the connection ends too
-            self._gaps.append(range(self.last_id + 2, stream_id, 2))
+            gap = range(self.last_id + 2, stream_id, 2)
+            self._gaps.append(gap)
+            self._skipped += len(gap)
         self.last_id = stream_id
 
     def use_up_to(self, stream_id: int) -> None:
@@ -116,6 +129,8 @@ class Streams:
         assert self.zombies >= 0
         assert len(self._resets) <= _REMEMBERED_RESETS
         assert len(self._gaps) <= _REMEMBERED_GAPS
+        assert self.weight == sum(stream.weight for stream in self.open.values())
+        assert 0 <= self.opened <= (self.last_id + 1) // 2
         for stream_id, stream in self.open.items():
             assert stream_id == stream.id <= max(self.last_id, 0)
             stream.check_invariants()

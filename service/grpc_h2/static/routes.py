@@ -67,7 +67,18 @@ class StaticUnary:
 class Route:
     """Where a request goes, as far as its header fields alone decide that. Immutable and shared."""
 
-    __slots__ = ("answer_payload", "authorized", "content_length", "fault", "lasting", "method", "request")
+    __slots__ = (
+        "answer_payload",
+        "authorized",
+        "content_length",
+        "fault",
+        "lasting",
+        "max_request",
+        "method",
+        "refusal",
+        "request",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -75,10 +86,18 @@ class Route:
         method: StaticUnary | None = None,
         fault: CallFault | HttpFault | None = None,
         refusal: StaticAnswer | None = None,
+        max_request: int | None = None,
+        weight: int = 0,
     ) -> None:
         self.request = request
         self.method = method
         """The static method; None if the call belongs to a handler or is a fault."""
+        self.refusal = refusal
+        """The answer that the headers alone decide: the call is not authorized."""
+        self.max_request = max_request
+        """Octets of a message of the request; None: `Limits.max_message`."""
+        self.weight = weight
+        """Octets of the header list where that belongs to this call alone; 0 where the router remembers it."""
         self.authorized = None if method is None else refusal is None
         """Whether the static method has authorized the call; None where it is no call of a static method."""
         self.lasting = refusal is None or refusal.lasting
@@ -95,13 +114,24 @@ class Route:
         elif method is not None:
             self.answer_payload = method.answer_payload
 
+    @property
+    def refused(self) -> bool:
+        """Whether the headers alone decide the answer, which need not wait for the request's body."""
+        return self.fault is not None or self.refusal is not None
+
+    def with_timeout(self, seconds: float) -> Route:
+        """The route of the same call with a ``grpc-timeout``, for a handler."""
+        assert self.request is not None
+        return Route(self.request.with_timeout(seconds), max_request=self.max_request, weight=self.weight)
+
 
 class Router:
     """The static methods of a server, shared by all its connections."""
 
-    __slots__ = ("_methods", "_routes", "epoch")
+    __slots__ = ("_methods", "_request_limits", "_routes", "epoch")
 
     def __init__(self) -> None:
+        self._request_limits: dict[str, int] = {}
         self._methods: dict[str, StaticUnary] = {}
         self._routes: dict[tuple[Field, ...], Route] = {}
         self.epoch = 0
@@ -112,6 +142,12 @@ class Router:
         method = self._methods[path] = StaticUnary(path, lookup, authorize)
         self.forget_authorizations()
         return method
+
+    def limit_requests(self, path: str, octets: int) -> None:
+        """A message of a request of ``path`` has at most ``octets``, as it is sent and inflated, instead of
+        `Limits.max_message`. For static methods and handlers; for calls to come."""
+        self._request_limits[path] = octets
+        self.forget_authorizations()
 
     def forget_authorizations(self) -> None:
         """Call ``authorize`` again from now on, for open connections too: keys were rotated."""
@@ -126,20 +162,31 @@ class Router:
         """
         route = self._routes.get(fields)
         if route is None:
-            route = self._resolve(fields)
+            route = self._resolve(fields, size if size > _LARGEST_REMEMBERED_FIELDS else 0)
             if size <= _LARGEST_REMEMBERED_FIELDS and route.lasting:
                 if len(self._routes) >= _REMEMBERED_ROUTES:
                     self._routes.clear()
                 self._routes[fields] = route
         return route
 
-    def _resolve(self, fields: tuple[Field, ...]) -> Route:
+    def judge_anew(self, route: Route) -> Route:
+        """The route of the same call under the present authorizations: the right to an answer is judged when the answer
+        is given, which may be long after the headers came."""
+        if route.method is None or route.method.authorize is None or route.request is None:
+            return route
+        return self._judge(route.request, route.method, route.weight)
+
+    def _resolve(self, fields: tuple[Field, ...], weight: int) -> Route:
         try:
             request = interpret(fields)
         except (CallFault, HttpFault) as fault:
             return Route(None, fault=fault)
         method = self._methods.get(request.path)
         if method is None:
-            return Route(request)
+            return Route(request, max_request=self._request_limits.get(request.path), weight=weight)
+        return self._judge(request, method, weight)
+
+    def _judge(self, request: Request, method: StaticUnary, weight: int) -> Route:
         refusal = None if method.authorize is None else method.authorize(request.metadata)
-        return Route(request, method, refusal=refusal)
+        most = self._request_limits.get(request.path)
+        return Route(request, method, refusal=refusal, max_request=most, weight=weight)

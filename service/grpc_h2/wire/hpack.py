@@ -12,6 +12,10 @@ end (RFC 9113 section 4.3). Every change of the table,
 also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
 in, and only if decoding it did not move the epoch.
 
+**Pieces.** `Decoder.decode_some` returns after a bounded amount of work: a number of fields, of octets, or a piece of
+a long Huffman-coded string. Such a string is decoded before its field is: the field waits meanwhile, and has had no
+effect.
+
 **Huffman memo.** The meaning of a Huffman-coded string depends only on its octets, so the last one or two thousand are
 remembered for all connections: names, and time-outs that recur within milliseconds. Two generations bound it to about
 half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left out.
@@ -99,10 +103,29 @@ _REMEMBERED_STRINGS = 1024
 _remembered = _HuffmanMemo(_REMEMBERED_STRINGS).__getitem__
 
 
-def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
+_OCTETS_AT_ONCE = huffman.OCTETS_AT_ONCE
+"""Octets of a block that one call of `Decoder.decode_some` with a limit of fields decodes, and those of the field in
+which they end."""
+_LONGEST_WHOLE_STRING = 384
+"""Coded octets of a string that is decoded in one piece: as long as a block that is."""
+
+
+class _LongString(Exception):
+    """A Huffman-coded string that has to be decoded a piece at a time first."""
+
+    def __init__(self, position: int, data: bytes) -> None:
+        self.position = position
+        self.data = data
+
+
+def _string(block: bytes, position: int, secret: bool, texts: dict[int, bytes] | None) -> tuple[bytes, int]:
     """The string literal (section 5.2) at ``position``, and the position after it.
 
-    ``secret``: not to be remembered.
+    ``secret``: not to be remembered. ``texts``: long strings that have been decoded already, by their positions; None:
+    each string is decoded in one piece.
+
+    Raises:
+        _LongString: for one that has not.
     """
     try:
         octet = block[position]
@@ -124,6 +147,11 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     data = block[position:end]
     if octet < 0x80:
         return data, end
+    if length > _LONGEST_WHOLE_STRING and texts is not None:
+        text = texts.get(position)
+        if text is None:
+            raise _LongString(position, data)
+        return text, end
     return (huffman.decode(data) if secret else _remembered(data)), end
 
 
@@ -137,8 +165,10 @@ class Decoder:
         "_hard_list_size",
         "_max_fields",
         "_max_list_size",
+        "_run",
         "_suspended",
         "_table",
+        "_texts",
         "_used",
         "beyond_hard_limit",
         "changed",
@@ -170,6 +200,10 @@ class Decoder:
         self._hard_list_size = hard_list_size
         self._hard_fields = hard_fields
         self._suspended: tuple[list[Field], int, int, int] | None = None
+        self._run: tuple[int, huffman.Run] | None = None
+        """A long string that is being decoded, and its position."""
+        self._texts: dict[int, bytes] | None = None
+        """Long strings of the field that waits, by their positions; None: no string is long."""
         self._allowed = max_table_size
         self._capacity = max_table_size
         self._used = 0
@@ -212,8 +246,9 @@ class Decoder:
         return fields
 
     def decode_some(self, block: bytes, most: int) -> tuple[Field, ...] | None:
-        """Decode the next ``most`` fields of ``block``. Returns all fields, as `decode` does, once the whole block is
-        decoded; until then None, and no other block may be decoded.
+        """Decode up to ``most`` of the next fields of ``block``. Returns all fields, as `decode` does, once the whole
+        block is decoded; until then None, and no other block may be decoded. With a ``most`` below `maxsize` the work
+        of one call is bounded in octets, too.
 
         Raises:
             HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
@@ -221,6 +256,7 @@ class Decoder:
         """
         if self._suspended is None:
             self.changed = False
+            self._texts = None if most == maxsize else {}
             if self._capacity > self._allowed and (not block or block[0] & 0xE0 != 0x20):
                 raise HpackError("no size update after the table was made smaller")
             fields: list[Field] = []
@@ -229,12 +265,21 @@ class Decoder:
         else:
             fields, position, total, left = self._suspended
             self._suspended = None
+        if self._run is not None and not self._advance_run():
+            self._suspended = fields, position, total, left
+            return None
         table = self._table
         limit = self._max_list_size
         end = len(block)
-        for _ in range(min(most, left)):
+        begin = position
+        until = end if most == maxsize else position + _OCTETS_AT_ONCE
+        for done in range(min(most, left)):
             if position >= end:
                 break
+            if position >= until:
+                self._suspended = fields, position, total, left - done
+                return None
+            begin = position
             octet = block[position]
             position += 1
             if octet > 0x80:  # 1xxxxxxx: an entry (section 6.1)
@@ -253,7 +298,12 @@ class Decoder:
                 table = self._table
                 continue
             else:
-                field, size, position = self._literal(block, position, octet)
+                try:
+                    field, size, position = self._literal(block, position, octet)
+                except _LongString as string:
+                    self._run = string.position, huffman.Run(string.data)
+                    self._suspended = fields, begin, total, left - done
+                    return None
                 if octet >= 0x40:
                     self._insert(field, size)
                     table = self._table
@@ -276,6 +326,18 @@ class Decoder:
             del fields[self._max_fields :]
         return tuple(fields)
 
+    def _advance_run(self) -> bool:
+        """Decode a piece of the long string. Returns whether that was the last one."""
+        assert self._run is not None
+        position, run = self._run
+        text = run.step()
+        if text is None:
+            return False
+        self._run = None
+        assert self._texts is not None
+        self._texts[position] = text
+        return True
+
     def _literal(self, block: bytes, position: int, octet: int) -> tuple[Field, int, int]:
         """A literal (section 6.2) that began with ``octet``; its size, and the position after it."""
         prefix = 0x3F if octet >= 0x40 else 0x0F
@@ -291,8 +353,10 @@ class Decoder:
         elif octet == 0x80:  # an indexed field with index 0 comes by here too
             raise HpackError("index 0")
         else:
-            name, position = _string(block, position, secret)
-        value, position = _string(block, position, secret)
+            name, position = _string(block, position, secret, self._texts)
+        value, position = _string(block, position, secret, self._texts)
+        if self._texts:
+            self._texts.clear()
         return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
 
     def _resize(self, block: bytes, position: int, size: int) -> int:

@@ -131,8 +131,8 @@ class _Drawing:
         )
         return Limits(
             max_concurrent_streams=draw.choice((100, 256)),
-            initial_window=draw.choice((65_535, 65_535, 100_000)),
-            connection_window=draw.choice((66_000, 66_000, 200_000)),
+            initial_window=(window := draw.choice((65_535, 65_535, 100_000))),
+            connection_window=max(window, draw.choice((66_000, 66_000, 200_000))),
             max_buffered=2 * MAX_MESSAGE,
             max_unread=max(unread, MAX_MESSAGE + UNREAD_OVERHEAD),
             max_message=MAX_MESSAGE,
@@ -142,11 +142,10 @@ class _Drawing:
             answers_per_turn=draw.choice((1, 3, 64)),
             work_per_turn=draw.choice((1, 10, 60)),
             octets_per_turn=draw.choice((1000, 20_000, 262_144)),
-            high_water=draw.choice((1, 1000, 65_536)),
-            low_water=draw.choice((0, 500)),
+            high_water=(high := draw.choice((1, 1000, 65_536))),
+            low_water=min(high, draw.choice((0, 500))),
             keepalive_time=draw.choice((7200.0, 7200.0, 0.02)),
             min_ping_interval=0.0,
-            min_ping_interval_idle=0.0,
         )
 
     def _client(self) -> ClientPlan:

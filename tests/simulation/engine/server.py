@@ -155,7 +155,7 @@ class Shell:
         self.world = world
         self.calls = calls
         self.router = some_router()
-        self.connection = Connection(self.router, world.plan.limits, world.now)
+        self.connection = Connection(self.router, world.plan.limits, world.now, budget=world.budget)
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
         """Octets that the transport has not yet sent."""
@@ -226,6 +226,7 @@ class Shell:
         check = getattr(self.connection, "check_invariants", None)
         if check is not None:
             check()
+        self.world.budget.check_invariants()
 
     def _write(self, octets: bytes) -> None:
         assert not self.writing_paused, "written to a transport that takes no more"
@@ -233,7 +234,7 @@ class Shell:
         self.buffer += octets
         if not self.writing_paused and len(self.buffer) > self.world.plan.high_water:
             self.writing_paused = True
-            self.connection.pause_writing(self.world.now)
+            self.connection.pause_writing(self.world.now, len(self.buffer))
         self.world.output_waits(self)
 
     # -- time slices --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tests.simulation.engine.client import Client
 from tests.simulation.engine.plan import Plan, draw_plan
 from tests.simulation.engine.server import Shell
 
+from grpc_h2 import Budget
 from grpc_h2.aio import scheduler as scheduler_module
 from grpc_h2.aio.scheduler import FairScheduler
 
@@ -137,6 +138,8 @@ class World:
         self.network = network
         self.trace = trace
         self.now = 1000.0
+        self.budget = Budget(2**30)
+        """More than all connections of a run may hold."""
         self.events = 0
         self._draw = random.Random(f"network {network} {plan.seed}")
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
@@ -239,6 +242,10 @@ class World:
             if self.now - 1000.0 > LONGEST or self.events > MOST_EVENTS:
                 raise AssertionError(f"stalled: {self._unfinished()}")
         self._judge()
+        for link in self.links:
+            link.shell.lose()
+        assert self.budget.held == 0, "an ended connection holds something"
+        assert not self.budget.evictions
 
     def _check(self) -> None:
         """Check the invariants after an event."""

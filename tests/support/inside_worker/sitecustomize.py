@@ -166,11 +166,12 @@ def _watch_imports() -> None:
 
     enter = Jail.enter
 
-    def enter_and_note(self: Any) -> None:
+    def enter_and_note(self: Any) -> list[str]:
         threads = len(os.listdir("/proc/self/task"))
-        enter(self)
+        failures = enter(self)
         _CONFINED.append(True)
         _write({"msg": "Confined", "threads": threads})
+        return failures
 
     Jail.enter = enter_and_note  # type: ignore[method-assign]
 

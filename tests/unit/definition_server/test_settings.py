@@ -51,6 +51,7 @@ SECONDS = {
     "MAX_CONNECTION_IDLE_SECONDS": "max_connection_idle_seconds",
     "KEEPALIVE_TIME_SECONDS": "keepalive_time_seconds",
     "KEEPALIVE_TIMEOUT_SECONDS": "keepalive_timeout_seconds",
+    "KEEPALIVE_MIN_TIME_SECONDS": "keepalive_min_time_seconds",
 }
 MAY_BE_ZERO = ("MAX_CONNECTION_IDLE_SECONDS", "MAX_CONNECTION_AGE_SECONDS", "DRAIN_WAIT_SECONDS")
 

@@ -23,7 +23,7 @@ from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.services import SERVICE
+from definition_server.data_plane.services import MAX_REQUEST, SERVICE
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
@@ -34,8 +34,8 @@ log = get_logger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ABORT_CODES = {status: _CODES[status.value] for status in Status}
 
-_MAX_REQUEST = 4 * 1024 * 1024
-"""Octets; gRPC's default. A request holds a name of at most 100 characters. A larger one is refused unread."""
+_PING_TOLERANCE = 0.8
+"""Share of `Configure.keepalive_min_time_seconds` that C-core enforces: it counts a PING that comes a moment early."""
 
 ABSTRACT = "unix-abstract:"
 """What a host begins with that names a Unix socket without a file, for the warm-up: a confined worker makes no TCP
@@ -156,13 +156,21 @@ def _certificate(config: Configure) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(key, chain)], authority)
 
 
+def _ping_interval(config: Configure) -> int:
+    """The shortest interval between two PINGs of a client, in milliseconds."""
+    return int(config.keepalive_min_time_seconds * _PING_TOLERANCE * 1000)
+
+
 def _options(config: Configure) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", _MAX_REQUEST),
+        ("grpc.max_receive_message_length", MAX_REQUEST),
         ("grpc.keepalive_time_ms", int(config.keepalive_time_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ping_interval(config)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ping_interval(config)),
+        ("grpc.keepalive_permit_without_calls", 1),
     ]
     if config.max_connections:
         options.append(("grpc.max_allowed_incoming_connections", config.max_connections))

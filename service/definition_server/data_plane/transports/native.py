@@ -27,7 +27,7 @@ from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.services import SERVICE, DefinitionEngine
+from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
 from definition_server.data_plane.transports.first_calls import make_first_calls
@@ -35,6 +35,7 @@ from definition_server.ipc.handover import PREPARATION_SECONDS
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import STATUSES, Slot
 from grpc_h2 import (
+    BACKLOG,
     CertificateFault,
     Limits,
     PreparedAnswers,
@@ -48,7 +49,10 @@ from grpc_h2 import (
 if TYPE_CHECKING:
     from grpc_h2 import Authorize, Lookup, Metadata
 
-_BACKLOG = 4096
+_MOST_UNFINISHED = 512 * 1024
+"""Octets of unfinished requests of one connection: a quarter of what its 256 streams could hold."""
+_MOST_UNREAD = 1024 * 1024
+"""Octets of whole requests of one connection that no handler has taken yet: one for each of its 256 streams."""
 _FIRST_CALL_SECONDS = 30.0
 """A connection on which no authorized call and no health check was begun by then is drained. An honest client that
 connects ahead of time (Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again with its next call.
@@ -240,7 +244,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise CannotListen(f"cannot listen on {shown}: {error.strerror}") from error
@@ -264,6 +268,10 @@ def _limits(config: Configure) -> Limits:
     return Limits(
         keepalive_time=config.keepalive_time_seconds,
         keepalive_timeout=config.keepalive_timeout_seconds,
+        min_ping_interval=config.keepalive_min_time_seconds,
+        max_message=MAX_REQUEST,
+        max_buffered=_MOST_UNFINISHED,
+        max_unread=_MOST_UNREAD,
         max_connection_age=config.max_connection_age_seconds or inf,
         age_grace=config.drain_timeout_seconds if config.max_connection_age_seconds else inf,
         max_connection_idle=config.max_connection_idle_seconds or inf,

@@ -18,7 +18,8 @@ from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.control_plane import listener
-from definition_server.control_plane.listener import BACKLOG, PortInUse, listen, reason_text, reserve_port
+from definition_server.control_plane.listener import PortInUse, listen, reason_text, reserve_port
+from grpc_h2 import BACKLOG
 
 NOBODY = 65534
 

@@ -240,6 +240,18 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() 
     assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
 
 
+def test_a_limit_that_is_reached_again_all_the_time_is_logged_every_ten_seconds() -> None:
+    fleet = Fleet(1, limit=3)
+    fleet.hold(3)
+    with captured_logs() as lines:
+        for _ in range(1000):
+            assert fleet.balancers[0].may_accept()
+            fleet.balancers[0].closed()
+            fleet.balancers[0].opened()
+            fleet.clock.advance(0.011)
+    assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
+
+
 def test_the_room_of_a_worker_and_its_refusals_are_on_the_stats_page() -> None:
     fleet = Fleet(1, limit=2)
     (balancer,) = fleet.balancers

@@ -177,10 +177,52 @@ async def test_the_error_for_an_unknown_name_repeats_the_name(serve: Serve, name
 
 async def test_the_error_for_a_name_of_any_length_reaches_the_client(serve: Serve) -> None:
     _, port = await serve()
-    request = avap_pb2.CommandRequest(name="🎈" * 500_000).SerializeToString()
+    request = avap_pb2.CommandRequest(name="🎈" * 1000).SerializeToString()
     async with channel(port) as client:
         told = (grpc.StatusCode.NOT_FOUND, f"Command '{'🎈' * 200}…' not found")
         assert await failure(client, "GetCommand", request) == told
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip, grpc.Compression.Deflate])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/avap.DefinitionEngine/GetCommand",
+        "/avap.DefinitionEngine/SyncCatalog",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
+async def test_a_request_above_four_kib_is_refused_by_every_method(
+    serve: Serve, method: str, compression: grpc.Compression | None
+) -> None:
+    _, port = await serve()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client:
+        for length, refused in ((4093, False), (4094, True), (200_000, True)):  # and three octets of tag and length
+            request = avap_pb2.CommandRequest(name="n" * length).SerializeToString()
+            call: Any = client.unary_stream(method)(
+                request, metadata=(("x-avap-auth", KEY),), timeout=10, compression=compression
+            )
+            with suppress(grpc.aio.AioRpcError):
+                await call.read()
+            if refused:
+                assert await call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                assert not call.done() or await call.code() != grpc.StatusCode.RESOURCE_EXHAUSTED
+            call.cancel()
+
+
+async def test_a_client_that_pings_without_calls_in_the_allowed_interval_stays_connected(serve: Serve) -> None:
+    _, port = await serve(keepalive_min_time_seconds=0.5)
+    options = [
+        ("grpc.keepalive_time_ms", 500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as client:
+        await client.channel_ready()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.wait_for_state_change(grpc.ChannelConnectivity.READY), 3.5)
 
 
 async def test_an_undecodable_request_is_an_invalid_argument(serve: Serve) -> None:

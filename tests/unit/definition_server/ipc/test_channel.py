@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -38,12 +38,9 @@ from definition_server.ipc.messages import (
 TEXT = st.text(max_size=50)
 SECONDS = st.floats(0, 86_400)
 COUNT = st.integers(0, 2**64 - 1)
+OF_TYPE: dict[object, st.SearchStrategy[object]] = {str: TEXT, int: COUNT, bool: st.booleans(), float: SECONDS}
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(
-        Configure,
-        *(TEXT, COUNT, TEXT, st.booleans(), SECONDS, COUNT, TEXT, TEXT, SECONDS),
-        *(COUNT, COUNT, SECONDS, SECONDS, SECONDS, TEXT, TEXT, TEXT, TEXT),
-    ),
+    st.builds(Configure, **{name: OF_TYPE[kind] for name, kind in get_type_hints(Configure).items()}),
     st.builds(Certificate, COUNT),
     st.builds(Keys, st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=5).map(tuple)),
     st.builds(Publish, COUNT, TEXT),

@@ -137,10 +137,13 @@ def test_inflating_is_spread_over_several_reads(path: bytes):
 
 
 @pytest.mark.requirement("B-inflate-bomb", "A39")
-def test_a_static_request_that_inflates_above_its_limit_ends_with_resource_exhausted():
-    most = Limits().max_inflated_static
+def test_a_request_that_inflates_above_the_limit_of_its_method_ends_with_resource_exhausted():
+    most, router = 16 * 1024, some_router()
+    router.limit_requests(STATIC.decode(), most)
     block = request_block(STATIC, grpc_encoding=b"gzip")
-    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, MIB)), window_update(0, MIB))  # the answer is as long
+    peer = Peer(router=router).send(
+        settings((INITIAL_WINDOW_SIZE, MIB)), window_update(0, MIB)
+    )  # the answer is as long
     for stream, octets in ((1, most), (3, most + 1)):
         peer.send(headers(stream, block), data(stream, grpc_message(gzip.compress(bytes(octets)), 1), end_stream=True))
     peer.assert_answered_with(1, 0)

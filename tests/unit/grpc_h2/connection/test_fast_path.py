@@ -17,7 +17,7 @@ from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.limits import Limits
 from grpc_h2.wire.frames import frame
 
-LIMITS = replace(Limits(), connection_window=65_535, max_concurrent_streams=3)
+LIMITS = replace(Limits(), initial_window=65_535, connection_window=65_535, max_concurrent_streams=3)
 HANDLED = b"/t.S/Handled"
 PATHS = (STATIC, GUARDED, HANDLED)
 

@@ -308,7 +308,7 @@ def test_a_ping_after_every_answer_is_no_strike(feed: Feed):
 def test_pings_at_the_allowed_interval_are_no_strikes():
     peer = Peer(limits=Limits(keepalive_time=inf)).send(handled(1))
     for _ in range(20):
-        peer.advance(301)
+        peer.advance(10.1)
         peer.send(ping())
     assert len(peer.replies.pongs) == 20
     peer.answer(1, status=5)
@@ -316,13 +316,37 @@ def test_pings_at_the_allowed_interval_are_no_strikes():
 
 
 @pytest.mark.requirement("A49")
-def test_without_streams_the_allowed_interval_of_pings_is_two_hours():
+@pytest.mark.parametrize("streams", [0, 1], ids=["without calls", "with a call that is open"])
+def test_a_client_that_pings_every_ten_seconds_stays_connected_for_a_day_in_spite_of_jitter(streams: int):
     peer = Peer(limits=Limits(keepalive_time=inf))
-    for _ in range(5):
-        if peer.code is None:
-            peer.advance(301)
-            peer.send(ping())
-    peer.assert_closed(ENHANCE_YOUR_CALM)
+    if streams:
+        peer.send(handled(1))
+    for number in range(8640):
+        peer.advance(10.0 + (0.9, -0.9, 0.3, -0.8, 0.5)[number % 5])
+        peer.send(ping())
+    assert peer.code is None
+    assert len(peer.replies.pongs) == 8640
+
+
+@pytest.mark.requirement("A49")
+@pytest.mark.parametrize("interval", [0.0, 1.0, 4.0, 7.0])
+def test_pings_above_the_allowed_rate_end_the_connection_with_or_without_calls(interval: float):
+    for opened in ((), (handled(1),)):
+        peer = Peer(limits=Limits(keepalive_time=inf)).send(*opened)
+        for _ in range(40):
+            if peer.code is None:
+                peer.advance(interval)
+                peer.send(ping())
+        peer.assert_closed(ENHANCE_YOUR_CALM)
+
+
+@pytest.mark.requirement("A49")
+def test_the_allowed_interval_of_pings_is_a_limit_that_the_server_sets():
+    peer = Peer(limits=Limits(keepalive_time=inf, min_ping_interval=1.0))
+    for _ in range(100):
+        peer.advance(1.0)
+        peer.send(ping())
+    assert peer.code is None
 
 
 # --- the end of a connection ---------------------------------------------------------------------------------
@@ -390,7 +414,7 @@ def test_an_unfinished_header_block_ends_the_connection_after_the_timeout(feed: 
 
 @pytest.mark.requirement("B-slow-read")
 def test_a_client_that_opens_no_window_is_disconnected_after_the_stall_timeout():
-    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), call(1), handled(3))
+    peer = Peer(limits=Limits(read_grace=1000.0)).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1), handled(3))
     peer.answer(3, bytes(100_000))
     peer.advance(Limits().stall_timeout + 1)
     assert peer.connection.terminated
@@ -399,7 +423,7 @@ def test_a_client_that_opens_no_window_is_disconnected_after_the_stall_timeout()
 @pytest.mark.requirement("B-slow-read")
 def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_does_not():
     for resumes in (True, False):
-        peer = Peer().send(handled(1))
+        peer = Peer(limits=Limits(read_grace=1000.0)).send(handled(1))
         peer.connection.pause_writing(peer.now)
         assert not peer.connection.wants_read
         peer.answer(1, bytes(10_000))
@@ -438,8 +462,10 @@ def test_idleness_begins_when_a_handler_answers_however_long_the_connection_was_
 
 
 @pytest.mark.requirement("B-slow-read")
-def test_a_client_that_opens_its_window_slowly_stays_connected():
-    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, 0)), handled(1))
+def test_a_client_that_opens_its_window_slowly_within_the_grace_for_reading_stays_connected():
+    peer = Peer(limits=Limits(read_grace=5000.0, max_read_time=5000.0)).send(
+        settings((INITIAL_WINDOW_SIZE, 0)), handled(1)
+    )
     peer.answer(1, ANSWER)
     for _ in range(len(grpc_message(ANSWER))):
         peer.advance(Limits().stall_timeout * 0.9)

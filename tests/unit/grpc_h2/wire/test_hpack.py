@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import sys
+from itertools import pairwise
 
 import hpack as reference
 import pytest
+from hpack.huffman import HuffmanEncoder
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grpc_h2.wire import hpack
+from grpc_h2.wire import hpack, huffman
 from grpc_h2.wire.errors import ErrorCode, HpackError
 from grpc_h2.wire.hpack import Decoder, Field
 from grpc_h2.wire.static_table import STATIC_INDICES, STATIC_NAMES, STATIC_TABLE
@@ -528,3 +532,63 @@ def test_a_step_decodes_no_more_fields_than_asked_for() -> None:
     fields = subject.decode_some(block, 4)
     assert fields is not None
     assert [value for _, value in fields] == [b"%d" % number for number in range(10)]
+
+
+# --- bounded pieces --------------------------------------------------------------------------------------------------
+
+
+huffman_encode = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode
+
+
+def _coded_string(coded: bytes) -> bytes:
+    return hpack.encode_integer(len(coded), 0x7F, 0x80) + coded
+
+
+@pytest.mark.requirement("B-long-reads")
+@pytest.mark.parametrize("first", [0x00, 0x10, 0x40], ids=["plain", "never indexed", "inserting"])
+@pytest.mark.parametrize("names", [False, True], ids=["long value", "long name and value"])
+def test_a_long_huffman_string_is_decoded_in_short_pieces_with_the_same_result(first: int, names: bool) -> None:
+    rng = random.Random(7)
+    text = bytes(rng.choice(b"abcdefghijklmnopqrstuvwxyz0123456789-") for _ in range(30_000))
+    coded = huffman_encode(text)
+    name = _coded_string(coded) if names else b"\x01n"
+    block = bytes((first,)) + name + _coded_string(coded) + b"\x82" + bytes((first,)) + b"\x01m\x01v"
+    sizes = {"max_list_size": 200_000, "max_fields": 100}
+    pieces, subject = 0, Decoder(**sizes)
+    while (fields := subject.decode_some(block, 32)) is None:
+        pieces += 1
+    whole = Decoder(**sizes)
+    assert fields == whole.decode(block)
+    assert fields[0] == (text if names else b"n", text)
+    assert (subject.list_size, subject.dynamic_table, subject.epoch) == (
+        whole.list_size,
+        whole.dynamic_table,
+        whole.epoch,
+    )
+    assert pieces >= (1 + names) * len(coded) // 512
+    assert subject.decode(b"\x82") == whole.decode(b"\x82"), "and the next block is decoded as ever"
+
+
+@pytest.mark.requirement("B-long-reads")
+def test_a_piece_of_a_block_ends_early_where_steps_of_the_huffman_tree_are_taken_for_the_first_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huffman, "_ROOT", huffman._tree())
+    rng = random.Random(3)
+    coded = huffman_encode(bytes(rng.randrange(256) for _ in range(4000)))
+    known = []
+    run = huffman.Run(coded)
+    while run.step() is None:
+        known.append(huffman._steps_known)
+    new = [after - before for before, after in pairwise(known)]
+    assert max(new) <= 24
+    assert len(known) > len(coded) // huffman.OCTETS_AT_ONCE
+
+
+@pytest.mark.requirement("B-long-reads")
+def test_a_long_string_with_wrong_padding_or_eos_is_an_error_in_its_last_piece() -> None:
+    for coded in (b"\x1f" * 600 + b"\x00\x00", b"\xff" * 700):
+        subject = Decoder(max_list_size=200_000, max_fields=100)
+        block = b"\x00\x01n" + _coded_string(coded)
+        with pytest.raises(HpackError):
+            any(subject.decode_some(block, 32) is not None for _ in range(100))

@@ -1,0 +1,98 @@
+"""What all connections of a server hold together, and which of them has to go when that is too much.
+
+Every limit of a connection is modest, and ten thousand connections that reach it are not. So each connection reports to
+one `Budget` what it holds for its peer: input, header blocks, bodies, output that waits, streams. When a connection
+adds to it and the sum is beyond the limit, the connection that holds most is ended (`Share.evict`), which may be
+another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
+
+To find the one that holds most takes no walk over all: shares are kept in classes by the binary order of magnitude of
+what they hold, and only the members of the highest class are compared, `_COMPARED` of them at the most. So the one that
+is ended holds more than half of what the heaviest does, and is the heaviest where the class is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+_CLASSES: Final = 64
+_COMPARED: Final = 256
+"""Some 20 µs."""
+
+
+class Budget:
+    """The octets that the connections of one process may hold for their peers. Not for several threads."""
+
+    __slots__ = ("_classes", "evictions", "held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        """``limit``: octets."""
+        assert limit > 0
+        self.limit = limit
+        self.held = 0
+        """Octets, the sum of all shares."""
+        self.evictions = 0
+        """Connections that were ended."""
+        self._classes: list[dict[Share, None]] = [{} for _ in range(_CLASSES)]
+
+    def join(self, evict: Callable[[], None]) -> Share:
+        """The share of a new connection; ``evict`` ends the connection and reduces its share, before it returns."""
+        return Share(self, evict)
+
+    def moved(self, share: Share, before: int) -> None:
+        """``share`` held ``before`` octets and has changed."""
+        octets = share.octets
+        self.held += octets - before
+        old, new = before.bit_length(), octets.bit_length()
+        if old != new:
+            self._classes[old].pop(share, None)
+            if octets:
+                self._classes[new][share] = None
+        if octets > before and self.held > self.limit:
+            self._relieve()
+
+    def _relieve(self) -> None:
+        for members in reversed(self._classes):
+            if members:
+                self.evictions += 1
+                max(islice(members, _COMPARED), key=_octets).evict()
+                return
+
+    def check_invariants(self) -> None:
+        """Assert that the sum is that of the shares, each of which is in its class."""
+        shares = [share for members in self._classes for share in members]
+        assert self.held == sum(share.octets for share in shares)
+        assert all(share.octets for share in shares)
+        for order, members in enumerate(self._classes):
+            assert all(share.octets.bit_length() == order for share in members)
+
+
+class Share:
+    """What one connection holds."""
+
+    __slots__ = ("_budget", "_evict", "octets")
+
+    def __init__(self, budget: Budget, evict: Callable[[], None]) -> None:
+        self._budget = budget
+        self._evict: Callable[[], None] | None = evict
+        self.octets = 0
+
+    def hold(self, octets: int) -> None:
+        """The connection holds ``octets`` now. May end this connection, or another."""
+        before, self.octets = self.octets, octets
+        self._budget.moved(self, before)
+
+    def evict(self) -> None:
+        """End the connection."""
+        if self._evict is not None:
+            self._evict()
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        self.hold(0)
+        self._evict = None
+
+
+def _octets(share: Share) -> int:
+    return share.octets

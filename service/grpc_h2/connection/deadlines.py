@@ -1,0 +1,162 @@
+"""Instants by which calls must have moved on: a request must become whole, and an answer must be read.
+
+**Requests.** A request of one message has `Limits.body_timeout` to become whole, and its ``grpc-timeout`` if that is
+shorter. While the connection drains it has `Limits.drain_body_timeout`, so that a stream without its body does not
+lengthen a shutdown. Streams that wait on the fast path have no object and no time of their own. For them a *mark* is
+made from time to time: the instant, and the last stream id that was used by then; once the time from a mark on is over,
+every stream up to its id is overdue. So their time is exact to `_MARKS`, and costs a call nothing.
+
+**Answers.** A client must read what waits for it at `Limits.min_read_rate`, after `Limits.read_grace`. What a handler
+adds later prolongs the time by as much; a complete answer has `Limits.max_read_time` in all.
+
+This module reads no clock: the present instant is that of `Timers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import Final
+
+from grpc_h2.connection.fast_path import FastPath
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.state import ConnectionState, Lifecycle
+from grpc_h2.connection.stream import Stream
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Timers
+
+_MARKS: Final = 8
+"""Marks made while `Limits.body_timeout` goes by."""
+ENDED_AT_ONCE: Final = 8
+"""Calls that are ended in one go because their time is over: some 100 µs."""
+
+
+class RequestDeadlines:
+    """When the requests of one connection must be whole."""
+
+    __slots__ = ("_expected", "_fast_path", "_lifecycle", "_limits", "_marks", "_streams", "_timers")
+
+    def __init__(
+        self, limits: Limits, lifecycle: Lifecycle, timers: Timers, streams: Streams, fast_path: FastPath
+    ) -> None:
+        self._limits = limits
+        self._lifecycle = lifecycle
+        self._timers = timers
+        self._streams = streams
+        self._fast_path = fast_path
+        self._expected: dict[Stream, float] = {}
+        self._marks: list[tuple[float, int]] = []
+        """When streams of the fast path up to an id are overdue."""
+
+    @property
+    def _allowance(self) -> float:
+        draining = self._lifecycle.state in (ConnectionState.DRAINING, ConnectionState.LEAVING)
+        return self._limits.drain_body_timeout if draining else self._limits.body_timeout
+
+    def expect(self, stream: Stream, until: float = inf) -> None:
+        """The request of ``stream`` is one message, which has yet to come; ``until``: the deadline of the call."""
+        self._expected[stream] = min(self._timers.now + self._allowance, until)
+
+    def settle(self, stream: Stream) -> None:
+        """The request of ``stream`` is whole, or has no meaning any more."""
+        self._expected.pop(stream, None)
+
+    def hasten(self) -> None:
+        """The connection drains: less time is left for requests that are not whole."""
+        latest = self._timers.now + self._limits.drain_body_timeout
+        for stream, instant in self._expected.items():
+            self._expected[stream] = min(instant, latest)
+        if self._fast_path.pending:
+            self._marks.append((latest, self._streams.last_id))
+
+    def drop_all(self) -> None:
+        """No request is waited for any more."""
+        self._expected.clear()
+        self._marks.clear()
+
+    def next_deadline(self) -> float:
+        """The first instant at which a request may be overdue; ``inf`` if none is waited for."""
+        self._mark()
+        due = min(self._expected.values(), default=inf)
+        if self._fast_path.pending:
+            due = min(due, min((instant for instant, _ in self._marks), default=inf), self._fast_path.next_timeout())
+        return due
+
+    def overdue(self) -> list[Stream | int]:
+        """A few of the requests whose time is over: streams, and ids of streams that wait on the fast path."""
+        self._mark()
+        now = self._timers.now
+        late: list[Stream | int] = [stream for stream, instant in self._expected.items() if instant <= now]
+        if self._fast_path.pending:
+            last = max((last_id for instant, last_id in self._marks if instant <= now), default=-1)
+            late += [stream_id for stream_id in self._fast_path.pending if stream_id <= last]
+            late += [stream_id for stream_id in self._fast_path.timed_out(now) if stream_id > last]
+            if len(late) <= ENDED_AT_ONCE:
+                self._marks = [mark for mark in self._marks if mark[0] > now]
+        return late[:ENDED_AT_ONCE]
+
+    def _mark(self) -> None:
+        """Make a mark, unless the last one is young, or knows every stream."""
+        if not self._fast_path.pending:
+            self._marks.clear()
+            return
+        instant, last_id = self._timers.now + self._allowance, self._streams.last_id
+        if self._marks:
+            latest, known = self._marks[-1]
+            if known == last_id or instant - latest < self._limits.body_timeout / _MARKS:
+                return
+        self._marks.append((instant, last_id))
+
+    def check_invariants(self, open_streams: dict[int, Stream]) -> None:
+        """Assert that only open streams are waited for."""
+        for stream in self._expected:
+            assert open_streams.get(stream.id) is stream, "a closed stream is waited for"
+        assert len(self._marks) <= 2 * _MARKS + 4
+
+
+class AnswerDeadlines:
+    """When the answers that wait to be read must have been read."""
+
+    __slots__ = ("_limits", "_timers", "_waiting")
+
+    def __init__(self, limits: Limits, timers: Timers) -> None:
+        self._limits = limits
+        self._timers = timers
+        self._waiting: dict[Stream, tuple[float, float]] = {}
+        """Since when, and until when."""
+
+    def queued(self, stream: Stream, octets: int) -> None:
+        """``octets`` more wait to be read on ``stream``."""
+        now, limits = self._timers.now, self._limits
+        since, until = self._waiting.get(stream) or (now, now + limits.read_grace)
+        self._waiting[stream] = since, until + octets / limits.min_read_rate
+
+    def completed(self, stream: Stream) -> None:
+        """The answer has its end, which waits behind the octets."""
+        since, until = self._waiting[stream]
+        self._waiting[stream] = since, min(until, self._timers.now + self._limits.max_read_time)
+
+    def settle(self, stream: Stream) -> None:
+        """Nothing waits on ``stream`` any more."""
+        self._waiting.pop(stream, None)
+
+    def drop_all(self) -> None:
+        """Nothing waits any more."""
+        self._waiting.clear()
+
+    def next_deadline(self) -> float:
+        """The first instant at which an answer is overdue; ``inf`` if none waits."""
+        return min((until for _, until in self._waiting.values()), default=inf)
+
+    def overdue(self) -> list[Stream]:
+        """A few of the streams whose answers were not read in time."""
+        now = self._timers.now
+        return [stream for stream, (_, until) in self._waiting.items() if until <= now][:ENDED_AT_ONCE]
+
+    def since(self, instant: float) -> Iterator[Stream]:
+        """The streams that have waited since ``instant``, or longer."""
+        return iter([stream for stream, (since, _) in self._waiting.items() if since <= instant])
+
+    def check_invariants(self, open_streams: dict[int, Stream]) -> None:
+        """Assert that exactly the streams with unsent octets are waited for."""
+        assert {stream for stream in open_streams.values() if stream.unsent} == self._waiting.keys()
