@@ -20,6 +20,7 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.descriptors import too_few
 from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
@@ -57,14 +58,17 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
 
     Returns:
         The exit code: 0, 1 after a bug, 69 where a port is taken, 78 where ``JAIL`` requires what the
-        kernel lacks.
+        kernel lacks, or the limit of open files is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
     if not guard(settings.jail):
         return EX_CONFIG
     _log_notices(settings)
-    raise_descriptor_limit()
+    problem = too_few(raise_descriptor_limit(), settings.workers)
+    if problem is not None:
+        log.critical("Cannot start", error=problem)
+        return EX_CONFIG
     try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
     except PortInUse as error:
