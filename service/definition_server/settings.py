@@ -83,10 +83,11 @@ class Settings(EnvironmentSettings):
         json_schema_extra=advice("Give 1, or 2 where every client verifies version 2"),
     )
     host: str = Field(
-        "0.0.0.0",
+        "::",
         validation_alias="HOST",
-        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set.",
-        json_schema_extra=advice("Give an IP address of this machine, 0.0.0.0 or ::"),
+        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set. "
+        "`::` is every address, IPv4 included; `0.0.0.0` every IPv4 address.",
+        json_schema_extra=advice("Give an IP address of this machine, :: or 0.0.0.0"),
     )
     port: Port = Field(
         50051,
@@ -287,7 +288,7 @@ class Settings(EnvironmentSettings):
     def _check_metrics_host(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                ip_address(value)
+                ip_address(value.removeprefix("[").removesuffix("]"))
             except ValueError:
                 raise ValueError("it is not an IP address") from None
         return value

@@ -79,6 +79,7 @@ def _listen(host: str, port: int) -> socket.socket:
     ``::`` means every address, IPv4 included, whatever ``net.ipv6.bindv6only`` says; on a machine without IPv6 it means
     every IPv4 address. ``SO_REUSEADDR``: a restart does not wait for TIME_WAIT; a second listener is still refused.
     """
+    host = host.removeprefix("[").removesuffix("]")
     dual = host == "::"
     try:
         try:

@@ -130,7 +130,10 @@ class LineWriter:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            self._take(item)
+            try:
+                self._take(item)
+            except Exception:  # noqa: BLE001 - a bug, or no memory: it costs a line, and not all that come later
+                self._lost += 1
 
     def _take(self, item: bytes | int | threading.Event) -> None:
         """Write one line; or report the lines that were refused before the next one; or note that this is reached."""
@@ -142,10 +145,12 @@ class LineWriter:
             return
         if self._lost > self._lost_reported:
             self._report(self._refused_reported)
-        if not self._write(item):
-            self._lost += 1
-        self._taken += 1
-        self._taken_octets += len(item)
+        try:
+            if not self._write(item):
+                self._lost += 1
+        finally:
+            self._taken += 1
+            self._taken_octets += len(item)
         if self._queue.empty():
             self._report(self._refused)
 

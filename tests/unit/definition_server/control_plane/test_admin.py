@@ -379,7 +379,7 @@ def test_openmetrics_in_any_spelling_and_weights_are_understood(server: AdminSer
     assert b"Content-Encoding" not in octets
 
 
-@pytest.mark.parametrize("host", ["::", "0.0.0.0"])
+@pytest.mark.parametrize("host", ["::", "[::]", "0.0.0.0"])
 def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Service, host: str) -> None:
     server = AdminServer(host, 0, read=service.read, alive=service.alive)
     server.start()

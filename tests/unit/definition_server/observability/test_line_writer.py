@@ -212,6 +212,24 @@ def test_a_line_that_was_written_in_part_does_not_run_into_the_next(
     assert sink.read_lines("next") == ["ab", "-- 1 missing --", "next"]
 
 
+def test_a_bug_costs_a_line_and_not_the_thread(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    bugs = [MemoryError(), ValueError()]
+
+    def failing_write(descriptor: int, data: bytes) -> int:
+        if bugs and threading.current_thread().name == "log-writer":
+            raise bugs.pop()
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", failing_write)
+    put(sink.writer, "a")
+    until(lambda: sink.writer.dropped == 1, "the line is lost")
+    put(sink.writer, "b", "c")
+    assert sink.read_lines("c")[-1] == "c"
+    assert sink.writer.flush(10)
+    assert sink.writer.waiting == 0
+
+
 def test_a_write_that_takes_a_part_is_continued(sink: Sink, failing: Callable[[int | OSError], None]) -> None:
     failing(1)
     failing(2)
