@@ -152,21 +152,14 @@ async def expired_bodies(crew: Crew) -> None:
 
 
 async def open_streams(crew: Crew) -> None:
-    """Calls without an end: a body that never ends, and catalogues that are not read (windows of 0)."""
-    key = crew.job.key.encode()
-    get, sync, watch = (
-        crew.block(wire.GET_COMMAND, key),
-        crew.block(wire.SYNC_CATALOG, key),
-        crew.block(HEALTH_WATCH),
-    )
+    """Calls without an end, of a peer without the key and of one with it: bodies that never end, and watches."""
+    blocks = [crew.block(wire.GET_COMMAND, key) for key in (b"wrong", crew.job.key.encode())]
+    watch = crew.block(HEALTH_WATCH)
 
     async def act(number: int, peer: Peer) -> None:
-        peer.writer.write(wire.settings((4, 0)))
         for stream in _streams(crew.job.streams):
-            if stream % 3 == 0:
-                peer.open(stream, get)
-            elif stream % 3 == 1:
-                peer.ask(stream, sync, wire.message(b""))
+            if stream % 3:
+                peer.open(stream, blocks[stream % 3 - 1])
             else:
                 peer.ask(stream, watch, _health_request(b""))
             crew.done["opened"] += 1
@@ -236,19 +229,19 @@ async def late_resets(crew: Crew) -> None:
 
 
 async def rapid_resets(crew: Crew) -> None:
-    """Calls that are reset before they can be answered (CVE-2023-44487)."""
-    block, request = crew.block(wire.GET_COMMAND, crew.job.key.encode()), crew.request()
+    """Calls that are reset before they are whole (CVE-2023-44487): a whole one would be answered at once."""
+    block = crew.block(wire.GET_COMMAND, crew.job.key.encode())
 
     async def act(number: int, peer: Peer) -> None:
         for stream in _streams(crew.job.streams):
-            peer.ask(stream, block, request)
+            if peer.closed or peer.writer.is_closing():
+                raise EOFError
+            peer.open(stream, block)
             peer.reset(stream)
             crew.done["reset"] += 1
             if stream % (2 * _BATCH) == 1:
                 await peer.writer.drain()
                 await asyncio.sleep(0)
-                if peer.closed:
-                    raise EOFError
         crew.started()
         while True:
             await peer.change()

@@ -74,10 +74,11 @@ class Settings(EnvironmentSettings):
         json_schema_extra=advice("Set it to the key that language servers verify with", secret=True),
     )
     host: str = Field(
-        "0.0.0.0",
+        "::",
         validation_alias="HOST",
-        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set.",
-        json_schema_extra=advice("Give an IP address of this machine, 0.0.0.0 or ::"),
+        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set. "
+        "`::` is every address, IPv4 included; `0.0.0.0` every IPv4 address.",
+        json_schema_extra=advice("Give an IP address of this machine, :: or 0.0.0.0"),
     )
     port: Port = Field(
         50051,

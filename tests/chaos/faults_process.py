@@ -18,15 +18,18 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+import grpc
 from tests.chaos.drills.model import Allowance, Fault, Loss
 from tests.chaos.drills.stage import Stage
 from tests.chaos.machine import Need, address_space, limited, memory_refused, needs_cgroup
 from tests.chaos.promises import exit_code, must, must_be_replaced, must_publish, server_of
+from tests.support.client import Client
 from tests.support.polling import until
 from tests.support.server import ServerProcess
 
 KILLS = 3
 ROLLS = 2
+ROTATIONS = 3
 ROOM_FOR_A_SNAPSHOT = 1 << 20
 """More than the snapshot of a drill's table; a thread's stack needs eight times as much."""
 FIRST_DELAY_SECONDS = 0.1
@@ -208,6 +211,30 @@ def workers_rolled(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
+def keys_rotated(stage: Stage) -> Iterator[None]:
+    """SIGHUP: a second API key is accepted beside that of the load, and removed again; three times."""
+    server, path = server_of(stage), Path(stage.settings["API_KEYS_FILE"])
+    before = path.read_text()
+
+    def accepted() -> bool:
+        with Client(server.port, key="another-key") as client:
+            try:
+                client.get("no such command")
+            except grpc.RpcError as error:
+                return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)  # type: ignore[attr-defined]
+        return True
+
+    for number in range(ROTATIONS):
+        path.write_text(f"another-{number}:another-key\n{before}")
+        server.signal(signal.SIGHUP)
+        must(stage, accepted, "a key that was added is accepted")
+        path.write_text(before)
+        server.signal(signal.SIGHUP)
+        must(stage, lambda: not accepted(), "a key that was removed is refused")
+    yield
+
+
+@contextmanager
 def server_restarted(stage: Stage) -> Iterator[None]:
     """SIGTERM, and a new server on the same port."""
     with away(stage):
@@ -284,10 +311,14 @@ FAULTS = (
     Fault("worker-no-memory", "worker refused memory", "process", worker_without_memory),
     Fault("bad-build", "crash loop of a bad build", "process", bad_build, IN_FLIGHT),
     Fault("workers-rolled", "rolling restart (SIGUSR2)", "process", workers_rolled),
+    Fault(
+        "keys-rotated", "API keys added and removed (SIGHUP)", "process", keys_rotated,
+        felt=lambda stage: stage.logged("Settings read again"),
+    ),
     Fault("server-restarted", "full restart (SIGTERM)", "process", server_restarted, IN_FLIGHT),
     Fault("master-killed", "master killed", "process", master_killed, IN_FLIGHT),
     Fault("server-killed", "master and workers killed", "process", server_killed, IN_FLIGHT),
-)
+)  # fmt: skip
 
 
 NEEDS: dict[str, Need] = {"worker-oom-killed": needs_cgroup("memory")}

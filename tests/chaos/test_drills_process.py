@@ -14,6 +14,7 @@ from tests.chaos.faults_process import FAULTS, NEEDS, on_transport
 from tests.chaos.machine import have
 from tests.chaos.promises import patient
 from tests.chaos.variants import broken
+from tests.support.server import KEY
 
 import definition_server
 
@@ -21,7 +22,11 @@ BY_ID = {fault.id: fault for fault in FAULTS}
 
 
 def settings_for(fault: str, directory: Path) -> dict[str, str]:
-    """Settings of the drill's server: for a bad build, a copy of the package that the drill may damage."""
+    """Settings of the drill's server: a file of keys, or for a bad build a copy of the package to be damaged."""
+    if fault == "keys-rotated":
+        keys = directory / "keys"
+        keys.write_text(f"load:{KEY}\n", encoding="ascii")
+        return {"API_KEY": "", "API_KEYS_FILE": str(keys)}
     if fault != "bad-build":
         return {}
     build = directory / "build"

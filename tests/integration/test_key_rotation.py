@@ -17,6 +17,8 @@ from tests.support.polling import until
 from tests.support.server import ServerProcess
 from tests.support.table import Table
 
+from definition_server.api_keys import LONGEST_KEY
+
 NAMES = [f"command{number}" for number in range(20)]
 
 
@@ -104,6 +106,15 @@ def test_the_time_of_a_key_advances_while_an_open_connection_goes_on_with_it(
         until(lambda: last_used(server, "default") > first, server.tail, seconds=30)
         load.wait_answered(10)
     assert last_used(server, "extra") == 0
+
+
+def test_the_longest_key_that_is_allowed_reaches_the_server(table: Table, start_server: StartServer) -> None:
+    table.add_commands(20)
+    server = start_server(table.url, API_KEY="k" * LONGEST_KEY, API_KEYS="short:key").wait_ready()
+    with Client(server.port, key="k" * LONGEST_KEY) as client:
+        assert client.get("command1").name == "command1"
+    with Client(server.port, key="k" * (LONGEST_KEY - 1)) as client:
+        assert refused(client)
 
 
 @pytest.mark.any_transport

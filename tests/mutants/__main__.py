@@ -15,9 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +68,19 @@ def copy_of_the_project(folder: Path) -> Path:
 
 def verdict(mutant: Mutant, known: KnownTests, runner: Runner, seconds: float = SECONDS_A_FAULT) -> dict[str, Any]:
     """Run the tests that run the line of ``mutant``, with the fault in it."""
-    path = runner.tree / mutant.module
-    source, changed_at = path.read_text("utf-8"), path.stat().st_mtime
+    source = (runner.tree / mutant.module).read_text("utf-8")
     changed = mutated(mutant, source)
     diff = "\n".join(line for line in difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
                      if line[:1] in "+-" and line[:3] not in ("+++", "---"))  # fmt: skip
     rounds = known.of(mutant, seconds)
-    path.write_text(changed, "utf-8")
-    # Python recognizes by time and size whether a cached module is that of a source: no two faults have the same time.
-    runner.changes += 1
-    os.utime(path, (changed_at + 10 * runner.changes,) * 2)
     began = time.monotonic()
     result, witness = SURVIVED if rounds else UNREACHED, ""
-    try:
+    with runner.changed(mutant.module, changed):
         for tests in rounds:
             witness = run(tests, known, runner)
             if witness:
                 result = KILLED
                 break
-    finally:
-        path.write_text(source, "utf-8")
-        os.utime(path, (changed_at, changed_at))
     return {"mutant": str(mutant), "kind": mutant.kind, "diff": diff, "result": result, "by": witness,
             "tests": sum(map(len, rounds)), "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
 
@@ -119,7 +111,7 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.tree = copy_of_the_project(folder)
-        self.changes = 0
+        self._changes = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.mutants.zygote"], cwd=self.tree, env=environment(self.tree), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -128,6 +120,21 @@ class Runner:
         """End the process."""
         self._process.kill()
         self._process.communicate()
+
+    @contextmanager
+    def changed(self, module: Path | str, source: str) -> Iterator[None]:
+        """A context in which ``module``, relative to the tree, has another source."""
+        path = self.tree / module
+        original, at = path.read_text("utf-8"), path.stat().st_mtime
+        path.write_text(source, "utf-8")
+        # Python recognizes by time and size whether a cached module is that of a source: no change has another's time.
+        self._changes += 1
+        os.utime(path, (at + 10 * self._changes,) * 2)
+        try:
+            yield
+        finally:
+            path.write_text(original, "utf-8")
+            os.utime(path, (at, at))
 
     def pytest(self, tests: list[str]) -> dict[str, list[Any]] | None:
         """Test -> outcome, seconds, error; up to the first failure. None if pytest does not end or is killed."""

@@ -21,7 +21,7 @@ _CHILDREN = "COVERAGE_PROCESS_CONFIG"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mutants")
-    group.addoption("--selection", type=Path, help="run only the tests whose ids the file lists (JSON), in its order")
+    group.addoption("--selection", type=Path, help="run only the tests whose ids, or functions, the file lists (JSON)")
     group.addoption("--outcomes", type=Path, help="write test id -> [outcome, seconds, error] there (JSON)")
 
 
@@ -33,13 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the selected tests, in the order of the selection."""
+    """Leave the selected tests, in the order of the selection. An id without parameters selects the whole function."""
     path: Path | None = config.getoption("selection")
     if path is None:
         return
     places = {name: place for place, name in enumerate(json.loads(path.read_text("utf-8")))}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in places])
-    items[:] = sorted((item for item in items if item.nodeid in places), key=lambda item: places[item.nodeid])
+
+    def place(item: pytest.Item) -> int | None:
+        return places.get(item.nodeid, places.get(item.nodeid.partition("[")[0]))
+
+    config.hook.pytest_deselected(items=[item for item in items if place(item) is None])
+    items[:] = sorted((item for item in items if place(item) is not None), key=lambda item: place(item) or 0)
 
 
 @pytest.hookimpl(wrapper=True)

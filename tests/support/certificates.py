@@ -69,6 +69,15 @@ class Authority:
         self._request(made, name, *signer, "-extensions", "signed", names=names)
         return made
 
+    def intermediate(self, name: str) -> Authority:
+        """An authority of which this one has signed the certificate."""
+        made = Authority.__new__(Authority)
+        made._folder, made._config = self._folder, self._config
+        made._own = self._files(name)
+        signer = ("-CA", str(self._own.cert), "-CAkey", str(self._own.key))
+        self._request(made._own, name, *signer, "-extensions", "authority")
+        return made
+
     def _files(self, name: str) -> Certificate:
         return Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
 

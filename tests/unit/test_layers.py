@@ -61,6 +61,7 @@ ONLY_IN = {
         "definition_server/data_plane/transports/native.py",
         "definition_server/data_plane/transports/first_calls.py",
         "definition_server/data_plane/health.py",
+        "definition_server/data_plane/reflection.py",
         "definition_server/cli/channel.py",
         "definition_server/cli/client.py",
         "definition_server/rpc/",

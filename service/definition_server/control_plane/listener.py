@@ -14,6 +14,7 @@ from grpc_h2 import BACKLOG
 log = get_logger(__name__)
 
 WANTED_DESCRIPTORS = 65_536
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _RETRY_SECONDS = 2.0
 _RETRY_EVERY = 0.1
 
@@ -60,33 +61,63 @@ def _share_with_workers(holder: socket.socket) -> None:
 
 
 def _bound(host: str, port: int, complete: Callable[[socket.socket], None]) -> socket.socket:
-    """A socket bound to ``host:port``, after ``complete`` was called with it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """A socket bound to ``host:port``, after ``complete`` was called with it.
+
+    ``::`` is every address, IPv4 included, whatever ``net.ipv6.bindv6only`` says; on a machine without IPv6 it is every
+    IPv4 address.
+    """
+    host = host.removeprefix("[").removesuffix("]")
     deadline = time.monotonic() + _RETRY_SECONDS
     while True:
-        made = socket.socket(family, socket.SOCK_STREAM)
         try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind((host, port))
-            complete(made)
-            return made
+            try:
+                return _bound_once(host, port, complete)
+            except OSError as error:
+                if host != "::" or error.errno not in _NO_IPV6:
+                    raise
+                return _bound_once("0.0.0.0", port, complete)
         except OSError as error:
-            made.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise PortInUse(reason_text(host, port, "PORT", error)) from error
             time.sleep(_RETRY_EVERY)
 
 
+def _bound_once(host: str, port: int, complete: Callable[[socket.socket], None]) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if ":" in host:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind((host, port))
+        complete(made)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def reason_text(host: str, port: int, variable: str, error: OSError) -> str:
     """Why ``host:port`` cannot be opened, and what to do."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
         return (
-            f"{host}:{port} is in use by another process (another definition-server?). "
+            f"{shown} is in use by another process (another definition-server?). "
             f"Stop it, or set {variable} to a free port."
         )
     if error.errno == errno.EACCES:
-        return f"{host}:{port} may not be opened by this user. Set {variable} to a port from 1024 up."
-    return f"{host}:{port} cannot be opened ({error.strerror}). Check HOST and {variable}."
+        return f"{shown} may not be opened by this user. Set {variable} to a port from 1024 up."
+    address = "HOST" if variable == "PORT" else "METRICS_HOST"
+    failed = f"{shown} cannot be opened ({error.strerror})"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"{failed}: this machine has no such address. Set {address} to one that `ip address` lists, or to :: for "
+            "all addresses."
+        )
+    if error.errno == errno.EAFNOSUPPORT:
+        return f"{failed}: this machine has no IPv6. Set {address} to an IPv4 address, or to :: for all addresses."
+    if isinstance(error, socket.gaierror) or error.errno == errno.EINVAL:
+        return f"{failed}. Set {address} to an IP address of this machine, or to :: for all addresses."
+    return f"{failed}. Check {address} and {variable}."
 
 
 def raise_descriptor_limit(wanted: int = WANTED_DESCRIPTORS) -> int:

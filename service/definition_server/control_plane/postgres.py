@@ -316,7 +316,7 @@ class PostgresSource:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         if not done:
-            raise TimeoutError(f"no answer from the database within {seconds:g} s")
+            raise TimeoutError(f"no answer from the database within {seconds:.3g} s")
         return task.result()
 
 

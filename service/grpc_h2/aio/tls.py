@@ -72,6 +72,9 @@ class TlsCredentials:
                 context.load_verify_locations(self._client_ca)
             except (OSError, ValueError) as error:
                 raise CertificateFault(f"{self._client_ca}: {_reason(error)}") from error
+            # Each certificate of the file is trusted, an intermediate authority too, as gRPC's C-core does. Without
+            # this, OpenSSL demands the chain up to a self-signed root.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
         return context
 

@@ -3,10 +3,17 @@
 C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT``, and the kernel
 distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
 Messages pass as octets: there is no serializer, so no message object is built for a request.
+
+C-core decides alone about its connections. So what the native transport does against strangers is missing here: the
+limit for each address, eviction and the reserve for probes, the time limit until the first authorized call, the share
+of accepting in each iteration of the loop, and log lines about TLS handshakes and other protocols. Connections above
+``MAX_CONNECTIONS`` are closed. What is logged about clients is wrong keys.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +23,19 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
+from definition_server.data_plane.reflection import add_reflection
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
 from definition_server.observability.logs import get_logger
+from grpc_h2 import RateLimitedLog
 
 log = get_logger(__name__)
 
@@ -53,16 +61,18 @@ class GrpcioTransport:
         self._address = _address(config.host, config.port)
         self._certificate: grpc.ServerCertificateConfiguration | None = None
         self._health = Health()
+        self._client_log = RateLimitedLog(logging.getLogger(__name__))
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
         self._pool = ThreadPoolExecutor(config.threadpool_size, "handler")
         self._server = grpc.aio.server(self._pool, options=_options(config))
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            name: grpc.unary_unary_rpc_method_handler(_method(handler)) for name, handler in endpoint.handlers.items()
+            name: grpc.unary_unary_rpc_method_handler(self._method(name, handler))
+            for name, handler in endpoint.handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
     async def start(self) -> int:
         """See `Transport.start`."""
@@ -77,6 +87,7 @@ class GrpcioTransport:
         except OSError as error:
             raise CannotListen(f"cannot serve TLS: {error}") from error
         await self._server.start()
+        self._client_log.report_later(asyncio.get_running_loop())
         return int(port)
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:
@@ -91,6 +102,7 @@ class GrpcioTransport:
         """See `Transport.stop`."""
         self._health.end_watches()
         await self._server.stop(grace_seconds)
+        self._client_log.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def reload_certificate(self) -> None:
@@ -118,6 +130,19 @@ class GrpcioTransport:
                 with suppress(grpc.aio.AioRpcError):
                     await call(request, metadata=((METADATA_KEY, presented),), timeout=5)
 
+    def _method(self, name: str, handler: Handler) -> Method:
+        async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            try:
+                return handler(request, context.invocation_metadata() or ())
+            except CallFailed as failure:
+                if failure.status is Status.UNAUTHENTICATED:
+                    now = asyncio.get_running_loop().time()
+                    path = f"/{SERVICE}/{name}"
+                    self._client_log.log(now, logging.INFO, "A call was not authorized", context.peer, error=path)
+                await context.abort(_ABORT_CODES[failure.status], failure.message)
+
+        return call
+
     def _credentials(self) -> grpc.ServerCredentials:
         certificate = self._certificate = _certificate(self._config)
         # The C-core asks for the certificate at every handshake.
@@ -128,14 +153,10 @@ class GrpcioTransport:
         )
 
 
-def _method(handler: Handler) -> Method:
-    async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        try:
-            return handler(request, context.invocation_metadata() or ())
-        except CallFailed as failure:
-            await context.abort(_ABORT_CODES[failure.status], failure.message)
-
-    return call
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """Whether ``record`` is anything else than grpcio's traceback for a client that left before its answer."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 def _address(host: str, port: int) -> str:

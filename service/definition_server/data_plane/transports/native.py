@@ -7,7 +7,7 @@ authorize every open connection anew. And answers are counted: each carries an *
 and status, the engine hands back the ids of a whole batch, and they are added to the stats page at once.
 
 Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
-accepts one. Health and reflection are the servicers of grpcio, registered as on a ``grpc.aio.Server``.
+accepts one. Health and reflection are servicers as for grpcio, registered as on a ``grpc.aio.Server``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
+from definition_server.data_plane.reflection import add_reflection
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
@@ -100,9 +100,7 @@ class NativeTransport:
         endpoint.keys.on_change(self._server.forget_authorizations)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            servicer = reflection.aio.ReflectionServicer(names)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._server)
+            add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
     async def start(self) -> int:
         """See `Transport.start`."""

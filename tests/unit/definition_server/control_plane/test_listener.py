@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.leftovers import nothing_left
@@ -77,6 +78,10 @@ def has_ipv6() -> bool:
     return True
 
 
+def shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 ADDRESSES = [
     "127.0.0.1",
     "0.0.0.0",
@@ -98,7 +103,8 @@ def test_a_second_master_is_refused_before_and_after_workers_listen(clock: Clock
         with pytest.raises(PortInUse) as caught:
             reserve_port(host, port)
     assert str(caught.value) == (
-        f"{host}:{port} is in use by another process (another definition-server?). Stop it, or set PORT to a free port."
+        f"{shown(host)}:{port} is in use by another process (another definition-server?). "
+        "Stop it, or set PORT to a free port."
     )
 
 
@@ -198,7 +204,8 @@ def test_a_foreign_address_is_refused_at_once(clock: Clock) -> None:
     with pytest.raises(PortInUse) as caught:
         reserve_port("192.0.2.1", 50051)
     assert str(caught.value) == (
-        "192.0.2.1:50051 cannot be opened (Cannot assign requested address). Check HOST and PORT."
+        "192.0.2.1:50051 cannot be opened (Cannot assign requested address): this machine has no such address. "
+        "Set HOST to one that `ip address` lists, or to :: for all addresses."
     )
     assert clock.naps == 0
 
@@ -211,6 +218,44 @@ def test_a_host_name_that_does_not_resolve_is_reported(clock: Clock, monkeypatch
     monkeypatch.setattr(socket, "socket", Unresolved)
     with pytest.raises(PortInUse, match=r"no\.such\.host:50051 cannot be opened \(Name or service not known\)"):
         reserve_port("no.such.host", 50051)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("open_port", [listen, reserve_port])
+def test_every_address_means_ipv4_too_whatever_the_system_default_is(
+    open_port: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class V6Only(socket.socket):
+        """As with ``net.ipv6.bindv6only=1``."""
+
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+            super().__init__(family, type, proto, fileno)
+            if family == socket.AF_INET6:
+                self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+    monkeypatch.setattr(socket, "socket", V6Only)
+    with open_port("::", 0) as made:
+        assert made.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+        if open_port is listen:
+            for host in ("127.0.0.1", "::1"):
+                socket.create_connection((host, made.getsockname()[1]), 10).close()
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_every_address_means_those_of_ipv4_on_a_machine_without_ipv6(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoIpv6(socket.socket):
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+            if family == socket.AF_INET6:
+                raise OSError(code, "no IPv6")
+            super().__init__(family, type, proto, fileno)
+
+    monkeypatch.setattr(socket, "socket", NoIpv6)
+    with listen("::", 0) as made:
+        assert made.family == socket.AF_INET
+    with pytest.raises(PortInUse, match=r"\[::1\]:\d+ cannot be opened .* Set HOST to"):
+        listen("::1", 50051)
 
 
 def test_a_privileged_port_is_reported_with_a_remedy() -> None:

@@ -113,6 +113,44 @@ async def test_a_watch_of_another_service_sends_service_unknown(health: Health, 
     call.cancel()
 
 
+async def test_a_change_reaches_many_watches_a_few_in_each_iteration_of_the_loop() -> None:
+    health, sent = Health(), [0]
+
+    class Context:
+        async def write(self, message: Any) -> None:
+            sent[0] += 1
+
+    await health.report(False)
+    watches = [
+        asyncio.create_task(health.Watch(health_pb2.HealthCheckRequest(service=""), Context())) for _ in range(1000)
+    ]
+    while sent[0] < 1000:  # noqa: ASYNC110 - iterations are counted
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await health.report(True)
+    most, before = 0, sent[0]
+    while sent[0] < 2000:
+        await asyncio.sleep(0)
+        most, before = max(most, sent[0] - before), sent[0]
+    assert most <= 8, "the writes of one iteration"
+    health.end_watches()
+    await promptly(asyncio.gather(*watches))
+    assert sent[0] == 2000, "an end is no change of state"
+
+
+async def test_a_watch_that_waits_when_its_state_changes_twice_gets_the_last_one(health: Health, stub: Any) -> None:
+    await health.report(True)
+    call = watch(stub, "")
+    assert await next_state(call) == State.SERVING
+    await health.report(False)
+    await health.report(True)
+    await health.report(False)
+    while await next_state(call) != State.NOT_SERVING:
+        pass
+    call.cancel()
+
+
 # -- ending watches --------------------------------------------------------------------------------------------------
 
 

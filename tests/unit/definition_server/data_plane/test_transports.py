@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 import weakref
@@ -12,12 +13,15 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.certificates import Authority
 from tests.support.h2_wire import HELLO, PING, SETTINGS_ACK
 from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs, logged
@@ -475,8 +479,125 @@ async def test_reflection_lists_every_service_if_configured(serve: Serve) -> Non
         assert await services(client) == {
             "avap.DefinitionEngine",
             "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
         }
+
+
+async def reflected(client: grpc.aio.Channel, version: str, **wanted: Any) -> Any:
+    """The answer to one request of reflection."""
+    stream: Any = client.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    request = reflection_pb2.ServerReflectionRequest(host="h", **wanted)
+    call = stream(iter([request]), timeout=10)
+    answer = await call.read()
+    assert (answer.valid_host, answer.original_request) == ("h", request)
+    return answer
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_finds_services_methods_messages_and_enums(serve: Serve, version: str) -> None:
+    _, port = await serve(reflection=True)
+    async with channel(port) as client:
+        for symbol, package in (
+            ("avap.DefinitionEngine", "avap"),
+            ("avap.DefinitionEngine.GetCommand", "avap"),
+            ("avap.CommandRequest", "avap"),
+            ("avap.CommandRequest.name", "avap"),
+            ("grpc.health.v1.Health.Watch", "grpc.health.v1"),
+            ("grpc.health.v1.HealthCheckResponse.ServingStatus", "grpc.health.v1"),
+            ("grpc.health.v1.HealthCheckResponse.SERVING", "grpc.health.v1"),
+            ("grpc.reflection.v1.ServerReflection.ServerReflectionInfo", "grpc.reflection.v1"),
+            ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1alpha"),
+        ):
+            answer = await reflected(client, version, file_containing_symbol=symbol)
+            files = answer.file_descriptor_response.file_descriptor_proto
+            assert descriptor_pb2.FileDescriptorProto.FromString(files[0]).package == package, symbol
+            name = descriptor_pb2.FileDescriptorProto.FromString(files[0]).name
+            assert (await reflected(client, version, file_by_filename=name)).file_descriptor_response == (
+                answer.file_descriptor_response
+            )
+        numbers = await reflected(client, version, all_extension_numbers_of_type="avap.CommandRequest")
+        assert numbers.all_extension_numbers_response.base_type_name == "avap.CommandRequest"
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_answers_what_it_does_not_know_with_not_found(serve: Serve, version: str) -> None:
+    _, port = await serve(reflection=True)
+    extension = reflection_pb2.ExtensionRequest(containing_type="avap.CommandRequest", extension_number=7)
+    async with channel(port) as client:
+        wanted: dict[str, Any]
+        for wanted in (
+            {"file_containing_symbol": "avap.Nothing"},
+            {"file_containing_symbol": "avap.DefinitionEngine.Nothing"},
+            {"file_containing_symbol": ""},
+            {"file_by_filename": "nothing.proto"},
+            {"file_containing_extension": extension},
+            {"all_extension_numbers_of_type": "avap.Nothing"},
+        ):
+            answer = await reflected(client, version, **wanted)
+            assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0], wanted
+
+
+async def test_reflection_that_asks_for_nothing_is_an_invalid_argument(serve: Serve) -> None:
+    _, port = await serve(reflection=True)
+    async with channel(port) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await reflected(client, "v1")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# -- trust in clients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trusted", ["root", "intermediate", "leaf", "other"])
+async def test_a_clients_certificate_is_accepted_by_each_certificate_of_the_trust_file_on_its_chain(
+    serve: Serve, trusted: str, tmp_path: Path
+) -> None:
+    """Both transports give the same answer, also where the file holds an intermediate authority alone."""
+    root = Authority(tmp_path, "root")
+    intermediate = root.intermediate("intermediate")
+    server, client = root.sign("server"), intermediate.sign("client")
+    trust = {
+        "root": root.cert, "intermediate": intermediate.cert, "leaf": client.cert,
+        "other": Authority(tmp_path, "other").cert,
+    }[trusted]  # fmt: skip
+    _, port = await serve(tls_cert_file=str(server.cert), tls_key_file=str(server.key), tls_client_ca_file=str(trust))
+    chain = client.cert.read_bytes() + intermediate.cert.read_bytes()
+    credentials = grpc.ssl_channel_credentials(root.cert.read_bytes(), client.key.read_bytes(), chain)
+    async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as secure:
+        stub: Any = health_pb2_grpc.HealthStub(secure)
+        call = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        if trusted == "other":
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+        else:
+            assert (await call).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+# -- what is logged about clients ------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_logged_with_the_peer_at_a_limited_rate(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport, port = await serve()
+    with caplog.at_level(logging.INFO):
+        async with channel(port) as client:
+            for number in range(60):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await raw(client, "GetCommand", b"\x0a\x01a", (("x-avap-auth", f"wrong{number}"),))
+        await transport.stop(0)
+    lines = [record for record in caplog.records if record.getMessage() == "A call was not authorized"]
+    left_out = sum(record.__dict__.get("left_out", 0) for record in caplog.records)
+    assert len(lines) < 60
+    assert len(lines) + left_out == 60
+    assert all(line.__dict__["peer"].startswith("ipv4:127.0.0.1:") for line in lines)
+    assert {line.__dict__["error"] for line in lines} == {"/avap.DefinitionEngine/GetCommand"}
+    assert "wrong" not in caplog.text
 
 
 # -- the port --------------------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ RUNNING = ServiceStatus(
         WorkerStatus(1, None, "down", 0, "", 0, None, 7, True),
     ),
     requests=REQUESTS,
+    keys_last_used={"old": 1_700_000_080.0, "new": 0.0},
+    certificates_expire={"server": 1_800_000_000.0},
 )
 
 STARTING = replace(
@@ -151,6 +153,8 @@ NAMES = {
     "avap_worker_heartbeat_age_seconds": {"worker"},
     "avap_worker_restarts_total": {"worker"},
     "avap_worker_crash_loop": {"worker"},
+    "avap_key_last_used_timestamp_seconds": {"key_id"},
+    "avap_certificate_expiry_timestamp_seconds": {"certificate"},
     "avap_worker_jailed": {"worker"},
     "avap_connections": {"worker"},
     "avap_log_lines_dropped_total": set(),
@@ -205,6 +209,9 @@ def test_every_metric_has_a_help_text() -> None:
         ("avap_worker_restarts_total", {"worker": "1"}, 7),
         ("avap_worker_crash_loop", {"worker": "0"}, 0),
         ("avap_worker_crash_loop", {"worker": "1"}, 1),
+        ("avap_key_last_used_timestamp_seconds", {"key_id": "old"}, 1_700_000_080.0),
+        ("avap_key_last_used_timestamp_seconds", {"key_id": "new"}, 0),
+        ("avap_certificate_expiry_timestamp_seconds", {"certificate": "server"}, 1_800_000_000.0),
         ("avap_connections", {"worker": "0"}, 16),
     ],
 )

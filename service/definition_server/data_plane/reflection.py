@@ -1,0 +1,133 @@
+"""gRPC server reflection, versions v1 and v1alpha, answered as grpc-go's reflection answers.
+
+grpcio's servicer offers v1alpha only, and does not find methods (``package.Service.Method``), which ghz asks for. The
+messages of both versions have the same fields, so the classes of v1alpha serve both. The descriptor of v1, which a
+client may ask for too, is made from that of v1alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection_pb2
+
+V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
+V1 = "grpc.reflection.v1.ServerReflection"
+_V1_FILE = "grpc/reflection/v1/reflection.proto"
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
+
+_Request = reflection_pb2.ServerReflectionRequest
+_Response = reflection_pb2.ServerReflectionResponse
+
+
+def add_reflection(services: Iterable[str], server: Any) -> None:
+    """Offer reflection of ``services``, and of itself, on a ``grpc.aio.Server`` or `grpc_h2.Server`."""
+    pool = descriptor_pool.Default()
+    _describe_v1(pool)
+    answers = _Answers((*services, V1, V1ALPHA), pool)
+    for name in (V1, V1ALPHA):
+        method = grpc.stream_stream_rpc_method_handler(answers.stream, _Request.FromString, _Response.SerializeToString)
+        handlers = {"ServerReflectionInfo": method}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+
+class _Answers:
+    """Answers from one descriptor pool."""
+
+    def __init__(self, services: Iterable[str], pool: Any) -> None:
+        self._services = sorted(services)
+        self._pool = pool
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """The method ``ServerReflectionInfo``. A file is sent once on a stream, as by grpc-go."""
+        sent: set[str] = set()
+        async for request in requests:
+            kind = request.WhichOneof("message_request")
+            if kind is None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it asks for nothing")
+            answer = _Response(valid_host=request.host, original_request=request)
+            try:
+                self._fill(answer, kind, request, sent)
+            except KeyError:
+                answer.error_response.error_code = _NOT_FOUND
+                answer.error_response.error_message = "not found"
+            yield answer
+
+    def _fill(self, answer: Any, kind: str, request: Any, sent: set[str]) -> None:
+        """Raises KeyError where there is no such thing."""
+        pool = self._pool
+        if kind == "list_services":
+            for name in self._services:
+                answer.list_services_response.service.add(name=name)
+        elif kind == "all_extension_numbers_of_type":
+            message = pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
+            numbers = sorted(extension.number for extension in pool.FindAllExtensions(message))
+            answer.all_extension_numbers_response.base_type_name = message.full_name
+            answer.all_extension_numbers_response.extension_number.extend(numbers)
+        else:
+            answer.file_descriptor_response.file_descriptor_proto.extend(_files(self._file(kind, request), sent))
+
+    def _file(self, kind: str, request: Any) -> Any:
+        pool = self._pool
+        if kind == "file_by_filename":
+            return pool.FindFileByName(request.file_by_filename)
+        if kind == "file_containing_extension":
+            wanted = request.file_containing_extension
+            message = pool.FindMessageTypeByName(wanted.containing_type)
+            return pool.FindExtensionByNumber(message, wanted.extension_number).file
+        return self._file_of_symbol(request.file_containing_symbol)
+
+    def _file_of_symbol(self, symbol: str) -> Any:
+        """The file of a message, field, enum, enum value, extension, service or method with that full name."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:  # the pool does not find methods
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            return found.methods_by_name[method].containing_service.file
+
+
+def _files(file: Any, sent: set[str]) -> list[bytes]:
+    """``file`` and what it imports, serialized, without what was ``sent`` before; ``file`` comes first, always."""
+    found, waiting = [], [file]
+    first = True
+    while waiting:
+        each = waiting.pop(0)
+        if each.name in sent and not first:
+            continue
+        first = False
+        sent.add(each.name)
+        proto = descriptor_pb2.FileDescriptorProto()
+        each.CopyToProto(proto)
+        found.append(proto.SerializeToString())
+        waiting += each.dependencies
+    return found
+
+
+def _describe_v1(pool: Any) -> None:
+    """Have ``pool`` know v1's file, unless it does."""
+    try:
+        pool.FindFileByName(_V1_FILE)
+    except KeyError:
+        proto = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(proto)
+        octets = proto.SerializeToString()
+        renamed = descriptor_pb2.FileDescriptorProto.FromString(octets)
+        _rename(renamed)
+        pool.AddSerializedFile(renamed.SerializeToString())
+
+
+def _rename(proto: Any) -> None:
+    old, new = f".{proto.package}.", ".grpc.reflection.v1."
+    proto.name, proto.package = _V1_FILE, "grpc.reflection.v1"
+    for message in proto.message_type:
+        for field in message.field:
+            if field.type_name.startswith(old):
+                field.type_name = new + field.type_name[len(old) :]
+    for service in proto.service:
+        for method in service.method:
+            method.input_type = new + method.input_type[len(old) :]
+            method.output_type = new + method.output_type[len(old) :]
