@@ -88,7 +88,7 @@ class Worker:
     ) -> None:
         """``program`` runs the worker's ``main`` with the arguments appended to it; ``name`` is the target's name."""
         self._channel, theirs = Channel.pair()
-        self._page = StatsPage.create(1)
+        self._page = StatsPage()
         port = settings.get("port") or free_port()
         values: dict[str, Any] = {
             "host": "127.0.0.1", "port": port, "transport": transport, "reflection": False,
@@ -97,7 +97,7 @@ class Worker:
         }  # fmt: skip
         self._say(Configure(**values | settings))
         self._say(Keys((sha256(KEY.encode()).hexdigest(),)))
-        command = [*program, str(theirs.fileno()), str(self._page.descriptor), "0"]
+        command = [*program, str(theirs.fileno()), str(self._page.descriptor)]
         self._process = subprocess.Popen(
             on_cpu(SERVER_CPU, command),
             pass_fds=[theirs.fileno(), self._page.descriptor],
@@ -121,9 +121,9 @@ class Worker:
         if self._process.stdout is not None:
             self.output.extend(self._process.stdout)
 
-    def _say(self, message: Any, descriptor: int | None = None) -> None:
+    def _say(self, message: Any, *descriptors: int) -> None:
         try:
-            sent = self._channel.send(message, descriptor)
+            sent = self._channel.send(message, *descriptors)
         except ChannelClosed:
             raise self._ended() from None
         if not sent:
@@ -168,7 +168,7 @@ class Worker:
     @property
     def answered(self) -> int:
         """Calls with any status that the worker itself has counted so far."""
-        return sum(self._page.slot(0).read().requests.values())
+        return sum(self._page.read().requests.values())
 
     @property
     def alive(self) -> bool:

@@ -9,19 +9,10 @@ if not sys.flags.safe_path:
     # (``python -P -m`` and the command ``definition-server`` do not.)
     sys.path.pop(0)
 
-import os
-import signal
-
-
-def _leave(number: int, frame: object) -> None:
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    if os.getpid() == 1:
-        # The first process of a container has no default action for a signal (pid_namespaces(7)). Until the server has
-        # installed its handlers, SIGTERM would be lost, and the container's stop would take its whole grace period.
-        signal.signal(signal.SIGTERM, _leave)
+    from definition_server.inherited import prepare
+
+    prepare()  # before the imports of the command line, which take a while
     from definition_server.cli.main import main
 
     main()

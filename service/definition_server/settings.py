@@ -73,6 +73,15 @@ class Settings(EnvironmentSettings):
         "language server then accepts no command at all (it reports a wrong magic number).",
         json_schema_extra=advice("Set it to the key that language servers verify with", secret=True),
     )
+    package_version: int = Field(
+        1,
+        ge=1,
+        le=2,
+        validation_alias="PACKAGE_VERSION",
+        description="Version of the signed package. 1: what every language server verifies; its HMAC covers the code "
+        "alone. 2: it covers name, type, interface and hash too, for clients that know it.",
+        json_schema_extra=advice("Give 1, or 2 where every client verifies version 2"),
+    )
     host: str = Field(
         "::",
         validation_alias="HOST",

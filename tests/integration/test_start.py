@@ -126,17 +126,35 @@ def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
-def test_a_stored_snapshot_is_signed_again_for_another_key(
-    table: Table, start_server: StartServer, tmp_path: Path
+@pytest.mark.parametrize("before", [{"AVAP_INTERNAL_KEY": "old"}, {}], ids=["another key", "no key"])
+def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
+    table: Table, start_server: StartServer, tmp_path: Path, before: dict[str, str]
 ) -> None:
-    from definition_server.catalog.signing import Signer
+    table.add_commands(5)
+    store_snapshot(table, start_server, tmp_path, **before)
+    server = start_server(CLOSED_PORT_URL, SNAPSHOT_DIR=str(tmp_path), AVAP_INTERNAL_KEY="new")
+    line = server.wait_log("Last-known-good snapshot not usable")
+    assert "MAC" in line["error"]
+    assert (tmp_path / LAST_KNOWN_GOOD).exists()
+    with Client(server.port) as client:
+        until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_stored_snapshot_with_our_mac_is_served_in_either_version(
+    table: Table, start_server: StartServer, tmp_path: Path, version: str
+) -> None:
+    from definition_server.catalog.signing import Binding, Signer
 
     table.add_commands(5)
-    version = store_snapshot(table, start_server, tmp_path, AVAP_INTERNAL_KEY="old")
-    server = start_server(CLOSED_PORT_URL, SNAPSHOT_DIR=str(tmp_path), AVAP_INTERNAL_KEY="new").wait_ready()
+    stored = store_snapshot(table, start_server, tmp_path, AVAP_INTERNAL_KEY="key")
+    more = {"AVAP_INTERNAL_KEY": "key", "PACKAGE_VERSION": version}
+    server = start_server(CLOSED_PORT_URL, SNAPSHOT_DIR=str(tmp_path), **more).wait_ready()
     with Client(server.port) as client:
-        assert client.sync().version_hash == version
-        assert Signer("new").unpack(client.get("command1").code).startswith(b"# 1\n")
+        assert client.sync().version_hash == stored
+        found = client.get("command1")
+        binding = Binding(*(text.encode() for text in (found.name, found.type, found.interface_json, found.hash)))
+        assert Signer("key", int(version)).unpack(found.code, binding).startswith(b"# 1\n")
 
 
 def test_with_an_unwritable_snapshot_directory_only_the_file_is_missing(

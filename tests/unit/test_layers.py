@@ -47,6 +47,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "api_keys": "settings",
         "cpus": "settings",
         "environment": "settings",
+        "inherited": "settings",
         "__main__": "cli",
     },
     "grpc_h2": {"": "interface"},

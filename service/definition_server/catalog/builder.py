@@ -20,7 +20,7 @@ from definition_server.catalog.definition import (
     content_hash,
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
-from definition_server.catalog.signing import UNSIGNED, Signer, payload_of
+from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
     LARGE_DEFINITION,
@@ -91,7 +91,8 @@ class SnapshotBuilder:
         content = content_fields(name, kind, interface, code)
         digest = content_hash(content)
         if self._signer is not None:
-            content = content_fields(name, kind, interface, self._signer.pack(code))
+            binding = Binding(name, kind, interface, digest)
+            content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         message = content + _HASH_TAG + digest
         self._entries[name] = (row.id, digest, message)
         suspicions = []

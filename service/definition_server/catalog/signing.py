@@ -1,7 +1,12 @@
 """The signed package that language servers verify before they run a definition.
 
-Layout: ``b"AVAP"`` · version ``uint16`` big-endian · payload length ``uint32`` big-endian · HMAC-SHA-256 (32 bytes)
-over those 10 octets and the payload · payload.
+Layout: ``b"AVAP"`` · version ``uint16`` big-endian · payload length ``uint32`` big-endian · HMAC-SHA-256 (32 bytes) ·
+payload. What the HMAC covers depends on the version:
+
+- **1**: those 10 octets and the payload. So the package of one command verifies as that of every other.
+- **2**: those 10 octets, the *binding*, and the payload. The binding is name, type, interface and hash of the
+  ``CommandResponse`` that carries the package, in this order, each as its length (``uint32`` big-endian) and its UTF-8
+  octets. A package then verifies only in the answer that it was made for.
 """
 
 from __future__ import annotations
@@ -9,9 +14,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from dataclasses import dataclass
 
 MAGIC = b"AVAP"
-VERSION = 1
+VERSIONS = (1, 2)
+_BOUND = 2
+_LENGTH = struct.Struct(">I")
 _HEADER = struct.Struct(">4sHI")
 _MAC_SIZE = 32
 OVERHEAD = _HEADER.size + _MAC_SIZE
@@ -25,44 +33,74 @@ class SignatureError(ValueError):
     """Octets that are not a signed package, or that were signed with another key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a package of version 2 is bound to: the other fields of its ``CommandResponse``, as UTF-8."""
+
+    name: bytes
+    type: bytes
+    interface: bytes
+    hash: bytes
+    """64 hexadecimal digits."""
+
+    def octets(self) -> bytes:
+        """What the HMAC covers of it."""
+        return b"".join(_LENGTH.pack(len(part)) + part for part in (self.name, self.type, self.interface, self.hash))
+
+
 class Signer:
-    """Signs payloads with one key."""
+    """Signs payloads with one key, in packages of one version."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, version: int = 1) -> None:
+        """``version``: one of `VERSIONS`."""
         self._key = key.encode()
-        # Distinguishes two keys in a stored snapshot, and reveals nothing about either.
-        self.key_id = hmac.digest(self._key, b"AVAP definition server: key id", hashlib.sha256)[:8]
+        self._version = version
+        # Distinguishes two keys, and two versions, in a stored snapshot, and reveals nothing about the keys.
+        purpose = b"AVAP definition server: key id" + (b"" if version == 1 else b" %d" % version)
+        self.key_id = hmac.digest(self._key, purpose, hashlib.sha256)[:8]
+        self._file_key = hmac.digest(self._key, b"AVAP definition server: last-known-good file", hashlib.sha256)
 
-    def pack(self, payload: bytes) -> bytes:
-        """The signed package around ``payload`` (below 4 GiB)."""
-        header = _HEADER.pack(MAGIC, VERSION, len(payload))
-        signed = header + payload
-        return header + hmac.digest(self._key, signed, hashlib.sha256) + payload
+    def pack(self, payload: bytes, binding: Binding | None = None) -> bytes:
+        """The signed package around ``payload`` (below 4 GiB). Only version 2 uses ``binding``, and must have it."""
+        header = _HEADER.pack(MAGIC, self._version, len(payload))
+        return header + self._mac(header, binding, payload) + payload
 
-    def unpack(self, package: bytes) -> bytes:
-        """The payload of ``package``.
+    def unpack(self, package: bytes, binding: Binding | None = None) -> bytes:
+        """The payload of ``package``, which came with ``binding``.
 
         Raises:
-            SignatureError: where the package is damaged or was signed with another key.
+            SignatureError: where the package is damaged, belongs to another command, has the other version, or was
+                signed with another key.
         """
         payload = payload_of(package)
-        expected = hmac.digest(self._key, package[: _HEADER.size] + payload, hashlib.sha256)
-        if not hmac.compare_digest(expected, package[_HEADER.size : OVERHEAD]):
+        header = package[: _HEADER.size]
+        if _HEADER.unpack(header)[1] != self._version:
+            raise SignatureError(f"it is not of version {self._version}")
+        if not hmac.compare_digest(self._mac(header, binding, payload), package[_HEADER.size : OVERHEAD]):
             raise SignatureError("the signature does not match: damaged, or signed with another key")
         return payload
+
+    def _mac(self, header: bytes, binding: Binding | None, payload: bytes) -> bytes:
+        assert binding is not None or self._version != _BOUND, "version 2 binds a package to its command"
+        bound = binding.octets() if binding is not None and self._version == _BOUND else b""
+        return hmac.digest(self._key, header + bound + payload, hashlib.sha256)
+
+    def file_mac(self, footer: bytes) -> bytes:
+        """The HMAC of a stored snapshot with this ``footer``, under a key of its own that is derived from the key."""
+        return hmac.digest(self._file_key, footer, hashlib.sha256)
 
 
 def payload_of(package: bytes) -> bytes:
     """The payload of ``package``. The signature is not verified.
 
     Raises:
-        SignatureError: where the header is not that of a package of this version, or the length disagrees.
+        SignatureError: where the header is not that of a package of a known version, or the length disagrees.
     """
     if len(package) < OVERHEAD:
         raise SignatureError(f"{len(package)} bytes are too short for a signed package")
     magic, version, length = _HEADER.unpack_from(package)
-    if magic != MAGIC or version != VERSION:
-        raise SignatureError(f"magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
+    if magic != MAGIC or version not in VERSIONS:
+        raise SignatureError(f"magic {magic!r} version {version}, expected {MAGIC!r} version 1 or 2")
     if length != len(package) - OVERHEAD:
         raise SignatureError(f"the header says {length} bytes of payload, {len(package) - OVERHEAD} are there")
     return package[OVERHEAD:]

@@ -17,8 +17,9 @@ _NAME_TAG = wire.NAME << 3 | wire.LENGTH_DELIMITED
 class Snapshot:
     """An open snapshot. Immutable; it keeps its buffer alive for as long as it is referenced.
 
-    Opening it checks the footer and the sizes in it: O(1), no entry is read. That is enough for memory that the master
-    has sealed. A file must also pass `verify` before anything in it is served.
+    Opening it checks the footer, the sizes in it, and that the index has a free slot, at which every look-up of a
+    missing name ends. In a sound index that slot is found at once, so this is O(1), and enough for memory that the
+    master has sealed. A file must also pass `verify` before anything in it is served.
     """
 
     __slots__ = ("_body_length", "_buffer", "_index", "_mask", "footer")
@@ -35,6 +36,8 @@ class Snapshot:
         self._body_length = self.footer.body_length
         self._index = view[self._body_length : len(view) - FOOTER_SIZE]
         self._mask = self.footer.slots - 1
+        if not any(length == 0 for _, _, length in SLOT.iter_unpack(self._index)):
+            raise SnapshotError("index: no slot is free, so a look-up of a missing name would not end")
 
     @property
     def generation(self) -> int:
@@ -67,13 +70,46 @@ class Snapshot:
         return self._buffer
 
     def verify(self) -> None:
-        """Check every octet before the footer against the footer's SHA-256. O(size).
+        """Check every octet before the footer against the footer's SHA-256, and that body and index agree. O(size).
+
+        A file with a right checksum may still have been made by another program. So every command in the body must be
+        complete, in name order and found by its name, and the index must lead nowhere else.
 
         Raises:
             SnapshotError: where the content is damaged.
         """
         if hashlib.sha256(self._buffer[:-FOOTER_SIZE]).digest() != self.footer.content_digest:
             raise SnapshotError("content checksum: the body or the index is damaged")
+        try:
+            count = self._verify_body()
+        except SnapshotError:
+            raise
+        except ValueError as error:  # WireError, and text that is not UTF-8
+            raise SnapshotError(f"body: {error}") from error
+        if count != self.footer.count:
+            raise SnapshotError(f"body: {count} commands found, the footer says {self.footer.count}")
+        taken = sum(1 for _, _, length in SLOT.iter_unpack(self._index) if length)
+        if taken != count:
+            raise SnapshotError(f"index: {taken} slots are taken, for {count} commands")
+
+    def _verify_body(self) -> int:
+        """Check every command. Returns their number."""
+        count, position, previous = 0, 0, b""
+        for number, value, content in wire.fields(self.body):
+            tag = bytes([number << 3 | (wire.LENGTH_DELIMITED if number != wire.TOTAL_COUNT else wire.VARINT)])
+            if number == wire.TOTAL_COUNT:
+                position += len(tag) + len(wire.varint(value))
+                continue
+            position += len(tag) + len(wire.varint(len(content)))
+            if number == wire.COMMANDS:
+                name = parse_definition(content).name.encode()
+                if count and name <= previous:
+                    raise SnapshotError("body: the commands are not in name order")
+                if self._find(name) != (position, len(content)):
+                    raise SnapshotError(f"index: command {count} is not found by its name")
+                count, previous = count + 1, name
+            position += len(content)
+        return count
 
     def answer(self, name: bytes) -> bytes | None:
         """The serialized ``CommandResponse`` of the command called ``name`` (UTF-8), None if there is none."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 from pydantic import SecretStr
@@ -21,6 +24,7 @@ from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.sample_catalogue import COLUMNS, CREATE_TABLE_SQL, as_csv, load_sample_catalogue
 from definition_server.environment import forget_libpq_variables
+from definition_server.inherited import MASTERS, early_signals
 from definition_server.settings import Settings
 
 _KEY_BYTES = 12
@@ -43,6 +47,10 @@ def demo() -> None:
     settings = _settings()
     forget_libpq_variables()
     commands = load_sample_catalogue()
+    for number in MASTERS:
+        signal.signal(number, _leave)
+    if early_signals.take():
+        sys.exit(0)
     console = Console(highlight=False, soft_wrap=True)
     try:
         with EmbeddedPostgres(password=secrets.token_hex(_KEY_BYTES)) as postgres:
@@ -54,14 +62,29 @@ def demo() -> None:
             code = _serve(settings)
     except (PostgresBinariesNotFound, PostgresStartFailed, PsqlFailed) as error:
         raise CommandFailed(f"the demo's PostgreSQL: {error}", Exit.UNAVAILABLE) from None
-    console.print("The demo has ended; its PostgreSQL and its data are gone.")
+    with suppress(OSError):  # the terminal may be gone
+        console.print("The demo has ended; its PostgreSQL and its data are gone.")
     sys.exit(code)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    """End the demo, and its PostgreSQL with it. A further signal does not disturb that."""
+    _ignore_signals()
+    sys.exit(0)
+
+
+def _ignore_signals() -> None:
+    for number in MASTERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _serve(settings: Settings) -> int:
     from definition_server.control_plane.master import run_master
 
-    return run_master(settings)
+    try:
+        return run_master(settings, hangup_stops=True)
+    finally:
+        _ignore_signals()
 
 
 def _settings() -> Settings:

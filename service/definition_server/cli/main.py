@@ -10,6 +10,7 @@ import click
 from definition_server import __version__
 from definition_server.cli.exits import server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
+from definition_server.inherited import prepare
 from definition_server.settings import Settings
 
 _COMMANDS = {
@@ -59,6 +60,7 @@ def serve() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    prepare()
     cli(prog_name="definition-server")
 
 

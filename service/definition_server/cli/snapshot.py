@@ -32,6 +32,7 @@ from definition_server.cli.exits import (
     print_json,
     visible,
 )
+from definition_server.control_plane.store import without_mac
 
 _DEEPEST_INTERFACE = 20
 """Levels of nesting. A real interface has two; Python's JSON writer fails at some hundreds."""
@@ -77,7 +78,7 @@ def _open_verified(path: Path) -> Snapshot:
         with path.open("rb") as file:
             # The server replaces its file by renaming, so the mapped one does not change. An empty one has no mapping.
             octets = mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b""
-        opened = Snapshot(octets)
+        opened = Snapshot(without_mac(octets))
         opened.verify()
     except SnapshotError as error:
         raise CommandFailed(f"{path} is not usable: {error}", Exit.FAILED) from None

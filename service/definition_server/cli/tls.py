@@ -11,8 +11,11 @@ from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 from definition_server.settings import ClientSettings
 
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_")
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "this port speaks")
 """gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")
+"""OpenSSL's words where the other side does not speak TLS; our server then sends that alert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def advice(cause: str, tls: Tls | None) -> str | None:
     closed = any(sign in cause for sign in _CLOSED)
     if tls is None:
         todo = "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)"
-    elif "WRONG_VERSION_NUMBER" in cause:
+    elif any(sign in cause for sign in _NO_TLS):
         return "It serves no TLS: leave --ca-file (DEFINITION_SERVER_CA_FILE) out to call in cleartext"
     elif "Hostname Verification" in cause:
         return "Call it by a name that its certificate holds: set --host (DEFINITION_SERVER_HOST)"

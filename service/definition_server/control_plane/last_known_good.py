@@ -1,17 +1,20 @@
 """The last-known-good snapshot: stored after each publication, published where the database is down at start.
 
-The store blocks, so its operations run in threads; and a cycle waits for a write only for a limited time, so that a
-disk that hangs does not stop it for ever.
+The store blocks, so its operations run in threads of their own (`disk`); and a cycle waits for a write only for a
+limited time, so that a disk that hangs does not stop it for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from functools import partial
 
 from definition_server.catalog.builder import SnapshotBuilder, rows_of
 from definition_server.catalog.signing import UNSIGNED, SignatureError, Signer
 from definition_server.control_plane.background import Background
+from definition_server.control_plane.disk import on_disk
 from definition_server.control_plane.publisher import Publication, to_shared_memory
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
@@ -19,34 +22,45 @@ from definition_server.observability.reasons import Reason
 
 log = get_logger(__name__)
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 5.0
 """How long a cycle waits for the disk. The write continues beyond it, and no other starts before it has ended."""
 
 
 class LastKnownGood:
     """Saves publications to a store and loads the stored one."""
 
-    def __init__(self, store: SnapshotStore, background: Background) -> None:
+    def __init__(self, store: SnapshotStore, background: Background, on_stored_late: Callable[[], None]) -> None:
+        """``on_stored_late`` is called when a write that `save` no longer waited for has succeeded."""
         self.store = store
+        self._on_stored_late = on_stored_late
         self._background = background
         self._saving: asyncio.Future[None] | None = None
 
-    async def save(self, publication: Publication) -> None:
-        """Replace the stored snapshot by ``publication``.
+    @property
+    def busy(self) -> bool:
+        """Whether the disk still writes an earlier snapshot."""
+        return self._saving is not None and not self._saving.done()
+
+    async def save(self, publication: Publication, signer: Signer | None) -> None:
+        """Replace the stored snapshot by ``publication``, with the MAC of ``signer``.
 
         Raises:
             StoreError: where it is not stored, or not within `PATIENCE_SECONDS`.
         """
-        if self._saving is not None and not self._saving.done():
+        if self.busy:
             raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
         # A descriptor of its own: the publication's closes with the next publication.
         descriptor = os.dup(publication.descriptor)
-        self._saving = asyncio.ensure_future(asyncio.to_thread(_save_and_close, self.store, descriptor))
+        try:
+            self._saving = on_disk(partial(_save_and_close, self.store, descriptor, signer))
+        except RuntimeError as fault:
+            os.close(descriptor)
+            raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
         # Waited for, not awaited: an exception raised through this frame would keep the publication in memory while
         # `_saving` is kept, and beyond that until the garbage collector runs.
         done, _ = await asyncio.wait((self._saving,), timeout=PATIENCE_SECONDS)
         if not done:
-            self._saving.add_done_callback(_log_late_failure)
+            self._saving.add_done_callback(self._on_late_end)
             raise StoreError(f"the disk did not finish within {PATIENCE_SECONDS:g} s", Reason.DISK_HANGS)
         error = self._saving.exception()
         if isinstance(error, StoreError):
@@ -55,21 +69,36 @@ class LastKnownGood:
             raise error
 
     async def load(self, signer: Signer | None) -> Publication | None:
-        """The stored snapshot, signed by ``signer``; None where there is none.
+        """The stored snapshot, signed by ``signer``; None where there is none. Waits for as long as the disk hangs.
 
         Raises:
+            NotOurs: where somebody else may have written it.
             StoreError: where it is not usable.
         """
-        loaded = await asyncio.to_thread(self.store.load)
+        try:
+            loaded = await on_disk(partial(self.store.load, signer))
+        except RuntimeError as error:
+            raise StoreError(f"no thread can be started: {error}", Reason.MACHINE_LIMIT) from None
         if loaded is None:
             return None
         publication = Publication(*loaded)
         if publication.snapshot.footer.key_id == key_id_of(signer):
             return publication
+        # Its MAC was ours, so the version of the packages has changed; or there is no key any more.
         try:
             return await self._background.run(_sign_again, publication, signer)
         except (SignatureError, OSError) as error:
             raise StoreError(f"it cannot be signed again: {error}") from error
+
+    def _on_late_end(self, saving: asyncio.Future[None]) -> None:
+        """A write that no cycle waits for any more has ended."""
+        if saving.cancelled():
+            return
+        error = saving.exception()
+        if error is None:
+            self._on_stored_late()
+        else:
+            log_store_failure(str(error))
 
 
 def key_id_of(signer: Signer | None) -> bytes:
@@ -82,16 +111,9 @@ def log_store_failure(error: str) -> None:
     log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
 
 
-def _log_late_failure(saving: asyncio.Future[None]) -> None:
-    """Log the failure of a write that no cycle waits for any more."""
-    error = None if saving.cancelled() else saving.exception()
-    if error is not None:
-        log_store_failure(str(error))
-
-
-def _save_and_close(store: SnapshotStore, descriptor: int) -> None:
+def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None) -> None:
     try:
-        store.save(descriptor)
+        store.save(descriptor, signer)
     finally:
         os.close(descriptor)
 

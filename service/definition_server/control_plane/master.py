@@ -1,8 +1,8 @@
 """The master process: creates and connects source, sync cycle, publisher and supervisor, and handles signals.
 
-Signals: SIGTERM and SIGINT drain and exit 0; a second one cuts the drain short. SIGHUP reads secrets and certificates
-from their files again and syncs at once. SIGUSR2 replaces the workers. Handlers only set events or start tasks, which
-do the work.
+Signals: SIGTERM, SIGINT and SIGQUIT drain and exit 0; a second one cuts the drain short. SIGHUP reads secrets and
+certificates from their files again and syncs at once. SIGUSR2 replaces the workers. Handlers only set events or start
+tasks, which do the work. A signal that arrives during the start is recorded, and acted on as soon as the master runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.descriptors import too_few
 from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
@@ -33,6 +34,7 @@ from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.environment import EX_CONFIG, notices
+from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
@@ -47,15 +49,26 @@ _ANNOUNCE_SECONDS = 0.01
 _EXIT_MARGIN_SECONDS = 5.0
 
 
-def run_master(settings: Settings) -> int:
-    """Serve until a signal stops the server. Returns the exit code: 0, 1 after a bug, 69 where a port is taken, 78
-    where ``JAIL`` requires what the kernel lacks.
+def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
+    """Serve until a signal stops the server.
+
+    Args:
+        settings: The valid settings.
+        hangup_stops: SIGHUP stops the server, as for a program that lives no longer than its terminal.
+
+    Returns:
+        The exit code: 0, 1 after a bug, 69 where a port is taken, 78 where ``JAIL`` requires what the
+        kernel lacks, or the limit of open files is too low.
     """
+    early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
     if not guard(settings.jail):
         return EX_CONFIG
     _log_notices(settings)
-    raise_descriptor_limit()
+    problem = too_few(raise_descriptor_limit(), settings.workers)
+    if problem is not None:
+        log.critical("Cannot start", error=problem)
+        return EX_CONFIG
     try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
     except PortInUse as error:
@@ -63,7 +76,7 @@ def run_master(settings: Settings) -> int:
         return EX_UNAVAILABLE
     with holder:
         try:
-            master = _Master(settings, holder)
+            master = _Master(settings, holder, hangup_stops=hangup_stops)
         except PortInUse as error:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
@@ -85,13 +98,14 @@ def _log_notices(settings: Settings) -> None:
 class _Master:
     """The parts of the master, connected."""
 
-    def __init__(self, settings: Settings, holder: socket.socket) -> None:
+    def __init__(self, settings: Settings, holder: socket.socket, *, hangup_stops: bool) -> None:
         """Opens the metrics port, and starts nothing yet. ``holder`` has the gRPC port.
 
         Raises:
             PortInUse: where the metrics port cannot be opened.
         """
         self._settings = settings
+        self._hangup_stops = hangup_stops
         self._port = port = int(holder.getsockname()[1])
         self._holder = holder
         self._started = self._loop_ran_at = time.monotonic()
@@ -146,10 +160,10 @@ class _Master:
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._spawn, self._reload)
-        loop.add_signal_handler(signal.SIGUSR2, self._spawn, self._roll)
+        for number in MASTERS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        for number in early_signals.take():
+            loop.call_soon(self._on_signal, number)
         settings = self._settings
         log.info(
             "Starting",
@@ -199,6 +213,14 @@ class _Master:
         self._admin.close()
         self._publisher.close()
         log.info("Stopped")
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number == signal.SIGUSR2:
+            self._spawn(self._roll)
+        elif number == signal.SIGHUP and not self._hangup_stops:
+            self._spawn(self._reload)
+        else:
+            self._on_stop(number)
 
     def _on_stop(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -270,7 +292,7 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 
 def _signer(settings: Settings) -> Signer | None:
     key = settings.avap_internal_key
-    return None if key is None else Signer(key.get_secret_value())
+    return None if key is None else Signer(key.get_secret_value(), settings.package_version)
 
 
 def _expiries(settings: Settings) -> dict[str, float]:

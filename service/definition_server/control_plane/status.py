@@ -10,7 +10,8 @@ from definition_server.catalog.validation import Suspect, Unserved
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync import SyncState
-from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, REFUSALS, STATUSES, Room, StatsPage
+from definition_server.control_plane.worker_stats import FleetStats
+from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
@@ -57,7 +58,7 @@ class StatusReader:
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
             workers=workers,
-            requests=_requests(self._supervisor.page),
+            requests=_requests(self._supervisor.stats),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
             logs=LogStatus(waiting_lines(), dropped_lines()),
@@ -100,7 +101,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     worker = slot.worker
     if worker is None:
         return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping)
-    reading = worker.slot.read()
+    reading = worker.stats.read()
     if worker.draining:
         state = "draining"
     elif not worker.ready.is_set():
@@ -123,17 +124,12 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
     )
 
 
-def _requests(page: StatsPage) -> RequestStatus:
-    readings = [page.slot(number).read() for number in range(page.slots)]
+def _requests(stats: FleetStats) -> RequestStatus:
+    counts = stats.requests()
     return RequestStatus(
-        refused_connections={reason: sum(reading.refused[reason] for reading in readings) for reason in REFUSALS},
-        by_status={status: sum(reading.requests[status] for reading in readings) for status in STATUSES},
+        refused_connections=counts.refused,
+        by_status=counts.requests,
         bounds_seconds=LATENCY_BOUNDS,
-        latency={
-            method: tuple(sum(counts) for counts in zip(*(r.latency[method] for r in readings), strict=True))
-            for method in METHODS
-        },
-        latency_sum_seconds={
-            method: sum(reading.latency_sum_seconds[method] for reading in readings) for method in METHODS
-        },
+        latency=counts.latency,
+        latency_sum_seconds=counts.latency_sum_seconds,
     )

@@ -1,19 +1,39 @@
-"""The last-known-good snapshot on disk: it is written whole or not at all, and read only if it is undamaged."""
+"""The last-known-good snapshot on disk: it is written whole or not at all, and read only if it is undamaged and ours.
+
+Whoever can write the file decides what a server serves, and signs, when the database is away. So the file is read only
+where it is a regular file of this user that nobody else may write; and with AVAP_INTERNAL_KEY, where it carries our
+MAC: ``snapshot`` · ``b"AVAPLKG1"`` · HMAC-SHA-256 over the snapshot's footer, which holds the digest of all the rest.
+The MAC has a key of its own, derived from AVAP_INTERNAL_KEY. A file that is refused for this is not overwritten: the
+next publication moves it aside.
+"""
 
 from __future__ import annotations
 
+import errno
+import hmac
 import os
+import stat
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from mmap import mmap
 from pathlib import Path
 from tempfile import mkstemp
 
-from definition_server.catalog.layout import SnapshotError
+from definition_server.catalog.layout import FOOTER_SIZE, SnapshotError
+from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
 from definition_server.observability.reasons import Reason
 
 FILE_NAME = "last-known-good.avapsnap"
+
+_REFUSED_SUFFIX = ".refused"
+_MAC_MAGIC = b"AVAPLKG1"
+_MAC_SIZE = len(_MAC_MAGIC) + 32
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+"""Without following a symbolic link, and without waiting for the writer of a FIFO."""
 
 _TEMPORARY_SUFFIX = ".tmp"
 _ABANDONED_SECONDS = 3600.0
@@ -28,14 +48,19 @@ class StoreError(Exception):
         self.reason = reason
 
 
+class NotOurs(StoreError):
+    """The file may have been written by somebody else, and is not used for that."""
+
+
 class SnapshotStore:
     """Keeps one snapshot in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
+        self._not_ours = False
 
-    def save(self, descriptor: int) -> None:
-        """Replace the stored snapshot by the sealed memory behind ``descriptor``.
+    def save(self, descriptor: int, signer: Signer | None = None) -> None:
+        """Replace the stored snapshot by the sealed memory behind ``descriptor``, with the MAC of ``signer``.
 
         Temporary file, ``fsync``, rename, ``fsync`` of the directory: a reader, also after a power failure, finds the
         old file or the new one. Blocks; run it in a thread.
@@ -52,7 +77,11 @@ class SnapshotStore:
             try:
                 with os.fdopen(number, "wb") as file:
                     _copy(descriptor, file.fileno())
+                    if signer is not None:
+                        footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
+                        os.write(file.fileno(), _MAC_MAGIC + signer.file_mac(footer))
                     os.fsync(file.fileno())
+                self._move_aside()
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -64,31 +93,80 @@ class SnapshotStore:
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
 
-    def load(self) -> tuple[Snapshot, int] | None:
+    def _move_aside(self) -> None:
+        """Keep a file that was not ours, as evidence."""
+        if self._not_ours:
+            with suppress(FileNotFoundError):
+                self.path.replace(self.path.with_name(self.path.name + _REFUSED_SUFFIX))
+            self._not_ours = False
+
+    def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
         """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
+
+        Args:
+            signer: Where given, the file must have its MAC.
 
         Returns:
             None where there is no file. The caller closes the descriptor.
 
         Raises:
+            NotOurs: where somebody else may have written the file.
             StoreError: where the file cannot be read or a check fails.
         """
         try:
-            with self.path.open("rb") as file:
-                descriptor = create_sealed("avap-snapshot", iter(lambda: file.read(_CHUNK), b""))
+            number = os.open(self.path, _OPEN_FLAGS)
+            try:
+                self._check_owner(os.fstat(number))
+                descriptor, mac = _read(number)
+            finally:
+                os.close(number)
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._refused("it is a symbolic link") from None
             raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
         try:
             # Verified after copying: then the octets that were checked are those that will be served, whatever writes
             # the file meanwhile.
             snapshot = Snapshot(map_sealed(descriptor))
             snapshot.verify()
+            self._check_mac(snapshot, mac, signer)
         except (SnapshotError, OSError, ValueError) as error:
             os.close(descriptor)
             raise StoreError(f"{self.path} is not usable: {error}") from error
+        except NotOurs:
+            os.close(descriptor)
+            raise
         return snapshot, descriptor
+
+    def _check_owner(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise self._refused("it is no regular file")
+        if found.st_uid != os.geteuid():
+            raise self._refused(f"it belongs to user {found.st_uid}, and the server runs as {os.geteuid()}")
+        if found.st_mode & _OTHERS_MAY_WRITE:
+            raise self._refused(f"others may write it (mode {stat.S_IMODE(found.st_mode):04o})")
+
+    def _check_mac(self, snapshot: Snapshot, mac: bytes | None, signer: Signer | None) -> None:
+        if signer is None:
+            return
+        if mac is None:
+            raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
+        if not hmac.compare_digest(mac, signer.file_mac(bytes(snapshot.buffer[-FOOTER_SIZE:]))):
+            raise self._refused("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
+
+    def _refused(self, reason: str) -> NotOurs:
+        self._not_ours = True
+        return NotOurs(f"{self.path} is not used: {reason}")
+
+    def others_may_write(self) -> bool:
+        """Whether every user may replace files in the directory. Its files are judged by themselves all the same."""
+        try:
+            mode = self.path.parent.stat().st_mode
+        except OSError:
+            return False
+        return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
     def _remove_temporaries(self) -> None:
         """Remove the files of a writer that was killed. A recent one may be another server's, on the same directory."""
@@ -96,6 +174,29 @@ class SnapshotStore:
             with suppress(FileNotFoundError):
                 if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
+
+
+def without_mac(octets: bytes | mmap) -> memoryview:
+    """The snapshot in the octets of a stored file."""
+    view = memoryview(octets)
+    return view[:-_MAC_SIZE] if bytes(view[-_MAC_SIZE:]).startswith(_MAC_MAGIC) else view
+
+
+def _read(file: int) -> tuple[int, bytes | None]:
+    """Sealed memory with the snapshot in the open ``file``, and the file's MAC if it has one."""
+    left = os.fstat(file).st_size
+    end = os.pread(file, _MAC_SIZE, max(0, left - _MAC_SIZE))
+    mac = end[len(_MAC_MAGIC) :] if len(end) == _MAC_SIZE and end.startswith(_MAC_MAGIC) else None
+    if mac is not None:
+        left -= _MAC_SIZE
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal left
+        while left and (chunk := os.read(file, min(left, _CHUNK))):
+            left -= len(chunk)
+            yield chunk
+
+    return create_sealed("avap-snapshot", chunks()), mac
 
 
 def _copy(source: int, target: int) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
+from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys
-from definition_server.ipc.stats import StatsPage
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -34,7 +34,7 @@ _KILL_MARGIN_SECONDS = 2.0
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """One worker number and the process that occupies it. Not to be confused with its slot on the stats page."""
+    """One worker number and the process that occupies it."""
 
     number: int
     worker: WorkerProcess | None = None
@@ -67,9 +67,7 @@ class Supervisor:
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
         self.slots = [WorkerSlot(number) for number in range(workers)]
-        # While a worker is replaced it runs beside its successor, so the stats page has two slots for each.
-        self.page = StatsPage.create(2 * workers)
-        self._free_stats_slots = list(range(2 * workers))
+        self.stats = FleetStats()
         self._workers: dict[WorkerProcess, Heartbeat] = {}
         self._leaving = asyncio.Event()
         self._rolling = asyncio.Lock()
@@ -139,7 +137,6 @@ class Supervisor:
             log.warning("Workers did not leave in time; killed", count=len(self._workers))
             self.cut_short()
             await self._all_ended(None)
-        self.page.close()
 
     def cut_short(self) -> None:
         """End a drain under way at once."""
@@ -200,22 +197,28 @@ class Supervisor:
         Raises:
             OSError: where no process can be started.
         """
-        stats_slot = self._free_stats_slots.pop(0)
+        stats = self.stats.open()
         try:
             worker = await WorkerProcess.start(
-                number, stats_slot, self.page, self._config, self._listener, self._on_keys_used
+                number,
+                stats,
+                self._config,
+                self._listener,
+                on_mapped=self._reconcile,
+                on_keys_used=self._on_keys_used,
             )
         except BaseException:
-            self._free_stats_slots.append(stats_slot)
+            self.stats.retire(stats)
             raise
 
         def release(_: asyncio.Task[int]) -> None:
             del self._workers[worker]
-            self._free_stats_slots.append(stats_slot)
+            self.stats.retire(stats)
+            self._reconcile()  # the others must not leave a connection to a dead one
 
         self._workers[worker] = Heartbeat(self._heartbeat_timeout)
         worker.ended.add_done_callback(release)
-        worker.reconcile(self._keys, self._certificate, self._publisher.current)
+        self._reconcile()
         if self._leaving.is_set():
             worker.kill()
         return worker
@@ -238,17 +241,21 @@ class Supervisor:
         leaver.drain(leave)
         await asyncio.wait((leaver.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
         leaver.kill()
-        await asyncio.wait((leaver.ended,))  # its slot on the stats page is free from then on
+        await asyncio.wait((leaver.ended,))
         if replaced:
             log.info("Worker rolled", worker=slot.number, old_pid=old.pid, new_pid=successor.pid)
 
     def _judge(self, worker: WorkerProcess, heartbeat: Heartbeat, now: float) -> None:
-        """Kill a worker that is not READY in time, or that hangs; its slot then gets another."""
-        if not worker.ready.is_set():
+        """Kill a worker that misbehaves, is not READY in time, or hangs; its slot then gets another."""
+        problem = worker.problem(now)
+        if problem is not None:
+            worker.kill()
+            log.error("Worker misbehaves; killed", worker=worker.number, worker_pid=worker.pid, problem=problem)
+        elif not worker.ready.is_set():
             if now - worker.started > self._start_timeout:
                 log.error("Worker is not READY in time; killed", worker=worker.number, worker_pid=worker.pid)
                 worker.kill()
-        elif not worker.draining and heartbeat.hangs(worker.slot.read().heartbeat_ns, now):
+        elif not worker.draining and heartbeat.hangs(worker.stats.read().heartbeat_ns, now):
             log.error(
                 "Worker hangs; killed",
                 worker=worker.number,
@@ -261,6 +268,10 @@ class Supervisor:
         self._reconcile()
 
     def _reconcile(self) -> None:
+        # Workers that accept from one shared socket read each other's counts.
+        peers = {worker.pid: worker for worker in self._workers if worker.mapped and not worker.ended.done()}
+        if self._listener is None:
+            peers = {}
         for worker in self._workers:
             if not worker.draining:
-                worker.reconcile(self._keys, self._certificate, self._publisher.current)
+                worker.reconcile(self._keys, self._certificate, self._publisher.current, peers)

@@ -24,7 +24,7 @@ from definition_server.control_plane.last_known_good import LastKnownGood, key_i
 from definition_server.control_plane.publication_log import log_broadcast, log_findings
 from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
 from definition_server.control_plane.source import DefinitionSource, SourceError
-from definition_server.control_plane.store import SnapshotStore, StoreError
+from definition_server.control_plane.store import NotOurs, SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
 
@@ -87,7 +87,8 @@ class Synchronizer:
         self._publishing = asyncio.Lock()
         self._background = Background()
         self._delayed_release = DelayedRelease(self._background)
-        self._last_known_good = None if store is None else LastKnownGood(store, self._background)
+        self._last_known_good = None if store is None else LastKnownGood(store, self._background, self._on_stored_late)
+        self._saving_generation = 0
         self.state = SyncState()
 
     def close(self) -> None:
@@ -215,7 +216,9 @@ class Synchronizer:
         if self._last_known_good is None:
             return
         try:
-            await self._last_known_good.save(publication)
+            if not self._last_known_good.busy:
+                self._saving_generation = publication.snapshot.generation
+            await self._last_known_good.save(publication, self._signer)
         except StoreError as error:
             self._store_failed(error)
             log_store_failure(str(error))
@@ -226,6 +229,12 @@ class Synchronizer:
 
     def _store_failed(self, error: StoreError) -> None:
         self.state.store_error, self.state.store_reason = str(error), error.reason
+
+    def _on_stored_late(self) -> None:
+        """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
+        if self._saving_generation == self._publisher.next_generation - 1:
+            self.state.store_error = self.state.store_reason = None
+            log.info("Last-known-good snapshot stored again", generation=self._saving_generation)
 
     async def _store_again(self) -> None:
         """Store what is served, where that has failed before."""
@@ -259,12 +268,27 @@ class Synchronizer:
         """The stored snapshot. If there is no usable one, log that and return None."""
         try:
             publication = await last_known_good.load(self._signer)
+        except NotOurs as error:
+            self._store_failed(error)
+            log.error(
+                "Last-known-good snapshot not usable",
+                error=str(error),
+                remedy="the table is read instead; find out who wrote the file, or, after an upgrade or a change of "
+                "AVAP_INTERNAL_KEY, do nothing: the next publication moves it aside",
+            )
+            return None
         except StoreError as error:
             self._store_failed(error)
             log.error(
                 "Last-known-good snapshot not usable", error=str(error), remedy="the next publication replaces it"
             )
             return None
+        if last_known_good.store.others_may_write():
+            log.warning(
+                "Every user may write to SNAPSHOT_DIR",
+                path=str(last_known_good.store.path.parent),
+                remedy="take that right away (chmod o-w), unless no other user can reach it",
+            )
         if publication is None:
             log.warning("No last-known-good snapshot", path=str(last_known_good.store.path))
         return publication

@@ -52,14 +52,22 @@ class SyncLoop:
     async def run(self) -> None:
         """Run cycles. Never returns."""
         first = asyncio.create_task(self._cycle())
+        # Beside the cycles: a disk that hangs must not delay the database's rows.
+        restoring = asyncio.create_task(self._restore(first))
         try:
-            await asyncio.wait((first,), timeout=self._patience)
-            await self._synchronizer.restore()
-            started = await first
-        except asyncio.CancelledError:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            raise
+            await self._run_cycles(first)
+        finally:
+            for task in (first, restoring):
+                task.cancel()
+            await asyncio.gather(first, restoring, return_exceptions=True)
+
+    async def _restore(self, first: asyncio.Task[float]) -> None:
+        """Serve the last-known-good snapshot where the first cycle has not published in time."""
+        await asyncio.wait((first,), timeout=self._patience)
+        await self._synchronizer.restore()
+
+    async def _run_cycles(self, first: asyncio.Task[float]) -> None:
+        started = await first
         while True:
             elapsed = time.monotonic() - started
             with suppress(TimeoutError):

@@ -1,4 +1,8 @@
-"""One worker process, seen from the master: it is started by ``exec``, controlled over a socket, and reaped."""
+"""One worker process, seen from the master: it is started by ``exec``, controlled over a socket, and reaped.
+
+The worker is not trusted (`ipc.messages`, `worker_stats`). A message that is not valid, out of order or one too many is
+a *violation*: the process is killed, and is replaced like any other that ends.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,27 @@ import os
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from definition_server.control_plane.publisher import Publication
+from definition_server.control_plane.worker_stats import WorkerStats
 from definition_server.environment import inherited_environment
+from definition_server.inherited import signals_held_back
 from definition_server.ipc.channel import Channel, ChannelClosed
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, KeysUsed, MessageError, Publish, Ready
-from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.ipc.messages import (
+    Certificate,
+    Configure,
+    Drain,
+    Keys,
+    KeysUsed,
+    Mapped,
+    Message,
+    MessageError,
+    Peer,
+    PeerGone,
+    Publish,
+    Ready,
+)
 from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
@@ -26,6 +44,27 @@ _QUIET = {"GRPC_VERBOSITY": "ERROR"}
 """Otherwise C-core writes every GOAWAY to stderr, in lines that are not JSON. An operator's own value wins."""
 
 _SEND_AGAIN_SECONDS = 10.0
+_DEAF_SECONDS = 5.0
+"""How long a process may live after it has closed its control socket: it is ending, or pretends to."""
+
+_BURST_MESSAGES, _MESSAGES_PER_SECOND = 1000.0, 50.0
+"""A worker sends two messages at its start and one after each swap. Above this it floods the master."""
+_MESSAGES_PER_ITERATION = 64
+"""Messages of one worker that are read before the event loop turns to others."""
+
+
+class _MessageBudget:
+    """A leaky bucket of messages."""
+
+    def __init__(self, now: float) -> None:
+        self._left = _BURST_MESSAGES
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """Whether one more message may come."""
+        self._left = min(_BURST_MESSAGES, self._left + (now - self._at) * _MESSAGES_PER_SECOND) - 1
+        self._at = now
+        return self._left >= 0
 
 
 def _environment() -> dict[str, str]:
@@ -52,13 +91,17 @@ class WorkerProcess:
         number: int,
         process: Process,
         channel: Channel,
-        slot: Slot,
-        on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        stats: WorkerStats,
+        *,
+        on_mapped: Callable[[], None],
+        on_keys_used: Callable[[tuple[str, ...]], None],
     ) -> None:
         self.number = number
         self._on_keys_used = on_keys_used
-        self.slot = slot
+        self.stats = stats
         self.started = asyncio.get_running_loop().time()
+        self.mapped = False
+        """Whether the stats page is sealed, and other workers may read it."""
         self.ready = asyncio.Event()
         self.generation = 0
         self.jail = Extent.NONE
@@ -67,54 +110,62 @@ class WorkerProcess:
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
         self._channel = channel
+        self._on_mapped = on_mapped
+        self._budget = _MessageBudget(self.started)
+        self._violated = False
+        self._deaf_since: float | None = None
         self._sent_generation = 0
         self._sent_at = 0.0
         self._sent_keys: Keys | None = None
         self._sent_certificate: Certificate | None = None
+        self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
     @classmethod
     async def start(
         cls,
         number: int,
-        slot_number: int,
-        page: StatsPage,
+        stats: WorkerStats,
         config: Configure,
         listener: socket.socket | None = None,
+        *,
+        on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> WorkerProcess:
-        """Start worker ``number`` on stats slot ``slot_number``, with the socket to accept from if there is one.
+        """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
+
+        ``on_mapped`` is called when the other workers may read its page.
 
         Raises:
             OSError: where no process can be started (memory, process or descriptor limit).
         """
         channel, theirs = Channel.pair()
-        descriptors = [theirs.fileno(), page.descriptor]
-        arguments = [*descriptors, slot_number]
+        descriptors = [theirs.fileno(), stats.page.descriptor]
         if listener is not None:
             descriptors.append(listener.fileno())
-            arguments.append(listener.fileno())
         try:
             channel.send(config)
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
             # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-c",
-                program,
-                *(str(argument) for argument in arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env=_environment(),
-            )
+            with signals_held_back():
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    program,
+                    *(str(descriptor) for descriptor in descriptors),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=descriptors,
+                    env=_environment(),
+                )
         except BaseException:
             channel.close()
             raise
         finally:
             theirs.close()
-        return cls(number, process, channel, page.slot(slot_number), on_keys_used)
+        stats.belongs_to(process.pid)
+        return cls(number, process, channel, stats, on_mapped=on_mapped, on_keys_used=on_keys_used)
 
     @property
     def pid(self) -> int:
@@ -126,8 +177,16 @@ class WorkerProcess:
         if self._process.returncode is None:
             self._process.kill()
 
-    def reconcile(self, keys: Keys, certificate: Certificate, publication: Publication | None) -> None:
+    def reconcile(
+        self,
+        keys: Keys,
+        certificate: Certificate,
+        publication: Publication | None,
+        peers: Mapping[int, WorkerProcess],
+    ) -> None:
         """Send the worker what it has not been sent yet. To be called repeatedly.
+
+        ``peers``: by process id, the workers whose stats pages it may read.
 
         A worker that does not read now (its queue is full) gets the newest state at a later call, and no backlog.
         """
@@ -142,8 +201,17 @@ class WorkerProcess:
                 if self._channel.send(message, publication.descriptor):
                     self._sent_generation = snapshot.generation
                     self._sent_at = asyncio.get_running_loop().time()
+            self._send_peers(peers)
         except ChannelClosed:
             return  # the process is ending: see `ended`
+
+    def _send_peers(self, peers: Mapping[int, WorkerProcess]) -> None:
+        for gone in self._sent_peers - peers.keys():
+            if self._channel.send(PeerGone(gone)):
+                self._sent_peers.discard(gone)
+        for number in peers.keys() - self._sent_peers - {self.pid}:
+            if self._channel.send(Peer(number), peers[number].stats.page.descriptor):
+                self._sent_peers.add(number)
 
     def _lacks(self, generation: int) -> bool:
         """Whether the snapshot must be sent: it never was, or the worker did not take it (no free descriptor)."""
@@ -161,25 +229,65 @@ class WorkerProcess:
         except ChannelClosed:
             return  # it is exiting already
 
+    def problem(self, now: float) -> str | None:
+        """Why the process must be killed, judged by what it has done; None where nothing is wrong."""
+        self.stats.read()
+        if self.stats.fault is not None and not self._violated:
+            self._violated = True
+            return f"its stats page is not plausible: {self.stats.fault}"
+        if self._deaf_since is not None and not self.draining and now - self._deaf_since > _DEAF_SECONDS:
+            self._deaf_since = None
+            return "it has closed its control socket"
+        return None
+
     def _receive(self) -> None:
         try:
-            while (received := self._channel.receive()) is not None:
-                message = received[0]
-                if isinstance(message, Ready):
-                    self.generation = message.generation
-                    self.jail = extent_of(message.jail)
-                    self.ready.set()
-                elif isinstance(message, KeysUsed):
-                    self._on_keys_used(message.digests)
+            for _ in range(_MESSAGES_PER_ITERATION):
+                received = self._channel.receive()
+                if received is None:
+                    return
+                if not self._budget.take(asyncio.get_running_loop().time()):
+                    raise MessageError("a flood of messages")
+                self._act_on(received[0])
         except MessageError as error:
-            log.error("Worker's message ignored", worker=self.number, error=str(error))
+            self._on_violation(str(error))
         except ChannelClosed:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._deaf_since = asyncio.get_running_loop().time()
+
+    def _act_on(self, message: Message) -> None:
+        """Act on a message of the worker.
+
+        Raises:
+            MessageError: where it is out of order.
+        """
+        if isinstance(message, Mapped) and not self.mapped:
+            try:
+                self.stats.page.seal()
+            except OSError as error:
+                raise MessageError(f"its stats page cannot be sealed: {error.strerror}") from None
+            self.mapped = True
+            self._on_mapped()
+        elif isinstance(message, Ready) and self.mapped:
+            if not self.generation <= message.generation <= self._sent_generation:
+                raise MessageError(f"generation {message.generation} is READY, which it was not sent")
+            self.generation = message.generation
+            self.jail = extent_of(message.jail)
+            self.ready.set()
+        elif isinstance(message, KeysUsed) and self.mapped:
+            self._on_keys_used(message.digests)
+        else:
+            raise MessageError(f"{type(message).__name__} is out of order")
+
+    def _on_violation(self, error: str) -> None:
+        """Kill the process, and read no more of it. The log has one line for each process that does this."""
+        self.kill()
+        self._violated = True
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        log.error("Worker violates the control protocol; killed", worker=self.number, worker_pid=self.pid, error=error)
 
     async def _reap(self) -> int:
         code = await self._process.wait()
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self._channel.close()
-        # The other workers must not leave a connection to a dead one.
-        self.slot.stop_accepting()
         return code

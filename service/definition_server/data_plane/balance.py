@@ -2,8 +2,8 @@
 
 gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves its share of
 the load for as long. All workers watch one listening socket, inherited from the master; the kernel wakes any of them.
-Before it accepts, a worker reads the others' connection counts from the stats page and leaves the connection to those
-that hold fewer. No process stands between, no lock is taken, and nothing is read or written for a request.
+Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection to
+those that hold fewer. No process stands between, no lock is taken, and nothing is read or written for a request.
 
 **Rules.** Let *least* be the fewest connections that any other worker holds that accepts, has room, and has a recent
 heartbeat (`FRESH_SECONDS`).
@@ -12,11 +12,13 @@ heartbeat (`FRESH_SECONDS`).
    one of them; so the counts of connections opened one after the other never differ by more than one.
 2. A worker that holds more tries again after `retry_seconds`. If it has tried for `PATIENCE_SECONDS` and no worker has
    accepted, the worker that should accept hangs, and its missing heartbeat has not been noticed yet: then any worker
-   accepts.
+   accepts, and leaves nothing to those that held fewer for `DOUBT_SECONDS`. Pages are only their workers' word: one
+   that pretends to accept delays others by `PATIENCE_SECONDS` once in that time.
 3. In a storm of connections rule 1 would accept one connection per worker and retry. Once connections have been waiting
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
    geometric rate, and with up to 16 connections per worker nothing changes.
-4. A full worker leaves connections to those that have room. Where none has, any worker accepts: the server then makes
+4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the others' pages claim.
+5. A full worker leaves connections to those that have room. Where none has, any worker accepts: the server then makes
    room, or has a few places in reserve (``grpc_h2/aio/admission.py``).
 
 A count may be older than a connection that another worker has just accepted. It is then too low, which costs the reader
@@ -28,7 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from definition_server.ipc.stats import REFUSALS, Room, StatsPage
+from definition_server.ipc.stats import REFUSALS, Room, Slot
 from definition_server.observability.logs import get_logger
 from grpc_h2 import Refusal
 
@@ -39,6 +41,8 @@ assert [refusal.name.lower() for refusal in Refusal] == list(REFUSALS)
 FRESH_SECONDS = 1.0
 """Four heartbeats of a worker."""
 PATIENCE_SECONDS = 0.05
+MOST_PATIENCE_SECONDS = 1.0
+DOUBT_SECONDS = 1.0
 STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
@@ -50,14 +54,14 @@ _BREAK_SECONDS = 0.02
 
 
 class Balancer:
-    """One worker's accept policy (`grpc_h2`), which decides by the counts of all workers on the stats page."""
+    """One worker's accept policy (`grpc_h2`), which decides by the counts of all workers on their stats pages."""
 
-    def __init__(
-        self, page: StatsPage, number: int, *, limit: int = 0, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        """``number``: this worker's slot of ``page``. ``limit``: the most connections to hold, 0 for no limit."""
-        self._slot = page.slot(number)
-        self._others = [page.slot(other) for other in range(page.slots) if other != number]
+    def __init__(self, slot: Slot, *, limit: int = 0, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """``slot``: this worker's own page. ``limit``: the most connections to hold, 0 for no limit."""
+        self._slot = slot
+        self._others: dict[int, Slot] = {}
+        self._doubted: dict[int, int] = {}
+        """Number of a worker → until when it is left out, in nanoseconds."""
         self._limit = limit
         self._clock = clock
         self._connections = self._clients = 0
@@ -66,7 +70,18 @@ class Balancer:
         self._decided_at = self._waiting_since = 0
         self._stuck_since: int | None = None
         """Since when connections wait and no worker accepts; None where this worker accepted the last one."""
+        self._refusing_since: int | None = None
+        """Since when this worker has left every connection to others, without a break."""
         self._full_logged_at: int | None = None
+
+    def add(self, number: int, page: Slot) -> None:
+        """Leave connections to the worker with this page too."""
+        self._others[number] = page
+
+    def remove(self, number: int) -> None:
+        """That worker has ended."""
+        self._others.pop(number, None)
+        self._doubted.pop(number, None)
 
     @property
     def connections(self) -> int:
@@ -97,9 +112,12 @@ class Balancer:
         least, opened = self._read_others(now)
         if now - self._decided_at > _BREAK_SECONDS * 1e9:
             self._waiting_since = now
+            self._refusing_since = None
         if self._stuck_since is None or opened != self._opened_by_others:
             self._stuck_since = now
         self._decided_at, self._opened_by_others = now, opened
+        if self._refusing_since is None:
+            self._refusing_since = now
         if self.full:
             self._log_full(now)
         if least is None or (self._connections <= least and not self.full):
@@ -107,12 +125,15 @@ class Balancer:
         storm = now - self._waiting_since > STORM_SECONDS * 1e9 and not self.full
         if storm and self._connections <= least + least // _LENIENCE:
             return True
-        return now - self._stuck_since > PATIENCE_SECONDS * 1e9
+        if now - self._stuck_since > PATIENCE_SECONDS * 1e9:
+            self._doubt(now)
+            return True
+        return now - self._refusing_since > MOST_PATIENCE_SECONDS * 1e9
 
     def opened(self) -> None:
         """A connection was accepted."""
         self._connections += 1
-        self._stuck_since = None
+        self._stuck_since = self._refusing_since = None
         self._slot.connected(self._connections, 1)
         self._note_room()
 
@@ -148,14 +169,27 @@ class Balancer:
         """The fewest connections of any other worker that accepts (None where none does), and the number that all
         others have ever accepted."""
         least, total = None, 0
-        for slot in self._others:
+        for number, slot in self._others.items():
             accepting, connections, opened, beat = slot.load()
+            if self._doubted.get(number, 0) > now:
+                continue
             total += opened
-            if not accepting or now - beat > FRESH_SECONDS * 1e9 or 0 < self._limit <= connections:
+            if not self._may_be_waited_for(accepting, connections, beat, now):
                 continue
             if least is None or connections < least:
                 least = connections
         return least, total
+
+    def _may_be_waited_for(self, accepting: bool, connections: int, beat: int, now: int) -> bool:
+        fresh = abs(now - beat) <= FRESH_SECONDS * 1e9  # a heartbeat in the future is a lie
+        return accepting and fresh and not 0 < self._limit <= connections
+
+    def _doubt(self, now: int) -> None:
+        """Leave no connection to the workers that hold fewer and did not accept one."""
+        for number, slot in self._others.items():
+            accepting, connections, _, beat = slot.load()
+            if connections < self._connections and self._may_be_waited_for(accepting, connections, beat, now):
+                self._doubted[number] = now + int(DOUBT_SECONDS * 1e9)
 
     def _log_full(self, now: int) -> None:
         if self._full_logged_at is None or now - self._full_logged_at > FULL_LOGGED_SECONDS * 1e9:

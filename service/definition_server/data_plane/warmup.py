@@ -22,7 +22,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.transports import create_transport
 from definition_server.data_plane.transports.first_calls import listener_and_client
 from definition_server.ipc.messages import Configure
-from definition_server.ipc.stats import StatsPage
+from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
 """Objects of the youngest generation before it is collected. Calls on the native transport create none. An attacker's
@@ -34,13 +34,12 @@ class WarmUp:
     """The temporary server, in two steps: what must be opened before the worker is confined, and the calls after."""
 
     def __init__(self, config: Configure) -> None:
-        """Open the sockets and the counters.
+        """Open the sockets.
 
         Raises:
             OSError: where there is no loopback or no descriptor.
         """
         self._config = replace(config, host="127.0.0.1", port=0, tls_cert_file="")
-        self._page = StatsPage.create(1)
         self._listener: socket.socket | None = None
         self._client: socket.socket | None = None
         if config.transport == "native":
@@ -55,7 +54,7 @@ class WarmUp:
         builder = SnapshotBuilder()
         builder.add([Row(1, b"warm", None, None, b"up")])
         engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
-        endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), self._page.slot(0))
+        endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
         transport = create_transport(self._config, endpoint, self._listener)
         try:
             await transport.start()
@@ -63,7 +62,6 @@ class WarmUp:
             await transport.call_all_paths(self._client, key)
         finally:
             await transport.stop(0)
-            self._page.close()
         gc.collect()
         gc.freeze()
         if self._config.transport == "native":

@@ -1,9 +1,9 @@
-"""One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD SLOT [LISTENER_FD]``.
+"""One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD [LISTENER_FD]``.
 
-The master starts it with a control socket, the stats page, a slot number and, for a transport that can adopt it, the
+The master starts it with a control socket, a stats page of its own and, for a transport that can adopt it, the
 listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
 (`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
-and exits 0 when the master says so, on SIGTERM, or when the master is gone.
+and exits 0 when the master says so or is gone, and on no signal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -33,11 +32,25 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
 from definition_server.data_plane.warmup import WarmUp
+from definition_server.inherited import leave_signals_to_the_master, reserve_standard_descriptors
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys, KeysUsed, MessageError, Publish, Ready
-from definition_server.ipc.stats import Slot, StatsPage
+from definition_server.ipc.messages import (
+    Certificate,
+    Configure,
+    Drain,
+    Keys,
+    KeysUsed,
+    Mapped,
+    Message,
+    MessageError,
+    Peer,
+    PeerGone,
+    Publish,
+    Ready,
+)
+from definition_server.ipc.stats import Slot, map_own, map_peer
 from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
@@ -100,6 +113,7 @@ class Worker:
             endpoint = Endpoint(self._engine, self._keys, self._slot)
             transport = create_transport(self._config, endpoint, self._listener, self._balancer)
             self._begin_swap = transport.begin_swap
+            self._receive()  # the pages of the other workers, before the first connection is accepted
             try:
                 await transport.start()
                 self._confinement.close_ports()
@@ -115,7 +129,6 @@ class Worker:
     async def _serve(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
-        loop.add_signal_handler(signal.SIGTERM, self._leave_soon, self._departure(announce=True))
         works = (self._report(transport), self._reload(transport), self._swap_published(), self._report_keys())
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -154,22 +167,39 @@ class Worker:
         """Act on every message that waits."""
         try:
             while (received := self._channel.receive()) is not None:
-                message, descriptor = received
-                if isinstance(message, Keys):
-                    self._keys.replace(message.digests)
-                elif isinstance(message, Publish) and descriptor is not None:
-                    self._open(message, descriptor)
-                elif isinstance(message, Certificate):
-                    self._certificate_replaced.set()
-                elif isinstance(message, Drain):
-                    self._leave_soon(message)
-                else:
-                    log.error("Control message ignored", error=f"unexpected {type(message).__name__}")
+                self._act_on(*received)
         except MessageError as error:
             log.error("Control message ignored", error=str(error))
         except ChannelClosed:
             log.warning("The master is gone; leaving")
             self._leave_soon(self._departure(announce=False))
+
+    def _act_on(self, message: Message, descriptors: tuple[int, ...]) -> None:
+        """Act on one message. Its ``descriptors`` are closed."""
+        match message, descriptors:
+            case Keys(), ():
+                self._keys.replace(message.digests)
+            case Publish(), (descriptor,):
+                self._open(message, descriptor)
+            case Certificate(), ():
+                self._certificate_replaced.set()
+            case Peer(), (descriptor,):
+                self._add_peer(message.number, descriptor)
+            case PeerGone(), ():
+                self._balancer.remove(message.number)
+            case Drain(), ():
+                self._leave_soon(message)
+            case _:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                shown = f"unexpected {type(message).__name__} with {len(descriptors)} descriptors"
+                log.error("Control message ignored", error=shown)
+
+    def _add_peer(self, number: int, descriptor: int) -> None:
+        try:
+            self._balancer.add(number, map_peer(descriptor))
+        except (OSError, ValueError) as error:  # fewer workers to leave connections to
+            log.error("Control message ignored", error=f"a peer's page: {error}")
 
     def _open(self, message: Publish, descriptor: int) -> None:
         """Have the published snapshot served, or log why it is refused."""
@@ -279,7 +309,11 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
 
 def _configuration(channel: Channel) -> Configure | None:
     """The configuration that the master sent before this process existed; None, and a log line, where there is none."""
-    received = channel.receive()
+    try:
+        received = channel.receive()
+    except MessageError as error:
+        log.critical("Worker cannot start", error=str(error))
+        return None
     if received is None or not isinstance(received[0], Configure):
         log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
         return None
@@ -310,21 +344,20 @@ async def _run(
 
 def main(arguments: list[str]) -> int:
     """Run one worker. Returns the exit code."""
-    # Ctrl-C on a terminal signals the whole process group; the master alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control, stats, number, *listeners = (int(argument) for argument in arguments)
+    reserve_standard_descriptors()
+    leave_signals_to_the_master()
+    control, stats, *listeners = (int(argument) for argument in arguments)
     # Held until this process is all that it will be: what writes the lines is a thread.
     configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
-    page = StatsPage(stats)
-    os.set_inheritable(stats, False)
-    slot = page.slot(number)
+    slot = map_own(stats)
     slot.start(os.getpid(), monotonic_ns())
     listener = _inherited_listener(listeners[0]) if listeners else None
     try:
         config = _configuration(channel)
         if config is None:
             return EXIT_CANNOT_START
+        channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
         warm_up = WarmUp(config)
@@ -332,7 +365,7 @@ def main(arguments: list[str]) -> int:
         confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
-        balancer = Balancer(page, number, limit=config.max_connections)
+        balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up))
     except CannotConfine as error:

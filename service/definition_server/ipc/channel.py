@@ -1,7 +1,8 @@
 """The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message per datagram.
 
-A descriptor travels beside its message by ``SCM_RIGHTS`` (``unix(7)``). Both ends are non-blocking. When the process at
-the other end has ended, `ChannelClosed` is raised.
+Descriptors travel beside their message by ``SCM_RIGHTS`` (``unix(7)``), from the master to a worker and never back: the
+master's end gives the kernel no room for them, and the kernel then closes them unseen. Both ends are non-blocking. When
+the process at the other end has ended, `ChannelClosed` is raised.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import os
 import socket
 import sys
 
-from definition_server.ipc.messages import Message, MessageError, decode, encode
+from definition_server.ipc.messages import FROM_MASTER, FROM_WORKER, Message, MessageError, decode, encode
 
-_MAX_DATAGRAM = 64 * 1024
+_MAX_FROM_MASTER = 64 * 1024
+_MAX_FROM_WORKER = 4 * 1024
+"""Octets of a datagram. A longer one is refused."""
+
+MAX_DESCRIPTORS = 3
+"""Beside one message: certificate, key and client authorities."""
+
 _DESCRIPTOR_SIZE = 4
 _SCARCE = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 """Errors that mean that the kernel lacks a resource at the moment, and not that the other end is gone."""
@@ -24,30 +31,41 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end of a control socket."""
+    """One end of a control socket: the master's, or a worker's."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, *, expects: tuple[type[Message], ...]) -> None:
+        """``expects``: the types of message that the other end may send."""
         end.setblocking(False)
         self._socket = end
+        self._expects = expects
+        of_worker = expects is FROM_MASTER
+        self._most_octets = _MAX_FROM_MASTER if of_worker else _MAX_FROM_WORKER
+        # CMSG_LEN and not CMSG_SPACE: the padding of the latter has room for one more.
+        self._room = socket.CMSG_LEN(MAX_DESCRIPTORS * _DESCRIPTOR_SIZE) if of_worker else 0
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """Our end, and the raw end for a child process (to be closed here once the child has it)."""
+        """The master's end, and the raw end for a worker (to be closed here once the worker has it)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return cls(ours), theirs
+        return cls(ours, expects=FROM_WORKER), theirs
+
+    @classmethod
+    def of_worker(cls, end: socket.socket) -> Channel:
+        """A worker's end."""
+        return cls(end, expects=FROM_MASTER)
 
     @classmethod
     def inherited(cls, descriptor: int) -> Channel:
-        """The end that this process inherited as ``descriptor``."""
+        """The worker's end, which this process inherited as ``descriptor``."""
         os.set_inheritable(descriptor, False)
-        return cls(socket.socket(fileno=descriptor))
+        return cls.of_worker(socket.socket(fileno=descriptor))
 
     def fileno(self) -> int:
         """Descriptor, for an event loop to watch."""
         return self._socket.fileno()
 
-    def send(self, message: Message, descriptor: int | None = None) -> bool:
-        """Send ``message``, with ``descriptor`` if given (the receiver gets one of its own).
+    def send(self, message: Message, *descriptors: int) -> bool:
+        """Send ``message``, with ``descriptors`` if given (the receiver gets its own of each).
 
         Returns:
             False where it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
@@ -55,9 +73,8 @@ class Channel:
         Raises:
             ChannelClosed: where the other end is gone.
         """
-        descriptors = [] if descriptor is None else [descriptor]
         try:
-            socket.send_fds(self._socket, [encode(message)], descriptors)
+            socket.send_fds(self._socket, [encode(message)], list(descriptors))
         except BlockingIOError:
             return False
         except OSError as error:
@@ -66,30 +83,32 @@ class Channel:
             raise ChannelClosed(str(error)) from error
         return True
 
-    def receive(self) -> tuple[Message, int | None] | None:
-        """The next message and the descriptor that came with it, which the caller closes; None where no message waits.
+    def receive(self) -> tuple[Message, tuple[int, ...]] | None:
+        """The next message and the descriptors that came with it, which the caller closes; None where none waits.
 
         Raises:
             ChannelClosed: where the other end is gone.
-            MessageError: where the datagram is not a valid message.
+            MessageError: where the datagram is not a valid message, or carries descriptors that this end does not take.
         """
         try:
             # Not socket.recv_fds: that ignores its flags, and the descriptor would leak into child processes.
-            datagram, ancillary, _, _ = self._socket.recvmsg(
-                _MAX_DATAGRAM, socket.CMSG_LEN(_DESCRIPTOR_SIZE), socket.MSG_CMSG_CLOEXEC
-            )
+            datagram, ancillary, flags, _ = self._socket.recvmsg(self._most_octets, self._room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError as error:
             raise ChannelClosed(str(error)) from error
-        if not datagram:
+        descriptors = _descriptors(ancillary)
+        if not datagram:  # or an empty datagram, which no end sends
+            _close(descriptors)
             raise ChannelClosed("end of stream")
-        descriptor = _descriptor(ancillary)
         try:
-            return decode(datagram), descriptor
+            if flags & socket.MSG_CTRUNC:
+                raise MessageError("more descriptors came with a message than it may carry")
+            if flags & socket.MSG_TRUNC:
+                raise MessageError(f"a message is longer than {self._most_octets} octets")
+            return decode(datagram, self._expects), descriptors
         except MessageError:
-            if descriptor is not None:
-                os.close(descriptor)
+            _close(descriptors)
             raise
 
     def close(self) -> None:
@@ -97,8 +116,17 @@ class Channel:
         self._socket.close()
 
 
-def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    found: list[int] = []
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return int.from_bytes(data[:_DESCRIPTOR_SIZE], sys.byteorder, signed=True)
-    return None
+            found += (
+                int.from_bytes(data[at : at + _DESCRIPTOR_SIZE], sys.byteorder, signed=True)
+                for at in range(0, len(data) - len(data) % _DESCRIPTOR_SIZE, _DESCRIPTOR_SIZE)
+            )
+    return tuple(found)
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

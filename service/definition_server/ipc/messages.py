@@ -1,15 +1,21 @@
 """The messages between the master and a worker.
 
-Master to worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish` (with a descriptor), `Drain`. Worker to
-master: `Ready`, sent when the port is open and again after every swap, and `KeysUsed`. A message is one datagram of
-JSON: messages are rare and small, and JSON is readable in ``strace``. They arrive in the order in which they are sent.
+Master to worker: `Configure` (once, first), `Keys`, `Certificate` and `Publish` (with descriptors), `Peer` (with one),
+`PeerGone`, `Drain`. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
+every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is readable in
+``strace``. They arrive in the order in which they are sent.
+
+The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
+exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NoReturn, get_type_hints
 
 
 class MessageError(ValueError):
@@ -70,12 +76,31 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """Another worker's stats page, for reading. Its descriptor travels beside the message."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """The worker of that page has ended: it accepts no more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Drain: report NOT_SERVING if ``announce``, wait, finish calls in flight within ``timeout_seconds``, exit 0."""
 
     announce: bool
     wait_seconds: float
     timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """The worker has mapped its stats page: the master may seal it against any other writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +119,18 @@ class Ready:
     """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
 
 
-Message = Configure | Keys | Certificate | Publish | Drain | Ready | KeysUsed
+FromMaster = Configure | Keys | Certificate | Publish | Peer | PeerGone | Drain
+FromWorker = Mapped | Ready | KeysUsed
+Message = FromMaster | FromWorker
 
-_TYPES: dict[str, type[Message]] = {
-    cls.__name__: cls for cls in (Configure, Keys, Certificate, Publish, Drain, Ready, KeysUsed)
-}
+FROM_MASTER: tuple[type[Message], ...] = (Configure, Keys, Certificate, Publish, Peer, PeerGone, Drain)
+FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready, KeysUsed)
+
+_MOST_INTEGER = 2**64 - 1
+_MOST_TEXT = 4096
+_MOST_ITEMS = 256
+_SHOWN = 120
+"""Octets of a refused datagram that its error quotes."""
 
 
 def encode(message: Message) -> bytes:
@@ -106,17 +138,84 @@ def encode(message: Message) -> bytes:
     return json.dumps({"type": type(message).__name__, **asdict(message)}).encode()
 
 
-def decode(datagram: bytes) -> Message:
-    """The message in ``datagram``.
+def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
+    """The message in ``datagram``, of one of the ``expected`` types.
 
     Raises:
-        MessageError: where the datagram is not a message.
+        MessageError: where the datagram is not such a message. The text quotes its first octets.
     """
     try:
-        values: dict[str, Any] = json.loads(datagram)
-        cls = _TYPES[values.pop("type")]
-        if cls in (Keys, KeysUsed):
-            return cls(tuple(values["digests"]))
-        return cls(**values)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MessageError(f"not a control message: {datagram[:200]!r} ({error})") from error
+        values = json.loads(datagram, parse_constant=_refuse_constant)
+        cls = _class_of(values, expected)
+        return cls(**_fields_of(cls, values))
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not a control message: {datagram[:_SHOWN]!r} ({error})") from None
+
+
+def _class_of(values: object, expected: tuple[type[Message], ...]) -> type[Message]:
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
+    name = values.pop("type", None)
+    for cls in expected:
+        if cls.__name__ == name:
+            return cls
+    raise ValueError("its type is not expected here")
+
+
+def _fields_of(cls: type[Message], values: dict[str, Any]) -> dict[str, Any]:
+    """The checked values of the fields. Every field is required: both ends are of one version."""
+    checks = _CHECKS[cls]
+    if values.keys() != checks.keys():
+        raise ValueError("its fields are not those of its type")
+    return {name: check(values[name]) for name, check in checks.items()}
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
+        raise ValueError("a number is no unsigned 64-bit integer")
+    return value
+
+
+def _real(value: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError("a number is not finite")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _boolean(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError("a value is neither true nor false")
+    return value
+
+
+def _text(value: object) -> str:
+    if type(value) is not str or len(value) > _MOST_TEXT:
+        raise ValueError("a text is none, or too long")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > _MOST_ITEMS:
+        raise ValueError("a list is none, or too long")
+    return tuple(_text(item) for item in value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+_CHECK_OF: dict[object, Callable[[object], object]] = {
+    int: _integer,
+    float: _real,
+    bool: _boolean,
+    str: _text,
+    tuple[str, ...]: _texts,
+}
+
+
+def _checks_of(cls: type[Message]) -> dict[str, Callable[[object], object]]:
+    hints = get_type_hints(cls)
+    return {field.name: _CHECK_OF[hints[field.name]] for field in fields(cls)}
+
+
+_CHECKS = {cls: _checks_of(cls) for cls in (*FROM_MASTER, *FROM_WORKER)}

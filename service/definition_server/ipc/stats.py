@@ -1,18 +1,23 @@
-"""The stats page: one shared mapping, one cache-line-padded slot of 64-bit counters per worker.
+"""The stats pages: one page of sealed memory per worker process, with 64-bit counters.
 
-A worker is the only writer of its slot and adds without a lock. The master reads all slots for metrics and status, and
-a worker reads the others' connection counts before it accepts a connection. A slot is not cleared when its worker ends,
-and the next worker adds to the same counters, so they survive crashes. Two values of one slot may differ by one
-request, but no value is ever torn, because an aligned 64-bit store is one store.
+A worker is the only writer of its page, and adds without a lock. It maps the page before its first client, and reports
+that to the master, which then seals the memory against every further writer (`StatsPage.seal`): the master and the
+other workers, which read the worker's connection count before they accept a connection, can only read it. A worker that
+goes wrong thus damages its own page and nothing else; `control_plane.worker_stats` judges what it reads there. The
+master never maps a page: it reads it by ``pread``, which cannot fail with SIGBUS.
+
+Two values of one page may differ by one request, but no value is ever torn, because an aligned 64-bit store is one
+store.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
 from enum import IntEnum
-from mmap import mmap
+from mmap import MAP_SHARED, PROT_READ, mmap
 
 STATUSES = ("200", "400", "401", "404", "500", "503")
 """Request outcomes in HTTP terms, as the metric labels them."""
@@ -25,10 +30,14 @@ LATENCY_BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 
 REFUSALS = ("peer_limit", "full", "evicted", "no_call")
 """Why a connection was refused or closed with nothing wrong in what it sent, in the order of `grpc_h2.Refusal`."""
 
-_BUCKETS = len(LATENCY_BOUNDS) + 1
+BUCKETS = len(LATENCY_BOUNDS) + 1
+"""Latency buckets of a method."""
 _HASH_WORDS = 4
 _WORD = 8
-_CACHE_LINE = 64
+_SEALED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_F_SEAL_FUTURE_WRITE = 0x0010
+"""No further writable mapping and no ``write``; mappings that exist stay writable (``fcntl(2)``, since Linux 5.1). The
+constant is missing in the module ``fcntl``."""
 
 
 class Word(IntEnum):
@@ -44,13 +53,13 @@ class Word(IntEnum):
     VERSION_HASH = 7
     REQUESTS = VERSION_HASH + _HASH_WORDS
     BUCKETS = REQUESTS + len(STATUSES)
-    NANOSECONDS = BUCKETS + len(METHODS) * _BUCKETS
+    NANOSECONDS = BUCKETS + len(METHODS) * BUCKETS
     ROOM = NANOSECONDS + len(METHODS)
     REFUSED = ROOM + 1
     END = REFUSED + len(REFUSALS)
 
 
-SLOT_SIZE = -(-Word.END * _WORD // _CACHE_LINE) * _CACHE_LINE
+SLOT_SIZE = Word.END * _WORD
 # Indexing with a plain int is several times faster than with a member of an IntEnum.
 _HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
     int(word) for word in (Word.HEARTBEAT, Word.ACCEPTING, Word.CONNECTIONS, Word.OPENED)
@@ -71,7 +80,7 @@ class Room(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SlotReading:
-    """The values of a slot at one moment."""
+    """The values of a page at one moment."""
 
     pid: int
     heartbeat_ns: int
@@ -83,7 +92,7 @@ class SlotReading:
     connections: int
     """Connections that it holds now."""
     opened: int
-    """Connections that were ever accepted on this slot."""
+    """Connections that it has ever accepted."""
     requests: dict[str, int]
     """Status → requests."""
     latency: dict[str, tuple[int, ...]]
@@ -101,14 +110,7 @@ class Slot:
         self._words = words
 
     def start(self, pid: int, now_ns: int) -> None:
-        """A new process takes the slot. Counters stay; the values that describe the process are reset."""
-        self.stop_accepting()
-        self._words[Word.CONNECTIONS] = 0
-        self._words[Word.ROOM] = Room.FREE
-        self._words[Word.GENERATION] = 0
-        self._words[Word.ENTRIES] = 0
-        for number in range(_HASH_WORDS):
-            self._words[Word.VERSION_HASH + number] = 0
+        """The process that maps the page begins."""
         self._words[Word.HEARTBEAT] = now_ns
         self._words[Word.PID] = pid
 
@@ -132,7 +134,7 @@ class Slot:
         """``number`` requests with the same outcome, each answered in ``elapsed_ns``."""
         words = self._words
         words[_REQUESTS + status] += number
-        words[_FIRST_BUCKET + method * _BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
+        words[_FIRST_BUCKET + method * BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
         words[_NANOSECONDS + method] += number * elapsed_ns
 
     def start_accepting(self) -> None:
@@ -140,7 +142,7 @@ class Slot:
         self._words[Word.ACCEPTING] = 1
 
     def stop_accepting(self) -> None:
-        """The worker accepts no more: it drains or, where the master calls this, it is dead."""
+        """The worker accepts no more: it drains."""
         self._words[Word.ACCEPTING] = 0
 
     def connected(self, connections: int, opened: int) -> None:
@@ -163,49 +165,92 @@ class Slot:
 
     def read(self) -> SlotReading:
         """All values."""
-        words = self._words
-        version = b"".join(words[Word.VERSION_HASH + number].to_bytes(_WORD, "little") for number in range(_HASH_WORDS))
-        return SlotReading(
-            pid=words[Word.PID],
-            heartbeat_ns=words[Word.HEARTBEAT],
-            generation=words[Word.GENERATION],
-            entries=words[Word.ENTRIES],
-            version_hash=version.hex() if any(version) else "",
-            accepting=words[Word.ACCEPTING] == 1,
-            connections=words[Word.CONNECTIONS],
-            opened=words[Word.OPENED],
-            requests={status: words[Word.REQUESTS + i] for i, status in enumerate(STATUSES)},
-            latency={
-                method: tuple(words[Word.BUCKETS + i * _BUCKETS : Word.BUCKETS + (i + 1) * _BUCKETS])
-                for i, method in enumerate(METHODS)
-            },
-            latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},
-            room=Room(min(words[Word.ROOM], Room.TAKEN)),
-            refused={reason: words[Word.REFUSED + i] for i, reason in enumerate(REFUSALS)},
-        )
+        return read_words(self._words)
+
+
+def read_words(words: memoryview) -> SlotReading:
+    """The values of the `SLOT_SIZE` octets behind ``words``, a view of unsigned 64-bit integers."""
+    version = b"".join(words[Word.VERSION_HASH + number].to_bytes(_WORD, "little") for number in range(_HASH_WORDS))
+    return SlotReading(
+        pid=words[Word.PID],
+        heartbeat_ns=words[Word.HEARTBEAT],
+        generation=words[Word.GENERATION],
+        entries=words[Word.ENTRIES],
+        version_hash=version.hex() if any(version) else "",
+        accepting=words[Word.ACCEPTING] == 1,
+        connections=words[Word.CONNECTIONS],
+        opened=words[Word.OPENED],
+        requests={status: words[Word.REQUESTS + i] for i, status in enumerate(STATUSES)},
+        latency={
+            method: tuple(words[Word.BUCKETS + i * BUCKETS : Word.BUCKETS + (i + 1) * BUCKETS])
+            for i, method in enumerate(METHODS)
+        },
+        latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},
+        room=Room(min(words[Word.ROOM], Room.TAKEN)),
+        refused={reason: words[Word.REFUSED + i] for i, reason in enumerate(REFUSALS)},
+    )
 
 
 class StatsPage:
-    """The mapping of a memfd that worker processes inherit."""
+    """One worker's page, in the master: the descriptor that the worker inherits, and reading."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self._map = mmap(descriptor, 0)
-        self._words = memoryview(self._map).cast("Q")
-        self.slots = len(self._map) // SLOT_SIZE
+    def __init__(self) -> None:
+        """A page of zeros whose size is fixed.
 
-    @classmethod
-    def create(cls, slots: int) -> StatsPage:
-        """A page of ``slots`` zeroed slots."""
-        descriptor = os.memfd_create("definition-server-stats", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, slots * SLOT_SIZE)
-        return cls(descriptor)
+        Raises:
+            OSError: where memory or descriptors are exhausted.
+        """
+        self.descriptor = os.memfd_create("definition-server-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, SLOT_SIZE)
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALED_SIZE)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
 
-    def slot(self, number: int) -> Slot:
-        """Slot ``number``, from 0."""
-        size = SLOT_SIZE // _WORD
-        return Slot(self._words[number * size : (number + 1) * size])
+    def seal(self) -> None:
+        """Leave the page writable for those that have mapped it, and for nobody else.
+
+        Raises:
+            OSError: where that is not possible. The worker has then sealed it in another way.
+        """
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+
+    def read(self) -> SlotReading:
+        """The values now. They are the worker's word, unchecked."""
+        octets = os.pread(self.descriptor, SLOT_SIZE, 0)
+        return read_words(memoryview(octets).cast("Q"))
 
     def close(self) -> None:
-        """Close the descriptor. The mapping is released with its last slot."""
+        """Close the descriptor. The worker's mapping stays valid."""
         os.close(self.descriptor)
+
+
+def map_own(descriptor: int) -> Slot:
+    """A worker's own page, writable. Closes ``descriptor``: the mapping stays.
+
+    Raises:
+        OSError: where it cannot be mapped.
+    """
+    try:
+        return Slot(memoryview(mmap(descriptor, SLOT_SIZE)).cast("Q"))
+    finally:
+        os.close(descriptor)
+
+
+def map_peer(descriptor: int) -> Slot:
+    """Another worker's page, which can only be read. Closes ``descriptor``.
+
+    Raises:
+        OSError: where it cannot be mapped.
+        ValueError: where it is too short.
+    """
+    try:
+        return Slot(memoryview(mmap(descriptor, SLOT_SIZE, flags=MAP_SHARED, prot=PROT_READ)).cast("Q"))
+    finally:
+        os.close(descriptor)
+
+
+def unshared_slot() -> Slot:
+    """A slot in this process's own memory, for a server that reports to nobody (the warm-up, tests)."""
+    return Slot(memoryview(bytearray(SLOT_SIZE)).cast("Q"))

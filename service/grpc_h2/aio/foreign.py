@@ -27,7 +27,9 @@ _TLS_HANDSHAKE: Final = b"\x16\x03"
 _SSH: Final = b"SSH-"
 NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
 """A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
-_HANDSHAKE_FAILURE: Final = b"\x15\x03\x03\x00\x02\x02\x28"
+_PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
+"""The alert that no TLS server sends to a client of today: it says that no version of TLS is spoken here."""
+_ALL_STREAMS: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | N
     if octets.startswith(_PROXY_V2):
         return Foreign("PROXY protocol v2")
     if octets.startswith(_TLS_HANDSHAKE) and speaks == CLEARTEXT:
-        return Foreign("TLS", _HANDSHAKE_FAILURE)
+        return Foreign("TLS", _PROTOCOL_VERSION)
     if octets.startswith(_SSH):
         return Foreign("SSH")
     return None
@@ -91,7 +93,8 @@ def _http1(speaks: str, *, head: bool) -> bytes:
 
 def _goaway(speaks: str) -> bytes:
     reason = f"this port speaks {speaks}".encode()
-    return frames.settings(()) + frames.goaway(0, ErrorCode.INADEQUATE_SECURITY, reason)
+    # Were the calls reported as not processed, a client would repeat them until their deadlines.
+    return frames.settings(()) + frames.goaway(_ALL_STREAMS, ErrorCode.INADEQUATE_SECURITY, reason)
 
 
 def goaway(code: int, reason: str) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from definition_server.catalog.signing import OVERHEAD, UNSIGNED, SignatureError, Signer, payload_of
+from definition_server.catalog.signing import OVERHEAD, UNSIGNED, Binding, SignatureError, Signer, payload_of
 
 KEYS = st.text(min_size=1, max_size=80)
 
@@ -81,8 +81,8 @@ def test_source_code_is_not_mistaken_for_a_package() -> None:
         payload_of(b"pass")
     with pytest.raises(SignatureError, match="magic"):
         payload_of(b"task = None  # a comment that makes it long enough\n")
-    with pytest.raises(SignatureError, match="version 2"):
-        payload_of(b"AVAP" + struct.pack(">HI", 2, 0) + bytes(32))
+    with pytest.raises(SignatureError, match="version 3"):
+        payload_of(b"AVAP" + struct.pack(">HI", 3, 0) + bytes(32))
 
 
 @given(KEYS, KEYS)
@@ -91,3 +91,45 @@ def test_key_ids_differ_between_keys_and_from_that_of_no_key(key: str, other: st
     assert (Signer(key).key_id == Signer(other).key_id) == (key.rstrip("\0") == other.rstrip("\0"))
     assert len(Signer(key).key_id) == len(UNSIGNED) == 8
     assert Signer(key).key_id != UNSIGNED
+
+
+# -- version 2 -------------------------------------------------------------------------------------------------------
+
+OCTETS = st.binary(max_size=40)
+BINDINGS = st.builds(Binding, OCTETS, OCTETS, OCTETS, OCTETS)
+BINDING = Binding(b"if", b"function", b"[]", b"ab" * 32)
+
+
+@given(KEYS, OCTETS, BINDINGS)
+def test_a_package_of_version_2_has_the_documented_layout(key: str, payload: bytes, binding: Binding) -> None:
+    header = b"AVAP" + struct.pack(">HI", 2, len(payload))
+    parts = (binding.name, binding.type, binding.interface, binding.hash)
+    bound = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    mac = hmac.new(key.encode("utf-8"), header + bound + payload, hashlib.sha256).digest()
+    package = Signer(key, 2).pack(payload, binding)
+    assert package == header + mac + payload
+    assert Signer(key, 2).unpack(package, binding) == payload_of(package) == payload
+
+
+@given(BINDINGS, BINDINGS)
+def test_a_package_of_version_2_opens_in_its_own_answer_only(one: Binding, other: Binding) -> None:
+    package = Signer("key", 2).pack(b"pass", one)
+    if one != other:
+        with pytest.raises(SignatureError, match="does not match"):
+            Signer("key", 2).unpack(package, other)
+
+
+def test_no_package_of_one_version_opens_as_the_other() -> None:
+    one, two = Signer("key"), Signer("key", 2)
+    assert one.key_id != two.key_id, "a change of the version rebuilds the catalogue"
+    with pytest.raises(SignatureError, match="version 2"):
+        two.unpack(one.pack(b"pass"), BINDING)
+    with pytest.raises(SignatureError, match="version 1"):
+        one.unpack(two.pack(b"pass", BINDING))
+    relabelled = b"AVAP\x00\x01" + two.pack(b"pass", BINDING)[6:]
+    with pytest.raises(SignatureError, match="does not match"):
+        one.unpack(relabelled)
+
+
+def test_version_1_does_not_depend_on_a_binding() -> None:
+    assert Signer("key").pack(b"pass", BINDING) == Signer("key").pack(b"pass")

@@ -43,7 +43,7 @@ def _nothing_left() -> Iterator[None]:
         yield
 
 
-CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|content checksum): ")
+CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|body|content checksum): ")
 """How the message of a refusal begins: with the name of the check that failed."""
 
 
@@ -368,3 +368,102 @@ def test_every_check_has_a_message_of_its_own() -> None:
 
 def flipped(position: int) -> bytes:
     return SMALL[:position] + bytes([SMALL[position] ^ 1]) + SMALL[position + 1 :]
+
+
+# -- snapshots that another program made: every checksum is right, and the content is not -----------------------------
+
+
+def resealed(body: bytes, slots: list[tuple[int, int, int]], count: int) -> bytes:
+    """A snapshot with these parts and right checksums."""
+    index = b"".join(SLOT.pack(*slot) for slot in slots)
+    digest = hashlib.sha256(body + index).digest()
+    return body + index + Footer(3, 5, count, len(body), len(slots), bytes(8), bytes(32), digest).pack()
+
+
+def parts(names: list[bytes]) -> tuple[bytes, list[tuple[int, int, int]]]:
+    snapshot = Snapshot(octets(names))
+    return bytes(snapshot.body), list(SLOT.iter_unpack(snapshot._index))
+
+
+def test_an_index_without_a_free_slot_is_refused_at_opening() -> None:
+    body, slots = parts([b"if", b"else"])
+    taken = next(slot for slot in slots if slot[2])
+    with pytest.raises(SnapshotError, match="index: no slot is free"):
+        Snapshot(resealed(body, [slot if slot[2] else taken for slot in slots], 2))
+
+
+FORGED_INDEXES = {
+    "one free slot": lambda slots: [slots[0], *(slot if slot[2] else (7, 0, 5) for slot in slots[1:])],
+    "offset beyond the body": lambda slots: [(h, 2**63, n) if n else (h, o, n) for h, o, n in slots],
+    "length beyond the body": lambda slots: [(h, o, 2**63) if n else (h, o, n) for h, o, n in slots],
+    "offset into another command": lambda slots: [(h, o + 1, n - 1) if n else (h, o, n) for h, o, n in slots],
+    "overlapping": lambda slots: [(h, o, n + 1) if n else (h, o, n) for h, o, n in slots],
+    "everything lost": lambda slots: [(0, 0, 0)] * len(slots),
+    "wrong hash": lambda slots: [(h ^ 1, o, n) if n else (h, o, n) for h, o, n in slots],
+    "moved": lambda slots: [*slots[3:], *slots[:3]],
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED_INDEXES)
+def test_an_index_that_does_not_lead_to_every_command_is_refused(forgery: str) -> None:
+    body, slots = parts([b"if", b"else", b"end"])
+    if slots[0][2]:  # the forgery that leaves one free slot needs a free one first
+        slots = [*slots[-1:], *slots[:-1]]
+    with pytest.raises(SnapshotError, match="index: "):
+        check(resealed(body, FORGED_INDEXES[forgery](slots), 3))
+
+
+@pytest.mark.parametrize(("found", "said"), [(2, 0), (2, 1), (2, 3), (0, 1)])
+def test_a_count_that_is_not_that_of_the_body_is_refused(found: int, said: int) -> None:
+    body, slots = parts([b"if", b"else"][:found])
+    with pytest.raises(SnapshotError, match=r"body: |index: "):
+        check(resealed(body, slots, said))
+
+
+def test_commands_out_of_order_or_twice_are_refused() -> None:
+    body, slots = parts([b"a", b"b"])
+    tail = body[-body[::-1].index(b"\x0a") :]
+    first = body[: 2 + body[1]]
+    assert tail
+    with pytest.raises(SnapshotError, match=r"body: |index: "):
+        check(resealed(first + body, slots, 3))
+
+
+@settings(max_examples=examples(300))
+@given(
+    st.lists(st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name and is_text(name)), max_size=5),
+    st.data(),
+)
+def test_whatever_is_in_a_sound_envelope_is_refused_or_answers_every_look_up(
+    names: list[bytes], data: st.DataObject
+) -> None:
+    body, slots = parts(sorted(set(names)))
+    changed = bytearray(body)
+    for _ in range(data.draw(st.integers(0, 3))):
+        if changed:
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    word = st.integers(0, 2**64 - 1) | st.integers(0, len(body) + 2)
+    for _ in range(data.draw(st.integers(0, len(slots)))):
+        slots[data.draw(st.integers(0, len(slots) - 1))] = data.draw(st.tuples(word, word, word))
+    buffer = resealed(bytes(changed), slots, data.draw(st.just(len(set(names))) | st.integers(0, len(slots))))
+    try:
+        snapshot = Snapshot(buffer)
+    except SnapshotError:
+        return
+    for name in (*names, b"missing", b""):
+        snapshot.answer(name)  # ends
+    try:
+        snapshot.verify()
+    except SnapshotError:
+        return
+    assert len(list(snapshot)) == snapshot.count
+    for definition in snapshot:
+        assert snapshot.get(definition.name) == definition
+
+
+def is_text(octets: bytes) -> bool:
+    try:
+        octets.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,8 @@ from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.sync import Outcome, SyncState
-from definition_server.ipc.stats import METHODS, STATUSES, Slot, StatsPage
+from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
+from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason
 
 MINUTE_NS = 60 * 10**9
@@ -29,7 +31,7 @@ MINUTE_NS = 60 * 10**9
 class StandInWorker:
     """The attributes of a `WorkerProcess` that the status reads."""
 
-    slot: Slot
+    stats: WorkerStats
     pid: int = 4711
     generation: int = 0
     jail: str = "none"
@@ -41,10 +43,22 @@ class StandInWorker:
 class StandInSupervisor:
     """The attributes of a `Supervisor` that the status reads."""
 
-    page: StatsPage
+    stats: FleetStats = field(default_factory=FleetStats)
     serving: int = 0
     counts_connections: bool = True
     slots: list[SimpleNamespace] = field(default_factory=list)
+    opened: list[WorkerStats] = field(default_factory=list)
+
+    def page(self) -> tuple[WorkerStats, Slot]:
+        """The page of a worker with process id 4711, as the master and as the worker see it."""
+        stats = self.stats.open()
+        stats.belongs_to(4711)
+        self.opened.append(stats)
+        return stats, map_own(os.dup(stats.page.descriptor))
+
+    def close(self) -> None:
+        for stats in self.opened:
+            self.stats.retire(stats)
 
     def add(self, worker: StandInWorker | None, *, restarts: int = 0, looping: bool = False) -> None:
         crash_loop = CrashLoop(1, 30.0)
@@ -75,12 +89,9 @@ def state() -> SyncState:
 
 @pytest.fixture
 def supervisor() -> Iterator[StandInSupervisor]:
-    supervisor = StandInSupervisor(StatsPage.create(4))
+    supervisor = StandInSupervisor()
     yield supervisor
-    supervisor.page.close()
-    # A reference to the page or one of its slots keeps it mapped, and pytest holds the supervisor for a while.
-    del supervisor.page
-    supervisor.slots.clear()
+    supervisor.close()
 
 
 @pytest.fixture
@@ -157,7 +168,7 @@ def test_the_age_counts_from_the_last_success_and_is_never_negative(reader: Stat
 
 
 async def test_a_workers_state_is_reported(reader: StatusReader, supervisor: StandInSupervisor) -> None:
-    workers = [StandInWorker(supervisor.page.slot(number)) for number in range(4)]
+    workers = [StandInWorker(supervisor.page()[0]) for _ in range(4)]
     _, waiting, serving, draining = workers
     for worker in (waiting, serving, draining):
         worker.ready.set()
@@ -173,10 +184,10 @@ async def test_a_workers_state_is_reported(reader: StatusReader, supervisor: Sta
 def test_a_workers_status_holds_the_values_of_its_stats_slot(
     reader: StatusReader, supervisor: StandInSupervisor
 ) -> None:
-    slot = supervisor.page.slot(2)
+    stats, slot = supervisor.page()
     slot.start(4711, time.monotonic_ns() - MINUTE_NS)
     slot.serve(7, 2, bytes(range(32)))
-    supervisor.add(StandInWorker(slot), restarts=5, looping=True)
+    supervisor.add(StandInWorker(stats), restarts=5, looping=True)
     (worker,) = reader.read().workers
     assert (worker.pid, worker.generation, worker.definitions) == (4711, 7, 2)
     assert worker.version_hash == bytes(range(32)).hex()
@@ -189,10 +200,10 @@ def test_connections_are_reported_where_the_transport_counts_them(
     reader: StatusReader, supervisor: StandInSupervisor, counts: bool
 ) -> None:
     supervisor.counts_connections = counts
-    slot = supervisor.page.slot(2)
+    stats, slot = supervisor.page()
     slot.start(4711, time.monotonic_ns())
     slot.connected(3, 7)
-    supervisor.add(StandInWorker(slot))
+    supervisor.add(StandInWorker(stats))
     assert reader.read().workers[0].connections == (3 if counts else None)
 
 
@@ -212,12 +223,15 @@ def test_a_slot_without_a_worker_reports_restarts_and_crash_loop(
 def test_requests_are_those_of_all_slots_with_and_without_a_worker(
     reader: StatusReader, supervisor: StandInSupervisor
 ) -> None:
-    supervisor.add(StandInWorker(supervisor.page.slot(0)))
+    pages = [supervisor.page() for _ in range(3)]
+    supervisor.add(StandInWorker(pages[0][0]))
+    first, second, ended = (slot for _, slot in pages)
     ok, missing = STATUSES.index("200"), STATUSES.index("404")
-    supervisor.page.slot(0).count(METHODS.index("GetCommand"), ok, 60_000)
-    supervisor.page.slot(3).count(METHODS.index("GetCommand"), ok, 60_000)
-    supervisor.page.slot(3).count(METHODS.index("GetCommand"), missing, 2_000_000_000)
-    supervisor.page.slot(1).count(METHODS.index("SyncCatalog"), ok, 10_000)
+    first.count(METHODS.index("GetCommand"), ok, 60_000)
+    ended.count(METHODS.index("GetCommand"), ok, 60_000)
+    ended.count(METHODS.index("GetCommand"), missing, 2_000_000_000)
+    second.count(METHODS.index("SyncCatalog"), ok, 10_000)
+    supervisor.stats.retire(pages[2][0])
     requests = reader.read().requests
     assert requests.by_status == {"200": 3, "400": 0, "401": 0, "404": 1, "500": 0, "503": 0}
     buckets = requests.latency["GetCommand"]
@@ -245,7 +259,7 @@ def test_the_status_is_plain_json(
 ) -> None:
     publisher.publish(published("if"))
     state.last_outcome = Outcome.REFUSED
-    supervisor.add(StandInWorker(supervisor.page.slot(0)))
+    supervisor.add(StandInWorker(supervisor.page()[0]))
     supervisor.add(None)
     document = json.loads(json.dumps(asdict(reader.read()), allow_nan=False))
     assert document["sync"]["last_outcome"] == "refused"

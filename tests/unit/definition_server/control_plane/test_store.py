@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import os
 import signal
 import subprocess
@@ -18,7 +20,8 @@ from tests.support.leftovers import nothing_left
 from tests.support.snapshots import built
 
 from definition_server.catalog.layout import FOOTER_SIZE
-from definition_server.control_plane.store import FILE_NAME, SnapshotStore, StoreError
+from definition_server.catalog.signing import Signer
+from definition_server.control_plane.store import FILE_NAME, NotOurs, SnapshotStore, StoreError, without_mac
 from definition_server.ipc.memory import create_sealed
 
 OLD = built("old", generation=1).to_bytes()
@@ -285,3 +288,95 @@ def test_a_damaged_file_is_replaced_by_the_next_snapshot(store: SnapshotStore) -
     store.path.write_bytes(b"garbage")
     save(store, NEW)
     assert load(store) == NEW
+
+
+# -- only what is ours is read ---------------------------------------------------------------------------------------
+
+SIGNER = Signer("key")
+
+
+def keep(store: SnapshotStore, signer: Signer | None) -> None:
+    descriptor = create_sealed("test", [NEW])
+    try:
+        store.save(descriptor, signer)
+    finally:
+        os.close(descriptor)
+
+
+def refusal(store: SnapshotStore, signer: Signer | None = None) -> str:
+    with pytest.raises(NotOurs) as refused:
+        store.load(signer)
+    return str(refused.value)
+
+
+def test_a_file_with_our_mac_is_loaded_and_inspected_without_it(store: SnapshotStore) -> None:
+    keep(store, SIGNER)
+    loaded = store.load(SIGNER)
+    assert loaded is not None
+    os.close(loaded[1])
+    assert bytes(loaded[0].buffer) == NEW == bytes(without_mac(store.path.read_bytes()))
+    assert len(store.path.read_bytes()) == len(NEW) + 40
+    assert load(store) == NEW, "without a key there is nothing to verify it with"
+
+
+def test_the_mac_is_keyed_by_a_key_of_its_own(store: SnapshotStore) -> None:
+    keep(store, SIGNER)
+    footer = NEW[-FOOTER_SIZE:]
+    assert store.path.read_bytes()[-32:] != hmac.digest(b"key", footer, hashlib.sha256)
+    assert SIGNER.pack(footer)[10:42] != store.path.read_bytes()[-32:]
+
+
+@pytest.mark.parametrize("signer", [None, Signer("other key")], ids=["no key", "another key"])
+def test_with_a_key_a_file_without_our_mac_is_refused(store: SnapshotStore, signer: Signer | None) -> None:
+    keep(store, signer)
+    assert "MAC" in refusal(store, SIGNER)
+
+
+def test_every_changed_octet_is_refused(store: SnapshotStore) -> None:
+    keep(store, SIGNER)
+    octets = store.path.read_bytes()
+    for position in range(0, len(octets), 7):
+        store.path.write_bytes(octets[:position] + bytes([octets[position] ^ 1]) + octets[position + 1 :])
+        with pytest.raises(StoreError):
+            store.load(SIGNER)
+
+
+def test_a_file_that_others_may_write_is_refused(store: SnapshotStore) -> None:
+    for mode in (0o620, 0o602, 0o666):
+        keep(store, SIGNER)
+        store.path.chmod(mode)
+        assert f"{mode:04o}" in refusal(store, SIGNER)
+    store.path.chmod(0o644)
+    assert load(store) == NEW
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_is_refused(store: SnapshotStore) -> None:
+    keep(store, None)
+    os.chown(store.path, 12_345, -1)
+    assert "belongs to user 12345" in refusal(store)
+
+
+def test_links_pipes_and_directories_are_refused_at_once(store: SnapshotStore, tmp_path: Path) -> None:
+    keep(store, None)
+    store.path.rename(tmp_path / "elsewhere")
+    store.path.symlink_to(tmp_path / "elsewhere")
+    assert "symbolic link" in refusal(store)
+    store.path.unlink()
+    os.mkfifo(store.path)
+    assert "no regular file" in refusal(store)
+    store.path.unlink()
+    store.path.mkdir()
+    assert "no regular file" in refusal(store)
+
+
+def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:
+    keep(store, None)
+    foreign = store.path.read_bytes()
+    refusal(store, SIGNER)
+    assert store.path.read_bytes() == foreign, "left alone until there is something to store"
+    keep(store, SIGNER)
+    assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
+    keep(store, SIGNER)
+    assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
+    assert files(store) == [FILE_NAME, FILE_NAME + ".refused"]

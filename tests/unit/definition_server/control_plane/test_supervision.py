@@ -182,11 +182,11 @@ async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
     assert worker is not None
     send, lost = worker._channel.send, []
 
-    def lossy(message: object, descriptor: int | None = None) -> bool:
-        if descriptor is not None and not lost:
+    def lossy(message: object, *descriptors: int) -> bool:
+        if descriptors and not lost:
             lost.append(message)
             return True
-        return send(message, descriptor)  # type: ignore[arg-type]
+        return send(message, *descriptors)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker._channel, "send", lossy)
     publish(publisher, "if", "else")

@@ -83,8 +83,7 @@ class Supervised:
 
     def served(self) -> int:
         """Requests answered with 200 by any worker, including those that have ended."""
-        page = self.supervisor.page
-        return sum(page.slot(number).read().requests["200"] for number in range(page.slots))
+        return self.supervisor.stats.requests().requests["200"]
 
     async def all_serve(self, generation: int = 1) -> None:
         await eventually(
@@ -148,7 +147,7 @@ async def test_serving_counts_workers_with_a_catalogue(publisher: Publisher, por
 async def test_a_publication_reaches_every_worker(supervised: Supervised, publisher: Publisher) -> None:
     publisher.publish(published("if", "else", generation=2))
     await supervised.all_serve(2)
-    readings = [worker.slot.read() for worker in supervised.workers]
+    readings = [worker.stats.read() for worker in supervised.workers]
     assert [(reading.generation, reading.entries) for reading in readings] == [(2, 2)] * WORKERS
     assert {reading.version_hash for reading in readings} == {publisher.current.snapshot.version_hash}  # type: ignore[union-attr]
 
@@ -179,7 +178,7 @@ async def test_a_worker_inherits_only_its_own_descriptors(supervised: Supervised
     for worker in supervised.workers:
         memory = [target for target in open_descriptors(worker.pid).values() if target.startswith("/memfd:")]
         stats = [target for target in memory if "definition-server-stats" in target]
-        assert len(stats) == 2, "the page, and its mapping's own"
+        assert len(stats) == 1, "its own page's mapping"
         assert len(memory) - len(stats) == 1, "that of the snapshot's mapping"
 
 
@@ -203,16 +202,18 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
     assert len(logged(logs, "Worker ended; starting another", log_level="error", how="signal 9")) == WORKERS
 
 
-async def test_stats_slots_are_reused_however_often_workers_end(
+async def test_descriptors_do_not_grow_however_often_workers_end(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for slot in supervised.supervisor.slots:
         monkeypatch.setattr(slot.backoff, "_most", 0.1)
-    for _ in range(2 * WORKERS + 1):  # more than there are slots
+    before = sorted(open_descriptors().values())
+    for _ in range(3):
         (victim, *_) = supervised.pids
         os.kill(victim, signal.SIGKILL)
         await eventually(lambda: victim not in supervised.pids, "the victim reaped")  # noqa: B023 - awaited here
         await supervised.all_serve()
+    assert len(open_descriptors()) == len(before)
 
 
 async def test_a_hung_worker_is_killed_and_replaced(supervised: Supervised, logs: LogLines) -> None:
@@ -363,12 +364,3 @@ async def test_a_drain_is_cut_short_at_once(supervised: Supervised, port: int) -
     assert [worker.ended.result() for worker in workers] == [-signal.SIGKILL] * WORKERS
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
-
-
-async def test_a_dead_worker_no_longer_counts_as_accepting(supervised: Supervised) -> None:
-    """Workers leave a connection to the one with the fewest, so a dead one must not be waited for."""
-    worker = supervised.workers[0]
-    worker.slot.start_accepting()
-    worker.kill()
-    await promptly(worker.ended)
-    assert not worker.slot.read().accepting

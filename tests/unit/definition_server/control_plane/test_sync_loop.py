@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, closing
@@ -19,6 +20,8 @@ from tests.support.logs import LogLines, captured_logs, logged
 from tests.support.loop import end, eventually, other_tasks
 from tests.support.snapshots import published, row
 
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore
@@ -274,6 +277,34 @@ async def test_a_first_cycle_that_fails_is_followed_by_the_last_known_good_snaps
     start(interval=NEVER, patience=NEVER, store=store)
     await eventually(serves(publisher, "old"), "the last-known-good snapshot")
     await eventually(lambda: logged(logs, RESTORED), "word of it")
+
+
+async def test_a_disk_that_hangs_at_the_restore_does_not_hold_up_cycles(
+    start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_works, asked = threading.Event(), threading.Event()
+    load = store.load
+
+    def hang(signer: Signer | None = None) -> tuple[Snapshot, int] | None:
+        asked.set()
+        assert disk_works.wait(60)
+        return load(signer)
+
+    monkeypatch.setattr(store, "load", hang)
+    source.fail(SourceError("no route to host"))
+    loop = start(interval=0.05, store=store)
+    try:
+        await eventually(asked.is_set, "the restore begins")
+        source.replace(row("if"))
+        loop.sync_soon()
+        await eventually(serves(publisher, "if"), "the table is served")
+        source.replace(row("else"))
+        loop.sync_soon()
+        await eventually(serves(publisher, "else"), "cycles go on")
+    finally:
+        disk_works.set()
+    await eventually(lambda: not any(t.name == "disk" for t in threading.enumerate()), "the disk answers")
+    assert serves(publisher, "else")(), "what came late is not served"
 
 
 async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snapshot_until_it_ends(

@@ -21,7 +21,7 @@ from tests.support.logs import LogLines, captured_logs, logged
 from tests.support.loop import eventually, promptly
 from tests.support.snapshots import published, row
 
-from definition_server.catalog.signing import Signer
+from definition_server.catalog.signing import Binding, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release, last_known_good
 from definition_server.control_plane.publisher import Publisher
@@ -45,14 +45,14 @@ class HangingStore(SnapshotStore):
         self.disk_works = threading.Event()
         self.saves = 0
 
-    def save(self, descriptor: int) -> None:
+    def save(self, descriptor: int, signer: Signer | None = None) -> None:
         self.saves += 1
         assert self.disk_works.wait(60)
-        super().save(descriptor)
+        super().save(descriptor, signer)
 
-    def load(self) -> tuple[Snapshot, int] | None:
+    def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
         assert self.disk_works.wait(60)
-        return super().load()
+        return super().load(signer)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def current(publisher: Publisher) -> Snapshot:
 def keep(store: SnapshotStore, *names: str, **how: object) -> Snapshot:
     """Store a snapshot of ``names``, as an earlier run of the server did."""
     publication = published(*names, **how)  # type: ignore[arg-type]
-    store.save(publication.descriptor)
+    store.save(publication.descriptor, how.get("signer"))  # type: ignore[arg-type]
     os.close(publication.descriptor)
     return publication.snapshot
 
@@ -175,7 +175,7 @@ def snapshots_mapped() -> int:
 async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
+    def full(descriptor: int, signer: Signer | None) -> None:
         raise StoreError("No space left on device")
 
     monkeypatch.setattr(store, "save", full)
@@ -244,6 +244,18 @@ async def test_a_hanging_disk_does_not_block_cycles(
     assert synchronizer.state.store_error == "the disk has not finished writing an earlier snapshot"
     assert len(logged(logs, NOT_STORED, log_level="error")) == 2
     assert hanging.saves == 1, "one writer at a time"
+
+
+async def test_a_slow_disk_that_finishes_late_is_no_failing_disk(
+    source: FakeSource, make: Make, hanging: HangingStore, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
+    synchronizer = make(hanging)
+    await promptly(cycle(synchronizer))
+    assert synchronizer.state.store_error is not None
+    hanging.disk_works.set()
+    await eventually(lambda: synchronizer.state.store_error is None, "the disk has finished")
+    assert logged(logs, "Last-known-good snapshot stored again", generation=1)
 
 
 async def test_a_disk_that_works_again_stores_the_next_publication(
@@ -379,10 +391,10 @@ def plain(code: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("before", "after", "unpack"),
-    [(OLD, NEW, NEW.unpack), (None, NEW, NEW.unpack), (OLD, None, plain)],
-    ids=["rotated", "now signed", "no longer signed"],
+    [(Signer("old key", 2), OLD, OLD.unpack), (OLD, None, plain)],
+    ids=["another version", "no longer signed"],
 )
-async def test_a_snapshot_under_another_key_is_signed_again_with_the_same_content(
+async def test_a_snapshot_with_our_mac_is_signed_as_is_wanted_now_with_the_same_content(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -402,22 +414,49 @@ async def test_a_snapshot_under_another_key_is_signed_again_with_the_same_conten
     assert synchronizer.state.restored_age_seconds == 30
 
 
+@pytest.mark.parametrize("before", [OLD, None], ids=["signed with another key", "not signed"])
+async def test_what_was_not_signed_with_our_key_is_not_signed_and_the_table_is_read_instead(
+    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines, before: Signer | None
+) -> None:
+    keep(store, "forged", signer=before)
+    foreign = store.path.read_bytes()
+    synchronizer = make(store, signer=NEW)
+    assert not await synchronizer.restore()
+    assert publisher.current is None
+    (line,) = logged(logs, NOT_USABLE, log_level="error")
+    assert "MAC" in line["error"]
+    assert "the table is read instead" in line["remedy"]
+    assert await cycle(synchronizer) is Outcome.PUBLISHED
+    assert current(publisher).get("forged") is None
+    assert store.path.with_name(store.path.name + ".refused").read_bytes() == foreign
+    assert synchronizer.state.store_error is None
+
+
 class BrokenSigner(Signer):
     """Signs nothing, so that its packages cannot be unpacked."""
 
-    def pack(self, payload: bytes) -> bytes:
+    def pack(self, payload: bytes, binding: Binding | None = None) -> bytes:
         return payload
 
 
 async def test_a_snapshot_that_cannot_be_signed_again_is_not_served(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
-    keep(store, "if", signer=BrokenSigner("old key"))
-    synchronizer = make(store, signer=NEW)
+    keep(store, "if", signer=BrokenSigner("key", 2))
+    synchronizer = make(store, signer=Signer("key"))
     assert not await synchronizer.restore()
     assert publisher.current is None
     assert "cannot be signed again" in str(synchronizer.state.store_error)
     assert logged(logs, NOT_USABLE, log_level="error")
+
+
+async def test_a_directory_that_every_user_may_write_to_is_reported(
+    make: Make, store: SnapshotStore, logs: LogLines
+) -> None:
+    keep(store, "if")
+    store.path.parent.chmod(0o777)
+    assert await make(store).restore()
+    assert logged(logs, "Every user may write to SNAPSHOT_DIR", log_level="warning")
 
 
 async def test_an_unreadable_store_is_logged_and_the_cycle_continues(

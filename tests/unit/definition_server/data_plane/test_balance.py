@@ -5,15 +5,22 @@ long for a worker that does not accept.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.logs import captured_logs, logged
+from tests.support.stats import Pages
 
-from definition_server.data_plane.balance import FRESH_SECONDS, PATIENCE_SECONDS, STORM_SECONDS, Balancer
-from definition_server.ipc.stats import Room, StatsPage
+from definition_server.data_plane.balance import (
+    DOUBT_SECONDS,
+    FRESH_SECONDS,
+    MOST_PATIENCE_SECONDS,
+    PATIENCE_SECONDS,
+    STORM_SECONDS,
+    Balancer,
+)
+from definition_server.ipc.stats import Room
 from grpc_h2 import Refusal
 
 
@@ -35,8 +42,11 @@ class Fleet:
 
     def __init__(self, workers: int, *, limit: int = 0) -> None:
         self.clock = Clock()
-        self.page = StatsPage.create(workers)
-        self.balancers = [Balancer(self.page, number, limit=limit, clock=self.clock) for number in range(workers)]
+        self.page = Pages(workers)
+        self.balancers = [Balancer(self.page.slot(number), limit=limit, clock=self.clock) for number in range(workers)]
+        for number, balancer in enumerate(self.balancers):
+            for other in set(range(workers)) - {number}:
+                balancer.add(other, self.page.slot(other))
         self.hung: set[int] = set()
         for balancer in self.balancers:
             balancer.start()
@@ -65,10 +75,8 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    fleet = Fleet(4)
-    yield fleet
-    fleet.page.close()
+def fleet() -> Fleet:
+    return Fleet(4)
 
 
 @given(st.integers(1, 8), st.integers(0, 200), st.randoms(use_true_random=False))
@@ -83,7 +91,6 @@ def test_consecutive_connections_keep_the_counts_within_one(
         fleet.beat()
         assert fleet.connect(order) is not None
         assert max(fleet.held) - min(fleet.held) <= 1
-    fleet.page.close()
 
 
 def test_a_worker_with_more_connections_leaves_the_next_to_the_others(fleet: Fleet) -> None:
@@ -101,7 +108,6 @@ def test_a_worker_alone_always_accepts() -> None:
     fleet = Fleet(1)
     fleet.hold(1000)
     assert fleet.balancers[0].may_accept()
-    fleet.page.close()
 
 
 def test_a_worker_that_has_not_started_or_has_stopped_is_not_waited_for(fleet: Fleet) -> None:
@@ -114,13 +120,13 @@ def test_a_worker_that_has_not_started_or_has_stopped_is_not_waited_for(fleet: F
 
 def test_a_worker_that_the_master_declares_dead_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
-    fleet.page.slot(1).stop_accepting()
+    fleet.balancers[0].remove(1)
     assert fleet.balancers[0].may_accept()
 
 
-def test_a_successor_that_has_not_opened_yet_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_worker_whose_heartbeat_lies_in_the_future_is_not_waited_for(fleet: Fleet) -> None:
     fleet.hold(5, 3, 7, 6)
-    fleet.page.slot(1).start(4711, fleet.clock.now)
+    fleet.page.slot(1).beat(2**63)
     assert fleet.balancers[0].may_accept()
 
 
@@ -146,7 +152,22 @@ def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) ->
     waited = look_on(fleet, 0, 0.5)
     assert waited == pytest.approx(PATIENCE_SECONDS, abs=0.002)
     fleet.balancers[0].opened()
-    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "each connection begins anew"
+    assert look_on(fleet, 0, 0.5) == 0, "it is not waited for again, for a while"
+    fleet.balancers[0].opened()
+    fleet.clock.advance(DOUBT_SECONDS)
+    fleet.beat()
+    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then it is"
+
+
+def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_for_ever(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 7, 6)
+    asked = 0
+    while not fleet.balancers[0].may_accept():
+        fleet.page.slot(1).connected(0, 1)
+        fleet.clock.advance(0.001)
+        fleet.beat()
+        asked += 1
+    assert asked == pytest.approx(MOST_PATIENCE_SECONDS * 1000, abs=2)
 
 
 def test_patience_does_not_run_out_while_other_workers_accept(fleet: Fleet) -> None:
@@ -217,7 +238,6 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() 
         fleet.balancers[0].closed()
         assert fleet.balancers[0].may_accept()
     assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
-    fleet.page.close()
 
 
 def test_a_limit_that_is_reached_again_all_the_time_is_logged_every_ten_seconds() -> None:
@@ -230,7 +250,6 @@ def test_a_limit_that_is_reached_again_all_the_time_is_logged_every_ten_seconds(
             fleet.balancers[0].opened()
             fleet.clock.advance(0.011)
     assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
-    fleet.page.close()
 
 
 def test_the_room_of_a_worker_and_its_refusals_are_on_the_stats_page() -> None:
@@ -250,7 +269,6 @@ def test_the_room_of_a_worker_and_its_refusals_are_on_the_stats_page() -> None:
     for refusal in (Refusal.FULL, Refusal.EVICTED, Refusal.EVICTED):
         balancer.refused(refusal)
     assert fleet.page.slot(0).read().refused == {"peer_limit": 0, "full": 1, "evicted": 2, "no_call": 0}
-    fleet.page.close()
 
 
 def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:

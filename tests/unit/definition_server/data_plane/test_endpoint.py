@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from time import perf_counter
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.logs import captured_logs, logged
 from tests.support.snapshots import published
+from tests.support.stats import Pages
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
@@ -24,7 +24,7 @@ from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.services import DefinitionEngine
-from definition_server.ipc.stats import LATENCY_BOUNDS, STATUSES, StatsPage
+from definition_server.ipc.stats import LATENCY_BOUNDS, STATUSES
 from definition_server.rpc import avap_pb2
 
 KEY, OTHER = "key", "the key after it"
@@ -54,10 +54,8 @@ def failure(call: object, *arguments: object) -> tuple[Status, str]:
 
 
 @pytest.fixture
-def page() -> Iterator[StatsPage]:
-    page = StatsPage.create(2)
-    yield page
-    page.close()
+def page() -> Pages:
+    return Pages(2)
 
 
 REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
@@ -197,7 +195,7 @@ def test_the_error_repeats_a_name_of_up_to_200_characters_whole(length: int) -> 
     assert failure(engine("if").get_command, request) == (Status.NOT_FOUND, f"Command '{told}' not found")
 
 
-def test_a_call_that_holds_the_old_snapshot_can_still_read_it(page: StatsPage) -> None:
+def test_a_call_that_holds_the_old_snapshot_can_still_read_it(page: Pages) -> None:
     publisher, served = Publisher(), DefinitionEngine()
     publisher.publish(published("if"))
     served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
@@ -232,7 +230,7 @@ def test_without_a_snapshot_a_call_is_unavailable() -> None:
 # -- what is counted --------------------------------------------------------------------------------------------------
 
 
-def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPage) -> None:
+def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: Pages) -> None:
     served = engine("if")
     endpoint = Endpoint(served, KeyRing([digest(KEY)]), page.slot(1))
     get, sync = endpoint.handlers["GetCommand"], endpoint.handlers["SyncCatalog"]
@@ -249,12 +247,12 @@ def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: StatsPag
     assert not any(page.slot(0).read().requests.values())
 
 
-def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: StatsPage) -> None:
+def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: Pages) -> None:
     endpoint = Endpoint(DefinitionEngine(), KeyRing([digest(KEY)]), page.slot(0))
     assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
 
 
-def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(page: StatsPage) -> None:
+def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(page: Pages) -> None:
     class Large:
         def __bytes__(self) -> bytes:
             raise MemoryError("no room for 200 MB")
@@ -269,7 +267,7 @@ def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(
     assert logged(logs, "Unexpected failure in a call", log_level="error", method="SyncCatalog")
 
 
-def test_a_bug_fails_one_call_as_internal_and_is_logged(page: StatsPage) -> None:
+def test_a_bug_fails_one_call_as_internal_and_is_logged(page: Pages) -> None:
     class Broken(DefinitionEngine):
         def get_command(self, request: bytes) -> bytes:
             raise RuntimeError("the inside")
@@ -282,7 +280,7 @@ def test_a_bug_fails_one_call_as_internal_and_is_logged(page: StatsPage) -> None
     assert page.slot(0).read().requests["500"] == 1
 
 
-def test_the_time_a_call_takes_is_counted_under_its_method(page: StatsPage) -> None:
+def test_the_time_a_call_takes_is_counted_under_its_method(page: Pages) -> None:
     class Slow(DefinitionEngine):
         def sync_catalog(self, request: bytes) -> bytes:
             begun = perf_counter()

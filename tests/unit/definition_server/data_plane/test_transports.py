@@ -27,6 +27,7 @@ from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs, logged
 from tests.support.loop import eventually, promptly
 from tests.support.snapshots import opened, row
+from tests.support.stats import Pages
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import KeyRing
@@ -36,7 +37,6 @@ from definition_server.data_plane.transports import CannotListen, Transport, cre
 from definition_server.data_plane.transports.grpcio import GrpcioTransport
 from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
-from definition_server.ipc.stats import StatsPage
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
 from grpc_h2 import PreparedAnswers, encode_block, frames
 
@@ -65,10 +65,8 @@ def _nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def page() -> Iterator[StatsPage]:
-    page = StatsPage.create(1)
-    yield page
-    page.close()
+def page() -> Pages:
+    return Pages(1)
 
 
 @pytest.fixture
@@ -90,7 +88,7 @@ def keys() -> KeyRing:
 
 
 @pytest.fixture
-async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: StatsPage) -> AsyncIterator[Serve]:
+async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: Pages) -> AsyncIterator[Serve]:
     """Starts a transport of the parametrized kind with the given configuration; returns it and its port."""
     kind = transport
     started: list[Transport] = []
@@ -265,7 +263,7 @@ async def test_another_method_is_unimplemented(serve: Serve) -> None:
         assert (await failure(client, "DropTable", b""))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_calls_are_counted_by_status(serve: Serve, page: StatsPage) -> None:
+async def test_calls_are_counted_by_status(serve: Serve, page: Pages) -> None:
     _, port = await serve()
     async with channel(port) as client:
         await raw(client, "GetCommand", b"\x0a\x02if")
@@ -274,7 +272,7 @@ async def test_calls_are_counted_by_status(serve: Serve, page: StatsPage) -> Non
     assert page.slot(0).read().requests == {"200": 1, "400": 0, "401": 1, "404": 1, "500": 0, "503": 0}
 
 
-async def test_a_batch_of_calls_is_counted_call_by_call(serve: Serve, page: StatsPage) -> None:
+async def test_a_batch_of_calls_is_counted_call_by_call(serve: Serve, page: Pages) -> None:
     _, port = await serve()
     async with channel(port) as client:
         await asyncio.gather(*(raw(client, "GetCommand", b"\x0a\x02if") for _ in range(50)))
@@ -418,7 +416,7 @@ async def test_nothing_keeps_a_replaced_snapshot_in_memory(
 # -- sizes -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_above_4_mib_is_refused_before_it_is_read(serve: Serve, page: StatsPage) -> None:
+async def test_a_request_above_4_mib_is_refused_before_it_is_read(serve: Serve, page: Pages) -> None:
     _, port = await serve()
     async with channel(port) as client:
         status, message = await failure(client, "GetCommand", bytes(4 * MIB + 1))
@@ -656,7 +654,7 @@ async def test_a_connection_without_calls_is_closed_after_the_idle_time(serve: S
     await writer.wait_closed()
 
 
-async def test_a_call_that_outlives_the_maximum_age_and_its_grace_is_ended(serve: Serve, page: StatsPage) -> None:
+async def test_a_call_that_outlives_the_maximum_age_and_its_grace_is_ended(serve: Serve, page: Pages) -> None:
     _, port = await serve(max_connection_age_seconds=0.5, drain_timeout_seconds=0.5)
     async with channel(port) as client:
         call = await open_call(client, page)
@@ -678,7 +676,7 @@ async def test_a_silent_peer_is_sent_a_ping_and_disconnected(serve: Serve) -> No
 # -- stopping --------------------------------------------------------------------------------------------------------
 
 
-async def open_call(client: grpc.aio.Channel, page: StatsPage) -> Any:
+async def open_call(client: grpc.aio.Channel, page: Pages) -> Any:
     """A call whose request has not been sent yet, on an established connection."""
     await raw(client, "GetCommand", b"\x0a\x02if")
     call: Any = client.stream_unary("/avap.DefinitionEngine/GetCommand")
@@ -689,7 +687,7 @@ async def open_call(client: grpc.aio.Channel, page: StatsPage) -> Any:
     return opened
 
 
-async def test_a_stop_waits_for_a_call_in_flight(serve: Serve, engine: DefinitionEngine, page: StatsPage) -> None:
+async def test_a_stop_waits_for_a_call_in_flight(serve: Serve, engine: DefinitionEngine, page: Pages) -> None:
     transport, port = await serve()
     assert engine.snapshot is not None
     async with channel(port) as client:
@@ -703,7 +701,7 @@ async def test_a_stop_waits_for_a_call_in_flight(serve: Serve, engine: Definitio
         await promptly(stopping, seconds=GRACE / 4)
 
 
-async def test_a_stop_ends_calls_that_are_left_after_its_grace(serve: Serve, page: StatsPage) -> None:
+async def test_a_stop_ends_calls_that_are_left_after_its_grace(serve: Serve, page: Pages) -> None:
     transport, port = await serve()
     async with channel(port) as client:
         call = await open_call(client, page)

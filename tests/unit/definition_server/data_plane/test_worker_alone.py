@@ -27,7 +27,7 @@ from definition_server.catalog.definition import Row
 from definition_server.data_plane.worker import EXIT_CANNOT_START
 from definition_server.ipc.channel import Channel
 from definition_server.ipc.memory import create_sealed
-from definition_server.ipc.messages import Configure, Drain, Keys, KeysUsed, Message, Publish, Ready
+from definition_server.ipc.messages import Configure, Drain, Keys, KeysUsed, Mapped, Message, Publish, Ready
 from definition_server.ipc.stats import StatsPage
 
 pytestmark = pytest.mark.slow
@@ -81,11 +81,11 @@ class WorkerAlone:
 
     def __init__(self, *first: Message, before: str = "") -> None:
         self.channel, theirs = Channel.pair()
-        self.page = StatsPage.create(1)
+        self.page = StatsPage()
         for message in first:
             assert self.channel.send(message)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", before + PROGRAM, str(theirs.fileno()), str(self.page.descriptor), "0"],
+            [sys.executable, "-c", before + PROGRAM, str(theirs.fileno()), str(self.page.descriptor)],
             pass_fds=[theirs.fileno(), self.page.descriptor],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # where the C-core says things of its own
@@ -109,8 +109,8 @@ class WorkerAlone:
 
     def wait_ready(self) -> int:
         """Wait for the next Ready; returns its generation."""
-        message = KeysUsed(())
-        while isinstance(message, KeysUsed):  # it may come between any two
+        message: Message = KeysUsed(())
+        while isinstance(message, KeysUsed | Mapped):  # it may come between any two
             message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
         assert isinstance(message, Ready)
         return message.generation
@@ -159,7 +159,7 @@ def test_ready_is_reported_when_the_port_is_open_and_after_every_swap(worker: Wo
         assert worker.wait_ready() == 2
         assert client.sync().total_count == 2
     # A batch is counted after it has been sent, so the client may know its answer before.
-    slot = worker.page.slot(0)
+    slot = worker.page
     until(lambda: slot.read().requests["200"] >= 2, "both calls counted")
     reading = slot.read()
     assert (reading.generation, reading.entries) == (2, 2)
@@ -244,12 +244,10 @@ def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -
         assert client.get("if").name == "if"
 
 
-@pytest.mark.parametrize("how", ["drain", "SIGTERM", "master gone"])
+@pytest.mark.parametrize("how", ["drain", "master gone"])
 def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
         assert worker.channel.send(Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
-    elif how == "SIGTERM":
-        worker.process.send_signal(signal.SIGTERM)
     else:
         worker.channel.close()
     assert worker.process.wait(10) == 0
@@ -303,7 +301,7 @@ def test_before_it_has_keys_a_worker_refuses_every_call(configure: Configure, po
 
 
 def test_a_worker_beats_on_its_stats_slot(worker: WorkerAlone) -> None:
-    slot = worker.page.slot(0)
+    slot = worker.page
     first = slot.read()
     assert first.pid == worker.process.pid
     until(lambda: slot.read().heartbeat_ns > first.heartbeat_ns, "a beat", seconds=5)

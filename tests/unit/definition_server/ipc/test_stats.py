@@ -1,32 +1,45 @@
-"""The stats page is one memory for all processes: the master reads what a worker counts in its slot, and nothing else
-changes. The counts of a worker that has ended stay. Every slot has cache lines of its own.
-"""
+"""A worker counts on its own page, and the master reads it; nobody else can change it once the worker has mapped it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from mmap import mmap
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.leftovers import nothing_left
 
-from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, SLOT_SIZE, STATUSES, Slot, StatsPage, Word
-
-CACHE_LINE = 64
+from definition_server.ipc.stats import (
+    LATENCY_BOUNDS,
+    METHODS,
+    SLOT_SIZE,
+    STATUSES,
+    Slot,
+    StatsPage,
+    Word,
+    map_own,
+    map_peer,
+    unshared_slot,
+)
 
 
 @pytest.fixture
 def page() -> Iterator[StatsPage]:
-    """A page of three slots."""
-    page = StatsPage.create(3)
+    page = StatsPage()
     yield page
     page.close()
+
+
+@pytest.fixture
+def slot(page: StatsPage) -> Slot:
+    """The page as its worker writes it."""
+    return map_own(os.dup(page.descriptor))
 
 
 def buckets(slot: Slot, method: str) -> dict[float | None, int]:
@@ -38,21 +51,12 @@ def buckets(slot: Slot, method: str) -> dict[float | None, int]:
 # -- layout ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_slot_has_cache_lines_of_its_own() -> None:
-    assert SLOT_SIZE % CACHE_LINE == 0
-    assert Word.END * 8 <= SLOT_SIZE < Word.END * 8 + CACHE_LINE
+def test_a_page_holds_every_word() -> None:
+    assert SLOT_SIZE == Word.END * 8
 
 
-def test_a_page_holds_the_slots_it_was_made_for() -> None:
-    for count in (1, 3, 512):
-        with closing(StatsPage.create(count)) as page:
-            assert page.slots == count
-            assert os.fstat(page.descriptor).st_size == count * SLOT_SIZE
-
-
-def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
+def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     """Each is written with a value of its own, and all are read back as written."""
-    slot = page.slot(1)
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
@@ -76,24 +80,11 @@ def test_no_two_values_of_a_slot_share_a_word(page: StatsPage) -> None:
     assert reading.requests == {s: i + 1 if i else total - first + 1 for i, s in enumerate(STATUSES)}
 
 
-def test_a_slot_never_touches_its_neighbours(page: StatsPage) -> None:
-    before = [page.slot(number).read() for number in range(3)]
-    slot = page.slot(1)
-    slot.start(2**64 - 1, 2**64 - 1)
-    slot.serve(2**64 - 1, 2**64 - 1, b"\xff" * 32)
-    for method in range(len(METHODS)):
-        for status in range(len(STATUSES)):
-            slot.count(method, status, 2**60)
-    assert [page.slot(0).read(), page.slot(2).read()] == [before[0], before[2]]
-    content = os.pread(page.descriptor, 3 * SLOT_SIZE, 0)
-    assert content[:SLOT_SIZE] == content[2 * SLOT_SIZE :] == bytes(SLOT_SIZE)
-
-
 # -- counting ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_slot_has_every_status_and_method_at_zero(page: StatsPage) -> None:
-    reading = page.slot(0).read()
+def test_a_new_page_has_every_status_and_method_at_zero(page: StatsPage) -> None:
+    reading = page.read()
     assert reading.requests == {"200": 0, "400": 0, "401": 0, "404": 0, "500": 0, "503": 0}
     assert reading.latency == dict.fromkeys(("GetCommand", "SyncCatalog"), (0,) * (len(LATENCY_BOUNDS) + 1))
     assert reading.latency_sum_seconds == {"GetCommand": 0, "SyncCatalog": 0}
@@ -103,27 +94,28 @@ def test_a_new_slot_has_every_status_and_method_at_zero(page: StatsPage) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_request_is_counted_under_its_status_and_its_method(page: StatsPage, method: str, status: str) -> None:
-    page.slot(0).count(METHODS.index(method), STATUSES.index(status), 1_500_000_000)
-    reading = page.slot(0).read()
+def test_a_request_is_counted_under_its_status_and_its_method(
+    page: StatsPage, slot: Slot, method: str, status: str
+) -> None:
+    slot.count(METHODS.index(method), STATUSES.index(status), 1_500_000_000)
+    reading = page.read()
     assert {name: count for name, count in reading.requests.items() if count} == {status: 1}
     assert {name: sum(counts) for name, counts in reading.latency.items() if sum(counts)} == {method: 1}
     assert {name: total for name, total in reading.latency_sum_seconds.items() if total} == {method: 1.5}
 
 
 @pytest.mark.parametrize("bound", LATENCY_BOUNDS)
-def test_a_bucket_includes_its_upper_bound_and_nothing_above(page: StatsPage, bound: float) -> None:
+def test_a_bucket_includes_its_upper_bound_and_nothing_above(slot: Slot, bound: float) -> None:
     """As Prometheus defines ``le``."""
     nanoseconds = round(bound * 1e9)
-    slot, following = page.slot(0), (*LATENCY_BOUNDS, None)[LATENCY_BOUNDS.index(bound) + 1]
+    following = (*LATENCY_BOUNDS, None)[LATENCY_BOUNDS.index(bound) + 1]
     slot.count(0, 0, nanoseconds)
     assert buckets(slot, METHODS[0]) == {bound: 1}
     slot.count(0, 0, nanoseconds + 1)
     assert buckets(slot, METHODS[0]) == {bound: 1, following: 1}
 
 
-def test_the_shortest_and_the_longest_times_have_a_bucket(page: StatsPage) -> None:
-    slot = page.slot(0)
+def test_the_shortest_and_the_longest_times_have_a_bucket(slot: Slot) -> None:
     slot.count(1, 0, 0)
     slot.count(1, 0, 86_400 * 10**9)
     assert buckets(slot, METHODS[1]) == {LATENCY_BOUNDS[0]: 1, None: 1}
@@ -134,10 +126,10 @@ def test_the_shortest_and_the_longest_times_have_a_bucket(page: StatsPage) -> No
     st.lists(st.tuples(st.sampled_from(range(2)), st.sampled_from(range(6)), st.integers(0, 2 * 10**9)), max_size=50)
 )
 def test_any_requests_add_up(requests: list[tuple[int, int, int]]) -> None:
-    with closing(StatsPage.create(1)) as page:
-        for request in requests:
-            page.slot(0).count(*request)
-        reading = page.slot(0).read()
+    slot = unshared_slot()
+    for request in requests:
+        slot.count(*request)
+    reading = slot.read()
     for i, status in enumerate(STATUSES):
         assert reading.requests[status] == sum(request[1] == i for request in requests)
     for i, method in enumerate(METHODS):
@@ -157,49 +149,21 @@ def cumulated(counts: tuple[int, ...]) -> list[int]:
 
 @given(st.binary(min_size=32, max_size=32).filter(any))
 def test_the_version_hash_is_read_back_as_hex(version_hash: bytes) -> None:
-    with closing(StatsPage.create(1)) as page:
-        page.slot(0).serve(1, 2, version_hash)
-        assert page.slot(0).read().version_hash == version_hash.hex()
-
-
-def test_the_next_worker_of_a_slot_keeps_counters_and_resets_its_state(page: StatsPage) -> None:
-    slot = page.slot(0)
-    slot.start(pid=10, now_ns=100)
-    slot.serve(5, 30, b"\xaa" * 32)
-    slot.count(0, 0, 1_000_000_000)
-    before = slot.read()
-    slot.start(pid=11, now_ns=200)
-    after = slot.read()
-    assert (after.pid, after.heartbeat_ns) == (11, 200)
-    assert (after.generation, after.entries, after.version_hash) == (0, 0, "")
-    assert after.requests == before.requests
-    assert after.latency == before.latency
-    assert after.latency_sum_seconds == before.latency_sum_seconds == {"GetCommand": 1.0, "SyncCatalog": 0.0}
-
-
-def test_the_next_worker_of_a_slot_begins_without_connections_and_not_accepting(page: StatsPage) -> None:
-    slot = page.slot(0)
-    slot.start(pid=10, now_ns=100)
-    slot.start_accepting()
-    slot.connected(5, 8)
-    slot.start(pid=11, now_ns=200)
-    assert slot.load() == (False, 0, 8, 200)
-    slot.connected(1, 1)
-    assert slot.read().opened == 9, "the total of accepted connections continues"
+    slot = unshared_slot()
+    slot.serve(1, 2, version_hash)
+    assert slot.read().version_hash == version_hash.hex()
 
 
 @given(st.integers(0, 10_000), st.integers(0, len(STATUSES) - 1), st.integers(0, 10**10))
 def test_count_many_equals_as_many_single_counts(number: int, status: int, elapsed_ns: int) -> None:
-    with closing(StatsPage.create(2)) as page:
-        at_once, one_by_one = page.slot(0), page.slot(1)
-        at_once.count_many(1, status, number, elapsed_ns)
-        for _ in range(number):
-            one_by_one.count(1, status, elapsed_ns)
-        assert at_once.read() == one_by_one.read()
+    at_once, one_by_one = unshared_slot(), unshared_slot()
+    at_once.count_many(1, status, number, elapsed_ns)
+    for _ in range(number):
+        one_by_one.count(1, status, elapsed_ns)
+    assert at_once.read() == one_by_one.read()
 
 
-def test_a_beat_changes_only_the_heartbeat(page: StatsPage) -> None:
-    slot = page.slot(0)
+def test_a_beat_changes_only_the_heartbeat(page: StatsPage, slot: Slot) -> None:
     slot.start(10, 100)
     before = os.pread(page.descriptor, SLOT_SIZE, 0)
     slot.beat(2**40)
@@ -211,19 +175,10 @@ def test_a_beat_changes_only_the_heartbeat(page: StatsPage) -> None:
 # -- sharing -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_mapping_sees_what_the_first_counts(page: StatsPage) -> None:
-    with closing(StatsPage(os.dup(page.descriptor))) as other:
-        assert other.slots == page.slots
-        page.slot(2).count(0, 3, 10)
-        other.slot(2).count(0, 3, 10)
-        assert page.slot(2).read() == other.slot(2).read()
-        assert page.slot(2).read().requests["404"] == 2
-
-
 COUNTING = """
 import os, sys, signal
-from definition_server.ipc.stats import StatsPage
-slot = StatsPage(int(sys.argv[1])).slot(1)
+from definition_server.ipc.stats import map_own
+slot = map_own(int(sys.argv[1]))
 slot.start(os.getpid(), 77)
 slot.serve(4, 30, bytes(range(32)))
 for _ in range(1000):
@@ -232,29 +187,62 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_counts_of_a_killed_process_stay(page: StatsPage) -> None:
-    for rounds in (1, 2):
-        command = [sys.executable, "-c", COUNTING, str(page.descriptor)]
-        with subprocess.Popen(command, pass_fds=(page.descriptor,)) as process:
-            assert process.wait(60) == -signal.SIGKILL
-        reading = page.slot(1).read()
-        assert reading.pid == process.pid
-        assert reading.requests["500"] == 1000 * rounds
-        assert reading.latency["SyncCatalog"][0] == 1000 * rounds
+def test_the_counts_of_a_killed_process_are_read(page: StatsPage) -> None:
+    command = [sys.executable, "-c", COUNTING, str(page.descriptor)]
+    with subprocess.Popen(command, pass_fds=(page.descriptor,)) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    reading = page.read()
+    assert reading.pid == process.pid
+    assert reading.requests["500"] == reading.latency["SyncCatalog"][0] == 1000
     assert (reading.generation, reading.entries, reading.heartbeat_ns) == (4, 30, 77)
     assert reading.version_hash == bytes(range(32)).hex()
 
 
-def test_slots_outlive_the_pages_descriptor_and_are_then_unmapped() -> None:
+def test_a_peer_reads_what_a_worker_writes(page: StatsPage, slot: Slot) -> None:
+    page.seal()
+    peer = map_peer(os.dup(page.descriptor))
+    slot.connected(3, 5)
+    slot.beat(9)
+    assert peer.load() == (False, 3, 5, 9)
+    with pytest.raises(TypeError):
+        peer.beat(1)
+
+
+def test_a_page_cannot_be_resized_by_anybody(page: StatsPage) -> None:
+    for size in (0, SLOT_SIZE // 2, SLOT_SIZE * 2):
+        with pytest.raises(PermissionError):
+            os.ftruncate(page.descriptor, size)
+
+
+def test_once_sealed_only_the_worker_that_mapped_the_page_can_write_it(page: StatsPage, slot: Slot) -> None:
+    page.seal()
+    again = os.open(f"/proc/self/fd/{page.descriptor}", os.O_RDWR)
+    for descriptor in (page.descriptor, again):
+        with pytest.raises(PermissionError):
+            mmap(descriptor, SLOT_SIZE)
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"x", 0)
+    os.close(again)
+    slot.count(0, 0, 1)
+    assert page.read().requests["200"] == 1
+
+
+def test_what_a_worker_sealed_itself_is_not_sealed_as_the_master_wants_it(page: StatsPage, slot: Slot) -> None:
+    fcntl.fcntl(page.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
+    with pytest.raises(PermissionError):
+        page.seal()
+    assert slot.read() == page.read()
+
+
+def test_a_mapping_outlives_the_pages_descriptor_and_leaves_nothing() -> None:
     with nothing_left():
-        page = StatsPage.create(1)
-        slot = page.slot(0)
+        page = StatsPage()
+        slot = map_own(os.dup(page.descriptor))
         page.close()
         slot.count(0, 0, 1)
         assert slot.read().requests["200"] == 1
         del page, slot
 
 
-def test_a_child_inherits_the_page_only_if_it_is_passed() -> None:
-    with closing(StatsPage.create(1)) as page:
-        assert os.get_inheritable(page.descriptor) is False
+def test_a_child_inherits_the_page_only_if_it_is_passed(page: StatsPage) -> None:
+    assert os.get_inheritable(page.descriptor) is False

@@ -6,7 +6,6 @@ scrape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, StatsPage
+from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, unshared_slot
 from definition_server.observability.metrics import StatusCollector, create_registry
 from definition_server.observability.reasons import Reason
 from definition_server.observability.status import (
@@ -118,8 +117,7 @@ def test_requests_are_a_counter_by_status_in_http_terms() -> None:
 
 def test_every_status_and_method_is_present_at_zero_before_the_first_request() -> None:
     """An alert on a rate needs the series before its first failure."""
-    with closing(StatsPage.create(1)) as page:
-        fresh = page.slot(0).read()
+    fresh = unshared_slot().read()
     requests = RequestStatus(fresh.requests, LATENCY_BOUNDS, fresh.latency, fresh.latency_sum_seconds)
     values = samples(replace(STARTING, requests=requests))
     for status in ("200", "400", "401", "404", "500", "503"):

@@ -11,7 +11,7 @@ from tests.support.h2_wire import data, grpc_message, headers, request_block, rs
 
 from grpc_h2.connection.limits import Limits
 
-SMALL = Limits(max_unread=2_000, max_buffered=2_000, glitches=100_000)
+SMALL = Limits(max_message=1_000, max_unread=2_000, max_buffered=2_000, glitches=100_000)
 """A message of 100 octets counts as 228 unread ones."""
 MESSAGE = grpc_message(bytes(100))
 
@@ -21,10 +21,10 @@ def opened(peer: Peer, stream: int) -> None:
     peer.send(headers(stream, request_block(HANDLED), end_stream=False))
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 1_500])
+@pytest.mark.parametrize("size", [0, 1, 100, 900])
 @pytest.mark.parametrize("together", [1, 3])
 def test_messages_that_a_handler_takes_leave_nothing_unread(size: int, together: int) -> None:
-    messages = together if size < 1_000 else 1
+    messages = together if size < 500 else 1
     peer = Peer(limits=SMALL).send(window_update(0, 2**28))
     opened(peer, 1)
     for _ in range(100):

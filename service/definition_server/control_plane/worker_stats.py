@@ -1,0 +1,173 @@
+"""The counters of the workers, as far as the master believes them.
+
+A worker writes its stats page alone, and may write anything: a worker that was taken over, or one whose memory is
+damaged. Each reading is compared with the one before (`judge`). The first one that is not plausible is a fault: from
+then on the worker's last plausible reading stands, and the supervisor replaces the worker. So a worker cannot change
+the counters of others, and its own only within what a worker could have counted.
+
+`FleetStats` sums over all workers, those that have ended included, so that a counter never goes back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from definition_server.ipc.stats import BUCKETS, METHODS, REFUSALS, STATUSES, SlotReading, StatsPage
+
+MOST_REQUESTS_PER_SECOND = 20_000_000
+"""Of one worker: some two hundred times what one CPU answers."""
+
+MOST_CONNECTIONS = 2_000_000
+"""Of one worker: above the largest MAX_CONNECTIONS and the kernel's ``fs.nr_open`` (1,048,576)."""
+
+_MOST_SECONDS_PER_REQUEST = 86_400
+_TOLERANCE_SECONDS = 1.0
+"""A page is read word by word while its worker writes: values may be this far apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Requests of several workers together."""
+
+    requests: dict[str, int]
+    """Status → requests."""
+    latency: dict[str, tuple[int, ...]]
+    """Method → requests per bucket, not cumulated."""
+    latency_sum_seconds: dict[str, float]
+    refused: dict[str, int]
+    """Reason → connections refused or closed."""
+
+
+def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, now: float) -> str | None:
+    """What is implausible about ``after``, read ``elapsed`` seconds later than ``before``; None where nothing is.
+
+    Args:
+        before: The last plausible reading.
+        after: The new one.
+        pid: The worker's process id. The page holds 0 before the worker has begun.
+        elapsed: Seconds between the two.
+        now: CLOCK_MONOTONIC in seconds, taken after the reading.
+    """
+    if after.pid not in (pid, before.pid):
+        return "the process id is another one's"
+    if not before.heartbeat_ns <= after.heartbeat_ns <= (now + _TOLERANCE_SECONDS) * 1e9:
+        return "the heartbeat goes back, or lies in the future"
+    if after.generation < before.generation:
+        return "the generation goes back"
+    if after.connections > MOST_CONNECTIONS:
+        return f"{after.connections} connections"
+    most = int(MOST_REQUESTS_PER_SECOND * (elapsed + _TOLERANCE_SECONDS))
+    if not 0 <= after.opened - before.opened <= most:
+        return "the count of accepted connections goes back, or leaps"
+    if not all(0 <= after.refused[reason] - before.refused[reason] <= most for reason in REFUSALS):
+        return "a count of refused connections goes back, or leaps"
+    growth = [after.requests[status] - before.requests[status] for status in STATUSES]
+    for method in METHODS:
+        growth += (new - old for old, new in zip(before.latency[method], after.latency[method], strict=True))
+    if not all(0 <= grown <= most for grown in growth):
+        return "a count of requests goes back, or leaps"
+    for method in METHODS:
+        grown = after.latency_sum_seconds[method] - before.latency_sum_seconds[method]
+        answered = sum(after.latency[method]) - sum(before.latency[method])
+        if not 0 <= grown <= _MOST_SECONDS_PER_REQUEST * (answered + 1):
+            return "the time of the requests goes back, or leaps"
+    return None
+
+
+class WorkerStats:
+    """One worker's page and its last plausible reading. May be used from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Makes the page.
+
+        Raises:
+            OSError: where memory or descriptors are exhausted.
+        """
+        self.page = StatsPage()
+        self.fault: str | None = None
+        """What was implausible; the page is not read any more."""
+        self._clock = clock
+        self._pid = 0
+        self._reading = self.page.read()
+        self._read_at = clock()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def belongs_to(self, pid: int) -> None:
+        """The process that the page was given to."""
+        self._pid = pid
+
+    def read(self) -> SlotReading:
+        """The last plausible reading: one of now, unless there is a fault."""
+        with self._lock:
+            if self.fault is None and not self._closed:
+                self._read_again()
+            return self._reading
+
+    def _read_again(self) -> None:
+        reading = self.page.read()
+        now = self._clock()
+        self.fault = judge(self._reading, reading, pid=self._pid, elapsed=now - self._read_at, now=now)
+        if self.fault is None:
+            self._reading, self._read_at = reading, now
+
+    def close(self) -> SlotReading:
+        """Close the page. Returns its last plausible reading."""
+        last = self.read()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.page.close()
+        return last
+
+
+class FleetStats:
+    """The pages of all living workers, and the counts of those that have ended. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._living: set[WorkerStats] = set()
+        self._ended = _sum(())
+
+    def open(self) -> WorkerStats:
+        """A page for the next worker.
+
+        Raises:
+            OSError: where memory or descriptors are exhausted.
+        """
+        stats = WorkerStats()
+        with self._lock:
+            self._living.add(stats)
+        return stats
+
+    def retire(self, stats: WorkerStats) -> None:
+        """The worker of ``stats`` has ended: keep its counts, close its page."""
+        with self._lock:
+            if stats in self._living:
+                self._living.remove(stats)
+                self._ended = _sum((self._ended, _counts(stats.close())))
+
+    def requests(self) -> RequestCounts:
+        """The counts of all workers since the start."""
+        with self._lock:
+            return _sum((self._ended, *(_counts(stats.read()) for stats in self._living)))
+
+
+def _counts(reading: SlotReading) -> RequestCounts:
+    return RequestCounts(reading.requests, reading.latency, reading.latency_sum_seconds, reading.refused)
+
+
+def _sum(counts: Iterable[RequestCounts]) -> RequestCounts:
+    parts = tuple(counts)
+    return RequestCounts(
+        requests={status: sum(part.requests[status] for part in parts) for status in STATUSES},
+        latency={
+            method: tuple(sum(part.latency[method][bucket] for part in parts) for bucket in range(BUCKETS))
+            for method in METHODS
+        },
+        latency_sum_seconds={method: sum(part.latency_sum_seconds[method] for part in parts) for method in METHODS},
+        refused={reason: sum(part.refused[reason] for part in parts) for reason in REFUSALS},
+    )

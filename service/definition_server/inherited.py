@@ -1,0 +1,107 @@
+"""What a process inherits from the one that starts it: descriptors 0 to 2, and what signals do.
+
+Both may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
+opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
+signals reach whole process groups (systemd's default, a terminal's Ctrl-C and hang-up, ``dumb-init``), while only the
+master decides what a signal means.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+UNUSED = frozenset(
+    {
+        signal.SIGUSR1,
+        signal.SIGALRM,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
+        signal.SIGIO,
+        signal.SIGPWR,
+        signal.SIGTTOU,
+    }
+)
+"""Signals that mean nothing to the server, and that would end or stop it by default."""
+
+MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2})
+"""Signals that the master acts on, and its workers do not."""
+
+
+def reserve_standard_descriptors() -> None:
+    """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before anything is opened.
+
+    Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:  # a lower one is free: it comes first in this loop, so this cannot be
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+class EarlySignals:
+    """Signals that arrive while the master starts. They are recorded, and acted on once it runs."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+
+    def install(self) -> None:
+        """Record from now on."""
+        for number in MASTERS:
+            signal.signal(number, self._record)
+        for number in UNUSED:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _record(self, number: int, _: object) -> None:
+        self.received.append(signal.Signals(number))
+
+    def take(self) -> list[signal.Signals]:
+        """What was recorded, once."""
+        taken, self.received = self.received, []
+        return taken
+
+
+early_signals = EarlySignals()
+"""Of this process."""
+
+
+_SERVERS = ("serve", "demo")
+
+
+def prepare() -> None:
+    """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals."""
+    reserve_standard_descriptors()
+    if sys.argv[1:2] and sys.argv[1] in _SERVERS:
+        early_signals.install()
+
+
+def leave_signals_to_the_master() -> None:
+    """For a worker: ignore every signal that the master acts on, or that means nothing."""
+    for number in MASTERS | UNUSED:
+        signal.signal(number, signal.SIG_IGN)
+    # A signal that came since the process was started is discarded with this.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTERS)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Start a worker within this block: signals wait until it ignores them, instead of ending a Python that starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, MASTERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTERS)
