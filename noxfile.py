@@ -272,7 +272,7 @@ def mutants(session: nox.Session) -> None:
     install(session)
     if not _install_by_uv(session, *MUTATION_TOOL):
         run(session, "python", "-m", "pip", "install", "-q", *MUTATION_TOOL)
-    run(session, "python", "-m", "pytest", "-q", "tests/mutants")
+    run_tests(session, "-q", "tests/mutants")
     if "--listed" not in session.posargs:
         run(session, "python", "-m", "tests.mutants", *session.posargs)
 
