@@ -75,8 +75,9 @@ def _last_line(end: tuple[int, int]) -> int:
 
 
 def _unreached(node: Any) -> bool:
-    """Whether the program never evaluates ``node``: an annotation, a body under TYPE_CHECKING, a protocol's method."""
-    if _only_for_types(node):
+    """Whether a fault in ``node`` changes nothing: the program never evaluates an annotation, a protocol's method or a
+    body under TYPE_CHECKING; and 1 more changes a unit, 1e6 or 1e9, by a millionth at most."""
+    if _only_for_types(node) or _is_unit(node):
         return True
     child, parent = node, node.parent
     while parent is not None:
@@ -93,6 +94,10 @@ def _unreached(node: Any) -> bool:
 
 def _only_for_types(node: Any) -> bool:
     return bool(node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING")
+
+
+def _is_unit(node: Any) -> bool:
+    return bool(node.type == "number" and node.value in ("1e6", "1e9"))
 
 
 def _is_protocol(node: Any) -> bool:

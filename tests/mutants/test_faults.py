@@ -43,6 +43,7 @@ class Host(Protocol):
     def f(self) -> int: return 1
 def f(a: A | B) -> C | D: ...
 y: E | F
+z = 1e9
 """
 
 

@@ -143,9 +143,9 @@ class LineWriter:
         if isinstance(item, int):
             self._report(item)
             return
-        if self._lost > self._lost_reported:
-            self._report(self._refused_reported)
         try:
+            if self._lost > self._lost_reported:
+                self._report(self._refused_reported)
             if not self._write(item):
                 self._lost += 1
         finally:

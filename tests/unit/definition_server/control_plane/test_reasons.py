@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 from psycopg import errors
-from tests.support.fakes import FakeSource
+from tests.support.fakes import FakeSource, service_status
 from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs
 
 from definition_server.catalog.builder import CatalogTooLarge
+from definition_server.control_plane import status
 from definition_server.control_plane.admin import _Pages
 from definition_server.control_plane.admin_http import Request
 from definition_server.control_plane.postgres import _judge, _reason_of_attempt
@@ -23,7 +24,6 @@ from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import StoreError
 from definition_server.control_plane.sync import Synchronizer
-from definition_server.ipc.stats import StatsPage
 from definition_server.observability.reasons import Reason
 
 SECRET = "hunter2"
@@ -48,7 +48,9 @@ def _nothing_left() -> Iterator[None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )
-async def test_the_pages_name_the_reason_and_show_no_text(error: Exception, reason: str) -> None:
+async def test_the_pages_name_the_reason_and_show_no_text(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, publisher = FakeSource(), Publisher()
     synchronizer = Synchronizer(source, publisher)
     source.fail(error)
@@ -56,11 +58,11 @@ async def test_the_pages_name_the_reason_and_show_no_text(error: Exception, reas
         await synchronizer.cycle(lambda _: 1.0)
     synchronizer.state.store_error = TEXT
     synchronizer.state.store_reason = StoreError(TEXT, Reason.DISK_FAILED).reason
-    page = StatsPage.create(1)
-    supervisor = SimpleNamespace(serving=0, counts_connections=True, slots=[], page=page)
+    # The workers' counts are beside the point.
+    monkeypatch.setattr(status, "_requests", lambda _: service_status().requests)
+    supervisor = SimpleNamespace(serving=0, counts_connections=True, slots=[], page=None, stats=None)
     pages = _Pages(StatusReader(publisher, synchronizer.state, supervisor).read, lambda: None)  # type: ignore[arg-type]
     shown = {path: pages.answer(Request(path, "", {})).body.decode() for path in ("/readyz", "/statusz", "/metrics")}
-    page.close()
     synchronizer.close()
     publisher.close()
     assert f"last sync: {reason}\n" in shown["/readyz"]

@@ -57,6 +57,12 @@ async def prepare(self, ready=NativeSwap.prepare): await asyncio.sleep(1.5); awa
 NativeSwap.prepare = prepare
 """
 
+REPORTING_UVLOOP = """
+import json, uvloop
+def reporting(make=uvloop.new_event_loop): print(json.dumps({"msg": "uvloop"}), flush=True); return make()
+uvloop.new_event_loop = reporting
+"""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -343,6 +349,15 @@ def test_without_a_snapshot_a_worker_is_ready_but_not_serving(configure: Configu
             assert failure(client.get, "if")[0] == "UNAVAILABLE"
     finally:
         worker.end()
+
+
+def test_the_native_transport_runs_on_uvloop_and_grpcio_on_asyncios_loop(configure: Configure) -> None:
+    worker = WorkerAlone(configure, before=REPORTING_UVLOOP)
+    try:
+        worker.wait_ready()
+    finally:
+        worker.end()
+    assert bool(worker.logged("uvloop")) is (configure.transport == "native")
 
 
 def test_a_failed_start_is_logged_and_has_its_own_exit_code(configure: Configure, port: int) -> None:
