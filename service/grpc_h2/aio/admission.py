@@ -36,6 +36,8 @@ _IDLE_SECONDS = 1.0
 _EXAMINED = 64
 """Strangers of whom the longest idle one is chosen, from the front of a queue that is about in that order: 30 µs."""
 _SWEEP_SECONDS = 1.0
+_KNOWN_NETWORKS = 4096
+"""Networks that are remembered as those of clients: some 500 kB."""
 
 
 class Trust(IntEnum):
@@ -116,7 +118,14 @@ class Admission:
         """Those that were drained for that → when they are closed; in that order."""
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
+        self._known: OrderedDict[str, None] = OrderedDict()
+        """Networks in which connections became clients', the one in which that was last at the end."""
         self._sweep_timer: asyncio.TimerHandle | None = None
+
+    def knows(self, network: str) -> bool:
+        """Whether a connection of that network has become a client's: one of the last networks of which that is true.
+        A new connection from there is set up earlier than others; it has no other rights."""
+        return network in self._known
 
     @property
     def held(self) -> int:
@@ -155,6 +164,12 @@ class Admission:
         self._unproven.pop(connection, None)
         if connection.trust is Trust.CLIENT:
             self._strangers.pop(connection, None)
+            network = self._peers.get(connection)
+            if network is not None:
+                self._known[network] = None
+                self._known.move_to_end(network)
+                if len(self._known) > _KNOWN_NETWORKS:
+                    self._known.popitem(last=False)
 
     def gone(self, connection: Held) -> bool:
         """The connection has ended, or is going to. Returns whether it was held."""

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import Callable
 from fcntl import ioctl
 from termios import FIONREAD
-
-from grpc_h2.aio.scheduler import FairScheduler
 
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
@@ -30,15 +29,21 @@ _PAUSE = 0.01
 class LingeringClose:
     """Ends one connection. `proceed` starts it; `cancel` when the transport is gone."""
 
-    __slots__ = ("_flood", "_loop", "_octets_allowed", "_scheduler", "_started", "_timer", "_transport", "octets")
+    __slots__ = ("_defer", "_flood", "_loop", "_octets_allowed", "_started", "_timer", "_transport", "octets")
 
     def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, scheduler: FairScheduler, *, flood: bool
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        defer: Callable[[Callable[[], object]], None],
+        *,
+        flood: bool,
     ) -> None:
-        """``flood``: whether the client was disconnected because it floods us."""
+        """``defer``: defers a piece of work of this connection. ``flood``: whether the client was disconnected because
+        it floods us."""
         self._transport = transport
         self._loop = loop
-        self._scheduler = scheduler
+        self._defer = defer
         self._flood = flood
         self._octets_allowed = _OCTETS_OF_A_FLOOD if flood else _OCTETS
         self._started = False
@@ -95,7 +100,7 @@ class LingeringClose:
     def _pause(self) -> None:
         # libuv makes up to 32 reads of 250 kB from one socket before it serves the next. The pauses prevent that here.
         self._transport.pause_reading()
-        self._loop.call_later(_PAUSE, self._scheduler.defer, self._loop, self.read_on)
+        self._loop.call_later(_PAUSE, self._defer, self.read_on)
 
     def _half_close(self) -> None:
         # TLS has no half-close in asyncio: a TLS client sees the end when it closes its side, or when we close.

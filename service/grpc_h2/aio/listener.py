@@ -6,7 +6,10 @@ pauses the listener, where otherwise the socket would stay readable and the loop
 
 Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`). It does not wait for the deferred work
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
-connections do not wait for a crowd of new ones.
+connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
+kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
+an accepted connection is counted at once and then waits for its turn in the scheduler, where the networks of the peers
+take turns: a new connection from one address does not wait for the crowd of another.
 
 Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
 costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
@@ -31,6 +34,7 @@ from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recogni
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol, peer_text
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
+from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import BACKLOG
 from grpc_h2.wire.errors import ErrorCode
@@ -48,7 +52,7 @@ _KEEPALIVE_SECONDS = 60
 """Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
 ACCEPT_SLICE = 0.00006
 """Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About two
-connections, whose setup takes as long again in the iterations that follow."""
+connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
 _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
 
@@ -90,6 +94,7 @@ class Listener:
         tls: TlsCredentials | None,
         protocol: Callable[[Acceptor, Any], Http2Protocol],
         admission: Admission,
+        scheduler: FairScheduler,
         handshake_timeout: float,
         client_log: RateLimitedLog,
     ) -> None:
@@ -100,6 +105,7 @@ class Listener:
             tls: The certificate; None: cleartext.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
+            scheduler: Gives accepted connections their turns.
             handshake_timeout: Seconds for the TLS handshake.
             client_log: For what is logged about clients.
         """
@@ -115,12 +121,15 @@ class Listener:
         self._tls = tls
         self._protocol = protocol
         self._admission = admission
+        self._scheduler = scheduler
         self._client_log = client_log
         self._handshake_timeout = handshake_timeout
         self._counted: dict[Http2Protocol, bool] = {}
         """Connections that ``policy`` was informed of → whether as a client's."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
+        self._silent: set[Http2Protocol] = set()
+        """Those of which nothing has arrived that would begin a handshake."""
         self._exhausted_logged = False
 
     @property
@@ -134,14 +143,21 @@ class Listener:
         self._loop.add_reader(self.socket.fileno(), self._readable)
 
     def stop(self) -> None:
-        """Stop accepting, cancel unfinished handshakes, and close the socket (in this process)."""
+        """Stop accepting, drop connections whose handshake has not begun, and close the socket (in this process)."""
         if self._pause_timer is not None:
             self._pause_timer.cancel()
             self._pause_timer = None
         if self.socket.fileno() >= 0:
             self._loop.remove_reader(self.socket.fileno())
             self.socket.close()
-        if self._tls is not None:  # without a handshake they end in the next loop iteration
+        for protocol in self._silent:
+            self._setups[protocol].cancel()
+
+    async def finish(self, seconds: float) -> None:
+        """Set the connections up that were accepted before `stop`, and cancel handshakes that take longer."""
+        if self._setups and seconds > 0:
+            await asyncio.wait(list(self._setups.values()), timeout=seconds)
+        if self._tls is not None:  # without a handshake they need nothing of their peers
             for task in self._setups.values():
                 task.cancel()
 
@@ -247,7 +263,7 @@ class Listener:
         tls: dict[str, Any] = {}
         try:
             if self._tls is not None:
-                if not await self._speaks_tls(connection, address):
+                if not await self._speaks_tls(protocol, connection, address):
                     return
                 tls = {
                     "ssl": self._tls.context,
@@ -255,11 +271,12 @@ class Listener:
                     # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
                     "ssl_shutdown_timeout": LINGER,
                 }
+            await self._scheduler.turn(protocol.arrival, protocol.network)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
             self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
 
-    async def _speaks_tls(self, connection: socket.socket, address: Any) -> bool:
+    async def _speaks_tls(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> bool:
         """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer has
         its answer, and the connection is closed.
 
@@ -267,8 +284,12 @@ class Listener:
             TimeoutError: where nothing comes.
             OSError: where the connection breaks.
         """
-        async with asyncio.timeout(self._handshake_timeout):
-            await _readable(self._loop, connection)
+        self._silent.add(protocol)
+        try:
+            async with asyncio.timeout(self._handshake_timeout):
+                await _readable(self._loop, connection)
+        finally:
+            self._silent.discard(protocol)
         octets = connection.recv(_PEEKED, socket.MSG_PEEK)
         if not octets:  # a health check that connects and leaves
             return False

@@ -7,7 +7,7 @@ written together (`wake`).
 
 **Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` says that
 input is left to process, and a used-up budget says that output is. Either is deferred to the `FairScheduler`, behind
-the deferred work of other connections; until then nothing is read.
+the deferred work of other connections and by turns with other networks; until then nothing is read.
 
 **Strangers.** A connection whose peer has not shown its right to be served (`Trust`) is served in the time that is left
 over: what it sends is not processed when it arrives, but deferred to the strangers' share of the time slices. Its first
@@ -28,6 +28,7 @@ batch, because the loop's clock may stand still within an iteration and count in
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Mapping
@@ -128,9 +129,11 @@ class Http2Protocol(asyncio.Protocol):
         "_transport",
         "_waking",
         "active_at",
+        "arrival",
         "closing",
         "connection",
         "established",
+        "network",
         "trust",
     )
 
@@ -138,9 +141,24 @@ class Http2Protocol(asyncio.Protocol):
     connection: Connection
 
     def __init__(
-        self, host: Host, loop: asyncio.AbstractEventLoop, acceptor: Acceptor | None = None, address: Any = None
+        self,
+        host: Host,
+        loop: asyncio.AbstractEventLoop,
+        acceptor: Acceptor | None = None,
+        address: Any = None,
+        *,
+        network: str = "",
+        returning: bool = False,
     ) -> None:
-        """``address``: the peer's, as ``accept`` gave it; None: the transport knows it."""
+        """
+        Args:
+            host: The server.
+            loop: Its loop.
+            acceptor: The listener.
+            address: The peer's, as ``accept`` gave it; None: the transport knows it.
+            network: The peer's (`admission.network_of`), which takes turns with other networks.
+            returning: Whether a client is known in that network.
+        """
         self._host = host
         self._loop = loop
         self._acceptor = acceptor
@@ -150,6 +168,10 @@ class Http2Protocol(asyncio.Protocol):
         self._early_reads = _EARLY_READS
         self._opening: bytes | None = b""
         """The first octets, until it is clear that they are HTTP/2's preface."""
+        self.network = network
+        """The network with which the deferred work of this connection is counted."""
+        self.arrival = Share.RETURNING if returning else Share.ARRIVALS
+        """The share in which the connection is set up, and its first octets are processed."""
         self.trust = Trust.STRANGER
         """What the peer has shown so far."""
         self.active_at = -inf
@@ -255,7 +277,10 @@ class Http2Protocol(asyncio.Protocol):
             self._loop.call_soon(self._woken)
 
     def drain(self) -> None:
-        """Serve the calls that the client has begun, accept no more, and close."""
+        """Serve the calls that the client has begun, accept no more, and close. A connection that is not established
+        yet is dealt with when it is."""
+        if not self.established:
+            return
         self.connection.drain(self._loop.time())
         self._settle()
         self._tick_soon()
@@ -325,8 +350,12 @@ class Http2Protocol(asyncio.Protocol):
         """Input or output is left over: continue with it behind the deferred work of other connections."""
         if not self._deferred:
             self._deferred = True
-            share = Share.CLIENTS if self.trust is Trust.CLIENT else Share.STRANGERS
-            self._host.scheduler.defer(self._loop, self._do_deferred, share)
+            self._host.scheduler.defer(self._loop, self._do_deferred, self._share, self.network)
+
+    @property
+    def _share(self) -> Share:
+        """Whose deferred work it is, after the first octets."""
+        return Share.CLIENTS if self.trust is Trust.CLIENT else Share.STRANGERS
 
     def _do_deferred(self) -> None:
         self._deferred = False
@@ -370,7 +399,7 @@ class Http2Protocol(asyncio.Protocol):
         share = Share.STRANGERS
         if self._early_reads:
             self._early_reads -= 1
-            share = Share.ARRIVALS
+            share = self.arrival
             if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop):
                 self._receive(data)
                 self._judge()
@@ -378,7 +407,7 @@ class Http2Protocol(asyncio.Protocol):
         self.connection.hold(data, self.active_at)
         if not self._deferred:
             self._deferred = True
-            host.scheduler.defer(self._loop, self._do_deferred, share)
+            host.scheduler.defer(self._loop, self._do_deferred, share, self.network)
         self._set_reading(False)
 
     def _judge(self) -> None:
@@ -516,7 +545,8 @@ class Http2Protocol(asyncio.Protocol):
             self._prompt = False
             self._release_streams()
         if self._lingering_close is None:
-            self._lingering_close = LingeringClose(self._transport, self._loop, self._host.scheduler, flood=self._flood)
+            defer = functools.partial(self._host.scheduler.defer, self._loop, share=self._share, network=self.network)
+            self._lingering_close = LingeringClose(self._transport, self._loop, defer, flood=self._flood)
         # What a flood has made us write is in memory until it is read.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
@@ -536,7 +566,7 @@ class Http2Protocol(asyncio.Protocol):
         for _ in range(min(_STREAMS_RELEASED_AT_ONCE, len(released))):
             released.popitem()
         if released:
-            self._host.scheduler.defer(self._loop, self._release_streams)
+            self._host.scheduler.defer(self._loop, self._release_streams, self._share, self.network)
 
 
 def peer_text(address: Any) -> str:

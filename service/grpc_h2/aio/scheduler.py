@@ -9,11 +9,16 @@ one time slice at most. Where the loop was busy with other things in the same it
 timers), the time slice is put off by one iteration, so that its length does not add to theirs: see `BUSY_LIMIT`.
 
 **Shares.** An attacker without a key has as many connections as it likes, too, and each of them may send as fast as it
-can. So deferred work is of three kinds, each with a queue of its own (`Share`), and time slices alternate between the
+can. So deferred work is of four kinds, each with a queue of its own (`Share`), and time slices alternate between the
 kinds that wait: every second slice belongs to new connections, and the others alternately to clients and strangers.
 However much work strangers cause, a new connection (a probe, a client that reconnects) waits only for other new ones,
-and a client only for other clients. New connections need not even wait for a slice, unless many of them arrive in one
-iteration (`FairScheduler.claim`). Accepting is not deferred at all: it has its own share (`listener`).
+and a client only for other clients. A new connection from an address of which a client is known waits for other such
+connections, and for few of the others. The first octets of a new connection need not even wait for a slice, unless
+many new connections arrive at a time (`FairScheduler.claim`). Accepting is not deferred at all: it has its own share
+(`listener`).
+
+**Networks.** Within a share, the networks of the peers take turns (`fair_queue`): an address with one connection does
+not wait for all the connections of another.
 
 Work of the server that belongs to no connection, and would delay calls if it were done at once, is deferred here too:
 `FairScheduler.spread` divides it into steps.
@@ -22,10 +27,11 @@ Work of the server that belongs to no connection, and would delay calls if it we
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from time import perf_counter
+
+from grpc_h2.aio.fair_queue import FairQueue
 
 TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
@@ -35,26 +41,32 @@ BUSY_LIMIT = 0.00006
 is put off by one iteration, so that the loop polls its sockets first. It is never put off twice in succession."""
 
 CLAIMS = 4
-"""First reads of new connections that are processed at once, in one iteration of the loop: about as many connections
-as the listener accepts in it."""
+"""First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
 
 
 class Share(IntEnum):
     """Whose deferred work it is."""
 
     ARRIVALS = 0
-    """The first octets of a new connection."""
+    """A new connection: it is set up, and its first octets are processed."""
     CLIENTS = 1
     """A connection that has shown its right to be served, or work of the server itself."""
     STRANGERS = 2
     """A connection that has not."""
+    RETURNING = 3
+    """A new connection from an address of which a client is known (`Admission.knows`)."""
 
 
+_OF_NEW_ONES = (Share.RETURNING, Share.ARRIVALS, Share.CLIENTS, Share.STRANGERS)
 _ROTA = (
-    (Share.ARRIVALS, Share.CLIENTS, Share.STRANGERS),
-    (Share.CLIENTS, Share.STRANGERS, Share.ARRIVALS),
-    (Share.ARRIVALS, Share.STRANGERS, Share.CLIENTS),
-    (Share.STRANGERS, Share.CLIENTS, Share.ARRIVALS),
+    _OF_NEW_ONES,
+    (Share.CLIENTS, Share.STRANGERS, Share.RETURNING, Share.ARRIVALS),
+    _OF_NEW_ONES,
+    (Share.STRANGERS, Share.CLIENTS, Share.RETURNING, Share.ARRIVALS),
+    _OF_NEW_ONES,
+    (Share.CLIENTS, Share.STRANGERS, Share.ARRIVALS, Share.RETURNING),
+    (Share.ARRIVALS, Share.RETURNING, Share.STRANGERS, Share.CLIENTS),
+    (Share.STRANGERS, Share.CLIENTS, Share.ARRIVALS, Share.RETURNING),
 )
 """The preferences of successive time slices: the slice goes to the first kind that waits."""
 
@@ -65,7 +77,7 @@ class FairScheduler:
     __slots__ = ("_claims", "_last_slice_end", "_put_off", "_queues", "_scheduled", "_slices")
 
     def __init__(self) -> None:
-        self._queues: tuple[deque[Callable[[], object]], ...] = tuple(deque() for _ in Share)
+        self._queues = tuple(FairQueue() for _ in Share)
         self._scheduled = False
         self._last_slice_end = 0.0
         self._put_off = False
@@ -74,7 +86,9 @@ class FairScheduler:
 
     def claim(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the first octets of a new connection may be processed at once: a few times in one iteration of the
-        loop. Otherwise they are to be deferred."""
+        loop, and not while other new connections wait. Otherwise they are to be deferred."""
+        if self._queues[Share.ARRIVALS] or self._queues[Share.RETURNING]:
+            return False
         if not self._claims:
             loop.call_soon(self._renew_claims)
         self._claims += 1
@@ -83,17 +97,38 @@ class FairScheduler:
     def _renew_claims(self) -> None:
         self._claims = 0
 
-    def defer(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object], share: Share = Share.CLIENTS) -> None:
-        """Call ``work`` once, after the work of that ``share`` that is deferred already.
+    def defer(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[], object],
+        share: Share = Share.CLIENTS,
+        network: str = "",
+    ) -> None:
+        """Call ``work`` once, after the work of that ``share`` and ``network`` that is deferred already. The networks
+        of a share take turns; the server's own work has the network "".
 
         If it returns a true value, the time slice ends: the work that it has begun continues in the next iteration of
         the loop, and no other deferred work may run before that.
         """
-        self._queues[share].append(work)
+        self._queues[share].put(network, work)
         if not self._scheduled:
             self._scheduled = True
             self._last_slice_end = perf_counter()
             loop.call_soon(self._run_slice, loop)
+
+    async def turn(self, share: Share, network: str) -> None:
+        """Wait for a time slice, which ends with it: what the caller then does is a large piece of work."""
+        loop = asyncio.get_running_loop()
+        come: asyncio.Future[None] = loop.create_future()
+
+        def work() -> bool:
+            if come.done():  # the task that awaits it was cancelled
+                return False
+            come.set_result(None)
+            return True
+
+        self.defer(loop, work, share, network)
+        await come
 
     async def spread(self, steps: Iterable[object]) -> None:
         """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises what a step raises."""
@@ -131,7 +166,7 @@ class FairScheduler:
         try:
             # Work that is deferred again meanwhile runs in the next iteration of the loop at the earliest.
             for _ in range(len(waiting)):
-                if waiting.popleft()() or perf_counter() >= end:
+                if waiting.take()() or perf_counter() >= end:
                     break
         finally:
             self._scheduled = any(self._queues)

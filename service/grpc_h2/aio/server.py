@@ -21,12 +21,12 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from grpc_h2.aio.admission import Admission, Trust
+from grpc_h2.aio.admission import Admission, Trust, network_of
 from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
-from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
@@ -181,14 +181,20 @@ class Server:
             listening,
             policy=policy,
             tls=tls,
-            protocol=lambda acceptor, address: Http2Protocol(self, self._loop, acceptor, address),
+            protocol=self._make_protocol,
             admission=self.admission,
+            scheduler=self.scheduler,
             handshake_timeout=self.limits.preface_timeout,
             client_log=self.client_log,
         )
         self._listeners.append(listener)
         if self._started and not self._stopping:
             listener.start()
+
+    def _make_protocol(self, acceptor: Acceptor, address: Any) -> Http2Protocol:
+        network = network_of(address[0]) if isinstance(address, tuple) and address else ""
+        returning = self.admission.knows(network)
+        return Http2Protocol(self, self._loop, acceptor, address, network=network, returning=returning)
 
     @property
     def connections(self) -> int:
@@ -230,6 +236,9 @@ class Server:
                 listener.stop()
             for protocol in list(self._protocols):
                 protocol.drain()
+            # Connections that were accepted are served: each drains once it is set up.
+            settling = min(grace or 0.0, LINGER)
+            await asyncio.gather(*(listener.finish(settling) for listener in self._listeners))
         if grace:
             await self._until(lambda: not self._protocols and not self._calls, grace)
         self._grace_over = True
