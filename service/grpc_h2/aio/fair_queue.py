@@ -23,7 +23,7 @@ Work = Callable[[], object]
 class FairQueue:
     """Work that waits, by network. No clock, no loop."""
 
-    __slots__ = ("_new", "_new_first", "_served", "_size", "_waiting")
+    __slots__ = ("_new", "_served", "_served_next", "_size", "_waiting")
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Work]] = {}
@@ -32,7 +32,7 @@ class FairQueue:
         """Networks that have not been served since they came."""
         self._served: deque[str] = deque()
         """Networks that have been, the one that was served last at the end; some may have no work left."""
-        self._new_first = True
+        self._served_next = False
         self._size = 0
 
     def __len__(self) -> int:
@@ -65,8 +65,8 @@ class FairQueue:
 
     def _next(self) -> str:
         """Take the network out of its round whose turn it is: one that has work."""
-        self._new_first = not self._new_first
-        while self._served and (not self._new or self._new_first):
+        from_served, self._served_next = self._served_next, not self._served_next
+        while self._served and (from_served or not self._new):
             network = self._served.popleft()
             if self._waiting[network]:
                 return network

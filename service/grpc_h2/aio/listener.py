@@ -50,8 +50,8 @@ MB (``tcp_rmem``, tcp(7)); to read those in one go, or to free them at the end, 
 connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
 """Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
-ACCEPT_SLICE = 0.00006
-"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About two
+ACCEPT_SLICE = 0.0001
+"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About four
 connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
 _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
@@ -128,6 +128,8 @@ class Listener:
         """Connections that ``policy`` was informed of → whether as a client's."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
+        self._queued: set[Http2Protocol] = set()
+        """Those that have not had their turn yet."""
         self._silent: set[Http2Protocol] = set()
         """Those of which nothing has arrived that would begin a handshake."""
         self._exhausted_logged = False
@@ -154,12 +156,14 @@ class Listener:
             self._setups[protocol].cancel()
 
     async def finish(self, seconds: float) -> None:
-        """Set the connections up that were accepted before `stop`, and cancel handshakes that take longer."""
+        """Set the connections up that were accepted before `stop`, and drop those for which that takes longer."""
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
-        if self._tls is not None:  # without a handshake they need nothing of their peers
-            for task in self._setups.values():
+        for protocol, task in self._setups.items():
+            if self._tls is not None or protocol in self._queued:
                 task.cancel()
+        if self._setups:  # without a handshake they need nothing of their peers
+            await asyncio.wait(list(self._setups.values()), timeout=LINGER)
 
     def vouched(self, protocol: Http2Protocol) -> None:
         """See `Acceptor.vouched`."""
@@ -249,6 +253,7 @@ class Listener:
         if self._policy is not None:
             self._counted[protocol] = False
             self._policy.opened()
+        self._queued.add(protocol)
         task = self._setups[protocol] = self._loop.create_task(self._connect(protocol, connection, address))
         task.add_done_callback(functools.partial(self._set_up, protocol, connection))
 
@@ -272,6 +277,7 @@ class Listener:
                     "ssl_shutdown_timeout": LINGER,
                 }
             await self._scheduler.turn(protocol.arrival, protocol.network)
+            self._queued.discard(protocol)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
             self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
@@ -307,6 +313,7 @@ class Listener:
 
     def _set_up(self, protocol: Http2Protocol, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._setups.pop(protocol, None)
+        self._queued.discard(protocol)
         if not protocol.established:  # `connection_lost` will not be called
             connection.close()
             self.closed(protocol)

@@ -42,6 +42,10 @@ log = logging.getLogger("grpc_h2")
 _UNWINDING = 1.0
 """Seconds that cancelled handlers have for their clean-up."""
 
+_FIRST_CALL = 0.1
+"""Seconds before a connection drains that was accepted, and not set up, when the server stopped: the call that its
+client has sent meanwhile is served."""
+
 Observe = Callable[[list[int], float], None]
 
 
@@ -285,7 +289,7 @@ class Server:
         """See `Host.connected`."""
         self._protocols.add(protocol)
         if self._stopping:
-            self._loop.call_soon(protocol.drain)
+            self._loop.call_later(_FIRST_CALL, protocol.drain)
 
     def disconnected(self, protocol: Http2Protocol) -> None:
         """See `Host.disconnected`."""

@@ -13,13 +13,14 @@ from tests.unit.grpc_h2.aio.test_protocol import FakeTransport, loop_until, prep
 
 from grpc_h2.aio import listener as listener_module
 from grpc_h2.aio import scheduler as module
-from grpc_h2.aio.admission import Trust
+from grpc_h2.aio.admission import Refusal, Trust
 from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 
 CONNECTIONS = 8
+CROWD = 40
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +293,121 @@ async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration(mo
             if held == CONNECTIONS:
                 break
         assert held == CONNECTIONS
+        await server.stop(0)
+
+
+async def test_a_connection_is_set_up_before_the_crowd_of_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 60.0)
+    server = Server()
+    prepare(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    await server.start()
+    with ExitStack() as stack:
+        for _ in range(CROWD):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.8", 0)))
+        stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.9", 0)))
+        listener._readable()
+        assert server.admission.held == CROWD + 1, "all are counted at once"
+        assert not server.connections, "none is set up yet"
+        await loop_until(lambda: any(protocol.network == "127.0.0.9" for protocol in server._protocols))
+        assert server.connections <= 3
+        await loop_until(lambda: server.connections == CROWD + 1)
+        await server.stop(0)
+
+
+async def test_first_octets_are_processed_before_those_of_the_crowd_of_another_address() -> None:
+    server = Server()
+    prepare(server)
+    await server.start()
+    loop = asyncio.get_running_loop()
+    transports = []
+    for number in range(CROWD + 1):
+        network = "crowd" if number < CROWD else "single"
+        protocol = Http2Protocol(server, loop, network=network)
+        transports.append(FakeTransport())
+        protocol.connection_made(transports[-1])
+        server.scheduler.claim(loop)
+        protocol.data_received(HELLO + SETTINGS_ACK + call(1))
+    await loop_until(lambda: bool(transports[-1].writes))
+    assert sum(bool(each.writes) for each in transports) <= module.CLAIMS + 3
+    await loop_until(lambda: all(each.writes for each in transports))
+    await server.stop(0)
+
+
+@pytest.mark.usefixtures("no_time")
+async def test_new_connections_from_a_clients_address_come_before_others_and_do_not_lock_them_out() -> None:
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
+    done: list[Share] = []
+
+    def work(share: Share) -> None:
+        done.append(share)
+        scheduler.defer(loop, lambda: work(share), share)
+
+    for share in Share:
+        scheduler.defer(loop, lambda share=share: work(share), share)  # type: ignore[misc]
+    for _ in range(80):
+        await asyncio.sleep(0)
+    assert [done.count(share) for share in Share] == [10, 20, 20, 30]
+
+
+async def test_an_authorized_call_makes_the_address_known_for_later_connections() -> None:
+    server = Server()
+    prepare(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    await server.start()
+    made = [server._make_protocol(listener, ("127.0.0.7", 1))]
+    server.admission.admit(made[0], "127.0.0.7", asyncio.get_running_loop())
+    assert not server.admission.knows("127.0.0.7")
+    made[0].vouch(Trust.CLIENT)
+    server.admission.gone(made[0])
+    made += [server._make_protocol(listener, (address, 2)) for address in ("127.0.0.7", "127.0.0.8")]
+    assert [each.arrival for each in made] == [Share.ARRIVALS, Share.RETURNING, Share.ARRIVALS]
+    assert port
+    await server.stop(0)
+
+
+async def test_an_accepted_connection_that_waits_for_its_setup_is_served_by_a_server_that_stops() -> None:
+    server = Server()
+    prepare(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    await server.start()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setblocking(False)
+        client.send(HELLO + SETTINGS_ACK + call(1))
+        listener._readable()
+        assert listener.busy
+        stopping = asyncio.create_task(server.stop(5.0))
+        answer = bytearray()
+        while more := await asyncio.get_running_loop().sock_recv(client, 4096):
+            answer += more
+    assert b"S" * 100 in answer, "the call is answered before GOAWAY"
+    await stopping
+    assert server.admission.held == 0
+
+
+@pytest.mark.parametrize("end", ["dismissed", "stopped"])
+async def test_an_accepted_connection_that_ends_before_its_setup_leaves_no_descriptor(end: str) -> None:
+    server = Server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    (listener,) = server._listeners
+    await server.start()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setblocking(False)
+        listener._readable()
+        (protocol,) = listener._setups
+        protocol.drain()
+        if end == "dismissed":
+            protocol.dismiss(Refusal.EVICTED)
+        else:
+            await server.stop(None)
+        answer = b""
+        while more := await asyncio.get_running_loop().sock_recv(client, 4096):
+            answer += more
+        assert not listener.busy
+        assert server.admission.held == server.connections == 0
         await server.stop(0)
 
 
