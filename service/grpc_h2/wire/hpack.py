@@ -271,15 +271,13 @@ class Decoder:
         table = self._table
         limit = self._max_list_size
         end = len(block)
-        begin = position
-        until = end if most == maxsize else position + _OCTETS_AT_ONCE
+        until = end if most == maxsize else min(end, position + _OCTETS_AT_ONCE)
         for done in range(min(most, left)):
-            if position >= end:
-                break
             if position >= until:
+                if position >= end:
+                    break
                 self._suspended = fields, position, total, left - done
                 return None
-            begin = position
             octet = block[position]
             position += 1
             if octet > 0x80:  # 1xxxxxxx: an entry (section 6.1)
@@ -298,6 +296,7 @@ class Decoder:
                 table = self._table
                 continue
             else:
+                begin = position - 1
                 try:
                     field, size, position = self._literal(block, position, octet)
                 except _LongString as string:
