@@ -326,7 +326,6 @@ class Decoder:
                 table = self._table
                 continue
             else:
-                begin = position - 1
                 try:
                     field, size, position = self._literal(block, position, octet)
                 except _LongString:
