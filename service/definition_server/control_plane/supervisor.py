@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
+from definition_server.control_plane.listener import listen_again, listens
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
@@ -63,6 +64,9 @@ class Supervisor:
         self._config = config
         self._lend = lend
         self._listener = listener
+        self._address = None if listener is None else listener.getsockname()
+        self._port_lost = False
+        self._roll_after_repair: asyncio.Task[None] | None = None
         self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
@@ -106,6 +110,7 @@ class Supervisor:
         """Run the tick. Never returns."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            self._repair_listener()
             self._reconcile()
             now = asyncio.get_running_loop().time()
             for worker, heartbeat in self._workers.items():
@@ -113,6 +118,23 @@ class Supervisor:
             for slot in self.slots:
                 if slot.worker is not None and slot.crash_loop.looping:
                     slot.crash_loop.runs(now - slot.worker.started)
+
+    def _repair_listener(self) -> None:
+        """Open the port again where a worker has shut the shared socket down, and replace the workers: one is broken,
+        and nothing says which."""
+        if self._listener is None or listens(self._listener):
+            return
+        try:
+            listen_again(self._listener, self._address)
+        except OSError as error:
+            if not self._port_lost:
+                log.error("The port was shut down by a worker and cannot be opened; tried again", error=error.strerror)
+            self._port_lost = True
+            return
+        self._port_lost = False
+        if self._roll_after_repair is None or self._roll_after_repair.done():
+            log.error("The port was shut down by a worker; it is open again, and the workers are replaced")
+            self._roll_after_repair = asyncio.create_task(self.roll())
 
     async def roll(self) -> None:
         """Replace every worker, one by one; the successor is READY before its predecessor drains.
