@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import resource
 import sys
@@ -53,6 +54,7 @@ async def run(job: Job) -> Counter[str]:
 def main() -> None:
     """Do the job."""
     os.nice(_NICENESS)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a server that ends a connection is no news here
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     job = Job(**json.loads(sys.stdin.readline()))

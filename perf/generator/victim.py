@@ -29,7 +29,7 @@ from perf.generator.connection import LoadConnection, connect
 from perf.generator.histogram import counted, encode, latency
 
 HEALTH_CHECK = b"/grpc.health.v1.Health/Check"
-_SERVING = b"\x08\x01"
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 _AT_ONCE = 192
 """New connections that may wait at the same time."""
 _SO_TIMESTAMPNS = 35
@@ -214,9 +214,19 @@ class Victim:
                         raise WrongAnswer(f"GOAWAY: {buffer[wire.HEAD : after][:80]!r}")
                     of_the_call = stream == 1 and kind != wire.WINDOW_UPDATE
                     if of_the_call and answer.add(kind, flags, buffer[wire.HEAD : after], blocks):
-                        answer.judge(expected)
+                        _judge(answer, expected)
                         return arrived
                     buffer = buffer[after:]
+
+
+def _judge(answer: Answer, expected: Expected) -> None:
+    """Judge an answer on a new connection. To a probe, NOT_SERVING is an answer too: the server drains."""
+    try:
+        answer.judge(expected)
+    except WrongAnswer:
+        if expected.content != _SERVING:
+            raise
+        answer.judge(Expected(0, _NOT_SERVING))
 
 
 def _whole_call(block: bytes, message: bytes) -> bytes:

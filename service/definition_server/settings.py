@@ -156,7 +156,8 @@ class Settings(EnvironmentSettings):
     tls_client_ca_file: Path | None = Field(
         None,
         validation_alias="TLS_CLIENT_CA_FILE",
-        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none.",
+        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none. "
+        "Read again on SIGHUP.",
         json_schema_extra=advice("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     reflection: bool = Field(

@@ -21,7 +21,7 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
-from definition_server.control_plane.descriptors import too_few
+from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
@@ -119,6 +119,7 @@ class _Master:
         self._started = self._loop_ran_at = time.monotonic()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._reserve = DescriptorReserve()
         self._publisher = Publisher()
         self._source = PostgresSource(
             settings.database_url.get_secret_value(),
@@ -137,6 +138,7 @@ class _Master:
             self._publisher,
             interval=settings.sync_interval_seconds,
             patience=settings.connect_timeout_seconds,
+            lend=self._reserve.lent,
         )
         self._reloader = Reloader(settings, {"DATABASE_URL": url_fault}, tls)
         self._key_usage = KeyUsage(settings.keys_by_id())
@@ -151,6 +153,7 @@ class _Master:
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            lend=self._reserve.lent,
         )
         self._status = StatusReader(
             self._publisher,
@@ -205,6 +208,7 @@ class _Master:
     async def _leave(self, forever: list[asyncio.Task[None]]) -> None:
         settings = self._settings
         self._status.stopping = True
+        self._reserve.close()
         log.info(
             "Draining",
             wait_seconds=settings.drain_wait_seconds,
@@ -251,7 +255,8 @@ class _Master:
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""
-        await self._reloader.read_again(self._apply)
+        with self._reserve.lent():
+            await self._reloader.read_again(self._apply)
         log.info("Syncing at once")
         self._sync_loop.sync_soon()
 

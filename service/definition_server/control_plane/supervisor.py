@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from definition_server.control_plane.publisher import Publication, Publisher
@@ -59,8 +59,11 @@ class Supervisor:
         start_timeout: float,
         listener: socket.socket | None = None,
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        lend: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """``lend``: within its context, descriptors are free for the start of a process."""
         self._config = config
+        self._lend = lend
         self._listener = listener
         self._on_keys_used = on_keys_used
         self._publisher = publisher
@@ -201,21 +204,22 @@ class Supervisor:
         Raises:
             OSError: where no process can be started.
         """
-        stats = self.stats.open()
-        try:
-            worker = await WorkerProcess.start(
-                number,
-                stats,
-                self._config,
-                self._certificate,
-                self._tls,
-                self._listener,
-                on_mapped=self._reconcile,
-                on_keys_used=self._on_keys_used,
-            )
-        except BaseException:
-            self.stats.retire(stats)
-            raise
+        with self._lend():
+            stats = self.stats.open()
+            try:
+                worker = await WorkerProcess.start(
+                    number,
+                    stats,
+                    self._config,
+                    self._certificate,
+                    self._tls,
+                    self._listener,
+                    on_mapped=self._reconcile,
+                    on_keys_used=self._on_keys_used,
+                )
+            except BaseException:
+                self.stats.retire(stats)
+                raise
 
         def release(_: asyncio.Task[int]) -> None:
             del self._workers[worker]
