@@ -15,7 +15,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.conftest import StartServer
-from tests.support.client import Client, failure
+from tests.support.certificates import Authority
+from tests.support.client import Client, Tls, failure
 from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
@@ -100,6 +101,31 @@ def test_a_confined_worker_imports_nothing_and_does_all_its_work(
     server.end()
     assert [line["name"] for line in server.logged("Imported")] == []
     assert server.logged("Worker ended; starting another") == []
+
+
+def test_with_tls_a_confined_worker_reads_no_file_and_its_certificate_can_be_replaced(
+    table: Table, start_server: StartServer, tmp_path: Path
+) -> None:
+    table.add_commands(3)
+    authority = Authority(tmp_path)
+    shown = authority.sign("shown")
+    files = {
+        "TLS_CERT_FILE": str(shown.cert),
+        "TLS_KEY_FILE": str(shown.key),
+        "TLS_CLIENT_CA_FILE": str(authority.cert),
+    }
+    own = authority.sign("client")
+    # What is tried on the stored snapshot is tried on the key.
+    server = start_server(table.url, PYTHON_TEST_STORED=str(shown.key), **files).wait_ready()
+    authority.sign("shown")  # another key and certificate, in the same files
+    before = len(server.lines)
+    server.signal(signal.SIGHUP)
+    server.wait_log("Certificate loaded", after=before)
+    assert {name: outcome for name, outcome in attempts(server).items() if outcome not in REFUSED} == {}
+    with Client(server.port, tls=Tls(authority.cert, own.cert, own.key)) as client:
+        assert client.get("command1").name == "command1"
+    server.end()
+    assert [line["name"] for line in server.logged("Imported")] == ["colorsys"]
 
 
 def _reflected(client: Client) -> list[str]:

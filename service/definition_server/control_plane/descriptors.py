@@ -26,7 +26,7 @@ its file and directory (3). The rest is room for a second worker that starts."""
 
 _HELD = 24
 """Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 14
-where nothing happens."""
+where nothing happens. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
 
 _PER_WORKER = 8
 """Control socket, stats page, process and a spare one; twice, because a roll runs a worker beside its successor."""

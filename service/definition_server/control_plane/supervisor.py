@@ -21,6 +21,7 @@ from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbe
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -52,6 +53,7 @@ class Supervisor:
         config: Configure,
         publisher: Publisher,
         keys: Keys,
+        tls: TlsFiles | None = None,
         *,
         workers: int,
         heartbeat_timeout: float,
@@ -71,6 +73,7 @@ class Supervisor:
         self._publisher = publisher
         self._keys = keys
         self._certificate = Certificate(0)
+        self._tls = tls
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
         self.slots = [WorkerSlot(number) for number in range(workers)]
@@ -96,8 +99,9 @@ class Supervisor:
         self._keys = keys
         self._reconcile()
 
-    def certificate_replaced(self) -> None:
-        """Make the workers read the TLS files again."""
+    def use_certificate(self, tls: TlsFiles) -> None:
+        """Make every worker use ``tls`` for new connections. The files before may be closed."""
+        self._tls = tls
         self._certificate = Certificate(self._certificate.revision + 1)
         self._reconcile()
 
@@ -229,6 +233,8 @@ class Supervisor:
                     number,
                     stats,
                     self._config,
+                    self._certificate,
+                    self._tls,
                     self._listener,
                     on_mapped=self._reconcile,
                     on_keys_used=self._on_keys_used,
@@ -300,4 +306,4 @@ class Supervisor:
             peers = {}
         for worker in self._workers:
             if not worker.draining:
-                worker.reconcile(self._keys, self._certificate, self._publisher.current, peers)
+                worker.reconcile(self._keys, self._certificate, self._tls, self._publisher.current, peers)

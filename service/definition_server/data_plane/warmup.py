@@ -39,7 +39,7 @@ class WarmUp:
         Raises:
             OSError: where there is no loopback or no descriptor.
         """
-        self._config = replace(config, host="127.0.0.1", port=0, tls_cert_file="")
+        self._config = replace(config, host="127.0.0.1", port=0)
         self._listener: socket.socket | None = None
         self._client: socket.socket | None = None
         if config.transport == "native":

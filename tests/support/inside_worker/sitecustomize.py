@@ -168,6 +168,7 @@ def _watch_imports() -> None:
 
     def enter_and_note(self: Any) -> list[str]:
         threads = len(os.listdir("/proc/self/task"))
+        signal.signal(signal.SIGUSR1, _report)  # a worker ignores it from its start on
         failures = enter(self)
         _CONFINED.append(True)
         _write({"msg": "Confined", "threads": threads})
@@ -180,5 +181,4 @@ _CONFINED: list[bool] = []
 _ATTEMPTS: dict[str, Callable[[], object]] = {}
 if "definition_server.data_plane.worker" in " ".join(sys.orig_argv):
     _ATTEMPTS = _attempts()
-    signal.signal(signal.SIGUSR1, _report)
     _watch_imports()
