@@ -210,3 +210,10 @@ def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_ser
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
     assert [worker["jail"] for worker in server.statusz()["workers"]] == ["full"]
     assert server.metric("avap_worker_jailed", worker="0") == 1
+
+
+def test_with_jail_off_the_status_says_so_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
+    """Otherwise the alert could not tell a missing jail from one that is switched off."""
+    server = start_server(table.url, ALLOW_EMPTY_CATALOG="true", JAIL="off").wait_ready()
+    assert {worker["jail"] for worker in server.statusz()["workers"]} == {"off"}
+    assert "avap_worker_jailed{" not in server.http("/metrics")[1]

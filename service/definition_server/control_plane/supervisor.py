@@ -110,6 +110,11 @@ class Supervisor:
         """Whether workers count their connections: they do where they accept from a shared socket."""
         return self._listener is not None
 
+    @property
+    def confines_workers(self) -> bool:
+        """Whether workers are to be confined: with ``JAIL=off`` they are not."""
+        return self._config.jail != "off"
+
     async def watch(self) -> None:
         """Run the tick. Never returns."""
         while True:
