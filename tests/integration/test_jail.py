@@ -25,6 +25,8 @@ from definition_server.environment import EX_CONFIG
 from definition_server.jail.confinement import support
 
 INSIDE = Path(__file__).parents[1] / "support/inside_worker"
+TRY = signal.SIGRTMIN + 1
+"""As in the code inside."""
 
 pytestmark = pytest.mark.skipif(bool(support().missing), reason=f"this kernel lacks {support().missing}")
 
@@ -40,7 +42,7 @@ def attempts(server: ServerProcess) -> dict[str, str]:
     """What code in the worker could do."""
     before = len(server.lines)
     (worker,) = server.worker_pids()
-    os.kill(worker, signal.SIGUSR1)
+    os.kill(worker, TRY)
     return dict(server.wait_log("Attempts", after=before)["outcomes"])
 
 
@@ -65,7 +67,7 @@ def test_a_confined_worker_logs_an_exception_with_its_traceback(table: Table, st
     server = start_server(table.url, APP_ENV="development", ALLOW_EMPTY_CATALOG="true")
     until(lambda: any("Serving" in line for line in server.other_output), "it serves")
     (worker,) = server.worker_pids()
-    os.kill(worker, signal.SIGUSR1)
+    os.kill(worker, TRY)
     until(lambda: server.logged("Imported", name="colorsys"), server.tail)
     assert [line["name"] for line in server.logged("Imported")] == ["colorsys"]
     assert any("an exception with a traceback" in line for line in server.other_output), server.tail()
