@@ -244,21 +244,21 @@ def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests of the master run on one transport each,
-    alternately; `nox -s coverage` runs them on all.
+    alternately; `nox -s coverage` runs them on the other one.
     """
     install(session, "test")
-    run_all(session, "pytest", options=["--one-transport"])
+    run_all(session, "pytest", options=["--one-transport=alternate"])
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The same tests with coverage of every process (at least 95 %), on every transport, with all Hypothesis
-    examples.
+    """The same tests with coverage of every process (at least 95 %), with all Hypothesis examples. Tests of the master
+    run on the transport on which `nox -s tests` does not run them; tests of perf cover nothing of the server.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
-    run_all(session, "coverage", "run", "-m", "pytest")
+    run_all(session, "coverage", "run", "-m", "pytest", options=["--one-transport=other", "--ignore=tests/unit/perf"])
     run(session, "coverage", "combine", "-q")
     run(session, "coverage", "report")
 

@@ -78,8 +78,9 @@ StartServer = Callable[..., ServerProcess]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--one-transport",
-        action="store_true",
-        help="run tests that are about the master (marker any_transport) on one transport, each in turn, not on all",
+        choices=("alternate", "other"),
+        help="run tests that are about the master (marker any_transport) on one transport, each in turn, not on all: "
+        "with `other` on the one that they do not run on with `alternate`",
     )
     parser.addoption(
         "--cpu-limit",
@@ -110,6 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     turn: dict[str, str] = {}
     """Test function -> the one transport it runs on."""
+    which = config.getoption("one_transport")
 
     def wanted(item: pytest.Item) -> bool:
         transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
@@ -117,9 +119,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return True
         if mark := item.get_closest_marker("transports"):
             return transport in (mark.args or (DEFAULT_TRANSPORT,))
-        if config.getoption("one_transport") and item.get_closest_marker("any_transport"):
+        if which and item.get_closest_marker("any_transport"):
             function = item.nodeid.partition("[")[0]
-            return transport == turn.setdefault(function, TRANSPORTS[len(turn) % len(TRANSPORTS)])
+            chosen = TRANSPORTS[(len(turn) + (which == "other")) % len(TRANSPORTS)]
+            return transport == turn.setdefault(function, chosen)
         return True
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:

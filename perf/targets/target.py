@@ -20,6 +20,7 @@ from typing import Any
 
 from definition_server.catalog.builder import BuiltSnapshot
 from definition_server.ipc.channel import Channel, ChannelClosed
+from definition_server.ipc.memory import create_sealed
 from definition_server.ipc.messages import Configure, Keys, Publish, Ready
 from definition_server.ipc.stats import StatsPage
 from perf.targets.processes import children, on_cpu, precise_cpu_seconds
@@ -84,6 +85,8 @@ class Worker:
         *,
         program: Sequence[str] = (sys.executable, "-c", _PROGRAM),
         name: str = "",
+        tls_cert_file: str = "",
+        tls_key_file: str = "",
         **settings: Any,
     ) -> None:
         """``program`` runs the worker's ``main`` with the arguments appended to it; ``name`` is the target's name."""
@@ -95,7 +98,14 @@ class Worker:
             "max_connection_age_seconds": 0.0, "threadpool_size": 4, "app_env": "production", "log_level": "INFO",
             "drain_timeout_seconds": 5.0,
         }  # fmt: skip
-        self._say(Configure(**values | settings))
+        files = [tls_cert_file, tls_key_file] if tls_cert_file else []
+        if "tls_cert_file" in Configure.__dataclass_fields__:  # an older revision, whose workers read the files
+            values |= dict(zip(("tls_cert_file", "tls_key_file"), files, strict=False))
+            files = []
+        memory = [create_sealed("tls", [Path(file).read_bytes()]) for file in files]
+        self._say(Configure(**values | settings), *memory)
+        for each in memory:
+            os.close(each)
         self._say(Keys((sha256(KEY.encode()).hexdigest(),)))
         command = [*program, str(theirs.fileno()), str(self._page.descriptor)]
         self._process = subprocess.Popen(

@@ -156,7 +156,8 @@ class Settings(EnvironmentSettings):
     tls_client_ca_file: Path | None = Field(
         None,
         validation_alias="TLS_CLIENT_CA_FILE",
-        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none.",
+        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none. "
+        "Read again on SIGHUP.",
         json_schema_extra=advice("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     reflection: bool = Field(
@@ -323,7 +324,7 @@ class Settings(EnvironmentSettings):
     @field_validator("tls_key_file")
     @classmethod
     def _check_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        _check_pair(info.data.get("tls_cert_file"), value, "TLS_CERT_FILE and TLS_KEY_FILE")
+        check_pair(info.data.get("tls_cert_file"), value, "TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
     @field_validator("tls_client_ca_file")
@@ -332,10 +333,7 @@ class Settings(EnvironmentSettings):
         if value is not None:
             if "tls_key_file" in info.data and info.data["tls_key_file"] is None:
                 raise ValueError("it needs TLS_CERT_FILE and TLS_KEY_FILE")
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(value)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
+            check_client_authorities(value)
         return value
 
     @field_validator("drain_timeout_seconds")
@@ -352,7 +350,12 @@ class Settings(EnvironmentSettings):
         return single | ({} if self.api_keys is None else parse_keys(self.api_keys.get_secret_value()))
 
 
-def _check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
+def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
+    """Refuse a certificate and a key that cannot be loaded together.
+
+    Raises:
+        ValueError: the reason.
+    """
     if (key is None) is not (certificate is None):
         raise ValueError(f"{variables} belong together")
     if key is not None and certificate is not None:
@@ -361,6 +364,18 @@ def _check_pair(certificate: Path | None, key: Path | None, variables: str) -> N
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
         except (OSError, ValueError) as error:
             raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
+
+
+def check_client_authorities(path: Path) -> None:
+    """Refuse a file that holds no certificates of authorities.
+
+    Raises:
+        ValueError: the reason.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
 
 
 def _check_regular(path: Path | None) -> None:
@@ -454,7 +469,7 @@ class ClientSettings(EnvironmentSettings):
             return value  # reported already
         _check_regular(value)
         names = "DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE"
-        _check_pair(info.data["client_cert_file"], value, names)
+        check_pair(info.data["client_cert_file"], value, names)
         if value is not None and info.data.get("ca_file", value) is None:
             raise ValueError("it needs DEFINITION_SERVER_CA_FILE, without which the server is called in cleartext")
         return value

@@ -12,6 +12,8 @@ from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
+from definition_server.cli.embedded_postgres import free_port
+
 pytestmark = [pytest.mark.slow, pytest.mark.transports("native")]
 
 TAKEN_OVER = """
@@ -104,4 +106,30 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
         with Client(server.port, KEY) as client:
             assert client.get("command0").name == "command0"
         assert len(open_descriptors(server.pid)) <= descriptors + 4
+        assert not server.other_output, "no traceback"
+
+
+@pytest.mark.parametrize("port", ["chosen", "0"])
+def test_a_port_that_a_worker_shuts_down_is_opened_again_and_the_workers_are_replaced(
+    port: str, table: Table, database_url: str, tmp_path: Path
+) -> None:
+    """The jail permits only SHUT_WR, which has no effect on a socket that listens; so this is without it."""
+    table.add_commands(1)
+    armed = tmp_path / "armed"
+    attack = "    socket.socket(fileno=os.dup(int(sys.orig_argv[-1]))).shutdown(socket.SHUT_RDWR)"
+    path = take_over(tmp_path, armed, attack)
+    chosen = "0" if port == "0" else str(free_port())
+    with ServerProcess(database_url, PYTHONPATH=path, JAIL="off", PORT=chosen) as server:
+        server.wait_ready()
+        before = server.worker_pids()
+        armed.touch()
+        os.kill(before[0], 9)
+        message = "The port was shut down by a worker; it is open again, and the workers are replaced"
+        server.wait_log(message)
+        until(lambda: len(server.logged("Worker rolled")) == 2, server.tail, seconds=40)
+        assert before[1] not in server.worker_pids()
+        for _ in range(5):
+            with Client(server.port, KEY) as client:
+                assert client.get("command0").name == "command0"
+        assert len(server.logged(message)) == 1
         assert not server.other_output, "no traceback"

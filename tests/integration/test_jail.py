@@ -15,7 +15,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.conftest import StartServer
-from tests.support.client import Client, failure
+from tests.support.certificates import Authority
+from tests.support.client import Client, Tls, failure
 from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
@@ -24,6 +25,8 @@ from definition_server.environment import EX_CONFIG
 from definition_server.jail.confinement import support
 
 INSIDE = Path(__file__).parents[1] / "support/inside_worker"
+TRY = signal.SIGRTMIN + 1
+"""As in the code inside."""
 
 pytestmark = pytest.mark.skipif(bool(support().missing), reason=f"this kernel lacks {support().missing}")
 
@@ -39,7 +42,7 @@ def attempts(server: ServerProcess) -> dict[str, str]:
     """What code in the worker could do."""
     before = len(server.lines)
     (worker,) = server.worker_pids()
-    os.kill(worker, signal.SIGUSR1)
+    os.kill(worker, TRY)
     return dict(server.wait_log("Attempts", after=before)["outcomes"])
 
 
@@ -64,7 +67,7 @@ def test_a_confined_worker_logs_an_exception_with_its_traceback(table: Table, st
     server = start_server(table.url, APP_ENV="development", ALLOW_EMPTY_CATALOG="true")
     until(lambda: any("Serving" in line for line in server.other_output), "it serves")
     (worker,) = server.worker_pids()
-    os.kill(worker, signal.SIGUSR1)
+    os.kill(worker, TRY)
     until(lambda: server.logged("Imported", name="colorsys"), server.tail)
     assert [line["name"] for line in server.logged("Imported")] == ["colorsys"]
     assert any("an exception with a traceback" in line for line in server.other_output), server.tail()
@@ -100,6 +103,31 @@ def test_a_confined_worker_imports_nothing_and_does_all_its_work(
     server.end()
     assert [line["name"] for line in server.logged("Imported")] == []
     assert server.logged("Worker ended; starting another") == []
+
+
+def test_with_tls_a_confined_worker_reads_no_file_and_its_certificate_can_be_replaced(
+    table: Table, start_server: StartServer, tmp_path: Path
+) -> None:
+    table.add_commands(3)
+    authority = Authority(tmp_path)
+    shown = authority.sign("shown")
+    files = {
+        "TLS_CERT_FILE": str(shown.cert),
+        "TLS_KEY_FILE": str(shown.key),
+        "TLS_CLIENT_CA_FILE": str(authority.cert),
+    }
+    own = authority.sign("client")
+    # What is tried on the stored snapshot is tried on the key.
+    server = start_server(table.url, PYTHON_TEST_STORED=str(shown.key), **files).wait_ready()
+    authority.sign("shown")  # another key and certificate, in the same files
+    before = len(server.lines)
+    server.signal(signal.SIGHUP)
+    server.wait_log("Certificate loaded", after=before)
+    assert {name: outcome for name, outcome in attempts(server).items() if outcome not in REFUSED} == {}
+    with Client(server.port, tls=Tls(authority.cert, own.cert, own.key)) as client:
+        assert client.get("command1").name == "command1"
+    server.end()
+    assert [line["name"] for line in server.logged("Imported")] == ["colorsys"]
 
 
 def _reflected(client: Client) -> list[str]:
@@ -184,3 +212,10 @@ def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_ser
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
     assert [worker["jail"] for worker in server.statusz()["workers"]] == ["full"]
     assert server.metric("avap_worker_jailed", worker="0") == 1
+
+
+def test_with_jail_off_the_status_says_so_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
+    """Otherwise the alert could not tell a missing jail from one that is switched off."""
+    server = start_server(table.url, ALLOW_EMPTY_CATALOG="true", JAIL="off").wait_ready()
+    assert {worker["jail"] for worker in server.statusz()["workers"]} == {"off"}
+    assert "avap_worker_jailed{" not in server.http("/metrics")[1]

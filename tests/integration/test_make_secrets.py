@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def test_the_secrets_can_be_read_by_their_owner_alone_whatever_the_umask(tmp_pat
 def test_an_ordinary_account_is_told_which_uid_the_server_must_run_as(tmp_path: Path) -> None:
     script = tmp_path / "make-secrets"
     script.write_text(SCRIPT.read_text())
-    for path in (tmp_path, *(parent for parent in tmp_path.parents if parent.name.startswith("pytest-"))):
-        path.chmod(0o711)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.is_relative_to(Path(tempfile.gettempdir())) and path != Path(tempfile.gettempdir()):
+            path.chmod(0o711)
     script.chmod(0o755)
     home = tmp_path / "home"
     home.mkdir()

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import StartServer
+from tests.integration.test_cli_whole import Demo
 from tests.support.client import Client
+from tests.support.polling import until
+from tests.support.providers import need_provider
 from tests.support.table import Table
 
 DEAF = """
@@ -57,6 +60,21 @@ def test_a_start_asks_no_name_service(
         assert client.get("command0").name == "command0"
     assert server.metric("avap_cache_size") == 1
     assert not questions.exists(), questions.read_text()
+
+
+@pytest.mark.transports("native")
+def test_the_demo_asks_no_name_service(tmp_path: Path) -> None:
+    need_provider("embedded")
+    questions = tmp_path / "questions"
+    (tmp_path / "sitecustomize.py").write_text(DEAF.format(questions=str(questions)))
+    demo = Demo(PORT="0", METRICS_PORT="0", WORKERS="1", PYTHONPATH=str(tmp_path))
+    try:
+        until(lambda: "Serving" in demo.output, lambda: demo.output)
+        assert not questions.exists(), questions.read_text()
+        assert demo.interrupt() == 0
+        assert not questions.exists(), questions.read_text()
+    finally:
+        demo.end()
 
 
 def test_the_question_of_a_name_would_be_noticed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import StartServer
 from tests.support.certificates import Authority, Certificate
 from tests.support.client import Client, Tls, failure
+from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
@@ -37,9 +38,11 @@ def start(table: Table, start_server: StartServer, shown: Certificate, **setting
     return start_server(table.url, **files | settings).wait_ready()
 
 
-def common_name(server: ServerProcess, authority: Authority) -> str:
-    """Serial number of the certificate that a new connection gets."""
+def common_name(server: ServerProcess, authority: Authority, own: Certificate | None = None) -> str:
+    """Common name of the certificate that a new connection gets; ``own``: the client's certificate."""
     context = ssl.create_default_context(cafile=str(authority.cert))
+    if own is not None:
+        context.load_cert_chain(own.cert, own.key)
     context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
@@ -124,6 +127,61 @@ def test_a_replaced_certificate_is_used_after_sighup_and_open_connections_stay(
         assert "TLS_KEY_FILE" in line["error"]
         assert common_name(server, authority) == "second"
         assert client.get("command1").name == "command1"
+
+
+def test_a_worker_that_dies_while_the_files_are_bad_is_replaced_with_the_last_good_pair(
+    table: Table, start_server: StartServer, authority: Authority, tmp_path: Path
+) -> None:
+    first, second, other = authority.sign("first"), authority.sign("second"), authority.sign("other")
+    shown, trusted = Certificate(tmp_path / "shown.pem", tmp_path / "shown.key"), tmp_path / "trusted.pem"
+
+    def show(cert: Path, key: Path | None) -> None:
+        shutil.copy(cert, shown.cert)
+        shown.key.unlink(missing_ok=True)
+        if key is not None:
+            shutil.copy(key, shown.key)
+
+    def replaced() -> None:
+        """Kill a worker, and wait until another serves in its place."""
+        killed = min(server.worker_pids())
+        os.kill(killed, signal.SIGKILL)
+        workers = lambda: server.statusz()["workers"]  # noqa: E731
+        until(lambda: killed not in [worker["pid"] for worker in workers()], server.tail)
+        until(lambda: [worker["state"] for worker in workers()] == ["serving"] * 2, server.tail)
+
+    def served() -> set[str]:
+        return {common_name(server, authority, own) for _ in range(12)}
+
+    own = authority.sign("client")
+    shutil.copy(authority.cert, trusted)
+    show(first.cert, first.key)
+    server = start(table, start_server, shown, WORKERS="2", TLS_CLIENT_CA_FILE=str(trusted))
+    for cert, key, authorities in (
+        (second.cert, first.key, authority.cert),
+        (other.cert, None, authority.cert),
+        (second.cert, second.key, other.key),
+    ):
+        show(cert, key)
+        shutil.copy(authorities, trusted)
+        before = len(server.lines)
+        server.signal(signal.SIGHUP)
+        server.wait_log("Settings not read again; the old ones stay", after=before)
+        replaced()
+        assert served() == {"first"}
+        with Client(server.port, tls=Tls(authority.cert, own.cert, own.key)) as client:
+            assert client.get("command1").name == "command1"
+    assert not server.logged("Worker cannot start"), server.tail()
+    shutil.copy(authority.cert, trusted)
+    before = len(server.lines)
+    server.signal(signal.SIGHUP)
+    until(lambda: len(server.logged("Certificate loaded", after=before)) == 2, server.tail)
+    assert served() == {"second"}
+    replaced()
+    assert served() == {"second"}
+    held = [link for pid in server.worker_pids() for link in open_descriptors(pid).values() if "memfd:tls" in link]
+    assert held == [], "a worker keeps nothing open from which its key could be read"
+    kept = [link for link in open_descriptors(server.pid).values() if "memfd:tls" in link]
+    assert len(kept) == 3, "the last good set alone"
 
 
 def test_a_certificate_without_its_key_is_reported_at_the_start(

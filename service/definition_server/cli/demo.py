@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 import signal
 import sys
-from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -52,18 +52,25 @@ def demo() -> None:
     if early_signals.take():
         sys.exit(0)
     console = Console(highlight=False, soft_wrap=True)
+    postgres = EmbeddedPostgres(password=secrets.token_hex(_KEY_BYTES))
     try:
-        with EmbeddedPostgres(password=secrets.token_hex(_KEY_BYTES)) as postgres:
-            postgres.psql(CREATE_TABLE_SQL)
-            copy = rf"\copy obex_dapl_functions({','.join(COLUMNS)}) from pstdin with (format csv, null '\N')"
-            postgres.psql(copy, stdin=as_csv(commands))
-            settings = settings.model_copy(update={"database_url": SecretStr(postgres.url)})
-            console.print(_introduction(settings, postgres, len(commands)))
-            code = _serve(settings)
+        postgres.start()
+        postgres.psql(CREATE_TABLE_SQL)
+        copy = rf"\copy obex_dapl_functions({','.join(COLUMNS)}) from pstdin with (format csv, null '\N')"
+        postgres.psql(copy, stdin=as_csv(commands))
+        settings = settings.model_copy(update={"database_url": SecretStr(postgres.url)})
+        console.print(_introduction(settings, postgres, len(commands)))
+        code = _serve(settings)
     except (PostgresBinariesNotFound, PostgresStartFailed, PsqlFailed) as error:
         raise CommandFailed(f"the demo's PostgreSQL: {error}", Exit.UNAVAILABLE) from None
-    with suppress(OSError):  # the terminal may be gone
+    finally:  # not a `with`: a signal between the start and its block would leave PostgreSQL's directory
+        _ignore_signals()
+        postgres.stop()
+    try:
         console.print("The demo has ended; its PostgreSQL and its data are gone.")
+        sys.stdout.flush()
+    except OSError:  # the terminal is gone: without this, Python fails to write the line at the exit too (code 120)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
 
@@ -81,10 +88,7 @@ def _ignore_signals() -> None:
 def _serve(settings: Settings) -> int:
     from definition_server.control_plane.master import run_master
 
-    try:
-        return run_master(settings, hangup_stops=True)
-    finally:
-        _ignore_signals()
+    return run_master(settings, hangup_stops=True)
 
 
 def _settings() -> Settings:

@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from definition_server.inherited import signals_held_back
+
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -350,7 +352,8 @@ class EmbeddedPostgres:
 
     def _create_cluster(self, binaries: PostgresBinaries) -> None:
         self._user = _server_user()
-        self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
+        with signals_held_back():  # a signal that raises between the two would leave the directory
+            self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
         self.directory.chmod(0o700)  # regardless of the umask
         self._give_to_server(self.directory)
         self._installed = self._reachable(binaries)
@@ -409,7 +412,8 @@ class EmbeddedPostgres:
     def _launch(self) -> Self:
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         try:
-            self._process = self._spawn(options)
+            with signals_held_back():  # PostgreSQL sets its own mask of signals
+                self._process = self._spawn(options)
         except OSError as error:
             raise PostgresStartFailed(f"PostgreSQL could not be started: {error}") from error
         deadline = time.monotonic() + START_SECONDS

@@ -11,7 +11,7 @@ from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 from definition_server.settings import ClientSettings
 
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "this port speaks")
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "http1.x server")
 """gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")

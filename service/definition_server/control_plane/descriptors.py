@@ -1,15 +1,32 @@
-"""How many open files the master needs for its own work: the limit is judged at the start, and not by a worker that
-cannot be replaced at night.
+"""Open files for the master's own work: the limit is judged at the start, and some of them are reserved.
 
-The admin port takes a fixed share of the limit at most (`admin_port`), and the master accepts no other connections. So
-where the limit covers these needs, a worker that dies is replaced, and cycles go on, whatever clients do.
+`descriptors_needed` keeps a worker that cannot be replaced from being found out at night: a limit that does not suffice
+is refused at once. The admin port takes a fixed share of the limit at most (`admin_port`), and the master accepts no
+other connections. So clients cannot take what the master needs.
+
+`DescriptorReserve` is for what no sum foresees (a leak in a library, a limit lowered at run time by ``prlimit``). It
+holds descriptors of ``/dev/null``, and closes them for as long as the master starts a process, runs a cycle or reads
+its files. It does not hold against a leak that takes descriptors at that very moment, again and again.
 """
 
 from __future__ import annotations
 
-_OWN = 48
-"""Standard streams, event loop, log, listeners, database (4), snapshots being built, served, replaced and restored (8),
-the stored file (3), certificates, and what a start of a process needs for a moment (8)."""
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+RESERVED = 24
+"""The most that the master's work opens at one time: the start of a process (7: control socket 2, stats page, its
+standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to the database (4), a snapshot built (2),
+its file and directory (3). The rest is room for a second worker that starts."""
+
+_HELD = 24
+"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 14
+where nothing happens. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
 
 _PER_WORKER = 8
 """Control socket, stats page, process and a spare one; twice, because a roll runs a worker beside its successor."""
@@ -20,7 +37,7 @@ _ADMIN_SHARE = 8
 
 def descriptors_needed(workers: int) -> int:
     """The least limit of open files for a master with ``workers``."""
-    own = _OWN + _PER_WORKER * workers
+    own = _HELD + RESERVED + _PER_WORKER * workers
     return own * _ADMIN_SHARE // (_ADMIN_SHARE - 1)
 
 
@@ -33,3 +50,54 @@ def too_few(limit: int, workers: int) -> str | None:
         f"the limit of open files is {limit}, and {needed} are needed for {workers} workers. "
         "Raise it (ulimit -n, LimitNOFILE=, or the container runtime's nofile), or lower WORKERS."
     )
+
+
+class DescriptorReserve:
+    """Descriptors that nobody else can take. To be used in one thread."""
+
+    def __init__(self, count: int = RESERVED) -> None:
+        """Takes ``count`` descriptors, fewer where there are no more."""
+        self._count = count
+        self._held: list[int] = []
+        self._borrowers = 0
+        self._complete = True
+        self._fill()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within this block the reserved descriptors are free, to be opened by what it calls. Blocks may overlap."""
+        self._borrowers += 1
+        self._release()
+        try:
+            yield
+        finally:
+            self._borrowers -= 1
+            if not self._borrowers:
+                self._fill()
+
+    def close(self) -> None:
+        """Free the descriptors for good."""
+        self._count = 0
+        self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
+
+    def _fill(self) -> None:
+        with suppress(OSError):
+            while len(self._held) < self._count:
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
+        complete = len(self._held) == self._count
+        if complete is self._complete:
+            return
+        self._complete = complete
+        if complete:
+            log.info("The reserve of open files is complete again")
+        else:
+            log.error(
+                "Open files run out: the reserve for workers and cycles is not complete",
+                reserved=len(self._held),
+                wanted=self._count,
+                remedy="see what the master has open (ls -l /proc/PID/fd); raise the limit of open files (nofile)",
+            )

@@ -7,6 +7,8 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from definition_server.observability.logs import get_logger
 from grpc_h2 import BACKLOG
@@ -53,6 +55,27 @@ def reserve_port(host: str, port: int) -> socket.socket:
         PortInUse: where the address cannot be opened.
     """
     return _bound(host, port, _share_with_workers)
+
+
+def listens(listener: socket.socket) -> bool:
+    """Whether the socket still listens: each process that shares it may end that by ``shutdown(2)``.
+
+    A socket that is closed in this process counts as one that listens.
+    """
+    return listener.fileno() < 0 or bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def listen_again(listener: socket.socket, address: Any) -> None:
+    """Make a socket of `listen` that was shut down listen again, for every process that shares it.
+
+    Connections that waited to be accepted have been reset.
+
+    Raises:
+        OSError: where another process has taken the port meanwhile.
+    """
+    with suppress(OSError):  # EINVAL: it is bound still. It is not where the kernel chose its port
+        listener.bind(address)
+    listener.listen(BACKLOG)
 
 
 def _share_with_workers(holder: socket.socket) -> None:

@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
-from definition_server.control_plane.descriptors import too_few
+from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
@@ -33,9 +34,11 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
-from definition_server.environment import EX_CONFIG, notices
+from definition_server.control_plane.tls_reader import read_tls_files
+from definition_server.environment import EX_CONFIG, SettingsError, notices
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
 
@@ -70,13 +73,18 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
     try:
+        tls = read_tls_files(settings)
+    except SettingsError as error:
+        log.critical("Cannot start", error=str(error))
+        return EX_CONFIG
+    try:
         holder = (listen if settings.transport == "native" else reserve_port)(settings.host, settings.port)
     except PortInUse as error:
         log.critical("Cannot start", error=str(error))
         return EX_UNAVAILABLE
     with holder:
         try:
-            master = _Master(settings, holder, hangup_stops=hangup_stops)
+            master = _Master(settings, holder, tls, hangup_stops=hangup_stops)
         except PortInUse as error:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
@@ -98,7 +106,7 @@ def _log_notices(settings: Settings) -> None:
 class _Master:
     """The parts of the master, connected."""
 
-    def __init__(self, settings: Settings, holder: socket.socket, *, hangup_stops: bool) -> None:
+    def __init__(self, settings: Settings, holder: socket.socket, tls: TlsFiles | None, *, hangup_stops: bool) -> None:
         """Opens the metrics port, and starts nothing yet. ``holder`` has the gRPC port.
 
         Raises:
@@ -111,6 +119,7 @@ class _Master:
         self._started = self._loop_ran_at = time.monotonic()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._reserve = DescriptorReserve()
         self._publisher = Publisher()
         self._source = PostgresSource(
             settings.database_url.get_secret_value(),
@@ -129,19 +138,22 @@ class _Master:
             self._publisher,
             interval=settings.sync_interval_seconds,
             patience=settings.connect_timeout_seconds,
+            lend=self._reserve.lent,
         )
-        self._reloader = Reloader(settings, {"DATABASE_URL": url_fault})
+        self._reloader = Reloader(settings, {"DATABASE_URL": url_fault}, tls)
         self._key_usage = KeyUsage(settings.keys_by_id())
-        self._certificates_expire = _expiries(settings)
+        self._certificates_expire = _expiries(tls)
         self._supervisor = Supervisor(
             _worker_config(settings, port),
             self._publisher,
             self._key_usage.message,
+            tls,
             workers=settings.workers,
             heartbeat_timeout=settings.heartbeat_timeout_seconds,
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            lend=self._reserve.lent,
         )
         self._status = StatusReader(
             self._publisher,
@@ -196,6 +208,7 @@ class _Master:
     async def _leave(self, forever: list[asyncio.Task[None]]) -> None:
         settings = self._settings
         self._status.stopping = True
+        self._reserve.close()
         log.info(
             "Draining",
             wait_seconds=settings.drain_wait_seconds,
@@ -242,7 +255,8 @@ class _Master:
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""
-        await self._reloader.read_again(self._apply)
+        with self._reserve.lent():
+            await self._reloader.read_again(self._apply)
         log.info("Syncing at once")
         self._sync_loop.sync_soon()
 
@@ -255,9 +269,9 @@ class _Master:
         elif what is Reloadable.API_KEYS:
             self._key_usage.replace(settings.keys_by_id())
             self._supervisor.use_keys(self._key_usage.message)
-        else:
-            self._certificates_expire = _expiries(settings)
-            self._supervisor.certificate_replaced()
+        elif (tls := self._reloader.tls) is not None:
+            self._certificates_expire = _expiries(tls)
+            self._supervisor.use_certificate(tls)
 
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""
@@ -295,9 +309,9 @@ def _signer(settings: Settings) -> Signer | None:
     return None if key is None else Signer(key.get_secret_value(), settings.package_version)
 
 
-def _expiries(settings: Settings) -> dict[str, float]:
-    files = {"server": settings.tls_cert_file, "client_authorities": settings.tls_client_ca_file}
-    found = {name: earliest_expiry(path) for name, path in files.items() if path is not None}
+def _expiries(tls: TlsFiles | None) -> dict[str, float]:
+    files = {} if tls is None else {"server": tls.certificate, "client_authorities": tls.client_authorities}
+    found = {name: earliest_expiry(Path(path)) for name, path in files.items() if path is not None}
     return {name: expiry for name, expiry in found.items() if expiry is not None}
 
 
@@ -318,8 +332,5 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         keepalive_time_seconds=settings.keepalive_time_seconds,
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
         keepalive_min_time_seconds=settings.keepalive_min_time_seconds,
-        tls_cert_file=str(settings.tls_cert_file or ""),
-        tls_key_file=str(settings.tls_key_file or ""),
-        tls_client_ca_file=str(settings.tls_client_ca_file or ""),
         jail=settings.jail,
     )

@@ -18,7 +18,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from definition_server.control_plane.tls_reader import read_tls_files
 from definition_server.environment import Check, SettingsError, load_settings, named_file, variables
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 from definition_server.settings import Settings
 
@@ -41,15 +43,18 @@ class Reloadable(Enum):
         return ", ".join(_variable(name) for name in self.value)
 
 
+_Found = tuple[Settings, TlsFiles | None] | SettingsError
 Apply = Callable[[Reloadable, Settings], Awaitable[None]]
 
 
 class Reloader:
-    """The settings that are in use, and their renewal. ``settings`` are those of the start."""
+    """The settings that are in use, and their renewal. ``settings`` and ``tls`` are those of the start."""
 
-    def __init__(self, settings: Settings, checks: Mapping[str, Check]) -> None:
+    def __init__(self, settings: Settings, checks: Mapping[str, Check], tls: TlsFiles | None = None) -> None:
         self.settings = settings
         """What is in use: of everything the last good value."""
+        self.tls = tls
+        """What the TLS files held when they were last good; None without TLS."""
         self._checks = checks
         self._reading: set[Reloadable] = set()
 
@@ -64,14 +69,21 @@ class Reloader:
         found = self._begin(what)
         done, _ = await asyncio.wait((found,), timeout=_READ_SECONDS)
         if not done:
+            found.add_done_callback(_discard)
             return self._keep(what, f"it was not read within {_READ_SECONDS:g} s; does a disk hang?")
-        settings = found.result()
-        if isinstance(settings, SettingsError):
-            for problem in settings.problems:
+        result = found.result()
+        if isinstance(result, SettingsError):
+            for problem in result.problems:
                 self._keep(what, f"{problem.variable}: {problem.reason}", remedy=problem.remedy)
             return None
+        settings, tls = result
         self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in what.value})
+        replaced = None
+        if tls is not None:
+            replaced, self.tls = self.tls, tls
         await apply(what, self.settings)
+        if replaced is not None:
+            replaced.close()
         log.info("Settings read again", what=what.variables)
         return None
 
@@ -79,10 +91,10 @@ class Reloader:
         more = {} if remedy is None else {"remedy": remedy}
         log.error("Settings not read again; the old ones stay", what=what.variables, error=error, **more)
 
-    def _begin(self, what: Reloadable) -> asyncio.Future[Settings | SettingsError]:
+    def _begin(self, what: Reloadable) -> asyncio.Future[_Found]:
         """Read ``what`` in a thread, every other setting being as it is."""
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[Settings | SettingsError] = loop.create_future()
+        found: asyncio.Future[_Found] = loop.create_future()
         others = {
             _variable(name): _text(getattr(self.settings, name))
             for other in Reloadable
@@ -91,29 +103,38 @@ class Reloader:
         }
         self._reading.add(what)
 
-        def end(result: Settings | SettingsError) -> None:
+        def end(result: _Found) -> None:
             self._reading.discard(what)
             found.set_result(result)
 
         def read() -> None:
-            result: Settings | SettingsError
             try:
-                result = load_settings(Settings, defaults=None, checks=self._checks, **others)
-            except SettingsError as error:
-                result = error
-            try:
-                loop.call_soon_threadsafe(end, result)
+                loop.call_soon_threadsafe(end, self._load(what, others))
             except RuntimeError:
                 return  # the loop has ended
 
         threading.Thread(target=read, name=f"reload-{what.name.lower()}", daemon=True).start()
         return found
 
+    def _load(self, what: Reloadable, others: Mapping[str, str | None]) -> _Found:
+        try:
+            settings = load_settings(Settings, defaults=None, checks=self._checks, **others)
+            return settings, read_tls_files(settings) if what is Reloadable.CERTIFICATE else None
+        except SettingsError as error:
+            return error
+
     def _from_files(self, what: Reloadable) -> bool:
         """Whether it can have changed at all: the environment of a running process does not change."""
         if what is Reloadable.CERTIFICATE:
             return self.settings.tls_cert_file is not None
         return any(named_file(_variable(name)) for name in what.value)
+
+
+def _discard(found: asyncio.Future[_Found]) -> None:
+    """Close what was read too late."""
+    result = found.result()
+    if not isinstance(result, SettingsError) and result[1] is not None:
+        result[1].close()
 
 
 def _variable(name: str) -> str:

@@ -46,7 +46,10 @@ class StatusReader:
 
     def read(self) -> ServiceStatus:
         """The status now."""
-        workers = tuple(_worker(slot, self._supervisor.counts_connections) for slot in self._supervisor.slots)
+        supervisor = self._supervisor
+        workers = tuple(
+            _worker(slot, supervisor.counts_connections, supervisor.confines_workers) for slot in supervisor.slots
+        )
         serving = [worker.room for worker in workers if worker.state == "serving"]
         full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
         return ServiceStatus(
@@ -97,10 +100,21 @@ def _sync(state: SyncState) -> SyncStatus:
     )
 
 
-def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
+def _worker(slot: WorkerSlot, counts_connections: bool, confined: bool) -> WorkerStatus:
     worker = slot.worker
     if worker is None:
-        return WorkerStatus(slot.number, None, "down", 0, "", 0, None, slot.restarts, slot.crash_loop.looping)
+        return WorkerStatus(
+            slot.number,
+            None,
+            "down",
+            0,
+            "",
+            0,
+            None,
+            slot.restarts,
+            slot.crash_loop.looping,
+            jail="none" if confined else "off",
+        )
     reading = worker.stats.read()
     if worker.draining:
         state = "draining"
@@ -118,7 +132,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool) -> WorkerStatus:
         heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
         restarts=slot.restarts,
         crash_loop=slot.crash_loop.looping,
-        jail=worker.jail,
+        jail=worker.jail if confined else "off",
         connections=reading.connections if counts_connections else None,
         room=reading.room.name.lower() if counts_connections else None,
     )

@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
+from definition_server.control_plane.listener import listen_again, listens
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.ipc.messages import Certificate, Configure, Drain, Keys
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -51,19 +53,27 @@ class Supervisor:
         config: Configure,
         publisher: Publisher,
         keys: Keys,
+        tls: TlsFiles | None = None,
         *,
         workers: int,
         heartbeat_timeout: float,
         start_timeout: float,
         listener: socket.socket | None = None,
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        lend: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """``lend``: within its context, descriptors are free for the start of a process."""
         self._config = config
+        self._lend = lend
         self._listener = listener
+        self._address = None if listener is None else listener.getsockname()
+        self._port_lost = False
+        self._roll_after_repair: asyncio.Task[None] | None = None
         self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
         self._certificate = Certificate(0)
+        self._tls = tls
         self._heartbeat_timeout = heartbeat_timeout
         self._start_timeout = start_timeout
         self.slots = [WorkerSlot(number) for number in range(workers)]
@@ -89,8 +99,9 @@ class Supervisor:
         self._keys = keys
         self._reconcile()
 
-    def certificate_replaced(self) -> None:
-        """Make the workers read the TLS files again."""
+    def use_certificate(self, tls: TlsFiles) -> None:
+        """Make every worker use ``tls`` for new connections. The files before may be closed."""
+        self._tls = tls
         self._certificate = Certificate(self._certificate.revision + 1)
         self._reconcile()
 
@@ -99,10 +110,16 @@ class Supervisor:
         """Whether workers count their connections: they do where they accept from a shared socket."""
         return self._listener is not None
 
+    @property
+    def confines_workers(self) -> bool:
+        """Whether workers are to be confined: with ``JAIL=off`` they are not."""
+        return self._config.jail != "off"
+
     async def watch(self) -> None:
         """Run the tick. Never returns."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            self._repair_listener()
             self._reconcile()
             now = asyncio.get_running_loop().time()
             for worker, heartbeat in self._workers.items():
@@ -110,6 +127,23 @@ class Supervisor:
             for slot in self.slots:
                 if slot.worker is not None and slot.crash_loop.looping:
                     slot.crash_loop.runs(now - slot.worker.started)
+
+    def _repair_listener(self) -> None:
+        """Open the port again where a worker has shut the shared socket down, and replace the workers: one is broken,
+        and nothing says which."""
+        if self._listener is None or listens(self._listener):
+            return
+        try:
+            listen_again(self._listener, self._address)
+        except OSError as error:
+            if not self._port_lost:
+                log.error("The port was shut down by a worker and cannot be opened; tried again", error=error.strerror)
+            self._port_lost = True
+            return
+        self._port_lost = False
+        if self._roll_after_repair is None or self._roll_after_repair.done():
+            log.error("The port was shut down by a worker; it is open again, and the workers are replaced")
+            self._roll_after_repair = asyncio.create_task(self.roll())
 
     async def roll(self) -> None:
         """Replace every worker, one by one; the successor is READY before its predecessor drains.
@@ -197,19 +231,22 @@ class Supervisor:
         Raises:
             OSError: where no process can be started.
         """
-        stats = self.stats.open()
-        try:
-            worker = await WorkerProcess.start(
-                number,
-                stats,
-                self._config,
-                self._listener,
-                on_mapped=self._reconcile,
-                on_keys_used=self._on_keys_used,
-            )
-        except BaseException:
-            self.stats.retire(stats)
-            raise
+        with self._lend():
+            stats = self.stats.open()
+            try:
+                worker = await WorkerProcess.start(
+                    number,
+                    stats,
+                    self._config,
+                    self._certificate,
+                    self._tls,
+                    self._listener,
+                    on_mapped=self._reconcile,
+                    on_keys_used=self._on_keys_used,
+                )
+            except BaseException:
+                self.stats.retire(stats)
+                raise
 
         def release(_: asyncio.Task[int]) -> None:
             del self._workers[worker]
@@ -274,4 +311,4 @@ class Supervisor:
             peers = {}
         for worker in self._workers:
             if not worker.draining:
-                worker.reconcile(self._keys, self._certificate, self._publisher.current, peers)
+                worker.reconcile(self._keys, self._certificate, self._tls, self._publisher.current, peers)

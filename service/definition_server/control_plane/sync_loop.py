@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import Backoff
@@ -24,6 +24,7 @@ class SyncLoop:
         interval: float,
         patience: float,
         share: Callable[[], float] = random.random,
+        lend: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
@@ -34,11 +35,13 @@ class SyncLoop:
             share: The share of the interval, 0 to 1, that passes after an unscheduled cycle (the first one, or one that
                 was requested). It is random, so that replicas that were started or signalled together do not read the
                 table together for ever.
+            lend: Within its context, descriptors are free for a cycle.
         """
         self._synchronizer = synchronizer
         self._publisher = publisher
         self._interval = interval
         self._share = share
+        self._lend = lend
         self._patience = patience
         self._backoff = Backoff(first=min(0.5, interval), most=min(30.0, interval))
         self._delay = interval
@@ -64,7 +67,8 @@ class SyncLoop:
     async def _restore(self, first: asyncio.Task[float]) -> None:
         """Serve the last-known-good snapshot where the first cycle has not published in time."""
         await asyncio.wait((first,), timeout=self._patience)
-        await self._synchronizer.restore()
+        with self._lend():
+            await self._synchronizer.restore()
 
     async def _run_cycles(self, first: asyncio.Task[float]) -> None:
         started = await first
@@ -79,7 +83,8 @@ class SyncLoop:
     async def _cycle(self) -> float:
         """Run one cycle. Returns its start (monotonic seconds)."""
         started = time.monotonic()
-        await self._synchronizer.cycle(self._next_delay)
+        with self._lend():
+            await self._synchronizer.cycle(self._next_delay)
         return started
 
     def _next_delay(self, outcome: Outcome) -> float:

@@ -32,6 +32,7 @@ from definition_server.ipc.messages import (
     Publish,
     Ready,
 )
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
 
@@ -92,6 +93,7 @@ class WorkerProcess:
         process: Process,
         channel: Channel,
         stats: WorkerStats,
+        certificate: Certificate,
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None],
@@ -117,7 +119,7 @@ class WorkerProcess:
         self._sent_generation = 0
         self._sent_at = 0.0
         self._sent_keys: Keys | None = None
-        self._sent_certificate: Certificate | None = None
+        self._sent_certificate = certificate
         self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
@@ -127,6 +129,8 @@ class WorkerProcess:
         number: int,
         stats: WorkerStats,
         config: Configure,
+        certificate: Certificate,
+        tls: TlsFiles | None = None,
         listener: socket.socket | None = None,
         *,
         on_mapped: Callable[[], None],
@@ -134,6 +138,7 @@ class WorkerProcess:
     ) -> WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
+        ``tls`` are the TLS files of ``certificate``, None without TLS.
         ``on_mapped`` is called when the other workers may read its page.
 
         Raises:
@@ -144,7 +149,7 @@ class WorkerProcess:
         if listener is not None:
             descriptors.append(listener.fileno())
         try:
-            channel.send(config)
+            channel.send(config, *([] if tls is None else tls.descriptors))
             # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
             # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
             program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
@@ -165,7 +170,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         stats.belongs_to(process.pid)
-        return cls(number, process, channel, stats, on_mapped=on_mapped, on_keys_used=on_keys_used)
+        return cls(number, process, channel, stats, certificate, on_mapped=on_mapped, on_keys_used=on_keys_used)
 
     @property
     def pid(self) -> int:
@@ -181,11 +186,13 @@ class WorkerProcess:
         self,
         keys: Keys,
         certificate: Certificate,
+        tls: TlsFiles | None,
         publication: Publication | None,
         peers: Mapping[int, WorkerProcess],
     ) -> None:
         """Send the worker what it has not been sent yet. To be called repeatedly.
 
+        ``tls``: the TLS files of ``certificate``.
         ``peers``: by process id, the workers whose stats pages it may read.
 
         A worker that does not read now (its queue is full) gets the newest state at a later call, and no backlog.
@@ -193,7 +200,7 @@ class WorkerProcess:
         try:
             if keys != self._sent_keys and self._channel.send(keys):
                 self._sent_keys = keys
-            if certificate != self._sent_certificate and self._channel.send(certificate):
+            if tls and certificate != self._sent_certificate and self._channel.send(certificate, *tls.descriptors):
                 self._sent_certificate = certificate
             if publication is not None and self._lacks(publication.snapshot.generation):
                 snapshot = publication.snapshot

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from definition_server.data_plane.preload import preload
 from definition_server.ipc.messages import Configure
 from definition_server.jail.confinement import Extent, Jail, support
@@ -19,14 +17,16 @@ class CannotConfine(Exception):
 class Confinement:
     """Of the process that makes it."""
 
-    def __init__(self, config: Configure) -> None:
+    def __init__(self, config: Configure, *, tls: bool) -> None:
+        """``tls``: TLS files come by descriptors, at the start and when they are replaced."""
         self._required = config.jail == "require"
         self._jail: Jail | None = None
         self._transport = config.transport
         if config.jail != "off":
             # gRPC's C-core makes its listening socket itself; the native transport adopts the master's.
-            port = config.port if config.transport != "native" else 0
-            self._jail = Jail(support(), port=port, directories=_tls_directories(config))
+            native = config.transport == "native"
+            # The native transport has OpenSSL load them by path; grpcio takes their octets.
+            self._jail = Jail(support(), port=0 if native else config.port, opens_memory=tls and native)
 
     @property
     def extent(self) -> Extent:
@@ -60,9 +60,3 @@ class Confinement:
             raise CannotConfine(f"JAIL is require, and the kernel refuses: {'; '.join(failures)}")
         if failures:
             log.warning("The worker is not confined as it should be", error="; ".join(failures), jail=self.extent)
-
-
-def _tls_directories(config: Configure) -> set[str]:
-    """Where the TLS files are, which are read again when they are replaced: by another file, or by another link."""
-    files = (Path(each) for each in (config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file) if each)
-    return {str(path.parent) for file in files for path in (file.absolute(), file.resolve())}

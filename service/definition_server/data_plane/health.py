@@ -93,6 +93,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             await asyncio.shield(writing)
         finally:
             self._writing.discard(task)
+            del task  # its exception would hold this frame, and the frame the task: garbage until a collection
             if not writing.done():
                 await asyncio.wait((writing,), timeout=0 if self._ending else _LAST_WRITE_SECONDS)
                 writing.cancel()

@@ -8,6 +8,7 @@ then will live as long as the process, so they are moved out of the garbage coll
 from __future__ import annotations
 
 import gc
+import logging
 import secrets
 import socket
 from dataclasses import replace
@@ -39,7 +40,7 @@ class WarmUp:
         Raises:
             OSError: where there is no loopback or no descriptor.
         """
-        self._config = replace(config, host="127.0.0.1", port=0, tls_cert_file="")
+        self._config = replace(config, host="127.0.0.1", port=0)
         self._listener: socket.socket | None = None
         self._client: socket.socket | None = None
         if config.transport == "native":
@@ -56,12 +57,14 @@ class WarmUp:
         engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
         endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
         transport = create_transport(self._config, endpoint, self._listener)
+        logging.disable(logging.INFO)  # what is logged about clients would be about us
         try:
             await transport.start()
             await transport.set_serving(True)
             await transport.call_all_paths(self._client, key)
         finally:
             await transport.stop(0)
+            logging.disable(logging.NOTSET)
         gc.collect()
         gc.freeze()
         if self._config.transport == "native":

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from time import monotonic_ns
 
@@ -52,6 +52,7 @@ from definition_server.ipc.messages import (
     Ready,
 )
 from definition_server.ipc.stats import Slot, map_own, map_peer
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, get_logger, release_logs
 
 log = get_logger(__name__)
@@ -85,7 +86,10 @@ class Worker:
         balancer: Balancer,
         confinement: Confinement,
         warm_up: WarmUp,
+        tls: TlsFiles | None,
     ) -> None:
+        self._tls = tls
+        """TLS files that came and are not loaded yet."""
         self._confinement = confinement
         self._warm_up = warm_up
         self._channel = channel
@@ -116,7 +120,8 @@ class Worker:
             self._begin_swap = transport.begin_swap
             self._receive()  # the pages of the other workers, before the first connection is accepted
             try:
-                await transport.start()
+                with self._take_tls() or nullcontext() as tls:
+                    await transport.start(tls)
                 self._confinement.close_ports()
             except CannotListen as error:
                 log.critical("Worker cannot start", error=str(error))
@@ -130,7 +135,12 @@ class Worker:
     async def _serve(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._receive)
-        works = (self._report(transport), self._reload(transport), self._swap_published(), self._report_keys())
+        works = (
+            self._report(transport),
+            self._replace_certificate(transport),
+            self._swap_published(),
+            self._report_keys(),
+        )
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await self._drain
@@ -151,12 +161,20 @@ class Worker:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
 
-    async def _reload(self, transport: Transport) -> None:
-        """Have the transport read the certificate again whenever it was replaced."""
+    async def _replace_certificate(self, transport: Transport) -> None:
+        """Have the transport use the certificate whenever another came."""
         while True:
             await self._certificate_replaced.wait()
             self._certificate_replaced.clear()
-            await transport.reload_certificate()
+            tls = self._take_tls()
+            if tls is not None:
+                with tls:
+                    await transport.replace_certificate(tls)
+
+    def _take_tls(self) -> TlsFiles | None:
+        """The newest TLS files that are not loaded yet. The caller closes them."""
+        tls, self._tls = self._tls, None
+        return tls
 
     async def _leave(self, transport: Transport, drain: Drain) -> None:
         if drain.announce:
@@ -182,8 +200,8 @@ class Worker:
                 self._keys.replace(message.digests)
             case Publish(), (descriptor,):
                 self._open(message, descriptor)
-            case Certificate(), ():
-                self._certificate_replaced.set()
+            case Certificate(), (_, _, *_):
+                self._keep_tls(descriptors)
             case Peer(), (descriptor,):
                 self._add_peer(message.number, descriptor)
             case PeerGone(), ():
@@ -195,6 +213,17 @@ class Worker:
                     os.close(descriptor)
                 shown = f"unexpected {type(message).__name__} with {len(descriptors)} descriptors"
                 log.error("Control message ignored", error=shown)
+
+    def _keep_tls(self, descriptors: tuple[int, ...]) -> None:
+        try:
+            coming = TlsFiles(descriptors)
+        except NotSealedError as error:
+            log.error("Control message ignored", error=str(error))
+            return
+        if overtaken := self._take_tls():
+            overtaken.close()
+        self._tls = coming
+        self._certificate_replaced.set()
 
     def _add_peer(self, number: int, descriptor: int) -> None:
         try:
@@ -308,17 +337,19 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
     threading.Thread(target=watch, name="master-watch", daemon=True).start()
 
 
-def _configuration(channel: Channel) -> Configure | None:
-    """The configuration that the master sent before this process existed; None, and a log line, where there is none."""
+def _configuration(channel: Channel) -> tuple[Configure, TlsFiles | None] | None:
+    """The configuration that the master sent before this process existed, and the TLS files that came beside it; None,
+    and a log line, where there is none.
+    """
     try:
         received = channel.receive()
-    except MessageError as error:
+        if received is not None and isinstance(received[0], Configure):
+            return received[0], TlsFiles(received[1]) if received[1] else None
+    except (MessageError, NotSealedError) as error:
         log.critical("Worker cannot start", error=str(error))
         return None
-    if received is None or not isinstance(received[0], Configure):
-        log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
-        return None
-    return received[0]
+    log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
+    return None
 
 
 def _loop_factory(config: Configure) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -339,8 +370,9 @@ async def _run(
     balancer: Balancer,
     confinement: Confinement,
     warm_up: WarmUp,
+    tls: TlsFiles | None,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, tls).run()
 
 
 def main(arguments: list[str]) -> int:
@@ -356,20 +388,21 @@ def main(arguments: list[str]) -> int:
     slot.start(os.getpid(), monotonic_ns())
     listener = _inherited_listener(listeners[0]) if listeners else None
     try:
-        config = _configuration(channel)
-        if config is None:
+        configuration = _configuration(channel)
+        if configuration is None:
             return EXIT_CANNOT_START
+        config, tls = configuration
         channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
         warm_up = WarmUp(config)
-        confinement = Confinement(config)
+        confinement = Confinement(config, tls=tls is not None)
         confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up))
+            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, tls))
     except CannotConfine as error:
         log.critical("Worker cannot start", error=str(error))
         return EXIT_CANNOT_START

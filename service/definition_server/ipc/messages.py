@@ -1,7 +1,7 @@
 """The messages between the master and a worker.
 
-Master to worker: `Configure` (once, first), `Keys`, `Certificate` and `Publish` (with descriptors), `Peer` (with one),
-`PeerGone`, `Drain`. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
+Master to worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`; beside some
+travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
 every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is readable in
 ``strace``. They arrive in the order in which they are sent.
 
@@ -24,7 +24,9 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """The configuration of a worker. It holds no secrets: keys come as digests by `Keys`, TLS files as paths.
+    """The configuration of a worker. It holds no secrets: keys come as digests by `Keys`.
+
+    With TLS, the descriptors of `TlsFiles` travel beside the message.
 
     A limit of 0 means no limit. Times are in seconds.
     """
@@ -44,11 +46,6 @@ class Configure:
     keepalive_time_seconds: float = 7200.0
     keepalive_timeout_seconds: float = 20.0
     keepalive_min_time_seconds: float = 10.0
-    tls_cert_file: str = ""
-    """Empty: no TLS."""
-    tls_key_file: str = ""
-    tls_client_ca_file: str = ""
-    """Empty: clients need no certificate."""
     jail: str = "off"
     """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
 
@@ -62,7 +59,10 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The TLS files were replaced: read them again for new connections. ``revision`` counts the replacements."""
+    """The TLS files were replaced: use those whose descriptors travel beside the message for new connections.
+
+    ``revision`` counts the replacements.
+    """
 
     revision: int
 

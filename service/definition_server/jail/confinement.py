@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -66,13 +66,15 @@ class Jail:
     Args:
         offered: What the kernel offers; what is missing is left out.
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 where it adopts the master's socket.
-        directories: Their files may be read.
+        opens_memory: Memory without a name, of which it gets descriptors, may be opened by its path in
+            ``/proc/self/fd``. seccomp cannot tell such a path from others; Landlock does.
     """
 
-    def __init__(self, offered: Support, *, port: int = 0, directories: Iterable[str] = ()) -> None:
+    def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:
         self._offered = offered
         self._port = port
-        self._readable = (*directories, *((_RANDOM,) if port else ()))
+        self._readable = (_RANDOM,) if port else ()
+        self._opens = opens_memory or bool(self._readable)
         self._architecture: Architecture | None = architecture() if offered.seccomp else None
 
         self.reached = Support(0, seccomp=False)
@@ -106,7 +108,7 @@ class Jail:
     def _enter_seccomp(self) -> None:
         here = self._architecture
         if here is not None:
-            allowed = calls.rules(here, os.getpid(), reads_files=bool(self._readable), opens_port=bool(self._port))
+            allowed = calls.rules(here, os.getpid(), reads_files=self._opens, opens_port=bool(self._port))
             seccomp.install(here, seccomp.program(here, allowed, seccomp.refuse(errno.EPERM)))
             self.reached = replace(self.reached, seccomp=True)
 

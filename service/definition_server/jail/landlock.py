@@ -69,7 +69,7 @@ def refused_by(abi: int) -> tuple[int, int, int]:
 
 def restrict(abi: int, *, bind_ports: Iterable[int] = (), readable: Iterable[str] = ()) -> None:
     """Restrict the calling thread for good. It may still bind TCP sockets to ``bind_ports`` and read the files
-    ``readable``, or those below them where they are directories.
+    ``readable``.
 
     Raises:
         OSError: where the kernel refuses.

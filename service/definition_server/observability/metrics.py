@@ -127,7 +127,9 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
     )
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
     jailed = GaugeMetricFamily(
-        "avap_worker_jailed", "1 where a worker is confined by Landlock and seccomp.", labels=("worker",)
+        "avap_worker_jailed",
+        "1 where a worker is confined by Landlock and seccomp; none with JAIL=off.",
+        labels=("worker",),
     )
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
     text = "1 where a worker holds MAX_CONNECTIONS, 2 where all of them have made an authorized call."
@@ -141,7 +143,8 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
             beat.add_metric(label, worker.heartbeat_age_seconds)
         restarts.add_metric(label, worker.restarts)
         loop.add_metric(label, worker.crash_loop)
-        jailed.add_metric(label, worker.jail == "full")
+        if worker.jail != "off":
+            jailed.add_metric(label, worker.jail == "full")
         if worker.connections is not None:
             connections.add_metric(label, worker.connections)
         if worker.room is not None:

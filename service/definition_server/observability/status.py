@@ -58,7 +58,7 @@ class WorkerStatus:
     """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
     where the transport does not count connections."""
     jail: str = "none"
-    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``."""
+    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` where it is not to be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A wrong scheme, port or proxy option is the most frequent fault of a new installation, and its victim sees "connection
 reset" in most servers. Here an HTTP/1.1 client gets a line of text that says what the port speaks, a TLS client an
-alert, a cleartext HTTP/2 client on a TLS port a GOAWAY; and the operator's log names what was received.
+alert, and the operator's log names what was received.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import ErrorCode
 
 CLEARTEXT: Final = "gRPC over HTTP/2 without TLS"
 SECURE: Final = "gRPC over HTTP/2 with TLS"
@@ -29,7 +28,6 @@ NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
 """A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
 _PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 """The alert that no TLS server sends to a client of today: it says that no version of TLS is spoken here."""
-_ALL_STREAMS: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +49,14 @@ def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | N
         whole: Whether to judge an incomplete line, too.
     """
     if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
-        return Foreign("HTTP/2 without TLS", _goaway(speaks))
+        # Not in HTTP/2: a gRPC client that gets SETTINGS counts itself as connected, and repeats its calls until their
+        # deadlines. What looks like HTTP/1.1 ends them at once, and clients name it.
+        return Foreign("HTTP/2 without TLS", _http1(speaks, "HTTP/2 without TLS"))
     line = _HTTP1_LINE.match(octets)
     if line is not None:
-        return Foreign("HTTP/1.1", _http1(speaks, head=line[1] == b"HEAD"))
+        return Foreign("HTTP/1.1", _http1(speaks, "HTTP/1.1", head=line[1] == b"HEAD"))
     if _HTTP09_LINE.match(octets) or (whole and octets[:5] in _METHODS):
-        return Foreign("HTTP/1.1", _http1(speaks, head=False))
+        return Foreign("HTTP/1.1", _http1(speaks, "HTTP/1.1"))
     if octets.startswith(_PROXY_V1):
         return Foreign("PROXY protocol v1")
     if octets.startswith(_PROXY_V2):
@@ -78,8 +78,8 @@ def undecided(octets: bytes) -> bool:
     return len(octets) < _MOST and _BEGUN_LINE.fullmatch(octets) is not None
 
 
-def _http1(speaks: str, *, head: bool) -> bytes:
-    text = f"This port speaks {speaks}, not HTTP/1.1: use a gRPC client.\n".encode()
+def _http1(speaks: str, received: str, *, head: bool = False) -> bytes:
+    text = f"This port speaks {speaks}, not {received}: use a gRPC client.\n".encode()
     lines = (
         b"HTTP/1.1 400 Bad Request",
         b"Content-Type: text/plain; charset=utf-8",
@@ -89,12 +89,6 @@ def _http1(speaks: str, *, head: bool) -> bytes:
         b"" if head else text,
     )
     return b"\r\n".join(lines)
-
-
-def _goaway(speaks: str) -> bytes:
-    reason = f"this port speaks {speaks}".encode()
-    # Were the calls reported as not processed, a client would repeat them until their deadlines.
-    return frames.settings(()) + frames.goaway(_ALL_STREAMS, ErrorCode.INADEQUATE_SECURITY, reason)
 
 
 def goaway(code: int, reason: str) -> bytes:

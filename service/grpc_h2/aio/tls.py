@@ -19,7 +19,8 @@ class CertificateFault(Http2Error):
 class TlsCredentials:
     """A certificate and its key, and optionally the CA that client certificates must come from (mutual TLS).
 
-    ``context`` is for the next connection; `reload` replaces it, and leaves established connections as they are.
+    ``context`` is for the next connection; `reload` and `replace` change it, and leave established connections as they
+    are.
     """
 
     def __init__(
@@ -52,6 +53,26 @@ class TlsCredentials:
             log.error("The certificate was not replaced", extra={"error": str(fault)})
             raise
         log.info("Certificate loaded", extra={"file": str(self._certificate)})
+
+    def replace(
+        self,
+        certificate: str | os.PathLike[str],
+        key: str | os.PathLike[str],
+        client_ca: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Use other files, for new connections. They are read once, now.
+
+        Raises:
+            CertificateFault: where they are not usable together. Nothing is replaced, and nothing is logged.
+        """
+        before = self._certificate, self._key, self._client_ca
+        self._certificate, self._key = Path(certificate), Path(key)
+        self._client_ca = None if client_ca is None else Path(client_ca)
+        try:
+            self.context = self._build()
+        except CertificateFault:
+            self._certificate, self._key, self._client_ca = before
+            raise
 
     def _build(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

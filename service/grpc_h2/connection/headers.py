@@ -199,20 +199,16 @@ class Headers:
             self.timeouts[block] = seconds
         if route.refusal is not None:
             self.refuses = True
-        if route.authorized is not None:
-            self._note_authorization(route)
+        if route.authorized:
+            self.authorized = True
+        elif route.authorized is not None and route.request is not None:
+            self._reports.append(("unauthorized", route.request.path))
         sound = not decoder.changed and len(block) <= LONGEST_SHORT_BLOCK
         if sound and route.lasting and route.answer_payload is not None:
             if len(self.memo) >= _MEMO_ENTRIES:
                 self.memo.clear()
             self.memo[block] = route
         return route
-
-    def _note_authorization(self, route: Route) -> None:
-        if route.authorized:
-            self.authorized = True
-        elif route.request is not None:
-            self._reports.append(("unauthorized", route.request.path))
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """The fields of a whole block. Every block is decoded here, so this is the only place where the table changes

@@ -26,7 +26,7 @@ and answers can be encoded beforehand. Not Huffman-coded: the octets saved cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 from sys import maxsize
 
@@ -111,21 +111,20 @@ _LONGEST_WHOLE_STRING = 384
 
 
 class _LongString(Exception):
-    """A Huffman-coded string that has to be decoded a piece at a time first."""
+    """A Huffman-coded string that is decoded a piece at a time (`_LongStrings`)."""
 
     def __init__(self, position: int, data: bytes) -> None:
         self.position = position
         self.data = data
 
 
-def _string(block: bytes, position: int, secret: bool, texts: dict[int, bytes] | None) -> tuple[bytes, int]:
+def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     """The string literal (section 5.2) at ``position``, and the position after it.
 
-    ``secret``: not to be remembered. ``texts``: long strings that have been decoded already, by their positions; None:
-    each string is decoded in one piece.
+    ``secret``: not to be remembered.
 
     Raises:
-        _LongString: for one that has not.
+        _LongString: for a coded string of more than `_LONGEST_WHOLE_STRING` octets.
     """
     try:
         octet = block[position]
@@ -147,12 +146,47 @@ def _string(block: bytes, position: int, secret: bool, texts: dict[int, bytes] |
     data = block[position:end]
     if octet < 0x80:
         return data, end
-    if length > _LONGEST_WHOLE_STRING and texts is not None:
-        text = texts.get(position)
-        if text is None:
-            raise _LongString(position, data)
-        return text, end
+    if length > _LONGEST_WHOLE_STRING:
+        raise _LongString(position, data)
     return (huffman.decode(data) if secret else _remembered(data)), end
+
+
+_StringReader = Callable[[bytes, int, bool], tuple[bytes, int]]
+
+
+class _LongStrings:
+    """The long strings of one field: name, value, or both."""
+
+    __slots__ = ("_run", "_texts")
+
+    def __init__(self) -> None:
+        self._run: tuple[int, huffman.Run] | None = None
+        self._texts: dict[int, bytes] = {}
+
+    def begin(self, string: _LongString) -> None:
+        """Another one is to be decoded."""
+        self._run = string.position, huffman.Run(string.data)
+
+    def advance(self) -> bool:
+        """Decode a piece. Returns whether that was the last one of the string."""
+        assert self._run is not None
+        position, run = self._run
+        text = run.step()
+        if text is None:
+            return False
+        self._run = None
+        self._texts[position] = text
+        return True
+
+    def string(self, block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
+        """As `_string`, which raises no `_LongString` for one that has been decoded."""
+        try:
+            return _string(block, position, secret)
+        except _LongString as long:
+            text = self._texts.get(long.position)
+            if text is None:
+                raise
+            return text, long.position + len(long.data)
 
 
 class Decoder:
@@ -163,12 +197,11 @@ class Decoder:
         "_capacity",
         "_hard_fields",
         "_hard_list_size",
+        "_long_strings",
         "_max_fields",
         "_max_list_size",
-        "_run",
         "_suspended",
         "_table",
-        "_texts",
         "_used",
         "beyond_hard_limit",
         "changed",
@@ -200,10 +233,8 @@ class Decoder:
         self._hard_list_size = hard_list_size
         self._hard_fields = hard_fields
         self._suspended: tuple[list[Field], int, int, int] | None = None
-        self._run: tuple[int, huffman.Run] | None = None
-        """A long string that is being decoded, and its position."""
-        self._texts: dict[int, bytes] | None = None
-        """Long strings of the field that waits, by their positions; None: no string is long."""
+        self._long_strings: _LongStrings | None = None
+        """The long strings of the field that waits for them."""
         self._allowed = max_table_size
         self._capacity = max_table_size
         self._used = 0
@@ -256,7 +287,6 @@ class Decoder:
         """
         if self._suspended is None:
             self.changed = False
-            self._texts = None if most == maxsize else {}
             if self._capacity > self._allowed and (not block or block[0] & 0xE0 != 0x20):
                 raise HpackError("no size update after the table was made smaller")
             fields: list[Field] = []
@@ -265,7 +295,7 @@ class Decoder:
         else:
             fields, position, total, left = self._suspended
             self._suspended = None
-        if self._run is not None and not self._advance_run():
+        if self._long_strings is not None and not self._long_strings.advance():
             self._suspended = fields, position, total, left
             return None
         table = self._table
@@ -296,13 +326,14 @@ class Decoder:
                 table = self._table
                 continue
             else:
-                begin = position - 1
                 try:
                     field, size, position = self._literal(block, position, octet)
-                except _LongString as string:
-                    self._run = string.position, huffman.Run(string.data)
-                    self._suspended = fields, begin, total, left - done
-                    return None
+                except _LongString:
+                    literal = self._long_literal(block, position, octet, whole=most == maxsize)
+                    if literal is None:
+                        self._suspended = fields, position - 1, total, left - done
+                        return None
+                    field, size, position = literal
                 if octet >= 0x40:
                     self._insert(field, size)
                     table = self._table
@@ -325,19 +356,9 @@ class Decoder:
             del fields[self._max_fields :]
         return tuple(fields)
 
-    def _advance_run(self) -> bool:
-        """Decode a piece of the long string. Returns whether that was the last one."""
-        assert self._run is not None
-        position, run = self._run
-        text = run.step()
-        if text is None:
-            return False
-        self._run = None
-        assert self._texts is not None
-        self._texts[position] = text
-        return True
-
-    def _literal(self, block: bytes, position: int, octet: int) -> tuple[Field, int, int]:
+    def _literal(
+        self, block: bytes, position: int, octet: int, string: _StringReader = _string
+    ) -> tuple[Field, int, int]:
         """A literal (section 6.2) that began with ``octet``; its size, and the position after it."""
         prefix = 0x3F if octet >= 0x40 else 0x0F
         secret = octet & 0xF0 == 0x10
@@ -352,11 +373,27 @@ class Decoder:
         elif octet == 0x80:  # an indexed field with index 0 comes by here too
             raise HpackError("index 0")
         else:
-            name, position = _string(block, position, secret, self._texts)
-        value, position = _string(block, position, secret, self._texts)
-        if self._texts:
-            self._texts.clear()
+            name, position = string(block, position, secret)
+        value, position = string(block, position, secret)
         return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
+
+    def _long_literal(self, block: bytes, position: int, octet: int, *, whole: bool) -> tuple[Field, int, int] | None:
+        """As `_literal`, of a field with long strings. None: one of them is being decoded; ``whole``: never."""
+        if self._long_strings is None:
+            self._long_strings = _LongStrings()
+        strings = self._long_strings
+        while True:
+            try:
+                literal = self._literal(block, position, octet, strings.string)
+            except _LongString as string:
+                strings.begin(string)
+                if not whole:
+                    return None
+                while not strings.advance():
+                    pass
+            else:
+                self._long_strings = None
+                return literal
 
     def _resize(self, block: bytes, position: int, size: int) -> int:
         """Applies a size update whose prefix is ``size``; the position after it."""

@@ -1,6 +1,6 @@
 """Code of a test inside a real, confined worker: what an attacker could run who has taken it over.
 
-Only tests put this directory on ``PYTHONPATH``. On SIGUSR1 a worker tries everything in `_attempts`, and writes a log
+Only tests put this directory on ``PYTHONPATH``. On `TRY` a worker tries everything in `_attempts`, and writes a log
 line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. Its confinement is a log line
 ``Confined`` with the number of its threads, and each import from then on is a log line ``Imported``.
 """
@@ -20,6 +20,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+TRY = signal.SIGRTMIN + 1
+"""A signal of tests; workers ignore all that a terminal or a service manager sends."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NUMBERS = {"x86_64": 0, "aarch64": 1}
@@ -168,6 +171,7 @@ def _watch_imports() -> None:
 
     def enter_and_note(self: Any) -> list[str]:
         threads = len(os.listdir("/proc/self/task"))
+        signal.signal(TRY, _report)  # a worker ignores it from its start on
         failures = enter(self)
         _CONFINED.append(True)
         _write({"msg": "Confined", "threads": threads})
@@ -180,5 +184,4 @@ _CONFINED: list[bool] = []
 _ATTEMPTS: dict[str, Callable[[], object]] = {}
 if "definition_server.data_plane.worker" in " ".join(sys.orig_argv):
     _ATTEMPTS = _attempts()
-    signal.signal(signal.SIGUSR1, _report)
     _watch_imports()

@@ -10,6 +10,7 @@ from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import Endpoint
 from definition_server.data_plane.swap import Swap
 from definition_server.ipc.messages import Configure
+from definition_server.ipc.tls_files import TlsFiles
 
 
 class CannotListen(Exception):
@@ -19,8 +20,8 @@ class CannotListen(Exception):
 class Transport(Protocol):
     """A gRPC server around an `Endpoint`."""
 
-    async def start(self) -> int:
-        """Open the port and serve.
+    async def start(self, tls: TlsFiles | None = None) -> int:
+        """Open the port and serve: with ``tls``, which the caller closes afterwards, over TLS.
 
         Returns:
             The port that is served.
@@ -35,8 +36,11 @@ class Transport(Protocol):
     async def set_serving(self, serving: bool) -> None:
         """Set what health checks answer from now on."""
 
-    async def reload_certificate(self) -> None:
-        """Read the TLS files again, for new connections. The old certificate stays where the files are not usable."""
+    async def replace_certificate(self, tls: TlsFiles) -> None:
+        """Use ``tls``, which the caller closes afterwards, for new connections.
+
+        Where it is not usable, that is logged, and the old certificate stays.
+        """
 
     async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """Make one call of each kind to this transport, for `warmup`; the answers do not matter.

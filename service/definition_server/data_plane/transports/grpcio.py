@@ -18,7 +18,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -34,6 +33,7 @@ from definition_server.data_plane.services import MAX_REQUEST, SERVICE
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
 from definition_server.ipc.messages import Configure
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 from grpc_h2 import RateLimitedLog
 
@@ -74,18 +74,16 @@ class GrpcioTransport:
         if config.reflection:
             add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
-    async def start(self) -> int:
+    async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
         await self._health.report(False)
         try:
-            if self._config.tls_cert_file:
-                port = self._server.add_secure_port(self._address, self._credentials())
+            if tls is not None:
+                port = self._server.add_secure_port(self._address, self._credentials(tls))
             else:
                 port = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise CannotListen(f"cannot listen on {self._address}: {error}") from error
-        except OSError as error:
-            raise CannotListen(f"cannot serve TLS: {error}") from error
         await self._server.start()
         self._client_log.report_later(asyncio.get_running_loop())
         return int(port)
@@ -105,13 +103,11 @@ class GrpcioTransport:
         self._client_log.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def reload_certificate(self) -> None:
-        """See `Transport.reload_certificate`."""
+    async def replace_certificate(self, tls: TlsFiles) -> None:
+        """See `Transport.replace_certificate`."""
         if self._certificate is not None:
-            try:
-                self._certificate = _certificate(self._config)
-            except OSError as error:
-                log.error("TLS certificate not read again; the old one stays", error=str(error))
+            self._certificate = _certificate(tls)
+            log.info("Certificate loaded")
 
     async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """See `Transport.call_all_paths`. ``client`` is None here: C-core connects by itself."""
@@ -143,13 +139,13 @@ class GrpcioTransport:
 
         return call
 
-    def _credentials(self) -> grpc.ServerCredentials:
-        certificate = self._certificate = _certificate(self._config)
+    def _credentials(self, tls: TlsFiles) -> grpc.ServerCredentials:
+        certificate = self._certificate = _certificate(tls)
         # The C-core asks for the certificate at every handshake.
         return grpc.dynamic_ssl_server_credentials(
             certificate,
             lambda: self._certificate or certificate,
-            require_client_authentication=bool(self._config.tls_client_ca_file),
+            require_client_authentication=tls.client_authorities is not None,
         )
 
 
@@ -165,15 +161,8 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _certificate(config: Configure) -> grpc.ServerCertificateConfiguration:
-    """The certificate, key and client CA that the TLS files hold now.
-
-    Raises:
-        OSError: where a file cannot be read.
-    """
-    chain = Path(config.tls_cert_file).read_bytes()
-    key = Path(config.tls_key_file).read_bytes()
-    authority = Path(config.tls_client_ca_file).read_bytes() if config.tls_client_ca_file else None
+def _certificate(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    chain, key, authority = tls.octets()
     return grpc.ssl_server_certificate_configuration([(key, chain)], authority)
 
 

@@ -34,6 +34,8 @@ from definition_server.data_plane.transports.first_calls import make_first_calls
 from definition_server.ipc.handover import PREPARATION_SECONDS
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import STATUSES, Slot
+from definition_server.ipc.tls_files import TlsFiles
+from definition_server.observability.logs import get_logger
 from grpc_h2 import (
     BACKLOG,
     CertificateFault,
@@ -48,6 +50,8 @@ from grpc_h2 import (
 
 if TYPE_CHECKING:
     from grpc_h2 import Authorize, Lookup, Metadata
+
+log = get_logger(__name__)
 
 _MOST_UNFINISHED = 512 * 1024
 """Octets of unfinished requests of one connection: a quarter of what its 256 streams could hold."""
@@ -103,10 +107,10 @@ class NativeTransport:
         if config.reflection:
             add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
-    async def start(self) -> int:
+    async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
         await self._health.report(False)
-        self._tls = _credentials(self._config)
+        self._tls = None if tls is None else _credentials(tls)
         listener = self._listener or _listen(self._config.host, self._config.port)
         self._server.add_listener(listener, policy=self._balancer, tls=self._tls)
         await self._server.start()
@@ -129,11 +133,15 @@ class NativeTransport:
         self._health.end_watches()
         await self._server.stop(grace_seconds)
 
-    async def reload_certificate(self) -> None:
-        """See `Transport.reload_certificate`."""
+    async def replace_certificate(self, tls: TlsFiles) -> None:
+        """See `Transport.replace_certificate`."""
         if self._tls is not None:
-            with suppress(CertificateFault):  # the engine has logged it
-                self._tls.reload()
+            try:
+                self._tls.replace(tls.certificate, tls.key, tls.client_authorities)
+            except CertificateFault as fault:
+                log.error("The certificate was not replaced", error=str(fault))
+            else:
+                log.info("Certificate loaded")
 
     async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """See `Transport.call_all_paths`."""
@@ -263,16 +271,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CannotListen(f"cannot listen on {shown}: {error.strerror}") from error
 
 
-def _credentials(config: Configure) -> TlsCredentials | None:
-    """The certificate to serve TLS with; None for cleartext.
+def _credentials(tls: TlsFiles) -> TlsCredentials:
+    """The certificate to serve TLS with.
 
     Raises:
-        CannotListen: where the certificate is not usable.
+        CannotListen: where it is not usable.
     """
-    if not config.tls_cert_file:
-        return None
     try:
-        return TlsCredentials(config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file or None)
+        return TlsCredentials(tls.certificate, tls.key, tls.client_authorities)
     except CertificateFault as fault:
         raise CannotListen(f"cannot serve TLS: {fault}") from fault
 

@@ -1,4 +1,4 @@
-"""A limit of open files that does not suffice for the master's own work is refused at the start, with a remedy."""
+"""Open files for the master's own work: too low a limit is refused at the start, and some files are reserved."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from tests.support.leftovers import open_descriptors
 from tests.support.server import FAST
 
-from definition_server.control_plane.descriptors import descriptors_needed, too_few
+from definition_server.control_plane.descriptors import DescriptorReserve, descriptors_needed, too_few
 
 
 def test_a_limit_that_suffices_is_accepted() -> None:
@@ -23,6 +26,70 @@ def test_a_limit_that_suffices_is_accepted() -> None:
 
 def test_the_usual_limit_suffices_for_the_workers_of_a_large_machine() -> None:
     assert too_few(1024, 64) is None
+
+
+@pytest.fixture
+def few() -> Iterator[None]:
+    """This process may open ten files more than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 11, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def take_all() -> list[int]:
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    return taken
+
+
+def give_back(taken: list[int]) -> None:
+    while taken:
+        os.close(taken.pop())
+
+
+@pytest.mark.usefixtures("few")
+def test_reserved_descriptors_are_free_within_the_blocks_alone() -> None:
+    reserve = DescriptorReserve(4)
+    others = take_all()
+    with pytest.raises(OSError, match="Too many"):
+        os.pipe()
+    with reserve.lent():
+        give_back(list(os.pipe()))
+        with reserve.lent():
+            give_back(list(os.pipe()))
+        give_back(list(os.pipe()))
+    with pytest.raises(OSError, match="Too many"):
+        os.pipe()
+    reserve.close()
+    give_back(list(os.pipe()))
+    give_back(others)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: pytest.CaptureFixture[str]) -> None:
+    reserve = DescriptorReserve(4)
+    with reserve.lent():
+        others = take_all()
+        os.close(others.pop())
+    for _ in range(3):
+        with reserve.lent():
+            pass
+    logged = capsys.readouterr().out
+    assert logged.count("Open files run out: the reserve for workers and cycles is not complete") == 1
+    give_back(others)
+    with reserve.lent():
+        pass
+    assert "The reserve of open files is complete again" in capsys.readouterr().out
+    others = take_all()
+    with reserve.lent():
+        free = take_all()
+        assert len(free) == 4
+        give_back(free)
+    reserve.close()
+    give_back(others)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ async def test_the_pages_name_the_reason_and_show_no_text(
     synchronizer.state.store_reason = StoreError(TEXT, Reason.DISK_FAILED).reason
     # The workers' counts are beside the point.
     monkeypatch.setattr(status, "_requests", lambda _: service_status().requests)
-    supervisor = SimpleNamespace(serving=0, counts_connections=True, slots=[], stats=None)
+    supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=None)
     pages = _Pages(StatusReader(publisher, synchronizer.state, supervisor).read, lambda: None)  # type: ignore[arg-type]
     shown = {path: pages.answer(Request(path, "", {})).body.decode() for path in ("/readyz", "/statusz", "/metrics")}
     synchronizer.close()

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority
+from tests.support.leftovers import nothing_left
+from tests.support.loop import eventually
 
 from definition_server.control_plane import reload
 from definition_server.control_plane.postgres import url_fault
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.tls_reader import read_tls_files
 from definition_server.environment import load_settings
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.settings import Settings
 
 MARK = "hunter2"
@@ -78,6 +82,8 @@ async def test_everything_that_is_good_is_used(files: Files) -> None:
     files.show("second")
     assert set(await read_again(reading)) == set(Reloadable)
     settings = reading.settings
+    assert reading.tls is not None
+    reading.tls.close()
     assert settings.database_url.get_secret_value() == "postgresql://u:other@h/d"
     assert settings.keys_by_id() == {"old": "one", "new": "two"}
     assert settings.avap_internal_key is not None
@@ -116,6 +122,45 @@ async def test_one_that_is_bad_keeps_its_value_is_logged_and_holds_up_no_other(
     files.write(name, good)
     files.show("third")
     assert set(await read_again(reading)) == set(Reloadable)
+
+
+async def test_of_the_tls_files_the_last_good_set_is_kept_and_the_one_before_is_closed(files: Files) -> None:
+    settings = load_settings(Settings)
+    with nothing_left():
+        first = read_tls_files(settings)
+        reading = Reloader(settings, {}, first)
+        assert first is not None
+        kept = first.octets()
+        files.write("key", "no key")
+        await read_again(reading)
+        assert reading.tls is first
+        assert first.octets() == kept
+        files.show("second")
+        await read_again(reading)
+        assert first.descriptors == ()
+        assert reading.tls is not None
+        assert reading.tls.octets()[0] == (files.folder / "cert").read_bytes()
+        reading.tls.close()
+
+
+async def test_tls_files_that_are_read_too_late_are_closed(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    found: list[TlsFiles] = []
+
+    def slow(settings: Settings) -> TlsFiles | None:
+        released.wait(30)
+        tls = read_tls_files(settings)
+        assert tls is not None
+        found.append(tls)
+        return tls
+
+    monkeypatch.setattr(reload, "read_tls_files", slow)
+    monkeypatch.setattr(reload, "_READ_SECONDS", 0.5)
+    reading = Reloader(load_settings(Settings), {})
+    assert Reloadable.CERTIFICATE not in await read_again(reading)
+    released.set()
+    await eventually(lambda: bool(found) and found[0].descriptors == (), "they are closed")
+    assert reading.tls is None
 
 
 async def test_what_comes_from_variables_is_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ class StandInSupervisor:
     stats: FleetStats = field(default_factory=FleetStats)
     serving: int = 0
     counts_connections: bool = True
+    confines_workers: bool = True
     slots: list[SimpleNamespace] = field(default_factory=list)
     opened: list[WorkerStats] = field(default_factory=list)
 

@@ -37,6 +37,7 @@ from definition_server.data_plane.transports import CannotListen, Transport, cre
 from definition_server.data_plane.transports.grpcio import GrpcioTransport
 from definition_server.data_plane.transports.native import NativeTransport
 from definition_server.ipc.messages import Configure
+from definition_server.ipc.tls_files import TlsFiles
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
 from grpc_h2 import PreparedAnswers, encode_block, frames
 
@@ -93,11 +94,11 @@ async def serve(transport: str, engine: DefinitionEngine, keys: KeyRing, page: P
     kind = transport
     started: list[Transport] = []
 
-    async def serve(**changes: Any) -> tuple[Transport, int]:
+    async def serve(tls: TlsFiles | None = None, **changes: Any) -> tuple[Transport, int]:
         endpoint = Endpoint(engine, keys, page.slot(0))
         transport = create_transport(replace(CONFIGURE, transport=kind, **changes), endpoint)
         assert isinstance(transport, CLASSES[kind])
-        port = await transport.start()
+        port = await transport.start(tls)
         started.append(transport)
         return transport, port
 
@@ -563,7 +564,8 @@ async def test_a_clients_certificate_is_accepted_by_each_certificate_of_the_trus
         "root": root.cert, "intermediate": intermediate.cert, "leaf": client.cert,
         "other": Authority(tmp_path, "other").cert,
     }[trusted]  # fmt: skip
-    _, port = await serve(tls_cert_file=str(server.cert), tls_key_file=str(server.key), tls_client_ca_file=str(trust))
+    with TlsFiles.seal(*(path.read_bytes() for path in (server.cert, server.key, trust))) as tls:
+        _, port = await serve(tls)
     chain = client.cert.read_bytes() + intermediate.cert.read_bytes()
     credentials = grpc.ssl_channel_credentials(root.cert.read_bytes(), client.key.read_bytes(), chain)
     async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as secure:

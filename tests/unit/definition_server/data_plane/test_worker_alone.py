@@ -27,7 +27,17 @@ from definition_server.catalog.definition import Row
 from definition_server.data_plane.worker import EXIT_CANNOT_START
 from definition_server.ipc.channel import Channel
 from definition_server.ipc.memory import create_sealed
-from definition_server.ipc.messages import Configure, Drain, Keys, KeysUsed, Mapped, Message, Publish, Ready
+from definition_server.ipc.messages import (
+    Certificate,
+    Configure,
+    Drain,
+    Keys,
+    KeysUsed,
+    Mapped,
+    Message,
+    Publish,
+    Ready,
+)
 from definition_server.ipc.stats import StatsPage
 
 pytestmark = pytest.mark.slow
@@ -234,6 +244,18 @@ def test_replaced_keys_apply_at_once(worker: WorkerAlone, port: int) -> None:
         worker.publish(built(2, "if"))
         assert worker.wait_ready() == 2
         assert failure(client.get, "if")[0] == "UNAUTHENTICATED"
+
+
+def test_a_certificate_in_memory_that_could_change_is_ignored_and_closed(worker: WorkerAlone, port: int) -> None:
+    made = [os.memfd_create("loose") for _ in range(3)]
+    for count in (1, 2, 3):
+        assert worker.channel.send(Certificate(1), *made[:count])
+    for descriptor in made:
+        os.close(descriptor)
+    until(lambda: len(worker.logged("Control message ignored")) == 3, lambda: str(worker.lines))
+    with Client(port, KEY) as client:
+        assert client.get("if").name == "if"
+    assert not [link for link in open_descriptors(worker.process.pid).values() if "memfd:loose" in link]
 
 
 def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -> None:

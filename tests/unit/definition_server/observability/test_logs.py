@@ -124,7 +124,7 @@ def test_lines_below_the_level_are_not_logged_by_any_logger(app_env: str, least:
 
 
 def test_a_librarys_record_has_the_same_format(production: Lines) -> None:
-    logging.getLogger("psycopg.pool").warning("lost %d of %s", 3, "four")
+    logging.getLogger("a.library").warning("lost %d of %s", 3, "four")
     (line,) = production()
     assert list(line) == ["ts", "level", "msg", "pid"]
     assert (line["level"], line["msg"], line["pid"]) == ("WARN", "lost 3 of four", os.getpid())

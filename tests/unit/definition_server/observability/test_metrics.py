@@ -55,7 +55,7 @@ RUNNING = ServiceStatus(
         suspect={"interface_not_json_array": 4},
     ),
     workers=(
-        WorkerStatus(0, 100, "serving", 9, VERSION_HASH, 30, 0.5, 0, False, 16),
+        WorkerStatus(0, 100, "serving", 9, VERSION_HASH, 30, 0.5, 0, False, 16, "free"),
         WorkerStatus(1, None, "down", 0, "", 0, None, 7, True),
     ),
     requests=REQUESTS,
@@ -155,6 +155,7 @@ NAMES = {
     "avap_certificate_expiry_timestamp_seconds": {"certificate"},
     "avap_worker_jailed": {"worker"},
     "avap_connections": {"worker"},
+    "avap_connections_full": {"worker"},
     "avap_log_lines_dropped_total": set(),
     "avap_log_lines_waiting": set(),
     "avap_requests_total": {"status"},

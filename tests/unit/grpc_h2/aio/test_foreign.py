@@ -111,7 +111,7 @@ def test_anything_else_gets_goaway(octets: bytes) -> None:
     ("octets", "name", "begins"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1", b"HTTP/1.1 400 "),
-        (HELLO, "HTTP/2 without TLS", b"\0\0"),
+        (HELLO, "HTTP/2 without TLS", b"HTTP/1.1 400 "),
         (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", "PROXY protocol v1", b""),
     ],
     ids=["http", "h2c", "proxy"],

@@ -263,6 +263,21 @@ def test_an_invalid_certificate_pair_is_refused_and_the_old_one_stays(
         assert common_name(secured.port, authority) == "server"
 
 
+def test_other_files_replace_the_certificate_and_unusable_ones_do_not(
+    loop: Any, files: Certificate, authority: Authority
+) -> None:
+    secured = Secured(TlsCredentials(files.cert, files.key))
+    renewed = authority.sign("renewed")
+    with ServerThread(loop, secured, listen=False) as running:
+        with pytest.raises(CertificateFault, match=r"renewed\.pem"):
+            running.call(lambda: secured.credentials.replace(renewed.cert, files.key))
+        assert common_name(secured.port, authority) == "server"
+        running.call(secured.credentials.reload)  # still the files from before
+        assert common_name(secured.port, authority) == "server"
+        running.call(lambda: secured.credentials.replace(renewed.cert, renewed.key))
+        assert common_name(secured.port, authority) == "renewed"
+
+
 def test_an_encrypted_key_is_refused_without_a_prompt(certificate: Certificate, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 

@@ -1,0 +1,68 @@
+"""TLS files in sealed memory: libraries load them by path, nothing else is accepted, and no descriptor is left open."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.certificates import Authority
+from tests.support.leftovers import nothing_left
+
+from definition_server.ipc.memory import NotSealedError, create_sealed
+from definition_server.ipc.tls_files import TlsFiles
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["server", "mutual"])
+def test_a_context_loads_the_memory_by_its_path_as_often_as_it_likes(mutual: bool, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    made = authority.sign("server")
+    contents = [path.read_bytes() for path in (made.cert, made.key, *([authority.cert] if mutual else []))]
+    with TlsFiles.seal(*contents) as files:
+        for _ in range(2):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(files.certificate, files.key)
+            if files.client_authorities is not None:
+                context.load_verify_locations(files.client_authorities)
+            assert len(context.get_ca_certs()) == mutual
+            assert [each for each in files.octets() if each is not None] == contents
+    assert files.descriptors == ()
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_another_number_of_descriptors_is_refused_and_closed(count: int) -> None:
+    with pytest.raises(NotSealedError, match="2 or 3"):
+        TlsFiles([create_sealed("test", [b"x"]) for _ in range(count)])
+
+
+@pytest.mark.parametrize("kind", ["open memory", "pipe"])
+def test_what_could_still_change_is_refused_and_closed(kind: str) -> None:
+    ends: tuple[int, ...]
+    if kind == "pipe":
+        ends = os.pipe()
+    else:
+        ends = (create_sealed("test", [b"x"]), os.memfd_create("test", os.MFD_ALLOW_SEALING))
+    with pytest.raises(NotSealedError, match="could still change"):
+        TlsFiles(ends)
+
+
+def test_where_descriptors_run_out_those_that_were_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def scarce(name: str, pieces: list[bytes]) -> int:
+        if made:
+            raise OSError(24, "Too many open files")
+        made.append(create_sealed(name, pieces))
+        return made[-1]
+
+    monkeypatch.setattr("definition_server.ipc.tls_files.create_sealed", scarce)
+    with pytest.raises(OSError, match="Too many"):
+        TlsFiles.seal(b"certificate", b"key")
