@@ -253,12 +253,12 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests with coverage of every process (at least 95 %), with all Hypothesis examples. Tests of the master
-    run on the transport on which `nox -s tests` does not run them.
+    run on the transport on which `nox -s tests` does not run them; tests of perf cover nothing of the server.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
-    run_all(session, "coverage", "run", "-m", "pytest", options=["--one-transport=other"])
+    run_all(session, "coverage", "run", "-m", "pytest", options=["--one-transport=other", "--ignore=tests/unit/perf"])
     run(session, "coverage", "combine", "-q")
     run(session, "coverage", "report")
 
