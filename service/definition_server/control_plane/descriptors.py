@@ -4,9 +4,10 @@
 is refused at once. The admin port takes a fixed share of the limit at most (`admin_port`), and the master accepts no
 other connections. So clients cannot take what the master needs.
 
-`DescriptorReserve` is for what no sum foresees (a leak in a library, a limit lowered at run time by ``prlimit``). It
-holds descriptors of ``/dev/null``, and closes them for as long as the master starts a process, runs a cycle or reads
-its files. It does not hold against a leak that takes descriptors at that very moment, again and again.
+`DescriptorReserve` is for what no sum foresees, such as a leak in a library. It holds descriptors of ``/dev/null``, and
+closes them for as long as the master starts a process, runs a cycle or reads its files. It does not help against a leak
+that takes descriptors at that very moment, again and again, nor against a limit that is lowered below the numbers in
+use: then cycles fail, and what is served stays.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to
 its file and directory (3). The rest is room for a second worker that starts."""
 
 _HELD = 24
-"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 14
+"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 16
 where nothing happens. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
 
 _PER_WORKER = 8
