@@ -54,7 +54,7 @@ def reserve_standard_descriptors() -> None:
 
 
 class EarlySignals:
-    """Signals that arrive while the master starts. They are recorded, and acted on once it runs."""
+    """Signals that arrive while the master starts. Each is recorded once, and acted on once it runs."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -67,7 +67,8 @@ class EarlySignals:
             signal.signal(number, signal.SIG_IGN)
 
     def _record(self, number: int, _: object) -> None:
-        self.received.append(signal.Signals(number))
+        if number not in self.received:
+            self.received.append(signal.Signals(number))
 
     def take(self) -> list[signal.Signals]:
         """What was recorded, once."""

@@ -52,6 +52,9 @@ _ANNOUNCE_SECONDS = 0.01
 _EXIT_MARGIN_SECONDS = 5.0
 
 
+_STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+
+
 def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
     """Serve until a signal stops the server.
 
@@ -60,11 +63,17 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
         hangup_stops: SIGHUP stops the server, as for a program that lives no longer than its terminal.
 
     Returns:
-        The exit code: 0, 1 after a bug, 69 where a port is taken, 78 where ``JAIL`` requires what the
-        kernel lacks, or the limit of open files is too low.
+        The exit code: 0 (also where a signal asked for the end before the start), 1 after a bug, 69 where a port is
+        taken, 78 where ``JAIL`` requires what the kernel lacks, or the limit of open files is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
+    stopping = _STOPPING | {signal.SIGHUP} if hangup_stops else _STOPPING
+    for number in early_signals.received:
+        if number in stopping:
+            log.info("Stopping", signal=number.name)
+            log.info("Stopped")
+            return 0
     if not guard(settings.jail):
         return EX_CONFIG
     _log_notices(settings)
