@@ -24,7 +24,6 @@ import uvloop
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.data_plane.allocator import return_large_blocks
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.confine import CannotConfine, Confinement
@@ -379,7 +378,6 @@ def main(arguments: list[str]) -> int:
     """Run one worker. Returns the exit code."""
     reserve_standard_descriptors()
     leave_signals_to_the_master()
-    return_large_blocks()
     control, stats, *listeners = (int(argument) for argument in arguments)
     # Held until this process is all that it will be: what writes the lines is a thread.
     configure_logs("production", "INFO", hold=True)
