@@ -228,11 +228,11 @@ def containers(session: nox.Session) -> None:
     run_suites(session, "containers")
 
 
-def run_all(session: nox.Session, *pytest: str, options: Sequence[str] = ()) -> None:
-    """Run unit, fuzz, simulation, integration and chaos tests, without drills: side by side, then the quiet ones."""
-    suites = [*(f"tests/{suite}" for suite in SUITES), *(f"--ignore-glob={each}" for each in DRILLS)]
-    run_tests(session, *suites, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs, by=pytest)
-    files = (path for suite in SUITES for path in sorted(Path("tests", suite).rglob("test_*.py")))
+def run_all(session: nox.Session, *pytest: str, suites: Sequence[str] = SUITES, options: Sequence[str] = ()) -> None:
+    """Run the tests of ``suites``, without drills: side by side, then the quiet ones."""
+    where = [*(f"tests/{suite}" for suite in suites), *(f"--ignore-glob={each}" for each in DRILLS)]
+    run_tests(session, *where, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs, by=pytest)
+    files = (path for suite in suites for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
         codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
@@ -252,13 +252,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The same tests with coverage of every process (at least 95 %), with all Hypothesis examples. Tests of the master
-    run on the transport on which `nox -s tests` does not run them; tests of perf cover nothing of the server.
+    """Unit, integration and chaos tests with coverage of every process (at least 95 %), with all Hypothesis examples.
+    Tests of the master run on the transport on which `nox -s tests` does not run them; tests of perf cover nothing of
+    the server.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
-    run_all(session, "coverage", "run", "-m", "pytest", options=["--one-transport=other", "--ignore=tests/unit/perf"])
+    covering = ("unit", "integration", "chaos")
+    options = ("--one-transport=other", "--ignore=tests/unit/perf")
+    run_all(session, "coverage", "run", "-m", "pytest", suites=covering, options=options)
     run(session, "coverage", "combine", "-q")
     run(session, "coverage", "report")
 
