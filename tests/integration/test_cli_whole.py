@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
+from tests.support.environment import inherited_environment
 from tests.support.polling import until
 from tests.support.providers import DatabaseServer, need_provider, provider_or_skip
 from tests.support.server import KEY, ServerProcess, _group_exists
@@ -26,7 +27,7 @@ PROGRAM = [sys.executable, "-m", "definition_server"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
+    kept = inherited_environment()
     return subprocess.run(
         [*PROGRAM, *arguments], env=kept | environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -36,7 +37,7 @@ class Demo:
     """``definition-server demo`` in its own process group."""
 
     def __init__(self, umask: int = -1, cwd: Path | None = None, **environment: str) -> None:
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
+        kept = inherited_environment()
         self.process = subprocess.Popen(
             [*PROGRAM, "demo"],
             env=kept | environment,

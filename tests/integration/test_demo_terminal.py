@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.support.environment import inherited_environment
 from tests.support.polling import until
 from tests.support.providers import need_provider
 
@@ -30,7 +31,7 @@ class DemoOnATerminal:
 
     def __init__(self, temporary: Path) -> None:
         self.temporary = temporary
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith("COVERAGE_")}
+        kept = inherited_environment()
         self._terminal, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "definition_server", "demo"],

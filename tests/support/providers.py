@@ -50,6 +50,7 @@ REGISTRY_SECONDS = 10
 _TESTCONTAINERS_SETTINGS = {
     "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper is one more image to pull
     "TC_POOLING_INTERVAL": "0.1",
+    "TC_MAX_TRIES": "600",  # a minute: on a busy machine a container starts slowly
     "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
     "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1",
 }

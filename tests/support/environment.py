@@ -1,0 +1,16 @@
+"""What a program under test inherits of this process's environment."""
+
+from __future__ import annotations
+
+import os
+
+
+def inherited_environment() -> dict[str, str]:
+    """PATH, HOME and what coverage needs.
+
+    A process writes its coverage when it ends, which a confined worker cannot, so workers are not confined then.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("COVERAGE_")
+    }
+    return kept | ({"JAIL": "off"} if any(name.startswith("COVERAGE_") for name in kept) else {})
