@@ -68,6 +68,11 @@ def take_over(tmp_path: Path, armed: Path, attack: str) -> str:
     return f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
 
 
+def _descriptors(server: ServerProcess) -> int:
+    """Descriptors of the master, without those that it holds in reserve, and lends while it works."""
+    return sum(file != "/dev/null" for file in open_descriptors(server.pid).values())
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
@@ -80,7 +85,7 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
             for _ in range(5):
                 client.get("command0")
         server.wait_metric(5, "avap_requests_total", status="200")
-        descriptors = len(open_descriptors(server.pid))
+        descriptors = _descriptors(server)
         armed.touch()
         os.kill(first, 9)
         until(lambda: (tmp_path / "used").exists(), "the next worker attacks")
@@ -105,7 +110,7 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
         assert 5 <= server.metric("avap_requests_total", status="200") < 10_000, "nothing forged is counted"
         with Client(server.port, KEY) as client:
             assert client.get("command0").name == "command0"
-        assert len(open_descriptors(server.pid)) <= descriptors + 4
+        assert _descriptors(server) <= descriptors + 4
         assert not server.other_output, "no traceback"
 
 

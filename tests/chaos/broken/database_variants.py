@@ -63,10 +63,15 @@ def leaks() -> None:
 def keeps_dead_connection() -> None:
     """Never connects a second time."""
 
-    async def close(_: postgres.PostgresSource) -> None:
-        return None
+    connect, connected = postgres.PostgresSource._connect, []
 
-    postgres.PostgresSource.close = close  # type: ignore[method-assign]
+    async def once(self: postgres.PostgresSource) -> postgres.AsyncConnection[Any]:
+        if connected:
+            raise postgres.psycopg.OperationalError("the connection is closed")
+        connected.append(await connect(self))
+        return connected[0]
+
+    postgres.PostgresSource._connect = once  # type: ignore[method-assign]
 
 
 def waits_for_ever() -> None:

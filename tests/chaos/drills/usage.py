@@ -17,7 +17,7 @@ def usage(pids: Iterable[int]) -> Usage:
         try:
             memory = _fields(root / "smaps_rollup")
             status = _fields(root / "status")
-            found = list((root / "fd").iterdir())
+            found = [path for path in (root / "fd").iterdir() if not _is_reserve(path)]
             memfds |= _memfds(root, found)
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -27,6 +27,16 @@ def usage(pids: Iterable[int]) -> Usage:
         descriptors += len(found)
         processes += 1
     return Usage(memory_bytes, rss, descriptors, threads, len(memfds), processes)
+
+
+def _is_reserve(descriptor: Path) -> bool:
+    """Whether it is one of the descriptors of /dev/null that the master holds for its own work, and lends while it
+    works.
+    """
+    try:
+        return str(descriptor.readlink()) == "/dev/null"
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # closed since
 
 
 def _fields(path: Path) -> dict[str, int]:
