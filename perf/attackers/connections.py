@@ -77,7 +77,7 @@ async def connecting(crew: Crew) -> None:
 
 
 async def idle(crew: Crew) -> None:
-    """Connections that do nothing, every second one not even its preface; whoever is disconnected connects again."""
+    """Connections that do nothing, every second one without its preface; one that is closed is opened again."""
 
     async def one(number: int) -> None:
         loop = asyncio.get_running_loop()

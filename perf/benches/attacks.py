@@ -47,7 +47,7 @@ class Measurement:
         self._figures, self._plan, self._table, self._variant, self._short = figures, plan, table, variant, short
 
     def run(self, attacks: Sequence[Attack]) -> None:
-        """All attacks, each on a server of its own: one attack's leftovers are not another's."""
+        """All attacks, each on a server of its own: what one leaves in memory does not count for another."""
         for attack in attacks:
             if attack.made_in(self._variant.encryption, short=self._short):
                 try:

@@ -147,7 +147,7 @@ class AdminPort:
             return text_answer(HTTPStatus.INTERNAL_SERVER_ERROR, "A bug of this server; see its log.\n")
 
     def report(self, peer: str, fault: str) -> None:
-        """Log what a client did wrong, unless there were many such lines of late."""
+        """Log what a client did wrong, unless many such lines were logged in the last seconds."""
         if (left_out := self._lines.admit(time.monotonic())) is not None:
             log.info("A client of the admin port broke its protocol", peer=peer, error=fault, **left_out)
 

@@ -1,6 +1,6 @@
 """When certificates expire: the end of the validity in PEM files.
 
-`ssl` tells it only of certificates that have passed a verification, which an expired one does not. So this reads the
+`ssl` reports it only for a certificate that has passed a verification, which an expired one does not. So this reads the
 one field, by the structure of RFC 5280, section 4.1.
 """
 

@@ -180,7 +180,7 @@ class NameResolver:
 
     A resolver that does not answer holds its thread for half a minute and more, and nothing can end it. The default
     executor would run out of threads, and the end of the process would wait for it. So each name has at most one
-    thread, which whoever asks for the name meanwhile shares, and which does not keep the process alive.
+    thread: a second question for the name waits for the same answer. These threads do not keep the process alive.
     """
 
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:

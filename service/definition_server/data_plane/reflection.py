@@ -57,7 +57,7 @@ class _Answers:
             yield answer
 
     def _fill(self, answer: Any, kind: str, request: Any, sent: set[str]) -> None:
-        """Raises KeyError where there is no such thing."""
+        """Raises KeyError if the pool defines none."""
         pool = self._pool
         if kind == "list_services":
             for name in self._services:

@@ -37,7 +37,7 @@ class Foreign:
     name: str
     """For the log."""
     answer: bytes = b""
-    """What the peer understands; empty where there is no such thing."""
+    """An answer that the peer understands; empty if we know none."""
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:

@@ -4,9 +4,9 @@
 62 is the newest dynamic one. A connection whose peer has inserted nothing shares the static list with all others: ten
 thousand idle connections hold no table at all. An entry carries its size (name + value + 32, section 4.1), so neither
 eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by the table, by all
-lists they are in and by whoever remembers a decoded block.
+lists they are in and by the memory of decoded blocks.
 
-*Both tables must stay equal.* A block is decoded to its end whatever it holds; of a list that is too long only the
+*Both tables must stay equal.* Every block is decoded to its end; of a list that is too long only the
 beginning is kept. The only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must
 end (RFC 9113 section 4.3). Every change of the table,
 also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
