@@ -29,6 +29,7 @@ from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.source import ReadLimits
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -134,6 +135,7 @@ class _Master:
             settings.database_url.get_secret_value(),
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
+            limits=ReadLimits(settings.max_definition_bytes, settings.max_catalog_bytes),
         )
         self._synchronizer = Synchronizer(
             self._source,
@@ -141,6 +143,7 @@ class _Master:
             signer=_signer(settings),
             store=None if settings.snapshot_dir is None else SnapshotStore(settings.snapshot_dir),
             allow_empty=settings.allow_empty_catalog,
+            full_read_interval=settings.full_read_interval_seconds,
         )
         self._sync_loop = SyncLoop(
             self._synchronizer,

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 
 from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.layout import Footer
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
@@ -88,7 +89,7 @@ class ServedCatalogue:
         built = await self._background.run(
             builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
         )
-        if current is not None and _same(current.snapshot, built.footer.version_hash, built.footer.key_id):
+        if current is not None and _same(current.snapshot, built.footer):
             return None
         return await self._background.run(to_shared_memory, built)
 
@@ -198,5 +199,6 @@ class ServedCatalogue:
         )
 
 
-def _same(snapshot: Snapshot, version_hash: bytes, key_id: bytes) -> bool:
-    return (snapshot.footer.version_hash, snapshot.footer.key_id) == (version_hash, key_id)
+def _same(snapshot: Snapshot, footer: Footer) -> bool:
+    """Whether every answer would be the same octets. The version hash leaves out ids and signatures."""
+    return (snapshot.footer.content_digest, snapshot.footer.key_id) == (footer.content_digest, footer.key_id)

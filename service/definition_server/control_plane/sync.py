@@ -8,6 +8,7 @@ when the next attempt is, and the next cycle starts from the beginning.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -58,6 +59,7 @@ class Synchronizer:
         store: SnapshotStore | None = None,
         gate: Gate | None = None,
         allow_empty: bool = False,
+        full_read_interval: float = math.inf,
         clock: Callable[[], float] = time.time,
         background: Background | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class Synchronizer:
             store: Keeps the last-known-good snapshot.
             gate: Judges rows. None: every row that can be carried is served.
             allow_empty: An emptied table is served.
+            full_read_interval: Seconds after which the table is read although no change was found.
             clock: Seconds since the epoch.
             background: The thread for CPU-heavy work.
         """
@@ -79,7 +82,7 @@ class Synchronizer:
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
-        self._reader = TableReader(source, self._background)
+        self._reader = TableReader(source, self._background, full_read_interval=full_read_interval)
         self._catalogue = ServedCatalogue(publisher, self._background, self.state, store=store, clock=clock)
 
     def close(self) -> None:
