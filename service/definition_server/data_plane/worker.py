@@ -24,6 +24,7 @@ import uvloop
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.allocator import LOOK_SECONDS, FreedMemory, freed_memory
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.confine import CannotConfine, Confinement
@@ -85,8 +86,10 @@ class Worker:
         balancer: Balancer,
         confinement: Confinement,
         warm_up: WarmUp,
+        freed: FreedMemory | None,
         tls: TlsFiles | None,
     ) -> None:
+        self._freed = freed
         self._tls = tls
         """TLS files that came and are not loaded yet."""
         self._confinement = confinement
@@ -139,6 +142,7 @@ class Worker:
             self._replace_certificate(transport),
             self._swap_published(),
             self._report_keys(),
+            self._return_memory(),
         )
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -295,6 +299,12 @@ class Worker:
                 with suppress(ChannelClosed):  # the reader of the channel notices it, too
                     self._channel.send(KeysUsed(used))
 
+    async def _return_memory(self) -> None:
+        """Give freed memory back to the kernel where there is much of it: see `allocator`."""
+        while self._freed is not None:
+            self._freed.look(time.monotonic(), time.process_time())
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def _beat(self) -> None:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
         while True:
@@ -369,9 +379,10 @@ async def _run(
     balancer: Balancer,
     confinement: Confinement,
     warm_up: WarmUp,
+    freed: FreedMemory | None,
     tls: TlsFiles | None,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, tls).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls).run()
 
 
 def main(arguments: list[str]) -> int:
@@ -393,14 +404,14 @@ def main(arguments: list[str]) -> int:
         channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
-        warm_up = WarmUp(config)
+        warm_up, freed = WarmUp(config), freed_memory()
         confinement = Confinement(config, tls=tls is not None)
         confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, tls))
+            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls))
     except CannotConfine as error:
         log.critical("Worker cannot start", error=str(error))
         return EXIT_CANNOT_START

@@ -400,7 +400,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._early_reads:
             self._early_reads -= 1
             share = self.arrival
-            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop):
+            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop, share):
                 self._receive(data)
                 self._judge()
                 return
