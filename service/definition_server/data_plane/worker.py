@@ -53,7 +53,7 @@ from definition_server.ipc.messages import (
 )
 from definition_server.ipc.stats import Slot, map_own, map_peer
 from definition_server.ipc.tls_files import TlsFiles
-from definition_server.observability.logs import configure_logs, get_logger, release_logs
+from definition_server.observability.logs import configure_logs, dropped_lines, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -309,6 +309,7 @@ class Worker:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
         while True:
             self._slot.beat(monotonic_ns())
+            self._slot.lines_dropped(dropped_lines())
             await asyncio.sleep(_BEAT_SECONDS)
 
 
