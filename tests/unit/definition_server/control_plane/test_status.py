@@ -15,11 +15,12 @@ from tests.support.leftovers import nothing_left
 from tests.support.snapshots import published
 
 from definition_server import __version__
-from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.catalog.definition import Unserved
+from definition_server.catalog.validation import Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader
-from definition_server.control_plane.sync import Outcome, SyncState
+from definition_server.control_plane.sync_state import Outcome, SyncState
 from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason
