@@ -29,12 +29,12 @@ NOTABLE_GROWTH = 16 * 1024 * 1024
 """Octets of resident memory above what the process had after the last time, or at its start."""
 INTERVAL_SECONDS = 5.0
 """Between two calls, at least."""
-LOOK_SECONDS = 1.0
-"""Between two looks at the resident memory: 5 µs each."""
+CHECK_SECONDS = 1.0
+"""Between two checks at the resident memory: 5 µs each."""
 _IDLE_SHARE = 0.5
 """Of one core, below which the process counts as idle."""
 _STILL = 1024 * 1024
-"""Octets of growth between two looks that are none."""
+"""Octets of growth between two checks that are none."""
 _STATM = "/proc/self/statm"
 _STATM_OCTETS = 128
 
@@ -51,25 +51,25 @@ class FreedMemory:
         self._resident = resident
         self._give_back = give_back
         self._level = self._last = 0
-        """Octets: above which growth counts, and at the last look."""
-        self._looked_at: float | None = None
+        """Octets: above which growth counts, and at the last check."""
+        self._checked_at: float | None = None
         self._cpu_seconds = 0.0
         self._next_at = -inf
 
-    def look(self, now: float, cpu_seconds: float) -> bool:
-        """To be called every `LOOK_SECONDS`. Returns whether memory is given back.
+    def check(self, now: float, cpu_seconds: float) -> bool:
+        """To be called every `CHECK_SECONDS`. Returns whether memory is given back.
 
         Args:
             now: Monotonic, in seconds.
             cpu_seconds: CPU time of the process so far.
         """
         resident, before = self._resident(), self._last
-        looked_at, used = self._looked_at, cpu_seconds - self._cpu_seconds
-        self._last, self._looked_at, self._cpu_seconds = resident, now, cpu_seconds
-        self._level = resident if looked_at is None else min(self._level, resident)
-        if looked_at is None or now < self._next_at or resident < self._level + NOTABLE_GROWTH:
+        checked_at, used = self._checked_at, cpu_seconds - self._cpu_seconds
+        self._last, self._checked_at, self._cpu_seconds = resident, now, cpu_seconds
+        self._level = resident if checked_at is None else min(self._level, resident)
+        if checked_at is None or now < self._next_at or resident < self._level + NOTABLE_GROWTH:
             return False
-        if used >= _IDLE_SHARE * (now - looked_at) or resident >= before + _STILL:
+        if used >= _IDLE_SHARE * (now - checked_at) or resident >= before + _STILL:
             return False
         self._next_at = now + INTERVAL_SECONDS
         self._give_back(self._given_back)

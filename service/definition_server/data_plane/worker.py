@@ -24,7 +24,7 @@ import uvloop
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.data_plane.allocator import LOOK_SECONDS, FreedMemory, freed_memory
+from definition_server.data_plane.allocator import CHECK_SECONDS, FreedMemory, freed_memory
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.confine import CannotConfine, Confinement
@@ -302,8 +302,8 @@ class Worker:
     async def _return_memory(self) -> None:
         """Give freed memory back to the kernel where there is much of it: see `allocator`."""
         while self._freed is not None:
-            self._freed.look(time.monotonic(), time.process_time())
-            await asyncio.sleep(LOOK_SECONDS)
+            self._freed.check(time.monotonic(), time.process_time())
+            await asyncio.sleep(CHECK_SECONDS)
 
     async def _beat(self) -> None:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
