@@ -294,7 +294,7 @@ class Calls:
         """A static answer under flow control."""
         self._answered.append(answer.answer_id)
         if answer.message is not None:
-            self._outbound.headers(stream, initial_block((), None), end_stream=False)
+            self._outbound.headers(stream, answer.headers, end_stream=False)
             self._queue(stream, message_prefix(len(answer.message)), answer.message)
         self._end_with(stream, answer.block)
 
