@@ -137,7 +137,7 @@ MARKED = (("catalogue", "7"),)
 
 
 def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in Decoder().decode(block)]
+    return [(field[0], field[1]) for field in Decoder(max_list_size=16384, max_fields=100).decode(block)]
 
 
 def test_the_metadata_of_an_answer_stand_in_its_first_header_block() -> None:
