@@ -1,0 +1,80 @@
+"""The status of the service as messages of ``avap.control.v1``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.sync_state import SyncState
+from definition_server.observability.status import ServiceStatus, WorkerStatus
+from definition_server.rpc import avap_control_pb2 as pb
+
+
+def set_time(field: Timestamp, seconds: float | None) -> None:
+    """Set ``field`` to ``seconds`` since the epoch; None leaves it unset."""
+    if seconds is not None:
+        field.FromNanoseconds(int(seconds * 1e6) * 1000)
+
+
+def served_message(snapshot: Snapshot) -> pb.Served:
+    """What is served, without the times of the workers."""
+    message = pb.Served(
+        version_hash=snapshot.version_hash, generation=snapshot.generation, definitions=snapshot.count
+    )
+    set_time(message.created_at, snapshot.footer.created_at_ns / 1e9)
+    return message
+
+
+def version_message(entry: Any, *, served: bool) -> pb.Version:
+    """A `HistoryEntry`."""
+    message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
+    set_time(message.created_at, entry.created_at)
+    return message
+
+
+def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
+    """``status`` without history and notices. ``sync`` has the texts of errors, which the admin port does not show."""
+    message = pb.Status(server_version=status.version, pid=os.getpid(), ready=status.ready, stopping=status.stopping)
+    set_time(message.started_at, status.started_at)
+    if status.catalog is not None:
+        catalog = status.catalog
+        message.served.version_hash = catalog.version_hash
+        message.served.generation = catalog.generation
+        message.served.definitions = catalog.definitions
+        set_time(message.served.created_at, catalog.created_at)
+    _set_sync(message.sync, status, sync)
+    message.workers.extend(_worker(worker) for worker in status.workers)
+    for name, used in status.keys_last_used.items():
+        key = message.keys.add(id=name)
+        set_time(key.last_used, used or None)
+    for name, expires in status.certificates_expire.items():
+        set_time(message.certificates.add(name=name).expires, expires)
+    return message
+
+
+def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) -> None:
+    message.last_outcome = status.sync.last_outcome or ""
+    message.last_error = state.last_error or ""
+    message.last_duration_seconds = status.sync.last_duration_seconds
+    set_time(message.last_attempt, status.sync.last_attempt)
+    set_time(message.last_success, status.sync.last_success)
+    message.cycles.update(status.sync.cycles)
+    message.source_rows = status.sync.source_rows
+    message.unserved.update({reason: count for reason, count in status.sync.unserved.items() if count})
+    message.suspect.update({reason: count for reason, count in status.sync.suspect.items() if count})
+
+
+def _worker(worker: WorkerStatus) -> pb.Worker:
+    return pb.Worker(
+        number=worker.worker,
+        pid=worker.pid or 0,
+        state=worker.state,
+        version_hash=worker.version_hash,
+        generation=worker.generation,
+        connections=worker.connections or 0,
+        restarts=worker.restarts,
+        jail=worker.jail,
+    )
