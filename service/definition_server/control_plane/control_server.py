@@ -1,9 +1,9 @@
 """Serves the operator's commands on a Unix socket, beside everything else that the master does.
 
-A socket that cannot be opened (a full disk, a read-only one, another instance) is logged with a remedy, and tried again:
-the server serves without it. So is one whose file somebody has removed. What the clients of the socket may cost is
-limited, because an account's other programs are not better than strangers: few connections, small requests, a deadline
-for each. The engine serves them in slices, as it serves clients of the gRPC port.
+A socket that cannot be opened (a full disk, a read-only one, another instance) is logged with a remedy, and tried
+again: the server serves without it. So is one whose file somebody has removed. What the clients of the socket may cost
+is limited, because an account's other programs are not better than strangers: few connections, small requests, a
+deadline for each. The engine serves them in slices, as it serves clients of the gRPC port.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from grpc_h2 import Limits, MethodHandler, Server
 
 log = get_logger(__name__)
 
+SERVICE = "avap.control.v1.Control"
 MAX_REQUEST = 16 * 1024
 """Octets. Every request is a version or two."""
 MAX_CONNECTIONS = 32
@@ -36,17 +37,21 @@ _STOP_SECONDS = 0.2
 class ControlServer:
     """The socket and the server on it."""
 
-    def __init__(self, path: Path, service: str, handlers: Callable[[], Mapping[str, MethodHandler]]) -> None:
-        """``handlers``: the methods of ``service``; called when the first socket is open, because their module is
-        imported then."""
+    def __init__(self, path: Path, handlers: Callable[[], Mapping[str, MethodHandler]]) -> None:
+        """``handlers``: the methods of `SERVICE`; called when the socket is open, because their module is imported
+        then."""
         self._path = path
-        self._service = service
         self._handlers = handlers
         self._socket: ControlSocket | None = None
         self._server: Server | None = None
         self._opening: asyncio.Future[ControlSocket] | None = None
         self.problem: str | None = "it is not open yet"
         """Why there is no socket; None where there is one."""
+
+    @property
+    def state(self) -> str:
+        """See `ServiceStatus.control_socket`."""
+        return "open" if self.problem is None else "unavailable"
 
     async def run(self) -> None:
         """Keep the socket open. Never returns."""
@@ -107,7 +112,7 @@ class ControlServer:
         self._server = server = Server(
             limits=limits, max_connections=MAX_CONNECTIONS, max_concurrent_calls=MAX_CALLS, first_call_timeout=10.0
         )
-        server.add_registered_method_handlers(self._service, self._handlers())
+        server.add_registered_method_handlers(SERVICE, self._handlers())
         server.add_listener(opened.listening, objection=stranger)
         await server.start()
 

@@ -25,8 +25,6 @@ from grpc_h2 import MethodHandler, StatusCode
 
 log = get_logger(__name__)
 
-SERVICE = "avap.control.v1.Control"
-
 _PROPAGATION_SECONDS = 10.0
 """How long an answer waits for the workers: one that does not take a snapshot must not hold the operator up."""
 _POLL_SECONDS = 0.002
@@ -76,6 +74,45 @@ class Publications(Protocol):
         """The catalogue of that version; None: what is served."""
 
 
+class PublishedAlone:
+    """`Publications` of a server that keeps no history."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def history(self) -> Sequence[HistoryEntry]:
+        """Nothing."""
+        return ()
+
+    async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
+        """Not possible."""
+        raise self._no_history(old, new)
+
+    async def accept(self, version: str) -> None:
+        """Not possible."""
+        raise self._no_history(version)
+
+    async def pin(self, version: str, until: float | None) -> None:
+        """Not possible."""
+        raise self._no_history(version)
+
+    async def unpin(self) -> None:
+        """Nothing is pinned."""
+
+    async def export(self, version: str | None) -> Snapshot:
+        """What is served."""
+        current = self._publisher.current
+        if current is None:
+            raise Unfulfilled("nothing is served yet")
+        if version is not None and not current.snapshot.version_hash.startswith(version):
+            raise self._no_history(version)
+        return current.snapshot
+
+    def _no_history(self, *versions: str) -> Unfulfilled:
+        named = " and ".join(versions)
+        return Unfulfilled(f"this server keeps no history, so it does not know {named}", StatusCode.NOT_FOUND)
+
+
 class ControlService:
     """The methods, bound to the parts of a master."""
 
@@ -89,6 +126,7 @@ class ControlService:
         status: Callable[[], ServiceStatus],
         notices: Callable[[], Sequence[str]],
         sync: Callable[[], Awaitable[Outcome]],
+        seconds_to_next: Callable[[], float | None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -99,6 +137,7 @@ class ControlService:
             status: Reads the status of the service.
             notices: What an operator should know beside it.
             sync: Runs a cycle that reads the table whole.
+            seconds_to_next: The time until the next cycle; None while one runs.
         """
         self._publications = publications
         self._publisher = publisher
@@ -107,6 +146,7 @@ class ControlService:
         self._status = status
         self._notices = notices
         self._sync = sync
+        self._seconds_to_next = seconds_to_next
         self._rolling: set[asyncio.Task[str | None]] = set()
 
     def handlers(self) -> Mapping[str, MethodHandler]:
@@ -126,6 +166,8 @@ class ControlService:
     async def _get_status(self, _: pb.GetStatusRequest) -> pb.Status:
         message = status_message(self._status(), self._sync_state)
         message.notices.extend(self._notices())
+        seconds = self._seconds_to_next()
+        set_time(message.sync.next_attempt, None if seconds is None else time.time() + seconds)
         message.history.extend(await self._versions())
         return message
 
@@ -186,7 +228,9 @@ class ControlService:
     async def _served_by_all(self) -> pb.Served:
         """The current publication, and when the last worker had it."""
         deadline = time.monotonic() + _PROPAGATION_SECONDS
-        while not (arrived := self._all_have(self._generation())) and time.monotonic() < deadline:
+        while not (arrived := self._all_have(self._generation())):
+            if time.monotonic() > deadline:
+                break
             await asyncio.sleep(_POLL_SECONDS)
         current = self._publisher.current
         assert current is not None

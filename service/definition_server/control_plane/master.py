@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
 from definition_server.control_plane.confinement import confine_master
+from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
@@ -41,6 +42,7 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
+from grpc_h2 import MethodHandler
 
 log = get_logger(__name__)
 
@@ -49,6 +51,8 @@ EX_UNAVAILABLE = 69
 
 _LOOP_STUCK_SECONDS = 30.0
 _ANNOUNCE_SECONDS = 0.01
+_CONTROL_SECONDS = 2.0
+"""The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
 
 
@@ -170,7 +174,10 @@ class _Master:
             self._supervisor,
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
+            control_socket=lambda: "off" if self._control is None else self._control.state,
         )
+        path = settings.control_path()
+        self._control = None if path is None else ControlServer(path, self._control_handlers)
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
             settings.metrics_port,
@@ -201,6 +208,8 @@ class _Master:
             asyncio.create_task(work)
             for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
         ]
+        if self._control is not None:
+            forever.append(asyncio.create_task(self._serve_control(self._control)))
         if os.getpid() == 1:
             forever.append(asyncio.create_task(reap_orphans()))
         stopped = asyncio.create_task(self._stop.wait())
@@ -230,6 +239,8 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        if self._control is not None:
+            await self._control.close()
         self._synchronizer.close()
         await self._source.close()
         self._admin.close()
@@ -281,6 +292,38 @@ class _Master:
         elif (tls := self._reloader.tls) is not None:
             self._certificates_expire = _expiries(tls)
             self._supervisor.use_certificate(tls)
+
+    async def _serve_control(self, control: ControlServer) -> None:
+        """Serve the operator's commands, once the workers serve: what that imports must not delay them.
+
+        Never returns.
+        """
+        deadline = time.monotonic() + _CONTROL_SECONDS
+        while self._supervisor.serving < self._settings.workers:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_ANNOUNCE_SECONDS)
+        await control.run()
+
+    def _control_handlers(self) -> Mapping[str, MethodHandler]:
+        from definition_server.control_plane.control_service import ControlService, PublishedAlone  # protobuf is large
+
+        service = ControlService(
+            PublishedAlone(self._publisher),
+            self._publisher,
+            self._supervisor,
+            self._synchronizer.state,
+            status=self._status.read,
+            notices=self._notices,
+            sync=self._sync_loop.sync_now,
+            seconds_to_next=lambda: self._sync_loop.seconds_to_next,
+        )
+        return service.handlers()
+
+    def _notices(self) -> list[str]:
+        """What an operator should know, for ``status``."""
+        error = self._synchronizer.state.store_error
+        return [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
 
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""

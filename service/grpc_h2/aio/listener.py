@@ -253,7 +253,9 @@ class Listener:
         connection.setblocking(False)
         if self._objection is not None and (reason := self._objection(connection)) is not None:
             self._log(logging.WARNING, "A connection was refused", peer_text(address), error=reason)
-            _answer_and_close(connection, b"" if self._tls is not None else goaway(ErrorCode.INADEQUATE_SECURITY, reason))
+            _answer_and_close(
+                connection, b"" if self._tls is not None else goaway(ErrorCode.INADEQUATE_SECURITY, reason)
+            )
             return
         protocol = self._protocol(self, address)
         host = address[0] if isinstance(address, tuple) and address else ""
