@@ -224,7 +224,8 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
     facts += _sync_facts(answer.sync, now)
     if answer.HasField("pin"):
         end = f"until {_iso(answer.pin.until)}" if answer.pin.HasField("until") else "until `unpin`"
-        facts.append(("pinned", f"{answer.pin.version_hash}, {end}, by {answer.pin.source}"))
+        missing = ", but this server does not know that version" if answer.pin.missing else ""
+        facts.append(("pinned", f"{answer.pin.version_hash}, {end}, by {answer.pin.source}{missing}"))
     if answer.HasField("held_catalogue"):
         held = answer.held_catalogue
         facts.append(
@@ -305,7 +306,7 @@ def _print_history(title: str | None, versions: Any) -> None:
         (
             "*" if each.served else "",
             hash_of(each.version_hash),
-            _iso(each.created_at),
+            _iso(each.published_at),
             f"{each.definitions:,}",
             _changes(each),
         )
@@ -448,6 +449,8 @@ def _served_facts(served: pb.Served | None) -> list[tuple[str, str]]:
     if served.HasField("all_workers_at"):
         took = f" ({served.seconds:.3f} s after the request)" if served.seconds else ""
         facts.append(("all workers", f"{_iso(served.all_workers_at)}{took}"))
+    if served.note:
+        facts.append(("but", visible(served.note)))
     if served.unchanged:
         facts.append(("note", "it was served already"))
     return facts

@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from google.protobuf.message import Message
 
-from definition_server.catalog.snapshot import Difference, Snapshot
 from definition_server.control_plane.control_status import served_message, set_time, status_message, version_message
+from definition_server.control_plane.publications import (
+    InvalidRequest,
+    PublicationError,
+    Publications,
+    UnknownVersion,
+)
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor
 from definition_server.control_plane.sync_state import Outcome, SyncState
@@ -32,85 +37,11 @@ _EXPORT_OCTETS = 256 * 1024
 """Of one message of an export."""
 
 
-class Unfulfilled(Exception):
-    """A request that cannot be fulfilled. The text is for the operator: what is wrong, and what exists."""
-
-    def __init__(self, message: str, status: StatusCode = StatusCode.FAILED_PRECONDITION) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class HistoryEntry(Protocol):
-    """A catalogue in the history."""
-
-    version_hash: str
-    definitions: int
-    created_at: float
-    """Seconds since the epoch."""
-
-
-class Publications(Protocol):
-    """What is published, and what could be. Versions are hex hashes, or unique beginnings of at least 8 digits.
-
-    Every method raises `Unfulfilled` where a version is not known, and says which are.
-    """
-
-    async def history(self) -> Sequence[HistoryEntry]:
-        """The catalogues in the history, the newest first."""
-
-    async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
-        """Both hashes whole, and the changes."""
-
-    async def accept(self, version: str) -> None:
-        """Publish a catalogue that is held."""
-
-    async def pin(self, version: str, until: float | None) -> None:
-        """Serve a version of the history until then (seconds since the epoch; None: until `unpin`)."""
-
-    async def unpin(self) -> None:
-        """Follow the table again."""
-
-    async def export(self, version: str | None) -> Snapshot:
-        """The catalogue of that version; None: what is served."""
-
-
-class PublishedAlone:
-    """`Publications` of a server that keeps no history."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-
-    async def history(self) -> Sequence[HistoryEntry]:
-        """Nothing."""
-        return ()
-
-    async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
-        """Not possible."""
-        raise self._no_history(old, new)
-
-    async def accept(self, version: str) -> None:
-        """Not possible."""
-        raise self._no_history(version)
-
-    async def pin(self, version: str, until: float | None) -> None:
-        """Not possible."""
-        raise self._no_history(version)
-
-    async def unpin(self) -> None:
-        """Nothing is pinned."""
-
-    async def export(self, version: str | None) -> Snapshot:
-        """What is served."""
-        current = self._publisher.current
-        if current is None:
-            raise Unfulfilled("nothing is served yet")
-        if version is not None and not current.snapshot.version_hash.startswith(version):
-            raise self._no_history(version)
-        return current.snapshot
-
-    def _no_history(self, *versions: str) -> Unfulfilled:
-        named = " and ".join(versions)
-        return Unfulfilled(f"this server keeps no history, so it does not know {named}", StatusCode.NOT_FOUND)
+_STATUS: tuple[tuple[type[PublicationError], StatusCode], ...] = (
+    (UnknownVersion, StatusCode.NOT_FOUND),
+    (InvalidRequest, StatusCode.INVALID_ARGUMENT),
+    (PublicationError, StatusCode.FAILED_PRECONDITION),
+)
 
 
 class ControlService:
@@ -185,18 +116,13 @@ class ControlService:
         return pb.Difference(old=old, new=new, added=changes.added, removed=changes.removed, changed=changes.changed)
 
     async def _accept(self, request: pb.AcceptRequest) -> pb.Served:
-        log.info("Accept requested", version_hash=request.version_hash)
         return await self._served_after(self._publications.accept(request.version_hash))
 
     async def _pin(self, request: pb.PinRequest) -> pb.Served:
         until = request.until.ToNanoseconds() / 1e9 if request.HasField("until") else None
-        if until is not None and until <= time.time():
-            raise Unfulfilled("the pin would end in the past", StatusCode.INVALID_ARGUMENT)
-        log.info("Pin requested", version_hash=request.version_hash)
         return await self._served_after(self._publications.pin(request.version_hash, until))
 
     async def _unpin(self, _: pb.UnpinRequest) -> pb.Served:
-        log.info("Unpin requested")
         return await self._served_after(self._publications.unpin())
 
     async def _sync_now(self, _: pb.SyncRequest) -> pb.SyncResult:
@@ -209,16 +135,17 @@ class ControlService:
             message.served.CopyFrom(await self._served_by_all())
         return message
 
-    async def _served_after(self, action: Awaitable[None]) -> pb.Served:
+    async def _served_after(self, action: Awaitable[str | None] | Awaitable[None]) -> pb.Served:
         """What is served after ``action``, once every worker has it."""
         started = time.monotonic()
         before = self._generation()
-        await action
+        note = await action
         if self._publisher.current is None:
-            raise Unfulfilled("it is noted, and nothing is served yet: see `definition-server status`")
+            raise PublicationError("it is noted, and nothing is served yet: see `definition-server status`")
         message = await self._served_by_all()
         message.seconds = time.monotonic() - started
         message.unchanged = self._generation() == before
+        message.note = note or ""
         return message
 
     def _generation(self) -> int:
@@ -264,7 +191,7 @@ class ControlService:
                 yield pb.RollProgress(replaced=coming.result(), workers=workers)
         problem = await rolling
         if problem is not None:
-            raise Unfulfilled(problem)
+            raise PublicationError(problem)
 
     async def _export(self, request: pb.ExportRequest) -> AsyncIterator[pb.ExportedRows]:
         snapshot = await self._publications.export(request.version_hash or None)
@@ -283,8 +210,8 @@ def _unary(method: Callable[[Any], Awaitable[Message]], request: type[Message]) 
     async def handle(message: Any, context: Any) -> Message:
         try:
             return await method(message)
-        except Unfulfilled as error:
-            await context.abort(error.status, str(error))
+        except PublicationError as error:
+            await context.abort(_status_of(error), str(error))
             raise
 
     return MethodHandler.unary(handle, request.FromString, _serialized)
@@ -295,10 +222,14 @@ def _streaming(method: Callable[[Any], AsyncIterator[Message]], request: type[Me
         try:
             async for answer in method(message):
                 yield answer
-        except Unfulfilled as error:
-            await context.abort(error.status, str(error))
+        except PublicationError as error:
+            await context.abort(_status_of(error), str(error))
 
     return MethodHandler.streaming(handle, request.FromString, _serialized)
+
+
+def _status_of(error: PublicationError) -> StatusCode:
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
 
 
 def _serialized(message: Message) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.history import HistoryEntry
 from definition_server.control_plane.sync_state import SyncState
 from definition_server.observability.status import ServiceStatus, WorkerStatus
 from definition_server.rpc import avap_control_pb2 as pb
@@ -26,10 +26,11 @@ def served_message(snapshot: Snapshot) -> pb.Served:
     return message
 
 
-def version_message(entry: Any, *, served: bool) -> pb.Version:
-    """A `HistoryEntry`."""
+def version_message(entry: HistoryEntry, *, served: bool) -> pb.Version:
+    """An entry of the history."""
     message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
     set_time(message.created_at, entry.created_at)
+    set_time(message.published_at, entry.published_at)
     return message
 
 
@@ -44,6 +45,7 @@ def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
         message.served.definitions = catalog.definitions
         set_time(message.served.created_at, catalog.created_at)
     _set_sync(message.sync, status, sync)
+    _set_wishes(message, sync)
     message.workers.extend(_worker(worker) for worker in status.workers)
     for name, used in status.keys_last_used.items():
         key = message.keys.add(id=name)
@@ -63,6 +65,18 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
     message.source_rows = status.sync.source_rows
     message.unserved.update({reason: count for reason, count in status.sync.unserved.items() if count})
     message.suspect.update({reason: count for reason, count in status.sync.suspect.items() if count})
+
+
+def _set_wishes(message: pb.Status, state: SyncState) -> None:
+    if (pin := state.pin) is not None:
+        message.pin.version_hash, message.pin.source, message.pin.missing = pin.version_hash, pin.source, pin.missing
+        set_time(message.pin.until, pin.until)
+    if (held := state.held) is not None:
+        message.held_catalogue.version_hash = held.version_hash
+        message.held_catalogue.reason = held.text
+        message.held_catalogue.definitions = held.definitions
+        message.held_catalogue.names.extend(held.names)
+        set_time(message.held_catalogue.since, held.since)
 
 
 def _worker(worker: WorkerStatus) -> pb.Worker:

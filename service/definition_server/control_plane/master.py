@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.publication_policy import PublicationPolicy
+from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
 from definition_server.control_plane.status import StatusReader
@@ -36,6 +39,7 @@ from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.control_plane.tls_reader import read_tls_files
+from definition_server.control_plane.wishes import Policy
 from definition_server.environment import EX_CONFIG, SettingsError, notices
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
@@ -51,6 +55,8 @@ EX_UNAVAILABLE = 69
 
 _LOOP_STUCK_SECONDS = 30.0
 _ANNOUNCE_SECONDS = 0.01
+_POLICY_SECONDS = 1.0
+"""How long a start waits for the policy file: it may be on a disk that hangs."""
 _CONTROL_SECONDS = 2.0
 """The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
@@ -139,12 +145,18 @@ class _Master:
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
         )
+        self._policy = (
+            None
+            if settings.publication_policy is None
+            else PublicationPolicy(settings.publication_policy, lambda: self._spawn(self._follow_policy))
+        )
         self._synchronizer = Synchronizer(
             self._source,
             self._publisher,
             signer=_signer(settings),
             store=None if settings.snapshot_dir is None else SnapshotStore(settings.snapshot_dir),
             allow_empty=settings.allow_empty_catalog,
+            policy=lambda: Policy() if self._policy is None else self._policy.current,
         )
         self._sync_loop = SyncLoop(
             self._synchronizer,
@@ -204,12 +216,18 @@ class _Master:
         )
         self._admin.start()
         self._supervisor.start()
+        if self._policy is not None:
+            # Before the first catalogue: a pin counts from the start.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [
             asyncio.create_task(work)
             for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
         ]
         if self._control is not None:
             forever.append(asyncio.create_task(self._serve_control(self._control)))
+        if self._policy is not None:
+            forever.append(asyncio.create_task(self._policy.run()))
         if os.getpid() == 1:
             forever.append(asyncio.create_task(reap_orphans()))
         stopped = asyncio.create_task(self._stop.wait())
@@ -305,11 +323,23 @@ class _Master:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
         await control.run()
 
-    def _control_handlers(self) -> Mapping[str, MethodHandler]:
-        from definition_server.control_plane.control_service import ControlService, PublishedAlone  # protobuf is large
+    async def _follow_policy(self) -> None:
+        """Serve what the policy file asks for now."""
+        catalogue, started = self._synchronizer.catalogue, time.monotonic()
+        if catalogue.served is not None:
+            await catalogue.follow()
+            await catalogue.reconsider(lambda: time.monotonic() - started)
 
+    def _control_handlers(self) -> Mapping[str, MethodHandler]:
+        from definition_server.control_plane.control_service import ControlService  # protobuf is large
+
+        publications = Publications(
+            self._synchronizer.catalogue,
+            signer=lambda: _signer(self._reloader.settings),
+            sync_soon=self._sync_loop.sync_soon,
+        )
         service = ControlService(
-            PublishedAlone(self._publisher),
+            publications,
             self._publisher,
             self._supervisor,
             self._synchronizer.state,
@@ -323,7 +353,12 @@ class _Master:
     def _notices(self) -> list[str]:
         """What an operator should know, for ``status``."""
         error = self._synchronizer.state.store_error
-        return [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
+        notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
+        if self._policy is not None and self._policy.problem is not None:
+            notices.append(
+                f"PUBLICATION_POLICY does not count as it is, the one before it does: {self._policy.problem}"
+            )
+        return notices
 
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""

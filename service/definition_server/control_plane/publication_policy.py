@@ -45,9 +45,11 @@ class PolicyUnusable(Exception):
 class PublicationPolicy:
     """The policy in force."""
 
-    def __init__(self, path: Path, on_change: Callable[[Policy], None]) -> None:
-        """``on_change`` is called with each new policy, the first one among them."""
+    def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called after each change of ``current``."""
         self._path = path
+        self.current = Policy()
+        """What counts: nothing until the file was read."""
         self._on_change = on_change
         self._reading: asyncio.Future[bytes] | None = None
         self._seen: bytes | str | None = None
@@ -113,7 +115,8 @@ class PublicationPolicy:
             pin=None if policy.pin is None else policy.pin.version,
             until=None if policy.pin is None else policy.pin.until,
         )
-        self._on_change(policy)
+        self.current = policy
+        self._on_change()
 
 
 def read_file(path: Path) -> bytes:

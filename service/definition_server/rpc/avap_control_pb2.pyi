@@ -176,6 +176,7 @@ class Served(_message.Message):
     ALL_WORKERS_AT_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     generation: _builtins.int
     definitions: _builtins.int
@@ -183,6 +184,8 @@ class Served(_message.Message):
     """Seconds from the request until the last worker had it. In answers to Accept, Pin and Unpin only."""
     unchanged: _builtins.bool
     """Whether it was served already, so that nothing was published. In answers to Accept, Pin and Unpin only."""
+    note: _builtins.str
+    """Why this would not survive a restart. In answers to Pin and Unpin only."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was built."""
@@ -201,10 +204,11 @@ class Served(_message.Message):
         all_workers_at: _timestamp_pb2.Timestamp | None = ...,
         seconds: _builtins.float = ...,
         unchanged: _builtins.bool = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at", "definitions", b"definitions", "generation", b"generation", "seconds", b"seconds", "unchanged", b"unchanged", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at", "definitions", b"definitions", "generation", b"generation", "note", b"note", "seconds", b"seconds", "unchanged", b"unchanged", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,9 +338,12 @@ class PinState(_message.Message):
     VERSION_HASH_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     source: _builtins.str
     """Where it was declared: command or policy."""
+    missing: _builtins.bool
+    """Whether the version is not known here, so that another one is served."""
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
         """Not set: until it is taken away."""
@@ -347,10 +354,11 @@ class PinState(_message.Message):
         version_hash: _builtins.str = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
         source: _builtins.str = ...,
+        missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "until", b"until", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "source", b"source", "until", b"until", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,11 +372,16 @@ class HeldCatalogue(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     DEFINITIONS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     reason: _builtins.str
     definitions: _builtins.int
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to ten commands that would vanish."""
+
     def __init__(
         self,
         *,
@@ -376,10 +389,11 @@ class HeldCatalogue(_message.Message):
         reason: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
         definitions: _builtins.int = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definitions", b"definitions", "reason", b"reason", "since", b"since", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definitions", b"definitions", "names", b"names", "reason", b"reason", "since", b"since", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,6 +441,7 @@ class Version(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     SERVED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     definitions: _builtins.int
     served: _builtins.bool
@@ -436,6 +451,10 @@ class Version(_message.Message):
     def changes(self) -> Global___Changes:
         """Compared with the version before it in the history. Not set on the oldest."""
 
+    @_builtins.property
+    def published_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last published."""
+
     def __init__(
         self,
         *,
@@ -444,10 +463,11 @@ class Version(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         served: _builtins.bool = ...,
         changes: Global___Changes | None = ...,
+        published_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created_at", b"created_at", "published_at", b"published_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created_at", b"created_at", "definitions", b"definitions", "served", b"served", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created_at", b"created_at", "definitions", b"definitions", "published_at", b"published_at", "served", b"served", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

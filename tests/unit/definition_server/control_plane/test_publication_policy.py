@@ -61,7 +61,7 @@ def test_a_content_that_cannot_be_used_says_why(content: bytes, problem: str) ->
 class Watched:
     def __init__(self, path: Path) -> None:
         self.found: list[Policy] = []
-        self.policy = PublicationPolicy(path, self.found.append)
+        self.policy = PublicationPolicy(path, lambda: self.found.append(self.policy.current))
 
     async def read_twice(self) -> None:
         await self.policy.read()
