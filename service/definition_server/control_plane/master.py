@@ -33,6 +33,7 @@ from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.served_catalogue import Held
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -328,7 +329,8 @@ class _Master:
         catalogue, started = self._synchronizer.catalogue, time.monotonic()
         if catalogue.served is not None:
             await catalogue.follow()
-            await catalogue.reconsider(lambda: time.monotonic() - started)
+            with suppress(Held):  # not what this policy accepts
+                await catalogue.reconsider(lambda: time.monotonic() - started)
 
     def _control_handlers(self) -> Mapping[str, MethodHandler]:
         from definition_server.control_plane.control_service import ControlService  # protobuf is large
@@ -355,9 +357,7 @@ class _Master:
         error = self._synchronizer.state.store_error
         notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
         if self._policy is not None and self._policy.problem is not None:
-            notices.append(
-                f"PUBLICATION_POLICY does not count as it is, the one before it does: {self._policy.problem}"
-            )
+            notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
         return notices
 
     async def _announce(self) -> None:
