@@ -150,7 +150,7 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         def run(*, socket: Path | None, timeout: float, **others: Any) -> None:
             with no_traceback():
-                command(master=Master(_path(socket), timeout), **others)
+                command(master=Master(socket_path(socket), timeout), **others)
 
         run.__doc__, run.__name__ = command.__doc__, command.__name__
         run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
@@ -172,7 +172,12 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
     return add
 
 
-def _path(given: Path | None) -> Path:
+def socket_path(given: Path | None) -> Path:
+    """The socket to call: ``given``, or that of the environment.
+
+    Raises:
+        CommandFailed: where neither names one.
+    """
     path = given or settings_or_exit(ControlSettings).control_path()
     if path is None:
         raise CommandFailed(

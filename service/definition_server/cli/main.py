@@ -19,6 +19,7 @@ _COMMANDS = {
     "config": "definition_server.cli.config",
     "demo": "definition_server.cli.demo",
     "diff": "definition_server.cli.control",
+    "export": "definition_server.cli.export",
     "fetch": "definition_server.cli.client",
     "get": "definition_server.cli.client",
     "health": "definition_server.cli.client",

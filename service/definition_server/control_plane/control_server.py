@@ -56,7 +56,11 @@ class ControlServer:
     async def run(self) -> None:
         """Keep the socket open. Never returns."""
         while True:
-            await self._ensure()
+            try:
+                await self._ensure()
+            except Exception as bug:  # commands are worth less than clients' calls: the master does not end for this
+                log.exception("Unexpected failure of the control socket", exc_info=bug)
+                self.problem = f"unexpected {type(bug).__name__}"
             await asyncio.sleep(_CHECK_SECONDS)
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ def run(*arguments: str, **environment: str) -> Result:
         "config",
         "demo",
         "diff",
+        "export",
         "fetch",
         "get",
         "health",
