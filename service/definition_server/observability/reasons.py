@@ -33,3 +33,7 @@ class Reason(StrEnum):
     DISK_HANGS = "disk_hangs"
     SNAPSHOT_UNUSABLE = "snapshot_unusable"
     INTERNAL_ERROR = "internal_error"
+
+
+HOLDING = (Reason.TABLE_EMPTY, Reason.CATALOGUE_SHRUNK, Reason.CATALOGUE_GROWN, Reason.TOO_MANY_ROWS_HELD)
+"""Those why a catalogue is held."""
