@@ -17,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, unshared_slot
 from definition_server.observability.metrics import StatusCollector, create_registry
 from definition_server.observability.reasons import Reason
-from definition_server.observability.reasons import Reason
 from definition_server.observability.status import (
     CatalogStatus,
     RequestStatus,
