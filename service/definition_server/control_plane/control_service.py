@@ -13,7 +13,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from definition_server.control_plane.control_status import served_message, set_time, status_message, version_message
+from definition_server.control_plane.control_status import (
+    HeldCommand,
+    held_message,
+    served_message,
+    set_time,
+    status_message,
+    version_message,
+)
 from definition_server.control_plane.publications import (
     InvalidRequest,
     PublicationError,
@@ -58,6 +65,7 @@ class ControlService:
         notices: Callable[[], Sequence[str]],
         sync: Callable[[], Awaitable[Outcome]],
         seconds_to_next: Callable[[], float | None] = lambda: None,
+        held_commands: Callable[[], Sequence[HeldCommand]] = tuple,
     ) -> None:
         """
         Args:
@@ -69,6 +77,7 @@ class ControlService:
             notices: What an operator should know beside it.
             sync: Runs a cycle that reads the table whole.
             seconds_to_next: The time until the next cycle; None while one runs.
+            held_commands: The commands of which an earlier version is served.
         """
         self._publications = publications
         self._publisher = publisher
@@ -78,6 +87,7 @@ class ControlService:
         self._notices = notices
         self._sync = sync
         self._seconds_to_next = seconds_to_next
+        self._held_commands = held_commands
         self._rolling: set[asyncio.Task[str | None]] = set()
 
     def handlers(self) -> Mapping[str, MethodHandler]:
@@ -99,6 +109,7 @@ class ControlService:
         message.notices.extend(self._notices())
         seconds = self._seconds_to_next()
         set_time(message.sync.next_attempt, None if seconds is None else time.time() + seconds)
+        message.held_commands.extend(map(held_message, self._held_commands()))
         message.history.extend(await self._versions())
         return message
 

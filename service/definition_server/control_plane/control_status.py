@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -31,6 +32,42 @@ def version_message(entry: HistoryEntry, *, served: bool) -> pb.Version:
     message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
+    return message
+
+
+class HeldCommand(Protocol):
+    """A command of which an earlier version is served, because its row is bad."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with the row."""
+
+    @property
+    def since(self) -> float:
+        """Seconds since the epoch."""
+
+    @property
+    def hash_served(self) -> str | None:
+        """Of the version that is served."""
+
+    @property
+    def hash_refused(self) -> str | None:
+        """Of the row."""
+
+
+def held_message(held: HeldCommand) -> pb.HeldCommand:
+    """A held command."""
+    message = pb.HeldCommand(
+        name=held.name,
+        reason=str(held.reason),
+        hash_served=held.hash_served or "",
+        hash_refused=held.hash_refused or "",
+    )
+    set_time(message.since, held.since)
     return message
 
 
