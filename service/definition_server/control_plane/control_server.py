@@ -9,7 +9,7 @@ deadline for each. The engine serves them in slices, as it serves clients of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,10 +37,20 @@ _STOP_SECONDS = 0.2
 class ControlServer:
     """The socket and the server on it."""
 
-    def __init__(self, path: Path, handlers: Callable[[], Mapping[str, MethodHandler]]) -> None:
-        """``handlers``: the methods of `SERVICE`; called when the socket is open, because their module is imported
-        then."""
+    def __init__(
+        self,
+        path: Path,
+        handlers: Callable[[], Mapping[str, MethodHandler]],
+        workers: Callable[[], Collection[int]] = tuple,
+    ) -> None:
+        """
+        Args:
+            path: The path of the socket.
+            handlers: The methods of `SERVICE`; called when the socket is open, because their module is imported then.
+            workers: Process ids of the workers, which are refused.
+        """
         self._path = path
+        self._workers = workers
         self._handlers = handlers
         self._socket: ControlSocket | None = None
         self._server: Server | None = None
@@ -117,7 +127,7 @@ class ControlServer:
             limits=limits, max_connections=MAX_CONNECTIONS, max_concurrent_calls=MAX_CALLS, first_call_timeout=10.0
         )
         server.add_registered_method_handlers(SERVICE, self._handlers())
-        server.add_listener(opened.listening, objection=stranger)
+        server.add_listener(opened.listening, objection=lambda peer: stranger(peer, self._workers()))
         await server.start()
 
     async def _stop(self) -> None:

@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,10 +164,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def stranger(connection: socket.socket) -> str | None:
-    """Why a peer may not give commands; None where it is this account or root."""
+def stranger(connection: socket.socket, workers: Collection[int] = ()) -> str | None:
+    """Why a peer may not give commands; None where it is this account or root, and none of ``workers``.
+
+    A worker in the jail cannot connect at all. One without a jail has our uid; refused is what it does itself.
+    """
     octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     pid, uid, _ = _PEER_CREDENTIALS.unpack(octets)
+    if pid in workers:
+        return f"process {pid} is a worker, which may not control its server"
     if uid in (0, os.geteuid()):
         return None
     return f"uid {uid} (process {pid}) may not control a server of uid {os.geteuid()}"

@@ -199,7 +199,11 @@ class _Master:
             control_socket=lambda: "off" if self._control is None else self._control.state,
         )
         path = settings.control_path()
-        self._control = None if path is None else ControlServer(path, self._control_handlers)
+        self._control = (
+            None
+            if path is None
+            else ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
+        )
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
             settings.metrics_port,

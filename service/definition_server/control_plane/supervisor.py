@@ -94,6 +94,11 @@ class Supervisor:
         # A copy: the admin server's threads call this too, while the loop adds and removes workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
 
+    @property
+    def worker_pids(self) -> frozenset[int]:
+        """The processes of all workers, those that drain among them."""
+        return frozenset(worker.pid for worker in tuple(self._workers))
+
     def use_keys(self, keys: Keys) -> None:
         """Make every worker accept ``keys`` and no others, from now on."""
         self._keys = keys

@@ -106,6 +106,10 @@ def test_a_peer_of_this_account_is_no_stranger() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         assert stranger(ours) is None
+        assert stranger(ours, {os.getpid() + 1}) is None
+        refused = stranger(ours, {os.getpid()})
+    assert refused is not None
+    assert "worker" in refused
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another uid")
