@@ -154,8 +154,9 @@ def test_a_lost_table_is_made_anew_and_a_script_cut_off_changes_nothing(
     before = served_rows(rows)
     sql = from_server(server, tmp_path).decode()
     rows.run("DROP TABLE obex_dapl_functions")
-    with psycopg.connect(rows.url, autocommit=True) as connection:
-        connection.execute(sql[: sql.index("ANALYZE restored")])
+    connection = psycopg.connect(rows.url, autocommit=True)
+    connection.execute(sql[: sql.index("ANALYZE restored")])
+    connection.close()  # the end of the file, to psql; leaving a context would commit
     with psycopg.connect(rows.url) as connection:
         assert connection.execute("SELECT to_regclass('obex_dapl_functions')").fetchall() == [(None,)]
     rows.run(sql)
