@@ -51,7 +51,7 @@ SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_ti
 # change between two checks. The sums of 64-bit hashes do not depend on the order of a scan. Files change with TRUNCATE
 # and with a table that takes another's place; attributes because ALTER TABLE can change the content of rows without a
 # new row version; types and enum labels because rows hold numbers in place of them; casts because ::text may call a
-# function; settings that a session may change, for those that are not fixed above. The start time distinguishes
+# function; the one setting that decides a text (of money) and is not fixed above. The start time distinguishes
 # servers: a promoted standby may have assigned the same transaction number to other work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
@@ -90,15 +90,14 @@ SELECT
         (SELECT string_agg(concat_ws(':', number, relid, pg_relation_filenode(relid)), ',' ORDER BY number, relid)
             FROM tree),
         (SELECT sum(hashtextextended(a.ctid::text || ':' || a.xmin::text, 0))
-            FROM pg_attribute a WHERE attrelid IN (SELECT relid FROM tree)),
+            FROM pg_attribute a WHERE attrelid = ANY (ARRAY(SELECT relid FROM tree))),
         (SELECT sum(hashtextextended(t.ctid::text || ':' || t.xmin::text, 0))
-            FROM pg_type t WHERE oid IN (SELECT typid FROM typ)),
+            FROM pg_type t WHERE oid = ANY (ARRAY(SELECT typid FROM typ))),
         (SELECT sum(hashtextextended(e.ctid::text || ':' || e.xmin::text, 0))
-            FROM pg_enum e WHERE enumtypid IN (SELECT typid FROM typ)),
+            FROM pg_enum e WHERE enumtypid = ANY (ARRAY(SELECT typid FROM typ))),
         (SELECT sum(hashtextextended(c.ctid::text || ':' || c.xmin::text, 0))
-            FROM pg_cast c WHERE castsource IN (SELECT typid FROM typ)),
-        (SELECT sum(hashtextextended(name || '=' || setting, 0))
-            FROM pg_settings WHERE context IN ('user', 'superuser')),
+            FROM pg_cast c WHERE castsource = ANY (ARRAY(SELECT typid FROM typ))),
+        current_setting('lc_monetary'),
         extract(epoch FROM pg_postmaster_start_time()),
         pg_is_in_recovery()) AS state
 """
