@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
+from definition_server.catalog.gate import Gate
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.confinement import confine_master
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.key_usage import KeyUsage
@@ -29,6 +32,7 @@ from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -135,13 +139,20 @@ class _Master:
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
         )
+        background = Background()
+        self._gate = RowGate(
+            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+        )
         self._synchronizer = Synchronizer(
             self._source,
             self._publisher,
             signer=_signer(settings),
             store=None if settings.snapshot_dir is None else SnapshotStore(settings.snapshot_dir),
+            gate=self._gate,
             allow_empty=settings.allow_empty_catalog,
+            background=background,
         )
+        self._gate.on_bad_rows_served(self._read_again)
         self._sync_loop = SyncLoop(
             self._synchronizer,
             self._publisher,
@@ -230,6 +241,7 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        await self._gate.close()
         self._synchronizer.close()
         await self._source.close()
         self._admin.close()
@@ -261,6 +273,11 @@ class _Master:
     async def _roll(self) -> None:
         log.info("Rolling the workers")
         await self._supervisor.roll()
+
+    def _read_again(self) -> None:
+        """Rows that are served turned out to be bad: the next publication is without them."""
+        self._synchronizer.read_again()
+        self._sync_loop.sync_soon()
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""

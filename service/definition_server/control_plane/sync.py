@@ -41,6 +41,12 @@ class Gate(Protocol):
                 there is none.
         """
 
+    def prepare(self) -> None:
+        """Rows are being read, and `apply` follows."""
+
+    def cycle_ended(self, served: Snapshot | None) -> None:
+        """Judge rows of ``served`` that were served unjudged, beside serving."""
+
 
 class Refused(Exception):
     """The rows were read, but publishing them would do harm."""
@@ -79,7 +85,7 @@ class Synchronizer:
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
-        self._reader = TableReader(source, self._background)
+        self._reader = TableReader(source, self._background, on_change=None if gate is None else gate.prepare)
         self._catalogue = ServedCatalogue(publisher, self._background, self.state, store=store, clock=clock)
 
     def close(self) -> None:
@@ -92,6 +98,10 @@ class Synchronizer:
         if key_id_of(signer) != key_id_of(self._signer):
             self._signer = signer
             self._reader.forget()
+
+    def read_again(self) -> None:
+        """Read the table in the next cycle, changed or not."""
+        self._reader.forget()
 
     async def restore(self) -> bool:
         """Publish the last-known-good snapshot, if nothing is served yet and there is a sound one.
@@ -123,6 +133,8 @@ class Synchronizer:
             log.exception("Unexpected failure in a sync cycle")
             outcome, error = Outcome.FAILED, f"unexpected {type(bug).__name__}: {bug}"
             reason = Reason.INTERNAL_ERROR
+        if self._gate is not None:
+            self._gate.cycle_ended(self._catalogue.served)
         self.state.last_duration_seconds = now() - started
         self._note(outcome, error, reason, next_attempt_in(outcome))
         return outcome

@@ -36,6 +36,10 @@ class SyncStatus:
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
+    held: dict[str, int] = field(default_factory=dict)
+    """By reason: commands that are served in their last good version, because their row is bad."""
+    unchecked: int = 0
+    """Rows that are served although their content was not judged yet."""
 
 
 @dataclass(frozen=True, slots=True)
