@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     leave_signals_to_the_master()
     end = socket.socket(fileno=int(arguments[0]))
     _limit()
+    for codec in _CODECS:
+        codecs.lookup(codec)
     if arguments[1] != "off":
         jail = Jail(support())
         refused = jail.enter()
@@ -75,9 +77,7 @@ def _limit() -> None:
 
 
 def _works() -> bool:
-    """Whether this process judges right. (What is first used here is imported before the jail would refuse it.)"""
-    for codec in _CODECS:
-        codecs.lookup(codec)
+    """Whether this process judges right."""
     everything = FUNCTION | INTERFACE
     good = flaws_of(everything, b"self-test", b"[]", b"# coding: utf-8\nreturn 1\n")
     bad = flaws_of(everything, b"self-test", b"{", b"if")

@@ -47,7 +47,8 @@ def test_an_interface_is_refused_exactly_where_a_client_refuses_it(interface: by
 
 @pytest.mark.parametrize(
     "interface",
-    [b"", b"[", b"[]]", b"[1,]", b"\xff", b"\xef\xbb\xbf[]", b"[" * 200_000, b"[1" + b"0" * 10_000 + b"]", b"{}", b"null"],
+    [b"", b"[", b"[]]", b"[1,]", b"\xff", b"\xef\xbb\xbf[]", b"[" * 200_000, b"[1" + b"0" * 10_000 + b"]",
+     b"{}", b"null"],
     ids=[
         "nothing", "open", "closed twice", "comma", "not UTF-8", "mark", "too deep", "too large a number", "object",
         "null",
