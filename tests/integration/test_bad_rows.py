@@ -99,7 +99,7 @@ def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, star
         assert (command["name"], command["reason"]) == (name, "code_invalid")
         assert command["served"] == before[name].hash
         assert server.metric("avap_rows_held", reason="code_invalid") == 1
-        assert server.statusz()["sync"]["held"]["code_invalid"] == 1
+        assert server.statusz()["sync"]["rows_held"]["code_invalid"] == 1
         table.run("UPDATE obex_dapl_functions SET code = 'mended = 1' WHERE name = %s", (name,))
         until(lambda: client.get(name).code == b"mended = 1", "the mended row is served")
     assert server.wait_log("Commands are no longer held")["names"] == [name]
@@ -144,13 +144,13 @@ def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Ta
 
 def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url)
-    line = server.wait_log("Sync refused")
+    line = server.wait_log("Catalogue held")
     assert line["level"] == "ERROR"
     assert "it is empty" in line["error"]
     assert "ALLOW_EMPTY_CATALOG" in line["error"]
     with Client(server.port) as client:
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
-        server.wait_log("Sync refused", after=len(server.lines))
+        server.wait_log("Catalogue held", after=len(server.lines))
         assert client.health() == "NOT_SERVING"
         assert failure(client.get, "good") == ("UNAVAILABLE", "The catalogue is not loaded yet")
         assert server.http("/readyz")[0] == 503

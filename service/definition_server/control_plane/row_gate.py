@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
@@ -108,13 +109,16 @@ class RowGate:
         if self._gate.checks and (self._preparing is None or self._preparing.done()):
             self._preparing = asyncio.create_task(self._checker.prepare())
 
-    async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> None:
+    async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
 
         Args:
             builder: The rows of one reading.
             last_good: The newest catalogue that passed, from which the last good version of a command is taken. None:
                 there is none.
+
+        Returns:
+            The names that are served in an earlier version because their row is held.
         """
         gate = self._gate
         self._findings = builder.findings
@@ -133,6 +137,7 @@ class RowGate:
         change = review.settle(self._clock())
         if self._logs:
             _log_change(change, gate)
+        return gate.held.keys()
 
     async def _judge(self, rows: Iterable[Row], note: Callable[[bytes, Flaw], None], *, limited: bool = False) -> None:
         """Judge ``rows``; where that is ``limited``, only as many as a first start waits for."""
@@ -152,15 +157,15 @@ class RowGate:
                 self._gate.remember(key, judgement.flaws)
             note(name, judgement.flaws)
 
-    def cycle_ended(self, served: Snapshot | None) -> None:
-        """Judge rows that are served unjudged, beside serving. ``served``: the catalogue that has them."""
-        if served is None:
+    def cycle_ended(self, newest: Snapshot | None) -> None:
+        """Judge rows that were let pass unjudged, beside serving. ``newest``: the catalogue that has them."""
+        if newest is None:
             return
         self._checker.lower_priority()
         if self._gate.pending and (self._rest is None or self._rest.done()):
-            self._rest = asyncio.create_task(self._judge_rest(served))
+            self._rest = asyncio.create_task(self._judge_rest(newest))
 
-    async def _judge_rest(self, served: Snapshot) -> None:
+    async def _judge_rest(self, newest: Snapshot) -> None:
         gate, bad = self._gate, 0
 
         def note(name: bytes, flaws: Flaw) -> None:
@@ -169,11 +174,11 @@ class RowGate:
             self._findings.unchecked = len(gate.pending)
 
         waiting = dict(gate.pending)
-        signed = served.footer.key_id != UNSIGNED
+        signed = newest.footer.key_id != UNSIGNED
 
         def rows() -> Iterator[Row]:
             for name, digest in waiting.items():
-                message = served.answer(name)
+                message = newest.answer(name)
                 if message is not None and message[-64:] == digest and gate.pending.get(name) == digest:
                     facts = facts_of(message, signed=signed)
                     key = gate.key(name, facts.interface, facts.code)
