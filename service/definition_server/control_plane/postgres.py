@@ -392,7 +392,7 @@ class _Reading:
                 statement = self.plan.rows_sql(number, self._limits.definition)
                 await self._limited(cursor.execute(statement, binary=True))
                 while rows := await self._limited(cursor.fetchmany(most)):
-                    yield [self.plan.row(row, too_large=too_large) for row in rows]
+                    yield self.plan.rows(rows, too_large=too_large)
 
     async def _classes(self) -> list[int]:
         """The classes of size that have rows.

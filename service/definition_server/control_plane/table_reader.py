@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -28,9 +29,21 @@ class TableReader:
     that reading is long ago."""
 
     def __init__(
-        self, source: DefinitionSource, background: Background, *, full_read_interval: float = math.inf
+        self,
+        source: DefinitionSource,
+        background: Background,
+        *,
+        on_change: Callable[[], None] | None = None,
+        full_read_interval: float = math.inf,
     ) -> None:
-        """``full_read_interval``: seconds after which the rows are read although the fingerprint is the same."""
+        """
+        Args:
+            source: Has the rows.
+            background: The thread that encodes them.
+            on_change: Called when rows are about to be read.
+            full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
+        """
+        self._on_change = on_change
         self._source = source
         self._background = background
         self._full_read_interval = full_read_interval
@@ -62,6 +75,8 @@ class TableReader:
         async with self._source.read() as reading:
             if reading.fingerprint == self._fingerprint and not due:
                 return None
+            if self._on_change is not None:
+                self._on_change()
             builder = SnapshotBuilder(signer)
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)

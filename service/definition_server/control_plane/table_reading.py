@@ -38,13 +38,13 @@ _LONGEST_NAME = 4096
 
 # Local settings: behind a pooler, the next client of the connection does not inherit them. All but the limits of time
 # fix what a cast to text gives, whatever postgresql.conf, the database and the role say; with row_security off, rows
-# that a policy would hide are an error.
+# that a policy would hide are an error; to compile these statements (jit) costs more than to run them.
 SETTINGS_SQL: LiteralString = """
 SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
     set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
     set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'postgres', true),
     set_config('TimeZone', 'UTC', true), set_config('extra_float_digits', '1', true),
-    set_config('xmlbinary', 'base64', true)
+    set_config('xmlbinary', 'base64', true), set_config('jit', 'off', true)
 """
 
 # One row. `facts`: for either table that is there, a description in JSON, see `Relation.parse`. `state`: what must not
@@ -222,10 +222,12 @@ class Plan:
 
     def sizes_sql(self, most: int) -> LiteralString:
         """Rows of (class, rows, octets). A row above ``most`` octets is in the class behind the last."""
-        limits = ",".join(str(limit + 1) for _, limit in classes(most))
+        limits = [limit for _, limit in classes(most)]
+        number = " ".join(f"WHEN octets <= {limit} THEN {index}" for index, limit in enumerate(limits))
+        # OFFSET 0: the sum is computed once for a row, and not again for each limit.
         return _literal(
-            f"SELECT width_bucket(octets, ARRAY[{limits}]::bigint[]), count(*), sum(octets)::bigint "
-            f"FROM (SELECT {self._octets(most)} AS octets {self._from()}) AS sizes GROUP BY 1"
+            f"SELECT CASE {number} ELSE {len(limits)} END, count(*), sum(octets)::bigint "
+            f"FROM (SELECT {self._octets(most)} AS octets {self._from()} OFFSET 0) AS sizes GROUP BY 1"
         )
 
     def rows_sql(self, number: int, most: int) -> LiteralString:
@@ -242,7 +244,14 @@ class Plan:
             fields += [f"CASE WHEN {fits} THEN b.avbc_bytecode END", "b.avbc_version::bigint", "b.source_hash::text"]
         return _literal(f"SELECT {', '.join(fields)} {self._from()} WHERE {above} AND {within}")
 
-    def row(self, values: tuple[Any, ...], *, too_large: bool) -> Row:
+    def rows(self, results: list[tuple[Any, ...]], *, too_large: bool) -> list[Row]:
+        """Results of `rows_sql` as rows."""
+        plain = not too_large and self._bytecode is None and not self._column("name").octets
+        if plain and self._column("id").whole_number:
+            return [self.row(values) if values[0] is None else Row(*values) for values in results]
+        return [self.row(values, too_large=too_large) for values in results]
+
+    def row(self, values: tuple[Any, ...], *, too_large: bool = False) -> Row:
         """A result of `rows_sql` as a row."""
         given, name, kind, interface, code = values[:5]
         row_id = given if isinstance(given, int) else whole_number(given)
