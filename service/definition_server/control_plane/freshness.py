@@ -22,9 +22,7 @@ class Stale(StrEnum):
     CHECK_LATE = "check_late"
 
 
-def staleness(
-    *, serves: bool, held: bool, restored: bool, since_check: float | None, interval: float
-) -> Stale | None:
+def staleness(*, serves: bool, held: bool, restored: bool, since_check: float | None, interval: float) -> Stale | None:
     """Why the served catalogue counts as stale; None where it is fresh.
 
     Args:

@@ -110,12 +110,19 @@ class Proof:
             self._stale = stale
         return stale is None
 
+    @property
+    def store(self) -> str:
+        """Whether what is served is on disk: ``off`` (there is no directory), ``stored`` or ``failing``."""
+        if not self._stores:
+            return "off"
+        return "stored" if self._state.store_reason is None else "failing"
+
     def standing(self) -> Standing:
         """The judgement now."""
         state = self._state
         restart = restart_safety(
             serves=self._published,
-            stored=self._stores and state.store_reason is None,
+            stored=self.store == "stored",
             pinned=state.pin is not None,
             held=state.held is not None,
             rows_held=False,

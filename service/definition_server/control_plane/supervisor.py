@@ -340,4 +340,6 @@ class Supervisor:
             peers = {}
         for worker in self._workers:
             if not worker.draining:
-                worker.reconcile(self._keys, self._freshness, self._certificate, self._tls, self._publisher.current, peers)
+                worker.reconcile(
+                    self._keys, self._freshness, self._certificate, self._tls, self._publisher.current, peers
+                )

@@ -1,9 +1,9 @@
 """The messages between the master and a worker.
 
-Master to worker: `Configure` (once, first), `Keys`, `Freshness`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`; beside some
-travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
-every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is readable in
-``strace``. They arrive in the order in which they are sent.
+Master to worker: `Configure` (once, first), `Keys`, `Freshness`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`;
+beside some travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and
+again after every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is
+readable in ``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
 exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
