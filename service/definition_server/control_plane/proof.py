@@ -22,7 +22,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Verdict:
     """The judgement at one moment."""
 
     stale: Stale | None
@@ -30,7 +30,7 @@ class Standing:
 
 
 class Proof:
-    """Judges the state of one master. Written by the event loop's thread; `standing` may be called from any."""
+    """Judges the state of one master. Written by the event loop's thread; `verdict` may be called from any."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Proof:
             return "off"
         return "stored" if self._state.store_reason is None else "failing"
 
-    def standing(self) -> Standing:
+    def verdict(self) -> Verdict:
         """The judgement now."""
         state = self._state
         restart = restart_safety(
@@ -128,7 +128,7 @@ class Proof:
             rows_held=False,
             database_reachable=self._reachable,
         )
-        return Standing(self._staleness(), restart)
+        return Verdict(self._staleness(), restart)
 
     def _staleness(self) -> Stale | None:
         state = self._state

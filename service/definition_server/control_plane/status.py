@@ -14,7 +14,7 @@ from definition_server.control_plane.propagation import BOUNDS, Propagation
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
-from definition_server.control_plane.worker_stats import FleetStats
+from definition_server.control_plane.worker_stats import RequestCounts
 from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
@@ -62,7 +62,8 @@ class StatusReader:
         )
         serving = [worker.room for worker in workers if worker.state == "serving"]
         full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
-        standing = self._proof.standing()
+        verdict = self._proof.verdict()
+        counts = supervisor.stats.requests()
         return ServiceStatus(
             version=__version__,
             started_at=self._started_at,
@@ -72,17 +73,17 @@ class StatusReader:
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync, self._proof),
             workers=workers,
-            requests=_requests(self._supervisor.stats),
+            requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
-            freshness=FreshnessStatus(standing.stale is None, standing.stale),
-            restart=RestartStatus(standing.restart.safe, standing.restart.reason),
+            freshness=FreshnessStatus(verdict.stale is None, verdict.stale),
+            restart=RestartStatus(verdict.restart.safe, verdict.restart.reason),
             propagation=_propagation(self._proof.propagation),
             events=tuple(
                 EventStatus(event.at, event.kind, event.reason, event.after_seconds)
                 for event in self._proof.events.last()
             ),
-            logs=LogStatus(waiting_lines(), dropped_lines()),
+            logs=LogStatus(waiting_lines(), dropped_lines() + counts.lines_dropped),
         )
 
 
@@ -172,8 +173,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool, confined: bool) -> Worke
     )
 
 
-def _requests(stats: FleetStats) -> RequestStatus:
-    counts = stats.requests()
+def _requests(counts: RequestCounts) -> RequestStatus:
     return RequestStatus(
         refused_connections=counts.refused,
         by_status=counts.requests,

@@ -101,8 +101,8 @@ async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> 
     bench.source.replace(*rows[:1])
     assert await bench.cycle() is Outcome.HELD
     assert not bench.tick()
-    assert bench.proof.standing().stale is Stale.CATALOGUE_HELD
-    assert bench.proof.standing().restart.reason is RestartReason.HELD_NOT_STORED
+    assert bench.proof.verdict().stale is Stale.CATALOGUE_HELD
+    assert bench.proof.verdict().restart.reason is RestartReason.HELD_NOT_STORED
     bench.source.replace(*rows)
     await bench.cycle()
     assert bench.tick()
@@ -121,8 +121,8 @@ async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock
     await bench.cycle()
     bench.now.advance(0.1)
     assert not bench.tick()
-    assert bench.proof.standing().stale is Stale.CHECK_LATE
-    assert bench.proof.standing().restart.reason is RestartReason.NO_SOURCE
+    assert bench.proof.verdict().stale is Stale.CHECK_LATE
+    assert bench.proof.verdict().restart.reason is RestartReason.NO_SOURCE
     await bench.cycle()
     assert bench.tick()
 
