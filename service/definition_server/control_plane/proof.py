@@ -125,7 +125,7 @@ class Proof:
             stored=self.store == "stored",
             pinned=state.pin is not None,
             held=state.held is not None,
-            rows_held=False,
+            rows_held=bool(getattr(state.findings, "held", None)),
             database_reachable=self._reachable,
         )
         return Verdict(self._staleness(), restart)

@@ -157,6 +157,8 @@ class ServiceStatus:
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)
     events: tuple[EventStatus, ...] = ()
     """The last fifty, the newest first."""
+    control_socket: str = "off"
+    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)

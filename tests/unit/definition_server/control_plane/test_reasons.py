@@ -25,6 +25,7 @@ from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import StoreError
 from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.observability.reasons import Reason
 
 SECRET = "hunter2"
@@ -61,7 +62,8 @@ async def test_the_pages_name_the_reason_and_show_no_text(
     synchronizer.state.store_reason = StoreError(TEXT, Reason.DISK_FAILED).reason
     # The workers' counts are beside the point.
     monkeypatch.setattr(status, "_requests", lambda _: service_status().requests)
-    supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=None)
+    stats = FleetStats()
+    supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=stats)
     proof = Proof(synchronizer.state, interval=60.0, stores=True)
     reader = StatusReader(publisher, synchronizer.state, supervisor, proof)  # type: ignore[arg-type]
     pages = _Pages(reader.read, lambda: None)
