@@ -125,7 +125,7 @@ class Proof:
             stored=self.store == "stored",
             pinned=state.pin is not None,
             held=state.held is not None,
-            rows_held=bool(getattr(state.findings, "held", None)),
+            rows_held=bool(state.findings.held.total()),
             database_reachable=self._reachable,
         )
         return Verdict(self._staleness(), restart)
