@@ -40,7 +40,7 @@ from definition_server.ipc.messages import (
 )
 from definition_server.ipc.stats import StatsPage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_transport]
 
 KEY = "the key"
 CONFIGURE = Configure(
