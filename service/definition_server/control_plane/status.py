@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 
 from definition_server import __version__
-from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.catalog.definition import Unserved
+from definition_server.catalog.validation import Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
-from definition_server.control_plane.worker_stats import FleetStats
+from definition_server.control_plane.worker_stats import RequestCounts
 from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
@@ -52,6 +53,7 @@ class StatusReader:
         )
         serving = [worker.room for worker in workers if worker.state == "serving"]
         full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
+        counts = supervisor.stats.requests()
         return ServiceStatus(
             version=__version__,
             started_at=self._started_at,
@@ -61,10 +63,10 @@ class StatusReader:
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
             workers=workers,
-            requests=_requests(self._supervisor.stats),
+            requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
-            logs=LogStatus(waiting_lines(), dropped_lines()),
+            logs=LogStatus(waiting_lines(), dropped_lines() + counts.lines_dropped),
         )
 
 
@@ -94,6 +96,12 @@ def _sync(state: SyncState) -> SyncStatus:
         age_seconds=None if state.last_success is None else max(0.0, time.time() - state.last_success),
         restored_age_seconds=state.restored_age_seconds,
         store_error=state.store_reason,
+        held_reason=None if state.held is None else state.held.reason,
+        held_since=None if state.held is None else state.held.since,
+        pinned=None if state.pin is None else state.pin.source,
+        pinned_until=None if state.pin is None else state.pin.until,
+        pinned_missing=state.pin is not None and state.pin.missing,
+        history_entries=state.history_entries,
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},
@@ -138,8 +146,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool, confined: bool) -> Worke
     )
 
 
-def _requests(stats: FleetStats) -> RequestStatus:
-    counts = stats.requests()
+def _requests(counts: RequestCounts) -> RequestStatus:
     return RequestStatus(
         refused_connections=counts.refused,
         by_status=counts.requests,

@@ -26,8 +26,8 @@ from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.reflection import add_reflection
-from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine
+from definition_server.data_plane.reflection import Reflection, add_reflection
+from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine, Version
 from definition_server.data_plane.swap import Swap, SwapTimes
 from definition_server.data_plane.transports import CannotListen
 from definition_server.data_plane.transports.first_calls import make_first_calls
@@ -104,8 +104,9 @@ class NativeTransport:
         ]
         endpoint.keys.on_change(self._server.forget_authorizations)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._reflection: Reflection | None = None
         if config.reflection:
-            add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
+            self._reflection = add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
     async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
@@ -131,6 +132,8 @@ class NativeTransport:
         if self._balancer is not None:
             self._balancer.stop()
         self._health.end_watches()
+        if self._reflection is not None:
+            self._reflection.end_streams()
         await self._server.stop(grace_seconds)
 
     async def replace_certificate(self, tls: TlsFiles) -> None:
@@ -170,7 +173,7 @@ class NativeSwap(Swap):
     async def prepare(self) -> None:
         """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; the answers that are missing then are made later."""
         await super().prepare()
-        coming = DefinitionEngine()
+        coming = DefinitionEngine(names_version=self._engine.names_version)
         coming.snapshot = self.snapshot
         self._prepared = [static.prepare(_lookup(method, coming)) for method, static in self._methods]
         with suppress(TimeoutError):
@@ -211,9 +214,9 @@ def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
 
     def lookup(request: bytes) -> StaticAnswer:
         try:
-            return StaticAnswer.unary(answer(engine, request), found)
+            return StaticAnswer.unary(answer(engine, request), found, engine.version)
         except CallFailed as failure:
-            return _refusal(method, failure)
+            return _refusal(method, failure, engine.version)
 
     return lookup
 
@@ -231,10 +234,11 @@ def _authorize(method: Method) -> Authorize:
     return authorize
 
 
-def _refusal(method: Method, failure: CallFailed) -> StaticAnswer:
+def _refusal(method: Method, failure: CallFailed, version: Version = ()) -> StaticAnswer:
     # INTERNAL stands for a bug of ours, which may not show at the next call, so that answer is not remembered.
     lasting = failure.status is not Status.INTERNAL
-    return StaticAnswer.failure(failure.status, failure.message, _answer_id(method, failure.status), lasting=lasting)
+    answer_id = _answer_id(method, failure.status)
+    return StaticAnswer.failure(failure.status, failure.message, answer_id, version, lasting=lasting)
 
 
 def _answer_id(method: Method, status: Status) -> int:
