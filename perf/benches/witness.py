@@ -285,7 +285,8 @@ def added(ours: Run, theirs: Run, known_ms: float) -> float:
     """The ms that the witness adds to the P95 of a server that holds every call for ``known_ms``. What ours adds is the
     server's own time, but only where it shows more than is known: ours may be wrong."""
     shown: float = theirs["latency"]["p95"]
-    return max(0.0, shown - max(known_ms, ours["latency"]["p95"]))
+    ours_ms: float = ours["latency"]["p95"]
+    return max(0.0, shown - max(known_ms, ours_ms))
 
 
 def latency(ours: Run, theirs: Run, what: str, *, added_ms: float = 0.0) -> Comparison:
