@@ -375,6 +375,7 @@ class Connection:
         """
         self.advance(now)
         self._calls.drain()
+        self._report()
 
     def connection_lost(self) -> list[Event]:
         """The transport has closed."""
