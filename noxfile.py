@@ -169,7 +169,7 @@ def quick(session: nox.Session) -> None:
         "tests/unit",
         "-q",
         "-m",
-        "not slow and not quiet",
+        "not slow and not quiet and not thorough",
         "--cpu-limit=3",
         *SIDE_BY_SIDE,
         *session.posargs,
@@ -228,40 +228,47 @@ def containers(session: nox.Session) -> None:
     run_suites(session, "containers")
 
 
-def run_all(session: nox.Session, *pytest: str, suites: Sequence[str] = SUITES, options: Sequence[str] = ()) -> None:
-    """Run the tests of ``suites``, without drills: side by side, then the quiet ones."""
+def run_all(
+    session: nox.Session, *pytest: str, suites: Sequence[str] = SUITES, options: Sequence[str] = (), thorough: bool
+) -> None:
+    """Run the tests of ``suites``, without drills: side by side, then the quiet ones. Not the thorough ones, unless
+    they are asked for.
+    """
     where = [*(f"tests/{suite}" for suite in suites), *(f"--ignore-glob={each}" for each in DRILLS)]
-    run_tests(session, *where, "-q", "-m", "not quiet", *options, *SIDE_BY_SIDE, *session.posargs, by=pytest)
+    left_out = "" if thorough else " and not thorough"
+    run_tests(session, *where, "-q", "-m", f"not quiet{left_out}", *options, *SIDE_BY_SIDE, *session.posargs, by=pytest)
     files = (path for suite in suites for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
         codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
-        run_tests(session, *quiet, "-q", "-m", "quiet", *options, *session.posargs, by=pytest, success_codes=codes)
+        run_tests(
+            session, *quiet, "-q", "-m", f"quiet{left_out}", *options, *session.posargs, by=pytest, success_codes=codes
+        )
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
-    Without the drills, which take long: `nox -s chaos` runs them. Tests of the master run on one transport each,
-    alternately; `nox -s coverage` runs them on the other one.
+    Without the drills, which take long: `nox -s chaos` runs them. Tests with whole servers run on one transport each,
+    alternately; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
     """
     install(session, "test")
-    run_all(session, "pytest", options=["--one-transport=alternate"])
+    run_all(session, "pytest", options=["--one-transport=alternate"], thorough=False)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Unit, integration and chaos tests with coverage of every process (at least 95 %), with all Hypothesis examples.
-    Tests of the master run on the transport on which `nox -s tests` does not run them; tests of perf cover nothing of
-    the server.
+    Tests with whole servers run on the transport on which `nox -s tests` does not run them, and thorough ones on both;
+    tests of perf cover nothing of the server.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     run(session, "coverage", "erase")
     covering = ("unit", "integration", "chaos")
     options = ("--one-transport=other", "--ignore=tests/unit/perf")
-    run_all(session, "coverage", "run", "-m", "pytest", suites=covering, options=options)
+    run_all(session, "coverage", "run", "-m", "pytest", suites=covering, options=options, thorough=True)
     run(session, "coverage", "combine", "-q")
     run(session, "coverage", "report")
 

@@ -71,6 +71,8 @@ def table(database_url: str) -> Table:
 
 
 TRANSPORTS = ("grpcio", "native")
+WITH_WHOLE_SERVERS = ("integration", "chaos")
+"""Suites: a test starts a server for each transport."""
 
 StartServer = Callable[..., ServerProcess]
 
@@ -79,8 +81,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--one-transport",
         choices=("alternate", "other"),
-        help="run tests that are about the master (marker any_transport) on one transport, each in turn, not on all: "
-        "with `other` on the one that they do not run on with `alternate`",
+        help="run tests with whole servers, and those about the master (marker any_transport), on one transport, each "
+        "in turn, not on all: with `other` on the one that they do not run on with `alternate`",
     )
     parser.addoption(
         "--cpu-limit",
@@ -93,7 +95,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
     config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
+    config.addinivalue_line(
+        "markers", "thorough: one more member of a family of which others are not marked; left to `nox -s coverage`"
+    )
     config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
+    config.addinivalue_line("markers", "every_transport: on all transports, with --one-transport too")
     # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
     # examples in memory.
     config.addinivalue_line("filterwarnings", "ignore:cache could not:pytest.PytestCacheWarning")
@@ -119,10 +125,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return True
         if mark := item.get_closest_marker("transports"):
             return transport in (mark.args or (DEFAULT_TRANSPORT,))
-        if which and item.get_closest_marker("any_transport"):
+        if which and on_one_transport(item):
             function = item.nodeid.partition("[")[0]
             chosen = TRANSPORTS[(len(turn) + (which == "other")) % len(TRANSPORTS)]
-            return transport == turn.setdefault(function, chosen)
+            its = turn.setdefault(function, chosen)
+            # Sessions with `alternate` leave thorough tests out.
+            return transport == its or (which == "other" and item.get_closest_marker("thorough") is not None)
         return True
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:
@@ -141,6 +149,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         pytest.fail(
             f"{spent:.1f} s of CPU time where {limit:g} are allowed: mark it slow, or make it fast", pytrace=False
         )
+
+
+def on_one_transport(item: pytest.Item) -> bool:
+    """Whether, with ``--one-transport``, the test runs on one of them: one about the master, or with a whole server."""
+    if item.get_closest_marker("every_transport"):
+        return False
+    return bool(item.get_closest_marker("any_transport")) or any(part in WITH_WHOLE_SERVERS for part in item.path.parts)
 
 
 def is_portable_id(node_id: str) -> bool:

@@ -217,6 +217,8 @@ def secrets_by_file(m: Manifests) -> Iterator[str]:
             yield f"{name} is a secret in a variable"
     for name in sorted({f"{name}_FILE" for name in _SECRETS if _FIELDS[name].is_required()} - m.environment.keys()):
         yield f"{name} is missing"
+    if not m.environment.keys() & {"API_KEY_FILE", "API_KEYS_FILE"}:
+        yield "API_KEY_FILE is missing"
     for name in sorted(m.environment.keys() & {f"{name}_FILE" for name in _SECRETS}):
         volume = m.mounted(m.environment[name])
         if volume is None or "secret" not in volume:

@@ -251,11 +251,14 @@ def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
 
-def test_the_user_is_that_of_the_image(manifests: Manifests) -> None:
-    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert user
+def test_the_user_is_that_of_the_image_in_its_own_group(manifests: Manifests) -> None:
+    """The image's USER has group 0, for OpenShift; the pod takes that right away again."""
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    account = re.search(r"'avap:x:(\d+):(\d+):", image)
+    assert account
+    assert f"\nUSER {account[1]}:0\n" in image
     context = manifests.pod["securityContext"]
-    assert (context["runAsUser"], context["runAsGroup"]) == (int(user[1]), int(user[2]))
+    assert (context["runAsUser"], context["runAsGroup"]) == (int(account[1]), int(account[2]))
 
 
 def test_a_changed_setting_causes_a_rollout(tmp_path: Path, guide: Manifests) -> None:

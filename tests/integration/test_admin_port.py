@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import StartServer
+from tests.support.families import sample
 from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
 from tests.support.server import ServerProcess
@@ -96,7 +97,7 @@ def strangers(port: int, count: int, beginning: bytes) -> Iterator[Strangers]:
 
 
 @pytest.mark.any_transport
-@pytest.mark.parametrize("beginning", [BEGINNING, b""], ids=["trickling", "silent"])
+@pytest.mark.parametrize("beginning", sample([BEGINNING, b""]), ids=["trickling", "silent"])
 def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fails(
     server: ServerProcess, beginning: bytes
 ) -> None:

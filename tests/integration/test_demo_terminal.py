@@ -14,10 +14,12 @@ import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
 from tests.support.environment import inherited_environment
+from tests.support.families import sample
 from tests.support.polling import until
 from tests.support.providers import need_provider
 
@@ -114,8 +116,14 @@ ENDS: dict[str, Callable[[DemoOnATerminal], None]] = {
 }
 
 
-@pytest.mark.parametrize("when", ["PostgreSQL starts", "serving"])
-@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize(
+    ("how", "when"),
+    sample(
+        product(ENDS, ("PostgreSQL starts", "serving")),
+        [("terminal closed", "serving"), ("Ctrl-C", "PostgreSQL starts")],
+        unpack=True,
+    ),
+)
 def test_the_end_of_the_terminal_or_a_key_ends_the_demo_and_leaves_nothing(
     how: str, when: str, demo: DemoOnATerminal
 ) -> None:

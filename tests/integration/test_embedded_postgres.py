@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.support.families import sample
 from tests.support.providers import required_providers
 
 import definition_server
@@ -46,7 +47,11 @@ on_linux = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=find_binaries(), ids=lambda binaries: f"postgres-{binaries.version}")
+@pytest.fixture(
+    scope="module",
+    params=sample(find_binaries()) if find_binaries() else [],
+    ids=lambda each: f"postgres-{each.version}",
+)
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres(binaries=request.param) as server:
         server.psql("CREATE TABLE kept (name text)")

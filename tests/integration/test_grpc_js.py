@@ -56,6 +56,7 @@ def read(node_modules: Path, server: ServerProcess) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.thorough  # npm installs the client
 @pytest.mark.parametrize("key", ["", "signing key"])
 def test_grpc_js_gets_every_definition(node_modules: Path, table: Table, start_server: StartServer, key: str) -> None:
     table.add(ROWS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.client import Client
+from tests.support.families import sample
 from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
 from tests.support.server import KEY, ServerProcess
@@ -73,7 +74,9 @@ def _descriptors(server: ServerProcess) -> int:
     return sum(file != "/dev/null" for file in open_descriptors(server.pid).values())
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack", sample(ATTACKS, ("generation that is text", "descriptors", "resized and forged stats"))
+)
 def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
     armed = tmp_path / "armed"
@@ -114,7 +117,7 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
         assert not server.other_output, "no traceback"
 
 
-@pytest.mark.parametrize("port", ["chosen", "0"])
+@pytest.mark.parametrize("port", sample(["chosen", "0"]))
 def test_a_port_that_a_worker_shuts_down_is_opened_again_and_the_workers_are_replaced(
     port: str, table: Table, database_url: str, tmp_path: Path
 ) -> None:

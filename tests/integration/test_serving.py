@@ -14,6 +14,8 @@ from tests.support.providers import DatabaseServer, create_database, drop_databa
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
+pytestmark = pytest.mark.every_transport
+
 ROWS = [
     ("if", "function", '[{"item": "left", "type": "var"}]', "if left:\n    pass\n"),
     ("addVar", None, None, "context.variables[name] = value\n"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
+from tests.support.families import sample
 from tests.support.polling import until
 from tests.support.providers import DatabaseServer, create_database
 from tests.support.server import ServerProcess
@@ -105,14 +106,18 @@ def stored(postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize(
     ("damage", "check"),
-    [
-        (lambda data: data[:-1], "magic"),
-        (lambda data: data[: len(data) // 2], "truncated|magic"),
-        (lambda data: b"", "truncated|cannot mmap|empty"),
-        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "content checksum"),
-        (lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:], "footer checksum"),
-        (lambda data: data + b"x", "magic"),
-    ],
+    sample(
+        [
+            (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "content checksum"),
+            (lambda data: data[: len(data) // 2], "truncated|magic"),
+            (lambda data: b"", "truncated|cannot mmap|empty"),
+            (lambda data: data[:-1], "magic"),
+            (lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:], "footer checksum"),
+            (lambda data: data + b"x", "magic"),
+        ],
+        2,
+        unpack=True,
+    ),
 )
 def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
     stored: bytes, start_server: StartServer, tmp_path: Path, damage, check: str
@@ -126,7 +131,7 @@ def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
-@pytest.mark.parametrize("before", [{"AVAP_INTERNAL_KEY": "old"}, {}], ids=["another key", "no key"])
+@pytest.mark.parametrize("before", sample([{"AVAP_INTERNAL_KEY": "old"}, {}]), ids=["another key", "no key"])
 def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
     table: Table, start_server: StartServer, tmp_path: Path, before: dict[str, str]
 ) -> None:
@@ -140,7 +145,7 @@ def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
-@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("version", sample(["2", "1"]))
 def test_a_stored_snapshot_with_our_mac_is_served_in_either_version(
     table: Table, start_server: StartServer, tmp_path: Path, version: str
 ) -> None:
@@ -184,7 +189,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("trouble", BROKEN)
+@pytest.mark.parametrize("trouble", sample(BROKEN, ("no right",)))
 def test_an_unreadable_table_is_logged_with_its_remedy(table: Table, start_server: StartServer, trouble: str) -> None:
     statement, remedy = BROKEN[trouble]
     table.add_commands(3)
@@ -281,7 +286,7 @@ def test_a_low_limit_of_open_files_is_raised_or_logged(table: Table, start_serve
         assert server.logged("Limit of open files is low; connections beyond it will be refused")[0]["level"] == "WARN"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", sample([signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_before_the_first_catalogue_ends_the_server_in_order(
     start_server: StartServer, number: signal.Signals
 ) -> None:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
+from tests.support.families import sample
 from tests.support.polling import until
 from tests.support.providers import DatabaseServer
 from tests.support.proxy import Proxy
@@ -97,7 +98,9 @@ def test_an_unchanged_table_is_not_read_and_not_published(table: Table, start_se
     assert len(server.logged("Definitions Broadcasted")) == 1
 
 
-@pytest.mark.parametrize("statement", ["VACUUM FULL obex_dapl_functions", "UPDATE obex_dapl_functions SET code = code"])
+@pytest.mark.parametrize(
+    "statement", sample(["UPDATE obex_dapl_functions SET code = code", "VACUUM FULL obex_dapl_functions"])
+)
 def test_rows_that_moved_without_changing_are_read_but_not_published(
     table: Table, start_server: StartServer, statement: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.client import Client
+from tests.support.families import sample
 from tests.support.server import ServerProcess
 from tests.support.table import Table
 
@@ -64,7 +65,7 @@ def test_a_file_with_a_modules_name_in_the_working_directory_is_not_imported(
     assert [path.name for path in strange_directory.glob("*.imported")] == []
 
 
-@pytest.mark.parametrize("entry", ["", ".", "modules"], ids=["empty", "dot", "relative"])
+@pytest.mark.parametrize("entry", sample(["", ".", "modules"]), ids=["empty", "dot", "relative"])
 def test_workers_do_not_inherit_an_entry_of_pythonpath_that_depends_on_the_working_directory(
     entry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

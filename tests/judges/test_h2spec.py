@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from tests.judges.relay import relay
 from tests.judges.tools import go_programs, may_build, run
 
 pytestmark = may_build
@@ -40,8 +41,9 @@ def test_h2spec_passes_in_full_over_tls(secure: int, tmp_path: Path) -> None:
 
 def judge(port: int, path: str, report: Path, *options: str) -> None:
     """Every case, the strict one too."""
-    arguments = ["-h", "127.0.0.1", "-p", str(port), "-P", path, "-S", "-j", str(report), *options]
-    done = run([str(go_programs() / "h2spec"), *arguments], seconds=SECONDS)
+    with relay(port) as relayed:
+        arguments = ["-h", "127.0.0.1", "-p", str(relayed), "-P", path, "-S", "-j", str(report), *options]
+        done = run([str(go_programs() / "h2spec"), *arguments], seconds=SECONDS)
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = {
         f"{case.get('package')}: {case.get('classname')}"

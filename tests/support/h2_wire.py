@@ -225,4 +225,8 @@ def chunks(octets: bytes) -> Iterator[bytes]:
 
 
 FEEDS: tuple[Feed, ...] = (whole, bytewise, chunks)
-three_ways = pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.__name__)
+three_ways = pytest.mark.parametrize(
+    "feed",
+    [whole, bytewise, pytest.param(chunks, marks=pytest.mark.thorough)],
+    ids=lambda feed: feed.__name__,
+)

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
+from tests.support.families import sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ class Session:
 
     def __init__(self, fails: Callable[[list[str]], bool] = lambda command: False) -> None:
         self.env: dict[str, str | None] = {}
+        self.posargs: list[str] = []
         self.installing: list[list[str]] = []
         self.running: list[list[str]] = []
         self._fails = fails
@@ -169,6 +171,51 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
         assert session.installing == []
     second.join(10)
     assert len(session.installing) == 2
+
+
+# -- what CI runs and the fast session does not ------------------------------------------------------------------------
+
+
+def pytest_commands(session: Session) -> list[str]:
+    return [line for command in session.running if "tests/unit" in (line := " ".join(command))]
+
+
+def test_what_the_fast_session_leaves_out_runs_in_ci(noxfile: Any) -> None:
+    fast, full = Session(), Session()
+    noxfile.tests(fast)
+    noxfile.coverage(full)
+    (left_out,), (complete,) = pytest_commands(fast), pytest_commands(full)
+    assert "not thorough" in left_out
+    assert "--one-transport=alternate" in left_out
+    assert "thorough" not in complete
+    assert "--one-transport=other" in complete
+    assert "nox -s coverage" in (ROOT / ".ci/run").read_text()
+    # Coverage is measured without the tests of perf: their thorough cases run here.
+    (line,) = [each for each in (ROOT / ".ci/newest-python").read_text().splitlines() if "pytest tests/unit" in each]
+    assert " -m pytest " in line
+    assert "-m not" not in line
+
+
+def test_only_suites_that_ci_runs_completely_have_thorough_tests() -> None:
+    complete = ("unit", "integration", "chaos", "support")
+    others = [
+        path for path in (ROOT / "tests").rglob("*.py") if path.relative_to(ROOT / "tests").parts[0] not in complete
+    ]
+    marked = [path for path in others if "mark.thorough" in path.read_text() or "families import" in path.read_text()]
+    assert marked == []
+
+
+def test_a_sample_of_a_family_is_not_empty_and_belongs_to_it() -> None:
+    marked = sample(["a", "b", "c"], ["b"])
+    assert [(each.values, [mark.name for mark in each.marks]) for each in marked] == [
+        (("a",), ["thorough"]),
+        (("b",), []),
+        (("c",), ["thorough"]),
+    ]
+    assert [len(each.marks) for each in sample([(1, 2), (3, 4)], unpack=True)] == [0, 1]
+    for wrong in ([], ["d"], 0):
+        with pytest.raises(ValueError, match="a sample"):
+            sample(["a", "b"], wrong)
 
 
 # -- tests that fail beside others -------------------------------------------------------------------------------------

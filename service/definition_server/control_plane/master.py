@@ -21,8 +21,8 @@ from definition_server import __version__
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.confinement import confine_master
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
-from definition_server.control_plane.guard import guard
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
@@ -74,7 +74,7 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
             log.info("Stopping", signal=number.name)
             log.info("Stopped")
             return 0
-    if not guard(settings.jail):
+    if not confine_master(settings.jail):
         return EX_CONFIG
     _log_notices(settings)
     problem = too_few(raise_descriptor_limit(), settings.workers)

@@ -9,7 +9,7 @@ from definition_server import __version__
 from definition_server.catalog.validation import Suspect, Unserved
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
-from definition_server.control_plane.sync import SyncState
+from definition_server.control_plane.sync_state import SyncState
 from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines

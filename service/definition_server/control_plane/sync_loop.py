@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import Backoff
-from definition_server.control_plane.sync import Outcome, Synchronizer
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_state import Outcome
 
 
 class SyncLoop:
@@ -73,7 +73,7 @@ class SyncLoop:
     async def _run_cycles(self, first: asyncio.Task[float]) -> None:
         started = await first
         while True:
-            elapsed = time.monotonic() - started
+            elapsed = asyncio.get_running_loop().time() - started
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._requested.wait(), max(0.0, self._delay - elapsed))
             self._unscheduled = self._requested.is_set()
@@ -81,8 +81,8 @@ class SyncLoop:
             started = await self._cycle()
 
     async def _cycle(self) -> float:
-        """Run one cycle. Returns its start (monotonic seconds)."""
-        started = time.monotonic()
+        """Run one cycle. Returns its start (seconds of the loop's clock)."""
+        started = asyncio.get_running_loop().time()
         with self._lend():
             await self._synchronizer.cycle(self._next_delay)
         return started

@@ -12,15 +12,18 @@ from definition_server.catalog.definition import Row
 from definition_server.control_plane import postgres, sync
 from definition_server.control_plane.publisher import to_shared_memory
 from definition_server.control_plane.source import SourceError
+from definition_server.control_plane.sync_state import Outcome
 
 _LEAK_BYTES = 24 << 20
 
 
-def _after_each_cycle(act: Callable[[sync.Synchronizer, sync.Outcome], None]) -> None:
+def _after_each_cycle(act: Callable[[sync.Synchronizer, Outcome], None]) -> None:
     cycle = sync.Synchronizer.cycle
 
-    async def then_act(self: sync.Synchronizer, next_attempt_in: Callable[[sync.Outcome], float]) -> sync.Outcome:
-        outcome = await cycle(self, next_attempt_in)
+    async def then_act(
+        self: sync.Synchronizer, next_attempt_in: Callable[[Outcome], float], *, unconditional: bool = False
+    ) -> Outcome:
+        outcome = await cycle(self, next_attempt_in, unconditional=unconditional)
         act(self, outcome)
         return outcome
 
@@ -30,8 +33,8 @@ def _after_each_cycle(act: Callable[[sync.Synchronizer, sync.Outcome], None]) ->
 def fails_closed() -> None:
     """Serves nothing while the database cannot be read, to avoid old answers."""
 
-    def empty(self: sync.Synchronizer, outcome: sync.Outcome) -> None:
-        if outcome is sync.Outcome.FAILED:
+    def empty(self: sync.Synchronizer, outcome: Outcome) -> None:
+        if outcome is Outcome.FAILED:
             publisher = self._publisher
             built = SnapshotBuilder().build(generation=publisher.next_generation, created_at_ns=0)
             publisher.publish(to_shared_memory(built))
@@ -42,8 +45,8 @@ def fails_closed() -> None:
 def dies_of_it() -> None:
     """Exits when the database cannot be read, and relies on a supervisor."""
 
-    def die(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
-        if outcome is sync.Outcome.FAILED:
+    def die(_: sync.Synchronizer, outcome: Outcome) -> None:
+        if outcome is Outcome.FAILED:
             os._exit(1)
 
     _after_each_cycle(die)
@@ -53,8 +56,8 @@ def leaks() -> None:
     """Leaks memory in every failed cycle."""
     kept: list[bytearray] = []
 
-    def keep(_: sync.Synchronizer, outcome: sync.Outcome) -> None:
-        if outcome is sync.Outcome.FAILED:
+    def keep(_: sync.Synchronizer, outcome: Outcome) -> None:
+        if outcome is Outcome.FAILED:
             kept.append(bytearray(os.urandom(1)) * _LEAK_BYTES)
 
     _after_each_cycle(keep)

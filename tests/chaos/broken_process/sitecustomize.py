@@ -149,12 +149,12 @@ def leaves_a_lock_behind() -> None:
 
 def dies_of_a_failed_cycle() -> None:
     """Ends when a cycle fails."""
-    outcomes = of("control_plane.sync").Outcome
+    outcomes = of("control_plane.sync_state").Outcome
     synchronizer = of("control_plane.sync").Synchronizer
     cycle = synchronizer.cycle
 
-    async def cycle_or_die(self: Any, next_attempt_in: Any) -> Any:
-        outcome = await cycle(self, next_attempt_in)
+    async def cycle_or_die(self: Any, *args: Any, **how: Any) -> Any:
+        outcome = await cycle(self, *args, **how)
         if outcome is outcomes.FAILED:
             raise RuntimeError("a cycle failed")
         return outcome
@@ -197,17 +197,17 @@ def needs_a_thread_to_swap() -> None:
 
 def stores_before_it_publishes() -> None:
     """Does not serve a catalogue that cannot be stored."""
-    synchronizer = of("control_plane.sync").Synchronizer
-    publish = synchronizer._publish
+    catalogue = of("control_plane.served_catalogue").ServedCatalogue
+    publish = catalogue.publish
 
-    async def store_and_publish(self: Any, builder: Any, started: float) -> bool:
+    async def store_and_publish(self: Any, *args: Any) -> bool:
         probe = self._last_known_good.store.path.with_suffix(".probe")
         with probe.open("wb") as file:
             file.write(b"\0" * 65_536)
         probe.unlink()
-        return bool(await publish(self, builder, started))
+        return bool(await publish(self, *args))
 
-    synchronizer._publish = store_and_publish
+    catalogue.publish = store_and_publish
 
 
 def trusts_the_disk() -> None:

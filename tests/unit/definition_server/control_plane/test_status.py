@@ -19,7 +19,7 @@ from definition_server.catalog.validation import Suspect, Unserved
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader
-from definition_server.control_plane.sync import Outcome, SyncState
+from definition_server.control_plane.sync_state import Outcome, SyncState
 from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason

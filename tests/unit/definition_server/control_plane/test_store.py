@@ -21,6 +21,7 @@ from tests.support.snapshots import built
 
 from definition_server.catalog.layout import FOOTER_SIZE
 from definition_server.catalog.signing import Signer
+from definition_server.control_plane import store as store_module
 from definition_server.control_plane.store import FILE_NAME, NotOurs, SnapshotStore, StoreError, without_mac
 from definition_server.ipc.memory import create_sealed
 
@@ -69,9 +70,13 @@ def test_what_is_stored_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
     assert load(store) == NEW
 
 
-def test_a_snapshot_above_one_chunk_is_stored_and_loaded_whole(store: SnapshotStore) -> None:
-    large = built(*(f"command{n}" for n in range(150_000))).to_bytes()
-    assert len(large) > 16 * 1024 * 1024
+def test_a_snapshot_above_one_chunk_is_stored_and_loaded_whole(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK", 4096)
+    large = built(*(f"command{n}" for n in range(100))).to_bytes()
+    assert len(large) > 2 * 4096
+    assert len(large) % 4096
     save(store, large)
     assert load(store) == large
 

@@ -261,6 +261,7 @@ async def test_a_roll_replaces_every_worker_and_never_reduces_the_number_that_se
     await get(port, "if")
 
 
+@pytest.mark.thorough
 async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Supervised) -> None:
     await supervised.supervisor.roll()
     before = supervised.pids
@@ -270,6 +271,7 @@ async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Superv
     await supervised.all_serve()
 
 
+@pytest.mark.thorough
 async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +288,7 @@ async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
         await supervised.end()
 
 
+@pytest.mark.thorough
 async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
     publisher.publish(published("if"))
     supervised = Supervised(publisher, port, workers=1)

@@ -28,7 +28,8 @@ from definition_server.catalog.signing import Signer
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect, Unserved
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.source import SourceError
-from definition_server.control_plane.sync import Outcome, Synchronizer
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_state import Outcome
 from definition_server.observability.logs import configure_logs
 
 NEXT_ATTEMPT = 12.345678

@@ -27,7 +27,8 @@ from definition_server.control_plane import delayed_release, last_known_good
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
-from definition_server.control_plane.sync import Outcome, Synchronizer
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_state import Outcome
 
 NOT_STORED = "Last-known-good snapshot not stored"
 NOT_USABLE = "Last-known-good snapshot not usable"

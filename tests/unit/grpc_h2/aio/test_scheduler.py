@@ -23,10 +23,22 @@ CONNECTIONS = 8
 CROWD = 40
 
 
+class Clock:
+    """The scheduler's clock: it stands still, however slow the machine is, unless a test advances it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture(autouse=True)
-def never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time slice comes in every iteration of the loop, however slow the machine is."""
-    monkeypatch.setattr(module, "BUSY_LIMIT", 60.0)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Nothing takes time, so a time slice comes in every iteration of the loop and holds all work that waits."""
+    clock = Clock()
+    monkeypatch.setattr(module, "perf_counter", clock)
+    return clock
 
 
 @pytest.fixture
@@ -69,11 +81,8 @@ async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than
 
 
 @pytest.mark.usefixtures("no_time")
-@pytest.mark.parametrize(("busy", "loops"), [(60.0, 1), (0.0, 2)])
-async def test_a_busy_loop_puts_the_time_slice_off_once(
-    busy: float, loops: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BUSY_LIMIT", busy)
+@pytest.mark.parametrize(("busy", "loops"), [(0.9, 1), (1.1, 2)])
+async def test_a_busy_loop_puts_the_time_slice_off_once(busy: float, loops: int, clock: Clock) -> None:
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), 0
 
     def turn() -> None:
@@ -84,13 +93,13 @@ async def test_a_busy_loop_puts_the_time_slice_off_once(
 
     scheduler.defer(loop, turn)
     for step in range(1, 10 * loops + 1):
+        clock.now += busy * module.BUSY_LIMIT
         await asyncio.sleep(0)
         assert taken == step // loops
     assert taken == 10
 
 
-async def test_work_that_returns_true_ends_its_time_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TIME_SLICE", 60.0)
+async def test_work_that_returns_true_ends_its_time_slice() -> None:
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(6):
         scheduler.defer(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
@@ -101,11 +110,8 @@ async def test_work_that_returns_true_ends_its_time_slice(monkeypatch: pytest.Mo
     assert seen == [2, 3, 6]
 
 
-async def test_one_closing_connection_is_read_per_loop_iteration(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_one_closing_connection_is_read_per_loop_iteration() -> None:
     """The read may end the connection at once, outside of any time slice."""
-    monkeypatch.setattr(module, "TIME_SLICE", 60.0)
     server = Server()
     await server.start()
     transports = []
@@ -180,6 +186,26 @@ async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
         scheduler.defer(loop, lambda number=number: told.append(number))  # type: ignore[misc]
     await asyncio.sleep(0)
     assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.4, [3, 6, 7]), (0.6, [2, 4, 6, 7]), (2.0, [1, 2, 3, 4, 5, 6, 7])])
+async def test_a_time_slice_ends_with_the_work_in_which_its_time_is_over(
+    share: float, expected: list[int], clock: Clock
+) -> None:
+    scheduler, loop, done = FairScheduler(), asyncio.get_running_loop(), 0
+
+    def work() -> None:
+        nonlocal done
+        done += 1
+        clock.now += share * module.TIME_SLICE
+
+    for _ in range(7):
+        scheduler.defer(loop, work)
+    seen = []
+    while done < 7:
+        await asyncio.sleep(0)
+        seen.append(done)
+    assert seen == expected
 
 
 async def test_work_deferred_again_waits_for_the_next_loop_iteration() -> None:
@@ -296,6 +322,7 @@ async def test_one_of_many_waiting_connections_is_accepted_per_loop_iteration(mo
         await server.stop(0)
 
 
+@pytest.mark.usefixtures("no_time")
 async def test_a_connection_is_set_up_before_the_crowd_of_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 60.0)
     server = Server()
@@ -316,6 +343,7 @@ async def test_a_connection_is_set_up_before_the_crowd_of_another_address(monkey
         await server.stop(0)
 
 
+@pytest.mark.usefixtures("no_time")
 async def test_first_octets_are_processed_before_those_of_the_crowd_of_another_address() -> None:
     server = Server()
     prepare(server)

@@ -86,9 +86,9 @@ def test_a_known_call_takes_the_fast_path() -> None:
     pair.send(wire.window_update(0, 1 << 24))
     pair.send(call(1))
     assert pair.shorter == 0, "its block has to be understood first"
-    for stream in range(3, 2003, 2):
+    for stream in range(3, 603, 2):
         pair.send(call(stream, message=b"x" * 300))
-    assert 980 < pair.shorter < 999, "now and then a window has to be announced"
+    assert 290 < pair.shorter < 300, "now and then a window has to be announced"
 
 
 UNTIL_NOW = {

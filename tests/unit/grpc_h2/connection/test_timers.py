@@ -317,15 +317,15 @@ def test_pings_at_the_allowed_interval_are_no_strikes():
 
 @pytest.mark.requirement("A49")
 @pytest.mark.parametrize("streams", [0, 1], ids=["without calls", "with a call that is open"])
-def test_a_client_that_pings_every_ten_seconds_stays_connected_for_a_day_in_spite_of_jitter(streams: int):
+def test_a_client_that_pings_every_ten_seconds_stays_connected_for_hours_in_spite_of_jitter(streams: int):
     peer = Peer(limits=Limits(keepalive_time=inf))
     if streams:
         peer.send(handled(1))
-    for number in range(8640):
+    for number in range(1440):
         peer.advance(10.0 + (0.9, -0.9, 0.3, -0.8, 0.5)[number % 5])
         peer.send(ping())
     assert peer.code is None
-    assert len(peer.replies.pongs) == 8640
+    assert len(peer.replies.pongs) == 1440
 
 
 @pytest.mark.requirement("A49")

@@ -14,7 +14,7 @@ _REMEDY = (
 )
 
 
-def guard(mode: str) -> bool:
+def confine_master(mode: str) -> bool:
     """Apply ``JAIL`` to the master: hide its memory, environment and descriptors from processes of the same user.
 
     Returns:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from definition_server.control_plane import guard as module
-from definition_server.control_plane.guard import guard
+from definition_server.control_plane import confinement as module
+from definition_server.control_plane.confinement import confine_master
 from definition_server.jail.confinement import Extent, Support, extent_of
 
 BOTH, NO_LANDLOCK, NO_SECCOMP, NOTHING = Support(7, True), Support(0, True), Support(5, False), Support(0, False)
@@ -51,19 +51,19 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
 def test_on_a_kernel_with_both_the_master_is_hidden_and_nothing_is_logged(kernel: Kernel, mode: str) -> None:
-    assert guard(mode)
+    assert confine_master(mode)
     assert (kernel.hidden, kernel.log.lines) == (1, [])
 
 
 @pytest.mark.parametrize("offers", [NO_LANDLOCK, NO_SECCOMP, NOTHING], ids=["seccomp", "landlock", "none"])
 def test_auto_warns_once_and_starts_and_require_does_not_start(kernel: Kernel, offers: Support) -> None:
     kernel.offers = offers
-    assert guard("auto")
+    assert confine_master("auto")
     ((level, message, fields),) = kernel.log.lines
     assert (level, fields["missing"], fields["jail"]) == ("warning", offers.missing, offers.extent)
     assert message.startswith("Workers are")
     kernel.log.lines.clear()
-    assert not guard("require")
+    assert not confine_master("require")
     ((level, message, fields),) = kernel.log.lines
     assert (level, message) == ("critical", "Cannot start")
     assert offers.missing in fields["error"]
@@ -72,7 +72,7 @@ def test_auto_warns_once_and_starts_and_require_does_not_start(kernel: Kernel, o
 
 def test_off_leaves_the_master_readable_for_debuggers(kernel: Kernel) -> None:
     kernel.offers = NOTHING
-    assert guard("off")
+    assert confine_master("off")
     assert (kernel.hidden, kernel.log.lines) == (0, [])
 
 
