@@ -37,8 +37,9 @@ class Catalogue:
     @staticmethod
     def _built(count: int, code: int, mark: str) -> tuple[BuiltSnapshot, int]:
         builder = SnapshotBuilder()
+        # Without ids, which take one octet or several: every answer has the same length.
         builder.add(
-            Row(number, name_of(number).encode(), None, None, source(number, code, mark if number == count - 1 else ""))
+            Row(None, name_of(number).encode(), None, None, source(number, code, mark if number == count - 1 else ""))
             for number in range(count)
         )
         built = builder.build(generation=1, created_at_ns=0)

@@ -8,7 +8,7 @@ other and never joined.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from definition_server.catalog import wire
@@ -16,8 +16,12 @@ from definition_server.catalog.definition import (
     DEFAULT_INTERFACE,
     DEFAULT_TYPE,
     Row,
+    Unserved,
+    bytecode_fields,
     content_fields,
     content_hash,
+    id_field,
+    parse_definition,
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
 from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
@@ -27,9 +31,11 @@ from definition_server.catalog.validation import (
     Findings,
     InterfaceCheck,
     Suspect,
-    Unserved,
     reason_not_served,
 )
+
+_NO_ID = -(2**63) - 1
+"""Stands for the id of a row without one: below every other."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 
@@ -55,11 +61,27 @@ class BuiltSnapshot:
         return b"".join(self.pieces)
 
 
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What a check of one definition looks at."""
+
+    id: int | None
+    type: bytes
+    interface: bytes
+    code: bytes
+    """Unsigned."""
+
+
 class SnapshotBuilder:
-    """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once."""
+    """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once.
+
+    Between the two, `hold` and `leave_out` change what is served for one name.
+    """
 
     def __init__(self, signer: Signer | None = None) -> None:
         self._signer = signer
+        # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
+        self._faults: dict[bytes, tuple[Unserved, Row]] = {}
         # name → (id of its row, content hash, encoded CommandResponse)
         self._entries: dict[bytes, tuple[int, bytes, bytes]] = {}
         self._suspicions: dict[bytes, list[Suspect]] = {}
@@ -75,12 +97,19 @@ class SnapshotBuilder:
                 self._add_served(row)
             else:
                 self.findings.note(reason, row)
+                if row.name:
+                    self._note_fault(row.name, reason, row)
+
+    def _note_fault(self, name: bytes, reason: Unserved, row: Row) -> None:
+        earlier = self._faults.get(name)
+        if earlier is None or _order(earlier[1]) < _order(row):
+            self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
         name, code = row.name or b"", row.code or b""
         earlier = self._entries.get(name)
         if earlier is not None:
-            loser = row if row.id < earlier[0] else row._replace(id=earlier[0])
+            loser = row if _order(row) < earlier[0] else row._replace(id=_id(earlier[0]))
             self.findings.note(Unserved.DUPLICATE, loser)
             if loser is row:
                 return
@@ -89,12 +118,14 @@ class SnapshotBuilder:
         interface = row.interface or DEFAULT_INTERFACE
         kind = row.type or DEFAULT_TYPE
         content = content_fields(name, kind, interface, code)
-        digest = content_hash(content)
+        bytecode = bytecode_fields(row.avbc_code, row.avbc_version)
+        digest = content_hash(content + bytecode if bytecode else content)
         if self._signer is not None:
             binding = Binding(name, kind, interface, digest)
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
-        message = content + _HASH_TAG + digest
-        self._entries[name] = (row.id, digest, message)
+        # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
+        message = b"".join((content, id_field(row.id), bytecode, _HASH_TAG, digest))
+        self._entries[name] = (_order(row), digest, message)
         suspicions = []
         if not self._interfaces.is_json_array(interface):
             suspicions.append(Suspect.INTERFACE_NOT_JSON_ARRAY)
@@ -109,6 +140,50 @@ class SnapshotBuilder:
     def count(self) -> int:
         """Definitions collected so far."""
         return len(self._entries)
+
+    def digests(self) -> Mapping[bytes, bytes]:
+        """Name → content hash (64 hexadecimal digits) of what `build` would serve."""
+        return {name: digest for name, (_, digest, _) in self._entries.items()}
+
+    def faults(self) -> Mapping[bytes, Unserved]:
+        """The names of which no row can be served → why not. Of several rows of a name the highest id's reason."""
+        return {name: reason for name, (reason, _) in self._faults.items() if name not in self._entries}
+
+    def row_facts(self, name: bytes) -> RowFacts:
+        """The row that `build` would serve under ``name``.
+
+        Raises:
+            KeyError: where it would serve none.
+        """
+        order, _, message = self._entries[name]
+        definition = parse_definition(memoryview(message))
+        code = definition.code if self._signer is None else payload_of(definition.code)
+        return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
+
+    def hold(self, name: bytes, message: bytes, reason: Unserved) -> None:
+        """Serve ``message``, an earlier ``CommandResponse`` of ``name``, in place of the table's row.
+
+        ``message`` comes from a snapshot that was built with the same signing key. What `findings` say of the row that
+        is not served is withdrawn; the caller reports it as held, for ``reason``.
+        """
+        self._withdraw(name)
+        self._entries[name] = (_NO_ID, bytes(message[-64:]), bytes(message))
+
+    def leave_out(self, name: bytes, reason: Unserved) -> None:
+        """Serve nothing under ``name``, and count its row under ``reason``."""
+        order = self._entries[name][0]
+        self._withdraw(name)
+        del self._entries[name]
+        self.findings.note(reason, Row(_id(order), name, None, None, None))
+
+    def _withdraw(self, name: bytes) -> None:
+        """Take back what `findings` say of the row of ``name`` that would have been served, or of its fault."""
+        if name in self._entries:
+            row = Row(_id(self._entries[name][0]), name, None, None, None)
+            for suspicion in self._suspicions.pop(name, ()):
+                self.findings.withdraw(suspicion, row)
+        elif name in self._faults:
+            self.findings.withdraw(*self._faults.pop(name))
 
     def build(self, *, generation: int, created_at_ns: int) -> BuiltSnapshot:
         """The snapshot of the rows that were added.
@@ -154,6 +229,14 @@ class SnapshotBuilder:
         return BuiltSnapshot(pieces, footer)
 
 
+def _order(row: Row) -> int:
+    return _NO_ID if row.id is None else row.id
+
+
+def _id(order: int) -> int | None:
+    return None if order == _NO_ID else order
+
+
 def _version_hash(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL."""
     digest = hashlib.sha256()
@@ -188,17 +271,19 @@ class _Slots:
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:
-    """The served rows that ``snapshot`` was built from, with unsigned source code; ids are positions.
+    """The served rows that ``snapshot`` was built from, with unsigned source code; an id is None where it is unknown.
 
     They serve to rebuild a stored snapshot under another signing key.
     """
     signed = snapshot.footer.key_id != UNSIGNED
-    for number, definition in enumerate(snapshot):
+    for definition in snapshot:
         code = payload_of(definition.code) if signed else definition.code
         yield Row(
-            number,
+            definition.internal_id or None,
             definition.name.encode(),
             definition.type.encode(),
             definition.interface_json.encode(),
             code,
+            definition.avbc_code or None,
+            definition.avbc_version or None,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from definition_server.catalog import wire
@@ -12,14 +13,35 @@ DEFAULT_TYPE = b"function"
 DEFAULT_INTERFACE = b"[]"
 
 
+class Unserved(StrEnum):
+    """Why a row is not served."""
+
+    NULL_NAME = "null_name"
+    EMPTY_NAME = "empty_name"
+    NULL_CODE = "null_code"
+    INVALID_ENCODING = "invalid_encoding"
+    DUPLICATE = "duplicate"
+    INVALID_ID = "invalid_id"
+    TOO_LARGE = "too_large"
+    INTERFACE_INVALID = "interface_invalid"
+    CODE_INVALID = "code_invalid"
+
+
 class Row(NamedTuple):
     """One row of the source table. Text is undecoded octets: a database may hold text that is not UTF-8."""
 
-    id: int
+    id: int | None
+    """None where it is no whole number of 64 bits; then `fault` says so, unless the row was rebuilt from a snapshot."""
     name: bytes | None
     type: bytes | None
     interface: bytes | None
     code: bytes | None
+    avbc_code: bytes | None = None
+    """The bytecode that belongs to ``code``, where the source has one."""
+    avbc_version: int | None = None
+    """The version of ``avbc_code``, 32 bits with a sign."""
+    fault: Unserved | None = None
+    """What the source found wrong with the row, so that it could not or did not read it as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +53,10 @@ class Definition:
     interface_json: str
     code: bytes
     hash: str
+    internal_id: int = 0
+    """The id of the row; 0 where it has none that fits into 32 bits."""
+    avbc_code: bytes = b""
+    avbc_version: int = 0
 
 
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
@@ -44,8 +70,24 @@ def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> b
     )
 
 
+def id_field(row_id: int | None) -> bytes:
+    """Field 6 of ``CommandResponse``; empty where ``row_id`` does not fit into its 32 bits, and for 0 (proto3)."""
+    if not row_id or not wire.fits_int32(row_id):
+        return b""
+    return b"\x30" + wire.varint(row_id & wire.UINT64)
+
+
+def bytecode_fields(code: bytes | None, version: int | None) -> bytes:
+    """Fields 7 and 8 of ``CommandResponse``; empty without bytecode."""
+    if not code:
+        return b""
+    return wire.field(wire.AVBC_CODE, code) + (b"\x40" + wire.varint(version & wire.UINT64) if version else b"")
+
+
 def content_hash(content: bytes) -> bytes:
-    """Hex SHA-256 of a definition's content: `content_fields` with the *unsigned* code.
+    """Hex SHA-256 of a definition's content: `content_fields` with the *unsigned* code, then `bytecode_fields`.
+
+    The row's id is no part of it.
 
     The wire form is unambiguous (every field carries its length), and leaving the signature out gives two servers
     with different signing keys the same value for the same row.
@@ -59,7 +101,11 @@ def parse_definition(message: memoryview) -> Definition:
     Raises:
         WireError: where ``message`` is not a ``CommandResponse``.
     """
-    values = {number: bytes(content) for number, _, content in wire.fields(message)}
+    values: dict[int, bytes] = {}
+    numbers: dict[int, int] = {}
+    for number, value, content in wire.fields(message):
+        values[number] = bytes(content)
+        numbers[number] = value
     try:
         return Definition(
             name=values.get(wire.NAME, b"").decode(),
@@ -67,6 +113,9 @@ def parse_definition(message: memoryview) -> Definition:
             interface_json=values.get(wire.INTERFACE_JSON, b"").decode(),
             code=values.get(wire.CODE, b""),
             hash=values.get(wire.HASH, b"").decode(),
+            internal_id=wire.int32(numbers.get(wire.INTERNAL_ID, 0)),
+            avbc_code=values.get(wire.AVBC_CODE, b""),
+            avbc_version=wire.int32(numbers.get(wire.AVBC_VERSION, 0)),
         )
     except UnicodeDecodeError as error:
         raise wire.WireError(f"a string field is not UTF-8: {error}") from error

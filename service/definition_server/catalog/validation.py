@@ -12,22 +12,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from definition_server.catalog.definition import Row
+from definition_server.catalog.definition import Row, Unserved
 
 LARGE_DEFINITION = 4 * 1024 * 1024
 """Octets that a gRPC client accepts by default. A larger answer reaches only clients that have raised their limit."""
 
 _EXAMPLES = 10
-
-
-class Unserved(StrEnum):
-    """Why a row is not served."""
-
-    NULL_NAME = "null_name"
-    EMPTY_NAME = "empty_name"
-    NULL_CODE = "null_code"
-    INVALID_ENCODING = "invalid_encoding"
-    DUPLICATE = "duplicate"
 
 
 class Suspect(StrEnum):
@@ -57,11 +47,16 @@ class Findings:
         if len(examples) < _EXAMPLES:
             examples.append(_example(row))
 
-    def withdraw(self, reason: Suspect, row: Row) -> None:
-        """Undo `note` for ``row``, which is not served after all."""
-        self.suspect[reason] -= 1
-        if not self.suspect[reason]:
-            del self.suspect[reason]
+    def withdraw(self, reason: Unserved | Suspect, row: Row) -> None:
+        """Undo `note` for ``row``: another row, or an earlier version, is served in its place."""
+        if isinstance(reason, Unserved):
+            self.unserved[reason] -= 1
+            if not self.unserved[reason]:
+                del self.unserved[reason]
+        else:
+            self.suspect[reason] -= 1
+            if not self.suspect[reason]:
+                del self.suspect[reason]
         example = _example(row)
         if example in self.examples[reason]:
             self.examples[reason].remove(example)
@@ -76,9 +71,11 @@ def _example(row: Row) -> str:
 
 def reason_not_served(row: Row) -> Unserved | None:
     """Why ``row`` by itself cannot be served; None if it can. The builder detects duplicates."""
-    _, name, kind, interface, code = row
+    _, name, kind, interface, code, _, _, fault = row
     if not name:
         return Unserved.NULL_NAME if name is None else Unserved.EMPTY_NAME
+    if fault is not None:
+        return fault
     if code is None:
         return Unserved.NULL_CODE
     try:

@@ -1,7 +1,8 @@
 """The part of the protobuf wire format that snapshots use.
 
 Source: protobuf.dev, "Encoding". Tags are ``field number << 3 | wire type``. All fields used here are
-length-delimited (wire type 2), except ``CatalogResponse.total_count`` (varint, wire type 0).
+length-delimited (wire type 2), except ``CatalogResponse.total_count`` and the numbers of ``CommandResponse`` (varint,
+wire type 0).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ _TYPE_MASK = 0x07
 LENGTH_DELIMITED = 2
 VARINT = 0
 
-NAME, TYPE, INTERFACE_JSON, CODE, HASH = 1, 2, 3, 4, 5
+NAME, TYPE, INTERFACE_JSON, CODE, HASH, INTERNAL_ID, AVBC_CODE, AVBC_VERSION = 1, 2, 3, 4, 5, 6, 7, 8
 """Field numbers of ``CommandResponse``. ``CommandRequest`` has NAME too."""
 
 COMMANDS, TOTAL_COUNT, VERSION_HASH = 1, 2, 3
@@ -20,6 +21,9 @@ COMMANDS, TOTAL_COUNT, VERSION_HASH = 1, 2, 3
 
 MAX_MESSAGE = 2**31 - 1
 """No protobuf implementation serializes a message above 2 GiB."""
+
+UINT64 = 2**64 - 1
+"""``value & UINT64`` is the form in which a varint carries a number below 0."""
 
 _SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
 """All varints of one and two octets: nearly every length in a catalogue is one of them."""
@@ -46,6 +50,17 @@ def field(number: int, value: bytes) -> bytes:
     if not value:
         return b""
     return _SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
+
+
+def fits_int32(value: int) -> bool:
+    """Whether ``value`` fits into 32 bits with a sign."""
+    return -(2**31) <= value < 2**31
+
+
+def int32(value: int) -> int:
+    """The ``int32`` that the varint ``value`` stands for: of its bits the lower 32, with a sign."""
+    low = value & 0xFFFF_FFFF
+    return low - 2**32 if low >= 2**31 else low
 
 
 def read_varint(buffer: memoryview | bytes, position: int) -> tuple[int, int]:

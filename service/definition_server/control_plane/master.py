@@ -342,4 +342,6 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
         keepalive_min_time_seconds=settings.keepalive_min_time_seconds,
         jail=settings.jail,
+        version_metadata=settings.version_metadata == "on"
+        or (settings.version_metadata == "auto" and settings.transport == "native"),
     )

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from definition_server import __version__
-from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.catalog.definition import Unserved
+from definition_server.catalog.validation import Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState

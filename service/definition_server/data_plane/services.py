@@ -20,6 +20,12 @@ MAX_REQUEST = 4096
 name (of a command: at most 100 characters; of a service or a symbol), or empty. gRPC's default is 4 MiB, which a peer
 without a key could make a worker hold on each of its streams."""
 
+VERSION_METADATA = "avap-version"
+"""The metadata of an answer that names the catalogue from which it comes."""
+_VERSION_DIGITS = 16
+
+Version = tuple[tuple[str, str], ...]
+
 _NAME_TAG = NAME << 3 | 2
 _LONGEST_NAME_SHOWN = 200
 """Characters of a requested name that the error message repeats. The table's column holds 100, so no catalogue has a
@@ -29,9 +35,19 @@ longer name; and trailers have a limit of 8 KiB."""
 class DefinitionEngine:
     """Answers from ``snapshot``. A serving process replaces it by `Swap.commit` alone (see ``swap.py``)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, names_version: bool = True) -> None:
+        """``names_version``: whether answers name the catalogue, as `version`."""
+        self.names_version = names_version
         self.snapshot: Snapshot | None = None
         """What is served; None until the first one is assigned."""
+
+    @property
+    def version(self) -> Version:
+        """The metadata of every answer from ``snapshot``, where answers name the catalogue and there is one."""
+        snapshot = self.snapshot
+        if snapshot is None or not self.names_version:
+            return ()
+        return ((VERSION_METADATA, snapshot.version_hash[:_VERSION_DIGITS]),)
 
     def get_command(self, request: bytes) -> bytes:
         """``CommandRequest`` → ``CommandResponse``, both serialized.

@@ -84,7 +84,7 @@ class Worker:
         self._listener = listener
         self._balancer = balancer
         self._keys = KeyRing()
-        self._engine = DefinitionEngine()
+        self._engine = DefinitionEngine(names_version=config.version_metadata)
         self._drain: asyncio.Future[messages.Drain] = asyncio.get_running_loop().create_future()
         self._begin_swap: Callable[[Snapshot], Swap] = partial(Swap, self._engine)
         """The transport's own, once there is a transport."""

@@ -48,6 +48,8 @@ class Configure:
     keepalive_min_time_seconds: float = 10.0
     jail: str = "off"
     """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
+    version_metadata: bool = True
+    """Whether answers name the catalogue."""
 
 
 @dataclass(frozen=True, slots=True)

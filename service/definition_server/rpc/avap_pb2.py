@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n definition_server/rpc/avap.proto\x12\x04\x61vap\"\x07\n\x05\x45mpty\"\x1e\n\x0e\x43ommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"a\n\x0f\x43ommandResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x16\n\x0einterface_json\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x0c\x12\x0c\n\x04hash\x18\x05 \x01(\t\"e\n\x0f\x43\x61talogResponse\x12\'\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x15.avap.CommandResponse\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x12\x14\n\x0cversion_hash\x18\x03 \x01(\t2\x80\x01\n\x10\x44\x65\x66initionEngine\x12\x39\n\nGetCommand\x12\x14.avap.CommandRequest\x1a\x15.avap.CommandResponse\x12\x31\n\x0bSyncCatalog\x12\x0b.avap.Empty\x1a\x15.avap.CatalogResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n definition_server/rpc/avap.proto\x12\x04\x61vap\"\x07\n\x05\x45mpty\"\x1e\n\x0e\x43ommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x9f\x01\n\x0f\x43ommandResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x16\n\x0einterface_json\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x0c\x12\x0c\n\x04hash\x18\x05 \x01(\t\x12\x13\n\x0binternal_id\x18\x06 \x01(\x05\x12\x11\n\tavbc_code\x18\x07 \x01(\x0c\x12\x14\n\x0c\x61vbc_version\x18\x08 \x01(\x05\"e\n\x0f\x43\x61talogResponse\x12\'\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x15.avap.CommandResponse\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x12\x14\n\x0cversion_hash\x18\x03 \x01(\t2\x80\x01\n\x10\x44\x65\x66initionEngine\x12\x39\n\nGetCommand\x12\x14.avap.CommandRequest\x1a\x15.avap.CommandResponse\x12\x31\n\x0bSyncCatalog\x12\x0b.avap.Empty\x1a\x15.avap.CatalogResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMPTY']._serialized_end=49
   _globals['_COMMANDREQUEST']._serialized_start=51
   _globals['_COMMANDREQUEST']._serialized_end=81
-  _globals['_COMMANDRESPONSE']._serialized_start=83
-  _globals['_COMMANDRESPONSE']._serialized_end=180
-  _globals['_CATALOGRESPONSE']._serialized_start=182
-  _globals['_CATALOGRESPONSE']._serialized_end=283
-  _globals['_DEFINITIONENGINE']._serialized_start=286
-  _globals['_DEFINITIONENGINE']._serialized_end=414
+  _globals['_COMMANDRESPONSE']._serialized_start=84
+  _globals['_COMMANDRESPONSE']._serialized_end=243
+  _globals['_CATALOGRESPONSE']._serialized_start=245
+  _globals['_CATALOGRESPONSE']._serialized_end=346
+  _globals['_DEFINITIONENGINE']._serialized_start=349
+  _globals['_DEFINITIONENGINE']._serialized_end=477
 # @@protoc_insertion_point(module_scope)

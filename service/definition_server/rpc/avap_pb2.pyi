@@ -63,6 +63,9 @@ class CommandResponse(_message.Message):
     INTERFACE_JSON_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    INTERNAL_ID_FIELD_NUMBER: _builtins.int
+    AVBC_CODE_FIELD_NUMBER: _builtins.int
+    AVBC_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: _builtins.str
     """"function" where the source names none."""
@@ -71,7 +74,14 @@ class CommandResponse(_message.Message):
     code: _builtins.bytes
     """Python source (UTF-8), or the signed package when the server has a signing key."""
     hash: _builtins.str
-    """Hex SHA-256 of the definition's content, the same whether the code is signed or not."""
+    """Hex SHA-256 of the definition's content, the same whether the code is signed or not. The content is fields 1 to 4
+    and, where there is bytecode, 7 and 8.
+    """
+    internal_id: _builtins.int
+    """The id of the row; absent where it does not fit."""
+    avbc_code: _builtins.bytes
+    """Bytecode of this code, and its version; absent where the source has none of exactly this code."""
+    avbc_version: _builtins.int
     def __init__(
         self,
         *,
@@ -80,10 +90,13 @@ class CommandResponse(_message.Message):
         interface_json: _builtins.str = ...,
         code: _builtins.bytes = ...,
         hash: _builtins.str = ...,
+        internal_id: _builtins.int = ...,
+        avbc_code: _builtins.bytes = ...,
+        avbc_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "hash", b"hash", "interface_json", b"interface_json", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avbc_code", b"avbc_code", "avbc_version", b"avbc_version", "code", b"code", "hash", b"hash", "interface_json", b"interface_json", "internal_id", b"internal_id", "name", b"name", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

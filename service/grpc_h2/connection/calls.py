@@ -31,7 +31,7 @@ from grpc_h2.connection.streams import Streams
 from grpc_h2.connection.timers import Timers
 from grpc_h2.rpc.faults import CallFault, HttpFault
 from grpc_h2.rpc.messages import frame_message, message_prefix
-from grpc_h2.rpc.responses import Entries, http_block, initial_block, trailers_block, trailers_only_block
+from grpc_h2.rpc.responses import Entries, http_block, trailers_block, trailers_only_block
 from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.answers import StaticAnswer
 from grpc_h2.static.routes import Router
@@ -294,7 +294,7 @@ class Calls:
         """A static answer under flow control."""
         self._answered.append(answer.answer_id)
         if answer.message is not None:
-            self._outbound.headers(stream, initial_block((), None), end_stream=False)
+            self._outbound.headers(stream, answer.headers, end_stream=False)
             self._queue(stream, message_prefix(len(answer.message)), answer.message)
         self._end_with(stream, answer.block)
 

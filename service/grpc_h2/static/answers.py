@@ -7,26 +7,49 @@ stream id, which stands in three places. So a `StaticAnswer` keeps the pieces be
 
 from __future__ import annotations
 
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeAlias
 
 from grpc_h2.rpc.messages import PREFIX_SIZE, message_prefix
-from grpc_h2.rpc.responses import initial_block, trailers_block, trailers_only_block
+from grpc_h2.rpc.responses import initial_block, metadata_fields, trailers_block, trailers_only_block
 from grpc_h2.rpc.status import StatusCode
 from grpc_h2.wire import frames
+from grpc_h2.wire.hpack import encode_block
 
 _OK_HEADERS: Final = initial_block((), None)
 _OK_TRAILERS: Final = trailers_block(StatusCode.OK, "", ())
+_SHORT_MESSAGE: Final = 400
+"""Characters of a status message, of at most 12 octets each, that leave 3 KiB of `MAX_TRAILERS` to metadata."""
+_MOST_METADATA: Final = 2048
+
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+
+@lru_cache(maxsize=16)
+def _block(metadata: Metadata) -> bytes:
+    """A block of these fields alone. Thousands of answers have the same.
+
+    Raises:
+        ValueError: for metadata that may not be sent, or above `_MOST_METADATA` octets.
+    """
+    block = encode_block(metadata_fields(metadata))
+    if len(block) > _MOST_METADATA:
+        raise ValueError(f"the metadata of a static answer has {len(block)} octets, and may have {_MOST_METADATA}")
+    return block
 
 
 class StaticAnswer:
     """The ready answer to a unary call: see `unary` and `failure`.
+
+    ``metadata`` is sent with it, as initial metadata, or with a failure's status (PROTOCOL-HTTP2.md, Trailers-Only).
+    It is encoded once, as part of the answer.
 
     ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
     peer accepts; ``size`` is how many octets of the flow-control windows they use. ``answer_id`` is the application's
     own number: the connection reports it once for each time that the answer is sent.
     """
 
-    __slots__ = ("answer_id", "block", "lasting", "message", "pieces", "size")
+    __slots__ = ("answer_id", "block", "headers", "lasting", "message", "pieces", "size")
 
     def __init__(
         self,
@@ -36,6 +59,7 @@ class StaticAnswer:
         block: bytes,
         answer_id: int,
         *,
+        headers: bytes = _OK_HEADERS,
         lasting: bool = True,
     ) -> None:
         self.pieces = pieces
@@ -44,19 +68,25 @@ class StaticAnswer:
         """The message without its prefix; None: there is no message, only a status."""
         self.block = block
         """The terminal header block."""
+        self.headers = headers
+        """The initial header block of an answer with a message."""
         self.answer_id = answer_id
         self.lasting = lasting
         """Whether the same request has the same answer until the application's data changes."""
 
     @classmethod
-    def unary(cls, message: bytes | memoryview, answer_id: int = 0) -> StaticAnswer:
-        """Status OK and a serialized message. A large message is kept as it is, uncopied."""
+    def unary(cls, message: bytes | memoryview, answer_id: int = 0, metadata: Metadata = ()) -> StaticAnswer:
+        """Status OK and a serialized message. A large message is kept as it is, uncopied.
+
+        Raises ValueError for metadata that may not be sent.
+        """
+        headers = _OK_HEADERS + _block(metadata) if metadata else _OK_HEADERS
         size = PREFIX_SIZE + len(message)
         if size > frames.DEFAULT_FRAME_SIZE:
-            return cls(None, size, message, _OK_TRAILERS, answer_id)
+            return cls(None, size, message, _OK_TRAILERS, answer_id, headers=headers)
         pieces = (
-            frames.head(frames.HEADERS, frames.END_HEADERS, len(_OK_HEADERS)),
-            _OK_HEADERS + frames.head(frames.DATA, 0, size),
+            frames.head(frames.HEADERS, frames.END_HEADERS, len(headers)),
+            headers + frames.head(frames.DATA, 0, size),
             b"".join(
                 (
                     message_prefix(len(message)),
@@ -66,11 +96,19 @@ class StaticAnswer:
             ),
             _OK_TRAILERS,
         )
-        return cls(pieces, size, message, _OK_TRAILERS, answer_id)
+        return cls(pieces, size, message, _OK_TRAILERS, answer_id, headers=headers)
 
     @classmethod
-    def failure(cls, status: int, message: str, answer_id: int = 0, *, lasting: bool = True) -> StaticAnswer:
-        """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time."""
-        block = trailers_only_block(status, message, ())
+    def failure(
+        cls, status: int, message: str, answer_id: int = 0, metadata: Metadata = (), *, lasting: bool = True
+    ) -> StaticAnswer:
+        """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time.
+
+        Raises ValueError for metadata that may not be sent.
+        """
+        if metadata and len(message) <= _SHORT_MESSAGE:
+            block = trailers_only_block(status, message, ()) + _block(metadata)
+        else:
+            block = trailers_only_block(status, message, metadata)
         head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
         return cls((head, block), 0, None, block, answer_id, lasting=lasting)

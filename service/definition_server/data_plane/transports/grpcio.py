@@ -129,13 +129,20 @@ class GrpcioTransport:
     def _method(self, name: str, handler: Handler) -> Method:
         async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             try:
-                return handler(request, context.invocation_metadata() or ())
+                answer = handler(request, context.invocation_metadata() or ())
             except CallFailed as failure:
-                if failure.status is Status.UNAUTHENTICATED:
+                authorized = failure.status is not Status.UNAUTHENTICATED
+                version = self._engine.version if authorized else ()
+                if not authorized:
                     now = asyncio.get_running_loop().time()
                     path = f"/{SERVICE}/{name}"
                     self._client_log.log(now, logging.INFO, "A call was not authorized", context.peer, error=path)
-                await context.abort(_ABORT_CODES[failure.status], failure.message)
+                await context.abort(_ABORT_CODES[failure.status], failure.message, version)
+            # The event loop has not turned since the answer was made: both are of one snapshot.
+            version = self._engine.version
+            if version:  # C-core sends it as a batch of its own: a quarter more CPU time a call
+                await context.send_initial_metadata(version)
+            return answer
 
         return call
 

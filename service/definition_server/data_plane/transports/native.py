@@ -27,7 +27,7 @@ from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.reflection import add_reflection
-from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine
+from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine, Version
 from definition_server.data_plane.swap import Swap, SwapTimes
 from definition_server.data_plane.transports import CannotListen
 from definition_server.data_plane.transports.first_calls import make_first_calls
@@ -170,7 +170,7 @@ class NativeSwap(Swap):
     async def prepare(self) -> None:
         """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; the answers that are missing then are made later."""
         await super().prepare()
-        coming = DefinitionEngine()
+        coming = DefinitionEngine(names_version=self._engine.names_version)
         coming.snapshot = self.snapshot
         self._prepared = [static.prepare(_lookup(method, coming)) for method, static in self._methods]
         with suppress(TimeoutError):
@@ -211,9 +211,9 @@ def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
 
     def lookup(request: bytes) -> StaticAnswer:
         try:
-            return StaticAnswer.unary(answer(engine, request), found)
+            return StaticAnswer.unary(answer(engine, request), found, engine.version)
         except CallFailed as failure:
-            return _refusal(method, failure)
+            return _refusal(method, failure, engine.version)
 
     return lookup
 
@@ -231,10 +231,11 @@ def _authorize(method: Method) -> Authorize:
     return authorize
 
 
-def _refusal(method: Method, failure: CallFailed) -> StaticAnswer:
+def _refusal(method: Method, failure: CallFailed, version: Version = ()) -> StaticAnswer:
     # INTERNAL stands for a bug of ours, which may not show at the next call, so that answer is not remembered.
     lasting = failure.status is not Status.INTERNAL
-    return StaticAnswer.failure(failure.status, failure.message, _answer_id(method, failure.status), lasting=lasting)
+    answer_id = _answer_id(method, failure.status)
+    return StaticAnswer.failure(failure.status, failure.message, answer_id, version, lasting=lasting)
 
 
 def _answer_id(method: Method, status: Status) -> int:

@@ -1,6 +1,7 @@
-"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf itself writes it: sorted,
-complete, one definition per name, with defaults. Its hashes depend on the content of the rows alone, and stay the same
-in every release. Rows that cannot be served are left out and counted.
+"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf itself writes it, except for
+the place of a hash, which is the last field of its command: sorted, complete, one definition per name, with defaults.
+Its hashes depend on the content of the rows alone, and stay the same in every release. Rows that cannot be
+served are left out and counted.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 
 from definition_server.catalog import wire
 from definition_server.catalog.builder import BuiltSnapshot, CatalogTooLarge, SnapshotBuilder, rows_of
-from definition_server.catalog.definition import Row
+from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.signing import OVERHEAD, UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.catalog.validation import LARGE_DEFINITION, Suspect, Unserved
+from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
 from definition_server.rpc import avap_pb2
 
 SIGNER = Signer("the key")
@@ -41,9 +42,22 @@ def catalogue(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.Cat
     return avap_pb2.CatalogResponse.FromString(body(build(rows, signer)))
 
 
+def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
+    """``catalogue`` as it is served: protobuf's own octets, the hash of each command behind its other fields."""
+    octets = b""
+    for command in catalogue.commands:
+        rest = avap_pb2.CommandResponse()
+        rest.CopyFrom(command)
+        rest.ClearField("hash")
+        message = rest.SerializeToString(deterministic=True) + b"\x2a\x40" + command.hash.encode()
+        octets += b"\x0a" + wire.varint(len(message)) + message
+    tail = avap_pb2.CatalogResponse(total_count=catalogue.total_count, version_hash=catalogue.version_hash)
+    return octets + tail.SerializeToString(deterministic=True)
+
+
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
     """The same by the text of the contract, without our code except for the signature."""
-    served = {row.name: row for row in sorted(rows) if row.name and row.code is not None}
+    served = {row.name: row for row in sorted(rows, key=lambda row: row.id or 0) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
         assert row.code is not None
@@ -53,8 +67,12 @@ def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.Catalog
             interface_json=(row.interface or b"[]").decode(),
             code=row.code,
         )
+        if row.avbc_code:
+            command.avbc_code, command.avbc_version = row.avbc_code, row.avbc_version or 0
         command.hash = hashlib.sha256(command.SerializeToString(deterministic=True)).hexdigest()
         version.update(name + b"\0" + command.hash.encode())
+        if row.id is not None and -(2**31) <= row.id < 2**31:
+            command.internal_id = row.id
         if signer is not None:
             command.code = signer.pack(row.code)
         answer.commands.append(command)
@@ -68,7 +86,10 @@ FEW_NAMES = st.sampled_from([b"if", b"else", "año".encode(), b"", None])
 
 def rows(names: st.SearchStrategy[bytes | None]) -> st.SearchStrategy[list[Row]]:
     """Rows of a table: unique ids, in any order, with NULLs."""
-    row = st.builds(Row, st.integers(1, 2**31 - 1), names, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT)
+    ids = st.integers(1, 2**31 - 1) | st.integers(-(2**63), 2**63 - 1)
+    bytecode, version = st.none() | st.binary(max_size=5), st.none() | st.integers(-(2**31), 2**31 - 1)
+    text = st.none() | TEXT
+    row = st.builds(Row, ids, names, text, text, text, bytecode, version, st.none())
     return st.lists(row, max_size=20, unique_by=lambda row: row.id)
 
 
@@ -83,8 +104,8 @@ LONG = Row(1, b"n" * 130, b"t" * 200, b"[%b]" % (b" " * 20_000), b"c" * 3_000_00
 @example([LONG], SIGNER)
 def test_the_body_is_what_protobuf_would_write(table: list[Row], signer: Signer | None) -> None:
     encoded = body(build(table, signer))
-    assert encoded == model(table, signer).SerializeToString(deterministic=True)
-    assert encoded == avap_pb2.CatalogResponse.FromString(encoded).SerializeToString(deterministic=True)
+    assert encoded == as_served(model(table, signer))
+    assert avap_pb2.CatalogResponse.FromString(encoded) == model(table, signer)
 
 
 @given(rows(FEW_NAMES), SIGNERS, st.data())
@@ -97,7 +118,7 @@ def test_the_highest_id_wins_in_any_order_and_any_batches(
     builder.add(shuffled[:middle])
     builder.add(iter(shuffled[middle:]))
     built = builder.build(generation=7, created_at_ns=11)
-    assert body(built) == model(table, signer).SerializeToString(deterministic=True)
+    assert body(built) == as_served(model(table, signer))
     assert built.to_bytes() == build(table, signer).to_bytes()
     names = [row.name for row in table if row.name and row.code is not None]
     assert builder.findings.source_rows == len(table)
@@ -204,7 +225,7 @@ def test_a_plain_definition_is_not_suspect() -> None:
 def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
     signer: Signer | None, excess: int, expected: dict[Suspect, int]
 ) -> None:
-    """The limit applies to the whole answer, all five fields of it."""
+    """The limit applies to the whole answer, all fields of it."""
     around = len(model([Row(1, b"if", None, None, b"x" * LARGE_DEFINITION)]).commands[0].SerializeToString())
     around += 0 if signer is None else OVERHEAD
     row = Row(1, b"if", None, None, b"x" * (2 * LARGE_DEFINITION - around + excess))
@@ -260,13 +281,14 @@ def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> 
 
 
 def test_the_hashes_of_a_known_body_never_change() -> None:
-    """Neither does any octet of the answer."""
+    """Neither does any octet of the answer. (Rows without an id: the first contract had no field for it.)"""
+    table = [row._replace(id=None) for row in TABLE if row.id != 2]
     assert (
-        hashlib.sha256(body(build(TABLE))).hexdigest()
+        hashlib.sha256(body(build(table))).hexdigest()
         == "a1075661c05765e1cc80c0536123de0fa42a9180ca67f7f53c770be4997e6504"
     )
     assert (
-        hashlib.sha256(body(build(TABLE, SIGNER))).hexdigest()
+        hashlib.sha256(body(build(table, SIGNER))).hexdigest()
         == "9f1b862127c20ac347856282ce53b553706906a72417a9717c11cd9be17834e2"
     )
 
@@ -288,9 +310,101 @@ def test_a_change_of_any_field_changes_both_hashes(changed: Row) -> None:
     assert catalogue(TABLE).version_hash != catalogue([changed, *TABLE[1:]]).version_hash
 
 
+@pytest.mark.parametrize("row_id", [0, None, 2**31, -(2**31) - 1, 2**63 - 1])
+def test_an_id_that_does_not_fit_into_32_bits_is_not_served_but_its_row_is(row_id: int | None) -> None:
+    (command,) = catalogue([TABLE[0]._replace(id=row_id)]).commands
+    assert (command.internal_id, command.code) == (0, TABLE[0].code)
+    assert body(build([TABLE[0]._replace(id=row_id)])) == body(build([TABLE[0]._replace(id=None)]))
+
+
+@pytest.mark.parametrize("number", [1, 127, 128, 2**31 - 1, -1, -(2**31)])
+def test_id_and_version_of_the_bytecode_are_whole_numbers_of_32_bits(number: int) -> None:
+    built = build([TABLE[0]._replace(id=number, avbc_code=b"\0code", avbc_version=number)])
+    (command,) = avap_pb2.CatalogResponse.FromString(body(built)).commands
+    assert (command.internal_id, command.avbc_code, command.avbc_version) == (number, b"\0code", number)
+    definition = Snapshot(built.to_bytes()).get("if")
+    assert definition is not None
+    assert (definition.internal_id, definition.avbc_code, definition.avbc_version) == (number, b"\0code", number)
+
+
+def test_a_change_of_the_bytecode_or_its_version_changes_both_hashes() -> None:
+    tables = [
+        [TABLE[0]._replace(avbc_code=code, avbc_version=version), *TABLE[1:]]
+        for code, version in ((None, None), (b"a", None), (b"b", None), (b"a", 1), (b"a", 2))
+    ]
+    assert len({catalogue(table).version_hash for table in tables}) == len(tables)
+    assert len({catalogue(table).commands[2].hash for table in tables}) == len(tables)
+
+
+def test_a_version_without_bytecode_is_not_served() -> None:
+    assert body(build([TABLE[0]._replace(avbc_version=7)])) == body(build([TABLE[0]]))
+
+
+# -- what a check of the rows changes ----------------------------------------------------------------------------------
+
+
+def served(builder: SnapshotBuilder) -> Snapshot:
+    return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
+
+
+def test_digests_are_the_hashes_of_what_would_be_served() -> None:
+    builder = SnapshotBuilder(SIGNER)
+    builder.add(TABLE)
+    assert {name.decode(): digest.decode() for name, digest in builder.digests().items()} == {
+        definition.name: definition.hash for definition in served(builder)
+    }
+
+
+@pytest.mark.parametrize("signer", [None, SIGNER])
+def test_the_facts_of_a_row_are_those_that_would_be_served_and_the_unsigned_code(signer: Signer | None) -> None:
+    builder = SnapshotBuilder(signer)
+    builder.add(TABLE)
+    facts = builder.row_facts(b"if")
+    assert (facts.id, facts.type, facts.interface, facts.code) == (3, *TABLE[0][2:5])
+    with pytest.raises(KeyError):
+        builder.row_facts(b"unknown")
+
+
+def test_a_row_with_a_fault_of_its_own_is_counted_and_named() -> None:
+    builder = SnapshotBuilder()
+    builder.add([Row(1, b"if", None, None, None), Row(2, b"if", None, None, None, fault=Unserved.TOO_LARGE)])
+    builder.add([Row(3, b"else", None, None, b"\xff"), Row(4, b"else", None, None, b"pass"), Row(5, b"", *[None] * 3)])
+    assert builder.faults() == {b"if": Unserved.TOO_LARGE}
+    assert builder.digests().keys() == {b"else"}
+
+
+def test_a_held_command_is_served_as_it_was_and_its_new_row_is_neither_suspect_nor_unserved() -> None:
+    old = SnapshotBuilder(SIGNER)
+    old.add([Row(1, b"if", None, b"[]", b"old"), Row(2, b"else", None, b"[]", b"old too")])
+    before = served(old)
+    new = SnapshotBuilder(SIGNER)
+    new.add([Row(1, b"if", None, b"{}", b"new"), Row(2, b"else", None, b"[]", None)])
+    assert new.findings.suspect
+    assert new.findings.unserved
+    for name, reason in ((b"if", Unserved.INTERFACE_INVALID), (b"else", Unserved.NULL_CODE)):
+        message = before.answer(name)
+        assert message is not None
+        new.hold(name, message, reason)
+    assert served(new).body == before.body
+    assert served(new).version_hash == before.version_hash
+    assert new.findings.unserved == new.findings.suspect == new.findings.examples == new.faults() == {}
+
+
+def test_a_command_that_is_left_out_is_counted_under_its_reason_alone() -> None:
+    builder = SnapshotBuilder()
+    builder.add([Row(7, b"if", None, b"{}", b"pass"), Row(8, b"else", None, None, b"pass")])
+    builder.leave_out(b"if", Unserved.CODE_INVALID)
+    assert [definition.name for definition in served(builder)] == ["else"]
+    assert builder.findings.unserved == {Unserved.CODE_INVALID: 1}
+    assert builder.findings.examples == {Unserved.CODE_INVALID: ["id=7 name='if'"]}
+    assert not builder.findings.suspect
+
+
 def test_ids_generation_time_and_signature_change_no_hash() -> None:
     plain = build(TABLE).footer
-    moved = build([row._replace(id=row.id + 100) for row in TABLE], SIGNER, generation=8, created_at_ns=12).footer
+    moved = build(
+        [row._replace(id=(row.id or 0) + 100) for row in TABLE], SIGNER, generation=8, created_at_ns=12
+    ).footer
     assert plain.version_hash == moved.version_hash
     assert [c.hash for c in catalogue(TABLE).commands] == [c.hash for c in catalogue(TABLE, SIGNER).commands]
 

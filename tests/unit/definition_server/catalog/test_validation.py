@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from definition_server.catalog.definition import Row
-from definition_server.catalog.validation import Findings, InterfaceCheck, Suspect, Unserved, reason_not_served
+from definition_server.catalog.definition import Row, Unserved
+from definition_server.catalog.validation import Findings, InterfaceCheck, Suspect, reason_not_served
 
 GOOD = Row(1, b"if", b"function", b"[]", b"pass")
 
@@ -29,7 +29,10 @@ GOOD = Row(1, b"if", b"function", b"[]", b"pass")
         (GOOD._replace(name=b"", code=b"\xff"), Unserved.EMPTY_NAME),
         (GOOD._replace(code=None), Unserved.NULL_CODE),
         (GOOD._replace(name=b"\xff", code=None), Unserved.NULL_CODE),
-        *((GOOD._replace(**{field: b"\xe9"}), Unserved.INVALID_ENCODING) for field in Row._fields[1:]),
+        *((GOOD._replace(**{field: b"\xe9"}), Unserved.INVALID_ENCODING) for field in Row._fields[1:5]),
+        (GOOD._replace(id=None, fault=Unserved.INVALID_ID), Unserved.INVALID_ID),
+        (GOOD._replace(code=None, fault=Unserved.TOO_LARGE), Unserved.TOO_LARGE),
+        (GOOD._replace(name=None, fault=Unserved.TOO_LARGE), Unserved.NULL_NAME),
         (GOOD._replace(code=b"\xed\xa0\x80"), Unserved.INVALID_ENCODING),  # a surrogate, which protobuf refuses
         (GOOD._replace(code=b"\xc0\x80"), Unserved.INVALID_ENCODING),  # an overlong NUL
     ],
@@ -85,7 +88,8 @@ def test_an_example_shows_any_name_in_one_printable_line() -> None:
 def test_the_reasons_are_the_labels_that_metrics_show() -> None:
     labels = {*Unserved, *Suspect}
     assert {str(label) for label in labels} == {
-        "null_name", "empty_name", "null_code", "invalid_encoding", "duplicate",
+        "null_name", "empty_name", "null_code", "invalid_encoding", "duplicate", "invalid_id", "too_large",
+        "interface_invalid", "code_invalid",
         "interface_not_json_array", "larger_than_4_mib",
     }  # fmt: skip
 

@@ -81,6 +81,9 @@ def test_the_field_numbers_are_those_of_the_contract() -> None:
         "interface_json": wire.INTERFACE_JSON,
         "code": wire.CODE,
         "hash": wire.HASH,
+        "internal_id": wire.INTERNAL_ID,
+        "avbc_code": wire.AVBC_CODE,
+        "avbc_version": wire.AVBC_VERSION,
     }
     catalogue = avap_pb2.CatalogResponse.DESCRIPTOR.fields_by_name
     assert {name: field.number for name, field in catalogue.items()} == {

@@ -15,7 +15,8 @@ from tests.support.leftovers import nothing_left
 from tests.support.snapshots import published
 
 from definition_server import __version__
-from definition_server.catalog.validation import Suspect, Unserved
+from definition_server.catalog.definition import Unserved
+from definition_server.catalog.validation import Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader

@@ -23,9 +23,9 @@ from tests.support.loop import eventually
 from tests.support.snapshots import row
 
 from definition_server.catalog import wire
-from definition_server.catalog.definition import Row
+from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.signing import Signer
-from definition_server.catalog.validation import LARGE_DEFINITION, Suspect, Unserved
+from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync import Synchronizer

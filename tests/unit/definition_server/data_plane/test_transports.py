@@ -150,6 +150,53 @@ async def test_a_generated_stub_reads_every_field(serve: Serve, engine: Definiti
     assert (catalog.total_count, catalog.version_hash) == (2, engine.snapshot.version_hash)
 
 
+async def test_every_answer_names_the_catalogue_it_comes_from(serve: Serve, engine: DefinitionEngine) -> None:
+    transport, port = await serve()
+    requests = {"GetCommand": b"\x0a\x02if", "SyncCatalog": b""}
+    async with channel(port) as client:
+        for snapshot in (engine.snapshot, opened(row("if", "x = 3"), "else"), opened(row("if", "y" * 70_000))):
+            assert snapshot is not None
+            if snapshot is not engine.snapshot:
+                transport.begin_swap(snapshot).commit()
+            for method, request in requests.items():
+                for _ in range(2):  # the second answer is a remembered one
+                    call: Any = client.unary_unary(f"/avap.DefinitionEngine/{method}")(request, metadata=AUTHENTIC)
+                    assert list(await call.initial_metadata()) == [("avap-version", snapshot.version_hash[:16])]
+                    await call
+
+
+async def test_a_refusal_names_the_catalogue_only_where_the_key_is_right(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    _, port = await serve()
+    assert engine.snapshot is not None
+    version = ("avap-version", engine.snapshot.version_hash[:16])
+    async with channel(port) as client:
+        for metadata, told in ((AUTHENTIC, True), ((), False)):
+            call: Any = client.unary_unary("/avap.DefinitionEngine/GetCommand")(b"\x0a\x04none", metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            found = [*(caught.value.initial_metadata() or ()), *(caught.value.trailing_metadata() or ())]
+            assert (version in found) is told
+            assert told or "avap-version" not in dict(found)
+
+
+async def test_answers_that_are_not_to_name_the_catalogue_have_no_metadata(
+    serve: Serve, engine: DefinitionEngine
+) -> None:
+    engine.names_version = False
+    transport, port = await serve()
+    async with channel(port) as client:
+        for snapshot in (engine.snapshot, opened(row("if", "x = 3"))):
+            assert snapshot is not None
+            swap = transport.begin_swap(snapshot)
+            await swap.prepare()
+            swap.commit()
+            call: Any = client.unary_unary("/avap.DefinitionEngine/GetCommand")(b"\x0a\x02if", metadata=AUTHENTIC)
+            assert list(await call.initial_metadata()) == []
+            await call
+
+
 REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "Invalid Credentials")
 
 

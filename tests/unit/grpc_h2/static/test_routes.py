@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from grpc_h2.rpc import responses
 from grpc_h2.static import answer_cache
 from grpc_h2.static.answers import StaticAnswer
 from grpc_h2.static.routes import Router, StaticUnary
+from grpc_h2.wire.hpack import Decoder
 
 
 def payload(message: bytes) -> bytes:
@@ -129,6 +131,39 @@ def test_an_answer_too_large_for_a_frame_is_not_copied() -> None:
     answer = StaticAnswer.unary(body)
     assert answer.pieces is None
     assert answer.message is body
+
+
+MARKED = (("catalogue", "7"),)
+
+
+def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
+    return [(field[0], field[1]) for field in Decoder(max_list_size=16384, max_fields=100).decode(block)]
+
+
+def test_the_metadata_of_an_answer_stand_in_its_first_header_block() -> None:
+    for size in (10, 20_000):
+        answer = StaticAnswer.unary(bytes(size), metadata=MARKED)
+        assert fields_of(answer.headers) == [*fields_of(StaticAnswer.unary(b"").headers), (b"catalogue", b"7")]
+    answer = StaticAnswer.unary(b"ab", metadata=MARKED)
+    assert answer.pieces is not None
+    assert answer.pieces[1].startswith(answer.headers)
+    assert int.from_bytes(answer.pieces[0][:3]) == len(answer.headers)
+
+
+@pytest.mark.parametrize("message", ["no", "", "ü" * 400, "ü" * 5000], ids=["short", "none", "at_the_limit", "long"])
+def test_the_metadata_of_a_failure_stand_beside_its_status(message: str) -> None:
+    fields = fields_of(StaticAnswer.failure(5, message, metadata=MARKED).block)
+    assert (b"catalogue", b"7") in fields
+    assert (b"grpc-status", b"5") in fields
+    assert sum(len(name) + len(value) + 32 for name, value in fields) < responses.MAX_TRAILERS
+
+
+@pytest.mark.parametrize("metadata", [(("Catalogue", "7"),), (("catalogue", "7" * 3000),)], ids=["name", "size"])
+def test_metadata_that_may_not_be_sent_are_refused(metadata: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(ValueError, match="metadata"):
+        StaticAnswer.unary(b"", metadata=metadata)
+    with pytest.raises(ValueError, match="metadata"):
+        StaticAnswer.failure(5, "no", metadata=metadata)
 
 
 def test_a_failure_that_is_not_lasting_is_looked_up_again() -> None:
