@@ -163,7 +163,7 @@ FRESHNESS = (
         steps=((0, "transparent"), (180, "orange"), (1800, "red")),
     ),
     Shown(
-        "Cycles by outcome", "Per interval of the graph. refused: the table has nothing to serve.",
+        "Cycles by outcome", "Per interval of the graph. held: the guard keeps the catalogue from being published.",
         "database-unreachable",
         (("sum by (outcome) (increase(avap_sync_cycles_total{<HERE>}[$__rate_interval]))", "{{outcome}}"),),
     ),

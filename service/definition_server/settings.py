@@ -20,6 +20,8 @@ DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 _MOST_WORKERS = 512
@@ -124,16 +126,46 @@ class Settings(EnvironmentSettings):
     snapshot_dir: Path | None = Field(
         None,
         validation_alias="SNAPSHOT_DIR",
-        description="Directory of the last-known-good snapshot, which is served when the database is down at start. "
-        "Unset: none is kept.",
+        description="Directory of the last-known-good snapshot, which is served when the database is down at start, of "
+        "the history and of pins. Unset: nothing is kept, and a change is not compared across a restart.",
         json_schema_extra=advice("Give a directory that the server may write to, or leave it unset"),
     )
     allow_empty_catalog: bool = Field(
         False,
         validation_alias="ALLOW_EMPTY_CATALOG",
-        description="Serve a catalogue without any definition. False: an empty table is refused, "
+        description="Serve a catalogue without any definition. False: an empty table is held, "
         "and the last good catalogue stays.",
         json_schema_extra=advice("Give true or false"),
+    )
+    guard_max_removed_percent: Percent = Field(
+        20.0,
+        validation_alias="GUARD_MAX_REMOVED_PERCENT",
+        description="A catalogue from which a larger share of the commands, and more than 5, would vanish is held "
+        "until an operator accepts it. 100: never.",
+        json_schema_extra=advice("Give a percentage from 0 to 100"),
+    )
+    guard_max_growth_percent: Growth = Field(
+        100.0,
+        validation_alias="GUARD_MAX_GROWTH_PERCENT",
+        description="A catalogue that grows by a larger share of its octets, and by more than 1 MiB, is held until an "
+        "operator accepts it. 100: it would double.",
+        json_schema_extra=advice("Give a percentage from 0 to 1000000"),
+    )
+    guard_max_held_percent: Percent = Field(
+        20.0,
+        validation_alias="GUARD_MAX_HELD_PERCENT",
+        description="A catalogue in which the gate holds a larger share of the commands, and more than 5 more than "
+        "before, is held until an operator accepts it. 100: never.",
+        json_schema_extra=advice("Give a percentage from 0 to 100"),
+    )
+    history_snapshots: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        validation_alias="HISTORY_SNAPSHOTS",
+        description="How many of the catalogues that were published last are kept in `SNAPSHOT_DIR/history`, to be "
+        "compared and pinned. What is served and what is pinned are kept beyond that.",
+        json_schema_extra=advice("Give a whole number from 0 to 1000"),
     )
     transport: Literal["native", "grpcio"] = Field(
         DEFAULT_TRANSPORT,

@@ -17,7 +17,7 @@ from tests.support.providers import ContainerServer, EmbeddedServer
 
 Inject = Callable[[Stage], AbstractContextManager[None]]
 
-FAILED, REFUSED = "Sync failed", "Sync refused"
+FAILED, REFUSED = "Sync failed", "Catalogue held"
 RESTARTS = 4
 SLOW_BYTES_PER_SECOND = 10_000.0
 _MID_READ_BYTES_PER_SECOND = 1_000_000.0

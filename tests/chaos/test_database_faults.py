@@ -164,7 +164,8 @@ def test_a_damaged_table_never_replaces_a_good_catalogue(ruined: tuple[ServerPro
     with Load(server.port, NAMES) as load:
         until(lambda: server.statusz()["sync"]["last_error"], server.tail)
         told = until(
-            lambda: [*server.logged("Sync failed", after=seen), *server.logged("Sync refused", after=seen)], server.tail
+            lambda: [*server.logged("Sync failed", after=seen), *server.logged("Catalogue held", after=seen)],
+            server.tail,
         )
         assert {line["level"] for line in told} == {"ERROR"}
         load.wait_answered(100)

@@ -70,7 +70,7 @@ def test_an_emptied_table_raises_alerts_although_the_cache_size_stays(
     table.add_commands(COMMANDS)
     server = start(table)
     with Prometheus(tmp_path, [server.metrics_port], in_quick_motion) as prometheus:
-        prometheus.wait_quiet('avap_sync_cycles_total{outcome="refused"} == 0')
+        prometheus.wait_quiet('avap_sync_cycles_total{outcome="held"} == 0')
         table.run("TRUNCATE obex_dapl_functions")
         prometheus.wait_firing("DefinitionServerCatalogueRefused")
         prometheus.wait_firing("DefinitionServerSourceNotServed")

@@ -76,13 +76,13 @@ def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Ta
 
 def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url)
-    line = server.wait_log("Sync refused")
+    line = server.wait_log("Catalogue held")
     assert line["level"] == "ERROR"
     assert "it is empty" in line["error"]
     assert "ALLOW_EMPTY_CATALOG" in line["error"]
     with Client(server.port) as client:
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
-        server.wait_log("Sync refused", after=len(server.lines))
+        server.wait_log("Catalogue held", after=len(server.lines))
         assert client.health() == "NOT_SERVING"
         assert failure(client.get, "good") == ("UNAVAILABLE", "The catalogue is not loaded yet")
         assert server.http("/readyz")[0] == 503

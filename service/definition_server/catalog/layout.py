@@ -72,9 +72,18 @@ class Footer:
         Raises:
             SnapshotError: where a check fails.
         """
-        if len(buffer) < FOOTER_SIZE:
-            raise SnapshotError(f"truncated: {len(buffer)} bytes are shorter than the footer ({FOOTER_SIZE})")
-        octets = bytes(buffer[-FOOTER_SIZE:])
+        return cls.unpack_end(buffer[-FOOTER_SIZE:], len(buffer))
+
+    @classmethod
+    def unpack_end(cls, end: memoryview, total: int) -> Footer:
+        """The checked footer ``end`` of a snapshot of ``total`` octets.
+
+        Raises:
+            SnapshotError: where a check fails.
+        """
+        if len(end) < FOOTER_SIZE:
+            raise SnapshotError(f"truncated: {len(end)} bytes are shorter than the footer ({FOOTER_SIZE})")
+        octets = bytes(end)
         magic, version, _, *values = _FIELDS.unpack_from(octets)
         if magic != MAGIC:
             raise SnapshotError(f"magic: {magic!r} found where {MAGIC!r} was expected: truncated, or no snapshot")
@@ -83,7 +92,7 @@ class Footer:
         if hashlib.sha256(octets[: _FIELDS.size]).digest() != octets[_FIELDS.size :]:
             raise SnapshotError("footer checksum: the footer is damaged")
         footer = cls(*values)
-        footer._check_sizes(len(buffer))
+        footer._check_sizes(total)
         return footer
 
     def _check_sizes(self, total: int) -> None:

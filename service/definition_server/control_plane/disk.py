@@ -10,9 +10,16 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class OnDisk(Protocol):
+    """Runs blocking work beside the event loop, as `on_disk` does."""
+
+    def __call__(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """The result of ``work``."""
 
 
 def on_disk(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -11,11 +11,10 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from definition_server.catalog.builder import SnapshotBuilder, rows_of
-from definition_server.catalog.signing import UNSIGNED, SignatureError, Signer
+from definition_server.catalog.signing import SignatureError, Signer
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.disk import on_disk
-from definition_server.control_plane.publisher import Publication, to_shared_memory
+from definition_server.control_plane.disk import OnDisk, on_disk
+from definition_server.control_plane.publisher import Publication, key_id_of, published_again
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
@@ -29,8 +28,15 @@ PATIENCE_SECONDS = 5.0
 class LastKnownGood:
     """Saves publications to a store and loads the stored one."""
 
-    def __init__(self, store: SnapshotStore, background: Background, on_stored_late: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: SnapshotStore,
+        background: Background,
+        on_stored_late: Callable[[], None],
+        disk: OnDisk = on_disk,
+    ) -> None:
         """``on_stored_late`` is called when a write that `save` no longer waited for has succeeded."""
+        self._disk = disk
         self.store = store
         self._on_stored_late = on_stored_late
         self._background = background
@@ -52,7 +58,7 @@ class LastKnownGood:
         # A descriptor of its own: the publication's closes with the next publication.
         descriptor = os.dup(publication.descriptor)
         try:
-            self._saving = on_disk(partial(_save_and_close, self.store, descriptor, signer))
+            self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
         except RuntimeError as fault:
             os.close(descriptor)
             raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
@@ -76,7 +82,7 @@ class LastKnownGood:
             StoreError: where it is not usable.
         """
         try:
-            loaded = await on_disk(partial(self.store.load, signer))
+            loaded = await self._disk(partial(self.store.load, signer))
         except RuntimeError as error:
             raise StoreError(f"no thread can be started: {error}", Reason.MACHINE_LIMIT) from None
         if loaded is None:
@@ -86,9 +92,13 @@ class LastKnownGood:
             return publication
         # Its MAC was ours, so the version of the packages has changed; or there is no key any more.
         try:
-            return await self._background.run(_sign_again, publication, signer)
+            return await self._background.run(
+                published_again, publication.snapshot, signer, publication.snapshot.generation
+            )
         except (SignatureError, OSError) as error:
             raise StoreError(f"it cannot be signed again: {error}") from error
+        finally:
+            os.close(publication.descriptor)
 
     def _on_late_end(self, saving: asyncio.Future[None]) -> None:
         """A write that no cycle waits for any more has ended."""
@@ -101,11 +111,6 @@ class LastKnownGood:
             log_store_failure(str(error))
 
 
-def key_id_of(signer: Signer | None) -> bytes:
-    """The key id that a snapshot signed by ``signer`` has."""
-    return UNSIGNED if signer is None else signer.key_id
-
-
 def log_store_failure(error: str) -> None:
     """The one log line for a snapshot that could not be stored."""
     log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
@@ -116,14 +121,3 @@ def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None
         store.save(descriptor, signer)
     finally:
         os.close(descriptor)
-
-
-def _sign_again(publication: Publication, signer: Signer | None) -> Publication:
-    """The same definitions under another signing key (or none); closes the old descriptor."""
-    try:
-        builder = SnapshotBuilder(signer)
-        builder.add(rows_of(publication.snapshot))
-        footer = publication.snapshot.footer
-        return to_shared_memory(builder.build(generation=footer.generation, created_at_ns=footer.created_at_ns))
-    finally:
-        os.close(publication.descriptor)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
+from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.certificates import earliest_expiry
 from definition_server.control_plane.confinement import confine_master
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
+from definition_server.control_plane.history import History
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
@@ -35,6 +37,7 @@ from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.control_plane.tls_reader import read_tls_files
+from definition_server.control_plane.wishes import WishesFile
 from definition_server.environment import EX_CONFIG, SettingsError, notices
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
@@ -139,7 +142,14 @@ class _Master:
             self._source,
             self._publisher,
             signer=_signer(settings),
-            store=None if settings.snapshot_dir is None else SnapshotStore(settings.snapshot_dir),
+            store=None if (directory := settings.snapshot_dir) is None else SnapshotStore(directory),
+            history=None if directory is None else History(directory, settings.history_snapshots),
+            wishes=None if directory is None else WishesFile(directory),
+            limits=Thresholds(
+                removed_percent=settings.guard_max_removed_percent,
+                growth_percent=settings.guard_max_growth_percent,
+                held_percent=settings.guard_max_held_percent,
+            ),
             allow_empty=settings.allow_empty_catalog,
         )
         self._sync_loop = SyncLoop(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from definition_server.catalog.builder import BuiltSnapshot
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, rows_of
+from definition_server.catalog.layout import FOOTER_SIZE
+from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
 
@@ -56,9 +58,35 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     Raises:
         OSError: where memory or descriptors are exhausted.
     """
-    descriptor = create_sealed("avap-snapshot", built.pieces)
+    return _in_shared_memory(built.pieces)
+
+
+def _in_shared_memory(pieces: Iterable[bytes | memoryview]) -> Publication:
+    descriptor = create_sealed("avap-snapshot", pieces)
     try:
         return Publication(Snapshot(map_sealed(descriptor)), descriptor)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def key_id_of(signer: Signer | None) -> bytes:
+    """The key id that a snapshot signed by ``signer`` has."""
+    return UNSIGNED if signer is None else signer.key_id
+
+
+def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) -> Publication:
+    """The definitions of ``snapshot`` under ``generation``, signed by ``signer``, in sealed memory of their own.
+
+    The time of building stays. O(size).
+
+    Raises:
+        SignatureError: where a package in ``snapshot`` is none of a known version.
+        OSError: where memory or descriptors are exhausted.
+    """
+    footer = replace(snapshot.footer, generation=generation)
+    if footer.key_id == key_id_of(signer):
+        return _in_shared_memory((snapshot.buffer[:-FOOTER_SIZE], footer.pack()))
+    builder = SnapshotBuilder(signer)
+    builder.add(rows_of(snapshot))
+    return to_shared_memory(builder.build(generation=generation, created_at_ns=footer.created_at_ns))

@@ -1,53 +1,137 @@
-"""The last steps of a sync cycle: build the snapshot, publish it, store it, log it. And the restore at a start.
+"""Which catalogue is served: the newest that passed the guard, or the one that an operator pinned.
 
-What is served changes in this module alone, and under one lock: never is an older catalogue published after a newer.
+Three catalogues matter. The *newest* is the last one that passed the guard. The *served* one is the same, unless a pin
+names another. The *held* one was read and did not pass; it waits until an operator accepts it, or the table changes.
+What is served changes under one lock, which no disk holds up: so no catalogue is published after a newer one, except by
+a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers and
+clients tell publications apart by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.guard import Judgement
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
+from definition_server.control_plane.catalogue_disk import RECALL_PATIENCE_SECONDS, CatalogueDisk
+from definition_server.control_plane.catalogue_guard import REASONS, CatalogueGuard
 from definition_server.control_plane.delayed_release import DelayedRelease
-from definition_server.control_plane.last_known_good import LastKnownGood, log_store_failure
 from definition_server.control_plane.publication_log import log_broadcast, log_findings
-from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
-from definition_server.control_plane.store import NotOurs, SnapshotStore, StoreError
-from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.publisher import (
+    Publication,
+    Publisher,
+    key_id_of,
+    published_again,
+    to_shared_memory,
+)
+from definition_server.control_plane.store import StoreError
+from definition_server.control_plane.sync_state import HeldCatalogue, PinState, SyncState
+from definition_server.control_plane.wishes import Merged, Pin, Policy, Wishes
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LONGEST_TIMER_SECONDS = 3600.0
+_VERSIONS_REMEMBERED = 1000
+
+
+class Held(Exception):
+    """The rows were read, but publishing them may do harm: an operator must accept them first."""
+
+    def __init__(self, held: HeldCatalogue) -> None:
+        super().__init__(held.text)
+        self.held = held
+
+
+@dataclass(frozen=True, slots=True)
+class _Advance:
+    """A catalogue that became the newest."""
+
+    to_keep: Publication
+    """With a descriptor of its own."""
+    served_before: Snapshot | None
+    published: bool
+    seconds: float
+    """How long the cycle took until then."""
+    accepted: bool
+    rows_held: int
+
 
 class ServedCatalogue:
-    """Publishes what a cycle has read, and keeps it on disk."""
+    """Publishes the newest catalogue or the pinned one, and keeps both on disk."""
 
     def __init__(
         self,
         publisher: Publisher,
         background: Background,
         state: SyncState,
+        disk: CatalogueDisk,
+        guard: CatalogueGuard,
         *,
-        store: SnapshotStore | None,
-        clock: Callable[[], float],
+        signer: Signer | None,
+        policy: Callable[[], Policy] = Policy,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """
+        Args:
+            publisher: Serves.
+            background: The thread for CPU-heavy work.
+            state: Shows what is held and pinned.
+            disk: Keeps catalogues and wishes.
+            guard: Judges catalogues.
+            signer: Signs what is published again.
+            policy: What the policy file declares now.
+            clock: Seconds since the epoch.
+        """
         self._publisher = publisher
         self._background = background
         self._state = state
+        self.disk = disk
+        self._guard = guard
+        self._signer = signer
+        self._policy = policy
         self._clock = clock
-        self._publishing = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._delayed_release = DelayedRelease(background)
-        self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late)
-        self._saving_generation = 0
+        self._recalling: asyncio.Task[None] | None = None
+        self._stored: Publication | None = None
+        self._newest: Snapshot | None = None
+        self._pinned: Snapshot | None = None
+        self._candidate: Snapshot | None = None
+        self._candidate_rows_held = 0
+        self._wishes = Wishes()
+        self._wishes_known = False
+        self._commanded = False
+        self._versions: dict[str, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiring: asyncio.Task[bool] | None = None
+        self._missing: str | None = None
 
     def close(self) -> None:
         """Release what is held. No cycle may be under way."""
         self._delayed_release.close()
+        for waiting in (self._timer, self._expiring, self._recalling):
+            if waiting is not None and not (isinstance(waiting, asyncio.Task) and waiting.done()):
+                waiting.cancel()
+        self._take_stored()
+        self._newest = self._pinned = self._candidate = None
+        self.disk.close()
+
+    def use_signer(self, signer: Signer | None) -> None:
+        """Sign with another key from now on."""
+        self._signer = signer
 
     @property
     def served(self) -> Snapshot | None:
@@ -58,132 +142,79 @@ class ServedCatalogue:
     def _serves(self) -> bool:
         return self._publisher.current is not None
 
-    # -- publish -------------------------------------------------------------------------------------------------------
+    @property
+    def newest(self) -> Snapshot | None:
+        """The newest catalogue that passed the guard; at a start, the stored one."""
+        return self._newest or (None if self._stored is None else self._stored.snapshot)
 
-    async def publish(self, builder: SnapshotBuilder, signer: Signer | None, elapsed: Callable[[], float]) -> bool:
-        """Publish, store and log what ``builder`` holds, unless the same is served already.
+    @property
+    def candidate(self) -> Snapshot | None:
+        """What the guard holds."""
+        return self._candidate
 
-        Args:
-            builder: Has the rows.
-            signer: Signs the stored file.
-            elapsed: The seconds that the cycle has taken, for the log.
+    async def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of CPU-heavy ``work``, which runs in the thread for that."""
+        return await self._background.run(work, *args, **kwargs)
 
-        Returns:
-            Whether it was published.
-        """
-        async with self._publishing:
-            publication = await self._build(builder)
-            if publication is None:
-                return False
-            previous = self._replace(publication)
-            duration = elapsed()
-            log_findings(builder.findings, publication.snapshot)
-            await self._save(publication, signer)
-            await self._background.run(log_broadcast, previous, publication.snapshot, duration)
-            return True
+    def wishes(self) -> Merged:
+        """What operators ask for now, by command and by policy."""
+        return self._wishes.merge(self._policy(), self._clock())
 
-    async def _build(self, builder: SnapshotBuilder) -> Publication | None:
-        """What ``builder`` holds, in shared memory; None where it is what is served already."""
-        current = self._publisher.current
-        built = await self._background.run(
-            builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
+    def knows(self, version: str) -> bool:
+        """Whether ``version`` was published before, as far as the history goes back."""
+        return version in self._versions or any(version == entry.version_hash for entry in self.disk.entries)
+
+    # -- what an earlier run has stored --------------------------------------------------------------------------------
+
+    def recall(self) -> asyncio.Task[None]:
+        """Read what an earlier run has stored; once. The task ends when the disk has answered."""
+        if self._recalling is None:
+            self._recalling = asyncio.create_task(self._recall())
+        return self._recalling
+
+    async def _recall(self) -> None:
+        wishes, stored, _ = await asyncio.gather(
+            self.disk.read_wishes(), self.disk.load(self._signer), self.disk.list_history()
         )
-        if current is not None and _same(current.snapshot, built.footer.version_hash, built.footer.key_id):
-            return None
-        return await self._background.run(to_shared_memory, built)
+        # A disk that answered late must not undo what was asked for meanwhile.
+        if self._commanded:
+            self._wishes = replace(self._wishes, accepted=(*wishes.accepted, *self._wishes.accepted))
+        else:
+            self._wishes = wishes
+        self._wishes_known = True
+        if self._newest is None:
+            self._stored = stored
+        elif stored is not None:
+            os.close(stored.descriptor)
 
-    def _replace(self, publication: Publication) -> Snapshot | None:
-        """Serve ``publication``. Returns the snapshot before, which is held until the workers have released it."""
-        previous = self._publisher.current
-        self._publisher.publish(publication)
-        self._background.lower_priority()
-        if previous is None:
-            return None
-        self._delayed_release.take(previous.snapshot)
-        return previous.snapshot
+    def _take_stored(self) -> Publication | None:
+        stored, self._stored = self._stored, None
+        if stored is not None:
+            os.close(stored.descriptor)
+        return stored
 
-    # -- store ---------------------------------------------------------------------------------------------------------
-
-    async def store_again(self, signer: Signer | None) -> None:
-        """Store what is served, where that has failed before."""
-        if self._state.store_error is not None and self._publisher.current is not None:
-            await self._save(self._publisher.current, signer)
-
-    async def _save(self, publication: Publication, signer: Signer | None) -> None:
-        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
-        if self._last_known_good is None:
-            return
-        try:
-            if not self._last_known_good.busy:
-                self._saving_generation = publication.snapshot.generation
-            await self._last_known_good.save(publication, signer)
-        except StoreError as error:
-            self._store_failed(error)
-            log_store_failure(str(error))
-            return
-        if self._state.store_error is not None:
-            log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
-        self._state.store_error = self._state.store_reason = None
-
-    def _store_failed(self, error: StoreError) -> None:
-        self._state.store_error, self._state.store_reason = str(error), error.reason
-
-    def _on_stored_late(self) -> None:
-        """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
-        if self._saving_generation == self._publisher.next_generation - 1:
-            self._state.store_error = self._state.store_reason = None
-            log.info("Last-known-good snapshot stored again", generation=self._saving_generation)
-
-    # -- restore -------------------------------------------------------------------------------------------------------
-
-    async def restore(self, signer: Signer | None) -> bool:
-        """Publish the last-known-good snapshot, if nothing is served yet and there is a sound one.
+    async def restore(self) -> bool:
+        """Publish the stored snapshot, or the pinned one, if nothing is served yet and there is a sound one.
 
         Returns:
             Whether it was published.
         """
-        if self._last_known_good is None or self._serves():
+        if self._serves():
             return False
-        publication = await self._load(self._last_known_good, signer)
-        if publication is None:
-            return False
-        # Loaded before the lock is taken: a disk that hangs must not delay the database's rows.
-        async with self._publishing:
-            if self._serves():
-                os.close(publication.descriptor)
+        await asyncio.shield(self.recall())
+        await self._find_pinned()
+        async with self._lock:
+            stored = self._stored
+            if self._serves() or (stored is None and self._pinned is None):
                 return False
-            self._publisher.publish(publication)
-        self._log_restored(publication.snapshot)
+            if stored is not None:
+                self._newest = stored.snapshot
+                self._take_stored()
+            await self._settle()
+            if self.served is None:
+                return False
+            self._log_restored(self.served)
         return True
-
-    async def _load(self, last_known_good: LastKnownGood, signer: Signer | None) -> Publication | None:
-        """The stored snapshot. If there is no usable one, log that and return None."""
-        try:
-            publication = await last_known_good.load(signer)
-        except NotOurs as error:
-            self._store_failed(error)
-            log.error(
-                "Last-known-good snapshot not usable",
-                error=str(error),
-                remedy="the table is read instead; find out who wrote the file, or, after an upgrade or a change of "
-                "AVAP_INTERNAL_KEY, do nothing: the next publication moves it aside",
-            )
-            return None
-        except StoreError as error:
-            self._store_failed(error)
-            log.error(
-                "Last-known-good snapshot not usable", error=str(error), remedy="the next publication replaces it"
-            )
-            return None
-        if last_known_good.store.others_may_write():
-            log.warning(
-                "Every user may write to SNAPSHOT_DIR",
-                path=str(last_known_good.store.path.parent),
-                remedy="take that right away (chmod o-w), unless no other user can reach it",
-            )
-        if publication is None:
-            log.warning("No last-known-good snapshot", path=str(last_known_good.store.path))
-        return publication
 
     def _log_restored(self, snapshot: Snapshot) -> None:
         age = max(0.0, self._clock() - snapshot.footer.created_at_ns / 1e9)
@@ -196,6 +227,348 @@ class ServedCatalogue:
             generation=snapshot.generation,
             version_hash=snapshot.version_hash,
         )
+
+    async def recalled(self) -> None:
+        """Wait until what an earlier run has stored is known, yet not for long: a disk may hang."""
+        if self._newest is not None:
+            return
+        done, _ = await asyncio.wait((self.recall(),), timeout=RECALL_PATIENCE_SECONDS)
+        if not done:
+            log.error(
+                "Stored catalogue and pins not known in time",
+                waited_seconds=RECALL_PATIENCE_SECONDS,
+                effect="the table is published without a comparison; a pin counts once the disk answers",
+                remedy="check the disk of SNAPSHOT_DIR",
+            )
+
+    async def last_good(self) -> Snapshot | None:
+        """`newest`, signed with the present key: a command of it may be served again as it stands there."""
+        newest = self.newest
+        if newest is None or newest.footer.key_id == key_id_of(self._signer):
+            return newest
+        again = await self._background.run(published_again, newest, self._signer, newest.generation)
+        os.close(again.descriptor)
+        async with self._lock:
+            if self._newest is newest:
+                self._newest = again.snapshot
+        return again.snapshot
+
+    # -- a catalogue that was read -------------------------------------------------------------------------------------
+
+    async def offer(
+        self, builder: SnapshotBuilder, elapsed: Callable[[], float], rows_held: AbstractSet[bytes] = frozenset()
+    ) -> bool:
+        """Publish, store and log what ``builder`` holds, unless the same is served, or the guard holds it.
+
+        Args:
+            builder: Has the rows.
+            elapsed: The seconds that the cycle has taken, for the log.
+            rows_held: The commands whose row the gate holds.
+
+        Returns:
+            Whether anything was published.
+
+        Raises:
+            Held: where it must be accepted first.
+        """
+        await self._find_pinned()
+        async with self._lock:
+            built = await self._background.run(
+                builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
+            )
+            footer = built.footer
+            if self._newest is not None and _same(self._newest, footer.version_hash, footer.key_id):
+                self._release_held("the table has the served content again")
+                return await self._settle()
+            publication = await self._background.run(to_shared_memory, built)
+            try:
+                await self._judge(publication.snapshot, builder, rows_held)
+            except BaseException:
+                os.close(publication.descriptor)
+                raise
+            log_findings(builder.findings, publication.snapshot)
+            advance = await self._advance(publication, elapsed, len(rows_held))
+        return await self._keep(advance)
+
+    async def _judge(self, candidate: Snapshot, builder: SnapshotBuilder, rows_held: AbstractSet[bytes]) -> None:
+        """Raise `Held` where the guard does not let ``candidate`` pass."""
+        version = candidate.version_hash
+        if self.wishes().accepts(version):
+            return
+        judgement = await self._guard.judge(
+            candidate,
+            self.newest,
+            held=rows_held,
+            held_before=self._wishes.rows_held,
+            excused=self.knows,
+        )
+        if judgement is not None:
+            self._hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
+
+    def _hold(self, candidate: Snapshot, judgement: Judgement, rows: int, rows_held: int) -> None:
+        text = judgement.text
+        if not candidate.count:
+            text = f"obex_dapl_functions: {f'none of its {rows} rows can be served' if rows else 'it is empty'}"
+        earlier = self._state.held
+        version = candidate.version_hash
+        since = earlier.since if earlier is not None and earlier.version_hash == version else self._clock()
+        reason = REASONS[judgement.concern]
+        self._candidate, self._candidate_rows_held = candidate, rows_held
+        self._state.held = HeldCatalogue(version, reason, text, judgement.names, candidate.count, since)
+        raise Held(self._state.held)
+
+    async def reconsider(self, elapsed: Callable[[], float]) -> bool:
+        """What is held, and the table has not changed: publish it where it is accepted by now.
+
+        Returns:
+            Whether anything was published.
+
+        Raises:
+            Held: where it still waits.
+        """
+        if self._candidate is None or self._state.held is None:
+            return False
+        if not self.wishes().accepts(self._candidate.version_hash):
+            raise Held(self._state.held)
+        return await self._release(elapsed)
+
+    async def accept(self, version: str) -> None:
+        """Publish what is held, which has the hash ``version``. The caller has checked that."""
+        started = asyncio.get_running_loop().time()
+        self._commanded = True
+        # Published first, noted on disk afterwards: a disk that hangs must not hold it up.
+        self._wishes = self._wishes.accept(version)
+        if not await self._release(lambda: asyncio.get_running_loop().time() - started):
+            await self._change(self._wishes)
+
+    async def _release(self, elapsed: Callable[[], float]) -> bool:
+        async with self._lock:
+            candidate = self._candidate
+            if candidate is None or not self.wishes().accepts(candidate.version_hash):
+                return False
+            generation = max(self._publisher.next_generation, candidate.generation)
+            publication = await self._background.run(published_again, candidate, self._signer, generation)
+            advance = await self._advance(publication, elapsed, self._candidate_rows_held)
+        return await self._keep(advance)
+
+    def _release_held(self, why: str) -> None:
+        if self._state.held is not None:
+            log.info("Catalogue no longer held", version_hash=self._state.held.version_hash, reason=why)
+        self._candidate, self._state.held = None, None
+
+    async def _advance(self, publication: Publication, elapsed: Callable[[], float], rows_held: int) -> _Advance:
+        """``publication`` passed: it is the newest. Serve it, unless a pin counts."""
+        snapshot, before = publication.snapshot, self.newest
+        version = snapshot.version_hash
+        accepted = self.wishes().accepts(version)
+        now = asyncio.get_running_loop().time()
+        await self._guard.passed(snapshot, before, now, excused=accepted or self.knows(version))
+        # For storing: the publication's own descriptor closes with the next publication.
+        to_keep = Publication(snapshot, os.dup(publication.descriptor))
+        served_before = self.served
+        self._newest = snapshot
+        self._state.newest_version = version
+        self._take_stored()
+        self._note_version(version)
+        self._release_held("it was accepted" if accepted else "another version passed")
+        self._show_pin()
+        published = self._target() is snapshot
+        if published:
+            self._publish(publication)
+        else:
+            os.close(publication.descriptor)
+            await self._settle()
+        return _Advance(to_keep, served_before, published, elapsed(), accepted, rows_held)
+
+    async def _keep(self, advance: _Advance) -> bool:
+        """Store and log what `_advance` did. Returns whether it was published. Without the lock: a disk may hang."""
+        snapshot = advance.to_keep.snapshot
+        try:
+            self.disk.add(advance.to_keep, self._signer, self._spare())
+            await self.disk.save(advance.to_keep, self._signer)
+        finally:
+            os.close(advance.to_keep.descriptor)
+        wishes = self._wishes.use_up(snapshot.version_hash) if advance.accepted else self._wishes
+        wishes = replace(wishes, rows_held=advance.rows_held)
+        # What an earlier run wrote must not be replaced before it was read.
+        if wishes != self._wishes and self._wishes_known:
+            await self._change(wishes)
+        if advance.published:
+            await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+        else:
+            log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
+        return advance.published
+
+    def _spare(self) -> frozenset[str]:
+        """The versions that the history must not lose."""
+        known = {
+            snapshot.version_hash for snapshot in (self.served, self._newest, self._pinned) if snapshot is not None
+        }
+        pin = self.wishes().pin
+        if pin is not None:
+            known |= {entry.version_hash for entry in self.disk.entries if pin.names(entry.version_hash)}
+        return frozenset(known)
+
+    def _note_version(self, version: str) -> None:
+        self._versions.pop(version, None)
+        self._versions[version] = None
+        while len(self._versions) > _VERSIONS_REMEMBERED:
+            del self._versions[next(iter(self._versions))]
+
+    async def store_again(self) -> None:
+        """Store what could not be stored before."""
+        await self.disk.save_wishes_again()
+        current = self._publisher.current
+        if self._state.store_error is None or self._newest is None or current is None:
+            return
+        if current.snapshot.version_hash == self._newest.version_hash:
+            await self.disk.save(current, self._signer)
+            return
+        again = await self._background.run(published_again, self._newest, self._signer, self._newest.generation)
+        try:
+            await self.disk.save(again, self._signer)
+        finally:
+            os.close(again.descriptor)
+
+    # -- what is served ------------------------------------------------------------------------------------------------
+
+    async def follow(self, *, sign_again: bool = True) -> bool:
+        """Serve what operators ask for now: a pin that began, or the newest where one ended.
+
+        Args:
+            sign_again: Publish the same again where the signing key was rotated.
+
+        Returns:
+            Whether anything was published.
+        """
+        await self._find_pinned()
+        async with self._lock:
+            return await self._settle(sign_again=sign_again)
+
+    async def pin(self, pin: Pin | None, pinned: Snapshot | None) -> str | None:
+        """Pin ``pinned``, or follow the table again.
+
+        Returns:
+            Why that would not survive a restart; None where it does.
+        """
+        async with self._lock:
+            self._commanded = True
+            self._wishes = self._wishes.pin(pin)
+            if pinned is not None:
+                self._pinned = pinned
+            self._log_pin(pin)
+            await self._settle()
+        return await self._change(self._wishes)
+
+    def _log_pin(self, pin: Pin | None) -> None:
+        if pin is None:
+            log.warning("Pin taken away")
+        else:
+            log.warning("Catalogue pinned", version_hash=pin.version, until=pin.until)
+
+    async def _change(self, wishes: Wishes) -> str | None:
+        self._wishes = wishes
+        return await self.disk.save_wishes(wishes)
+
+    async def _find_pinned(self) -> None:
+        """Have the pinned catalogue in memory, where a pin counts and the history has it."""
+        pin = self.wishes().pin
+        if pin is None or self._in_memory(pin) is not None:
+            return
+        problem = "it is not in the history of this server"
+        for entry in self.disk.entries:
+            if pin.names(entry.version_hash):
+                try:
+                    self._pinned = await self.disk.load_version(entry.version_hash, self._signer)
+                    return
+                except StoreError as error:
+                    problem = str(error)
+        if self._missing != pin.version:
+            self._missing = pin.version
+            log.error(
+                "Pinned catalogue not served",
+                version_hash=pin.version,
+                source=pin.source,
+                error=problem,
+                effect="what is served stays, until the version is known or the pin ends",
+                remedy="pin a version that `definition-server history` lists",
+            )
+
+    def _in_memory(self, pin: Pin) -> Snapshot | None:
+        for snapshot in (self._pinned, self.served, self._newest):
+            if snapshot is not None and pin.names(snapshot.version_hash):
+                return snapshot
+        return None
+
+    def _target(self) -> Snapshot | None:
+        """What is to be served."""
+        pin = self.wishes().pin
+        if pin is None:
+            return self._newest
+        return self._in_memory(pin) or self.served or self._newest
+
+    async def _settle(self, *, sign_again: bool = True) -> bool:
+        """Make what is served what is to be served, under the present key. Returns whether anything was published."""
+        self._show_pin()
+        target, served = self._target(), self.served
+        if target is None:
+            return False
+        if (
+            served is not None
+            and served.version_hash == target.version_hash
+            and (not sign_again or served.footer.key_id == key_id_of(self._signer))
+        ):
+            return False
+        generation = target.generation if served is None else max(self._publisher.next_generation, target.generation)
+        publication = await self._background.run(published_again, target, self._signer, generation)
+        if served is not None and served.version_hash != target.version_hash:
+            log.warning(
+                "Another catalogue is served",
+                version_hash=target.version_hash,
+                generation=generation,
+                instead_of=served.version_hash,
+                pinned=self._state.pin is not None,
+            )
+        if target is self._newest:
+            self._newest = publication.snapshot
+        self._publish(publication)
+        return True
+
+    def _publish(self, publication: Publication) -> None:
+        previous = self._publisher.current
+        self._publisher.publish(publication)
+        self._background.lower_priority()
+        self._note_version(publication.snapshot.version_hash)
+        if previous is not None:
+            self._delayed_release.take(previous.snapshot)
+
+    def _show_pin(self) -> None:
+        """Note the pin that counts in the state, log its end, and come back when it expires."""
+        pin = self.wishes().pin
+        shown = self._state.pin
+        if pin is None:
+            self._state.pin, self._pinned, self._missing = None, None, None
+            if shown is not None:
+                log.warning("Pin has ended", version_hash=shown.version_hash, source=shown.source)
+        else:
+            missing = self._in_memory(pin) is None
+            self._state.pin = PinState(pin.version, pin.until, pin.source, missing)
+            if not missing:
+                self._missing = None
+        self._arm(pin)
+
+    def _arm(self, pin: Pin | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if pin is None or pin.until is None:
+            return
+        seconds = min(_LONGEST_TIMER_SECONDS, max(0.0, pin.until - self._clock()) + 0.001)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._expiring = asyncio.get_running_loop().create_task(self.follow())
 
 
 def _same(snapshot: Snapshot, version_hash: bytes, key_id: bytes) -> bool:

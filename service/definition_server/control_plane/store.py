@@ -20,7 +20,7 @@ from mmap import mmap
 from pathlib import Path
 from tempfile import mkstemp
 
-from definition_server.catalog.layout import FOOTER_SIZE, SnapshotError
+from definition_server.catalog.layout import FOOTER_SIZE, Footer, SnapshotError
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
@@ -53,10 +53,10 @@ class NotOurs(StoreError):
 
 
 class SnapshotStore:
-    """Keeps one snapshot in ``directory``."""
+    """Keeps one snapshot in ``directory``, in the file ``name``."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / FILE_NAME
+    def __init__(self, directory: Path, name: str = FILE_NAME) -> None:
+        self.path = directory / name
         self._not_ours = False
 
     def save(self, descriptor: int, signer: Signer | None = None) -> None:
@@ -141,12 +141,9 @@ class SnapshotStore:
         return snapshot, descriptor
 
     def _check_owner(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            raise self._refused("it is no regular file")
-        if found.st_uid != os.geteuid():
-            raise self._refused(f"it belongs to user {found.st_uid}, and the server runs as {os.geteuid()}")
-        if found.st_mode & _OTHERS_MAY_WRITE:
-            raise self._refused(f"others may write it (mode {stat.S_IMODE(found.st_mode):04o})")
+        fault = _fault_of_owner(found)
+        if fault is not None:
+            raise self._refused(fault)
 
     def _check_mac(self, snapshot: Snapshot, mac: bytes | None, signer: Signer | None) -> None:
         if signer is None:
@@ -174,6 +171,39 @@ class SnapshotStore:
             with suppress(FileNotFoundError):
                 if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
+
+
+def _fault_of_owner(found: os.stat_result) -> str | None:
+    """Why somebody else may have written a file; None where nobody else can."""
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no regular file"
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}, and the server runs as {os.geteuid()}"
+    if found.st_mode & _OTHERS_MAY_WRITE:
+        return f"others may write it (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None
+
+
+def read_footer(path: Path) -> tuple[Footer, float]:
+    """The footer of the stored snapshot at ``path``, and when the file was modified. The content is not verified.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        NotOurs: where somebody else may have written it.
+        SnapshotError: where it is no snapshot, or its size or footer is damaged.
+        OSError: where it cannot be read.
+    """
+    number = os.open(path, _OPEN_FLAGS)
+    try:
+        found = os.fstat(number)
+        fault = _fault_of_owner(found)
+        if fault is not None:
+            raise NotOurs(fault)
+        end = os.pread(number, FOOTER_SIZE + _MAC_SIZE, max(0, found.st_size - FOOTER_SIZE - _MAC_SIZE))
+    finally:
+        os.close(number)
+    octets = without_mac(end)
+    return Footer.unpack_end(octets[-FOOTER_SIZE:], found.st_size - (len(end) - len(octets))), found.st_mtime
 
 
 def without_mac(octets: bytes | mmap) -> memoryview:

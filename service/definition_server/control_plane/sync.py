@@ -1,8 +1,8 @@
 """The sync cycle: read the table where it has changed, judge each row and then the catalogue, publish and store it.
 
-Each step is a part of its own: `TableReader` reads and encodes, `Gate` judges rows, `ServedCatalogue` builds, publishes
-and stores. Every failure has the same result: the workers continue with what they have, the log says what failed and
-when the next attempt is, and the next cycle starts from the beginning.
+Each step is a part of its own: `TableReader` reads and encodes, `Gate` judges rows, `CatalogueGuard` judges the whole,
+`ServedCatalogue` publishes, `CatalogueDisk` stores. Every failure has the same result: the workers continue with what
+they have, the log says what failed and when the next attempt is, and the next cycle starts from the beginning.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder
+from definition_server.catalog.guard import DEFAULTS, Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.last_known_good import key_id_of
-from definition_server.control_plane.publisher import Publisher
-from definition_server.control_plane.served_catalogue import ServedCatalogue
+from definition_server.control_plane.catalogue_disk import CatalogueDisk
+from definition_server.control_plane.catalogue_guard import CatalogueGuard
+from definition_server.control_plane.disk import OnDisk, on_disk
+from definition_server.control_plane.history import History
+from definition_server.control_plane.publisher import Publisher, key_id_of
+from definition_server.control_plane.served_catalogue import Held, ServedCatalogue
 from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.sync_state import Outcome, SyncState
-from definition_server.control_plane.table_reader import TableReader
+from definition_server.control_plane.table_reader import ReadTable, TableReader
+from definition_server.control_plane.wishes import Policy, WishesFile
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
 
@@ -32,18 +38,17 @@ log = get_logger(__name__)
 class Gate(Protocol):
     """Judges each row before the catalogue is judged as a whole."""
 
-    async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> None:
+    async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
 
         Args:
             builder: The encoded rows of one reading.
             last_good: The newest catalogue that passed, from which the last good version of a command is taken. None:
                 there is none.
+
+        Returns:
+            The names that are served in an earlier version because their row is held.
         """
-
-
-class Refused(Exception):
-    """The rows were read, but publishing them would do harm."""
 
 
 class Synchronizer:
@@ -56,10 +61,15 @@ class Synchronizer:
         *,
         signer: Signer | None = None,
         store: SnapshotStore | None = None,
+        history: History | None = None,
+        wishes: WishesFile | None = None,
+        policy: Callable[[], Policy] = Policy,
         gate: Gate | None = None,
+        limits: Thresholds = DEFAULTS,
         allow_empty: bool = False,
         clock: Callable[[], float] = time.time,
         background: Background | None = None,
+        disk: OnDisk = on_disk,
     ) -> None:
         """
         Args:
@@ -67,30 +77,51 @@ class Synchronizer:
             publisher: Serves the catalogues.
             signer: Signs code and stored files.
             store: Keeps the last-known-good snapshot.
+            history: Keeps the last catalogues.
+            wishes: Keeps what operators asked for by command.
+            policy: What the policy file declares now.
             gate: Judges rows. None: every row that can be carried is served.
+            limits: How much of the catalogue may change at once.
             allow_empty: An emptied table is served.
             clock: Seconds since the epoch.
             background: The thread for CPU-heavy work.
+            disk: Runs what blocks on a disk.
         """
-        self._publisher = publisher
         self._signer = signer
         self._gate = gate
-        self._allow_empty = allow_empty
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
         self._reader = TableReader(source, self._background)
-        self._catalogue = ServedCatalogue(publisher, self._background, self.state, store=store, clock=clock)
+        self.catalogue = ServedCatalogue(
+            publisher,
+            self._background,
+            self.state,
+            CatalogueDisk(
+                self._background,
+                self.state,
+                store=store,
+                history=history,
+                wishes=wishes,
+                latest_generation=lambda: publisher.next_generation - 1,
+                disk=disk,
+            ),
+            CatalogueGuard(self._background, limits=limits, allow_empty=allow_empty),
+            signer=signer,
+            policy=policy,
+            clock=clock,
+        )
 
     def close(self) -> None:
         """End the background thread. No cycle may be under way."""
-        self._catalogue.close()
+        self.catalogue.close()
         self._background.close()
 
     def use_signer(self, signer: Signer | None) -> None:
         """Sign with another key from the next cycle on. That cycle rebuilds the snapshot."""
         if key_id_of(signer) != key_id_of(self._signer):
             self._signer = signer
+            self.catalogue.use_signer(signer)
             self._reader.forget()
 
     async def restore(self) -> bool:
@@ -99,7 +130,7 @@ class Synchronizer:
         Returns:
             Whether it was published.
         """
-        return await self._catalogue.restore(self._signer)
+        return await self.catalogue.restore()
 
     async def cycle(self, next_attempt_in: Callable[[Outcome], float], *, unconditional: bool = False) -> Outcome:
         """Make the served catalogue agree with the table.
@@ -117,47 +148,60 @@ class Synchronizer:
             outcome = await self._run(lambda: now() - started, unconditional=unconditional)
         except (SourceError, OSError, CatalogTooLarge) as failure:
             outcome, error, reason = Outcome.FAILED, str(failure), _reason(failure)
-        except Refused as refusal:
-            outcome, error, reason = Outcome.REFUSED, str(refusal), Reason.TABLE_EMPTY
+        except Held as held:
+            outcome, error, reason = Outcome.HELD, str(held), held.held.reason
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
             log.exception("Unexpected failure in a sync cycle")
             outcome, error = Outcome.FAILED, f"unexpected {type(bug).__name__}: {bug}"
             reason = Reason.INTERNAL_ERROR
+        if error is not None:
+            await self._after_failure()
         self.state.last_duration_seconds = now() - started
         self._note(outcome, error, reason, next_attempt_in(outcome))
         return outcome
 
     async def _run(self, elapsed: Callable[[], float], *, unconditional: bool) -> Outcome:
+        catalogue = self.catalogue
+        if catalogue.served is None:
+            catalogue.recall()
+        else:
+            await catalogue.follow(sign_again=False)
         signer = self._signer
-        table = await self._reader.read(signer, serving=self._catalogue.served is not None, unconditional=unconditional)
+        table = await self._reader.read(signer, serving=catalogue.served is not None, unconditional=unconditional)
         if table is None:
-            await self._catalogue.store_again(self._signer)
-            return Outcome.UNCHANGED
+            await catalogue.store_again()
+            published = await catalogue.reconsider(elapsed)
+            return Outcome.PUBLISHED if published else Outcome.UNCHANGED
         self.state.findings = table.builder.findings
-        await self._judge_rows(table.builder)
-        self._judge_catalogue(table.builder)
-        published = await self._catalogue.publish(table.builder, signer, elapsed)
+        await catalogue.recalled()
+        rows_held = await self._judge_rows(table.builder)
+        try:
+            published = await catalogue.offer(table.builder, elapsed, rows_held)
+        except Held:
+            self._dealt_with(table, signer)
+            raise
+        self._dealt_with(table, signer)
+        return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+
+    def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
         # Where the signing key was rotated meanwhile, the next cycle must not find the table unchanged.
         if signer is self._signer:
             self._reader.remember(table)
         else:
             self._reader.forget()
-        return Outcome.PUBLISHED if published else Outcome.UNCHANGED
 
-    async def _judge_rows(self, builder: SnapshotBuilder) -> None:
-        if self._gate is not None:
-            await self._gate.apply(builder, self._catalogue.served)
+    async def _judge_rows(self, builder: SnapshotBuilder) -> AbstractSet[bytes]:
+        if self._gate is None:
+            return frozenset()
+        return await self._gate.apply(builder, await self.catalogue.last_good())
 
-    def _judge_catalogue(self, builder: SnapshotBuilder) -> None:
-        """Raise `Refused` where the table has nothing to serve: an emptied table breaks every client at once."""
-        if builder.count or self._allow_empty:
-            return
-        rows = builder.findings.source_rows
-        found = f"none of its {rows} rows can be served" if rows else "it is empty"
-        raise Refused(
-            f"obex_dapl_functions: {found}; the catalogue stays as it is. "
-            "If this is intended, set ALLOW_EMPTY_CATALOG=true."
-        )
+    async def _after_failure(self) -> None:
+        """Nothing new was published. What operators ask for counts nonetheless, and so does a rotated signing key."""
+        try:
+            if self.catalogue.served is not None:
+                await self.catalogue.follow()
+        except Exception:
+            log.exception("Unexpected failure in a sync cycle")
 
     def _note(self, outcome: Outcome, error: str | None, reason: Reason | None, delay: float) -> None:
         """Record the end of a cycle, and log a failure."""
@@ -167,12 +211,28 @@ class Synchronizer:
             self.state.last_success = self._clock()
             self.state.restored_age_seconds = None
             return
-        served = self._catalogue.served
+        served = self.catalogue.served
+        held = self.state.held
+        generation = None if served is None else served.generation
+        if outcome is Outcome.HELD and held is not None:
+            log.error(
+                "Catalogue held",
+                error=error,
+                reason=reason,
+                version_hash=held.version_hash,
+                commands=held.names,
+                remedy=f"if this is intended, run `definition-server accept {held.version_hash[:16]}`"
+                + ("" if held.definitions else ", or set ALLOW_EMPTY_CATALOG=true")
+                + "; otherwise mend the table",
+                serving_generation=generation,
+                next_attempt_in_seconds=round(delay, 3),
+            )
+            return
         log.error(
-            "Sync failed" if outcome is Outcome.FAILED else "Sync refused",
+            "Sync failed",
             error=error,
             reason=reason,
-            serving_generation=None if served is None else served.generation,
+            serving_generation=generation,
             next_attempt_in_seconds=round(delay, 3),
         )
 

@@ -89,7 +89,7 @@ class SyncLoop:
 
     def _next_delay(self, outcome: Outcome) -> float:
         """Seconds until the next cycle. While no catalogue is served they are fewer: then every second counts."""
-        if outcome in (Outcome.FAILED, Outcome.REFUSED) and self._publisher.current is None:
+        if outcome in (Outcome.FAILED, Outcome.HELD) and self._publisher.current is None:
             self._delay = self._backoff.next()
         else:
             self._delay = self._interval * (self._share() if self._unscheduled else 1)

@@ -14,8 +14,37 @@ class Outcome(StrEnum):
 
     UNCHANGED = "unchanged"
     PUBLISHED = "published"
-    REFUSED = "refused"
+    HELD = "held"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCatalogue:
+    """A catalogue that was read, and that the guard does not let be published."""
+
+    version_hash: str
+    reason: Reason
+    text: str
+    """For the log and the control socket: the figures and the threshold."""
+    names: tuple[str, ...]
+    """Up to ten commands, for the log and the control socket."""
+    definitions: int
+    since: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinState:
+    """The pin that counts."""
+
+    version_hash: str
+    """As it was given: a hash, or the beginning of one."""
+    until: float | None
+    """Seconds since the epoch; None: until it is taken away."""
+    source: str
+    """``command`` or ``policy``."""
+    missing: bool = False
+    """Whether the version is not known here, so that another one is served."""
 
 
 @dataclass(slots=True)
@@ -37,3 +66,9 @@ class SyncState:
     restored_age_seconds: float | None = None
     """Age of the last-known-good snapshot where that is served without a database; None once rows were read."""
     findings: Findings = field(default_factory=Findings)
+    held: HeldCatalogue | None = None
+    pin: PinState | None = None
+    newest_version: str | None = None
+    """The newest catalogue that passed the guard. It is not what is served while a pin counts."""
+    history_entries: int = 0
+    """Catalogues that are kept in the history."""

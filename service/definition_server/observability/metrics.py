@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from definition_server.observability.reasons import HOLDING
 from definition_server.observability.status import CatalogStatus, LogStatus, RequestStatus, ServiceStatus, SyncStatus
 
 
@@ -111,6 +112,20 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
         sync.restored_age_seconds is not None,
     )
     yield _gauge("avap_snapshot_store_failed", "1 where the snapshot could not be stored.", bool(sync.store_error))
+    text = "1 while the guard holds a catalogue, which an operator must accept, by reason."
+    held = {reason.value: int(sync.held_reason is reason) for reason in HOLDING}
+    yield _labelled(GaugeMetricFamily, "avap_catalogue_held", text, "reason", held)
+    yield _gauge(
+        "avap_catalogue_held_since_timestamp_seconds",
+        "When the catalogue was first held, seconds since the epoch.",
+        sync.held_since,
+    )
+    yield _gauge("avap_catalogue_pinned", "1 while a pin counts.", sync.pinned is not None)
+    yield _gauge("avap_pin_missing", "1 while the pinned catalogue is not known here.", sync.pinned_missing)
+    yield _gauge(
+        "avap_pin_expiry_timestamp_seconds", "When the pin ends by itself, seconds since the epoch.", sync.pinned_until
+    )
+    yield _gauge("avap_history_snapshots", "Catalogues in the history.", sync.history_entries)
     text = "Rows not served at the last reading, by reason."
     yield _labelled(GaugeMetricFamily, "avap_rows_unserved", text, "reason", sync.unserved)
     text = "Rows that look wrong and are served, at the last reading, by reason."

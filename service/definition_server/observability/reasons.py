@@ -24,9 +24,16 @@ class Reason(StrEnum):
     TABLE_LOCKED = "table_locked"
     PERMISSION_DENIED = "permission_denied"
     TABLE_EMPTY = "table_empty"
+    CATALOGUE_SHRUNK = "catalogue_shrunk"
+    CATALOGUE_GROWN = "catalogue_grown"
+    TOO_MANY_ROWS_HELD = "too_many_rows_held"
     CATALOGUE_TOO_LARGE = "catalogue_too_large"
     MACHINE_LIMIT = "machine_limit"
     DISK_FAILED = "disk_failed"
     DISK_HANGS = "disk_hangs"
     SNAPSHOT_UNUSABLE = "snapshot_unusable"
     INTERNAL_ERROR = "internal_error"
+
+
+HOLDING = (Reason.TABLE_EMPTY, Reason.CATALOGUE_SHRUNK, Reason.CATALOGUE_GROWN, Reason.TOO_MANY_ROWS_HELD)
+"""Those why a catalogue is held."""

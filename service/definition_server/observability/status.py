@@ -36,6 +36,15 @@ class SyncStatus:
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
+    held_reason: Reason | None = None
+    """Why the guard holds a catalogue; None where it holds none."""
+    held_since: float | None = None
+    pinned: str | None = None
+    """Which asked for the pin that counts, ``command`` or ``policy``; None where none counts."""
+    pinned_until: float | None = None
+    pinned_missing: bool = False
+    """Whether the pinned version is not known here, so that another one is served."""
+    history_entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

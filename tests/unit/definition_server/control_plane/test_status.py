@@ -137,7 +137,7 @@ def test_the_catalogue_is_the_current_publication(reader: StatusReader, publishe
 
 def test_before_the_first_cycle_every_value_is_present_at_zero(reader: StatusReader) -> None:
     sync = reader.read().sync
-    assert sync.cycles == {"unchanged": 0, "published": 0, "refused": 0, "failed": 0}
+    assert sync.cycles == {"unchanged": 0, "published": 0, "held": 0, "failed": 0}
     assert (sync.last_outcome, sync.last_attempt, sync.last_success, sync.age_seconds) == (None, None, None, None)
     assert sync.unserved == {reason.value: 0 for reason in Unserved}
     assert sync.suspect == {reason.value: 0 for reason in Suspect}
@@ -260,9 +260,9 @@ def test_the_status_is_plain_json(
     reader: StatusReader, publisher: Publisher, state: SyncState, supervisor: StandInSupervisor
 ) -> None:
     publisher.publish(published("if"))
-    state.last_outcome = Outcome.REFUSED
+    state.last_outcome = Outcome.HELD
     supervisor.add(StandInWorker(supervisor.page()[0]))
     supervisor.add(None)
     document = json.loads(json.dumps(asdict(reader.read()), allow_nan=False))
-    assert document["sync"]["last_outcome"] == "refused"
+    assert document["sync"]["last_outcome"] == "held"
     assert document["catalog"]["definitions"] == 1

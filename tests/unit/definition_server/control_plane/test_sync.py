@@ -250,25 +250,26 @@ async def test_an_emptied_table_never_replaces_a_good_catalogue(
     await bench.cycle()
     publication = bench.publication
     bench.source.replace(*rows)
-    assert await bench.cycle() is Outcome.REFUSED
+    assert await bench.cycle() is Outcome.HELD
     assert bench.publication is publication
-    (line,) = logged(logs, "Sync refused", log_level="error")
+    (line,) = logged(logs, "Catalogue held", log_level="error")
     assert found in line["error"]
-    assert "ALLOW_EMPTY_CATALOG" in line["error"]
+    assert "ALLOW_EMPTY_CATALOG" in line["remedy"]
+    assert "accept" in line["remedy"]
     assert line["next_attempt_in_seconds"] == 12.346
 
 
 @EMPTIED
 async def test_an_empty_table_is_not_published_at_start_either(bench: Bench, rows: tuple[Row, ...], found: str) -> None:
     bench.source.replace(*rows)
-    assert await bench.cycle() is Outcome.REFUSED
+    assert await bench.cycle() is Outcome.HELD
     assert bench.publisher.current is None
 
 
 async def test_a_refused_table_is_checked_again_in_the_next_cycle(bench: Bench) -> None:
     bench.source.replace(*GARBAGE)
     await bench.cycle()
-    assert await bench.cycle() is Outcome.REFUSED
+    assert await bench.cycle() is Outcome.HELD
 
 
 @EMPTIED
@@ -403,7 +404,7 @@ async def test_the_state_counts_the_outcomes_of_cycles(bench: Bench) -> None:
     bench.clock.advance(60)
     bench.source.fail(SourceError("down"))
     await bench.cycle()
-    assert state.cycles == {Outcome.PUBLISHED: 1, Outcome.UNCHANGED: 1, Outcome.FAILED: 1, Outcome.REFUSED: 0}
+    assert state.cycles == {Outcome.PUBLISHED: 1, Outcome.UNCHANGED: 1, Outcome.FAILED: 1, Outcome.HELD: 0}
     assert (state.last_outcome, state.last_error) == (Outcome.FAILED, "down")
     assert (state.last_success, state.last_attempt) == (seen_well, bench.clock.now)
     assert bench.outcomes_asked == [Outcome.PUBLISHED, Outcome.UNCHANGED, Outcome.FAILED]

@@ -252,7 +252,7 @@ async def test_an_empty_table_at_start_is_checked_again_soon(
 ) -> None:
     source.replace()
     start(interval=NEVER)
-    (line,) = await eventually(lambda: logged(logs, "Sync refused"), "the refusal")
+    (line,) = await eventually(lambda: logged(logs, "Catalogue held"), "the refusal")
     assert line["next_attempt_in_seconds"] == 0.5
 
 

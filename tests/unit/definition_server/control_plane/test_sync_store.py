@@ -203,6 +203,7 @@ async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     logs: LogLines,
 ) -> None:
     synchronizer = make(store)
+    await synchronizer.catalogue.recall()
     store.path.mkdir()  # a file cannot be renamed over a directory
     await cycle(synchronizer)
     assert synchronizer.state.store_error is not None

@@ -53,6 +53,12 @@ RUNNING = ServiceStatus(
         source_rows=33,
         unserved={"null_name": 1, "duplicate": 2},
         suspect={"interface_not_json_array": 4},
+        held_reason=Reason.CATALOGUE_SHRUNK,
+        held_since=1_700_000_095.0,
+        pinned="command",
+        pinned_until=1_700_009_000.0,
+        pinned_missing=True,
+        history_entries=3,
     ),
     workers=(
         WorkerStatus(0, 100, "serving", 9, VERSION_HASH, 30, 0.5, 0, False, 16, "free"),
@@ -127,6 +133,18 @@ def test_every_status_and_method_is_present_at_zero_before_the_first_request() -
     assert len(STATUSES) == sum(name == "avap_requests_total" for name, _ in values)
 
 
+def test_a_held_catalogue_and_a_pin_are_shown_and_their_absence_is_0_or_no_sample() -> None:
+    values = samples(RUNNING)
+    assert values["avap_catalogue_held", (("reason", "catalogue_shrunk"),)] == 1
+    assert values["avap_catalogue_held", (("reason", "table_empty"),)] == 0
+    assert values["avap_pin_expiry_timestamp_seconds", ()] == 1_700_009_000
+    assert (values["avap_catalogue_pinned", ()], values["avap_pin_missing", ()]) == (1, 1)
+    free = samples(replace(RUNNING, sync=replace(RUNNING.sync, held_reason=None, held_since=None, pinned=None)))
+    assert free["avap_catalogue_held", (("reason", "catalogue_shrunk"),)] == 0
+    assert free["avap_catalogue_pinned", ()] == 0
+    assert ("avap_catalogue_held_since_timestamp_seconds", ()) not in free
+
+
 NAMES = {
     "avap_build_info": {"version"},
     "avap_start_time_seconds": set(),
@@ -143,6 +161,12 @@ NAMES = {
     "avap_source_rows": set(),
     "avap_last_known_good_served": set(),
     "avap_snapshot_store_failed": set(),
+    "avap_catalogue_held": {"reason"},
+    "avap_catalogue_held_since_timestamp_seconds": set(),
+    "avap_catalogue_pinned": set(),
+    "avap_pin_missing": set(),
+    "avap_pin_expiry_timestamp_seconds": set(),
+    "avap_history_snapshots": set(),
     "avap_rows_unserved": {"reason"},
     "avap_rows_suspect": {"reason"},
     "avap_worker_generation": {"worker"},

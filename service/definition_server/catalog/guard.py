@@ -1,0 +1,168 @@
+"""The guard: judges a whole catalogue before it replaces another. It holds one that looks like an accident.
+
+A row that is wrong by itself is dealt with row by row. A table that lost or doubled its rows has nothing wrong in any
+of them; so the catalogues are compared, and a change that is too large waits for an operator, who accepts it by its
+hash. A change of a few rows never waits, whatever share of a small table they are.
+
+A loss in small steps would pass a comparison of each step. So a step is also compared with the *baseline*, the
+catalogue that was in force at some earlier time: a step that by itself removes more than a few commands is held where
+too many have vanished since the baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from enum import StrEnum
+
+from definition_server.catalog import wire
+from definition_server.catalog.signing import OVERHEAD, UNSIGNED
+from definition_server.catalog.snapshot import Snapshot
+
+FEW_COMMANDS = 5
+"""So many commands may always vanish, or be held, at once."""
+
+SMALL_GROWTH = 1 << 20
+"""By so many octets a catalogue may always grow at once."""
+
+_NAMES = 10
+
+
+class Concern(StrEnum):
+    """What is wrong with a catalogue as a whole."""
+
+    EMPTIED = "emptied"
+    SHRUNK = "shrunk"
+    GROWN = "grown"
+    ROWS_HELD = "rows_held"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How much may change at once."""
+
+    removed_percent: float = 20.0
+    """Share of the commands that may vanish."""
+    growth_percent: float = 100.0
+    """Share by which the octets may grow."""
+    held_percent: float = 20.0
+    """Share of the commands whose row may be held by the gate."""
+
+
+DEFAULTS = Thresholds()
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the guard compares of a catalogue."""
+
+    version: str
+    names: AbstractSet[bytes]
+    octets: int
+    """Without signatures: a change of the signing key is no change of the content."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Contents:
+        """Those of ``snapshot``. O(commands)."""
+        names = []
+        for message in snapshot.messages():
+            length, start = wire.read_varint(message, 1)
+            names.append(bytes(message[start : start + length]))
+        signatures = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD * len(names)
+        return cls(snapshot.version_hash, frozenset(names), len(snapshot.body) - signatures)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Why a catalogue is held."""
+
+    concern: Concern
+    text: str
+    """For the log: the figures and the threshold."""
+    names: tuple[str, ...] = ()
+    """Up to ten of the commands."""
+
+
+def judge(
+    candidate: Contents,
+    served: Contents | None,
+    baseline: Contents | None = None,
+    *,
+    held: AbstractSet[bytes] = frozenset(),
+    held_before: int = 0,
+    limits: Thresholds = DEFAULTS,
+) -> Judgement | None:
+    """Why ``candidate`` must not replace ``served`` without an operator's word; None where it may.
+
+    Args:
+        candidate: The catalogue that was read.
+        served: The newest one that was published; None where there is none to compare with.
+        baseline: One that was in force earlier.
+        held: The commands of ``candidate`` whose row the gate holds.
+        held_before: How many it held in ``served``.
+        limits: How much may change.
+    """
+    if not candidate.names:
+        return Judgement(
+            Concern.EMPTIED, "nothing in it can be served", _examples(served.names if served else frozenset())
+        )
+    if served is None or candidate.version == served.version:
+        return None
+    return (
+        _shrunk(candidate, served, baseline, limits)
+        or _grown(candidate, served, baseline, limits)
+        or _too_many_held(candidate, held, held_before, limits)
+    )
+
+
+def _shrunk(candidate: Contents, served: Contents, baseline: Contents | None, limits: Thresholds) -> Judgement | None:
+    if len(served.names - candidate.names) <= FEW_COMMANDS:
+        return None
+    for before, since in ((served, "are served"), (baseline, "were served at the guard's baseline")):
+        if before is None:
+            continue
+        removed = before.names - candidate.names
+        if _percent(len(removed), len(before.names)) > limits.removed_percent:
+            text = (
+                f"{len(removed)} of {len(before.names)} commands that {since} would vanish, more than "
+                f"{limits.removed_percent:g} % (GUARD_MAX_REMOVED_PERCENT)"
+            )
+            return Judgement(Concern.SHRUNK, text, _examples(removed))
+    return None
+
+
+def _grown(candidate: Contents, served: Contents, baseline: Contents | None, limits: Thresholds) -> Judgement | None:
+    if candidate.octets - served.octets <= SMALL_GROWTH:
+        return None
+    for before in (served, baseline):
+        if before is None:
+            continue
+        if _percent(candidate.octets - before.octets, before.octets) > limits.growth_percent:
+            text = (
+                f"it would grow from {before.octets} to {candidate.octets} octets, by more than "
+                f"{limits.growth_percent:g} % (GUARD_MAX_GROWTH_PERCENT)"
+            )
+            return Judgement(Concern.GROWN, text, _examples(candidate.names - before.names))
+    return None
+
+
+def _too_many_held(
+    candidate: Contents, held: AbstractSet[bytes], held_before: int, limits: Thresholds
+) -> Judgement | None:
+    if len(held) - held_before <= FEW_COMMANDS:
+        return None
+    if _percent(len(held), len(candidate.names)) <= limits.held_percent:
+        return None
+    text = (
+        f"{len(held)} of {len(candidate.names)} commands would be served in an earlier version, more than "
+        f"{limits.held_percent:g} % (GUARD_MAX_HELD_PERCENT)"
+    )
+    return Judgement(Concern.ROWS_HELD, text, _examples(held))
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100.0 * part / max(1, whole)
+
+
+def _examples(names: AbstractSet[bytes]) -> tuple[str, ...]:
+    return tuple(name.decode() for name in sorted(names)[:_NAMES])

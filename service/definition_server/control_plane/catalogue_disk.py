@@ -1,0 +1,299 @@
+"""Everything that the server keeps in SNAPSHOT_DIR: the last-known-good snapshot, the history, the operators' wishes.
+
+Nothing here holds up a cycle or a start for long: a disk may hang for ever, so each wait has an end, and what was not
+written is written again later. Without a directory the same is known, for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.background import Background
+from definition_server.control_plane.disk import OnDisk, on_disk
+from definition_server.control_plane.history import History, HistoryEntry
+from definition_server.control_plane.last_known_good import LastKnownGood, log_store_failure
+from definition_server.control_plane.publisher import Publication
+from definition_server.control_plane.store import NotOurs, SnapshotStore, StoreError
+from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.wishes import Wishes, WishesFile
+from definition_server.observability.logs import get_logger
+from definition_server.observability.reasons import Reason
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+RECALL_PATIENCE_SECONDS = 2.0
+"""How long a first publication waits for what an earlier run has stored."""
+
+LOAD_PATIENCE_SECONDS = 5.0
+"""How long an operator's request waits for a file of the history, or for its note on disk."""
+
+
+class CatalogueDisk:
+    """Reads and writes SNAPSHOT_DIR beside the event loop."""
+
+    def __init__(
+        self,
+        background: Background,
+        state: SyncState,
+        *,
+        store: SnapshotStore | None,
+        history: History | None,
+        wishes: WishesFile | None,
+        latest_generation: Callable[[], int],
+        disk: OnDisk = on_disk,
+    ) -> None:
+        """``latest_generation``: the number of the newest snapshot, to tell whether a late write is still of use."""
+        self._state = state
+        self._store = store
+        self._history = history
+        self._wishes = wishes
+        self._disk = disk
+        self._latest_generation = latest_generation
+        self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
+        self._saving_generation = 0
+        self._adding: asyncio.Future[list[HistoryEntry]] | None = None
+        self._to_add: Callable[[], list[HistoryEntry]] | None = None
+        self._discard: Callable[[], None] | None = None
+        self._wishes_unsaved: Wishes | None = None
+        self._wishes_saving: asyncio.Future[None] | None = None
+        self._reported: set[str] = set()
+        self.entries: tuple[HistoryEntry, ...] = ()
+        """What the history has, as far as it is known; the newest first."""
+
+    def close(self) -> None:
+        """Write nothing more. A write that has begun is not waited for."""
+        if self._discard is not None:
+            self._discard()
+        self._to_add = self._discard = None
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether there is a history on disk."""
+        return self._history is not None and self._history.keep > 0
+
+    # -- the last-known-good snapshot ----------------------------------------------------------------------------------
+
+    async def load(self, signer: Signer | None) -> Publication | None:
+        """The stored snapshot. If there is no usable one, log that and return None. A disk that hangs is waited for."""
+        if self._last_known_good is None or self._store is None:
+            return None
+        try:
+            publication = await self._last_known_good.load(signer)
+        except NotOurs as error:
+            self._store_failed(error)
+            log.error(
+                "Last-known-good snapshot not usable",
+                error=str(error),
+                remedy="the table is read instead; find out who wrote the file, or, after an upgrade or a change of "
+                "AVAP_INTERNAL_KEY, do nothing: the next publication moves it aside",
+            )
+            return None
+        except StoreError as error:
+            self._store_failed(error)
+            log.error(
+                "Last-known-good snapshot not usable", error=str(error), remedy="the next publication replaces it"
+            )
+            return None
+        if self._store.others_may_write():
+            log.warning(
+                "Every user may write to SNAPSHOT_DIR",
+                path=str(self._store.path.parent),
+                remedy="take that right away (chmod o-w), unless no other user can reach it",
+            )
+        if publication is None:
+            log.warning("No last-known-good snapshot", path=str(self._store.path))
+        return publication
+
+    async def save(self, publication: Publication, signer: Signer | None) -> None:
+        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
+        if self._last_known_good is None:
+            return
+        try:
+            if not self._last_known_good.busy:
+                self._saving_generation = publication.snapshot.generation
+            await self._last_known_good.save(publication, signer)
+        except StoreError as error:
+            self._store_failed(error)
+            log_store_failure(str(error))
+            return
+        if self._state.store_error is not None:
+            log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
+        self._state.store_error = self._state.store_reason = None
+
+    def _store_failed(self, error: StoreError) -> None:
+        self._state.store_error, self._state.store_reason = str(error), error.reason
+
+    def _on_stored_late(self) -> None:
+        """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
+        if self._saving_generation == self._latest_generation():
+            self._state.store_error = self._state.store_reason = None
+            log.info("Last-known-good snapshot stored again", generation=self._saving_generation)
+
+    # -- the history ---------------------------------------------------------------------------------------------------
+
+    async def list_history(self) -> None:
+        """Bring `entries` up to date. Waits for as long as the disk hangs; an unreadable directory is logged."""
+        if self._history is None:
+            return
+        try:
+            self._listed(await self._on_disk(self._history.entries))
+        except StoreError as error:
+            self._report_history(str(error))
+
+    def _listed(self, entries: list[HistoryEntry]) -> None:
+        self.entries = tuple(entries)
+        self._state.history_entries = len(self.entries)
+        self._take_problems()
+
+    def _take_problems(self) -> None:
+        if self._history is not None:
+            for problem in self._history.take_problems():
+                self._report_history(problem)
+
+    def _report_history(self, problem: str) -> None:
+        """Log ``problem``, once for as long as it is the same."""
+        if problem not in self._reported:
+            self._reported.add(problem)
+            log.error("History of catalogues not usable in part", error=problem, remedy="check SNAPSHOT_DIR/history")
+
+    def add(self, publication: Publication, signer: Signer | None, spare: frozenset[str]) -> None:
+        """Keep ``publication`` in the history, without waiting. While the disk is busy the newest one waits for it."""
+        history = self._history
+        if history is None or history.keep < 1:
+            return
+        descriptor = os.dup(publication.descriptor)
+        version = publication.snapshot.version_hash
+        if self._discard is not None:
+            self._discard()
+        self._to_add = partial(_add_and_close, history, descriptor, version, signer, spare)
+        self._discard = partial(os.close, descriptor)
+        self._add_next()
+
+    def _add_next(self) -> None:
+        if self._to_add is None or (self._adding is not None and not self._adding.done()):
+            return
+        work, discard = self._to_add, self._discard
+        self._to_add = self._discard = None
+        try:
+            self._adding = self._disk(work)
+        except RuntimeError as fault:
+            if discard is not None:
+                discard()
+            self._report_history(f"no thread can be started: {fault}")
+            return
+        self._adding.add_done_callback(self._on_added)
+
+    def _on_added(self, adding: asyncio.Future[list[HistoryEntry]]) -> None:
+        if adding.cancelled():
+            return
+        error = adding.exception()
+        if error is not None:
+            self._report_history(str(error))
+            self._take_problems()
+        else:
+            self._listed(adding.result())
+        self._add_next()
+
+    async def load_version(self, version: str, signer: Signer | None) -> Snapshot | None:
+        """The catalogue ``version`` (a whole hash) of the history, verified; None where it is not there.
+
+        Raises:
+            StoreError: where it is not usable, or the disk does not answer within `LOAD_PATIENCE_SECONDS`.
+        """
+        if self._history is None:
+            return None
+        return await self._within(LOAD_PATIENCE_SECONDS, partial(_load_and_close, self._history, version, signer))
+
+    # -- wishes --------------------------------------------------------------------------------------------------------
+
+    async def read_wishes(self) -> Wishes:
+        """What operators asked for in an earlier run. A damaged file is logged, and counts as none."""
+        if self._wishes is None:
+            return Wishes()
+        try:
+            return await self._on_disk(self._wishes.read)
+        except StoreError as error:
+            log.error(
+                "Pins and accepted catalogues not read",
+                error=str(error),
+                remedy="give them again with `definition-server pin` and `definition-server accept`",
+            )
+            return Wishes()
+
+    async def save_wishes(self, wishes: Wishes) -> str | None:
+        """Keep ``wishes``. Returns why they are not kept (they count nonetheless); None where they are."""
+        if self._wishes is None:
+            return "SNAPSHOT_DIR is not set"
+        self._wishes_unsaved = wishes
+        if self._wishes_saving is not None and not self._wishes_saving.done():
+            return "the disk has not finished an earlier write"
+        self._wishes_saving = self._disk(partial(self._wishes.write, wishes))
+        done, _ = await asyncio.wait((self._wishes_saving,), timeout=LOAD_PATIENCE_SECONDS)
+        if not done:
+            problem = f"the disk did not finish within {LOAD_PATIENCE_SECONDS:g} s"
+        elif (error := self._wishes_saving.exception()) is not None:
+            problem = str(error)
+        else:
+            if self._wishes_unsaved is wishes:
+                self._wishes_unsaved = None
+            return None
+        log.error(
+            "Pins and accepted catalogues not stored",
+            error=problem,
+            effect="they count until the server ends",
+            remedy="check SNAPSHOT_DIR",
+        )
+        return problem
+
+    async def save_wishes_again(self) -> None:
+        """Keep the wishes that could not be kept."""
+        if self._wishes_unsaved is not None and self._wishes is not None:
+            await self.save_wishes(self._wishes_unsaved)
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._disk(work)
+        except RuntimeError as fault:
+            raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
+
+    async def _within(self, seconds: float, work: Callable[[], T]) -> T:
+        waiting = asyncio.ensure_future(self._on_disk(work))
+        done, _ = await asyncio.wait((waiting,), timeout=seconds)
+        if not done:
+            waiting.add_done_callback(_forget)
+            raise StoreError(f"the disk did not answer within {seconds:g} s", Reason.DISK_HANGS)
+        return waiting.result()
+
+
+def _forget(late: asyncio.Future[T]) -> None:
+    """Take the exception of what nobody waits for any more."""
+    if not late.cancelled():
+        late.exception()
+
+
+def _add_and_close(
+    history: History, descriptor: int, version: str, signer: Signer | None, spare: frozenset[str]
+) -> list[HistoryEntry]:
+    try:
+        history.add(descriptor, version, signer, spare)
+    finally:
+        os.close(descriptor)
+    return history.entries()
+
+
+def _load_and_close(history: History, version: str, signer: Signer | None) -> Snapshot | None:
+    loaded = history.load(version, signer)
+    if loaded is None:
+        return None
+    os.close(loaded[1])
+    return loaded[0]

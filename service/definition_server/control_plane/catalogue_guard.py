@@ -1,0 +1,102 @@
+"""The guard at work: compares each catalogue that was read with the newest that passed, and with its baseline.
+
+The baseline is the catalogue that was in force `WINDOW_SECONDS` ago or a little later: so a table that loses a share of
+its commands in every cycle is held once the losses of that time pass the threshold. It is not kept across a restart;
+then the first comparison is with the stored catalogue.
+
+What passes without a comparison: a catalogue that an operator accepted, and the exact return to one in the history, so
+that a change can always be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+
+from definition_server.catalog.guard import DEFAULTS, Contents, Judgement, Thresholds, judge
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.background import Background
+from definition_server.observability.reasons import Reason
+
+WINDOW_SECONDS = 3600.0
+
+REASONS = {
+    "emptied": Reason.TABLE_EMPTY,
+    "shrunk": Reason.CATALOGUE_SHRUNK,
+    "grown": Reason.CATALOGUE_GROWN,
+    "rows_held": Reason.TOO_MANY_ROWS_HELD,
+}
+"""`Concern` → why the cycle was held."""
+
+
+class CatalogueGuard:
+    """Judges catalogues, and knows those that passed."""
+
+    def __init__(self, background: Background, *, limits: Thresholds = DEFAULTS, allow_empty: bool = False) -> None:
+        self._background = background
+        self._limits = limits
+        self._allow_empty = allow_empty
+        # Contents and no snapshots: a snapshot that was replaced must not be kept in memory.
+        self._newest: Contents | None = None
+        self._weighed: Contents | None = None
+        self._baseline: tuple[float, Contents] | None = None
+
+    async def judge(
+        self,
+        candidate: Snapshot,
+        before: Snapshot | None,
+        *,
+        held: AbstractSet[bytes],
+        held_before: int,
+        excused: Callable[[str], bool],
+    ) -> Judgement | None:
+        """Why ``candidate`` must wait; None where it may be published.
+
+        Args:
+            candidate: What was read.
+            before: The newest catalogue that passed; None where there is none.
+            held: The commands whose row the gate holds.
+            held_before: How many it held in ``before``.
+            excused: Whether a version was accepted, or published before.
+        """
+        if not candidate.count:
+            empty = Contents(candidate.version_hash, frozenset(), 0)
+            served = None if before is None else await self._contents(before)
+            return None if self._allow_empty else judge(empty, served, limits=self._limits)
+        if before is None or candidate.version_hash == before.version_hash or excused(candidate.version_hash):
+            return None
+        served = await self._contents(before)
+        contents = self._weighed = await self._background.run(Contents.of, candidate)
+        return judge(
+            contents,
+            served,
+            None if self._baseline is None else self._baseline[1],
+            held=held,
+            held_before=held_before,
+            limits=self._limits,
+        )
+
+    async def passed(self, candidate: Snapshot, before: Snapshot | None, now: float, *, excused: bool) -> None:
+        """``candidate`` replaces ``before`` as the newest.
+
+        Args:
+            candidate: What passed.
+            before: What it replaces.
+            now: Seconds of the loop's clock.
+            excused: It passed without a comparison, so what is compared from now on is compared with it.
+        """
+        if before is None or candidate.version_hash == before.version_hash:
+            return
+        if excused:
+            self._baseline = None
+            return
+        if self._baseline is None or now - self._baseline[0] > WINDOW_SECONDS:
+            self._baseline = now, await self._contents(before)
+        if self._weighed is not None and self._weighed.version == candidate.version_hash:
+            self._newest = self._weighed
+        self._weighed = None
+
+    async def _contents(self, snapshot: Snapshot) -> Contents:
+        if self._newest is None or self._newest.version != snapshot.version_hash:
+            self._newest = await self._background.run(Contents.of, snapshot)
+        return self._newest

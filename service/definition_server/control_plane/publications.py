@@ -1,0 +1,178 @@
+"""What an operator can do with catalogues: list, compare, accept, pin, export them. Without the database.
+
+Versions are named by their hash, or by a beginning of it of at least `PREFIX_DIGITS` digits that only one of them has.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Difference, Snapshot, diff
+from definition_server.control_plane.history import HistoryEntry
+from definition_server.control_plane.served_catalogue import ServedCatalogue
+from definition_server.control_plane.store import StoreError
+from definition_server.control_plane.wishes import PREFIX_DIGITS, Pin
+
+_DIGITS = re.compile(r"[0-9a-f]+")
+_SHOWN_DIGITS = 16
+_SHOWN = 10
+
+
+class PublicationError(Exception):
+    """A request that cannot be fulfilled. The text is for the operator: what is wrong, and what to do."""
+
+
+class InvalidRequest(PublicationError):
+    """The request itself is wrong."""
+
+
+class UnknownVersion(PublicationError):
+    """No catalogue has that hash, or several begin with it. The text says which exist."""
+
+
+class Publications:
+    """The operations, on the catalogues of one server."""
+
+    def __init__(
+        self,
+        catalogue: ServedCatalogue,
+        *,
+        signer: Callable[[], Signer | None],
+        sync_soon: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            catalogue: What is served, and what waits.
+            signer: The present key: a file of the history must have its MAC.
+            sync_soon: Starts a cycle, which finds out whether the table agrees with what was accepted.
+            clock: Seconds since the epoch.
+        """
+        self._catalogue = catalogue
+        self._signer = signer
+        self._sync_soon = sync_soon
+        self._clock = clock
+
+    async def history(self) -> Sequence[HistoryEntry]:
+        """The catalogues in the history, the newest first. As far as they are known: no disk is waited for."""
+        return self._catalogue.disk.entries
+
+    async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
+        """Both hashes whole, and the commands by which ``new`` differs from ``old``. A held catalogue can be compared.
+
+        Raises:
+            PublicationError: where a version is not known, or cannot be read.
+        """
+        before, after = await self._snapshot(old, held=True), await self._snapshot(new, held=True)
+        return before.version_hash, after.version_hash, await self._catalogue.in_background(diff, before, after)
+
+    async def accept(self, version: str) -> None:
+        """Publish the catalogue that the guard holds.
+
+        Raises:
+            PublicationError: where it is not the one that is held.
+        """
+        _check(version)
+        candidate = self._catalogue.candidate
+        if candidate is None or not candidate.version_hash.startswith(version):
+            known = any(name.startswith(version) for name in self._known(held=False))
+            raise UnknownVersion(
+                f"{version}: {'this version was published before' if known else 'no such version is held'}. "
+                + (f"Held is {candidate.version_hash}." if candidate is not None else "No catalogue is held now.")
+            )
+        await self._catalogue.accept(candidate.version_hash)
+        self._sync_soon()
+
+    async def pin(self, version: str, until: float | None) -> str | None:
+        """Serve ``version`` from now on, whatever the table says.
+
+        Args:
+            version: Of the history, or what is served.
+            until: Seconds since the epoch; None: until `unpin`.
+
+        Returns:
+            Why the pin would not survive a restart; None where it does.
+
+        Raises:
+            PublicationError: where the version is not known, or cannot be read.
+        """
+        if until is not None and until <= self._clock():
+            raise InvalidRequest("the pin would end in the past")
+        snapshot = await self._snapshot(version, held=False)
+        return await self._catalogue.pin(Pin(snapshot.version_hash, until), snapshot)
+
+    async def unpin(self) -> str | None:
+        """Follow the table again: the newest catalogue that passed the guard is served at once.
+
+        Returns:
+            Why that would not survive a restart; None where it does.
+
+        Raises:
+            PublicationError: where nothing is pinned, or the policy file pins a version.
+        """
+        pin = self._catalogue.wishes().pin
+        if pin is None:
+            raise PublicationError("nothing is pinned")
+        note = await self._catalogue.pin(None, None) if pin.source == "command" else None
+        left = self._catalogue.wishes().pin
+        if left is not None:
+            raise PublicationError(f"PUBLICATION_POLICY pins {left.version}: take it out of that file")
+        return note
+
+    async def export(self, version: str | None) -> Snapshot:
+        """The catalogue of that version; None: what is served.
+
+        Raises:
+            PublicationError: where it is not known, or cannot be read; or nothing is served.
+        """
+        if version is not None:
+            return await self._snapshot(version, held=True)
+        served = self._catalogue.served
+        if served is None:
+            raise PublicationError("nothing is served yet")
+        return served
+
+    def _known(self, *, held: bool) -> dict[str, Snapshot | None]:
+        """Version → its snapshot, where it is in memory."""
+        catalogue = self._catalogue
+        found: dict[str, Snapshot | None] = {entry.version_hash: None for entry in catalogue.disk.entries}
+        candidate = catalogue.candidate if held else None
+        for snapshot in (candidate, catalogue.newest, catalogue.served):
+            if snapshot is not None:
+                found[snapshot.version_hash] = snapshot
+        return found
+
+    async def _snapshot(self, version: str, *, held: bool) -> Snapshot:
+        _check(version)
+        known = self._known(held=held)
+        matches = [name for name in known if name.startswith(version)]
+        if len(matches) != 1:
+            which = f"{len(matches)} versions begin with {version}" if matches else f"{version}: no such version"
+            raise UnknownVersion(f"{which}. {_listed(matches or list(known))}")
+        snapshot = known[matches[0]]
+        if snapshot is not None:
+            return snapshot
+        try:
+            loaded = await self._catalogue.disk.load_version(matches[0], self._signer())
+        except StoreError as error:
+            raise PublicationError(f"{matches[0]} cannot be read: {error}") from None
+        if loaded is None:
+            raise UnknownVersion(f"{matches[0]} is not in the history any more. {_listed(list(known))}")
+        return loaded
+
+
+def _check(version: str) -> None:
+    if not _DIGITS.fullmatch(version) or not PREFIX_DIGITS <= len(version) <= 64:
+        raise InvalidRequest(
+            f"{version[:80]!r} names no version: give {PREFIX_DIGITS} to 64 digits of its hash (0-9, a-f)"
+        )
+
+
+def _listed(versions: list[str]) -> str:
+    if not versions:
+        return "The history is empty."
+    names = ", ".join(version[:_SHOWN_DIGITS] for version in versions[:_SHOWN])
+    return f"There are: {names}{' and more' if len(versions) > _SHOWN else ''}."
