@@ -274,7 +274,7 @@ class WorkerProcess:
             raise messages.MessageError(f"{type(message).__name__} is out of order")
 
     def _on_violation(self, error: str) -> None:
-        """Kill the process, and read no more of it. The log has one line for each process that does this."""
+        """Kill the process, and read nothing more from it. The log has one line for each process that does this."""
         self.kill()
         self._violated = True
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
