@@ -85,12 +85,12 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """The master's own log lines."""
+    """Log lines that were not written."""
 
     waiting_lines: int
-    """Logged, and not taken by stdout yet."""
+    """Of the master: logged, and not taken by stdout yet."""
     dropped_lines: int
-    """Logged, and never written, since the master's start."""
+    """Of the master and all workers, ended ones included: logged, and never written, since the master's start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`)
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
 connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once and then waits for its turn in the scheduler, where the networks of the peers
-take turns: a new connection from one address does not wait for the crowd of another.
+an accepted connection is counted at once and then, unless it comes alone, waits for its turn in the scheduler, where
+the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
 
 Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
 costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
@@ -278,7 +278,8 @@ class Listener:
                     # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
                     "ssl_shutdown_timeout": LINGER,
                 }
-            await self._scheduler.turn(protocol.arrival, protocol.network)
+            if not self._scheduler.claim_setup(self._loop, protocol.arrival):
+                await self._scheduler.turn(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses

@@ -30,6 +30,7 @@ from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
 from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.stalled import StalledPeers
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.limits import Limits
@@ -42,6 +43,8 @@ log = logging.getLogger("grpc_h2")
 
 _UNWINDING = 1.0
 """Seconds that cancelled handlers have for their clean-up."""
+
+_STALL_CHECK_SECONDS = 1.0
 
 _FIRST_CALL = 0.1
 """Seconds before a connection drains that was accepted, and not set up, when the server stopped: the call that its
@@ -245,7 +248,11 @@ class Server:
             settling = min(grace or 0.0, LINGER)
             await asyncio.gather(*(listener.finish(settling) for listener in self._listeners))
         if grace:
-            await self._until(lambda: not self._protocols and not self._calls, grace)
+            dropping = asyncio.create_task(self._drop_stalled())
+            try:
+                await self._until(lambda: not self._protocols and not self._calls, grace)
+            finally:
+                dropping.cancel()
         self._grace_over = True
         for call in list(self._calls):
             call.terminate(StatusCode.UNAVAILABLE, "The server is stopping")
@@ -263,6 +270,20 @@ class Server:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
         self.client_log.close()
         self._ended.set()
+
+    async def _drop_stalled(self) -> None:
+        """Drop connections whose peers read nothing, until this is cancelled."""
+        stalled = StalledPeers()
+
+        def steps() -> Iterator[None]:
+            for protocol in stalled.check(list(self._protocols), self._loop.time()):
+                if protocol is not None:
+                    protocol.drop_stalled()
+                yield
+
+        while True:
+            await self.scheduler.spread(steps())
+            await asyncio.sleep(_STALL_CHECK_SECONDS)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server has stopped. Returns whether ``timeout`` seconds went by before that."""
