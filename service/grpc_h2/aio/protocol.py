@@ -34,15 +34,16 @@ import random
 from collections.abc import Mapping
 from math import inf
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from grpc_h2.aio.admission import REASONS, Refusal, Trust
 from grpc_h2.aio.foreign import CLEARTEXT, Foreign, recognise, undecided
-from grpc_h2.aio.host import Acceptor, Host
 from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.peer import peer_text
-from grpc_h2.aio.scheduler import Share
+from grpc_h2.aio.rate_limited_log import RateLimitedLog
+from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
+from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
     AnswerCutOff,
@@ -53,6 +54,9 @@ from grpc_h2.connection.events import (
     HalfClosed,
     MessageReceived,
 )
+from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.stream import Stream
+from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode
 
@@ -63,6 +67,46 @@ _LARGE_READ = 16 * 1024
 _EARLY_READS = 8
 """Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
 preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
+
+
+class Host(Protocol):
+    """What a protocol needs of its server."""
+
+    budget: Budget
+    client_log: RateLimitedLog
+    limits: Limits
+    router: Router
+    scheduler: FairScheduler
+    timer_slack: float
+    """Seconds by which a deadline may be noticed late once traffic has brought it forward."""
+
+    def connected(self, protocol: Http2Protocol) -> None:
+        """The connection begins."""
+
+    def disconnected(self, protocol: Http2Protocol) -> None:
+        """The connection is gone, and its calls have been informed."""
+
+    def call_started(self, protocol: Http2Protocol, stream: Stream) -> None:
+        """A call needs a handler. Set ``stream.call``, or end the call."""
+
+    def observe(self, answer_ids: list[int], seconds: float) -> None:
+        """A batch of ready answers was written ``seconds`` after its requests were read. The list is not kept."""
+
+
+class Acceptor(Protocol):
+    """The listener that accepted a connection. It is informed of the connection's beginning and end."""
+
+    def vouched(self, protocol: Http2Protocol) -> None:
+        """The connection's trust has risen."""
+
+    def abandon(self, protocol: Http2Protocol) -> None:
+        """End the connection, which is not established yet."""
+
+    def dismissed(self, protocol: Http2Protocol, refusal: Refusal) -> None:
+        """The connection was closed, with nothing wrong in what it sent: log and count that."""
+
+    def closed(self, protocol: Http2Protocol) -> None:
+        """The connection has ended."""
 
 
 class Http2Protocol(asyncio.Protocol):

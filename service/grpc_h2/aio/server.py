@@ -24,10 +24,9 @@ from typing import Any
 from grpc_h2.aio.admission import Admission, Trust, network_of
 from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
-from grpc_h2.aio.host import Acceptor
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
-from grpc_h2.aio.protocol import Http2Protocol
+from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.stalled import StalledPeers
