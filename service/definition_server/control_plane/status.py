@@ -35,8 +35,11 @@ class StatusReader:
         *,
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
+        control_socket: Callable[[], str] = lambda: "off",
     ) -> None:
-        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`."""
+        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`.
+        ``control_socket``: see `ServiceStatus.control_socket`."""
+        self._control_socket = control_socket
         self._keys = keys
         self._certificates = certificates
         self._publisher = publisher
@@ -58,6 +61,7 @@ class StatusReader:
             version=__version__,
             started_at=self._started_at,
             ready=not self.stopping and self._supervisor.serving > 0 and not full,
+            control_socket=self._control_socket(),
             full=full,
             stopping=self.stopping,
             catalog=_catalog(self._publisher),

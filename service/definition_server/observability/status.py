@@ -105,6 +105,8 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    control_socket: str = "off"
+    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)

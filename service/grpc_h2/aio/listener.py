@@ -58,6 +58,10 @@ _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
 
 
+Objection = Callable[[socket.socket], str | None]
+"""Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
+
+
 class AcceptPolicy(Protocol):
     """Decides whether this process accepts the next connection, and counts those that it holds."""
 
@@ -93,6 +97,7 @@ class Listener:
         *,
         policy: AcceptPolicy | None,
         tls: TlsCredentials | None,
+        objection: Objection | None,
         protocol: Callable[[Acceptor, Any], Http2Protocol],
         admission: Admission,
         scheduler: FairScheduler,
@@ -104,6 +109,7 @@ class Listener:
             listening: The socket. `stop` closes it.
             policy: Decides about each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
+            objection: Says why a connection is refused; None: none is.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their turns.
@@ -120,6 +126,7 @@ class Listener:
         self.socket = listening
         self._policy = policy
         self._tls = tls
+        self._objection = objection
         self._protocol = protocol
         self._admission = admission
         self._scheduler = scheduler
@@ -245,6 +252,12 @@ class Listener:
 
     def _admit(self, connection: socket.socket, address: Any) -> None:
         connection.setblocking(False)
+        if self._objection is not None and (reason := self._objection(connection)) is not None:
+            self._log(logging.WARNING, "A connection was refused", peer_text(address), error=reason)
+            _answer_and_close(
+                connection, b"" if self._tls is not None else goaway(ErrorCode.INADEQUATE_SECURITY, reason)
+            )
+            return
         protocol = self._protocol(self, address)
         host = address[0] if isinstance(address, tuple) and address else ""
         refusal = self._admission.admit(protocol, host, self._loop)
