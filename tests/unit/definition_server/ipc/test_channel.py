@@ -215,7 +215,7 @@ def test_a_datagram_is_read_up_to_the_limit_and_refused_beyond(to_the_master: bo
         ours, raw = Channel.pair()
         sender, receiver = (raw, ours) if to_the_master else (ours._socket, Channel.of_worker(raw))
         sender.send(b"x" * most)
-        with pytest.raises(MessageError, match="^(?!.*longer than)"):
+        with pytest.raises(MessageError, match=r"^(?!.*longer than)"):
             receiver.receive()
         sender.send(b"x" * (most + 1))
         with pytest.raises(MessageError, match=f"longer than {most} octets"):
