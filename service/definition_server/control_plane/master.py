@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
+from definition_server.catalog.gate import Gate
 from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.confinement import confine_master
 from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
@@ -31,10 +34,12 @@ from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.served_catalogue import Held
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
@@ -148,6 +153,10 @@ class _Master:
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
         )
+        background = Background()
+        self._gate = RowGate(
+            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+        )
         self._policy = (
             None
             if settings.publication_policy is None
@@ -165,9 +174,17 @@ class _Master:
                 growth_percent=settings.guard_max_growth_percent,
                 held_percent=settings.guard_max_held_percent,
             ),
+            gate=self._gate,
             allow_empty=settings.allow_empty_catalog,
+            background=background,
             policy=lambda: Policy() if self._policy is None else self._policy.current,
         )
+        self._proof = self._synchronizer.observer = Proof(
+            self._synchronizer.state,
+            interval=settings.sync_interval_seconds,
+            stores=settings.snapshot_dir is not None,
+        )
+        self._gate.on_bad_rows_served(self._read_again)
         self._sync_loop = SyncLoop(
             self._synchronizer,
             self._publisher,
@@ -188,12 +205,14 @@ class _Master:
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            propagation=self._proof.propagation,
             lend=self._reserve.lent,
         )
         self._status = StatusReader(
             self._publisher,
             self._synchronizer.state,
             self._supervisor,
+            self._proof,
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
@@ -236,7 +255,13 @@ class _Master:
                 await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [
             asyncio.create_task(work)
-            for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
+            for work in (
+                self._sync_loop.run(),
+                self._supervisor.watch(),
+                self._note_loop_runs(),
+                self._announce(),
+                self._prove(),
+            )
         ]
         if self._control is not None:
             forever.append(asyncio.create_task(self._serve_control(self._control)))
@@ -271,6 +296,7 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        await self._gate.close()
         if self._control is not None:
             await self._control.close()
         self._synchronizer.close()
@@ -304,6 +330,11 @@ class _Master:
     async def _roll(self) -> None:
         log.info("Rolling the workers")
         await self._supervisor.roll()
+
+    def _read_again(self) -> None:
+        """Rows that are served turned out to be bad: the next publication is without them."""
+        self._synchronizer.read_again()
+        self._sync_loop.sync_soon()
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""
@@ -379,6 +410,15 @@ class _Master:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
         log.info("Serving", seconds=round(time.monotonic() - self._started, 3), workers=self._settings.workers)
         await asyncio.Event().wait()
+
+    async def _prove(self) -> None:
+        """Judge what is served, and have the workers say so. Never returns."""
+        while True:
+            fresh = self._proof.tick(
+                published=self._publisher.current is not None, serving=self._supervisor.serving > 0
+            )
+            self._supervisor.report_freshness(fresh)
+            await asyncio.sleep(TICK_SECONDS)
 
     async def _note_loop_runs(self) -> None:
         """Note for /livez that the event loop runs. Never returns."""

@@ -97,6 +97,8 @@ class Worker:
         """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
         self._certificate_replaced = asyncio.Event()
+        self._fresh = False
+        self._freshness_changed = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until the drain is over. Returns the exit code."""
@@ -127,6 +129,7 @@ class Worker:
         works = (
             self._report(transport),
             self._replace_certificate(transport),
+            self._report_freshness(transport),
             self._swap_published(),
             self._report_keys(),
             self._return_memory(),
@@ -152,6 +155,13 @@ class Worker:
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
+
+    async def _report_freshness(self, transport: Transport) -> None:
+        """Report to health whether what is served is up to date, as the master says."""
+        while True:
+            await self._freshness_changed.wait()
+            self._freshness_changed.clear()
+            await transport.set_fresh(self._fresh)
 
     async def _replace_certificate(self, transport: Transport) -> None:
         """Have the transport use the certificate whenever another came."""
@@ -190,6 +200,9 @@ class Worker:
         match message, descriptors:
             case messages.Keys(), ():
                 self._keys.replace(message.digests)
+            case messages.Freshness(), ():
+                self._fresh = message.fresh
+                self._freshness_changed.set()
             case messages.Publish(), (descriptor,):
                 self._open(message, descriptor)
             case messages.Certificate(), (_, _, *_):
