@@ -64,6 +64,9 @@ _CLIENT_MARGIN_SECONDS = 1.0
 
 _LOCK_SHARE = 0.8
 
+_NEW_CONNECTIONS = 2
+"""New connections in a cycle. The first may be closed before its first statement too: by a short idle_session_timeout."""
+
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """No Unix socket is in it, so a connection to it fails at once."""
 
@@ -196,16 +199,18 @@ class PostgresSource:
         A connection that idled between two cycles may have been closed meanwhile: by ``idle_session_timeout``, a
         pooler, a failover. That is no failure of the database, so the cycle goes on with a new connection.
         """
-        if self._connection is not None:
+        attempts = _NEW_CONNECTIONS + (self._connection is not None)
+        while True:
+            attempts -= 1
+            if self._connection is None:
+                self._connection = await self._connect()
+                self._connections += 1
             try:
                 return await self._transaction(self._connection)
             except psycopg.Error:
-                if not self._connection.closed:
+                if not self._connection.closed or not attempts:
                     raise
                 await self.close()
-        self._connection = await self._connect()
-        self._connections += 1
-        return await self._transaction(self._connection)
 
     async def _transaction(self, connection: AsyncConnection[Any]) -> _Reading:
         # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
