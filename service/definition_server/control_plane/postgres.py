@@ -65,7 +65,7 @@ _CLIENT_MARGIN_SECONDS = 1.0
 _LOCK_SHARE = 0.8
 
 _NEW_CONNECTIONS = 2
-"""New connections in a cycle. The first may be closed before its first statement too: by a short idle_session_timeout."""
+"""New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
 
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """No Unix socket is in it, so a connection to it fails at once."""
