@@ -305,6 +305,7 @@ class ServedCatalogue:
             self.newest,
             held=rows_held,
             held_before=self._wishes.rows_held,
+            now=asyncio.get_running_loop().time(),
             excused=self.knows,
         )
         if judgement is not None:
@@ -455,12 +456,13 @@ class ServedCatalogue:
         Returns:
             Why that would not survive a restart; None where it does.
         """
+        self._commanded = True
+        self._wishes = self._wishes.pin(pin)
+        if pinned is not None:
+            self._pinned = pinned
+        self._log_pin(pin)
+        await self._find_pinned()  # one of the policy file may count now
         async with self._lock:
-            self._commanded = True
-            self._wishes = self._wishes.pin(pin)
-            if pinned is not None:
-                self._pinned = pinned
-            self._log_pin(pin)
             await self._settle()
             current = self._publisher.current
             if pin is not None and current is not None:
