@@ -317,7 +317,7 @@ def proto(session: nox.Session) -> None:
         # The virtual path makes the generated imports absolute.
         "-Idefinition_server/rpc=service/definition_server/proto",
         "--python_out=service", "--grpc_python_out=service", "--mypy_out=service",
-        "definition_server/rpc/avap.proto",
+        "definition_server/rpc/avap.proto", "definition_server/rpc/avap_control.proto",
     )  # fmt: skip
     after = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
     if os.environ.get("CI") and before != after:

@@ -12,6 +12,9 @@ FILE = Path(__file__).parents[1] / "attacks.toml"
 VARIANTS = ("cleartext", "tls")
 ACTIONS = ("", "publish", "drain", "shutdown")
 SHORT_SECONDS = 2.5
+STRETCH = "worker_stretch"
+"""The figure: CPU time of the worker during the attack, plus the time that it waited for its CPU, in relation to the
+former. 1 on a machine that nobody else uses."""
 CALM = "calm_"
 """The prefix of a figure of the undisturbed victim."""
 
@@ -25,11 +28,16 @@ class Limit:
     least: float | None = None
     ratio: float | None = None
     """The figure may be this many times the undisturbed one, if that is more than ``most``."""
+    stretched: bool = False
+    """``most`` holds for a worker that has its CPU to itself. It grows as the time grew that the worker needed because
+    others had its CPU: by `STRETCH`."""
     why: str = ""
 
     def __post_init__(self) -> None:
         if (self.most is None) == (self.least is None):
             raise ValueError(f"{self.figure}: give either most or least")
+        if self.stretched and self.most is None:
+            raise ValueError(f"{self.figure}: only most can be stretched")
         if self.ratio is not None and self.most is None:
             raise ValueError(f"{self.figure}: a ratio needs most")
 
@@ -47,8 +55,9 @@ class Limit:
         if self.least is not None:
             return self.least
         assert self.most is not None
+        most = self.most * figures.get(STRETCH, 1.0) if self.stretched else self.most
         calm = figures.get(CALM + self.figure)
-        return self.most if self.ratio is None or calm is None else max(self.most, self.ratio * calm)
+        return most if self.ratio is None or calm is None else max(most, self.ratio * calm)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
 from perf.attackers.job import Job
-from perf.benches.attack_list import CALM, Attack, AttackList
+from perf.benches.attack_list import CALM, STRETCH, Attack, AttackList
 from perf.generator.victim import VictimJob
-from perf.targets.processes import forget_peak, on_cpu, peak_resident, resident
+from perf.targets.processes import forget_peak, on_cpu, peak_resident, resident, scheduled
 from perf.targets.target import ROOT, SERVER_CPU, TargetFailed
 
 MB = 1 << 20
@@ -175,7 +175,10 @@ class Stage:
                 other.say("measure beginning")
                 started = attackers.read(_START_SECONDS)
                 other.say("measure beside")
+                began = scheduled(self._worker)
                 figures = self._act(attack, attackers, attack.duration(plan.seconds, short=short))
+                if attack.action != "shutdown":
+                    figures[STRETCH] = _stretch(began, scheduled(self._worker))
                 details: dict[str, Any] = {"started": bool(started)}
                 if attack.action == "shutdown":
                     return figures, details
@@ -254,6 +257,11 @@ def _peak(pid: int) -> float | None:
         return peak_resident(pid) / MB
     except (OSError, StopIteration):
         return None
+
+
+def _stretch(before: tuple[float, float], after: tuple[float, float]) -> float:
+    ran, waited = (now - then for then, now in zip(before, after, strict=True))
+    return round(1 + waited / ran, 2) if ran else 1.0
 
 
 def _victim_figures(result: dict[str, Any]) -> Figures:

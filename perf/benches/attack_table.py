@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from tests.support.results import newest
 
-from perf.benches.attack_list import CALM, AttackList
+from perf.benches.attack_list import CALM, STRETCH, AttackList
 from perf.benches.figures import Row
 
 _HEAD = ("attack", "before", "today", "victim, steady: P50 / P99 / max", "victim, connect + call: P50 / P99 / max",
-         "undisturbed connect + call: P50 / P99", "RSS of worker / master after, MB", "verdict")  # fmt: skip
+         "undisturbed connect + call: P50 / P99", "stretch of the worker", "RSS of worker / master after, MB",
+         "verdict")  # fmt: skip
 _USUAL = ("steady_", "connect_", CALM, "worker_", "master_", "settled_", "connected", "disconnected", "not_connected",
           "workers_died")  # fmt: skip
 
@@ -32,8 +33,8 @@ def table(plan: AttackList, rows: Sequence[Row]) -> str:
         judged = variant.partition(",")[0] in attack.transports
         lines.append("| " + " | ".join((
             f"{attack.title} ({variant})", attack.before, _today(found), _latency(found, "steady"),
-            _latency(found, "connect"), _latency(found, CALM + "connect", ("p50", "p99")), _memory(found),
-            _verdict(found) if judged else f"not judged: {attack.why_not}",
+            _latency(found, "connect"), _latency(found, CALM + "connect", ("p50", "p99")), _stretch(found),
+            _memory(found), _verdict(found) if judged else f"not judged: {attack.why_not}",
         )) + " |")  # fmt: skip
     return "\n".join(lines)
 
@@ -75,6 +76,11 @@ def _latency(found: Mapping[str, Row], kind: str, which: Sequence[str] = ("p50",
     shown = " / ".join("–" if row is None or row.value is None else f"{row.value:.3g}" for row in values)
     failed = found.get(f"{kind}_failed")
     return shown + (f", {failed.value:g} failed" if failed is not None and failed.value else "")
+
+
+def _stretch(found: Mapping[str, Row]) -> str:
+    row = found.get(STRETCH)
+    return "–" if row is None or row.value is None else f"{row.value:.2g}"
 
 
 def _memory(found: Mapping[str, Row]) -> str:

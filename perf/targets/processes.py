@@ -36,6 +36,13 @@ def precise_cpu_seconds(pids: Iterable[int]) -> float:
     return found
 
 
+def scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that the main thread of ``pid`` has run so far, and seconds that it was ready and another thread had its
+    CPU (``/proc/PID/schedstat``, proc_pid_schedstat(5))."""
+    ran, waited, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
+    return ran / 1e9, waited / 1e9
+
+
 def user_seconds(pids: Iterable[int]) -> float:
     """User time that all threads of ``pids`` have taken so far, in steps of a clock tick."""
     ticks = 0

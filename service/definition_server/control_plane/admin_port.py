@@ -7,6 +7,8 @@ of connections, and each connection a fixed time:
   another one: the oldest of the network that holds most. A probe needs its connection for milliseconds, so one that is
   new is safe, however many stand idle.
 - A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, whatever trickles.
+- A network has a share of the thread's CPU time (`admin_share`). Beyond it, its requests wait; those that have waited
+  for `REQUEST_SECONDS` are answered with 429.
 - Without a free descriptor, connections wait in the kernel. The connections held here are the first to go.
 """
 
@@ -24,6 +26,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from definition_server.control_plane.admin_http import Answer, Exchange, Request, text_answer
+from definition_server.control_plane.admin_share import CpuShares
 from definition_server.observability.line_limit import LineLimit
 from definition_server.observability.logs import get_logger
 
@@ -49,6 +52,10 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _FULL = Exchange().answer(
     text_answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections.\n", ("Retry-After", "1")), dated=False
 )
+_BUSY = Exchange().answer(
+    text_answer(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests from this address.\n", ("Retry-After", "5")),
+    dated=False,
+)
 _TOO_LATE = Exchange().answer(text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request took too long.\n"), dated=False)
 
 Respond = Callable[[Request], Answer]
@@ -66,6 +73,8 @@ class AdminPort:
         """Network → its connections, in the order of their arrival."""
         self._count = 0
         self._lines = LineLimit()
+        self.shares = CpuShares()
+        """Of the networks, in this thread's CPU time."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // DESCRIPTOR_SHARE
         self._limit = max(2, min(MOST_CONNECTIONS, share))
@@ -164,7 +173,10 @@ class _Connection:
         self._loop = port.loop
         self._exchange: Exchange | None = None
         """None until anything was received: most connections of a flood never send."""
+        self._answered = False
         self._unsent = memoryview(b"")
+        self._waiting: asyncio.TimerHandle | None = None
+        """Set while its network has used more than its share: nothing is read."""
         self._timer = self._loop.call_later(REQUEST_SECONDS, self._too_late)
 
     @property
@@ -174,14 +186,23 @@ class _Connection:
 
     def begin(self) -> None:
         """Read from now on: at once, because a request is mostly there when its connection is."""
-        self._loop.add_reader(self._socket, self._read)
-        self._read()
+        if not self._waits():
+            self._loop.add_reader(self._socket, self._read)
+            self._read()
+
+    def _waits(self) -> bool:
+        """Whether it must wait for its network's share. It then begins again later."""
+        seconds = self._port.shares.wait(self.network, self._loop.time())
+        self._waiting = self._loop.call_later(seconds, self.begin) if seconds else None
+        return self._waiting is not None
 
     def close(self) -> None:
         """Close at once."""
         if self._socket.fileno() < 0:
             return
         self._timer.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -195,7 +216,12 @@ class _Connection:
 
     def _too_late(self) -> None:
         """The request is not there in time."""
-        if self._exchange is not None:
+        if self._waiting is not None:
+            with suppress(OSError):  # what is unread would reset the connection before the answer is taken
+                self._socket.recv(_CHUNK)
+            self._send_once(_BUSY)
+            self._port.report(self.peer, "its address has used more than its share of CPU time")
+        elif self._exchange is not None:
             self._send_once(_TOO_LATE)
             self._port.report(self.peer, f"its request was not complete within {REQUEST_SECONDS:g} s")
         self.close()
@@ -206,6 +232,13 @@ class _Connection:
             self._socket.send(octets)
 
     def _read(self) -> None:
+        began = time.thread_time()
+        self._receive()
+        self._port.shares.charge(self.network, time.thread_time() - began, self._loop.time())
+        if not self._answered and self._socket.fileno() >= 0 and self._waits():
+            self._loop.remove_reader(self._socket)
+
+    def _receive(self) -> None:
         try:
             data = self._socket.recv(_CHUNK)
         except BlockingIOError:
@@ -218,6 +251,7 @@ class _Connection:
         outcome = self._exchange.receive(data)
         if outcome is None:
             return
+        self._answered = True
         if isinstance(outcome, Request):
             outcome = self._exchange.answer(self._port.respond(outcome))
         if self._exchange.fault is not None:

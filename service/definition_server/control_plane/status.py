@@ -11,7 +11,7 @@ from definition_server.catalog.validation import Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
-from definition_server.control_plane.worker_stats import FleetStats
+from definition_server.control_plane.worker_stats import RequestCounts
 from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
@@ -35,8 +35,11 @@ class StatusReader:
         *,
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
+        control_socket: Callable[[], str] = lambda: "off",
     ) -> None:
-        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`."""
+        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`.
+        ``control_socket``: see `ServiceStatus.control_socket`."""
+        self._control_socket = control_socket
         self._keys = keys
         self._certificates = certificates
         self._publisher = publisher
@@ -53,19 +56,21 @@ class StatusReader:
         )
         serving = [worker.room for worker in workers if worker.state == "serving"]
         full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
+        counts = supervisor.stats.requests()
         return ServiceStatus(
             version=__version__,
             started_at=self._started_at,
             ready=not self.stopping and self._supervisor.serving > 0 and not full,
+            control_socket=self._control_socket(),
             full=full,
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync),
             workers=workers,
-            requests=_requests(self._supervisor.stats),
+            requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
-            logs=LogStatus(waiting_lines(), dropped_lines()),
+            logs=LogStatus(waiting_lines(), dropped_lines() + counts.lines_dropped),
         )
 
 
@@ -145,8 +150,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool, confined: bool) -> Worke
     )
 
 
-def _requests(stats: FleetStats) -> RequestStatus:
-    counts = stats.requests()
+def _requests(counts: RequestCounts) -> RequestStatus:
     return RequestStatus(
         refused_connections=counts.refused,
         by_status=counts.requests,

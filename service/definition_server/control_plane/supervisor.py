@@ -68,7 +68,7 @@ class Supervisor:
         self._listener = listener
         self._address = None if listener is None else listener.getsockname()
         self._port_lost = False
-        self._roll_after_repair: asyncio.Task[None] | None = None
+        self._roll_after_repair: asyncio.Task[str | None] | None = None
         self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
@@ -93,6 +93,11 @@ class Supervisor:
         """Workers that are READY with a snapshot."""
         # A copy: the admin server's threads call this too, while the loop adds and removes workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
+
+    @property
+    def worker_pids(self) -> frozenset[int]:
+        """The processes of all workers, those that drain among them."""
+        return frozenset(worker.pid for worker in tuple(self._workers))
 
     def use_keys(self, keys: Keys) -> None:
         """Make every worker accept ``keys`` and no others, from now on."""
@@ -145,22 +150,32 @@ class Supervisor:
             log.error("The port was shut down by a worker; it is open again, and the workers are replaced")
             self._roll_after_repair = asyncio.create_task(self.roll())
 
-    async def roll(self) -> None:
+    async def roll(self, replaced: Callable[[int], None] = lambda _: None) -> str | None:
         """Replace every worker, one by one; the successor is READY before its predecessor drains.
 
         Stops where a successor does not become READY; its predecessor then continues to serve.
+
+        Args:
+            replaced: Called after each worker, with the number of those that were replaced.
+
+        Returns:
+            Why not all were replaced; None where they were.
         """
         if self._rolling.locked():
             log.warning("Roll ignored: one is under way")
-            return
+            return "another roll is under way"
         async with self._rolling:
-            for slot in self.slots:
-                if slot.worker is not None and not self._leaving.is_set():
+            for done, slot in enumerate(self.slots, 1):
+                if self._leaving.is_set():
+                    return "the server is stopping"
+                if slot.worker is not None:
                     try:
                         await self._roll(slot, slot.worker)
                     except (OSError, TimeoutError) as error:
                         log.error("Roll stopped", worker=slot.number, error=str(error))
-                        return
+                        return f"worker {slot.number}: {error}"
+                replaced(done)
+        return None
 
     async def drain(self, *, wait: float, timeout: float) -> None:
         """Make every worker report NOT_SERVING, wait ``wait`` seconds, and finish its calls within ``timeout``."""

@@ -30,7 +30,7 @@ _TOLERANCE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """Requests of several workers together."""
+    """What several workers have counted together."""
 
     requests: dict[str, int]
     """Status → requests."""
@@ -39,6 +39,8 @@ class RequestCounts:
     latency_sum_seconds: dict[str, float]
     refused: dict[str, int]
     """Reason → connections refused or closed."""
+    lines_dropped: int
+    """Log lines that were never written."""
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, now: float) -> str | None:
@@ -64,6 +66,8 @@ def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, 
         return "the count of accepted connections goes back, or leaps"
     if not all(0 <= after.refused[reason] - before.refused[reason] <= most for reason in REFUSALS):
         return "a count of refused connections goes back, or leaps"
+    if not 0 <= after.lines_dropped - before.lines_dropped <= most:
+        return "the count of dropped log lines goes back, or leaps"
     growth = [after.requests[status] - before.requests[status] for status in STATUSES]
     for method in METHODS:
         growth += (new - old for old, new in zip(before.latency[method], after.latency[method], strict=True))
@@ -157,7 +161,9 @@ class FleetStats:
 
 
 def _counts(reading: SlotReading) -> RequestCounts:
-    return RequestCounts(reading.requests, reading.latency, reading.latency_sum_seconds, reading.refused)
+    return RequestCounts(
+        reading.requests, reading.latency, reading.latency_sum_seconds, reading.refused, reading.lines_dropped
+    )
 
 
 def _sum(counts: Iterable[RequestCounts]) -> RequestCounts:
@@ -170,4 +176,5 @@ def _sum(counts: Iterable[RequestCounts]) -> RequestCounts:
         },
         latency_sum_seconds={method: sum(part.latency_sum_seconds[method] for part in parts) for method in METHODS},
         refused={reason: sum(part.refused[reason] for part in parts) for reason in REFUSALS},
+        lines_dropped=sum(part.lines_dropped for part in parts),
     )

@@ -7,6 +7,7 @@ client may ask for too, is made from that of v1alpha.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -23,28 +24,41 @@ _Request = reflection_pb2.ServerReflectionRequest
 _Response = reflection_pb2.ServerReflectionResponse
 
 
-def add_reflection(services: Iterable[str], server: Any) -> None:
+def add_reflection(services: Iterable[str], server: Any) -> Reflection:
     """Offer reflection of ``services``, and of itself, on a ``grpc.aio.Server`` or `grpc_h2.Server`."""
     pool = descriptor_pool.Default()
     _describe_v1(pool)
-    answers = _Answers((*services, V1, V1ALPHA), pool)
+    answers = Reflection((*services, V1, V1ALPHA), pool)
     for name in (V1, V1ALPHA):
         method = grpc.stream_stream_rpc_method_handler(answers.stream, _Request.FromString, _Response.SerializeToString)
         handlers = {"ServerReflectionInfo": method}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    return answers
 
 
-class _Answers:
+class Reflection:
     """Answers from one descriptor pool."""
 
     def __init__(self, services: Iterable[str], pool: Any) -> None:
         self._services = sorted(services)
         self._pool = pool
+        self._idle: set[asyncio.Future[None]] = set()
+        """Of each stream that waits for its client's next question: done where the stream is to end."""
+        self._ending = False
+
+    def end_streams(self) -> None:
+        """End every stream with status OK once what was asked is answered, from now on. A client may hold a stream
+        open for as long as it likes, and a drain would wait for it."""
+        self._ending = True
+        for waiting in list(self._idle):
+            if not waiting.done():
+                waiting.set_result(None)
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """The method ``ServerReflectionInfo``. A file is sent once on a stream, as by grpc-go."""
         sent: set[str] = set()
-        async for request in requests:
+        questions = aiter(requests)
+        while (request := await self._next(questions)) is not None:
             kind = request.WhichOneof("message_request")
             if kind is None:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it asks for nothing")
@@ -55,6 +69,20 @@ class _Answers:
                 answer.error_response.error_code = _NOT_FOUND
                 answer.error_response.error_message = "not found"
             yield answer
+
+    async def _next(self, questions: AsyncIterator[Any]) -> Any:
+        """The client's next question; None where there is none, or the stream is to end."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._ending:
+            waiting.set_result(None)
+        asked = asyncio.ensure_future(_question(questions))
+        self._idle.add(waiting)
+        try:
+            await asyncio.wait((asked, waiting), return_when=asyncio.FIRST_COMPLETED)
+            return asked.result() if asked.done() else None
+        finally:
+            self._idle.discard(waiting)
+            asked.cancel()
 
     def _fill(self, answer: Any, kind: str, request: Any, sent: set[str]) -> None:
         """Raises KeyError if the pool defines none."""
@@ -131,3 +159,8 @@ def _rename(proto: Any) -> None:
         for method in service.method:
             method.input_type = new + method.input_type[len(old) :]
             method.output_type = new + method.output_type[len(old) :]
+
+
+async def _question(questions: AsyncIterator[Any]) -> Any:
+    """The next one; None at the end."""
+    return await anext(questions, None)

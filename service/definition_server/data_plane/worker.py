@@ -24,6 +24,7 @@ import uvloop
 
 from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.data_plane.allocator import CHECK_SECONDS, FreedMemory, freed_memory
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.confine import CannotConfine, Confinement
@@ -52,7 +53,7 @@ from definition_server.ipc.messages import (
 )
 from definition_server.ipc.stats import Slot, map_own, map_peer
 from definition_server.ipc.tls_files import TlsFiles
-from definition_server.observability.logs import configure_logs, get_logger, release_logs
+from definition_server.observability.logs import configure_logs, dropped_lines, get_logger, release_logs
 
 log = get_logger(__name__)
 
@@ -85,8 +86,10 @@ class Worker:
         balancer: Balancer,
         confinement: Confinement,
         warm_up: WarmUp,
+        freed: FreedMemory | None,
         tls: TlsFiles | None,
     ) -> None:
+        self._freed = freed
         self._tls = tls
         """TLS files that came and are not loaded yet."""
         self._confinement = confinement
@@ -139,6 +142,7 @@ class Worker:
             self._replace_certificate(transport),
             self._swap_published(),
             self._report_keys(),
+            self._return_memory(),
         )
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -295,10 +299,17 @@ class Worker:
                 with suppress(ChannelClosed):  # the reader of the channel notices it, too
                     self._channel.send(KeysUsed(used))
 
+    async def _return_memory(self) -> None:
+        """Give freed memory back to the kernel where there is much of it: see `allocator`."""
+        while self._freed is not None:
+            self._freed.check(time.monotonic(), time.process_time())
+            await asyncio.sleep(CHECK_SECONDS)
+
     async def _beat(self) -> None:
         """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
         while True:
             self._slot.beat(monotonic_ns())
+            self._slot.lines_dropped(dropped_lines())
             await asyncio.sleep(_BEAT_SECONDS)
 
 
@@ -369,9 +380,10 @@ async def _run(
     balancer: Balancer,
     confinement: Confinement,
     warm_up: WarmUp,
+    freed: FreedMemory | None,
     tls: TlsFiles | None,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, tls).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls).run()
 
 
 def main(arguments: list[str]) -> int:
@@ -393,14 +405,14 @@ def main(arguments: list[str]) -> int:
         channel.send(Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
-        warm_up = WarmUp(config)
+        warm_up, freed = WarmUp(config), freed_memory()
         confinement = Confinement(config, tls=tls is not None)
         confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, tls))
+            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls))
     except CannotConfine as error:
         log.critical("Worker cannot start", error=str(error))
         return EXIT_CANNOT_START

@@ -56,7 +56,8 @@ class Word(IntEnum):
     NANOSECONDS = BUCKETS + len(METHODS) * BUCKETS
     ROOM = NANOSECONDS + len(METHODS)
     REFUSED = ROOM + 1
-    END = REFUSED + len(REFUSALS)
+    LINES_DROPPED = REFUSED + len(REFUSALS)
+    END = LINES_DROPPED + 1
 
 
 SLOT_SIZE = Word.END * _WORD
@@ -101,6 +102,8 @@ class SlotReading:
     room: Room
     refused: dict[str, int]
     """Reason → connections."""
+    lines_dropped: int = 0
+    """Log lines of the worker that were never written."""
 
 
 class Slot:
@@ -158,6 +161,10 @@ class Slot:
         """The worker has refused or closed a connection: an index into `REFUSALS`."""
         self._words[Word.REFUSED + reason] += 1
 
+    def lines_dropped(self, lines: int) -> None:
+        """So many log lines of the worker were never written, since its start."""
+        self._words[Word.LINES_DROPPED] = lines
+
     def load(self) -> tuple[bool, int, int, int]:
         """The values that other workers decide by: accepting, connections, opened, heartbeat in nanoseconds."""
         words = self._words
@@ -188,6 +195,7 @@ def read_words(words: memoryview) -> SlotReading:
         latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},
         room=Room(min(words[Word.ROOM], Room.TAKEN)),
         refused={reason: words[Word.REFUSED + i] for i, reason in enumerate(REFUSALS)},
+        lines_dropped=words[Word.LINES_DROPPED],
     )
 
 

@@ -182,6 +182,6 @@ def _requests(requests: RequestStatus) -> Iterator[Metric]:
 
 
 def _logs(logs: LogStatus) -> Iterator[Metric]:
-    text = "Log lines of the master that were never written."
+    text = "Log lines of the master and the workers that were never written."
     yield CounterMetricFamily("avap_log_lines_dropped", text, value=logs.dropped_lines)
     yield _gauge("avap_log_lines_waiting", "Log lines of the master that stdout has not taken yet.", logs.waiting_lines)

@@ -85,12 +85,12 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """The master's own log lines."""
+    """Log lines that were not written."""
 
     waiting_lines: int
-    """Logged, and not taken by stdout yet."""
+    """Of the master: logged, and not taken by stdout yet."""
     dropped_lines: int
-    """Logged, and never written, since the master's start."""
+    """Of the master and all workers, ended ones included: logged, and never written, since the master's start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    control_socket: str = "off"
+    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)

@@ -8,8 +8,8 @@ Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`)
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
 connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once and then waits for its turn in the scheduler, where the networks of the peers
-take turns: a new connection from one address does not wait for the crowd of another.
+an accepted connection is counted at once and then, unless it comes alone, waits for its turn in the scheduler, where
+the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
 
 Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
 costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
@@ -57,6 +57,10 @@ _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
 
 
+Objection = Callable[[socket.socket], str | None]
+"""Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
+
+
 class AcceptPolicy(Protocol):
     """Decides whether this process accepts the next connection, and counts those that it holds."""
 
@@ -92,6 +96,7 @@ class Listener:
         *,
         policy: AcceptPolicy | None,
         tls: TlsCredentials | None,
+        objection: Objection | None,
         protocol: Callable[[Acceptor, Any], Http2Protocol],
         admission: Admission,
         scheduler: FairScheduler,
@@ -103,6 +108,7 @@ class Listener:
             listening: The socket. `stop` closes it.
             policy: Decides about each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
+            objection: Says why a connection is refused; None: none is.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their turns.
@@ -119,6 +125,7 @@ class Listener:
         self.socket = listening
         self._policy = policy
         self._tls = tls
+        self._objection = objection
         self._protocol = protocol
         self._admission = admission
         self._scheduler = scheduler
@@ -244,6 +251,12 @@ class Listener:
 
     def _admit(self, connection: socket.socket, address: Any) -> None:
         connection.setblocking(False)
+        if self._objection is not None and (reason := self._objection(connection)) is not None:
+            self._log(logging.WARNING, "A connection was refused", peer_text(address), error=reason)
+            _answer_and_close(
+                connection, b"" if self._tls is not None else goaway(ErrorCode.INADEQUATE_SECURITY, reason)
+            )
+            return
         protocol = self._protocol(self, address)
         host = address[0] if isinstance(address, tuple) and address else ""
         refusal = self._admission.admit(protocol, host, self._loop)
@@ -276,7 +289,8 @@ class Listener:
                     # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
                     "ssl_shutdown_timeout": LINGER,
                 }
-            await self._scheduler.turn(protocol.arrival, protocol.network)
+            if not self._scheduler.claim_setup(self._loop, protocol.arrival):
+                await self._scheduler.turn(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses

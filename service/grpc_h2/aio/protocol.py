@@ -297,6 +297,16 @@ class Http2Protocol(asyncio.Protocol):
             if self.connection.eventful:
                 self.wake()
 
+    @property
+    def unread(self) -> int:
+        """Octets that wait for the peer to read; those in the kernel are not among them."""
+        return self._transport.get_write_buffer_size() + self.connection.unsent if self.established else 0
+
+    def drop_stalled(self) -> None:
+        """The server stops, and the peer reads nothing: nothing can be said to it either."""
+        self._log(logging.WARNING, "A client was cut off", error="it reads nothing while the server stops")
+        self.abort()
+
     def abort(self) -> None:
         """Drop the transport; nothing more is written."""
         self._transport.abort()
@@ -400,7 +410,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._early_reads:
             self._early_reads -= 1
             share = self.arrival
-            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop):
+            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop, share):
                 self._receive(data)
                 self._judge()
                 return

@@ -13,9 +13,9 @@ can. So deferred work is of four kinds, each with a queue of its own (`Share`), 
 kinds that wait: every second slice belongs to new connections, and the others alternately to clients and strangers.
 However much work strangers cause, a new connection (a probe, a client that reconnects) waits only for other new ones,
 and a client only for other clients. A new connection from an address of which a client is known waits for other such
-connections, and for few of the others. The first octets of a new connection need not even wait for a slice, unless
-many new connections arrive at a time (`FairScheduler.claim`). Accepting is not deferred at all: it has its own share
-(`listener`).
+connections, and for few of the others. To be set up, and for its first octets, a new connection need not even wait for
+a slice, unless others that come before it wait (`FairScheduler.claim`). Accepting is not deferred at all: it has its
+own share (`listener`).
 
 **Networks.** Within a share, the networks of the peers take turns (`fair_queue`): an address with one connection does
 not wait for all the connections of another.
@@ -42,6 +42,9 @@ is put off by one iteration, so that the loop polls its sockets first. It is nev
 
 CLAIMS = 4
 """First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
+
+SETUPS = 1
+"""New connections that are set up at once, likewise: some 0.1 ms each."""
 
 
 class Share(IntEnum):
@@ -74,7 +77,7 @@ _ROTA = (
 class FairScheduler:
     """The queues of deferred work of one event loop."""
 
-    __slots__ = ("_claims", "_last_slice_end", "_put_off", "_queues", "_scheduled", "_slices")
+    __slots__ = ("_claims", "_last_slice_end", "_put_off", "_queues", "_scheduled", "_setups", "_slices")
 
     def __init__(self) -> None:
         self._queues = tuple(FairQueue() for _ in Share)
@@ -82,20 +85,35 @@ class FairScheduler:
         self._last_slice_end = 0.0
         self._put_off = False
         self._slices = 0
-        self._claims = 0
+        self._claims = self._setups = 0
 
-    def claim(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether the first octets of a new connection may be processed at once: a few times in one iteration of the
-        loop, and not while other new connections wait. Otherwise they are to be deferred."""
-        if self._queues[Share.ARRIVALS] or self._queues[Share.RETURNING]:
+    def claim(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
+        """Whether the first octets of a new connection may be processed at once: `CLAIMS` times in one iteration of the
+        loop, and not while new connections that come before it wait. Otherwise they are to be deferred."""
+        if self._new_ones_wait(share):
             return False
-        if not self._claims:
-            loop.call_soon(self._renew_claims)
+        self._renew_later(loop)
         self._claims += 1
         return self._claims <= CLAIMS
 
-    def _renew_claims(self) -> None:
-        self._claims = 0
+    def claim_setup(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
+        """Whether a new connection may be set up at once: as `claim`, `SETUPS` times. Otherwise it needs a `turn`."""
+        if self._new_ones_wait(share):
+            return False
+        self._renew_later(loop)
+        self._setups += 1
+        return self._setups <= SETUPS
+
+    def _new_ones_wait(self, share: Share) -> bool:
+        """Whether new connections wait that come before one of ``share``."""
+        return bool(self._queues[Share.RETURNING] or (share is not Share.RETURNING and self._queues[Share.ARRIVALS]))
+
+    def _renew_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._claims and not self._setups:
+            loop.call_soon(self._renew)
+
+    def _renew(self) -> None:
+        self._claims = self._setups = 0
 
     def defer(
         self,

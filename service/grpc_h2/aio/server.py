@@ -25,10 +25,11 @@ from grpc_h2.aio.admission import Admission, Trust, network_of
 from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.lingering_close import LINGER
-from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
+from grpc_h2.aio.listener import AcceptPolicy, Listener, Objection, listen
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.stalled import StalledPeers
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.limits import Limits
@@ -41,6 +42,8 @@ log = logging.getLogger("grpc_h2")
 
 _UNWINDING = 1.0
 """Seconds that cancelled handlers have for their clean-up."""
+
+_STALL_CHECK_SECONDS = 1.0
 
 _FIRST_CALL = 0.1
 """Seconds before a connection drains that was accepted, and not set up, when the server stopped: the call that its
@@ -176,15 +179,24 @@ class Server:
         return int(listening.getsockname()[1])
 
     def add_listener(
-        self, listening: socket.socket, *, policy: AcceptPolicy | None = None, tls: TlsCredentials | None = None
+        self,
+        listening: socket.socket,
+        *,
+        policy: AcceptPolicy | None = None,
+        tls: TlsCredentials | None = None,
+        objection: Objection | None = None,
     ) -> None:
         """Accept from a listening socket, which may be shared with other processes; ``policy`` decides about each
         connection. `stop` closes the socket in this process.
+
+        The socket may be a Unix socket. ``objection`` is called with each accepted connection; the text that it returns
+        is why the connection is refused, which the peer gets in a GOAWAY.
         """
         listener = Listener(
             listening,
             policy=policy,
             tls=tls,
+            objection=objection,
             protocol=self._make_protocol,
             admission=self.admission,
             scheduler=self.scheduler,
@@ -244,7 +256,11 @@ class Server:
             settling = min(grace or 0.0, LINGER)
             await asyncio.gather(*(listener.finish(settling) for listener in self._listeners))
         if grace:
-            await self._until(lambda: not self._protocols and not self._calls, grace)
+            dropping = asyncio.create_task(self._drop_stalled())
+            try:
+                await self._until(lambda: not self._protocols and not self._calls, grace)
+            finally:
+                dropping.cancel()
         self._grace_over = True
         for call in list(self._calls):
             call.terminate(StatusCode.UNAVAILABLE, "The server is stopping")
@@ -262,6 +278,20 @@ class Server:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
         self.client_log.close()
         self._ended.set()
+
+    async def _drop_stalled(self) -> None:
+        """Drop connections whose peers read nothing, until this is cancelled."""
+        stalled = StalledPeers()
+
+        def steps() -> Iterator[None]:
+            for protocol in stalled.check(list(self._protocols), self._loop.time()):
+                if protocol is not None:
+                    protocol.drop_stalled()
+                yield
+
+        while True:
+            await self.scheduler.spread(steps())
+            await asyncio.sleep(_STALL_CHECK_SECONDS)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server has stopped. Returns whether ``timeout`` seconds went by before that."""

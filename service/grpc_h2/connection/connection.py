@@ -211,6 +211,11 @@ class Connection:
         """Streams that were open when the connection ended, to be freed a few at a time."""
         return self._calls.released
 
+    @property
+    def unsent(self) -> int:
+        """Octets of stream data that wait for the peer's windows or for the transport."""
+        return self._outbound.unsent
+
     # -- input --------------------------------------------------------------------------------------------------------
 
     def hold(self, data: bytes, now: float) -> None:

@@ -28,7 +28,7 @@ from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.reflection import add_reflection
+from definition_server.data_plane.reflection import Reflection, add_reflection
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
@@ -71,8 +71,9 @@ class GrpcioTransport:
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._reflection: Reflection | None = None
         if config.reflection:
-            add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
+            self._reflection = add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
     async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
@@ -99,6 +100,8 @@ class GrpcioTransport:
     async def stop(self, grace_seconds: float) -> None:
         """See `Transport.stop`."""
         self._health.end_watches()
+        if self._reflection is not None:
+            self._reflection.end_streams()
         await self._server.stop(grace_seconds)
         self._client_log.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -26,7 +26,7 @@ from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
-from definition_server.data_plane.reflection import add_reflection
+from definition_server.data_plane.reflection import Reflection, add_reflection
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine, Version
 from definition_server.data_plane.swap import Swap, SwapTimes
 from definition_server.data_plane.transports import CannotListen
@@ -104,8 +104,9 @@ class NativeTransport:
         ]
         endpoint.keys.on_change(self._server.forget_authorizations)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._reflection: Reflection | None = None
         if config.reflection:
-            add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
+            self._reflection = add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
 
     async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
@@ -131,6 +132,8 @@ class NativeTransport:
         if self._balancer is not None:
             self._balancer.stop()
         self._health.end_watches()
+        if self._reflection is not None:
+            self._reflection.end_streams()
         await self._server.stop(grace_seconds)
 
     async def replace_certificate(self, tls: TlsFiles) -> None:

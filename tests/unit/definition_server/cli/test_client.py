@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health`` against a gRPC server in this process."""
+"""``get``, ``fetch`` and ``health`` against a gRPC server in this process."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_get_refuses_a_name_that_is_not_utf8(server: Server) -> None:
 # What get and sync share
 
 
-CALLS = [pytest.param(client.get, ["plus"], id="get"), pytest.param(client.sync, [], id="sync")]
+CALLS = [pytest.param(client.get, ["plus"], id="get"), pytest.param(client.fetch, [], id="fetch")]
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
@@ -411,7 +411,7 @@ def test_options_take_precedence_over_the_environment(server: Server) -> None:
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize("command", [("get", "plus"), ("sync",)], ids=lambda command: command[0])
+@pytest.mark.parametrize("command", [("get", "plus"), ("fetch",)], ids=lambda command: command[0])
 def test_ctrl_c_during_a_call_exits_130_without_a_traceback(server: Server, command: tuple[str, ...]) -> None:
     server.engine.gate.clear()
     with spawn(*command, environment=server.environment, stdout=-1, stderr=-1) as process:
@@ -460,7 +460,7 @@ def test_an_output_encoding_without_the_letters_exits_1_with_a_remedy(server: Se
 def test_sync_prints_count_version_bytes_and_duration(server: Server) -> None:
     server.engine.add("plus")
     server.engine.add("minus")
-    result = server.run(client.sync)
+    result = server.run(client.fetch)
     assert result.exit_code == 0
     assert re.search(r"definitions: +2\n", result.stdout)
     assert re.search(rf"version hash: {'5e' * 32}\n", result.stdout)
@@ -471,7 +471,7 @@ def test_sync_prints_count_version_bytes_and_duration(server: Server) -> None:
 
 def test_sync_json_prints_the_summary(server: Server) -> None:
     server.engine.add("plus")
-    summary = json.loads(server.run(client.sync, "--json").stdout)
+    summary = json.loads(server.run(client.fetch, "--json").stdout)
     assert summary.pop("duration_seconds") >= 0
     catalogue = avap_pb2.CatalogResponse(commands=server.engine.commands, total_count=1, version_hash="5e" * 32)
     assert summary == {
@@ -486,7 +486,7 @@ def test_sync_json_prints_the_summary(server: Server) -> None:
 def test_sync_receives_20_megabytes_above_grpcs_default_limit(server: Server) -> None:
     for number in range(20_000):
         server.engine.add(f"command_{number}", code=b"#" * 1000)
-    summary = json.loads(server.run(client.sync, "--json").stdout)
+    summary = json.loads(server.run(client.fetch, "--json").stdout)
     assert summary["count"] == 20_000
     assert summary["bytes"] > 20_000_000
 
@@ -496,7 +496,7 @@ def test_sync_out_writes_a_file_for_each_definition_and_the_catalogue(server: Se
     server.engine.add("plus")
     server.engine.add("signed", code=package, interface="no json")
     out = tmp_path / "deep" / "out"
-    result = server.run(client.sync, "--out", str(out))
+    result = server.run(client.fetch, "--out", str(out))
     assert result.exit_code == 0
     assert f"written to:   {out}\n" in result.stdout
     assert (out / "plus.py").read_bytes() == CODE
@@ -514,7 +514,7 @@ def test_sync_out_keeps_every_hostile_name_inside_the_directory_and_apart(server
     for name in HOSTILE_NAMES:
         server.engine.add(name, code=name.encode())
     out = tmp_path / "out"
-    assert server.run(client.sync, "--out", str(out)).exit_code == 0
+    assert server.run(client.fetch, "--out", str(out)).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     entries = json.loads((out / "catalog.json").read_text())
     files = {entry["file"] for entry in entries}
@@ -555,7 +555,7 @@ def test_sync_out_replaces_a_link_and_leaves_what_it_points_to(server: Server, t
     outside.write_text("precious")
     out.mkdir()
     (out / "plus.py").symlink_to(outside)
-    assert server.run(client.sync, "--out", str(out)).exit_code == 0
+    assert server.run(client.fetch, "--out", str(out)).exit_code == 0
     assert outside.read_text() == "precious"
     assert (out / "plus.py").read_bytes() == CODE
 
@@ -563,7 +563,7 @@ def test_sync_out_replaces_a_link_and_leaves_what_it_points_to(server: Server, t
 def test_sync_out_refuses_a_file_in_place_of_the_directory(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("precious")
-    result = server.run(client.sync, "--out", str(file))
+    result = server.run(client.fetch, "--out", str(file))
     assert result.exit_code == 2
     assert f"'{file}' is a file" in result.stderr
     assert file.read_text() == "precious"
@@ -574,7 +574,7 @@ def test_sync_out_that_cannot_be_written_exits_1_and_leaves_no_version(server: S
     server.engine.add("plus")
     (tmp_path / "version").write_text("old")
     (tmp_path / "plus.py").mkdir()
-    result = server.run(client.sync, "--out", str(tmp_path))
+    result = server.run(client.fetch, "--out", str(tmp_path))
     assert result.exit_code == 1
     assert "cannot write" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["plus.py"]
@@ -582,7 +582,7 @@ def test_sync_out_that_cannot_be_written_exits_1_and_leaves_no_version(server: S
 
 def test_sync_out_below_a_file_exits_1(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = server.run(client.sync, "--out", str(tmp_path / "file" / "out"))
+    result = server.run(client.fetch, "--out", str(tmp_path / "file" / "out"))
     assert result.exit_code == 1
     assert "Not a directory" in result.stderr
 
@@ -590,7 +590,7 @@ def test_sync_out_below_a_file_exits_1(server: Server, tmp_path: Path) -> None:
 def test_sync_out_refuses_an_answer_with_a_name_twice_and_writes_nothing(server: Server, tmp_path: Path) -> None:
     server.engine.add("plus")
     server.engine.add("plus")
-    result = server.run(client.sync, "--out", str(tmp_path / "out"))
+    result = server.run(client.fetch, "--out", str(tmp_path / "out"))
     assert result.exit_code == 1
     assert "same name" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -599,7 +599,7 @@ def test_sync_out_refuses_an_answer_with_a_name_twice_and_writes_nothing(server:
 def test_sync_shows_progress_on_a_terminal_and_on_stderr_only(server: Server, tmp_path: Path) -> None:
     server.engine.add("plus")
     with (tmp_path / "stdout").open("wb") as stdout:
-        shown = on_a_terminal("sync", "--json", "--out", str(tmp_path), environment=server.environment, stdout=stdout)
+        shown = on_a_terminal("fetch", "--json", "--out", str(tmp_path), environment=server.environment, stdout=stdout)
     assert "writing" in shown
     assert json.loads((tmp_path / "stdout").read_text())["count"] == 1
 

@@ -18,7 +18,7 @@ from tests.support.fakes import service_status
 from tests.support.leftovers import nothing_left, open_descriptors
 from tests.support.polling import until
 
-from definition_server.control_plane import admin_port
+from definition_server.control_plane import admin_port, admin_share
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
 from definition_server.observability.reasons import Reason
@@ -352,6 +352,35 @@ def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_h
     finally:
         for each in crowd:
             each.close()
+
+
+def get(server: AdminServer, source: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), 10, (source, 0)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        return all_of(client)
+
+
+def test_an_address_that_uses_more_than_its_share_waits_and_others_are_served(
+    server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_share, "BURST_SECONDS", 0.01)
+    monkeypatch.setattr(admin_share, "SHARE", 0.000001)
+    monkeypatch.setattr(admin_port, "REQUEST_SECONDS", 0.3)
+    answer, served = b"", -1
+    while not answer or answer.startswith(b"HTTP/1.1 200 "):
+        answer = get(server, "127.0.0.5")
+        served += 1
+    assert served > 0
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert get(server, "127.0.0.6").startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_waited_for_its_share_is_answered_when_that_has_drained(
+    server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_share, "BURST_SECONDS", 0.0)
+    for _ in range(10):
+        assert get(server, "127.0.0.7").startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_goes_on(

@@ -52,6 +52,7 @@ def honest_work(slot: Slot, clock: Clock) -> None:
     slot.count(0, 0, 60_000)
     slot.count_many(1, 3, 500, 1_000_000)
     slot.connected(7, 9)
+    slot.lines_dropped(11)
     slot.serve(3, 30, bytes(range(32)))
     slot.beat(int(clock() * 1e9))
 
@@ -77,6 +78,8 @@ FORGERIES = {
     "many connections": (Word.CONNECTIONS, 2**64 - 1),
     "huge count of opened connections": (Word.OPENED, 2**64 - 1),
     "opened connections that go back": (Word.OPENED, 1),
+    "huge count of dropped lines": (Word.LINES_DROPPED, 2**64 - 1),
+    "dropped lines that go back": (Word.LINES_DROPPED, 10),
     "another's process id": (Word.PID, 1),
 }
 
@@ -113,9 +116,11 @@ def test_the_counts_of_ended_workers_stay_and_are_not_counted_twice() -> None:
     fleet = FleetStats()
     for number in (1, 2, 3):
         stats = fleet.open()
-        map_own(os.dup(stats.page.descriptor)).count_many(0, 0, number, 1_000)
+        slot = map_own(os.dup(stats.page.descriptor))
+        slot.count_many(0, 0, number, 1_000)
+        slot.lines_dropped(number)
         fleet.retire(stats)
         fleet.retire(stats)
         assert stats.read().requests["200"] == number
     counts = fleet.requests()
-    assert counts.requests["200"] == sum(counts.latency[METHODS[0]]) == 6
+    assert counts.requests["200"] == sum(counts.latency[METHODS[0]]) == counts.lines_dropped == 6

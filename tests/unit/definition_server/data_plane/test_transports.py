@@ -544,6 +544,17 @@ async def reflected(client: grpc.aio.Channel, version: str, **wanted: Any) -> An
     return answer
 
 
+async def test_an_idle_stream_of_reflection_does_not_hold_a_stop(serve: Serve) -> None:
+    transport, port = await serve(reflection=True)
+    async with channel(port) as client:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(client)
+        idle = stub.ServerReflectionInfo(timeout=GRACE)
+        await idle.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        await idle.read()
+        await asyncio.wait_for(transport.stop(GRACE), 10)
+        assert await idle.code() is grpc.StatusCode.OK
+
+
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 async def test_reflection_finds_services_methods_messages_and_enums(serve: Serve, version: str) -> None:
     _, port = await serve(reflection=True)

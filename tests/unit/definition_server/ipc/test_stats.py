@@ -60,6 +60,7 @@ def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
+    slot.lines_dropped(1007)
     slot.start_accepting()
     for i in range(len(STATUSES)):
         for _ in range(i + 1):
@@ -71,6 +72,7 @@ def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     reading = slot.read()
     assert (reading.pid, reading.heartbeat_ns, reading.generation, reading.entries) == (1001, 1002, 1003, 1004)
     assert (reading.accepting, reading.connections, reading.opened) == (True, 1005, 1006)
+    assert reading.lines_dropped == 1007
     assert reading.version_hash == bytes(range(1, 33)).hex()
     first = sum(range(1, len(STATUSES) + 1))  # counted above at 0 ns, under the first method
     expected = {method: [10 * (n + 1) + i for i in range(len(LATENCY_BOUNDS) + 1)] for n, method in enumerate(METHODS)}

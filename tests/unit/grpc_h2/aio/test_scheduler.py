@@ -174,9 +174,30 @@ async def test_time_slices_alternate_between_new_connections_clients_and_strange
 async def test_a_few_first_reads_of_one_iteration_are_processed_at_once() -> None:
     scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     for _ in range(2):
-        claims = [scheduler.claim(loop) for _ in range(10)]
+        claims = [scheduler.claim(loop, Share.ARRIVALS) for _ in range(10)]
         assert claims == [True] * module.CLAIMS + [False] * (10 - module.CLAIMS)
         await asyncio.sleep(0)
+
+
+async def test_one_new_connection_of_an_iteration_is_set_up_at_once() -> None:
+    scheduler, loop = FairScheduler(), asyncio.get_running_loop()
+    for _ in range(2):
+        claims = [scheduler.claim_setup(loop, Share.ARRIVALS) for _ in range(5)]
+        assert claims == [True] * module.SETUPS + [False] * (5 - module.SETUPS)
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("waiting", Share, ids=lambda share: share.name)
+async def test_a_new_connection_waits_for_those_that_come_before_it_and_for_no_others(waiting: Share) -> None:
+    loop = asyncio.get_running_loop()
+    for name in ("claim", "claim_setup"):
+        for share, before_it in (
+            (Share.RETURNING, (Share.RETURNING,)),
+            (Share.ARRIVALS, (Share.RETURNING, Share.ARRIVALS)),
+        ):
+            scheduler = FairScheduler()
+            scheduler.defer(loop, lambda: None, waiting)
+            assert getattr(scheduler, name)(loop, share) is (waiting not in before_it)
 
 
 async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
@@ -338,7 +359,7 @@ async def test_a_connection_is_set_up_before_the_crowd_of_another_address(monkey
         assert server.admission.held == CROWD + 1, "all are counted at once"
         assert not server.connections, "none is set up yet"
         await loop_until(lambda: any(protocol.network == "127.0.0.9" for protocol in server._protocols))
-        assert server.connections <= 3
+        assert server.connections <= module.SETUPS + 3
         await loop_until(lambda: server.connections == CROWD + 1)
         await server.stop(0)
 
@@ -355,7 +376,7 @@ async def test_first_octets_are_processed_before_those_of_the_crowd_of_another_a
         protocol = Http2Protocol(server, loop, network=network)
         transports.append(FakeTransport())
         protocol.connection_made(transports[-1])
-        server.scheduler.claim(loop)
+        server.scheduler.claim(loop, Share.ARRIVALS)
         protocol.data_received(HELLO + SETTINGS_ACK + call(1))
     await loop_until(lambda: bool(transports[-1].writes))
     assert sum(bool(each.writes) for each in transports) <= module.CLAIMS + 3

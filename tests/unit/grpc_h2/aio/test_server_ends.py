@@ -23,6 +23,9 @@ from tests.support.h2_wire import (
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
+from grpc_h2 import frames
+from grpc_h2.aio import server as server_module
+from grpc_h2.aio import stalled
 from grpc_h2.aio.server import Server
 from grpc_h2.connection.limits import Limits
 
@@ -43,6 +46,7 @@ class Handlers:
     def register(self, server: Server) -> None:
         self.go = asyncio.Event()
         methods: dict[str, Any] = {
+            "large": grpc.unary_unary_rpc_method_handler(self.large),
             "wait": grpc.unary_unary_rpc_method_handler(self.wait),
             "stream": grpc.unary_stream_rpc_method_handler(self.stream),
             "collect": grpc.stream_unary_rpc_method_handler(self.collect),
@@ -51,6 +55,10 @@ class Handlers:
             "stubborn": grpc.unary_unary_rpc_method_handler(self.stubborn),
         }
         server.add_generic_rpc_handlers((handlers(**methods),))
+
+    async def large(self, request: bytes, context: Any) -> bytes:
+        self.started.release()
+        return bytes(4_000_000)
 
     async def wait(self, request: bytes, context: Any) -> bytes:
         context.add_done_callback(lambda context: self.finished.release())
@@ -120,6 +128,11 @@ def go(running: ServerThread, work: Handlers) -> None:
 
 def request(method: bytes, *extra: tuple[bytes, bytes], stream: int = 1) -> bytes:
     return headers(stream, request_block(b"/t.S/" + method, *extra)) + data(stream, grpc_message(b"x"), end_stream=True)
+
+
+def windows(octets: int) -> bytes:
+    """The client takes so much of each stream, and of all together."""
+    return frames.window_update(0, octets) + frames.settings(((frames.INITIAL_WINDOW_SIZE, octets),))
 
 
 # --- deadlines -------------------------------------------------------------------------------------------------------
@@ -263,6 +276,42 @@ def test_a_stop_waits_for_the_calls_that_run(running: ServerThread, channel: grp
     assert future.result() == b"done"
     stopped.result(SECONDS)
     assert running.run(running.server.wait_for_termination(SECONDS)) is False
+
+
+@pytest.mark.parametrize("opened", [0, 3_000_000], ids=["window shut", "window open"])
+def test_a_client_that_reads_nothing_does_not_hold_a_stop(
+    running: ServerThread,
+    work: Handlers,
+    opened: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(stalled, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "_STALL_CHECK_SECONDS", 0.1)
+    with RawClient(running.port, receive_buffer=4096) as client:
+        if opened:
+            client.send(windows(opened))
+        client.send(request(b"large"))
+        assert acquired(work.started)
+        with caplog.at_level(logging.WARNING, "grpc_h2"):
+            running.stop(60).result(SECONDS)
+    assert "A client was cut off" in caplog.text
+
+
+def test_a_client_that_reads_slowly_is_served_while_the_server_stops(
+    running: ServerThread, work: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalled, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(server_module, "_STALL_CHECK_SECONDS", 0.1)
+    with RawClient(running.port, receive_buffer=4096) as client:
+        client.send(windows(5_000_000))
+        client.send(request(b"large"))
+        assert acquired(work.started)
+        stopped = running.stop(60)
+        client.until(lambda: client.replies.stream(1).ended)
+        client.until_eof()
+        client.socket.close()
+        stopped.result(SECONDS)
 
 
 def test_a_stop_without_grace_ends_calls_as_unavailable(

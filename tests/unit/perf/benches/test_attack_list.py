@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from perf.attackers.job import Job
 from perf.attackers.process import KINDS
-from perf.benches.attack_list import FILE, VARIANTS, Limit, load
+from perf.benches.attack_list import FILE, STRETCH, VARIANTS, Limit, load
 
 HEAD = "victim = ''\nseconds = 5.0\ncalm_seconds = 1.0\nsettle_seconds = 1.0\n"
 ALWAYS = "[[limit]]\nfigure = 'workers_died'\nmost = 0\n"
@@ -53,8 +53,28 @@ def test_memory_of_worker_and_master_has_the_limit_of_64_mb_after_every_attack()
         (Limit("x", most=10, ratio=5), {"x": 16, "calm_x": 3}, False),
         (Limit("x", most=10, ratio=5), {"x": 9, "calm_x": 0.1}, True),
         (Limit("x", most=10, ratio=5), {"x": 11}, False),
+        (Limit("x", most=10, stretched=True), {"x": 24, STRETCH: 2.5}, True),
+        (Limit("x", most=10, stretched=True), {"x": 26, STRETCH: 2.5}, False),
+        (Limit("x", most=10, stretched=True), {"x": 11}, False),
+        (Limit("x", most=10), {"x": 24, STRETCH: 2.5}, False),
+        (Limit("x", most=10, ratio=5, stretched=True), {"x": 34, "calm_x": 7, STRETCH: 2.5}, True),
     ],
-    ids=["at most", "above", "missing", "below", "at least", "calibrated", "above both", "below most", "without calm"],
+    ids=[
+        "at most",
+        "above",
+        "missing",
+        "below",
+        "at least",
+        "calibrated",
+        "above both",
+        "below most",
+        "without calm",
+        "stretched",
+        "above stretched",
+        "no stretch",
+        "not to be stretched",
+        "calibrated above stretched",
+    ],
 )
 def test_a_limit_is_judged_on_the_figures_of_the_run(limit: Limit, figures: dict[str, float], kept: bool) -> None:
     assert limit.kept(figures) is kept

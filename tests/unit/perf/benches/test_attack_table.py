@@ -26,8 +26,8 @@ def test_a_row_shows_the_victim_the_memory_and_the_special_figures() -> None:
     assert row[0] == "octets at random (native, tls)"
     assert row[2] == "log lines 12"
     assert row[4] == "1.23 / 9 / 20, 3 failed"
-    assert row[6] == "+5 / +0 (peak +7)"
-    assert row[7] == "kept"
+    assert row[7] == "+5 / +0 (peak +7)"
+    assert row[8] == "kept"
 
 
 def test_the_verdict_names_every_limit_that_is_not_kept_and_missing_figures() -> None:
@@ -35,18 +35,18 @@ def test_the_verdict_names_every_limit_that_is_not_kept_and_missing_figures() ->
     found = rows("native, cleartext", "garbage", Row(name + "log_lines", "", 99, most=60),
                  Row(name + "peers_named", "", None, least=1))  # fmt: skip
     (row,) = cells(table(PLAN, found))
-    assert row[7] == "**missed**: log_lines 99, not <= 60; peers_named missing, not >= 1"
+    assert row[8] == "**missed**: log_lines 99, not <= 60; peers_named missing, not >= 1"
 
 
 def test_a_run_without_figures_tells_its_error() -> None:
     found = [Row("native, cleartext · garbage: measured", "", error="the victim does not start")]
     (row,) = cells(table(PLAN, found))
-    assert row[7] == "**missed**: no figure: the victim does not start"
+    assert row[8] == "**missed**: no figure: the victim does not start"
 
 
 def test_where_limits_are_not_judged_the_row_says_why() -> None:
     (row,) = cells(table(PLAN, rows("grpcio, cleartext", "gzip-bombs", steady_p99_ms=50)))
-    assert row[7].startswith("not judged: C-core")
+    assert row[8].startswith("not judged: C-core")
 
 
 def test_the_list_names_every_attack_with_its_limits() -> None:

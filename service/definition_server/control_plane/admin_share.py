@@ -1,0 +1,39 @@
+"""How much CPU time of the admin port's thread one network may use: a leaky bucket for each.
+
+A page costs milliseconds, so one peer could keep the thread busy, and take the interpreter from the master's loop. A
+network that has used more than `BURST_SECONDS` beyond its share waits until that has drained; others do not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+SHARE = 0.25
+"""Of one core, lasting. Three Prometheus servers that scrape each second, and a browser, use less."""
+BURST_SECONDS = 1.0
+"""CPU time at once: some hundred pages."""
+_NETWORKS = 1024
+"""That are remembered, some 200 octets each; the one that was charged last is the last to be forgotten."""
+
+
+class CpuShares:
+    """The buckets. No clock of its own: ``now`` is monotonic, in seconds."""
+
+    def __init__(self) -> None:
+        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Network → CPU seconds in its bucket, and when that was so; the one that was charged last at the end."""
+
+    def charge(self, network: str, cpu_seconds: float, now: float) -> None:
+        """``network`` has used so much."""
+        self._used[network] = (self._level(network, now) + cpu_seconds, now)
+        self._used.move_to_end(network)
+        if len(self._used) > _NETWORKS:
+            self._used.popitem(last=False)
+
+    def wait(self, network: str, now: float) -> float:
+        """Seconds until ``network`` may use more; 0: at once."""
+        return max(0.0, (self._level(network, now) - BURST_SECONDS) / SHARE)
+
+    def _level(self, network: str, now: float) -> float:
+        used, at = self._used.get(network, (0.0, now))
+        return max(0.0, used - SHARE * (now - at))

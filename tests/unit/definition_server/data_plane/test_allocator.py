@@ -1,0 +1,129 @@
+"""A worker gives freed memory back to the kernel: when, and that it is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from definition_server.data_plane import allocator
+from definition_server.data_plane.allocator import INTERVAL_SECONDS, NOTABLE_GROWTH, FreedMemory, freed_memory
+
+MB = 1024 * 1024
+
+
+class Process:
+    """Its memory and CPU time are what the test says."""
+
+    def __init__(self) -> None:
+        self.resident, self.in_use = 40 * MB, 40 * MB
+        self.now = self.cpu_seconds = 0.0
+        self.freed = FreedMemory(lambda: self.resident, self._give_back)
+        self.check()
+
+    def _give_back(self, done: Callable[[], None]) -> None:
+        self.resident = self.in_use
+        done()
+
+    def check(self, *, busy: float = 0.1) -> bool:
+        self.now += 1
+        self.cpu_seconds += busy
+        return self.freed.check(self.now, self.cpu_seconds)
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process()
+
+
+def test_memory_is_given_back_in_the_first_quiet_second_after_it_was_freed(process: Process) -> None:
+    process.resident += 90 * MB
+    assert not process.check(busy=0.9)
+    assert process.check()
+    assert process.resident == process.in_use
+
+
+def test_nothing_is_done_while_the_process_has_grown_little(process: Process) -> None:
+    process.resident += NOTABLE_GROWTH - 1
+    assert not any(process.check() for _ in range(100))
+
+
+def test_nothing_is_done_while_memory_is_being_filled(process: Process) -> None:
+    for _ in range(20):
+        process.resident += 2 * MB
+        assert not process.check()
+    assert process.check()
+
+
+def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
+    process.resident += 90 * MB
+    assert not any(process.check(busy=0.6) for _ in range(100))
+
+
+def test_memory_that_is_in_use_is_asked_for_only_once(process: Process) -> None:
+    process.resident += 90 * MB
+    process.in_use = process.resident
+    assert sum(process.check() for _ in range(1000)) == 1
+
+
+def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: Process) -> None:
+    times = 0
+    for _ in range(100):
+        process.resident = max(process.resident, process.in_use + 2 * NOTABLE_GROWTH)
+        times += process.check() or process.check()
+    assert 0.8 * 200 / INTERVAL_SECONDS < times <= 200 / INTERVAL_SECONDS
+
+
+def test_a_level_that_has_fallen_counts(process: Process) -> None:
+    process.resident = process.in_use = 20 * MB
+    process.check()
+    process.resident += NOTABLE_GROWTH
+    assert [process.check(), process.check()] == [False, True]
+
+
+def test_without_a_function_of_the_c_library_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    assert freed_memory() is None
+
+
+def test_without_proc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "_STATM", "/nowhere/statm")
+    assert freed_memory() is None
+
+
+PROGRAM = """
+import threading
+from definition_server.data_plane.allocator import freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 // 1_000_000
+
+freed = freed_memory()
+if freed is None:
+    print(-1)
+else:
+    freed.check(0.0, 0.0)
+    before = resident()
+    held = [(b"x" * (65_000 + number), b"y" * (2_000 + number)) for number in range(1000)]
+    for number in range(1000):
+        held[number] = held[number][1]
+    grown = resident() - before
+    freed.check(1.0, 0.1)
+    assert freed.check(2.0, 0.2)
+    for thread in threading.enumerate():
+        if thread.name == "memory-return":
+            thread.join()
+    print(grown, resident() - before)
+"""
+
+
+def test_freed_blocks_of_input_are_not_resident_any_more() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    if done.stdout == "-1\n":
+        pytest.skip("the C library has no malloc_trim")
+    kept, left = map(int, done.stdout.split())
+    assert kept > 50, "otherwise giving back is superfluous"
+    assert left < 33
