@@ -145,7 +145,8 @@ class ServedCatalogue:
     @property
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
-        return self._newest or self._stored
+        # An empty catalogue is false, so `or` would not do.
+        return self._stored if self._newest is None else self._newest
 
     @property
     def candidate(self) -> Snapshot | None:
@@ -214,7 +215,7 @@ class ServedCatalogue:
         async with self._lock:
             if self._serves() or (self._stored is None and self._pinned is None):
                 return False
-            self._newest, self._stored = self._newest or self._stored, None
+            self._newest, self._stored = self.newest, None
             await self._settle()
             if self.served is None:
                 return False
@@ -515,7 +516,8 @@ class ServedCatalogue:
         pin = self.wishes().pin
         if pin is None:
             return self._newest
-        return self._in_memory(pin) or self.served or self._newest
+        found = (self._in_memory(pin), self.served, self._newest)
+        return next((snapshot for snapshot in found if snapshot is not None), None)
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
         """Make what is served what is to be served, under the present key. Returns whether anything was published."""
