@@ -216,6 +216,7 @@ class ServedCatalogue:
             if self._serves() or (self._stored is None and self._pinned is None):
                 return False
             self._newest, self._stored = self.newest, None
+            self._state.newest_version = None if self._newest is None else self._newest.version_hash
             await self._settle()
             if self.served is None:
                 return False

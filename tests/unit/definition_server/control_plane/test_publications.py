@@ -359,6 +359,10 @@ class HoldingGate:
         self.last_good.append(None if last_good is None else last_good.version_hash)
         return self.names
 
+    def prepare(self) -> None: ...
+
+    def cycle_ended(self, newest: Snapshot | None) -> None: ...
+
 
 async def test_many_rows_held_at_once_hold_the_catalogue_and_once_accepted_the_next_change_passes(
     server: Server,
