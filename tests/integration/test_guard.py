@@ -48,10 +48,8 @@ def test_a_doubled_table_is_held_and_its_names_are_on_no_page(
 ) -> None:
     table.add([(f"first{number}", "function", "[]", f"x = '{'a' * 50_000}'") for number in range(MANY)])
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()
-    table.add([(f"second{number}", "function", "[]", f"x = '{'b' * 60_000}'") for number in range(MANY)])
+    table.add([(f"zyzzyva{number}", "function", "[]", f"x = '{'b' * 60_000}'") for number in range(MANY)])
     assert server.wait_log("Catalogue held")["reason"] == "catalogue_grown"
     assert server.statusz()["catalog"]["definitions"] == MANY
     for page in ("/statusz", "/readyz", "/metrics"):
-        assert "second" not in server.http(page)[1].replace("_seconds", "").replace("seconds_", "").replace(
-            "second ", ""
-        )
+        assert "zyzzyva" not in server.http(page)[1]
