@@ -106,7 +106,9 @@ def test_a_pin_reaches_every_worker_within_a_second_and_follows_the_table_afterw
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
     difference = answer("diff", before[:8], after, directory=directory)
     assert difference["added"] == [f"command{MANY}"]
-    assert [each["version_hash"] for each in answer("history", directory=directory)["versions"]] == [after, before]
+    versions = answer("history", directory=directory)["versions"]
+    assert [each["version_hash"] for each in versions] == [after, before]
+    assert versions[0]["changes"] == {"added": 1, "removed": 0, "changed": 0}
     pinned = answer("pin", before[:12], "--for", "1h", directory=directory)
     assert pinned["version_hash"] == before
     assert pinned["seconds"] < 1

@@ -120,7 +120,11 @@ class ControlService:
         current = self._publisher.current
         served = None if current is None else current.snapshot.version_hash
         entries = await self._publications.history()
-        return [version_message(entry, served=entry.version_hash == served) for entry in entries]
+        changes = self._sync_state.changes
+        return [
+            version_message(entry, changes.get(entry.version_hash), served=entry.version_hash == served)
+            for entry in entries
+        ]
 
     async def _diff(self, request: pb.DiffRequest) -> pb.Difference:
         old, new, changes = await self._publications.diff(request.old, request.new)

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.history import HistoryEntry
-from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.sync_state import ChangeCounts, SyncState
 from definition_server.observability.status import ServiceStatus, WorkerStatus
 from definition_server.rpc import avap_control_pb2 as pb
 
@@ -27,11 +27,14 @@ def served_message(snapshot: Snapshot) -> pb.Served:
     return message
 
 
-def version_message(entry: HistoryEntry, *, served: bool) -> pb.Version:
-    """An entry of the history."""
+def version_message(entry: HistoryEntry, changes: ChangeCounts | None, *, served: bool) -> pb.Version:
+    """An entry of the history, and what its publication has changed, if that is known."""
     message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
+    if changes is not None:
+        message.changes.added, message.changes.removed, message.changes.changed = changes
+        message.changes.SetInParent()
     return message
 
 

@@ -449,7 +449,7 @@ class Version(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def changes(self) -> Global___Changes:
-        """Compared with the version before it in the history. Not set on the oldest."""
+        """What its publication has changed in what was served. Not set where that was before the start of the server."""
 
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:
