@@ -152,6 +152,21 @@ class Settings(EnvironmentSettings):
         "and the last good catalogue stays.",
         json_schema_extra=advice("Give true or false"),
     )
+    gate_code: Literal["module", "function", "off"] = Field(
+        "module",
+        validation_alias="GATE_CODE",
+        description="How clients compile code; a row whose code does not compile so does not replace a good version. "
+        'module: `compile(code, name, "exec")`. function: the same, and a top-level `return` is allowed. off: code is '
+        "not checked.",
+        json_schema_extra=advice("Give module, function or off"),
+    )
+    gate_interface: Literal["on", "off"] = Field(
+        "on",
+        validation_alias="GATE_INTERFACE",
+        description="A row whose interface Python's `json.loads` refuses, or that is no array, does not replace a good "
+        "version. off: interfaces are not checked.",
+        json_schema_extra=advice("Give on or off"),
+    )
     guard_max_removed_percent: Percent = Field(
         20.0,
         validation_alias="GUARD_MAX_REMOVED_PERCENT",

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
+from definition_server.catalog.gate import Gate
 from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.confinement import confine_master
 from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
@@ -35,6 +38,7 @@ from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.served_catalogue import Held
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
@@ -148,6 +152,10 @@ class _Master:
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
         )
+        background = Background()
+        self._gate = RowGate(
+            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+        )
         self._policy = (
             None
             if settings.publication_policy is None
@@ -165,9 +173,12 @@ class _Master:
                 growth_percent=settings.guard_max_growth_percent,
                 held_percent=settings.guard_max_held_percent,
             ),
+            gate=self._gate,
             allow_empty=settings.allow_empty_catalog,
+            background=background,
             policy=lambda: Policy() if self._policy is None else self._policy.current,
         )
+        self._gate.on_bad_rows_served(self._read_again)
         self._sync_loop = SyncLoop(
             self._synchronizer,
             self._publisher,
@@ -271,6 +282,7 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        await self._gate.close()
         if self._control is not None:
             await self._control.close()
         self._synchronizer.close()
@@ -304,6 +316,11 @@ class _Master:
     async def _roll(self) -> None:
         log.info("Rolling the workers")
         await self._supervisor.roll()
+
+    def _read_again(self) -> None:
+        """Rows that are served turned out to be bad: the next publication is without them."""
+        self._synchronizer.read_again()
+        self._sync_loop.sync_soon()
 
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from definition_server import __version__
 from definition_server.catalog.definition import Unserved
-from definition_server.catalog.validation import Suspect
+from definition_server.catalog.validation import HOLDABLE, Suspect
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
@@ -109,6 +109,8 @@ def _sync(state: SyncState) -> SyncStatus:
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},
+        rows_held={reason.value: findings.held[reason] for reason in Unserved if reason in HOLDABLE},
+        rows_unchecked=findings.unchecked,
     )
 
 

@@ -50,6 +50,12 @@ class Gate(Protocol):
             The names that are served in an earlier version because their row is held.
         """
 
+    def prepare(self) -> None:
+        """Rows are being read, and `apply` follows."""
+
+    def cycle_ended(self, newest: Snapshot | None) -> None:
+        """Judge rows of ``newest`` that were let pass unjudged, beside serving."""
+
 
 class Synchronizer:
     """Runs cycles. One at a time; not thread-safe."""
@@ -92,7 +98,7 @@ class Synchronizer:
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
-        self._reader = TableReader(source, self._background)
+        self._reader = TableReader(source, self._background, on_change=None if gate is None else gate.prepare)
         self.catalogue = ServedCatalogue(
             publisher,
             self._background,
@@ -123,6 +129,10 @@ class Synchronizer:
             self._signer = signer
             self.catalogue.use_signer(signer)
             self._reader.forget()
+
+    def read_again(self) -> None:
+        """Read the table in the next cycle, changed or not."""
+        self._reader.forget()
 
     async def restore(self) -> bool:
         """Publish the last-known-good snapshot, if nothing is served yet and there is a sound one.
@@ -156,6 +166,8 @@ class Synchronizer:
             reason = Reason.INTERNAL_ERROR
         if error is not None:
             await self._after_failure()
+        if self._gate is not None:
+            self._gate.cycle_ended(self.catalogue.newest)
         self.state.last_duration_seconds = now() - started
         self._note(outcome, error, reason, next_attempt_in(outcome))
         return outcome

@@ -130,6 +130,10 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
     yield _labelled(GaugeMetricFamily, "avap_rows_unserved", text, "reason", sync.unserved)
     text = "Rows that look wrong and are served, at the last reading, by reason."
     yield _labelled(GaugeMetricFamily, "avap_rows_suspect", text, "reason", sync.suspect)
+    text = "Commands served in their last good version because their row is bad, by reason."
+    yield _labelled(GaugeMetricFamily, "avap_rows_held", text, "reason", sync.rows_held)
+    text = "Rows that are served although their content was not checked yet."
+    yield _gauge("avap_rows_unchecked", text, sync.rows_unchecked)
 
 
 def _workers(status: ServiceStatus) -> Iterator[Metric]:

@@ -36,6 +36,10 @@ class SyncStatus:
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
+    rows_held: dict[str, int] = field(default_factory=dict)
+    """By reason: commands that are served in their last good version, because their row is bad."""
+    rows_unchecked: int = 0
+    """Rows that are served although their content was not judged yet."""
     held_reason: Reason | None = None
     """Why the guard holds a catalogue; None where it holds none."""
     held_since: float | None = None
