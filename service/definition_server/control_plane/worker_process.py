@@ -22,6 +22,7 @@ from definition_server.ipc.messages import (
     Certificate,
     Configure,
     Drain,
+    Freshness,
     Keys,
     KeysUsed,
     Mapped,
@@ -97,9 +98,11 @@ class WorkerProcess:
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None],
+        on_ready: Callable[[WorkerProcess], None],
     ) -> None:
         self.number = number
         self._on_keys_used = on_keys_used
+        self._on_ready = on_ready
         self.stats = stats
         self.started = asyncio.get_running_loop().time()
         self.mapped = False
@@ -119,6 +122,7 @@ class WorkerProcess:
         self._sent_generation = 0
         self._sent_at = 0.0
         self._sent_keys: Keys | None = None
+        self._sent_freshness: Freshness | None = None
         self._sent_certificate = certificate
         self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
@@ -135,11 +139,13 @@ class WorkerProcess:
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        on_ready: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
         ``tls`` are the TLS files of ``certificate``, None without TLS.
-        ``on_mapped`` is called when the other workers may read its page.
+        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports what it
+        serves.
 
         Raises:
             OSError: where no process can be started (memory, process or descriptor limit).
@@ -170,12 +176,26 @@ class WorkerProcess:
         finally:
             theirs.close()
         stats.belongs_to(process.pid)
-        return cls(number, process, channel, stats, certificate, on_mapped=on_mapped, on_keys_used=on_keys_used)
+        return cls(
+            number,
+            process,
+            channel,
+            stats,
+            certificate,
+            on_mapped=on_mapped,
+            on_keys_used=on_keys_used,
+            on_ready=on_ready,
+        )
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def knows_a_catalogue(self) -> bool:
+        """Whether it was sent one, which it serves or is about to."""
+        return self._sent_generation > 0
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -185,6 +205,7 @@ class WorkerProcess:
     def reconcile(
         self,
         keys: Keys,
+        freshness: Freshness,
         certificate: Certificate,
         tls: TlsFiles | None,
         publication: Publication | None,
@@ -200,6 +221,8 @@ class WorkerProcess:
         try:
             if keys != self._sent_keys and self._channel.send(keys):
                 self._sent_keys = keys
+            if freshness != self._sent_freshness and self._channel.send(freshness):
+                self._sent_freshness = freshness
             if tls and certificate != self._sent_certificate and self._channel.send(certificate, *tls.descriptors):
                 self._sent_certificate = certificate
             if publication is not None and self._lacks(publication.snapshot.generation):
@@ -281,6 +304,7 @@ class WorkerProcess:
             self.generation = message.generation
             self.jail = extent_of(message.jail)
             self.ready.set()
+            self._on_ready(self)
         elif isinstance(message, KeysUsed) and self.mapped:
             self._on_keys_used(message.digests)
         else:

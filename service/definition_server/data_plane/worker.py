@@ -41,6 +41,7 @@ from definition_server.ipc.messages import (
     Certificate,
     Configure,
     Drain,
+    Freshness,
     Keys,
     KeysUsed,
     Mapped,
@@ -110,6 +111,8 @@ class Worker:
         """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
         self._certificate_replaced = asyncio.Event()
+        self._fresh = False
+        self._freshness_changed = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until the drain is over. Returns the exit code."""
@@ -140,6 +143,7 @@ class Worker:
         works = (
             self._report(transport),
             self._replace_certificate(transport),
+            self._report_freshness(transport),
             self._swap_published(),
             self._report_keys(),
             self._return_memory(),
@@ -163,6 +167,13 @@ class Worker:
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
+
+    async def _report_freshness(self, transport: Transport) -> None:
+        """Report to health whether what is served is up to date, as the master says."""
+        while True:
+            await self._freshness_changed.wait()
+            self._freshness_changed.clear()
+            await transport.set_fresh(self._fresh)
 
     async def _replace_certificate(self, transport: Transport) -> None:
         """Have the transport use the certificate whenever another came."""
@@ -201,6 +212,9 @@ class Worker:
         match message, descriptors:
             case Keys(), ():
                 self._keys.replace(message.digests)
+            case Freshness(), ():
+                self._fresh = message.fresh
+                self._freshness_changed.set()
             case Publish(), (descriptor,):
                 self._open(message, descriptor)
             case Certificate(), (_, _, *_):

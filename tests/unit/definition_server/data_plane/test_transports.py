@@ -502,6 +502,26 @@ async def test_health_needs_no_key_and_is_not_serving_until_set(serve: Serve) ->
     assert states == ["NOT_SERVING"] * 2 + ["SERVING"] * 2 + ["NOT_SERVING"] * 2
 
 
+async def test_health_says_whether_what_is_served_is_up_to_date(serve: Serve) -> None:
+    transport, port = await serve()
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with channel(port) as client:
+        stub: Any = health_pb2_grpc.HealthStub(client)
+        request = health_pb2.HealthCheckRequest(service="avap.freshness")
+        watch = stub.Watch(request, timeout=30)
+        assert (await watch.read()).status == not_serving
+        await transport.set_serving(True)
+        for fresh in (True, False, True):
+            await transport.set_fresh(fresh)
+            expected = serving if fresh else not_serving
+            assert (await watch.read()).status == expected
+            assert (await stub.Check(request, timeout=10)).status == expected
+            listed = (await stub.List(health_pb2.HealthListRequest(), timeout=10)).statuses
+            assert listed["avap.freshness"].status == expected
+            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving  # never red for that
+        assert set(listed) == {"", "avap.DefinitionEngine", "avap.freshness", "liveness"}
+
+
 async def services(client: grpc.aio.Channel) -> set[str]:
     """The services that reflection lists."""
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(client)
