@@ -182,6 +182,17 @@ def test_pins_under_load_fail_no_call(server: ServerProcess, table: Table, direc
     assert not load.result.failed, load.result
 
 
+def test_a_held_command_is_named_with_its_reason_and_hashes(
+    server: ServerProcess, table: Table, directory: Path
+) -> None:
+    table.run("UPDATE obex_dapl_functions SET code = 'def broken(' WHERE name = 'command1'")
+    [held] = until(lambda: answer("status", directory=directory)["held_commands"], server.tail)
+    assert (held["name"], held["reason"]) == ("command1", "code_invalid")
+    assert held["since"].endswith("Z")
+    assert {len(held["hash_served"]), len(held["hash_refused"])} == {64}
+    assert "command1" in run("status", directory=directory).stdout
+
+
 def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
