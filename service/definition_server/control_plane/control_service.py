@@ -131,7 +131,10 @@ class ControlService:
         return pb.Difference(old=old, new=new, added=changes.added, removed=changes.removed, changed=changes.changed)
 
     async def _accept(self, request: pb.AcceptRequest) -> pb.Served:
-        return await self._served_after(self._publications.accept(request.version_hash))
+        message = await self._served_after(self._publications.accept(request.version_hash))
+        if not message.version_hash.startswith(request.version_hash):
+            message.note = "what was accepted is served when the pin ends"
+        return message
 
     async def _pin(self, request: pb.PinRequest) -> pb.Served:
         until = request.until.ToNanoseconds() / 1e9 if request.HasField("until") else None

@@ -185,7 +185,9 @@ class Served(_message.Message):
     unchanged: _builtins.bool
     """Whether it was served already, so that nothing was published. In answers to Accept, Pin and Unpin only."""
     note: _builtins.str
-    """Why this would not survive a restart. In answers to Pin and Unpin only."""
+    """What the operator should know: why this would not survive a restart, or why it is not served yet. In answers to
+    Accept, Pin and Unpin only.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was built."""
