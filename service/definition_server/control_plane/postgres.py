@@ -363,7 +363,7 @@ class _Reading:
         async with _raw(self._connection.cursor(name="definitions")) as cursor:
             await self._limited(cursor.execute(ROWS_SQL, binary=True))
             while rows := await self._limited(cursor.fetchmany(_BATCH_ROWS)):
-                yield [Row._make(row) for row in rows]
+                yield [Row(*row) for row in rows]
 
 
 def _raw(cursor: AnyCursor) -> AnyCursor:
