@@ -251,7 +251,7 @@ def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests with whole servers run on one transport each,
-    alternately; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
+    half of them on each; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
     """
     install(session, "test")
     run_all(session, "pytest", options=["--one-transport=alternate"], thorough=False)
@@ -317,7 +317,7 @@ def proto(session: nox.Session) -> None:
         # The virtual path makes the generated imports absolute.
         "-Idefinition_server/rpc=service/definition_server/proto",
         "--python_out=service", "--grpc_python_out=service", "--mypy_out=service",
-        "definition_server/rpc/avap.proto",
+        "definition_server/rpc/avap.proto", "definition_server/rpc/avap_control.proto",
     )  # fmt: skip
     after = {path: path.read_bytes() for path in sorted(GENERATED.glob("*_pb2*"))}
     if os.environ.get("CI") and before != after:

@@ -11,7 +11,7 @@ from definition_server.catalog.definition import Row
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
 
-_LINE = "    value_{0:04d} = registry.lookup('{1:08x}', scope={2})\n"
+_LINE = "value_{0:04d} = registry.lookup('{1:08x}', scope={2:5d})\n"
 
 
 def name_of(number: int) -> str:
@@ -70,4 +70,6 @@ def source(number: int, octets: int, mark: str = "") -> bytes:
     """``octets`` octets of plausible code for definition ``number``, with ``mark`` at its start."""
     count = octets // 48 + 1
     lines = "".join(_LINE.format(line, number * 2654435761 + line & 0xFFFFFFFF, line % 7) for line in range(count))
-    return (mark + "\n" + lines if mark else lines).encode()[:octets]
+    cut = (mark + "\n" + lines if mark else lines).encode()[:octets]
+    whole = cut.rfind(b"\n") + 1
+    return cut[:whole] + b"#" * (octets - whole)  # a comment: half a line would not compile

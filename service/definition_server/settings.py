@@ -25,6 +25,7 @@ Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 _MOST_WORKERS = 512
+_SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
 _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
@@ -130,12 +131,41 @@ class Settings(EnvironmentSettings):
         "the history and of pins. Unset: nothing is kept, and a change is not compared across a restart.",
         json_schema_extra=advice("Give a directory that the server may write to, or leave it unset"),
     )
+    control_socket: Path | None = Field(
+        None,
+        validation_alias="CONTROL_SOCKET",
+        description="Unix socket on which the server answers the operator's commands (`status`, `accept`, `pin` …). "
+        "Unset: `control.sock` in `SNAPSHOT_DIR`; where that is unset too, there is none.",
+        json_schema_extra=advice(_SOCKET_REMEDY),
+    )
+    publication_policy: Path | None = Field(
+        None,
+        validation_alias="PUBLICATION_POLICY",
+        description="TOML file that says which catalogues are accepted, and which one is pinned, for many replicas "
+        "alike. Read every second. Unset: none.",
+        json_schema_extra=advice("Name a TOML file that the server may read, or leave it unset"),
+    )
     allow_empty_catalog: bool = Field(
         False,
         validation_alias="ALLOW_EMPTY_CATALOG",
         description="Serve a catalogue without any definition. False: an empty table is held, "
         "and the last good catalogue stays.",
         json_schema_extra=advice("Give true or false"),
+    )
+    gate_code: Literal["module", "function", "off"] = Field(
+        "module",
+        validation_alias="GATE_CODE",
+        description="How clients compile code; a row whose code does not compile so does not replace a good version. "
+        'module: `compile(code, name, "exec")`. function: the same, and a top-level `return` is allowed. off: code is '
+        "not checked.",
+        json_schema_extra=advice("Give module, function or off"),
+    )
+    gate_interface: Literal["on", "off"] = Field(
+        "on",
+        validation_alias="GATE_INTERFACE",
+        description="A row whose interface Python's `json.loads` refuses, or that is no array, does not replace a good "
+        "version. off: interfaces are not checked.",
+        json_schema_extra=advice("Give on or off"),
     )
     guard_max_removed_percent: Percent = Field(
         20.0,
@@ -384,10 +414,19 @@ class Settings(EnvironmentSettings):
             raise ValueError(f"it must exceed DRAIN_WAIT_SECONDS ({wait:g})")
         return value
 
+    def control_path(self) -> Path | None:
+        """The path of the control socket; None: there is none."""
+        return control_path(self.control_socket, self.snapshot_dir)
+
     def keys_by_id(self) -> dict[str, str]:
         """The accepted API keys: id → key."""
         single = {} if self.api_key is None else {DEFAULT_ID: self.api_key.get_secret_value()}
         return single | ({} if self.api_keys is None else parse_keys(self.api_keys.get_secret_value()))
+
+
+def control_path(socket: Path | None, snapshot_dir: Path | None) -> Path | None:
+    """The path of the control socket, from ``CONTROL_SOCKET`` and ``SNAPSHOT_DIR``."""
+    return socket or (None if snapshot_dir is None else snapshot_dir / "control.sock")
 
 
 def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
@@ -513,3 +552,24 @@ class ClientSettings(EnvironmentSettings):
         if value is not None and info.data.get("ca_file", value) is None:
             raise ValueError("it needs DEFINITION_SERVER_CA_FILE, without which the server is called in cleartext")
         return value
+
+
+class ControlSettings(EnvironmentSettings):
+    """The settings of the operator's commands (``status``, ``history``, ``accept`` …). They are the server's."""
+
+    control_socket: Path | None = Field(
+        None,
+        validation_alias="CONTROL_SOCKET",
+        description="Unix socket of the server. Unset: `control.sock` in `SNAPSHOT_DIR`.",
+        json_schema_extra=advice(_SOCKET_REMEDY),
+    )
+    snapshot_dir: Path | None = Field(
+        None,
+        validation_alias="SNAPSHOT_DIR",
+        description="The server's directory of snapshots, in which its socket is, unless `CONTROL_SOCKET` is set.",
+        json_schema_extra=advice("Give the directory that the server has, or leave it unset"),
+    )
+
+    def control_path(self) -> Path | None:
+        """The path of the control socket; None: neither variable is set."""
+        return control_path(self.control_socket, self.snapshot_dir)

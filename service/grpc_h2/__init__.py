@@ -6,6 +6,7 @@ package is internal and may change at any time.
 **Serving** (asyncio; imported when one of these names is first used, so that the sans-IO part needs no event loop):
 
 - `Server`: serves static methods, and method handlers as ``grpc.aio.Server`` does.
+- `MethodHandler`: how a method is served, for programs that do not import gRPC.
 - `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
@@ -70,6 +71,7 @@ from grpc_h2.wire.hpack import encode_block
 if TYPE_CHECKING:
     from grpc_h2.aio.admission import Refusal, Trust
     from grpc_h2.aio.call import ServicerContext
+    from grpc_h2.aio.handlers import MethodHandler
     from grpc_h2.aio.protocol import Http2Protocol
     from grpc_h2.aio.rate_limited_log import RateLimitedLog
     from grpc_h2.aio.server import Server
@@ -94,6 +96,7 @@ __all__ = [
     "Lookup",
     "MessageReceived",
     "Metadata",
+    "MethodHandler",
     "PreparedAnswers",
     "RateLimitedLog",
     "Refusal",
@@ -115,6 +118,7 @@ __all__ = [
 _ASYNCIO = {
     "CertificateFault": "grpc_h2.aio.tls",
     "Http2Protocol": "grpc_h2.aio.protocol",
+    "MethodHandler": "grpc_h2.aio.handlers",
     "RateLimitedLog": "grpc_h2.aio.rate_limited_log",
     "Refusal": "grpc_h2.aio.admission",
     "Server": "grpc_h2.aio.server",

@@ -110,7 +110,7 @@ def test_every_module_that_is_imported_was_compiled(start: StartContainer, trans
     writable = {"read_only": False, "user": "0:0"}
     server = start(options=writable, TRANSPORT=transport)
     server.wait_log("Serving")
-    for command in ("get command1", "sync", "health", "config", "validate"):
+    for command in ("get command1", "fetch", "health", "config", "validate"):
         server.execute("definition-server", *command.split())
     server.container.stop(timeout=20)
     assert server.state["ExitCode"] == 0

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from tests.containers.engine import Running, Secrets
     from tests.support.table import Table
 
-START_SECONDS = 5.0
-"""Far above the measured time (docs/containers.md), so that the test passes on a busy machine."""
+START_RATIO = 3.0
+"""A start may take as long as this number of ``--version`` commands, each in a container of its own: 0.6 to 1.3 of
+them were measured."""
 TRANSPORTS = ("native", "grpcio")
 
 
@@ -117,10 +118,15 @@ def test_the_health_probe_of_kubernetes_is_answered(start: StartContainer) -> No
     assert http(server, "/livez")[0] == 200
 
 
-def test_it_starts_within_seconds(start: StartContainer, figure: Callable[[str], None]) -> None:
+def test_it_starts_in_the_time_of_a_few_commands(start: StartContainer, figure: Callable[[str], None]) -> None:
     """Time from the command until the server is ready, and the time that the server logs."""
-    seen, told = [], []
+    seen, told, yardstick = [], [], []
     for _ in range(5):
+        began = time.monotonic()
+        command = start("--version")
+        assert command.wait_exit() == 0
+        yardstick.append(time.monotonic() - began)
+        command.remove()
         began = time.monotonic()
         server = start()
         until(partial(_ready, server), server.output)
@@ -129,9 +135,9 @@ def test_it_starts_within_seconds(start: StartContainer, figure: Callable[[str],
             assert client.health() == "SERVING"
         told.append(float(server.wait_log("Serving")["seconds"]))
         server.remove()
-    own = statistics.median(told)
-    figure(f"start: SERVING {statistics.median(seen):.2f} s after docker run, {own:.2f} s of it in the server's hands")
-    assert statistics.median(seen) < START_SECONDS
+    ready, own, version = statistics.median(seen), statistics.median(told), statistics.median(yardstick)
+    figure(f"start: SERVING {ready:.2f} s after docker run, {own:.2f} s of it in the server; --version {version:.2f} s")
+    assert ready < START_RATIO * version
 
 
 def _ready(server: Running) -> bool:

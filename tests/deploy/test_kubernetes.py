@@ -20,6 +20,8 @@ from tests.judges.tools import may_build
 
 from definition_server import __version__
 from definition_server.cli.sizing import answer, load_figures
+from definition_server.control_plane.publication_policy import parse
+from definition_server.control_plane.wishes import Policy
 
 pytestmark = may_build
 
@@ -289,3 +291,18 @@ def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path)
 
 def test_every_overlay_is_tested() -> None:
     assert set(OVERLAYS) == {"guide", "right-sized"}
+
+
+def test_the_policy_is_mounted_as_a_directory_under_the_name_that_the_setting_has(tmp_path: Path) -> None:
+    changed = with_components(tmp_path, "publication-policy")
+    assert judge(changed) == []
+    [mount] = [each for each in changed.container["volumeMounts"] if each["name"] == "policy"]
+    assert "subPath" not in mount  # the kubelet does not update those
+    assert changed.environment["PUBLICATION_POLICY"] == f"{mount['mountPath']}/policy.toml"
+    [volume] = [each for each in changed.pod["volumes"] if each["name"] == "policy"]
+    [policy] = [
+        each["data"]["policy.toml"]
+        for each in changed.objects
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] == volume["configMap"]["name"]
+    ]
+    assert parse(policy.encode()) == Policy()

@@ -47,15 +47,83 @@ def test_of_rows_with_the_same_name_the_highest_id_is_served(table: Table, start
     assert server.wait_log("Rows not served", reason="duplicate")["examples"] == ["id=1 name='twin'"]
 
 
-def test_an_interface_that_is_not_json_is_served_unchanged_and_reported(
+def test_rows_that_clients_refuse_are_left_out_where_no_good_version_is_known(
     table: Table, start_server: StartServer
 ) -> None:
-    table.add([GOOD, ("odd", "function", "{not json", "pass"), ("object", "function", '{"a": 1}', "pass")])
+    table.add(
+        [
+            GOOD,
+            ("odd", "function", "{not json", "pass"),
+            ("object", "function", '{"a": 1}', "pass"),
+            ("code", "function", "[]", "if"),
+            ("NaN", "function", "[NaN]", "pass"),
+        ]
+    )
     server = start_server(table.url).wait_ready()
     with Client(server.port) as client:
+        assert [command.name for command in client.sync().commands] == ["NaN", "good"]
+    assert server.metric("avap_rows_unserved", reason="interface_invalid") == 2
+    assert server.metric("avap_rows_unserved", reason="code_invalid") == 1
+    assert server.metric("avap_rows_suspect", reason="interface_not_json_array") == 1
+    line = server.wait_log("Commands are left out: no good version is known")
+    assert (line["level"], line["count"]) == ("WARN", 3)
+
+
+def test_checks_that_are_off_let_every_row_pass(table: Table, start_server: StartServer) -> None:
+    table.add([GOOD, ("odd", "function", "{not json", "if")])
+    server = start_server(table.url, GATE_CODE="off", GATE_INTERFACE="off").wait_ready()
+    with Client(server.port) as client:
         assert client.get("odd").interface_json == "{not json"
-        assert client.get("object").interface_json == '{"a": 1}'
-    assert server.metric("avap_rows_suspect", reason="interface_not_json_array") == 2
+    assert server.checker_pids() == []
+
+
+def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, start_server: StartServer) -> None:
+    table.add_commands(189)
+    server = start_server(table.url).wait_ready()
+    name = "command7"
+    with Client(server.port) as client:
+        before = {command.name: command for command in client.sync().commands}
+        generation = server.metric("avap_snapshot_generation")
+        changed = [f"command{n}" for n in range(20, 30)]
+        table.run(
+            "UPDATE obex_dapl_functions SET code = CASE WHEN name = %s THEN 'if' ELSE 'changed = 1' END "
+            "WHERE name = ANY(%s)",
+            (name, [name, *changed]),
+        )
+        line = server.wait_log("Commands are held at their last good version")
+        until(lambda: client.get(changed[0]).code == b"changed = 1", "the changes are served")
+        after = {command.name: command for command in client.sync().commands}
+        assert {each for each in after if after[each] != before[each]} == set(changed)
+        assert server.metric("avap_snapshot_generation") == generation + 1
+        ((command),) = line["commands"]
+        assert (command["name"], command["reason"]) == (name, "code_invalid")
+        assert command["served"] == before[name].hash
+        assert server.metric("avap_rows_held", reason="code_invalid") == 1
+        assert server.statusz()["sync"]["rows_held"]["code_invalid"] == 1
+        table.run("UPDATE obex_dapl_functions SET code = 'mended = 1' WHERE name = %s", (name,))
+        until(lambda: client.get(name).code == b"mended = 1", "the mended row is served")
+    assert server.wait_log("Commands are no longer held")["names"] == [name]
+    assert server.metric("avap_rows_held", reason="code_invalid") == 0
+    assert len(server.logged("Commands are held at their last good version")) == 1
+    assert name not in server.http("/statusz")[1] + server.http("/metrics")[1] + server.http("/readyz")[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("NULL", "null_code"), ("'x ='", "code_invalid"), ("repeat('-', 100000) || '1'", "code_invalid")],
+    ids=["no code", "half a statement", "source that exhausts the compiler"],
+)
+def test_a_command_whose_row_goes_bad_is_served_as_before(
+    table: Table, start_server: StartServer, code: str, reason: str
+) -> None:
+    table.add([GOOD, ("other", "function", "[]", "pass")])
+    server = start_server(table.url).wait_ready()
+    table.run(f"UPDATE obex_dapl_functions SET code = CASE WHEN name = 'good' THEN {code} ELSE 'other = 1' END")
+    server.wait_log("Commands are held at their last good version")
+    with Client(server.port) as client:
+        until(lambda: client.get("other").code == b"other = 1", "the other row is served")
+        assert client.get("good").code == b"pass"
+    assert server.metric("avap_rows_held", reason=reason) == 1
 
 
 def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Table, start_server: StartServer) -> None:

@@ -92,7 +92,7 @@ def test_the_demo_serves_its_catalogue_and_its_printed_commands_work(demo: Demo)
     until(lambda: "Serving" in demo.output, lambda: demo.output)
     got = run("get", "if", "--json", API_KEY=key, PORT=port)
     assert json.loads(got.stdout)["name"] == "if"
-    synced = run("sync", "--json", API_KEY=key, PORT=port)
+    synced = run("fetch", "--json", API_KEY=key, PORT=port)
     assert json.loads(synced.stdout)["count"] >= 120
     assert "SERVING" in run("health", PORT=port).stdout
     update = re.search(r"  (\S+/psql .*)", demo.output)
@@ -185,7 +185,7 @@ def test_sync_writes_the_catalogue_to_files(server: ServerProcess, tmp_path: Pat
         (("get", "nothing"), KEY, 3),
         (("get", "command1"), "wrong", 4),
         (("get", "command1"), "", 78),
-        (("sync",), "wrong", 4),
+        (("fetch",), "wrong", 4),
         (("health",), "", 0),
     ],
 )
@@ -196,7 +196,7 @@ def test_exit_codes_are_as_documented(server: ServerProcess, arguments: tuple[st
 
 
 def test_a_server_that_cannot_be_reached_is_reported(server: ServerProcess) -> None:
-    for command in (("get", "x"), ("sync",), ("health",)):
+    for command in (("get", "x"), ("fetch",), ("health",)):
         assert run(*command, API_KEY=KEY, PORT="1").returncode == 69
 
 

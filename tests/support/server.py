@@ -34,6 +34,9 @@ FAST = {
 }
 """The default settings of a test's server."""
 
+CHECKER = b"control_plane.checker_process"
+"""In the command line of the process that judges rows."""
+
 LogLine = dict[str, Any]
 
 
@@ -161,11 +164,20 @@ class ServerProcess:
 
     def worker_pids(self) -> list[int]:
         """Live worker processes."""
+        return self._children(but=CHECKER)
+
+    def checker_pids(self) -> list[int]:
+        """Live checker processes."""
+        return self._children(only=CHECKER)
+
+    def _children(self, *, only: bytes = b"", but: bytes = b"\0\0") -> list[int]:
         tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
         try:
-            return sorted(int(pid) for path in tasks for pid in path.read_text().split())
+            pids = sorted(int(pid) for path in tasks for pid in path.read_text().split())
+            lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
         except OSError:
             return []
+        return [pid for pid, line in lines.items() if only in line and but not in line]
 
     # -- its admin HTTP ----------------------------------------------------------------------------------------
 

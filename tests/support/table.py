@@ -41,9 +41,15 @@ class Table:
 
     def add_commands(self, count: int, size: int = 200, start: int = 0) -> None:
         """``count`` plausible rows named ``command<number>`` with about ``size`` bytes of code each."""
-        filler = "value = args.get('target')\n" * (size // 27 + 1)
+        line = "value = args.get('target')\n"
+
+        def code(number: int) -> str:
+            head = f"# {number}\n"
+            whole = head + line * ((size - len(head)) // len(line))
+            return whole + "#" * (size - len(whole))  # a comment: half a line would not compile
+
         self.add(
-            (f"command{n}", "function", '[{"item": "target", "type": "var"}]', f"# {n}\n{filler}"[:size])
+            (f"command{n}", "function", '[{"item": "target", "type": "var"}]', code(n))
             for n in range(start, start + count)
         )
 

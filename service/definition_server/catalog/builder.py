@@ -29,7 +29,6 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
     LARGE_DEFINITION,
     Findings,
-    InterfaceCheck,
     Suspect,
     reason_not_served,
 )
@@ -85,7 +84,6 @@ class SnapshotBuilder:
         # name → (id of its row, content hash, encoded CommandResponse)
         self._entries: dict[bytes, tuple[int, bytes, bytes]] = {}
         self._suspicions: dict[bytes, list[Suspect]] = {}
-        self._interfaces = InterfaceCheck()
         self.findings = Findings()
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -106,7 +104,7 @@ class SnapshotBuilder:
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
-        name, code = row.name or b"", row.code or b""
+        name = row.name or b""
         earlier = self._entries.get(name)
         if earlier is not None:
             loser = row if _order(row) < earlier[0] else row._replace(id=_id(earlier[0]))
@@ -115,6 +113,15 @@ class SnapshotBuilder:
                 return
             for suspicion in self._suspicions.pop(name, ()):
                 self.findings.withdraw(suspicion, loser)
+        digest, message = self._encode(row)
+        self._entries[name] = (_order(row), digest, message)
+        if len(message) > LARGE_DEFINITION:
+            self._suspicions[name] = [Suspect.LARGER_THAN_4_MIB]
+            self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
+
+    def _encode(self, row: Row) -> tuple[bytes, bytes]:
+        """Content hash and ``CommandResponse`` of a row that can be carried."""
+        name, code = row.name or b"", row.code or b""
         interface = row.interface or DEFAULT_INTERFACE
         kind = row.type or DEFAULT_TYPE
         content = content_fields(name, kind, interface, code)
@@ -124,17 +131,12 @@ class SnapshotBuilder:
             binding = Binding(name, kind, interface, digest)
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
-        message = b"".join((content, id_field(row.id), bytecode, _HASH_TAG, digest))
-        self._entries[name] = (_order(row), digest, message)
-        suspicions = []
-        if not self._interfaces.is_json_array(interface):
-            suspicions.append(Suspect.INTERFACE_NOT_JSON_ARRAY)
-        if len(message) > LARGE_DEFINITION:
-            suspicions.append(Suspect.LARGER_THAN_4_MIB)
-        if suspicions:
-            self._suspicions[name] = suspicions
-            for suspicion in suspicions:
-                self.findings.note(suspicion, row)
+        return digest, b"".join((content, id_field(row.id), bytecode, _HASH_TAG, digest))
+
+    @property
+    def key_id(self) -> bytes:
+        """That of the key that signs what is built."""
+        return UNSIGNED if self._signer is None else self._signer.key_id
 
     @property
     def count(self) -> int:
@@ -159,6 +161,14 @@ class SnapshotBuilder:
         definition = parse_definition(memoryview(message))
         code = definition.code if self._signer is None else payload_of(definition.code)
         return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
+
+    def id_of(self, name: bytes) -> int | None:
+        """The id of the row that is served under ``name``; None where it is held, or has none."""
+        return _id(self._entries[name][0])
+
+    def encode(self, row: Row) -> bytes:
+        """The ``CommandResponse`` of a row that was served before, signed with the builder's key."""
+        return self._encode(row)[1]
 
     def hold(self, name: bytes, message: bytes, reason: Unserved) -> None:
         """Serve ``message``, an earlier ``CommandResponse`` of ``name``, in place of the table's row.

@@ -1,13 +1,11 @@
-"""Decides which rows are served, and gives the reason for each that is not.
+"""What is found in the rows: those that the wire format cannot carry, and the counts of everything else.
 
-The server does not own the table: any row may be invalid. A row that the wire format cannot carry is left out and
-counted by reason. A row that it can carry, but that looks wrong, is served as it is and counted as suspect, because
-holding back one odd definition breaks every script that uses it, while serving it breaks nothing that worked before.
+The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served; what a
+client refuses is the gate's matter (`gate`). A row that only looks wrong is served, and counted as suspect.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +15,9 @@ from definition_server.catalog.definition import Row, Unserved
 LARGE_DEFINITION = 4 * 1024 * 1024
 """Octets that a gRPC client accepts by default. A larger answer reaches only clients that have raised their limit."""
 
+HOLDABLE = frozenset(Unserved) - {Unserved.NULL_NAME, Unserved.EMPTY_NAME, Unserved.DUPLICATE}
+"""The reasons for which a command may be held: its row has a name, and no other row is served under it."""
+
 _EXAMPLES = 10
 
 
@@ -25,6 +26,8 @@ class Suspect(StrEnum):
 
     INTERFACE_NOT_JSON_ARRAY = "interface_not_json_array"
     LARGER_THAN_4_MIB = "larger_than_4_mib"
+    CODE_INVALID_HERE = "code_invalid_here"
+    """It does not compile with the server's Python, and neither does much of the catalogue."""
 
 
 @dataclass(slots=True)
@@ -34,6 +37,10 @@ class Findings:
     source_rows: int = 0
     unserved: Counter[Unserved] = field(default_factory=Counter)
     suspect: Counter[Suspect] = field(default_factory=Counter)
+    held: Counter[Unserved] = field(default_factory=Counter)
+    """Commands that are served in their last good version, by what is wrong with the row."""
+    unchecked: int = 0
+    """Rows that are served although nobody has judged their content yet."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason → up to ten rows, as ``id=7 name='if'``."""
 
@@ -85,29 +92,3 @@ def reason_not_served(row: Row) -> Unserved | None:
     except UnicodeDecodeError:
         return Unserved.INVALID_ENCODING
     return None
-
-
-def _refuse(constant: str) -> None:
-    """Reject NaN and Infinity: Python's parser reads them, but they are not JSON (RFC 8259)."""
-    raise ValueError(constant)
-
-
-class InterfaceCheck:
-    """Tells whether an interface is a JSON array. Results are cached, because many commands have the same interface."""
-
-    _MOST_CACHED = 10_000
-
-    def __init__(self) -> None:
-        self._cache: dict[bytes, bool] = {}
-
-    def is_json_array(self, interface: bytes) -> bool:
-        """Whether ``interface`` parses as a JSON array."""
-        known = self._cache.get(interface)
-        if known is None:
-            try:
-                known = isinstance(json.loads(interface.decode(), parse_constant=_refuse), list)
-            except (ValueError, RecursionError):
-                known = False
-            if len(self._cache) < self._MOST_CACHED:
-                self._cache[interface] = known
-        return known

@@ -25,6 +25,7 @@ _CHANNEL_OPTIONS = (
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Answer = TypeVar("Answer", bound=Message)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,13 @@ class Server:
         Raises:
             CommandFailed: where the call fails, or there is no key (exit code 78).
         """
+        return self._call(method, request, answer.FromString)
+
+    def call_raw(self, method: str, request: Message) -> bytes:
+        """`call`, with the answer as octets: a large one takes a third of the memory that its objects would."""
+        return self._call(method, request, bytes)
+
+    def _call(self, method: str, request: Message, read: Callable[[bytes], T]) -> T:
         if self.api_key is None:
             remedy = "Set it to the server's API_KEY, or API_KEY_FILE to a file that holds it"
             raise unusable_environment([Problem("API_KEY", None, "it is required", remedy)])
@@ -57,9 +65,10 @@ class Server:
                 callable_ = channel.unary_unary(
                     f"/avap.DefinitionEngine/{method}",
                     request_serializer=type(request).SerializeToString,
-                    response_deserializer=answer.FromString,
+                    response_deserializer=read,
                 )
-                return callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
+                answer: T = callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
+                return answer
         except grpc.RpcError as error:
             raise self.failure(error) from None
 

@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health``: the client commands. Of the command line, only this and ``channel.py`` import grpc.
+"""``get``, ``fetch`` and ``health``: the client commands, which call a server on its gRPC port.
 
 Each command makes one call on a connection of its own, without retries and without waiting for the server to start:
 it reports the present state. Only ``health --watch`` continues, see `_watch`.
@@ -88,7 +88,7 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @connection_options(120)
 @no_traceback()
-def sync(out: Path | None, as_json: bool, **connection: Any) -> None:
+def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
     """Ask the server for the whole catalogue.
 
     Files of removed definitions stay in DIR; catalog.json lists the current ones. The file version is removed first and

@@ -115,7 +115,7 @@ def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) ->
             "",
             "In another terminal:",
             f"  {environment} {program} get if",
-            f"  {environment} {program} sync",
+            f"  {environment} {program} fetch",
             f"  PORT={settings.port} {program} health",
             f'  {shlex.quote(str(postgres.psql_program))} {postgres.url} -c "{update}"',
             f"  (the change is served within {settings.sync_interval_seconds:g} s)",

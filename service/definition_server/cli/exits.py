@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -38,8 +40,16 @@ class CommandFailed(click.ClickException):
         self.exit_code = int(code)  # type: ignore[misc]  # click calls it a ClassVar, and reads it off the instance
 
     def format_message(self) -> str:
-        """The message for stderr. It may hold a peer's or a database's text."""
-        return visible(self.message, keep="\n\t")
+        """The message for stderr. It may hold a peer's or a database's text. At a terminal it is wrapped at words."""
+        text = visible(self.message, keep="\n\t")
+        return text if not sys.stderr.isatty() else "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def _wrapped(line: str) -> str:
+    """One line of an error at most as wide as the terminal, with ``Error: `` before it. Long words stay whole."""
+    indent = line[: len(line) - len(line.lstrip())]
+    columns = max(40, shutil.get_terminal_size().columns - len("Error: "))
+    return textwrap.fill(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def settings_or_exit(
@@ -121,6 +131,26 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in facts) + 1
     for label, value in facts:
         click.echo(f"{label + ':':<{width}} {value}")
+
+
+def print_wrapped_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """`print_facts`; at a terminal, values that are too long are wrapped between words."""
+    if not on_terminal():
+        print_facts(facts)
+        return
+    width = max(len(label) for label, _ in facts) + 2
+    columns = max(width + 20, shutil.get_terminal_size().columns)
+    for label, value in facts:
+        click.echo(
+            textwrap.fill(
+                value or "-",
+                columns,
+                initial_indent=f"{label + ':':<{width}}",
+                subsequent_indent=" " * width,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def visible(text: str, *, keep: str = "") -> str:

@@ -14,17 +14,29 @@ from definition_server.inherited import prepare
 from definition_server.settings import Settings
 
 _COMMANDS = {
+    "accept": "definition_server.cli.control",
     "capacity": "definition_server.cli.capacity",
     "config": "definition_server.cli.config",
     "demo": "definition_server.cli.demo",
+    "diff": "definition_server.cli.control",
+    "export": "definition_server.cli.export",
+    "fetch": "definition_server.cli.client",
     "get": "definition_server.cli.client",
     "health": "definition_server.cli.client",
+    "history": "definition_server.cli.control",
+    "pin": "definition_server.cli.control",
     "proto": "definition_server.cli.proto",
+    "roll": "definition_server.cli.control",
     "snapshot": "definition_server.cli.snapshot",
-    "sync": "definition_server.cli.client",
+    "status": "definition_server.cli.control",
+    "sync": "definition_server.cli.control",
+    "unpin": "definition_server.cli.control",
     "validate": "definition_server.cli.validate",
 }
 """Command → the module that defines a function of that name."""
+
+_FORMER_SYNC = frozenset(("--out", "--host", "--port", "--ca-file", "--client-cert-file", "--client-key-file"))
+"""Options of ``fetch`` from the time when that was called ``sync``."""
 
 
 class _Commands(click.Group):
@@ -32,6 +44,14 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:1] == ["sync"] and any(arg.partition("=")[0] in _FORMER_SYNC for arg in args[1:]):
+            click.echo("Note: the command that downloads a catalogue is `fetch` now.", err=True)
+            args = ["fetch", *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic_settings import BaseSettings
 
 from definition_server.environment import default_text, is_secret, remedy, variables
-from definition_server.settings import ClientSettings, Settings
+from definition_server.settings import ClientSettings, ControlSettings, Settings
 
 
 def settings_epilog(cls: type[BaseSettings]) -> str:
@@ -41,9 +41,13 @@ def settings_page() -> str:
         "",
         *_table(Settings),
         "",
-        "## Client commands (`get`, `sync`, `health`)",
+        "## Client commands (`get`, `fetch`, `health`, `export`)",
         "",
         *_table(ClientSettings),
+        "",
+        "## Operator's commands (`status`, `history`, `diff`, `accept`, `pin`, `unpin`, `sync`, `roll`, `export`)",
+        "",
+        *_table(ControlSettings),
         "",
     ]
     return "\n".join(parts)

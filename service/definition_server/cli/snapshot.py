@@ -56,7 +56,7 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
     """
     if listing and name is not None:
         raise click.UsageError("--list and --name exclude each other.")
-    opened = _open_verified(file)
+    opened = open_verified(file)
     try:
         if name is not None:
             _print_one(opened, name, file, as_json=as_json)
@@ -71,7 +71,12 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 
-def _open_verified(path: Path) -> Snapshot:
+def open_verified(path: Path) -> Snapshot:
+    """The snapshot in a file, after every octet of it was checked.
+
+    Raises:
+        CommandFailed: where it cannot be read or a check fails.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may have no end
             raise CommandFailed(f"cannot read {path}: it is not a regular file", Exit.FAILED)

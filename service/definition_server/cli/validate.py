@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder
+from definition_server.catalog.gate import Gate
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.validation import Findings
 from definition_server.cli.exits import (
@@ -20,6 +22,8 @@ from definition_server.cli.exits import (
     print_json,
     server_settings_or_exit,
 )
+from definition_server.control_plane.checker import Checker
+from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.source import SourceError
 from definition_server.settings import Settings
 
@@ -34,7 +38,7 @@ class _Report:
 
     @property
     def clean(self) -> bool:
-        return not (self.findings.unserved or self.findings.suspect or self.empty_refused)
+        return not (self.findings.unserved or self.findings.suspect or self.findings.unchecked or self.empty_refused)
 
 
 @click.command()
@@ -77,6 +81,7 @@ async def _report(settings: Settings) -> _Report:
                 builder.add(batch)
     finally:
         await source.close()
+    await _judge(builder, settings)
     footer = builder.build(generation=1, created_at_ns=time.time_ns()).footer
     return _Report(
         findings=builder.findings,
@@ -85,6 +90,17 @@ async def _report(settings: Settings) -> _Report:
         body_bytes=footer.body_length,
         empty_refused=footer.count == 0 and not settings.allow_empty_catalog,
     )
+
+
+async def _judge(builder: SnapshotBuilder, settings: Settings) -> None:
+    """Judge each row as a server does that has no last good catalogue."""
+    gate = RowGate(
+        Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), first_seconds=math.inf, logs=False
+    )
+    try:
+        await gate.apply(builder, None)
+    finally:
+        await gate.close()
 
 
 def _value(report: _Report) -> dict[str, Any]:
@@ -96,6 +112,7 @@ def _value(report: _Report) -> dict[str, Any]:
         "body_bytes": report.body_bytes,
         "unserved": {str(reason): count for reason, count in found.unserved.most_common()},
         "suspect": {str(reason): count for reason, count in found.suspect.most_common()},
+        "unchecked": found.unchecked,
         "examples": {str(reason): rows for reason, rows in found.examples.items()},
         "empty_catalog_refused": report.empty_refused,
         "clean": report.clean,
@@ -121,5 +138,7 @@ def _print(report: _Report) -> None:
             hidden = count - len(found.examples[reason])
             if hidden:
                 click.echo(f"    … and {hidden:,} more")
+    if found.unchecked:
+        click.echo(f"\nnot checked, because no checker process can be started: {found.unchecked:,}")
     if report.empty_refused:
         click.echo("\nA server refuses an empty catalogue and keeps its last good one (ALLOW_EMPTY_CATALOG=true).")

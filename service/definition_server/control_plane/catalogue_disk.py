@@ -235,11 +235,12 @@ class CatalogueDisk:
         self._wishes_unsaved = wishes
         if self._wishes_saving is not None and not self._wishes_saving.done():
             return "the disk has not finished an earlier write"
-        self._wishes_saving = self._disk(partial(self._wishes.write, wishes))
-        done, _ = await asyncio.wait((self._wishes_saving,), timeout=LOAD_PATIENCE_SECONDS)
+        saving = self._wishes_saving = self._disk(partial(self._wishes.write, wishes))
+        done, _ = await asyncio.wait((saving,), timeout=LOAD_PATIENCE_SECONDS)
         if not done:
+            saving.add_done_callback(_forget)
             problem = f"the disk did not finish within {LOAD_PATIENCE_SECONDS:g} s"
-        elif (error := self._wishes_saving.exception()) is not None:
+        elif (error := saving.exception()) is not None:
             problem = str(error)
         else:
             if self._wishes_unsaved is wishes:

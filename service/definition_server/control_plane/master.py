@@ -13,37 +13,48 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from definition_server import __version__
+from definition_server.catalog.gate import Gate
 from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.admin import AdminServer
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.confinement import confine_master
+from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.history import History
 from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.proof import Proof
+from definition_server.control_plane.publication_policy import PublicationPolicy
+from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
+from definition_server.control_plane.row_gate import RowGate
+from definition_server.control_plane.served_catalogue import Held
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.control_plane.tls_reader import read_tls_files
-from definition_server.control_plane.wishes import WishesFile
+from definition_server.control_plane.wishes import Policy, WishesFile
 from definition_server.environment import EX_CONFIG, SettingsError, notices
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.settings import Settings
+from grpc_h2 import MethodHandler
 
 log = get_logger(__name__)
 
@@ -52,6 +63,10 @@ EX_UNAVAILABLE = 69
 
 _LOOP_STUCK_SECONDS = 30.0
 _ANNOUNCE_SECONDS = 0.01
+_POLICY_SECONDS = 1.0
+"""How long a start waits for the policy file: it may be on a disk that hangs."""
+_CONTROL_SECONDS = 2.0
+"""The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
 
 
@@ -138,6 +153,15 @@ class _Master:
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
         )
+        background = Background()
+        self._gate = RowGate(
+            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+        )
+        self._policy = (
+            None
+            if settings.publication_policy is None
+            else PublicationPolicy(settings.publication_policy, lambda: self._spawn(self._follow_policy))
+        )
         self._synchronizer = Synchronizer(
             self._source,
             self._publisher,
@@ -150,8 +174,17 @@ class _Master:
                 growth_percent=settings.guard_max_growth_percent,
                 held_percent=settings.guard_max_held_percent,
             ),
+            gate=self._gate,
             allow_empty=settings.allow_empty_catalog,
+            background=background,
+            policy=lambda: Policy() if self._policy is None else self._policy.current,
         )
+        self._proof = self._synchronizer.observer = Proof(
+            self._synchronizer.state,
+            interval=settings.sync_interval_seconds,
+            stores=settings.snapshot_dir is not None,
+        )
+        self._gate.on_bad_rows_served(self._read_again)
         self._sync_loop = SyncLoop(
             self._synchronizer,
             self._publisher,
@@ -172,14 +205,23 @@ class _Master:
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            propagation=self._proof.propagation,
             lend=self._reserve.lent,
         )
         self._status = StatusReader(
             self._publisher,
             self._synchronizer.state,
             self._supervisor,
+            self._proof,
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
+            control_socket=lambda: "off" if self._control is None else self._control.state,
+        )
+        path = settings.control_path()
+        self._control = (
+            None
+            if path is None
+            else ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
         )
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
@@ -207,10 +249,24 @@ class _Master:
         )
         self._admin.start()
         self._supervisor.start()
+        if self._policy is not None:
+            # Before the first catalogue: a pin counts from the start.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [
             asyncio.create_task(work)
-            for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
+            for work in (
+                self._sync_loop.run(),
+                self._supervisor.watch(),
+                self._note_loop_runs(),
+                self._announce(),
+                self._prove(),
+            )
         ]
+        if self._control is not None:
+            forever.append(asyncio.create_task(self._serve_control(self._control)))
+        if self._policy is not None:
+            forever.append(asyncio.create_task(self._policy.run()))
         if os.getpid() == 1:
             forever.append(asyncio.create_task(reap_orphans()))
         stopped = asyncio.create_task(self._stop.wait())
@@ -240,6 +296,9 @@ class _Master:
         for task in (*forever, *self._background):
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
+        await self._gate.close()
+        if self._control is not None:
+            await self._control.close()
         self._synchronizer.close()
         await self._source.close()
         self._admin.close()
@@ -272,6 +331,11 @@ class _Master:
         log.info("Rolling the workers")
         await self._supervisor.roll()
 
+    def _read_again(self) -> None:
+        """Rows that are served turned out to be bad: the next publication is without them."""
+        self._synchronizer.read_again()
+        self._sync_loop.sync_soon()
+
     async def _reload(self) -> None:
         """Read rotated secrets from their files, then sync at once."""
         with self._reserve.lent():
@@ -292,12 +356,69 @@ class _Master:
             self._certificates_expire = _expiries(tls)
             self._supervisor.use_certificate(tls)
 
+    async def _serve_control(self, control: ControlServer) -> None:
+        """Serve the operator's commands, once the workers serve: what that imports must not delay them.
+
+        Never returns.
+        """
+        deadline = time.monotonic() + _CONTROL_SECONDS
+        while self._supervisor.serving < self._settings.workers:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_ANNOUNCE_SECONDS)
+        await control.run()
+
+    async def _follow_policy(self) -> None:
+        """Serve what the policy file asks for now."""
+        catalogue, started = self._synchronizer.catalogue, time.monotonic()
+        if catalogue.served is not None:
+            await catalogue.follow()
+            with suppress(Held):  # not what this policy accepts
+                await catalogue.reconsider(lambda: time.monotonic() - started)
+
+    def _control_handlers(self) -> Mapping[str, MethodHandler]:
+        from definition_server.control_plane.control_service import ControlService  # protobuf is large
+
+        publications = Publications(
+            self._synchronizer.catalogue,
+            signer=lambda: _signer(self._reloader.settings),
+            sync_soon=self._sync_loop.sync_soon,
+        )
+        service = ControlService(
+            publications,
+            self._publisher,
+            self._supervisor,
+            self._synchronizer.state,
+            status=self._status.read,
+            notices=self._notices,
+            sync=self._sync_loop.sync_now,
+            seconds_to_next=lambda: self._sync_loop.seconds_to_next,
+        )
+        return service.handlers()
+
+    def _notices(self) -> list[str]:
+        """What an operator should know, for ``status``."""
+        error = self._synchronizer.state.store_error
+        notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
+        if self._policy is not None and self._policy.problem is not None:
+            notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
+        return notices
+
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""
         while self._supervisor.serving < self._settings.workers:  # noqa: ASYNC110 - a level, not an edge
             await asyncio.sleep(_ANNOUNCE_SECONDS)
         log.info("Serving", seconds=round(time.monotonic() - self._started, 3), workers=self._settings.workers)
         await asyncio.Event().wait()
+
+    async def _prove(self) -> None:
+        """Judge what is served, and have the workers say so. Never returns."""
+        while True:
+            fresh = self._proof.tick(
+                published=self._publisher.current is not None, serving=self._supervisor.serving > 0
+            )
+            self._supervisor.report_freshness(fresh)
+            await asyncio.sleep(TICK_SECONDS)
 
     async def _note_loop_runs(self) -> None:
         """Note for /livez that the event loop runs. Never returns."""

@@ -145,7 +145,10 @@ class ServedCatalogue:
     @property
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
-        return self._newest or (None if self._stored is None else self._stored.snapshot)
+        # An empty catalogue is false, so `or` would not do.
+        if self._newest is not None:
+            return self._newest
+        return None if self._stored is None else self._stored.snapshot
 
     @property
     def candidate(self) -> Snapshot | None:
@@ -505,7 +508,8 @@ class ServedCatalogue:
         pin = self.wishes().pin
         if pin is None:
             return self._newest
-        return self._in_memory(pin) or self.served or self._newest
+        found = (self._in_memory(pin), self.served, self._newest)
+        return next((snapshot for snapshot in found if snapshot is not None), None)
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
         """Make what is served what is to be served, under the present key. Returns whether anything was published."""

@@ -50,6 +50,25 @@ class Gate(Protocol):
             The names that are served in an earlier version because their row is held.
         """
 
+    def prepare(self) -> None:
+        """Rows are being read, and `apply` follows."""
+
+    def cycle_ended(self, newest: Snapshot | None) -> None:
+        """Judge rows of ``newest`` that were let pass unjudged, beside serving."""
+
+
+class CycleObserver(Protocol):
+    """Is informed of the cycles."""
+
+    def check_begins(self) -> None:
+        """The table is about to be checked."""
+
+    def change_read(self) -> None:
+        """It has changed, and was read. What is published until the cycle ends is that change."""
+
+    def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
+        """The cycle is over: why it failed, and the seconds until the next."""
+
 
 class Synchronizer:
     """Runs cycles. One at a time; not thread-safe."""
@@ -87,12 +106,14 @@ class Synchronizer:
             background: The thread for CPU-heavy work.
             disk: Runs what blocks on a disk.
         """
+        self.observer: CycleObserver | None = None
+        """Is informed of the cycles, where there is one."""
         self._signer = signer
         self._gate = gate
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
-        self._reader = TableReader(source, self._background)
+        self._reader = TableReader(source, self._background, on_change=None if gate is None else gate.prepare)
         self.catalogue = ServedCatalogue(
             publisher,
             self._background,
@@ -124,6 +145,10 @@ class Synchronizer:
             self.catalogue.use_signer(signer)
             self._reader.forget()
 
+    def read_again(self) -> None:
+        """Read the table in the next cycle, changed or not."""
+        self._reader.forget()
+
     async def restore(self) -> bool:
         """Publish the last-known-good snapshot, if nothing is served yet and there is a sound one.
 
@@ -142,6 +167,8 @@ class Synchronizer:
         now = asyncio.get_running_loop().time
         started = now()
         self.state.last_attempt = self._clock()
+        if self.observer is not None:
+            self.observer.check_begins()
         error: str | None = None
         reason: Reason | None = None
         try:
@@ -156,8 +183,13 @@ class Synchronizer:
             reason = Reason.INTERNAL_ERROR
         if error is not None:
             await self._after_failure()
+        if self._gate is not None:
+            self._gate.cycle_ended(self.catalogue.newest)
         self.state.last_duration_seconds = now() - started
-        self._note(outcome, error, reason, next_attempt_in(outcome))
+        delay = next_attempt_in(outcome)
+        self._note(outcome, error, reason, delay)
+        if self.observer is not None:
+            self.observer.cycle_ended(outcome, reason, delay)
         return outcome
 
     async def _run(self, elapsed: Callable[[], float], *, unconditional: bool) -> Outcome:
@@ -173,6 +205,8 @@ class Synchronizer:
             published = await catalogue.reconsider(elapsed)
             return Outcome.PUBLISHED if published else Outcome.UNCHANGED
         self.state.findings = table.builder.findings
+        if self.observer is not None:
+            self.observer.change_read()
         await catalogue.recalled()
         rows_held = await self._judge_rows(table.builder)
         try:

@@ -47,10 +47,25 @@ class SyncLoop:
         self._delay = interval
         self._unscheduled = True
         self._requested = asyncio.Event()
+        self._waiting: list[asyncio.Future[Outcome]] = []
+        """Of those who wait for the outcome of a cycle that has not begun."""
+        self._next_at: float | None = None
+
+    @property
+    def seconds_to_next(self) -> float | None:
+        """Seconds until the next cycle; None while one runs."""
+        return None if self._next_at is None else max(0.0, self._next_at - asyncio.get_running_loop().time())
 
     def sync_soon(self) -> None:
-        """Start the next cycle at once."""
+        """Start the next cycle at once. It reads the table, whether that has changed or not."""
         self._requested.set()
+
+    async def sync_now(self) -> Outcome:
+        """`sync_soon`, and the outcome of that cycle."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append(outcome)
+        self.sync_soon()
+        return await outcome
 
     async def run(self) -> None:
         """Run cycles. Never returns."""
@@ -78,13 +93,21 @@ class SyncLoop:
                 await asyncio.wait_for(self._requested.wait(), max(0.0, self._delay - elapsed))
             self._unscheduled = self._requested.is_set()
             self._requested.clear()
-            started = await self._cycle()
+            started = await self._cycle(unconditional=self._unscheduled)
 
-    async def _cycle(self) -> float:
+    async def _cycle(self, *, unconditional: bool = False) -> float:
         """Run one cycle. Returns its start (seconds of the loop's clock)."""
         started = asyncio.get_running_loop().time()
+        self._next_at = None
+        waiting: list[asyncio.Future[Outcome]] = []
+        if unconditional:
+            waiting, self._waiting = self._waiting, waiting
         with self._lend():
-            await self._synchronizer.cycle(self._next_delay)
+            outcome = await self._synchronizer.cycle(self._next_delay, unconditional=unconditional)
+        self._next_at = started + self._delay
+        for future in waiting:
+            if not future.done():
+                future.set_result(outcome)
         return started
 
     def _next_delay(self, outcome: Outcome) -> float:

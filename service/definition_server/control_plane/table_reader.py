@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -22,7 +23,11 @@ class ReadTable:
 class TableReader:
     """Reads a source where its fingerprint is another one than that of the last reading that was dealt with."""
 
-    def __init__(self, source: DefinitionSource, background: Background) -> None:
+    def __init__(
+        self, source: DefinitionSource, background: Background, *, on_change: Callable[[], None] | None = None
+    ) -> None:
+        """``on_change`` is called when rows are about to be read."""
+        self._on_change = on_change
         self._source = source
         self._background = background
         self._fingerprint: str | None = None
@@ -49,6 +54,8 @@ class TableReader:
         async with self._source.read() as reading:
             if reading.fingerprint == self._fingerprint and not unconditional:
                 return None
+            if self._on_change is not None:
+                self._on_change()
             builder = SnapshotBuilder(signer)
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)

@@ -39,6 +39,7 @@ class StatusCollector(Collector):
         yield InfoMetricFamily("avap_build", "Version of the server.", value={"version": status.version})
         yield _gauge("avap_start_time_seconds", "Start of the master, seconds since the epoch.", status.started_at)
         yield _gauge("avap_ready", "1 where the service is ready (see /readyz).", status.ready)
+        yield from _proof(status)
         yield from _catalog(status.catalog)
         yield from _sync(status.sync)
         yield from _workers(status)
@@ -79,6 +80,18 @@ def _labelled(
     for key, value in values.items():
         family.add_metric((key,), value)
     return family
+
+
+def _proof(status: ServiceStatus) -> Iterator[Metric]:
+    yield _gauge("avap_fresh", "1 where what is served is up to date (see /freshz).", status.freshness.fresh)
+    yield _gauge("avap_restart_safe", "1 where a restart now would serve the same (see /statusz).", status.restart.safe)
+    text = "From the last change check without a change to the last worker's acknowledgement of it."
+    histogram = HistogramMetricFamily("avap_propagation_seconds", text, labels=())
+    measured = status.propagation
+    bounds = [*(f"{bound:g}" for bound in measured.bounds_seconds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(measured.counts), strict=True))
+    histogram.add_metric((), buckets, measured.sum_seconds)
+    yield histogram
 
 
 def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:
@@ -130,6 +143,10 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
     yield _labelled(GaugeMetricFamily, "avap_rows_unserved", text, "reason", sync.unserved)
     text = "Rows that look wrong and are served, at the last reading, by reason."
     yield _labelled(GaugeMetricFamily, "avap_rows_suspect", text, "reason", sync.suspect)
+    text = "Commands served in their last good version because their row is bad, by reason."
+    yield _labelled(GaugeMetricFamily, "avap_rows_held", text, "reason", sync.rows_held)
+    text = "Rows that are served although their content was not checked yet."
+    yield _gauge("avap_rows_unchecked", text, sync.rows_unchecked)
 
 
 def _workers(status: ServiceStatus) -> Iterator[Metric]:

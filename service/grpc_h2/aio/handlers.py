@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from grpc_h2.aio.call import AbortError, ServicerContext
@@ -30,6 +31,43 @@ class HandlerCallDetails(NamedTuple):
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodHandler:
+    """How a method is served, for programs that do not import gRPC: it has the attributes of ``grpc.RpcMethodHandler``.
+
+    Exactly one of the last four is set, that which the two flags name.
+    """
+
+    request_streaming: bool
+    response_streaming: bool
+    request_deserializer: Callable[[bytes], Any]
+    response_serializer: Callable[[Any], bytes]
+    unary_unary: Callable[..., Any] | None = None
+    unary_stream: Callable[..., Any] | None = None
+    stream_unary: Callable[..., Any] | None = None
+    stream_stream: Callable[..., Any] | None = None
+
+    @classmethod
+    def unary(
+        cls,
+        function: Callable[..., Any],
+        request_deserializer: Callable[[bytes], Any],
+        response_serializer: Callable[[Any], bytes],
+    ) -> MethodHandler:
+        """One request, one response."""
+        return cls(False, False, request_deserializer, response_serializer, unary_unary=function)
+
+    @classmethod
+    def streaming(
+        cls,
+        function: Callable[..., Any],
+        request_deserializer: Callable[[bytes], Any],
+        response_serializer: Callable[[Any], bytes],
+    ) -> MethodHandler:
+        """One request, a stream of responses."""
+        return cls(False, True, request_deserializer, response_serializer, unary_stream=function)
 
 
 class Requests:

@@ -32,7 +32,8 @@ from grpc_h2.aio.admission import REASONS, Admission, Refusal, Trust
 from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.lingering_close import LINGER
-from grpc_h2.aio.protocol import Acceptor, Http2Protocol, peer_text
+from grpc_h2.aio.peer import peer_text
+from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials
@@ -55,6 +56,10 @@ ACCEPT_SLICE = 0.0001
 connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
 _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
+
+
+Objection = Callable[[socket.socket], str | None]
+"""Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
 
 
 class AcceptPolicy(Protocol):
@@ -92,6 +97,7 @@ class Listener:
         *,
         policy: AcceptPolicy | None,
         tls: TlsCredentials | None,
+        objection: Objection | None,
         protocol: Callable[[Acceptor, Any], Http2Protocol],
         admission: Admission,
         scheduler: FairScheduler,
@@ -103,6 +109,7 @@ class Listener:
             listening: The socket. `stop` closes it.
             policy: Decides about each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
+            objection: Says why a connection is refused; None: none is.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their turns.
@@ -119,6 +126,7 @@ class Listener:
         self.socket = listening
         self._policy = policy
         self._tls = tls
+        self._objection = objection
         self._protocol = protocol
         self._admission = admission
         self._scheduler = scheduler
@@ -244,6 +252,12 @@ class Listener:
 
     def _admit(self, connection: socket.socket, address: Any) -> None:
         connection.setblocking(False)
+        if self._objection is not None and (reason := self._objection(connection)) is not None:
+            self._log(logging.WARNING, "A connection was refused", peer_text(address), error=reason)
+            _answer_and_close(
+                connection, b"" if self._tls is not None else goaway(ErrorCode.INADEQUATE_SECURITY, reason)
+            )
+            return
         protocol = self._protocol(self, address)
         host = address[0] if isinstance(address, tuple) and address else ""
         refusal = self._admission.admit(protocol, host, self._loop)

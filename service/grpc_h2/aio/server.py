@@ -25,7 +25,7 @@ from grpc_h2.aio.admission import Admission, Trust, network_of
 from grpc_h2.aio.call import EOF, ServicerContext
 from grpc_h2.aio.handlers import HandlerCallDetails, Run
 from grpc_h2.aio.lingering_close import LINGER
-from grpc_h2.aio.listener import AcceptPolicy, Listener, listen
+from grpc_h2.aio.listener import AcceptPolicy, Listener, Objection, listen
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
@@ -179,15 +179,24 @@ class Server:
         return int(listening.getsockname()[1])
 
     def add_listener(
-        self, listening: socket.socket, *, policy: AcceptPolicy | None = None, tls: TlsCredentials | None = None
+        self,
+        listening: socket.socket,
+        *,
+        policy: AcceptPolicy | None = None,
+        tls: TlsCredentials | None = None,
+        objection: Objection | None = None,
     ) -> None:
         """Accept from a listening socket, which may be shared with other processes; ``policy`` decides about each
         connection. `stop` closes the socket in this process.
+
+        The socket may be a Unix socket. ``objection`` is called with each accepted connection; the text that it returns
+        is why the connection is refused, which the peer gets in a GOAWAY.
         """
         listener = Listener(
             listening,
             policy=policy,
             tls=tls,
+            objection=objection,
             protocol=self._make_protocol,
             admission=self.admission,
             scheduler=self.scheduler,

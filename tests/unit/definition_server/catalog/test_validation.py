@@ -4,14 +4,12 @@ The examples of such rows are limited, however many rows there are.
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from definition_server.catalog.definition import Row, Unserved
-from definition_server.catalog.validation import Findings, InterfaceCheck, Suspect, reason_not_served
+from definition_server.catalog.validation import Findings, Suspect, reason_not_served
 
 GOOD = Row(1, b"if", b"function", b"[]", b"pass")
 
@@ -90,49 +88,8 @@ def test_the_reasons_are_the_labels_that_metrics_show() -> None:
     assert {str(label) for label in labels} == {
         "null_name", "empty_name", "null_code", "invalid_encoding", "duplicate", "invalid_id", "too_large",
         "interface_invalid", "code_invalid",
-        "interface_not_json_array", "larger_than_4_mib",
+        "interface_not_json_array", "larger_than_4_mib", "code_invalid_here",
     }  # fmt: skip
 
 
 # -- interfaces --------------------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(JSON)
-def test_exactly_json_arrays_are_interfaces(value: object) -> None:
-    check = InterfaceCheck()
-    for _ in range(2):  # the second answer is the remembered one
-        assert check.is_json_array(json.dumps(value).encode()) is isinstance(value, list)
-
-
-@given(st.binary(max_size=40))
-def test_is_json_array_returns_for_any_octets(interface: bytes) -> None:
-    assert InterfaceCheck().is_json_array(interface) in (True, False)
-
-
-@pytest.mark.parametrize(
-    "interface",
-    [b"", b"[", b"[]]", b"[1,]", b"\xff", b"[" * 200_000, b"[1" + b"0" * 10_000 + b"]"],
-    ids=["nothing", "open", "closed twice", "comma", "not UTF-8", "too deep", "too large a number"],
-)
-def test_an_interface_that_cannot_be_parsed_is_not_a_json_array(interface: bytes) -> None:
-    assert InterfaceCheck().is_json_array(interface) is False
-
-
-def test_the_cache_of_interfaces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
-    loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text, **_: (parsed.append(text), loads(text))[1])
-    check = InterfaceCheck()
-    assert all(check.is_json_array(b"[%d]" % number) for number in range(12_000))
-    assert len(parsed) == 12_000
-    assert check.is_json_array(b"[0]")
-    assert check.is_json_array(b"[9999]")
-    assert len(parsed) == 12_000
-    assert check.is_json_array(b"[10000]")
-    assert len(parsed) == 12_001

@@ -1,4 +1,4 @@
-"""``get``, ``sync`` and ``health`` over TLS, against both transports, and their error messages."""
+"""``get``, ``fetch`` and ``health`` over TLS, against both transports, and their error messages."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def show(certificate: Certificate) -> tuple[str, ...]:
 
 CALLS = [
     pytest.param(client.get, ["plus"], id="get"),
-    pytest.param(client.sync, [], id="sync"),
+    pytest.param(client.fetch, [], id="fetch"),
     pytest.param(client.health, [], id="health"),
 ]
 

@@ -16,7 +16,28 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "command", ["capacity", "config", "demo", "get", "health", "proto", "serve", "snapshot", "sync", "validate"]
+    "command",
+    [
+        "accept",
+        "capacity",
+        "config",
+        "demo",
+        "diff",
+        "export",
+        "fetch",
+        "get",
+        "health",
+        "history",
+        "pin",
+        "proto",
+        "roll",
+        "serve",
+        "snapshot",
+        "status",
+        "sync",
+        "unpin",
+        "validate",
+    ],
 )
 def test_every_command_is_listed_and_has_help(command: str) -> None:
     assert f"  {command} " in run("--help").output

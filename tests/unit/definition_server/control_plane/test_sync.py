@@ -320,7 +320,7 @@ async def test_the_same_signing_key_again_rebuilds_nothing(bench: Bench) -> None
 
 
 async def test_findings_are_those_of_the_last_reading(bench: Bench, logs: LogLines) -> None:
-    odd = Row(8, b"odd", None, b"{}", b"x")
+    odd = Row(8, b"odd", None, b"[]", b"x" * LARGE_DEFINITION)
     bench.source.replace(row("if", id=1), row("if", id=2), odd, *GARBAGE)
     await bench.cycle()
     findings = bench.synchronizer.state.findings
@@ -331,19 +331,19 @@ async def test_findings_are_those_of_the_last_reading(bench: Bench, logs: LogLin
         Unserved.EMPTY_NAME: 1,
         Unserved.NULL_CODE: 1,
     }
-    assert findings.suspect == {Suspect.INTERFACE_NOT_JSON_ARRAY: 1}
+    assert findings.suspect == {Suspect.LARGER_THAN_4_MIB: 1}
     told = {line["reason"]: line for line in logged(logs, "Rows not served", log_level="warning")}
     assert told.keys() == findings.unserved.keys()
     assert told["duplicate"]["examples"] == ["id=1 name='if'"]
     (suspect,) = logged(logs, "Rows look wrong, served as they are", log_level="warning")
-    assert (suspect["reason"], suspect["count"]) == ("interface_not_json_array", 1)
+    assert (suspect["reason"], suspect["count"]) == ("larger_than_4_mib", 1)
     bench.source.replace(row("if"))
     await bench.cycle()
     assert not bench.synchronizer.state.findings.unserved
 
 
 async def test_a_suspect_row_that_is_not_served_is_not_reported(bench: Bench, logs: LogLines) -> None:
-    bench.source.replace(Row(1, b"if", None, b"{}", b"x"), row("if", id=2))
+    bench.source.replace(Row(1, b"if", None, b"[]", b"x" * LARGE_DEFINITION), row("if", id=2))
     await bench.cycle()
     assert not logged(logs, "Rows look wrong, served as they are")
 
@@ -381,8 +381,10 @@ async def test_a_publication_is_logged_in_the_form_of_the_contract(
     assert (line["level"], line["pid"]) == ("INFO", os.getpid())
     assert (line["count"], line["generation"]) == (2, 1)
     assert line["version_hash"] == bench.publication.snapshot.version_hash
+    assert (line["added"], line["removed"], line["changed"]) == (2, 0, 0)
     assert isinstance(line["duration_ms"], float)
     assert line["duration_ms"] > 0
+    assert line["duration_ms"] == round(line["duration_ms"], 1)
 
 
 async def test_the_log_line_of_a_publication_lists_the_changes(bench: Bench, logs: LogLines) -> None:

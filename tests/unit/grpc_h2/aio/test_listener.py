@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from tests.support.polling import until
 
 from grpc_h2.aio import admission
 from grpc_h2.aio.admission import Refusal
+from grpc_h2.aio.handlers import MethodHandler
 from grpc_h2.aio.listener import listen
 from grpc_h2.aio.server import Server
 from grpc_h2.static.answers import StaticAnswer
@@ -285,3 +287,63 @@ def test_a_server_that_was_never_started_closes_its_sockets() -> None:
     asyncio.run(server.stop(None))
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
+
+
+# --- Unix sockets, and connections that are refused ------------------------------------------------------------------
+
+
+def unix_listener(path: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(path)
+    listening.listen()
+    return listening
+
+
+def echo(server: Server) -> None:
+    async def repeat(request: bytes, context: Any) -> bytes:
+        return request + context.peer().encode()
+
+    async def twice(request: bytes, context: Any) -> Any:
+        yield request
+        yield request
+
+    server.add_registered_method_handlers(
+        "t.S",
+        {
+            "Echo": MethodHandler.unary(repeat, bytes, bytes),
+            "Twice": MethodHandler.streaming(twice, bytes, bytes),
+        },
+    )
+
+
+def test_a_grpc_client_calls_handlers_over_a_unix_socket(loop: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    def prepare_unix(server: Server) -> None:
+        echo(server)
+        server.add_listener(unix_listener(path))
+
+    with ServerThread(loop, prepare_unix, listen=False), grpc.insecure_channel(f"unix:{path}") as channel:
+        assert channel.unary_unary("/t.S/Echo")(b"x", timeout=SECONDS) == b"xunix:"
+        assert list(channel.unary_stream("/t.S/Twice")(b"x", timeout=SECONDS)) == [b"x", b"x"]
+
+
+def test_a_connection_to_which_there_is_an_objection_gets_its_reason(
+    loop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "s")
+
+    def prepare_unix(server: Server) -> None:
+        echo(server)
+        server.add_listener(unix_listener(path), objection=lambda connection: "not you")
+
+    with ServerThread(loop, prepare_unix, listen=False) as running:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(path)
+            octets = b""
+            while chunk := client.recv(1000):
+                octets += chunk
+        assert b"not you" in octets
+        assert running.server.connections == 0
+    assert "A connection was refused" in caplog.text

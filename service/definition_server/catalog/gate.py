@@ -1,0 +1,353 @@
+"""The gate: a row whose content clients refuse does not replace a good version of its command.
+
+Theory of operation. A `Review` goes over the rows of one reading. Rows whose content hash passed before are not looked
+at. The content of each other row is judged elsewhere (`content_check`), unless that was done before: verdicts are
+remembered by content. Then each row has one of three verdicts:
+
+- *serve*: it is good. A row that nobody could judge yet is served too, and stays *pending*.
+- *hold*: it is bad, and the last catalogue has a good version of its command, which is served in its place. The rows
+  that the source or the builder could not carry (no code, too large, not UTF-8) are held in the same way.
+- *leave out*: it is bad, and there never was a good version. One missing command is better than clients that refresh
+  nothing because of it.
+
+Where the first review refuses the code of much of a catalogue, the clients' Python is another one more likely than that
+all this code is broken: these rows are served as suspect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from definition_server.catalog.builder import RowFacts, SnapshotBuilder
+from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, Flaw
+from definition_server.catalog.definition import Row, Unserved, parse_definition
+from definition_server.catalog.signing import UNSIGNED, payload_of
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.validation import Suspect
+
+REMEMBERED = 65_536
+"""Verdicts that are remembered, about 10 MB. Of rows that are served only the hash is kept, without this limit."""
+
+_NOTHING = (b"", Flaw.NONE)
+
+MANY_ROWS, MANY_PERCENT = 5, 5
+"""Above both, refused code is a sign that the clients have another version of Python."""
+
+
+class Verdict(Enum):
+    """What happens to a row."""
+
+    SERVE = "serve"
+    HOLD = "hold"
+    LEAVE_OUT = "leave_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A command that is held at its last good version."""
+
+    name: str
+    reason: Unserved
+    since: float
+    """Seconds since the epoch: when this row was first seen; after a restart, when it was first read again."""
+    hash_served: str
+    hash_refused: str
+    """Empty where the row was not read as it is (too large) or has no hash (no code, not UTF-8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a review changed, to be logged."""
+
+    held: tuple[Held, ...]
+    """Newly held, or for another content or reason."""
+    released: tuple[str, ...]
+    """No longer held: mended, or gone from the table."""
+    left_out: tuple[tuple[str, Unserved], ...]
+    """Newly left out for their content."""
+    tolerated: int
+    """Rows that are served as suspect since this review."""
+
+
+class Gate:
+    """What is known of the contents of rows, over all reviews. Not thread-safe."""
+
+    def __init__(self, code: str = "module", interface: str = "on", *, remembered: int = REMEMBERED) -> None:
+        """
+        Args:
+            code: The setting ``GATE_CODE``.
+            interface: The setting ``GATE_INTERFACE``.
+            remembered: The most verdicts that are remembered.
+        """
+        self.checks = {"module": MODULE, "function": FUNCTION, "off": 0}[code]
+        self.checks |= INTERFACE if interface == "on" else 0
+        self._salt = f"{self.checks} {sys.version}".encode()
+        self._remembered = remembered
+        # By a hash of the content; the one used last comes last.
+        self._flaws: OrderedDict[bytes, Flaw] = OrderedDict()
+        # Of the last review, by name: the content hash that is served and was judged good; rows that are served though
+        # nobody has judged them, or though their code was refused; suspicions of rows that passed.
+        self.passed: dict[bytes, bytes] = {}
+        self.pending: dict[bytes, bytes] = {}
+        self.tolerated: dict[bytes, bytes] = {}
+        self.suspect: set[bytes] = set()
+        self.held: dict[bytes, Held] = {}
+        self.left_out: dict[bytes, Unserved] = {}
+        # By name, content hash and flaws of rows that were served before they were judged, and that are bad.
+        self.found: dict[bytes, tuple[bytes, Flaw]] = {}
+        self.first = True
+        """Until every row of a catalogue has been judged once."""
+
+    def key(self, name: bytes, interface: bytes, code: bytes) -> bytes:
+        """Identifies the content of a row, whatever its name, and how it is judged."""
+        digest = hashlib.sha256(b"%b\0%d %d\0" % (self._salt, b"\0" in name, len(interface)))
+        digest.update(interface)
+        digest.update(code)
+        return digest.digest()[:16]
+
+    def known(self, key: bytes) -> Flaw | None:
+        """The remembered flaws of a content; None where there are none."""
+        flaws = self._flaws.get(key)
+        if flaws is not None:
+            self._flaws.move_to_end(key)
+        return flaws
+
+    def remember(self, key: bytes, flaws: Flaw) -> None:
+        """Remember the flaws of a content."""
+        self._flaws[key] = flaws
+        self._flaws.move_to_end(key)
+        if len(self._flaws) > self._remembered:
+            self._flaws.popitem(last=False)
+
+    def note_pending(self, name: bytes, digest: bytes, flaws: Flaw) -> bool:
+        """A row that is served was judged afterwards. Returns whether the next review will refuse it."""
+        if self.pending.get(name) != digest:
+            return False
+        if reason_of(flaws) is not None:
+            self.found[name] = digest, flaws
+            return True
+        del self.pending[name]
+        self.passed[name] = digest
+        if flaws & Flaw.NOT_STRICT_JSON:
+            self.suspect.add(name)
+        return False
+
+
+def reason_of(flaws: Flaw) -> Unserved | None:
+    """Why a row with these flaws is not served; None where it is."""
+    if flaws & Flaw.INTERFACE:
+        return Unserved.INTERFACE_INVALID
+    return Unserved.CODE_INVALID if flaws & Flaw.CODE else None
+
+
+def facts_of(message: bytes | memoryview, *, signed: bool) -> RowFacts:
+    """The content of a served ``CommandResponse``."""
+    found = parse_definition(memoryview(message))
+    code = payload_of(found.code) if signed else found.code
+    return RowFacts(found.internal_id or None, found.type.encode(), found.interface_json.encode(), code)
+
+
+class Review:
+    """The review of one reading: `unjudged`, then `note` for each, then `doubtful`, `note`, then `settle`."""
+
+    def __init__(self, gate: Gate, builder: SnapshotBuilder, last_good: Snapshot | None) -> None:
+        """``last_good``: the last catalogue that passed; None: there is none."""
+        self._gate = gate
+        self._builder = builder
+        self._last = last_good
+        self._digests: Mapping[bytes, bytes] = builder.digests()
+        self._faults = builder.faults()
+        # What this review found, by name.
+        self._flaws: dict[bytes, Flaw] = {}
+        self._last_flaws: dict[bytes, Flaw] = {}
+        self._changed: list[bytes] = []
+        self._new: list[bytes] = []
+
+    def find_changed(self) -> None:
+        """Find the rows that did not pass before. O(rows); may run in another thread than the rest."""
+        gate = self._gate
+        passed, tolerated, pending = gate.passed.get, gate.tolerated.get, gate.pending.get
+        self._changed = [name for name, digest in self._digests.items() if passed(name) != digest != tolerated(name)]
+        for name in self._changed:
+            digest = self._digests[name]
+            if gate.found.get(name, _NOTHING)[0] == digest:
+                self._flaws[name] = gate.found[name][1]
+            elif pending(name) != digest and not (gate.first and self._last_digest(name) == digest):
+                self._new.append(name)
+
+    def unjudged(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
+        """Name, content and key of each row that must be judged before it is served.
+
+        A row that is served already, by us or by the catalogue that was stored, is not among them: it is pending, and
+        judged beside serving. Nor is one whose content was judged before: that is noted.
+        """
+        for name in self._new:
+            facts = self._builder.row_facts(name)
+            key = self._gate.key(name, facts.interface, facts.code)
+            known = self._gate.known(key)
+            if known is not None:
+                self._flaws[name] = known
+            else:
+                yield name, facts, key
+
+    def note(self, name: bytes, flaws: Flaw) -> None:
+        """The flaws of a row that `unjudged` gave."""
+        self._flaws[name] = flaws
+
+    def doubtful(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
+        """Name, content and key of each last good version that would be served in place of a bad row, and that was
+        never judged: a stored catalogue may be older than the gate.
+        """
+        gate = self._gate
+        for name in self._refused():
+            digest = self._last_digest(name)
+            if digest is None or digest in (gate.passed.get(name), gate.tolerated.get(name)):
+                continue
+            if digest == self._digests.get(name):
+                self._last_flaws[name] = self._flaws[name]
+                continue
+            facts = self._last_facts(name)
+            key = gate.key(name, facts.interface, facts.code)
+            known = gate.known(key)
+            if known is not None:
+                self._last_flaws[name] = known
+            else:
+                yield name, facts, key
+
+    def note_last(self, name: bytes, flaws: Flaw) -> None:
+        """The flaws of a last good version that `doubtful` gave."""
+        self._last_flaws[name] = flaws
+
+    def settle(self, now: float) -> Change:
+        """Let the builder serve, hold or leave out each row.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        gate, builder = self._gate, self._builder
+        tolerated = self._tolerable()
+        held: dict[bytes, Held] = {}
+        left_out: dict[bytes, Unserved] = {}
+        for name, reason in self._refused().items():
+            if name in tolerated:
+                continue
+            if self._verdict(name) is Verdict.HOLD:
+                held[name] = self._hold(name, reason, now)
+            elif name in self._digests:
+                builder.leave_out(name, reason)
+                left_out[name] = reason
+        change = Change(
+            held=tuple(each for name, each in held.items() if gate.held.get(name) != each),
+            released=tuple(_text(name) for name in gate.held if name not in held),
+            left_out=tuple((_text(name), why) for name, why in left_out.items() if gate.left_out.get(name) != why),
+            tolerated=sum(gate.tolerated.get(name) != self._digests[name] for name in tolerated),
+        )
+        gate.held, gate.left_out = held, left_out
+        self._remember_served(tolerated)
+        self._report(change)
+        return change
+
+    # -- parts of `settle` -----------------------------------------------------------------------------------------
+
+    def _refused(self) -> dict[bytes, Unserved]:
+        """The names whose row is bad, with the reason; in name order."""
+        found = {name: reason for name, flaws in self._flaws.items() if (reason := reason_of(flaws)) is not None}
+        found |= {name: reason for name, reason in self._faults.items() if self._last_digest(name) is not None}
+        return dict(sorted(found.items()))
+
+    def _verdict(self, name: bytes) -> Verdict:
+        if self._last_digest(name) is None or reason_of(self._last_flaws.get(name, Flaw.NONE)) is not None:
+            return Verdict.LEAVE_OUT
+        return Verdict.HOLD
+
+    def _tolerable(self) -> set[bytes]:
+        """The rows whose refused code is served nevertheless."""
+        gate = self._gate
+        kept = {name for name, digest in gate.tolerated.items() if self._digests.get(name) == digest}
+        refused = {
+            name
+            for name, flaws in self._flaws.items()
+            if reason_of(flaws) is Unserved.CODE_INVALID and self._no_good_version(name)
+        }
+        # Where the version before was refused in the same way, this one is no worse.
+        kept |= {name for name in refused if name in gate.tolerated}
+        if gate.first and len(refused) > MANY_ROWS and 100 * len(refused) > MANY_PERCENT * self._judged():
+            kept |= refused
+        return kept
+
+    def _no_good_version(self, name: bytes) -> bool:
+        digest = self._last_digest(name)
+        return self._verdict(name) is Verdict.LEAVE_OUT or digest == self._gate.tolerated.get(name)
+
+    def _judged(self) -> int:
+        """Rows whose content is judged by now."""
+        return len(self._digests) - len(self._changed) + len(self._flaws)
+
+    def _hold(self, name: bytes, reason: Unserved, now: float) -> Held:
+        assert self._last is not None
+        message = self._last.answer(name)
+        assert message is not None
+        if self._last.footer.key_id != self._builder.key_id:
+            message = self._builder.encode(self._last_row(name))
+        self._builder.hold(name, message, reason)
+        refused = self._digests.get(name, b"").decode()
+        earlier = self._gate.held.get(name)
+        same = earlier is not None and (earlier.reason, earlier.hash_refused) == (reason, refused)
+        since = earlier.since if same and earlier is not None else now
+        return Held(_text(name), reason, since, message[-64:].decode(), refused)
+
+    def _remember_served(self, tolerated: set[bytes]) -> None:
+        """What is served now, by what is known of it."""
+        gate = self._gate
+        passed = dict(self._builder.digests())
+        gate.tolerated = {name: passed.pop(name) for name in tolerated}
+        judged = gate.held.keys() | self._flaws.keys()
+        gate.pending = {name: passed.pop(name) for name in self._changed if name in passed and name not in judged}
+        gate.found = {}
+        suspect = {name for name in gate.suspect if gate.passed.get(name) == passed.get(name)}
+        suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in passed}
+        suspect -= gate.held.keys()
+        gate.passed, gate.suspect = passed, suspect
+        gate.first = gate.first and bool(gate.pending)
+
+    def _report(self, change: Change) -> None:
+        """Note in the builder's findings what is held, suspect or not judged."""
+        findings, gate = self._builder.findings, self._gate
+        for held in gate.held.values():
+            findings.held[held.reason] += 1
+        findings.unchecked = len(gate.pending)
+        self._note_suspects(gate.tolerated, Suspect.CODE_INVALID_HERE)
+        self._note_suspects(gate.suspect, Suspect.INTERFACE_NOT_JSON_ARRAY)
+
+    def _note_suspects(self, names: Iterable[bytes], why: Suspect) -> None:
+        for name in names:
+            self._builder.findings.note(why, Row(self._builder.id_of(name), name, None, None, None))
+
+    # -- the last good catalogue -----------------------------------------------------------------------------------
+
+    def _last_digest(self, name: bytes) -> bytes | None:
+        message = None if self._last is None else self._last.answer(name)
+        return None if message is None else message[-64:]
+
+    def _last_facts(self, name: bytes) -> RowFacts:
+        assert self._last is not None
+        message = self._last.answer(name)
+        assert message is not None
+        return facts_of(message, signed=self._last.footer.key_id != UNSIGNED)
+
+    def _last_row(self, name: bytes) -> Row:
+        assert self._last is not None
+        definition = self._last.get(name.decode())
+        assert definition is not None
+        facts = self._last_facts(name)
+        bytecode = (definition.avbc_code or None, definition.avbc_version or None)
+        return Row(facts.id, name, facts.type, facts.interface, facts.code, *bytecode)
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")

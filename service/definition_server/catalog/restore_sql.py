@@ -1,0 +1,157 @@
+"""SQL that makes the table ``obex_dapl_functions`` serve one catalogue again, octet by octet.
+
+The script is one transaction. It puts the rows into a temporary table, and makes the real one agree with it: rows that
+are not part of the catalogue go, rows that differ are corrected where they are, so that columns which are not served
+(description, logic …) keep what they have, and missing rows are inserted under their ids. Where an id is not known, the
+row gets one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing.
+
+Text is written as a string constant of standard SQL, or, where it holds a backslash or a control character, as an
+escape string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line
+end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from definition_server.catalog import wire
+from definition_server.catalog.signing import SignatureError, payload_of
+
+BATCH_OCTETS = 64 * 1024
+"""Of one INSERT, unless a single row is larger."""
+
+_NAME, _TYPE, _INTERFACE, _CODE, _ID = 1, 2, 3, 4, 6
+_SPECIAL = re.compile(r"[\\\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = {"\\": "\\\\", "\r": "\\r"}
+
+
+class RestoreError(ValueError):
+    """A definition that no row can hold. The text names it."""
+
+
+class TableRow(NamedTuple):
+    """The served columns of a row."""
+
+    id: int | None
+    """None: not known."""
+    name: str
+    type: str
+    interface: str
+    code: str
+
+
+def row_of(message: memoryview) -> TableRow:
+    """The row that a serialized ``CommandResponse`` was made of. Signed code is unpacked; no signature is verified.
+
+    Raises:
+        RestoreError: where no row can hold it.
+        WireError: where ``message`` is no ``CommandResponse``.
+    """
+    texts: dict[int, bytes] = {}
+    row_id = 0
+    for number, value, content in wire.fields(message):
+        if number == _ID:
+            row_id = value
+        elif number in (_NAME, _TYPE, _INTERFACE, _CODE):
+            texts[number] = bytes(content)
+    code = texts.get(_CODE, b"")
+    with suppress(SignatureError):  # it is not signed
+        code = payload_of(code)
+    name = texts.get(_NAME, b"")
+    columns = (name, texts.get(_TYPE, b""), texts.get(_INTERFACE, b""), code)
+    try:
+        decoded = [column.decode() for column in columns]
+    except UnicodeDecodeError:
+        raise RestoreError(f"{_shown(name)}: it is not UTF-8, so it is not what a row had") from None
+    if any("\0" in column for column in decoded):
+        raise RestoreError(f"{_shown(name)}: it holds a zero octet, which no text of PostgreSQL can")
+    row_id = row_id - (1 << 64) if row_id >= 1 << 63 else row_id
+    return TableRow(row_id or None, *decoded)
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:80].decode(errors="replace"))
+
+
+def script(rows: Iterable[TableRow], *, version_hash: str) -> Iterator[str]:
+    """The script, in pieces of bounded size."""
+    yield _HEAD.format(version_hash=re.sub(r"[^0-9a-f]", "", version_hash))
+    batch: list[str] = []
+    octets = number = 0
+    for number, row in enumerate(rows, 1):
+        row_id = "NULL" if row.id is None else str(row.id)
+        columns = ", ".join(literal(column) for column in row[1:])
+        batch.append(f"({number}, {row_id}, {columns})")
+        octets += len(batch[-1])
+        if octets >= BATCH_OCTETS:
+            yield _insert(batch)
+            batch, octets = [], 0
+    if batch:
+        yield _insert(batch)
+    yield _TAIL.format(rows=number)
+
+
+def _insert(batch: list[str]) -> str:
+    return "INSERT INTO restored VALUES\n" + ",\n".join(batch) + ";\n"
+
+
+def literal(text: str) -> str:
+    """``text`` as a constant of SQL, under ``standard_conforming_strings``."""
+    quoted = text.replace("'", "''")
+    if not _SPECIAL.search(quoted):
+        return f"'{quoted}'"
+    escaped = _SPECIAL.sub(lambda found: _ESCAPES.get(found[0]) or f"\\x{ord(found[0]):02x}", quoted)
+    return f"E'{escaped}'"
+
+
+_HEAD = """\
+-- Makes obex_dapl_functions serve this version again:
+-- {version_hash}
+-- Rows that are no part of it are deleted. For example: psql -v ON_ERROR_STOP=1 -f THIS_FILE "$ADMIN_DATABASE_URL"
+BEGIN;
+SET LOCAL client_encoding = 'UTF8';
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL row_security = off;
+CREATE TABLE IF NOT EXISTS obex_dapl_functions (
+    id SERIAL PRIMARY KEY,
+    name VARCHAR(100),
+    interface TEXT,
+    description TEXT,
+    type VARCHAR(50),
+    logic BOOLEAN,
+    componenttype VARCHAR(50),
+    service VARCHAR(50),
+    command VARCHAR(50),
+    code TEXT
+);
+LOCK TABLE obex_dapl_functions IN SHARE ROW EXCLUSIVE MODE;
+CREATE TEMPORARY TABLE restored (number BIGINT, id BIGINT, name TEXT COLLATE "C", type TEXT, interface TEXT, code TEXT)
+    ON COMMIT DROP;
+"""
+
+_TAIL = """\
+-- {rows} rows.
+ANALYZE restored;
+-- What the catalogue does not have, and of rows of one name all but the one that is served.
+DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (
+    SELECT FROM restored WHERE restored.name = old.name::TEXT COLLATE "C" AND old.id = coalesce(restored.id,
+        (SELECT max(other.id) FROM obex_dapl_functions AS other WHERE other.name = old.name)));
+-- A type or an interface that is NULL or empty is served as its default, so it stays as it is.
+UPDATE obex_dapl_functions AS old SET type = restored.type, interface = restored.interface, code = restored.code
+    FROM restored WHERE restored.name = old.name::TEXT COLLATE "C" AND (
+        coalesce(nullif(old.type, ''), 'function'), coalesce(nullif(old.interface, ''), '[]'), old.code)
+        IS DISTINCT FROM (restored.type, restored.interface, restored.code);
+INSERT INTO obex_dapl_functions (id, name, type, interface, code)
+    SELECT coalesce(restored.id, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
+        + row_number() OVER (PARTITION BY restored.id IS NULL ORDER BY restored.number)),
+        restored.name, restored.type, restored.interface, restored.code
+    FROM restored WHERE NOT EXISTS (
+        SELECT FROM obex_dapl_functions AS old WHERE old.name::TEXT COLLATE "C" = restored.name)
+    ORDER BY restored.number;
+-- The next row that is inserted without an id gets a free one.
+SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id), 1)) FROM obex_dapl_functions;
+COMMIT;
+"""

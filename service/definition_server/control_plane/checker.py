@@ -1,0 +1,342 @@
+"""The checker, seen from the master: a process that compiles rows, started when it is needed and stopped when idle.
+
+It is not trusted. Its answers are validated; one that is late or invalid ends it. The row that it was judging then is
+judged once more, alone in a fresh process, unless it had used up its CPU time: so no row is refused for what the rows
+before it have left behind. A row that ends the checker twice is refused, as a client would be ended by it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from asyncio.subprocess import Process
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from definition_server.catalog.content_check import ANSWER, READY, Flaw
+from definition_server.control_plane.checker_process import HEADER, command, cpu_seconds
+from definition_server.environment import inherited_environment
+from definition_server.inherited import signals_held_back
+
+START_SECONDS = 15.0
+IDLE_SECONDS = 300.0
+"""Several sync intervals: a table that changes now and then does not cost a start each time."""
+_WALL_PER_CPU_SECOND = 10
+"""How much longer a row may take than its CPU time: the checker has a low priority on a machine that may be busy."""
+_MOST_OCTETS = 256 * 1024 * 1024
+"""Of source that one process judges. Names that it has compiled stay in its memory."""
+_NICENESS = 10
+WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
+"""Rows, and about how many octets, that are sent before an answer is awaited."""
+
+
+class Content(NamedTuple):
+    """What is judged of one row."""
+
+    checks: int
+    """`content_check.MODULE` and others."""
+    name: bytes
+    interface: bytes
+    code: bytes
+
+    @property
+    def size(self) -> int:
+        """Octets."""
+        return len(self.name) + len(self.interface) + len(self.code)
+
+
+class Judgement(NamedTuple):
+    """The answer for one row."""
+
+    flaws: Flaw
+    lasting: bool = True
+    """False: something other than the row may have caused it (the kernel lacked memory, the process was stopped), so it
+    is not remembered."""
+
+
+class CannotCheck(Exception):
+    """No checker can be started. The message says why."""
+
+
+class _Ended(Exception):
+    """The process ended or was killed while it judged a row."""
+
+    def __init__(self, *, own_fault: bool, lasting: bool) -> None:
+        super().__init__()
+        self.own_fault = own_fault
+        """Whether the row alone can have caused it."""
+        self.lasting = lasting
+
+
+class Checker:
+    """Judges contents, in order. One call at a time; others wait."""
+
+    def __init__(
+        self,
+        jail: str = "auto",
+        *,
+        program: Callable[[int, str], list[str]] = command,
+        idle_seconds: float = IDLE_SECONDS,
+        wall_per_cpu_second: float = _WALL_PER_CPU_SECOND,
+    ) -> None:
+        """
+        Args:
+            jail: The setting ``JAIL``.
+            program: The command line of the process, by its descriptor and ``jail``.
+            idle_seconds: It is stopped after this time without work.
+            wall_per_cpu_second: Seconds that a row may take for each second of CPU time that it has.
+        """
+        self._jail = jail
+        self._program = program
+        self._idle_seconds = idle_seconds
+        self._wall = wall_per_cpu_second
+        self._low_priority = False
+        self._process: _CheckerProcess | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._busy = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
+        self.started = 0
+        """Processes so far."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the checker that runs; None where none does."""
+        return None if self._process is None else self._process.pid
+
+    def lower_priority(self) -> None:
+        """From now on give way to processes that serve."""
+        self._low_priority = True
+        if self._process is not None:
+            self._process.lower_priority()
+
+    async def prepare(self) -> None:
+        """Start the process, so that the first check does not wait for it. A failure shows there."""
+        async with self._busy:
+            with suppress(CannotCheck):
+                await self._running()
+            self._rest()
+
+    async def check(self, contents: Sequence[Content]) -> list[Judgement]:
+        """The judgement of each of ``contents``.
+
+        Raises:
+            CannotCheck: where no process can be started.
+        """
+        async with self._busy:
+            judged: list[Judgement] = []
+            try:
+                while len(judged) < len(contents):
+                    await self._judge(contents, judged)
+            finally:
+                self._rest()
+            return judged
+
+    async def close(self) -> None:
+        """End the process. To be called last."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._stop()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    async def _judge(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
+        """Append judgements until all are there or the process has ended at one that is then judged alone."""
+        process = await self._running()
+        first = not process.octets
+        begun = len(judged)
+        try:
+            await process.ask(contents[begun:], judged)
+            if process.octets > _MOST_OCTETS:
+                self._stop()
+            return
+        except _Ended as ended:
+            self._stop()
+            alone = first and len(judged) == begun
+            if ended.own_fault or alone:
+                judged.append(Judgement(Flaw.CODE, ended.lasting))
+                return
+        await self._judge_alone(contents[len(judged)], judged)
+
+    async def _judge_alone(self, content: Content, judged: list[Judgement]) -> None:
+        process = await self._running()
+        try:
+            await process.ask([content], judged)
+        except _Ended as ended:
+            self._stop()
+            judged.append(Judgement(Flaw.CODE, ended.lasting))
+
+    async def _running(self) -> _CheckerProcess:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._process is None or self._process.ended:
+            self._stop()
+            self.started += 1
+            self._process = await _CheckerProcess.start(self._program, self._jail, self._wall)
+            if self._low_priority:
+                self._process.lower_priority()
+        return self._process
+
+    def _rest(self) -> None:
+        """Stop the process unless it is used again soon."""
+        if self._process is not None:
+            self._idle = asyncio.get_running_loop().call_later(self._idle_seconds, self._stop)
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            task = asyncio.get_running_loop().create_task(process.end())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+
+class _CheckerProcess:
+    """One process."""
+
+    def __init__(self, process: Process, end: socket.socket, wall_per_cpu_second: float) -> None:
+        self._process = process
+        self._end = end
+        self._wall = wall_per_cpu_second
+        self._received = b""
+        self.octets = 0
+        """Of source that it has been sent."""
+
+    @classmethod
+    async def start(cls, program: Callable[[int, str], list[str]], jail: str, wall: float) -> _CheckerProcess:
+        """A process that has confined itself and passed its self-test.
+
+        Raises:
+            CannotCheck: where there is none.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise CannotCheck(f"no checker process can be started: {error.strerror}") from None
+        try:
+            ours.setblocking(False)
+            with signals_held_back():
+                process = await asyncio.create_subprocess_exec(
+                    *program(theirs.fileno(), jail),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=inherited_environment(("LD_LIBRARY_PATH",), ()),
+                )
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started, to wait for it
+            ours.close()
+            raise CannotCheck(f"no checker process can be started: {error}") from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        started = cls(process, ours, wall)
+        try:
+            answer = await started._receive(START_SECONDS)
+        except BaseException as error:
+            await started.end()
+            if isinstance(error, _Ended):
+                raise CannotCheck("the checker process ended or hung at its start") from None
+            raise
+        if answer != READY:
+            await started.end()
+            raise CannotCheck("the checker process answered something else at its start")
+        return started
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process.returncode is not None
+
+    def lower_priority(self) -> None:
+        """Give way to others, for good."""
+        with suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+
+    async def end(self) -> None:
+        """Kill and reap it."""
+        self._end.close()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        await self._process.wait()
+
+    async def ask(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
+        """Append the judgement of each of ``contents`` to ``judged``.
+
+        Raises:
+            _Ended: the process ended at the first row without a judgement, or what it answered is not to be trusted.
+        """
+        for window in _windows(contents):
+            await self._ask_window(window, judged)
+
+    async def _ask_window(self, window: Sequence[Content], judged: list[Judgement]) -> None:
+        sending = asyncio.ensure_future(self._send(window))
+        try:
+            for content in window:
+                fresh = not self.octets
+                self.octets += content.size + 1
+                octet = (await self._receive(self._wall * cpu_seconds(content.size)))[0]
+                if not ANSWER <= octet < ANSWER + 2 * Flaw.EXHAUSTED:
+                    raise _Ended(own_fault=False, lasting=True)
+                flaws = Flaw(octet - ANSWER)
+                if flaws & Flaw.EXHAUSTED and not fresh:
+                    raise _Ended(own_fault=False, lasting=True)
+                judged.append(Judgement(flaws & ~Flaw.EXHAUSTED))
+            if self._received:
+                raise _Ended(own_fault=False, lasting=False)
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, window: Sequence[Content]) -> None:
+        loop = asyncio.get_running_loop()
+        pieces = []
+        for content in window:
+            header = HEADER.pack(content.checks, len(content.name), len(content.interface), len(content.code))
+            pieces.append(b"".join((header, content.name, content.interface, content.code)))
+        with suppress(OSError):  # it has ended, which the receiving side notices
+            await loop.sock_sendall(self._end, b"".join(pieces))
+
+    async def _receive(self, seconds: float) -> bytes:
+        """The next octet, within ``seconds``."""
+        if not self._received:
+            try:
+                async with asyncio.timeout(seconds):
+                    self._received = await asyncio.get_running_loop().sock_recv(self._end, 4096)
+            except TimeoutError:
+                raise _Ended(own_fault=True, lasting=False) from None
+            except OSError:
+                self._received = b""
+        if not self._received:
+            raise await self._how_it_ended()
+        octet, self._received = self._received[:1], self._received[1:]
+        return octet
+
+    async def _how_it_ended(self) -> _Ended:
+        try:
+            async with asyncio.timeout(5.0):
+                code = await self._process.wait()
+        except TimeoutError:  # it has closed its socket, and lives
+            return _Ended(own_fault=False, lasting=False)
+        return _Ended(own_fault=code == -signal.SIGXCPU, lasting=code != -signal.SIGKILL)
+
+
+def _windows(contents: Sequence[Content]) -> Iterator[Sequence[Content]]:
+    """``contents`` in pieces that are sent at once. Their answers must fit into the socket's buffer."""
+    begin = octets = 0
+    for position, content in enumerate(contents):
+        if position - begin == WINDOW_ROWS or (position > begin and octets + content.size > WINDOW_OCTETS):
+            yield contents[begin:position]
+            begin, octets = position, 0
+        octets += content.size
+    if begin < len(contents):
+        yield contents[begin:]

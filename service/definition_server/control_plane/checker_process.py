@@ -1,0 +1,114 @@
+"""The checker process: judges rows that the master sends it over a socket, under limits and in the jail.
+
+A fresh interpreter without the environment (``-I -S``) and with no descriptor but its socket. It is not trusted: the
+sources that it compiles may be hostile. A source that exceeds a limit ends it, and the master starts another.
+
+Protocol: the master sends rows, each as `HEADER` (what is checked, lengths of name, interface and code) and the octets.
+The answer to each is one octet, sent before the next row is judged: the row without an answer ended the process.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+
+from definition_server.catalog.content_check import ANSWER, FUNCTION, INTERFACE, READY, Flaw, flaws_of
+from definition_server.inherited import leave_signals_to_the_master
+from definition_server.jail.confinement import Extent, Jail, support
+
+HEADER = struct.Struct("<BIII")
+
+MEMORY = 512 * 1024 * 1024
+"""Address space. 4 MiB of ordinary code take 230 MB; 4 MiB of one list of numbers would take 1.4 GB."""
+_MIB = 1024 * 1024
+_DESCRIPTORS = 16
+_CODECS = ("ascii", "cp1252", "iso8859-15", "utf-8-sig")
+"""Named in the first line of some sources, and loaded while files can be opened. UTF-8 and Latin-1 need no file."""
+_SPARE_FRAMES = 150
+"""Frames below which a row is judged. A client compiles it from deeper in its own program than this one would, and
+limits of recursion count from the bottom: what barely compiles here would not compile there."""
+
+
+def cpu_seconds(size: int) -> int:
+    """The seconds of CPU time that a row with ``size`` octets has. 4 MiB of ordinary code take 1.3 s."""
+    return 2 + size // _MIB
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the socket whose descriptor is the first argument; the second is ``JAIL``."""
+    leave_signals_to_the_master()
+    end = socket.socket(fileno=int(arguments[0]))
+    _limit()
+    for codec in _CODECS:
+        codecs.lookup(codec)
+    if arguments[1] != "off":
+        jail = Jail(support())
+        refused = jail.enter()
+        if arguments[1] == "require" and (refused or jail.reached.extent is not Extent.FULL):
+            return 1
+    if not _works():
+        return 1
+    end.sendall(READY)
+    _deeper(end, _SPARE_FRAMES)
+    return 0
+
+
+def _limit() -> None:
+    """Limit memory, processes, files; and offer this process first to a kernel that needs memory."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for limit, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, _DESCRIPTORS),
+    ):
+        resource.setrlimit(limit, (most, most))
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(descriptor, b"1000")
+        os.close(descriptor)
+    except OSError:
+        pass  # it only makes a choice of the kernel better
+
+
+def _works() -> bool:
+    """Whether this process judges right."""
+    everything = FUNCTION | INTERFACE
+    good = flaws_of(everything, b"self-test", b"[]", b"# coding: utf-8\nreturn 1\n")
+    bad = flaws_of(everything, b"self-test", b"{", b"if")
+    return good == Flaw.NONE and bad == Flaw.CODE | Flaw.INTERFACE
+
+
+def _deeper(end: socket.socket, frames: int) -> None:
+    if frames:
+        _deeper(end, frames - 1)
+    else:
+        _serve(end)
+
+
+def _serve(end: socket.socket) -> None:
+    """Answer until the master closes its end."""
+    stream = end.makefile("rb", 256 * 1024)
+    while header := stream.read(HEADER.size):
+        checks, *lengths = HEADER.unpack(header)
+        parts = [stream.read(length) for length in lengths]
+        soft = int(time.process_time()) + 1 + cpu_seconds(sum(lengths))
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+        end.sendall(bytes((ANSWER | flaws_of(checks, *parts),)))
+
+
+def command(descriptor: int, jail: str) -> list[str]:
+    """The command line of a checker process that inherits ``descriptor``."""
+    # parents: control_plane, definition_server, and the directory that holds the package. It comes last, behind the
+    # standard library.
+    home = os.path.realpath(__file__).rsplit(os.sep, 3)[0]
+    program = (
+        "import sys; sys.path.append(sys.argv.pop(1)); "
+        "from definition_server.control_plane.checker_process import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-I", "-S", "-W", "ignore", "-c", program, home, str(descriptor), jail]

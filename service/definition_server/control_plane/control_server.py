@@ -1,0 +1,149 @@
+"""Serves the operator's commands on a Unix socket, beside everything else that the master does.
+
+A socket that cannot be opened (a full disk, a read-only one, another instance) is logged with a remedy, and tried
+again: the server serves without it. So is one whose file somebody has removed. What the clients of the socket may cost
+is limited, because an account's other programs are not better than strangers: few connections, small requests, a
+deadline for each. The engine serves them in slices, as it serves clients of the gRPC port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from definition_server.control_plane.control_socket import ControlSocket, SocketUnusable, open_socket, stranger
+from definition_server.control_plane.disk import on_disk
+from definition_server.observability.logs import get_logger
+from grpc_h2 import Limits, MethodHandler, Server
+
+log = get_logger(__name__)
+
+SERVICE = "avap.control.v1.Control"
+MAX_REQUEST = 16 * 1024
+"""Octets. Every request is a version or two."""
+MAX_CONNECTIONS = 32
+MAX_CALLS = 16
+_MAX_HELD = 4 * 1024 * 1024
+"""Octets that all clients together may leave with us."""
+_CHECK_SECONDS = 5.0
+"""Between two looks at the file, or two attempts to make it."""
+_DISK_SECONDS = 10.0
+"""How long an attempt is waited for: a disk may hang."""
+_STOP_SECONDS = 0.2
+
+
+class ControlServer:
+    """The socket and the server on it."""
+
+    def __init__(
+        self,
+        path: Path,
+        handlers: Callable[[], Mapping[str, MethodHandler]],
+        workers: Callable[[], Collection[int]] = tuple,
+    ) -> None:
+        """
+        Args:
+            path: The path of the socket.
+            handlers: The methods of `SERVICE`; called when the socket is open, because their module is imported then.
+            workers: Process ids of the workers, which are refused.
+        """
+        self._path = path
+        self._workers = workers
+        self._handlers = handlers
+        self._socket: ControlSocket | None = None
+        self._server: Server | None = None
+        self._opening: asyncio.Future[ControlSocket] | None = None
+        self.problem: str | None = "it is not open yet"
+        """Why there is no socket; None where there is one."""
+
+    @property
+    def state(self) -> str:
+        """See `ServiceStatus.control_socket`."""
+        return "open" if self.problem is None else "unavailable"
+
+    async def run(self) -> None:
+        """Keep the socket open. Never returns."""
+        while True:
+            try:
+                await self._ensure()
+            except Exception as bug:  # commands are worth less than clients' calls: the master does not end for this
+                log.exception("Unexpected failure of the control socket", exc_info=bug)
+                self.problem = f"unexpected {type(bug).__name__}"
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    async def close(self) -> None:
+        """Remove the file and end the calls."""
+        await self._stop()
+        if self._opening is not None:
+            self._opening.add_done_callback(_discard)
+        if self._socket is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(on_disk(self._socket.remove), 1.0)
+            self._socket = None
+
+    async def _ensure(self) -> None:
+        """Open the socket unless it is open."""
+        try:
+            async with asyncio.timeout(_DISK_SECONDS):
+                opened = await self._open()
+        except SocketUnusable as error:
+            self._report(str(error), error.remedy)
+            return
+        except TimeoutError:
+            self._report(f"{self._path}: the disk does not answer", "set CONTROL_SOCKET to a path on another disk")
+            return
+        if opened is self._socket:
+            return
+        await self._stop()
+        self._socket = opened
+        await self._start(opened)
+        self.problem = None
+        log.info("Control socket open", path=str(self._path))
+
+    async def _open(self) -> ControlSocket:
+        """The present socket if its file is in place, else a new one. One thread at a time is in this, however long
+        the disk hangs.
+
+        Raises:
+            SocketUnusable: where it cannot be opened.
+        """
+        if self._opening is None:
+            held = self._socket
+            self._opening = on_disk(lambda: held if held is not None and held.in_place else open_socket(self._path))
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        finally:
+            if opening.done():
+                self._opening = None
+
+    async def _start(self, opened: ControlSocket) -> None:
+        limits = Limits(
+            max_message=MAX_REQUEST, max_buffered=4 * MAX_REQUEST, max_unread=16 * MAX_REQUEST, max_held=_MAX_HELD
+        )
+        self._server = server = Server(
+            limits=limits, max_connections=MAX_CONNECTIONS, max_concurrent_calls=MAX_CALLS, first_call_timeout=10.0
+        )
+        server.add_registered_method_handlers(SERVICE, self._handlers())
+        server.add_listener(opened.listening, objection=lambda peer: stranger(peer, self._workers()))
+        await server.start()
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(_STOP_SECONDS)
+
+    def _report(self, problem: str, remedy: str) -> None:
+        if problem != self.problem:
+            log.warning("No control socket; the server serves without it", error=problem, remedy=remedy)
+        self.problem = problem
+
+
+def _discard(opening: asyncio.Future[ControlSocket]) -> None:
+    """Close what was opened too late. (The present socket is closed already, and closing twice does no harm.)"""
+    if not opening.cancelled() and opening.exception() is None:
+        late = opening.result()
+        late.remove()
+        late.listening.close()

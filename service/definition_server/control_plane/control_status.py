@@ -1,0 +1,129 @@
+"""The status of the service as messages of ``avap.control.v1``."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.history import HistoryEntry
+from definition_server.control_plane.sync_state import SyncState
+from definition_server.observability.status import ServiceStatus, WorkerStatus
+from definition_server.rpc import avap_control_pb2 as pb
+
+
+def set_time(field: Timestamp, seconds: float | None) -> None:
+    """Set ``field`` to ``seconds`` since the epoch; None leaves it unset."""
+    if seconds is not None:
+        field.FromNanoseconds(int(seconds * 1e6) * 1000)
+
+
+def served_message(snapshot: Snapshot) -> pb.Served:
+    """What is served, without the times of the workers."""
+    message = pb.Served(version_hash=snapshot.version_hash, generation=snapshot.generation, definitions=snapshot.count)
+    set_time(message.created_at, snapshot.footer.created_at_ns / 1e9)
+    return message
+
+
+def version_message(entry: HistoryEntry, *, served: bool) -> pb.Version:
+    """An entry of the history."""
+    message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
+    set_time(message.created_at, entry.created_at)
+    set_time(message.published_at, entry.published_at)
+    return message
+
+
+class HeldCommand(Protocol):
+    """A command of which an earlier version is served, because its row is bad."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with the row."""
+
+    @property
+    def since(self) -> float:
+        """Seconds since the epoch."""
+
+    @property
+    def hash_served(self) -> str | None:
+        """Of the version that is served."""
+
+    @property
+    def hash_refused(self) -> str | None:
+        """Of the row."""
+
+
+def held_message(held: HeldCommand) -> pb.HeldCommand:
+    """A held command."""
+    message = pb.HeldCommand(
+        name=held.name,
+        reason=str(held.reason),
+        hash_served=held.hash_served or "",
+        hash_refused=held.hash_refused or "",
+    )
+    set_time(message.since, held.since)
+    return message
+
+
+def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
+    """``status`` without history and notices. ``sync`` has the texts of errors, which the admin port does not show."""
+    message = pb.Status(server_version=status.version, pid=os.getpid(), ready=status.ready, stopping=status.stopping)
+    set_time(message.started_at, status.started_at)
+    if status.catalog is not None:
+        catalog = status.catalog
+        message.served.version_hash = catalog.version_hash
+        message.served.generation = catalog.generation
+        message.served.definitions = catalog.definitions
+        set_time(message.served.created_at, catalog.created_at)
+    _set_sync(message.sync, status, sync)
+    _set_wishes(message, sync)
+    message.workers.extend(_worker(worker) for worker in status.workers)
+    for name, used in status.keys_last_used.items():
+        key = message.keys.add(id=name)
+        set_time(key.last_used, used or None)
+    for name, expires in status.certificates_expire.items():
+        set_time(message.certificates.add(name=name).expires, expires)
+    return message
+
+
+def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) -> None:
+    message.last_outcome = status.sync.last_outcome or ""
+    message.last_error = state.last_error or ""
+    message.last_duration_seconds = status.sync.last_duration_seconds
+    set_time(message.last_attempt, status.sync.last_attempt)
+    set_time(message.last_success, status.sync.last_success)
+    message.cycles.update(status.sync.cycles)
+    message.source_rows = status.sync.source_rows
+    message.unserved.update({reason: count for reason, count in status.sync.unserved.items() if count})
+    message.suspect.update({reason: count for reason, count in status.sync.suspect.items() if count})
+
+
+def _set_wishes(message: pb.Status, state: SyncState) -> None:
+    if (pin := state.pin) is not None:
+        message.pin.version_hash, message.pin.source, message.pin.missing = pin.version_hash, pin.source, pin.missing
+        set_time(message.pin.until, pin.until)
+    if (held := state.held) is not None:
+        message.held_catalogue.version_hash = held.version_hash
+        message.held_catalogue.reason = held.text
+        message.held_catalogue.definitions = held.definitions
+        message.held_catalogue.names.extend(held.names)
+        set_time(message.held_catalogue.since, held.since)
+
+
+def _worker(worker: WorkerStatus) -> pb.Worker:
+    return pb.Worker(
+        number=worker.worker,
+        pid=worker.pid or 0,
+        state=worker.state,
+        version_hash=worker.version_hash,
+        generation=worker.generation,
+        connections=worker.connections or 0,
+        restarts=worker.restarts,
+        jail=worker.jail,
+    )

@@ -1,0 +1,189 @@
+"""``PUBLICATION_POLICY``: a TOML file that says, for many replicas alike, which catalogues are accepted, and which one
+is pinned.
+
+    accept = ["3f9a0c12"]                 # hashes, or beginnings of at least 8 digits
+    [pin]
+    version = "3f9a0c12…"
+    until = 2026-12-01T00:00:00Z          # without it, until the file has no pin
+
+The file is read several times a second, whole, and judged by its content: a symbolic link that is swapped, as
+Kubernetes does, changes that, and times of modification do not matter. A new content counts when two readings in a row
+have found it, so that an editor which empties the file and then writes it removes no pin. A content that cannot be used
+is logged once, and the policy before it stays; so it does where the file is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from definition_server.control_plane.disk import on_disk
+from definition_server.control_plane.wishes import Pin, Policy
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+READ_SECONDS = 0.4
+"""Between two readings; two of them are less than a second."""
+_DISK_SECONDS = 10.0
+_MOST_OCTETS = 256 * 1024
+_VERSION = re.compile("[0-9a-f]{8,64}")
+_KEYS, _PIN_KEYS = frozenset(("accept", "pin")), frozenset(("version", "until"))
+
+
+class PolicyUnusable(Exception):
+    """The file cannot be read, or its content cannot be used. The text says why."""
+
+
+class PublicationPolicy:
+    """The policy in force."""
+
+    def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called after each change of ``current``."""
+        self._path = path
+        self.current = Policy()
+        """What counts: nothing until the file was read."""
+        self._on_change = on_change
+        self._reading: asyncio.Future[bytes] | None = None
+        self._seen: bytes | str | None = None
+        """What was found last: a content, or why there was none."""
+        self._judged: bytes | str | None = None
+        """What was acted upon last."""
+        self.problem: str | None = None
+        """Why the file as it is does not count; None where it does."""
+
+    async def run(self) -> None:
+        """Read the file for ever. Never returns."""
+        while True:
+            await self.read()
+            await asyncio.sleep(READ_SECONDS)
+
+    async def read(self, *, at_once: bool = False) -> None:
+        """Read the file, and act if its content is new.
+
+        Args:
+            at_once: Act upon the first sight of a content, as at a start, where nothing is to be kept.
+        """
+        found = await self._read()
+        if found != self._judged and (found == self._seen or at_once):
+            self._judged = found
+            self._judge(found)
+        self._seen = found
+
+    async def _read(self) -> bytes | str:
+        # One thread at a time is in this, however long the disk hangs.
+        if self._reading is None:
+            self._reading = on_disk(lambda: read_file(self._path))
+        reading = self._reading
+        done, _ = await asyncio.wait((reading,), timeout=_DISK_SECONDS)
+        if not done:
+            return "the disk does not answer"
+        self._reading = None
+        error = reading.exception()
+        if error is None:
+            return reading.result()
+        if not isinstance(error, PolicyUnusable):
+            raise error
+        return str(error)
+
+    def _judge(self, found: bytes | str) -> None:
+        try:
+            if isinstance(found, str):
+                raise PolicyUnusable(found)
+            policy = parse(found)
+        except PolicyUnusable as error:
+            self.problem = f"{self._path}: {error}"
+            log.error(
+                "Publication policy not usable; the one before it stays",
+                path=str(self._path),
+                error=str(error),
+                remedy="mend the file; docs/operations.md shows its form",
+            )
+            return
+        self.problem = None
+        log.info(
+            "Publication policy read",
+            path=str(self._path),
+            accept=list(policy.accept),
+            pin=None if policy.pin is None else policy.pin.version,
+            until=None if policy.pin is None else policy.pin.until,
+        )
+        self.current = policy
+        self._on_change()
+
+
+def read_file(path: Path) -> bytes:
+    """The content of the file. Blocks.
+
+    Raises:
+        PolicyUnusable: where it cannot be read, is no file or too large.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        with os.fdopen(number, "rb") as file:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise PolicyUnusable("it is not a regular file")
+            content = file.read(_MOST_OCTETS + 1)
+    except (OSError, ValueError) as error:
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise PolicyUnusable(f"it cannot be read: {text}") from None
+    if len(content) > _MOST_OCTETS:
+        raise PolicyUnusable(f"it has more than {_MOST_OCTETS:,} octets")
+    return content
+
+
+def parse(content: bytes) -> Policy:
+    """The policy that ``content`` declares.
+
+    Raises:
+        PolicyUnusable: where it is not TOML, or not of our form. Nothing of it counts then.
+    """
+    try:
+        document = tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise PolicyUnusable("it is not UTF-8") from None
+    except RecursionError:
+        raise PolicyUnusable("it is nested too deep") from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise PolicyUnusable(f"it is not TOML: {error}") from None
+    _refuse_unknown(document, _KEYS, "")
+    accept = document.get("accept", [])
+    if not isinstance(accept, list):
+        raise PolicyUnusable("accept is not a list of hashes")
+    pin = document.get("pin")
+    if pin is not None and not isinstance(pin, dict):
+        raise PolicyUnusable("pin is not a table: write [pin]")
+    return Policy(tuple(_version(each, "accept") for each in accept), None if pin is None else _pin(pin))
+
+
+def _pin(table: dict[str, Any]) -> Pin:
+    _refuse_unknown(table, _PIN_KEYS, "pin.")
+    if "version" not in table:
+        raise PolicyUnusable("pin.version is missing")
+    until = table.get("until")
+    if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
+        raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
+    return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
+
+
+def _version(value: object, where: str) -> str:
+    if not isinstance(value, str) or not _VERSION.fullmatch(value.lower()):
+        raise PolicyUnusable(f"{where}: {str(value)[:80]!r} is not 8 to 64 hex digits of a version")
+    return value.lower()
+
+
+def _refuse_unknown(table: dict[str, Any], known: frozenset[str], prefix: str) -> None:
+    """A misspelled key must not be taken for nothing asked."""
+    unknown = sorted(table.keys() - known)
+    if unknown:
+        names = ", ".join(
+            f"{prefix}{name!r:.40}" if not name.isidentifier() else f"{prefix}{name:.40}" for name in unknown
+        )
+        raise PolicyUnusable(f"unknown: {names}; known are {', '.join(prefix + name for name in sorted(known))}")

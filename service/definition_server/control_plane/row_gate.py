@@ -1,0 +1,270 @@
+"""The gate in the sync cycle: has the checker judge what a review asks for, and logs what changes.
+
+Before the first publication it judges for a limited time, so that a large catalogue is not served later because of it;
+the rest is judged beside serving. Where that finds a bad row, the table is read again, and the next publication holds
+it or leaves it out.
+
+Where no checker can be started, changed rows are served unchecked: the catalogue is then no worse than without a gate,
+while holding every change would stop all updates. They are judged as soon as one can be started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Protocol
+
+from definition_server.catalog.builder import RowFacts, SnapshotBuilder
+from definition_server.catalog.content_check import Flaw
+from definition_server.catalog.gate import Change, Gate, Held, Review, facts_of
+from definition_server.catalog.signing import UNSIGNED
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.validation import Findings
+from definition_server.control_plane.background import Background
+from definition_server.control_plane.checker import CannotCheck, Content, Judgement
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+FIRST_SECONDS, FIRST_ROWS = 0.2, 500
+"""Before the first publication rows are judged until both are passed."""
+_BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
+_NAMES_LOGGED = 10
+
+Row = tuple[bytes, RowFacts, bytes]
+"""Name, content, key."""
+
+
+class RowChecker(Protocol):
+    """Judges contents; `checker.Checker` is one."""
+
+    async def check(self, contents: Sequence[Content]) -> list[Judgement]:
+        """The judgement of each. Raises `CannotCheck` where no process can be started."""
+
+    async def prepare(self) -> None:
+        """Begin to start what `check` needs."""
+
+    def lower_priority(self) -> None:
+        """Give way to processes that serve."""
+
+    async def close(self) -> None:
+        """End what runs."""
+
+
+class RowGate:
+    """Applies a `Gate` to each reading of the table."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        checker: RowChecker,
+        *,
+        background: Background | None = None,
+        clock: Callable[[], float] = time.time,
+        first_seconds: float = FIRST_SECONDS,
+        first_rows: int = FIRST_ROWS,
+        logs: bool = True,
+    ) -> None:
+        """
+        Args:
+            gate: Remembers verdicts.
+            checker: Judges contents.
+            background: The thread in which the rows of a large catalogue are compared. None: that of the event loop.
+            clock: Seconds since the epoch.
+            first_seconds: See `FIRST_SECONDS`.
+            first_rows: See `FIRST_ROWS`.
+            logs: Whether changes are logged. (A command reports them itself.)
+        """
+        self._gate = gate
+        self._checker = checker
+        self._background = background
+        self._clock = clock
+        self._first_seconds = first_seconds
+        self._first_rows = first_rows
+        self._logs = logs
+        self._unchecked = ""
+        self._findings = Findings()
+        self._preparing: asyncio.Task[None] | None = None
+        self._rest: asyncio.Task[None] | None = None
+        self._on_bad_rows_served: Callable[[], None] = lambda: None
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """The commands that are held at their last good version, in name order."""
+        return tuple(self._gate.held.values())
+
+    @property
+    def pending(self) -> int:
+        """Rows that are served and not judged yet."""
+        return len(self._gate.pending)
+
+    def on_bad_rows_served(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when rows that are served turned out to be bad: the table must be read again."""
+        self._on_bad_rows_served = action
+
+    def prepare(self) -> None:
+        """Begin to start the checker: rows that changed are being read."""
+        if self._gate.checks and (self._preparing is None or self._preparing.done()):
+            self._preparing = asyncio.create_task(self._checker.prepare())
+
+    async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
+        """Let ``builder`` serve, hold or leave out each of its rows.
+
+        Args:
+            builder: The rows of one reading.
+            last_good: The newest catalogue that passed, from which the last good version of a command is taken. None:
+                there is none.
+
+        Returns:
+            The names that are served in an earlier version because their row is held.
+        """
+        gate = self._gate
+        self._findings = builder.findings
+        review = Review(gate, builder, last_good)
+        if gate.checks:
+            if self._background is None:
+                review.find_changed()
+            else:
+                await self._background.run(review.find_changed)
+            try:
+                await self._judge(review.unjudged(), review.note, limited=gate.first)
+                await self._judge(review.doubtful(), review.note_last)
+                self._note_checking("")
+            except CannotCheck as error:
+                self._note_checking(str(error))
+        change = review.settle(self._clock())
+        if self._logs:
+            _log_change(change, gate)
+        return gate.held.keys()
+
+    async def _judge(self, rows: Iterable[Row], note: Callable[[bytes, Flaw], None], *, limited: bool = False) -> None:
+        """Judge ``rows``; where that is ``limited``, only as many as a first start waits for."""
+        now = asyncio.get_running_loop().time
+        started, judged = now(), 0
+        for batch in _batches(rows):
+            if limited and judged >= self._first_rows and now() - started >= self._first_seconds:
+                return
+            await self._judge_batch(batch, note)
+            judged += len(batch)
+
+    async def _judge_batch(self, batch: list[Row], note: Callable[[bytes, Flaw], None]) -> None:
+        checks = self._gate.checks
+        contents = [Content(checks, name, facts.interface, facts.code) for name, facts, _ in batch]
+        for (name, _, key), judgement in zip(batch, await self._checker.check(contents), strict=True):
+            if judgement.lasting:
+                self._gate.remember(key, judgement.flaws)
+            note(name, judgement.flaws)
+
+    def cycle_ended(self, newest: Snapshot | None) -> None:
+        """Judge rows that were let pass unjudged, beside serving. ``newest``: the catalogue that has them."""
+        if newest is None:
+            return
+        self._checker.lower_priority()
+        if self._gate.pending and (self._rest is None or self._rest.done()):
+            self._rest = asyncio.create_task(self._judge_rest(newest))
+
+    async def _judge_rest(self, newest: Snapshot) -> None:
+        gate, bad = self._gate, 0
+
+        def note(name: bytes, flaws: Flaw) -> None:
+            nonlocal bad
+            bad += gate.note_pending(name, waiting[name], flaws)
+            self._findings.unchecked = len(gate.pending)
+
+        waiting = dict(gate.pending)
+        signed = newest.footer.key_id != UNSIGNED
+
+        def rows() -> Iterator[Row]:
+            for name, digest in waiting.items():
+                message = newest.answer(name)
+                if message is not None and message[-64:] == digest and gate.pending.get(name) == digest:
+                    facts = facts_of(message, signed=signed)
+                    key = gate.key(name, facts.interface, facts.code)
+                    known = gate.known(key)
+                    if known is None:
+                        yield name, facts, key
+                    else:
+                        note(name, known)
+
+        try:
+            await self._judge(rows(), note)
+            self._note_checking("")
+        except CannotCheck as error:
+            self._note_checking(str(error))
+            return
+        except Exception:  # a bug of ours: the rows stay unchecked, and cycles go on
+            log.exception("Unexpected failure in judging rows")
+            return
+        log.info("Rows that were served unchecked are checked", bad=bad, unchecked=len(gate.pending) - bad)
+        if bad:
+            self._on_bad_rows_served()
+
+    async def close(self) -> None:
+        """End the checker."""
+        tasks = [task for task in (self._rest, self._preparing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._checker.close()
+
+    def _note_checking(self, error: str) -> None:
+        """Log once that rows cannot be judged, and once that they can again."""
+        if error and not self._unchecked and self._logs:
+            log.error(
+                "Rows cannot be checked; changed ones are served unchecked",
+                error=error,
+                remedy="see the limits of processes and memory of this machine or container; it is tried again",
+            )
+        elif self._unchecked and not error:
+            log.info("Rows are checked again")
+        self._unchecked = error
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    octets = 0
+    for row in rows:
+        batch.append(row)
+        octets += len(row[1].interface) + len(row[1].code)
+        if len(batch) == _BATCH_ROWS or octets >= _BATCH_OCTETS:
+            yield batch
+            batch, octets = [], 0
+    if batch:
+        yield batch
+
+
+def _log_change(change: Change, gate: Gate) -> None:
+    """Log what a review changed; nothing where it changed nothing."""
+    if change.held:
+        log.warning(
+            "Commands are held at their last good version",
+            count=len(change.held),
+            held=len(gate.held),
+            commands=[
+                {"name": held.name, "reason": held.reason, "served": held.hash_served, "refused": held.hash_refused}
+                for held in change.held[:_NAMES_LOGGED]
+            ],
+            remedy="correct the rows; the next cycle serves them",
+        )
+    if change.released:
+        log.info(
+            "Commands are no longer held",
+            count=len(change.released),
+            held=len(gate.held),
+            names=change.released[:_NAMES_LOGGED],
+        )
+    if change.left_out:
+        log.warning(
+            "Commands are left out: no good version is known",
+            count=len(change.left_out),
+            commands=[{"name": name, "reason": reason} for name, reason in change.left_out[:_NAMES_LOGGED]],
+            remedy="correct the rows; the next cycle serves them",
+        )
+    if change.tolerated:
+        log.warning(
+            "Much of the catalogue does not compile with the server's Python; it is served as it is",
+            count=change.tolerated,
+            remedy="run the server with the Python version of the executors, or set GATE_CODE",
+        )

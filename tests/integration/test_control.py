@@ -1,0 +1,189 @@
+"""The operator's commands against a real server: what they print, their exit codes, and what a stranger can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import StartServer
+from tests.support.polling import until
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+pytestmark = pytest.mark.any_transport
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "snapshots"
+
+
+@pytest.fixture
+def server(start_server: StartServer, table: Table, directory: Path) -> ServerProcess:
+    table.add_commands(3)
+    running = start_server(table.url, SNAPSHOT_DIR=str(directory), SYNC_INTERVAL_SECONDS="300").wait_ready()
+    running.wait_log("Control socket open")
+    return running
+
+
+def run(*arguments: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command, in the environment that `kubectl exec` gives it."""
+    return subprocess.run(
+        [sys.executable, "-m", "definition_server", *arguments],
+        env={"PATH": os.environ["PATH"], "SNAPSHOT_DIR": str(directory), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def answer(*arguments: str, directory: Path) -> Any:
+    done = run(*arguments, "--json", directory=directory)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, directory: Path) -> None:
+    status = answer("status", directory=directory)
+    assert status["ready"] is True
+    assert status["served"]["definitions"] == 3
+    assert {worker["version_hash"] for worker in status["workers"]} == {status["served"]["version_hash"]}
+    assert status["sync"]["last_outcome"] == "published"
+    assert status["sync"]["next_attempt"].endswith("Z")
+    assert [key["id"] for key in status["keys"]] == ["default"]
+    assert server.statusz()["control_socket"] == "open"
+    plain = run("status", directory=directory)
+    assert plain.returncode == 0
+    assert status["served"]["version_hash"] in plain.stdout
+
+
+def test_sync_reads_the_table_at_once_and_reports_the_outcome(
+    server: ServerProcess, directory: Path, table: Table
+) -> None:
+    assert answer("sync", directory=directory)["outcome"] == "unchanged"
+    table.add_commands(1, start=3)
+    synced = answer("sync", directory=directory)
+    assert synced["outcome"] == "published"
+    assert synced["served"]["definitions"] == 4
+    assert {worker["definitions"] for worker in server.statusz()["workers"]} == {4}
+    table.run("DROP TABLE obex_dapl_functions")
+    failed = run("sync", directory=directory)
+    assert failed.returncode == 1
+    assert "obex_dapl_functions" in failed.stdout
+
+
+def test_roll_replaces_every_worker(server: ServerProcess, directory: Path) -> None:
+    before = server.worker_pids()
+    assert answer("roll", directory=directory)["replaced"] == 2
+    assert not set(before) & set(server.worker_pids())
+
+
+def test_the_socket_is_gone_after_the_end_and_replaced_after_a_kill(
+    start_server: StartServer, server: ServerProcess, directory: Path, table: Table
+) -> None:
+    path = directory / "control.sock"
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait_exit()
+    assert path.is_socket()
+    gone = run("status", directory=directory)
+    assert gone.returncode == 69
+    assert str(path) in gone.stderr
+    assert "Traceback" not in gone.stderr
+    second = start_server(table.url, SNAPSHOT_DIR=str(directory)).wait_ready()
+    second.wait_log("Control socket open")
+    assert answer("status", directory=directory)["pid"] == second.pid
+    second.end()
+    assert not path.exists()
+    assert run("status", directory=directory).returncode == 69
+
+
+def test_a_second_instance_serves_without_the_socket_of_the_first_and_takes_over_when_that_ends(
+    start_server: StartServer, server: ServerProcess, directory: Path, table: Table
+) -> None:
+    second = start_server(table.url, SNAPSHOT_DIR=str(directory)).wait_ready()
+    line = second.wait_log("No control socket; the server serves without it")
+    assert "another instance" in line["error"]
+    assert "CONTROL_SOCKET" in line["remedy"]
+    assert second.statusz()["control_socket"] == "unavailable"
+    assert answer("status", directory=directory)["pid"] == server.pid
+    server.end()
+    second.wait_log("Control socket open")
+    assert answer("status", directory=directory)["pid"] == second.pid
+
+
+def test_a_server_without_a_place_for_the_socket_serves(
+    start_server: StartServer, table: Table, tmp_path: Path
+) -> None:
+    table.add_commands(1)
+    long = start_server(table.url, CONTROL_SOCKET=str(tmp_path / ("x" * 120))).wait_ready()
+    assert "107" in long.wait_log("No control socket; the server serves without it")["error"]
+    read_only = start_server(table.url, CONTROL_SOCKET="/proc/control.sock").wait_ready()
+    assert "remedy" in read_only.wait_log("No control socket; the server serves without it")
+    assert read_only.statusz()["control_socket"] == "unavailable"
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(b"", id="silence", marks=pytest.mark.thorough),
+        pytest.param(b"\x00" * 4096, id="zeros", marks=pytest.mark.thorough),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http/1.1", marks=pytest.mark.thorough),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 9000, id="broken frames"),
+    ],
+)
+def test_a_damaged_client_costs_nobody_but_itself(server: ServerProcess, directory: Path, octets: bytes) -> None:
+    clients = []
+    for _ in range(100):  # more than may connect
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect(str(directory / "control.sock"))
+        clients.append(client)
+        try:
+            client.send(octets)
+        except OSError:
+            continue
+    assert answer("status", directory=directory)["ready"] is True
+    for client in clients:
+        client.close()
+    assert not server.logged("The master failed; leaving")
+
+
+def test_a_client_of_another_account_is_refused_and_reported(server: ServerProcess, directory: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can take another uid")
+    path = directory / "control.sock"
+    path.chmod(0o666)
+    for each in (directory, *list(directory.parents)[:-2]):
+        each.chmod(each.stat().st_mode | 0o055)
+    program = (
+        "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+        "s = socket.socket(socket.AF_UNIX);"
+        f"s.connect({str(path)!r}); sys.stdout.buffer.write(s.recv(1000))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert b"uid 65534" in done.stdout
+    until(lambda: server.logged("A connection was refused"), server.tail)
+    assert "uid 65534" in server.wait_log("A connection was refused")["error"]
+
+
+def test_unknown_versions_and_wrong_arguments_are_refused_with_a_reason(server: ServerProcess, directory: Path) -> None:
+    for arguments, code in (
+        (("accept", "00000000"), 3),
+        (("pin", "00000000", "--for", "1h"), 3),
+        (("diff", "00000000", "11111111"), 3),
+        (("pin", "00000000"), 2),
+        (("pin", "00000000", "--for", "soon"), 2),
+        (("pin", "00000000", "--until", "2001-01-01T00:00Z"), 2),
+        (("accept", "short"), 2),
+    ):
+        done = run(*arguments, directory=directory)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert run("status", directory=Path("/nonexistent")).returncode == 69

@@ -1,0 +1,188 @@
+"""``export --sql``: a real PostgreSQL gets its rows back octet by octet, from a server, a file and the history."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.conftest import StartServer
+from tests.support.families import sample
+from tests.support.server import KEY, ServerProcess
+from tests.support.table import Table
+
+from definition_server.catalog.restore_sql import literal
+
+pytestmark = pytest.mark.any_transport
+
+NASTY = [
+    "",
+    "'",
+    "''",
+    "\\",
+    "\\'; DROP TABLE obex_dapl_functions; --",
+    "$$ $tag$ $1 :variable :'quoted'",
+    "\n\r\n\r\t\x0b\x0c\x1b[31m\x7f\x01",
+    "\r",
+    "trailing newline\n",
+    "  blanks  ",
+    "-- comment\n/* not closed",
+    "é ß 漢字 😀 \U0010ffff \ufeff \u2028 \u0085",
+    "e\u0301 is not \u00e9",
+    "\\.\n\\copy\n\\! true",
+    "%s %(name)s {0}",
+    "x" * 300_000,
+    "\\x41 \\u0041 \\101",
+    "COMMIT;\nBEGIN;",
+]
+
+
+@pytest.fixture
+def rows(table: Table) -> Table:
+    """Nasty names, types, interfaces and code, with gaps between ids, one id above the sequence, and columns that are
+    not served."""
+    with psycopg.connect(table.url) as connection:
+        for number, text in enumerate(NASTY):
+            connection.execute(
+                "INSERT INTO obex_dapl_functions (id, name, type, interface, code, description, logic) "
+                "VALUES (%s, %s, %s, %s, %s, %s, true)",
+                (1000 - 7 * number, f"n{number}{text[:90]}", text[:50] or "t", f'["{number}",  1.50]', text, "kept"),
+            )
+        connection.execute(
+            "INSERT INTO obex_dapl_functions (id, name, type, interface, code) VALUES (5, 'bare', NULL, '', 'pass')"
+        )
+    return table
+
+
+def served_rows(table: Table) -> list[Any]:
+    with psycopg.connect(table.url) as connection:
+        return connection.execute(
+            "SELECT id, name, coalesce(nullif(type, ''), 'function'), coalesce(nullif(interface, ''), '[]'), code "
+            "FROM obex_dapl_functions ORDER BY id"
+        ).fetchall()
+
+
+@pytest.fixture
+def server(start_server: StartServer, rows: Table, tmp_path: Path) -> ServerProcess:
+    running = start_server(
+        rows.url,
+        SNAPSHOT_DIR=str(tmp_path / "snapshots"),
+        GATE_CODE="off",
+        AVAP_INTERNAL_KEY="a key",
+        SYNC_INTERVAL_SECONDS="300",
+    ).wait_ready()
+    running.wait_log("Control socket open")
+    return running
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "definition_server", *arguments],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def from_server(server: ServerProcess, directory: Path) -> bytes:
+    return _stdout(run("export", "--sql", API_KEY=KEY, PORT=str(server.port)))
+
+
+def from_file(server: ServerProcess, directory: Path) -> bytes:
+    return _stdout(run("export", "--sql", "--snapshot", str(directory / "last-known-good.avapsnap")))
+
+
+def from_history(server: ServerProcess, directory: Path) -> bytes:
+    version = server.statusz()["catalog"]["version_hash"]
+    return _stdout(run("export", "--sql", "--history", version[:8], SNAPSHOT_DIR=str(directory)))
+
+
+def restore(table: Table, sql: bytes) -> None:
+    """Run the script as an operator does."""
+    psql = shutil.which("psql")
+    if psql is None:
+        table.run(sql.decode())
+        return
+    done = subprocess.run(
+        [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-", table.url], input=sql, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _stdout(done: subprocess.CompletedProcess[bytes]) -> bytes:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("source", sample([from_server, from_file, from_history]))
+def test_a_damaged_table_gets_its_rows_back_octet_by_octet(
+    server: ServerProcess, rows: Table, tmp_path: Path, source: Callable[[ServerProcess, Path], bytes]
+) -> None:
+    before, version = served_rows(rows), server.statusz()["catalog"]["version_hash"]
+    sql = source(server, tmp_path / "snapshots")
+    rows.run("DELETE FROM obex_dapl_functions WHERE id % 2 = 0")
+    rows.run("UPDATE obex_dapl_functions SET code = code || ' ' WHERE id % 3 = 0")
+    rows.add([("bare", None, None, "a newer duplicate"), ("extra", None, None, "pass")])
+    restore(rows, sql)
+    after = served_rows(rows)
+    ids_known = b"(1, NULL," not in sql
+    assert [row[1:] for row in sorted(after, key=lambda row: row[1])] == [
+        row[1:] for row in sorted(before, key=lambda row: row[1])
+    ]
+    if ids_known:
+        assert after == before
+    with psycopg.connect(rows.url) as connection:
+        [(kept,)] = connection.execute("SELECT count(*) FROM obex_dapl_functions WHERE description = 'kept'").fetchall()
+        [(odd,)] = connection.execute("SELECT count(*) FROM obex_dapl_functions WHERE id % 2 = 1").fetchall()
+        assert kept > 0
+        assert odd >= kept
+        connection.execute("INSERT INTO obex_dapl_functions (name, code) VALUES ('next', 'pass')")  # has a free id
+        connection.execute("DELETE FROM obex_dapl_functions WHERE name = 'next'")
+    synced = run("sync", "--json", SNAPSHOT_DIR=str(tmp_path / "snapshots"))
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    assert server.statusz()["catalog"]["version_hash"] == version
+
+
+def test_a_lost_table_is_made_anew_and_a_script_cut_off_changes_nothing(
+    server: ServerProcess, rows: Table, tmp_path: Path
+) -> None:
+    before = served_rows(rows)
+    sql = from_server(server, tmp_path).decode()
+    rows.run("DROP TABLE obex_dapl_functions")
+    connection = psycopg.connect(rows.url, autocommit=True)
+    connection.execute(sql[: sql.index("ANALYZE restored")])
+    connection.close()  # the end of the file, to psql; leaving a context would commit
+    with psycopg.connect(rows.url) as connection:
+        assert connection.execute("SELECT to_regclass('obex_dapl_functions')").fetchall() == [(None,)]
+    rows.run(sql)
+    assert [row[1:] for row in sorted(served_rows(rows), key=lambda row: row[1])] == [
+        row[1:] for row in sorted(before, key=lambda row: row[1])
+    ]
+
+
+def test_every_literal_means_its_text_to_postgresql(table: Table) -> None:
+    every = [*NASTY, "".join(map(chr, range(1, 0x3000))), "".join(map(chr, range(0x1F300, 0x1F700)))]
+    with psycopg.connect(table.url) as connection:
+        for text in every:
+            assert connection.execute(f"SELECT {literal(text)}".encode()).fetchall() == [(text,)]
+
+
+def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"x" * 1000)
+    for arguments, code in (
+        (("--snapshot", str(tmp_path / "damaged"), "--sql"), 1),
+        (("--snapshot", str(tmp_path / "none"), "--sql"), 1),
+        (("--history", "00000000", "--sql", "--socket", str(tmp_path / "none")), 69),
+        (("--snapshot", "x", "--history", "y", "--sql"), 2),
+        ((), 2),
+    ):
+        done = run("export", *arguments)
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert done.stdout == b""

@@ -1,0 +1,151 @@
+"""The operator's commands without a server: what they accept, and how an answer is shown."""
+
+from __future__ import annotations
+
+import json
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from definition_server.cli import control, exits
+from definition_server.cli.main import cli
+from definition_server.rpc import avap_control_pb2 as pb
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(cli, arguments, env=environment)
+
+
+COMMANDS = [("status",), ("history",), ("diff", "a" * 8, "b" * 8), ("accept", "a" * 8), ("unpin",), ("sync",)]
+COMMANDS += [("roll",), ("pin", "a" * 8, "--for", "2h")]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_without_a_server_each_command_says_which_path_and_what_to_do(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    for made in (False, True):
+        if made:  # what a killed server left behind
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(tmp_path / "control.sock"))
+        found = run(*arguments, SNAPSHOT_DIR=str(tmp_path))
+        assert found.exit_code == 69, found.output
+        assert str(tmp_path / "control.sock") in found.output
+        assert "CONTROL_SOCKET" in found.output
+
+
+def test_without_a_path_a_command_asks_for_one(tmp_path: Path) -> None:
+    found = run("status")
+    assert found.exit_code == 78
+    assert "SNAPSHOT_DIR" in found.output
+    assert run("status", "--socket", str(tmp_path / "x")).exit_code == 69
+    (tmp_path / "file").write_text("")
+    assert run("status", "--socket", str(tmp_path / "file")).exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", "1234567", "g" * 8, "a" * 65, "../../etc", "12345678\n9"])
+def test_what_is_no_version_is_refused_before_a_server_is_asked(text: str) -> None:
+    assert run("accept", "--socket", "x", "--", text).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("7d", 604_800), ("1w", 604_800)]
+)
+def test_the_length_of_a_pin(text: str, seconds: int) -> None:
+    end = control._end_of(text, None)
+    assert abs((end - datetime.now(UTC)).total_seconds() - seconds) < 5
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "1.5h", "0s", "2 h", "9999999999w", "2h!", "\u0662h"])
+def test_a_length_that_is_not_understood_is_refused(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        control._end_of(text, None)
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "2001-01-01T00:00Z", "2999-01-01T00:00Z", "2026-12-01T00:00", "\x1b[31m"])
+def test_an_end_that_is_not_understood_is_refused_without_control_characters(text: str) -> None:
+    with pytest.raises(click.UsageError) as refused:
+        control._end_of(None, text)
+    assert "\x1b" not in refused.value.message
+
+
+def test_a_pin_needs_exactly_one_end() -> None:
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    assert control._end_of(None, soon).tzinfo is UTC
+    for both in ((None, None), ("1h", soon)):
+        with pytest.raises(click.UsageError):
+            control._end_of(*both)
+
+
+def full_status() -> pb.Status:
+    now = 1_764_460_800
+    status = pb.Status(server_version="1.2.3", pid=7, ready=True)
+    status.started_at.seconds = now
+    status.served.version_hash, status.served.definitions, status.served.generation = "ab" * 32, 189, 4
+    status.served.created_at.seconds = now
+    status.fresh, status.freshness_reason = False, "the last successful check is older than two intervals of the sync"
+    status.safe_to_restart.safe, status.safe_to_restart.reason = True, "the same catalogue is stored"
+    status.sync.last_outcome, status.sync.last_error = "failed", "the server closed the connection " * 6
+    status.sync.cycles["failed"] = 1 << 40
+    status.pin.version_hash, status.pin.source = "ab" * 32, "command"
+    status.held_catalogue.version_hash, status.held_catalogue.reason = "cd" * 32, "188 of 189 commands would vanish"
+    status.held_commands.add(name="\x1b[31mred", reason="code_invalid", hash_served="ef" * 32)
+    status.workers.add(number=0, pid=8, state="serving", version_hash="ab" * 32)
+    status.keys.add(id="default")
+    status.certificates.add(name="server").expires.seconds = now
+    status.history.add(version_hash="ab" * 32, served=True, definitions=189)
+    status.notices.append("the last-known-good snapshot is not stored: no space left on the device")
+    return status
+
+
+class Answering:
+    """A `Master` that has one answer."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        pass
+
+    def call(self, method: str, request: object) -> pb.Status:
+        return full_status()
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "Master", Answering)
+
+
+def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None) -> None:
+    shown = run("status", "--socket", "x").output
+    for text in ("ab" * 32, "cd" * 32, "code_invalid", "default", "safe to restart", "not stored", "until `unpin`"):
+        assert text in shown
+    assert "\x1b" not in shown
+    assert "2025-11-30T00:00:00Z" in shown
+
+
+def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (control, exits):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+    shown = run("status", "--socket", "x", COLUMNS="80", TERM="dumb").output
+    whole = " ".join(shown.split())
+    assert "the server closed the connection the server closed the connection" in whole
+    facts = shown.partition("held commands")[0].splitlines()
+    assert [line for line in facts if len(line) > 80 and len(line.split()) > 2] == []
+    assert all(len(line) <= 80 for line in shown.partition("held commands")[2].splitlines())
+
+
+def test_json_has_numbers_for_numbers_and_iso_8601_for_times(answering: None) -> None:
+    value = json.loads(run("status", "--socket", "x", "--json").output)
+    assert value["sync"]["cycles"] == {"failed": 1 << 40}
+    assert value["served"]["definitions"] == 189
+    assert value["started_at"] == "2025-11-30T00:00:00Z"
+    assert value["history"][0]["definitions"] == 189
+    assert "all_workers_at" not in value["served"]
+
+
+def test_the_former_sync_is_fetch_and_says_so() -> None:
+    found = run("sync", "--out", "x", "--port", "1", API_KEY="k")
+    assert "`fetch`" in found.output
+    assert found.exit_code == 69

@@ -1,0 +1,130 @@
+"""The policy file: what it declares, and what stays where it cannot be used."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests.support.logs import captured_logs
+
+from definition_server.control_plane.publication_policy import PolicyUnusable, PublicationPolicy, parse
+from definition_server.control_plane.wishes import Pin, Policy
+
+HASH = "3f9a0c12" * 8
+OTHER = "0123456789abcdef"
+GOOD = f'accept = ["{HASH}", "{OTHER}"]\n[pin]\nversion = "{HASH[:8].upper()}"\nuntil = 2026-12-01T00:00:00Z\n'
+PINNED = Pin(HASH[:8], datetime(2026, 12, 1, tzinfo=UTC).timestamp(), "policy")
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        pytest.param("", Policy(), id="empty"),
+        pytest.param("# nothing\n", Policy(), id="comment"),
+        pytest.param(GOOD, Policy((HASH, OTHER), PINNED), id="whole"),
+        pytest.param("\ufeff" + GOOD, Policy((HASH, OTHER), PINNED), id="byte order mark"),
+        pytest.param(f'[pin]\nversion = "{HASH}"', Policy((), Pin(HASH, None, "policy")), id="no end"),
+        pytest.param(f'pin = {{ version = "{HASH}" }}', Policy((), Pin(HASH, None, "policy")), id="inline"),
+    ],
+)
+def test_what_the_file_declares(text: str, policy: Policy) -> None:
+    assert parse(text.encode()) == policy
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(b"accept = [", "not TOML", id="cut off"),
+        pytest.param(b"\xff", "UTF-8", id="no UTF-8"),
+        pytest.param(b"a = " + b"[" * 5000, "nested|TOML", id="nested"),
+        pytest.param(b"acept = []", "unknown: acept", id="misspelled"),
+        pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntill = 1', "unknown: pin.untill", id="misspelled in pin"),
+        pytest.param(b"[pin]\n", "pin.version is missing", id="pin of nothing"),
+        pytest.param(b'accept = "3f9a0c12"', "list", id="no list"),
+        pytest.param(b'accept = ["3f9a0c1"]', "8 to 64", id="short"),
+        pytest.param(b"accept = [12345678]", "8 to 64", id="a number"),
+        pytest.param(b'accept = ["zzzzzzzz"]', "8 to 64", id="no hex"),
+        pytest.param(b'pin = "3f9a0c12"', "table", id="no table"),
+        pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = 2026-12-01T00:00:00', "time zone", id="local time"),
+        pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = 2026-12-01', "time zone", id="date"),
+        pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = "2026-12-01T00:00:00Z"', "without quotes", id="text"),
+        pytest.param(b"pin = 1979-13-40", "not TOML", id="no date"),
+    ],
+)
+def test_a_content_that_cannot_be_used_says_why(content: bytes, problem: str) -> None:
+    with pytest.raises(PolicyUnusable, match=problem):
+        parse(content)
+
+
+class Watched:
+    def __init__(self, path: Path) -> None:
+        self.found: list[Policy] = []
+        self.policy = PublicationPolicy(path, lambda: self.found.append(self.policy.current))
+
+    async def read_twice(self) -> None:
+        await self.policy.read()
+        await self.policy.read()
+
+
+async def test_a_new_content_counts_at_the_second_sight(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(GOOD)
+    watched = Watched(path)
+    await watched.policy.read(at_once=True)
+    assert watched.found == [parse(GOOD.encode())]
+    path.write_text("")  # an editor that will write more
+    await watched.policy.read()
+    path.write_text(GOOD)
+    await watched.read_twice()
+    assert len(watched.found) == 1
+    path.write_text("accept = []")
+    await watched.read_twice()
+    assert watched.found[1:] == [Policy()]
+
+
+async def test_a_swapped_symbolic_link_is_noticed_as_kubernetes_swaps_it(tmp_path: Path) -> None:
+    for number, text in enumerate(("", GOOD)):
+        (tmp_path / f"..{number}").mkdir()
+        (tmp_path / f"..{number}" / "policy.toml").write_text(text)
+        os.utime(tmp_path / f"..{number}" / "policy.toml", (1, 1))  # times do not matter
+    (tmp_path / "..data").symlink_to("..0")
+    (tmp_path / "policy.toml").symlink_to("..data/policy.toml")
+    watched = Watched(tmp_path / "policy.toml")
+    await watched.policy.read(at_once=True)
+    (tmp_path / "..new").symlink_to("..1")
+    (tmp_path / "..new").replace(tmp_path / "..data")
+    await watched.read_twice()
+    assert watched.found == [Policy(), parse(GOOD.encode())]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone", "directory", "fifo", "too large"])
+async def test_the_old_policy_stays_and_one_error_says_so(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(GOOD)
+    watched = Watched(path)
+    await watched.policy.read(at_once=True)
+    path.unlink()
+    if damage == "cut off":
+        path.write_text(GOOD[:-5])
+    elif damage == "directory":
+        path.mkdir()
+    elif damage == "fifo":
+        os.mkfifo(path)
+    elif damage == "too large":
+        path.write_text("#" * 300_000)
+    with captured_logs() as lines:
+        await watched.read_twice()
+        await watched.read_twice()
+    assert [line["event"] for line in lines] == ["Publication policy not usable; the one before it stays"]
+    assert watched.policy.problem is not None
+    assert len(watched.found) == 1
+    if damage in ("directory",):
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+    path.write_text(GOOD)
+    await watched.read_twice()
+    assert watched.policy.problem is None
+    assert len(watched.found) == 2
