@@ -56,6 +56,8 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["served"]["definitions"] == 3
     assert {worker["version_hash"] for worker in status["workers"]} == {status["served"]["version_hash"]}
     assert status["sync"]["last_outcome"] == "published"
+    assert status["fresh"] is True
+    assert status["safe_to_restart"]["safe"] is True
     assert status["sync"]["next_attempt"].endswith("Z")
     assert [key["id"] for key in status["keys"]] == ["default"]
     assert server.statusz()["control_socket"] == "open"
