@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
@@ -51,7 +52,7 @@ class StrictClient(threading.Thread):
                             raise TypeError(f"{command.name}: no list")
                     self.catalogue = {command.name: command.code.decode() for command in commands}
                     self.refreshes += 1
-                except Exception as error:
+                except (SyntaxError, ValueError, TypeError, grpc.RpcError) as error:
                     self.failures.append(f"{type(error).__name__}: {error}")
 
     def stop(self) -> None:
