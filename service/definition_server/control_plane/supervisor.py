@@ -119,7 +119,7 @@ class Supervisor:
             self._reconcile()
 
     def use_certificate(self, tls: TlsFiles) -> None:
-        """Make every worker use ``tls`` for new connections. The files before may be closed."""
+        """Make every worker use ``tls`` for new connections. The previous files may be closed."""
         self._tls = tls
         self._certificate = Certificate(self._certificate.revision + 1)
         self._reconcile()

@@ -119,7 +119,7 @@ async def raw(client: grpc.aio.Channel, method: str, request: bytes, metadata: A
 
 
 async def failure(*arguments: Any) -> tuple[grpc.StatusCode, str | None]:
-    """Status and message of a call on bytes that must fail."""
+    """Status and message of a call, made with bytes, that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw(*arguments)
     return caught.value.code(), caught.value.details()
