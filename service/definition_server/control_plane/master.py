@@ -379,6 +379,7 @@ class _Master:
             notices=self._notices,
             sync=self._sync_loop.sync_now,
             seconds_to_next=lambda: self._sync_loop.seconds_to_next,
+            held_commands=lambda: self._gate.held,
         )
         return service.handlers()
 
