@@ -251,7 +251,7 @@ def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests with whole servers run on one transport each,
-    alternately; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
+    half of them on each; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
     """
     install(session, "test")
     run_all(session, "pytest", options=["--one-transport=alternate"], thorough=False)

@@ -42,7 +42,7 @@ async def huffman_blocks(crew: Crew) -> None:
 
 
 async def paced_huffman_blocks(crew: Crew) -> None:
-    """The same, `_BLOCKS_A_SECOND` a second on each connection."""
+    """As `huffman_blocks`, but `_BLOCKS_A_SECOND` blocks a second on each connection."""
     block = huffman_block(crew, crew.job.octets)
 
     async def act(number: int, peer: Peer) -> None:

@@ -160,7 +160,7 @@ class Worker:
         """Wait until the worker serves ``generation``.
 
         Raises:
-            TargetFailed: if it does not serve it within `START_SECONDS`.
+            TargetFailed: if the worker does not report that within `START_SECONDS`.
         """
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:

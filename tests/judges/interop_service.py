@@ -56,7 +56,7 @@ async def streaming_input_call(requests: AsyncIterable[Any], context: Context) -
 
 
 async def full_duplex_call(requests: AsyncIterable[Any], context: Context) -> None:
-    """For each request what it asks for, as soon as it is there."""
+    """Answer each request with what it asks for, as soon as it arrives."""
     await _echo_metadata(context)
     async for request in requests:
         await _abort_if_asked(request, context)
@@ -65,7 +65,7 @@ async def full_duplex_call(requests: AsyncIterable[Any], context: Context) -> No
 
 
 async def half_duplex_call(requests: AsyncIterable[Any], context: Context) -> AsyncIterator[Any]:
-    """The same, once all requests are there."""
+    """Answer each request with what it asks for, once all have arrived."""
     await _echo_metadata(context)
     asked = [wanted async for request in requests for wanted in request.response_parameters]
     for wanted in asked:

@@ -143,7 +143,7 @@ class Runner:
         outcomes.unlink(missing_ok=True)
         files = dict.fromkeys(name.partition("::")[0] for name in tests)
         arguments = ["-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}", f"--outcomes={outcomes}",
-                     "--one-transport", "--timeout=90",
+                     "--one-transport=alternate", "--timeout=90",
                      "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of hypothesis, which is imported already
                      *files]  # fmt: skip
         assert self._process.stdin is not None

@@ -139,11 +139,13 @@ def _measure(known: KnownTests, tree: Path, files: list[str], jobs: int) -> None
     outcomes = tree / "outcomes.json"
     outcomes.unlink(missing_ok=True)
     side_by_side = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
-    subprocess.run([sys.executable, "-m", "coverage", "run", settings, "-m", "pytest", "-q", "-m", "not quiet",
-                    "-p", "tests.mutants.plugin", f"--outcomes={outcomes}", "--one-transport", "--timeout=180",
-                    *side_by_side, *files],
-                   cwd=tree, env=environment(tree), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL, check=False)  # fmt: skip
+    command = [sys.executable, "-m", "coverage", "run", settings, "-m", "pytest", "-q", "-m", "not quiet",
+               "-p", "tests.mutants.plugin", f"--outcomes={outcomes}", "--one-transport=alternate", "--timeout=180",
+               *side_by_side, *files]  # fmt: skip
+    ran = subprocess.run(command, cwd=tree, env=environment(tree), stdin=subprocess.DEVNULL, capture_output=True,
+                         text=True, check=False)  # fmt: skip
+    if not outcomes.exists():
+        raise RuntimeError(f"pytest ran no test of {files}:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
     subprocess.run([sys.executable, "-m", "coverage", "combine", "-q", settings],
                    cwd=tree, env=environment(tree), check=False)  # fmt: skip
     for name, (outcome, seconds, error) in json.loads(outcomes.read_text("utf-8")).items():

@@ -26,7 +26,7 @@ def built(
 
 
 def opened(*rows: Row | str, generation: int = 1) -> Snapshot:
-    """The same, opened in a bytes object."""
+    """The snapshot of ``rows``, opened in a bytes object."""
     return Snapshot(built(*rows, generation=generation).to_bytes())
 
 

@@ -62,7 +62,7 @@ def logged(text: str) -> Iterator[tuple[int, str | None]]:
         if isinstance(node, ast.Call) and (message := message_of(node)) is not None:
             texts = fixed(message)
             if texts is None and isinstance(message, ast.Name) and message.id == "message":
-                continue  # passes on what its caller logs: RateLimitedLog
+                continue  # RateLimitedLog, which logs the message of its caller
             yield from ((node.lineno, each) for each in texts or [None])  # type: ignore[list-item]
 
 

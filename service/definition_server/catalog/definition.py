@@ -62,7 +62,7 @@ class Definition:
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
     """Fields 1 to 4 of ``CommandResponse``, in order. Only ``code`` may be empty."""
     varint = wire.varint
-    # One join, with literal tags (field << 3 | 2), for speed: this runs once per row of every build.
+    # A single join with literal tags (field << 3 | 2), because this runs for each row of every build.
     return b"".join(
         (b"\x0a", varint(len(name)), name, b"\x12", varint(len(kind)), kind)
         + (b"\x1a", varint(len(interface)), interface)

@@ -1,4 +1,4 @@
-"""Admin HTTP on ``METRICS_PORT``: ``/metrics``, ``/livez``, ``/readyz``, ``/statusz``.
+"""Admin HTTP on ``METRICS_PORT``: ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
 a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. What is done for one
@@ -15,7 +15,9 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import parse_qs
 
 from definition_server.control_plane.admin_http import Answer, Request, precondition, text_answer
@@ -97,6 +99,26 @@ def _listen(host: str, port: int) -> socket.socket:
         raise PortInUse(reason_text(host, port, "METRICS_PORT", error)) from error
 
 
+_INSTANTS = frozenset(
+    (
+        *("at", "started_at", "created_at", "last_attempt", "last_success", "last_failure"),
+        *("next_attempt", "held_since", "pinned_until"),
+    )
+)
+_INSTANTS_BY_NAME = frozenset(("keys_last_used", "certificates_expire"))
+
+
+def shown(value: Any, name: str = "", outer: str = "") -> Any:
+    """A status as JSON shows it: seconds since the epoch as ISO 8601 in UTC, and none (null) for a time that is 0."""
+    if isinstance(value, dict):
+        return {key: shown(item, key, name) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(item) for item in value]
+    if isinstance(value, float | int) and (name in _INSTANTS or outer in _INSTANTS_BY_NAME):
+        return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds") if value else None
+    return value
+
+
 class _Pages:
     """What each path shows."""
 
@@ -108,6 +130,7 @@ class _Pages:
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
+            "/freshz": self._freshz,
             "/statusz": self._statusz,
         }
 
@@ -144,6 +167,12 @@ class _Pages:
             reason += f"; last sync: {status.sync.last_error}"
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n")
 
+    def _freshz(self, _: Request) -> Answer:
+        freshness = self._read().freshness
+        if freshness.fresh:
+            return text_answer(HTTPStatus.OK, "fresh\n")
+        return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"stale: {freshness.reason}\n")
+
     def _statusz(self, _: Request) -> Answer:
-        document = json.dumps(asdict(self._read()), indent=2)
+        document = json.dumps(shown(asdict(self._read())), indent=2)
         return Answer(HTTPStatus.OK, f"{document}\n".encode(), (("Content-Type", "application/json"),))

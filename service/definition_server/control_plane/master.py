@@ -34,6 +34,7 @@ from definition_server.control_plane.key_usage import KeyUsage
 from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
@@ -178,6 +179,11 @@ class _Master:
             background=background,
             policy=lambda: Policy() if self._policy is None else self._policy.current,
         )
+        self._proof = self._synchronizer.observer = Proof(
+            self._synchronizer.state,
+            interval=settings.sync_interval_seconds,
+            stores=settings.snapshot_dir is not None,
+        )
         self._gate.on_bad_rows_served(self._read_again)
         self._sync_loop = SyncLoop(
             self._synchronizer,
@@ -199,12 +205,14 @@ class _Master:
             start_timeout=settings.start_timeout_seconds,
             listener=holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            propagation=self._proof.propagation,
             lend=self._reserve.lent,
         )
         self._status = StatusReader(
             self._publisher,
             self._synchronizer.state,
             self._supervisor,
+            self._proof,
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
@@ -247,7 +255,13 @@ class _Master:
                 await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [
             asyncio.create_task(work)
-            for work in (self._sync_loop.run(), self._supervisor.watch(), self._note_loop_runs(), self._announce())
+            for work in (
+                self._sync_loop.run(),
+                self._supervisor.watch(),
+                self._note_loop_runs(),
+                self._announce(),
+                self._prove(),
+            )
         ]
         if self._control is not None:
             forever.append(asyncio.create_task(self._serve_control(self._control)))
@@ -379,6 +393,7 @@ class _Master:
             notices=self._notices,
             sync=self._sync_loop.sync_now,
             seconds_to_next=lambda: self._sync_loop.seconds_to_next,
+            held_commands=lambda: self._gate.held,
         )
         return service.handlers()
 
@@ -396,6 +411,15 @@ class _Master:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
         log.info("Serving", seconds=round(time.monotonic() - self._started, 3), workers=self._settings.workers)
         await asyncio.Event().wait()
+
+    async def _prove(self) -> None:
+        """Judge what is served, and have the workers say so. Never returns."""
+        while True:
+            fresh = self._proof.tick(
+                published=self._publisher.current is not None, serving=self._supervisor.serving > 0
+            )
+            self._supervisor.report_freshness(fresh)
+            await asyncio.sleep(TICK_SECONDS)
 
     async def _note_loop_runs(self) -> None:
         """Note for /livez that the event loop runs. Never returns."""

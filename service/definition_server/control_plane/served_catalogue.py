@@ -397,7 +397,8 @@ class ServedCatalogue:
         if wishes != self._wishes and self._wishes_known:
             await self._change(wishes)
         if advance.published:
-            await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+            counts = await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+            self._state.note_changes(snapshot.version_hash, counts)
         else:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
         return advance.published

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from definition_server import __version__
 from definition_server.catalog.definition import Unserved
 from definition_server.catalog.validation import HOLDABLE, Suspect
+from definition_server.control_plane.events import EventKind
+from definition_server.control_plane.proof import Proof
+from definition_server.control_plane.propagation import BOUNDS, Propagation
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
@@ -16,8 +19,12 @@ from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    EventStatus,
+    FreshnessStatus,
     LogStatus,
+    PropagationStatus,
     RequestStatus,
+    RestartStatus,
     ServiceStatus,
     SyncStatus,
     WorkerStatus,
@@ -32,6 +39,7 @@ class StatusReader:
         publisher: Publisher,
         sync: SyncState,
         supervisor: Supervisor,
+        proof: Proof,
         *,
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
@@ -45,6 +53,7 @@ class StatusReader:
         self._publisher = publisher
         self._sync = sync
         self._supervisor = supervisor
+        self._proof = proof
         self._started_at = time.time()
         self.stopping = False
 
@@ -56,6 +65,7 @@ class StatusReader:
         )
         serving = [worker.room for worker in workers if worker.state == "serving"]
         full = bool(serving) and all(room == Room.TAKEN.name.lower() for room in serving)
+        verdict = self._proof.verdict()
         counts = supervisor.stats.requests()
         return ServiceStatus(
             version=__version__,
@@ -65,11 +75,18 @@ class StatusReader:
             full=full,
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
-            sync=_sync(self._sync),
+            sync=_sync(self._sync, self._proof),
             workers=workers,
             requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
+            freshness=FreshnessStatus(verdict.stale is None, verdict.stale),
+            restart=RestartStatus(verdict.restart.safe, verdict.restart.reason),
+            propagation=_propagation(self._proof.propagation),
+            events=tuple(
+                EventStatus(event.at, event.kind, event.reason, event.after_seconds)
+                for event in self._proof.events.last()
+            ),
             logs=LogStatus(waiting_lines(), dropped_lines() + counts.lines_dropped),
         )
 
@@ -88,8 +105,14 @@ def _catalog(publisher: Publisher) -> CatalogStatus | None:
     )
 
 
-def _sync(state: SyncState) -> SyncStatus:
+def _propagation(propagation: Propagation) -> PropagationStatus:
+    measured = propagation.distribution()
+    return PropagationStatus(BOUNDS, measured.counts, measured.sum_seconds, propagation.last_seconds)
+
+
+def _sync(state: SyncState, proof: Proof) -> SyncStatus:
     findings = state.findings
+    failure = proof.events.latest(EventKind.SYNC_FAILED)
     return SyncStatus(
         cycles={outcome.value: count for outcome, count in state.cycles.items()},
         last_outcome=state.last_outcome,
@@ -106,6 +129,10 @@ def _sync(state: SyncState) -> SyncStatus:
         pinned_until=None if state.pin is None else state.pin.until,
         pinned_missing=state.pin is not None and state.pin.missing,
         history_entries=state.history_entries,
+        next_attempt=proof.next_attempt,
+        last_failure=None if failure is None else failure.at,
+        last_failure_reason=None if failure is None else failure.reason,
+        store=proof.store,
         source_rows=findings.source_rows,
         unserved={reason.value: findings.unserved[reason] for reason in Unserved},
         suspect={reason.value: findings.suspect[reason] for reason in Suspect},

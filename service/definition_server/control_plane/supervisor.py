@@ -16,11 +16,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from definition_server.control_plane.listener import listen_again, listens
+from definition_server.control_plane.propagation import Propagation
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.control_plane.worker_stats import FleetStats
-from definition_server.ipc.messages import Certificate, Configure, Drain, Keys
+from definition_server.ipc.messages import Certificate, Configure, Drain, Freshness, Keys
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 
@@ -60,9 +61,15 @@ class Supervisor:
         start_timeout: float,
         listener: socket.socket | None = None,
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        propagation: Propagation | None = None,
         lend: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """``lend``: within its context, descriptors are free for the start of a process."""
+        """
+        Args:
+            propagation: Measures how long publications take to reach the workers.
+            lend: Within its context, descriptors are free for the start of a process.
+        """
+        self._propagation = propagation
         self._config = config
         self._lend = lend
         self._listener = listener
@@ -72,6 +79,7 @@ class Supervisor:
         self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
+        self._freshness = Freshness(False)
         self._certificate = Certificate(0)
         self._tls = tls
         self._heartbeat_timeout = heartbeat_timeout
@@ -104,8 +112,14 @@ class Supervisor:
         self._keys = keys
         self._reconcile()
 
+    def report_freshness(self, fresh: bool) -> None:
+        """Have the health service of every worker say whether what is served is up to date."""
+        if fresh != self._freshness.fresh:
+            self._freshness = Freshness(fresh)
+            self._reconcile()
+
     def use_certificate(self, tls: TlsFiles) -> None:
-        """Make every worker use ``tls`` for new connections. The files before may be closed."""
+        """Make every worker use ``tls`` for new connections. The previous files may be closed."""
         self._tls = tls
         self._certificate = Certificate(self._certificate.revision + 1)
         self._reconcile()
@@ -182,6 +196,7 @@ class Supervisor:
         self._leaving.set()
         for worker in self._workers:
             worker.drain(Drain(True, wait, timeout))
+            self._leaves(worker)
         if not await self._all_ended(timeout + _KILL_MARGIN_SECONDS):
             log.warning("Workers did not leave in time; killed", count=len(self._workers))
             self.cut_short()
@@ -258,6 +273,7 @@ class Supervisor:
                     self._listener,
                     on_mapped=self._reconcile,
                     on_keys_used=self._on_keys_used,
+                    on_ready=self._on_ready,
                 )
             except BaseException:
                 self.stats.retire(stats)
@@ -265,6 +281,7 @@ class Supervisor:
 
         def release(_: asyncio.Task[int]) -> None:
             del self._workers[worker]
+            self._leaves(worker)
             self.stats.retire(stats)
             self._reconcile()  # the others must not leave a connection to a dead one
 
@@ -291,6 +308,7 @@ class Supervisor:
             slot.worker = successor
         leaver = old if replaced else successor
         leaver.drain(leave)
+        self._leaves(leaver)
         await asyncio.wait((leaver.ended,), timeout=leave.timeout_seconds + _KILL_MARGIN_SECONDS)
         leaver.kill()
         await asyncio.wait((leaver.ended,))
@@ -316,8 +334,19 @@ class Supervisor:
             )
             worker.kill()
 
-    def _on_publish(self, _: Publication) -> None:
+    def _on_publish(self, publication: Publication) -> None:
+        if self._propagation is not None:
+            serving = [worker.pid for worker in self._workers if worker.knows_a_catalogue and not worker.draining]
+            self._propagation.published(publication.snapshot.generation, serving)
         self._reconcile()
+
+    def _on_ready(self, worker: WorkerProcess) -> None:
+        if self._propagation is not None:
+            self._propagation.acknowledged(worker.pid, worker.generation)
+
+    def _leaves(self, worker: WorkerProcess) -> None:
+        if self._propagation is not None:
+            self._propagation.gone(worker.pid)
 
     def _reconcile(self) -> None:
         # Workers that accept from one shared socket read each other's counts.
@@ -326,4 +355,6 @@ class Supervisor:
             peers = {}
         for worker in self._workers:
             if not worker.draining:
-                worker.reconcile(self._keys, self._certificate, self._tls, self._publisher.current, peers)
+                worker.reconcile(
+                    self._keys, self._freshness, self._certificate, self._tls, self._publisher.current, peers
+                )

@@ -57,6 +57,19 @@ class Gate(Protocol):
         """Judge rows of ``newest`` that were let pass unjudged, beside serving."""
 
 
+class CycleObserver(Protocol):
+    """Is informed of the cycles."""
+
+    def check_begins(self) -> None:
+        """The table is about to be checked."""
+
+    def change_read(self) -> None:
+        """It has changed, and was read. What is published until the cycle ends is that change."""
+
+    def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
+        """The cycle is over: why it failed, and the seconds until the next."""
+
+
 class Synchronizer:
     """Runs cycles. One at a time; not thread-safe."""
 
@@ -93,6 +106,8 @@ class Synchronizer:
             background: The thread for CPU-heavy work.
             disk: Runs what blocks on a disk.
         """
+        self.observer: CycleObserver | None = None
+        """Is informed of the cycles, where there is one."""
         self._signer = signer
         self._gate = gate
         self._clock = clock
@@ -152,6 +167,8 @@ class Synchronizer:
         now = asyncio.get_running_loop().time
         started = now()
         self.state.last_attempt = self._clock()
+        if self.observer is not None:
+            self.observer.check_begins()
         error: str | None = None
         reason: Reason | None = None
         try:
@@ -169,7 +186,10 @@ class Synchronizer:
         if self._gate is not None:
             self._gate.cycle_ended(self.catalogue.newest)
         self.state.last_duration_seconds = now() - started
-        self._note(outcome, error, reason, next_attempt_in(outcome))
+        delay = next_attempt_in(outcome)
+        self._note(outcome, error, reason, delay)
+        if self.observer is not None:
+            self.observer.cycle_ended(outcome, reason, delay)
         return outcome
 
     async def _run(self, elapsed: Callable[[], float], *, unconditional: bool) -> Outcome:
@@ -185,6 +205,8 @@ class Synchronizer:
             published = await catalogue.reconsider(elapsed)
             return Outcome.PUBLISHED if published else Outcome.UNCHANGED
         self.state.findings = table.builder.findings
+        if self.observer is not None:
+            self.observer.change_read()
         await catalogue.recalled()
         rows_held = await self._judge_rows(table.builder)
         try:

@@ -17,21 +17,8 @@ from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.worker_stats import WorkerStats
 from definition_server.environment import inherited_environment
 from definition_server.inherited import signals_held_back
+from definition_server.ipc import messages
 from definition_server.ipc.channel import Channel, ChannelClosed
-from definition_server.ipc.messages import (
-    Certificate,
-    Configure,
-    Drain,
-    Keys,
-    KeysUsed,
-    Mapped,
-    Message,
-    MessageError,
-    Peer,
-    PeerGone,
-    Publish,
-    Ready,
-)
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.jail.confinement import Extent, extent_of
 from definition_server.observability.logs import get_logger
@@ -93,13 +80,15 @@ class WorkerProcess:
         process: Process,
         channel: Channel,
         stats: WorkerStats,
-        certificate: Certificate,
+        certificate: messages.Certificate,
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None],
+        on_ready: Callable[[WorkerProcess], None],
     ) -> None:
         self.number = number
         self._on_keys_used = on_keys_used
+        self._on_ready = on_ready
         self.stats = stats
         self.started = asyncio.get_running_loop().time()
         self.mapped = False
@@ -118,7 +107,8 @@ class WorkerProcess:
         self._deaf_since: float | None = None
         self._sent_generation = 0
         self._sent_at = 0.0
-        self._sent_keys: Keys | None = None
+        self._sent_keys: messages.Keys | None = None
+        self._sent_freshness: messages.Freshness | None = None
         self._sent_certificate = certificate
         self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
@@ -128,18 +118,20 @@ class WorkerProcess:
         cls,
         number: int,
         stats: WorkerStats,
-        config: Configure,
-        certificate: Certificate,
+        config: messages.Configure,
+        certificate: messages.Certificate,
         tls: TlsFiles | None = None,
         listener: socket.socket | None = None,
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        on_ready: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
         ``tls`` are the TLS files of ``certificate``, None without TLS.
-        ``on_mapped`` is called when the other workers may read its page.
+        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports what it
+        serves.
 
         Raises:
             OSError: where no process can be started (memory, process or descriptor limit).
@@ -170,12 +162,26 @@ class WorkerProcess:
         finally:
             theirs.close()
         stats.belongs_to(process.pid)
-        return cls(number, process, channel, stats, certificate, on_mapped=on_mapped, on_keys_used=on_keys_used)
+        return cls(
+            number,
+            process,
+            channel,
+            stats,
+            certificate,
+            on_mapped=on_mapped,
+            on_keys_used=on_keys_used,
+            on_ready=on_ready,
+        )
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def knows_a_catalogue(self) -> bool:
+        """Whether it was sent one, which it serves or is about to."""
+        return self._sent_generation > 0
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -184,8 +190,9 @@ class WorkerProcess:
 
     def reconcile(
         self,
-        keys: Keys,
-        certificate: Certificate,
+        keys: messages.Keys,
+        freshness: messages.Freshness,
+        certificate: messages.Certificate,
         tls: TlsFiles | None,
         publication: Publication | None,
         peers: Mapping[int, WorkerProcess],
@@ -200,11 +207,13 @@ class WorkerProcess:
         try:
             if keys != self._sent_keys and self._channel.send(keys):
                 self._sent_keys = keys
+            if freshness != self._sent_freshness and self._channel.send(freshness):
+                self._sent_freshness = freshness
             if tls and certificate != self._sent_certificate and self._channel.send(certificate, *tls.descriptors):
                 self._sent_certificate = certificate
             if publication is not None and self._lacks(publication.snapshot.generation):
                 snapshot = publication.snapshot
-                message = Publish(snapshot.generation, snapshot.version_hash)
+                message = messages.Publish(snapshot.generation, snapshot.version_hash)
                 if self._channel.send(message, publication.descriptor):
                     self._sent_generation = snapshot.generation
                     self._sent_at = asyncio.get_running_loop().time()
@@ -214,10 +223,10 @@ class WorkerProcess:
 
     def _send_peers(self, peers: Mapping[int, WorkerProcess]) -> None:
         for gone in self._sent_peers - peers.keys():
-            if self._channel.send(PeerGone(gone)):
+            if self._channel.send(messages.PeerGone(gone)):
                 self._sent_peers.discard(gone)
         for number in peers.keys() - self._sent_peers - {self.pid}:
-            if self._channel.send(Peer(number), peers[number].stats.page.descriptor):
+            if self._channel.send(messages.Peer(number), peers[number].stats.page.descriptor):
                 self._sent_peers.add(number)
 
     def _lacks(self, generation: int) -> bool:
@@ -227,7 +236,7 @@ class WorkerProcess:
         late = asyncio.get_running_loop().time() - self._sent_at > _SEND_AGAIN_SECONDS
         return self.ready.is_set() and self.generation != generation and late
 
-    def drain(self, drain: Drain) -> None:
+    def drain(self, drain: messages.Drain) -> None:
         """Make the worker drain and exit."""
         self.draining = True
         try:
@@ -254,40 +263,41 @@ class WorkerProcess:
                 if received is None:
                     return
                 if not self._budget.take(asyncio.get_running_loop().time()):
-                    raise MessageError("a flood of messages")
+                    raise messages.MessageError("a flood of messages")
                 self._act_on(received[0])
-        except MessageError as error:
+        except messages.MessageError as error:
             self._on_violation(str(error))
         except ChannelClosed:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self._deaf_since = asyncio.get_running_loop().time()
 
-    def _act_on(self, message: Message) -> None:
+    def _act_on(self, message: messages.Message) -> None:
         """Act on a message of the worker.
 
         Raises:
             MessageError: where it is out of order.
         """
-        if isinstance(message, Mapped) and not self.mapped:
+        if isinstance(message, messages.Mapped) and not self.mapped:
             try:
                 self.stats.page.seal()
             except OSError as error:
-                raise MessageError(f"its stats page cannot be sealed: {error.strerror}") from None
+                raise messages.MessageError(f"its stats page cannot be sealed: {error.strerror}") from None
             self.mapped = True
             self._on_mapped()
-        elif isinstance(message, Ready) and self.mapped:
+        elif isinstance(message, messages.Ready) and self.mapped:
             if not self.generation <= message.generation <= self._sent_generation:
-                raise MessageError(f"generation {message.generation} is READY, which it was not sent")
+                raise messages.MessageError(f"generation {message.generation} is READY, which it was not sent")
             self.generation = message.generation
             self.jail = extent_of(message.jail)
             self.ready.set()
-        elif isinstance(message, KeysUsed) and self.mapped:
+            self._on_ready(self)
+        elif isinstance(message, messages.KeysUsed) and self.mapped:
             self._on_keys_used(message.digests)
         else:
-            raise MessageError(f"{type(message).__name__} is out of order")
+            raise messages.MessageError(f"{type(message).__name__} is out of order")
 
     def _on_violation(self, error: str) -> None:
-        """Kill the process, and read no more of it. The log has one line for each process that does this."""
+        """Kill the process, and read nothing more from it. The log has one line for each process that does this."""
         self.kill()
         self._violated = True
         asyncio.get_running_loop().remove_reader(self._channel.fileno())

@@ -1,4 +1,4 @@
-"""``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine`` and ``liveness``.
+"""``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine``, ``liveness`` and ``avap.freshness``.
 
 Two things differ from the servicer of grpcio-health-checking. Watches can be ended: one does not end by itself, and a
 server that waits for its calls in flight would wait for its whole grace period. And a change of state is passed on to
@@ -22,6 +22,10 @@ LIVENESS = "liveness"
 For kubelet's liveness and startup probes, which restart a container that is NOT_SERVING. A container that waits for its
 database, or drains, must not be restarted for that.
 """
+
+FRESHNESS = "avap.freshness"
+"""SERVING while what is served is known to be up to date. For operators and monitoring, never for a load balancer: a
+stale answer is better than none."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -47,9 +51,20 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
     async def report(self, serving: bool) -> None:
         """Answer SERVING or NOT_SERVING from now on; watches get it soon. Liveness is SERVING from the first call."""
         self._states[LIVENESS] = _SERVING
+        self._states.setdefault(FRESHNESS, _NOT_SERVING)
         for service in ("", SERVICE):
             self._states[service] = _SERVING if serving else _NOT_SERVING
         self._wake_all()
+
+    async def report_freshness(self, fresh: bool) -> None:
+        """Answer for `FRESHNESS` from now on; watches get it soon."""
+        self._states[FRESHNESS] = _SERVING if fresh else _NOT_SERVING
+        self._wake_all()
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """The state of every service."""
+        states = {name: health_pb2.HealthCheckResponse(status=state) for name, state in self._states.items()}
+        return health_pb2.HealthListResponse(statuses=states)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """The state of ``request.service``, or NOT_FOUND."""

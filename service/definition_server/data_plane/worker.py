@@ -34,23 +34,10 @@ from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen, Transport, create_transport
 from definition_server.data_plane.warmup import WarmUp
 from definition_server.inherited import leave_signals_to_the_master, reserve_standard_descriptors
+from definition_server.ipc import messages
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.handover import RELEASE_SECONDS
 from definition_server.ipc.memory import NotSealedError, map_sealed
-from definition_server.ipc.messages import (
-    Certificate,
-    Configure,
-    Drain,
-    Keys,
-    KeysUsed,
-    Mapped,
-    Message,
-    MessageError,
-    Peer,
-    PeerGone,
-    Publish,
-    Ready,
-)
 from definition_server.ipc.stats import Slot, map_own, map_peer
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, dropped_lines, get_logger, release_logs
@@ -81,7 +68,7 @@ class Worker:
         self,
         channel: Channel,
         slot: Slot,
-        config: Configure,
+        config: messages.Configure,
         listener: socket.socket | None,
         balancer: Balancer,
         confinement: Confinement,
@@ -101,7 +88,7 @@ class Worker:
         self._balancer = balancer
         self._keys = KeyRing()
         self._engine = DefinitionEngine(names_version=config.version_metadata)
-        self._drain: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
+        self._drain: asyncio.Future[messages.Drain] = asyncio.get_running_loop().create_future()
         self._begin_swap: Callable[[Snapshot], Swap] = partial(Swap, self._engine)
         """The transport's own, once there is a transport."""
         self._status_changed = asyncio.Event()
@@ -110,6 +97,8 @@ class Worker:
         """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
         self._certificate_replaced = asyncio.Event()
+        self._fresh = False
+        self._freshness_changed = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until the drain is over. Returns the exit code."""
@@ -140,6 +129,7 @@ class Worker:
         works = (
             self._report(transport),
             self._replace_certificate(transport),
+            self._report_freshness(transport),
             self._swap_published(),
             self._report_keys(),
             self._return_memory(),
@@ -159,10 +149,19 @@ class Worker:
             snapshot = self._engine.snapshot
             await transport.set_serving(snapshot is not None)
             try:
-                self._channel.send(Ready(0 if snapshot is None else snapshot.generation, self._confinement.extent))
+                self._channel.send(
+                    messages.Ready(0 if snapshot is None else snapshot.generation, self._confinement.extent)
+                )
             except ChannelClosed:
                 self._leave_soon(self._departure(announce=False))
             await self._status_changed.wait()
+
+    async def _report_freshness(self, transport: Transport) -> None:
+        """Report to health whether what is served is up to date, as the master says."""
+        while True:
+            await self._freshness_changed.wait()
+            self._freshness_changed.clear()
+            await transport.set_fresh(self._fresh)
 
     async def _replace_certificate(self, transport: Transport) -> None:
         """Have the transport use the certificate whenever another came."""
@@ -179,7 +178,7 @@ class Worker:
         tls, self._tls = self._tls, None
         return tls
 
-    async def _leave(self, transport: Transport, drain: Drain) -> None:
+    async def _leave(self, transport: Transport, drain: messages.Drain) -> None:
         if drain.announce:
             await transport.set_serving(False)
             await asyncio.sleep(drain.wait_seconds)
@@ -190,26 +189,29 @@ class Worker:
         try:
             while (received := self._channel.receive()) is not None:
                 self._act_on(*received)
-        except MessageError as error:
+        except messages.MessageError as error:
             log.error("Control message ignored", error=str(error))
         except ChannelClosed:
             log.warning("The master is gone; leaving")
             self._leave_soon(self._departure(announce=False))
 
-    def _act_on(self, message: Message, descriptors: tuple[int, ...]) -> None:
+    def _act_on(self, message: messages.Message, descriptors: tuple[int, ...]) -> None:
         """Act on one message. Its ``descriptors`` are closed."""
         match message, descriptors:
-            case Keys(), ():
+            case messages.Keys(), ():
                 self._keys.replace(message.digests)
-            case Publish(), (descriptor,):
+            case messages.Freshness(), ():
+                self._fresh = message.fresh
+                self._freshness_changed.set()
+            case messages.Publish(), (descriptor,):
                 self._open(message, descriptor)
-            case Certificate(), (_, _, *_):
+            case messages.Certificate(), (_, _, *_):
                 self._keep_tls(descriptors)
-            case Peer(), (descriptor,):
+            case messages.Peer(), (descriptor,):
                 self._add_peer(message.number, descriptor)
-            case PeerGone(), ():
+            case messages.PeerGone(), ():
                 self._balancer.remove(message.number)
-            case Drain(), ():
+            case messages.Drain(), ():
                 self._leave_soon(message)
             case _:
                 for descriptor in descriptors:
@@ -234,7 +236,7 @@ class Worker:
         except (OSError, ValueError) as error:  # fewer workers to leave connections to
             log.error("Control message ignored", error=f"a peer's page: {error}")
 
-    def _open(self, message: Publish, descriptor: int) -> None:
+    def _open(self, message: messages.Publish, descriptor: int) -> None:
         """Have the published snapshot served, or log why it is refused."""
         try:
             snapshot = Snapshot(map_sealed(descriptor))
@@ -278,10 +280,10 @@ class Worker:
         self._status_changed.set()
         _release_soon(replaced)
 
-    def _departure(self, *, announce: bool) -> Drain:
-        return Drain(announce, 0.0, self._config.drain_timeout_seconds)
+    def _departure(self, *, announce: bool) -> messages.Drain:
+        return messages.Drain(announce, 0.0, self._config.drain_timeout_seconds)
 
-    def _leave_soon(self, drain: Drain) -> None:
+    def _leave_soon(self, drain: messages.Drain) -> None:
         if not self._drain.done():
             self._drain.set_result(drain)
 
@@ -297,7 +299,7 @@ class Worker:
             used = self._keys.take_used()
             if used:
                 with suppress(ChannelClosed):  # the reader of the channel notices it, too
-                    self._channel.send(KeysUsed(used))
+                    self._channel.send(messages.KeysUsed(used))
 
     async def _return_memory(self) -> None:
         """Give freed memory back to the kernel where there is much of it: see `allocator`."""
@@ -347,22 +349,22 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
     threading.Thread(target=watch, name="master-watch", daemon=True).start()
 
 
-def _configuration(channel: Channel) -> tuple[Configure, TlsFiles | None] | None:
+def _configuration(channel: Channel) -> tuple[messages.Configure, TlsFiles | None] | None:
     """The configuration that the master sent before this process existed, and the TLS files that came beside it; None,
     and a log line, where there is none.
     """
     try:
         received = channel.receive()
-        if received is not None and isinstance(received[0], Configure):
+        if received is not None and isinstance(received[0], messages.Configure):
             return received[0], TlsFiles(received[1]) if received[1] else None
-    except (MessageError, NotSealedError) as error:
+    except (messages.MessageError, NotSealedError) as error:
         log.critical("Worker cannot start", error=str(error))
         return None
     log.critical("Worker cannot start", error=f"no configuration came first, but {received!r}")
     return None
 
 
-def _loop_factory(config: Configure) -> Callable[[], asyncio.AbstractEventLoop]:
+def _loop_factory(config: messages.Configure) -> Callable[[], asyncio.AbstractEventLoop]:
     """uvloop for the native transport. grpcio does its own I/O, and is tested on asyncio's loop."""
     return uvloop.new_event_loop if config.transport == "native" else asyncio.new_event_loop
 
@@ -375,7 +377,7 @@ def _inherited_listener(descriptor: int) -> socket.socket:
 async def _run(
     channel: Channel,
     slot: Slot,
-    config: Configure,
+    config: messages.Configure,
     listener: socket.socket | None,
     balancer: Balancer,
     confinement: Confinement,
@@ -402,7 +404,7 @@ def main(arguments: list[str]) -> int:
         if configuration is None:
             return EXIT_CANNOT_START
         config, tls = configuration
-        channel.send(Mapped())
+        channel.send(messages.Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
         warm_up, freed = WarmUp(config), freed_memory()

@@ -1,9 +1,9 @@
 """The messages between the master and a worker.
 
-Master to worker: `Configure` (once, first), `Keys`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`; beside some
-travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again after
-every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is readable in
-``strace``. They arrive in the order in which they are sent.
+Master to worker: `Configure` (once, first), `Keys`, `Freshness`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`;
+beside some travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and
+again after every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is
+readable in ``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
 exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
@@ -57,6 +57,13 @@ class Keys:
     """The accepted keys, as hex SHA-256 digests. They replace the ones before."""
 
     digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """Whether what is served is up to date, as far as the master can say."""
+
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +128,11 @@ class Ready:
     """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
 
 
-FromMaster = Configure | Keys | Certificate | Publish | Peer | PeerGone | Drain
+FromMaster = Configure | Keys | Freshness | Certificate | Publish | Peer | PeerGone | Drain
 FromWorker = Mapped | Ready | KeysUsed
 Message = FromMaster | FromWorker
 
-FROM_MASTER: tuple[type[Message], ...] = (Configure, Keys, Certificate, Publish, Peer, PeerGone, Drain)
+FROM_MASTER: tuple[type[Message], ...] = (Configure, Keys, Freshness, Certificate, Publish, Peer, PeerGone, Drain)
 FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready, KeysUsed)
 
 _MOST_INTEGER = 2**64 - 1

@@ -49,7 +49,7 @@ class Test:
     value: int
     mask: int = 0xFFFFFFFF
     high: bool = False
-    """The high half instead, for pointers."""
+    """Whether the upper 32 bits of the argument are compared, not the lower ones. For pointers."""
 
 
 Alternatives = tuple[tuple[Test, ...], ...]

@@ -39,6 +39,7 @@ class StatusCollector(Collector):
         yield InfoMetricFamily("avap_build", "Version of the server.", value={"version": status.version})
         yield _gauge("avap_start_time_seconds", "Start of the master, seconds since the epoch.", status.started_at)
         yield _gauge("avap_ready", "1 where the service is ready (see /readyz).", status.ready)
+        yield from _proof(status)
         yield from _catalog(status.catalog)
         yield from _sync(status.sync)
         yield from _workers(status)
@@ -79,6 +80,18 @@ def _labelled(
     for key, value in values.items():
         family.add_metric((key,), value)
     return family
+
+
+def _proof(status: ServiceStatus) -> Iterator[Metric]:
+    yield _gauge("avap_fresh", "1 where what is served is up to date (see /freshz).", status.freshness.fresh)
+    yield _gauge("avap_restart_safe", "1 where a restart now would serve the same (see /statusz).", status.restart.safe)
+    text = "From the last change check without a change to the last worker's acknowledgement of it."
+    histogram = HistogramMetricFamily("avap_propagation_seconds", text, labels=())
+    measured = status.propagation
+    bounds = [*(f"{bound:g}" for bound in measured.bounds_seconds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(measured.counts), strict=True))
+    histogram.add_metric((), buckets, measured.sum_seconds)
+    yield histogram
 
 
 def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:

@@ -49,6 +49,13 @@ class SyncStatus:
     pinned_missing: bool = False
     """Whether the pinned version is not known here, so that another one is served."""
     history_entries: int = 0
+    next_attempt: float | None = None
+    """When the next cycle is due, seconds since the epoch."""
+    last_failure: float | None = None
+    """When cycles last began to fail, seconds since the epoch; remembered after the recovery."""
+    last_failure_reason: Reason | None = None
+    store: str = "off"
+    """``off``: there is no SNAPSHOT_DIR; ``stored``; ``failing``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,46 @@ class LogStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class FreshnessStatus:
+    """Whether what is served is up to date. Apart from readiness."""
+
+    fresh: bool
+    reason: str | None
+    """Why it is stale; None where it is fresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartStatus:
+    """Whether a restart now would serve the same."""
+
+    safe: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PropagationStatus:
+    """How long published changes took from the table to the last worker, as an upper bound."""
+
+    bounds_seconds: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Samples per bucket, not cumulated; one bucket more than there are bounds."""
+    sum_seconds: float
+    last_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """A failure, a refusal or a recovery."""
+
+    at: float
+    """Seconds since the epoch."""
+    kind: str
+    reason: Reason | None
+    after_seconds: float | None
+    """For the end of a state: how long it lasted."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The whole status."""
 
@@ -109,6 +156,11 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    freshness: FreshnessStatus = FreshnessStatus(True, None)
+    restart: RestartStatus = RestartStatus(True, "stored")
+    propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)
+    events: tuple[EventStatus, ...] = ()
+    """The last fifty, the newest first."""
     control_socket: str = "off"
     """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
     full: bool = False

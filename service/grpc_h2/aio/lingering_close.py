@@ -21,7 +21,7 @@ LINGER = 1.0
 _OCTETS = 2 * 1024 * 1024
 """Octets that are read after the last GOAWAY. An honest client can have no more in flight, because of our windows."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
-"""The same for a client that was disconnected with ENHANCE_YOUR_CALM."""
+"""Octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
 _PAUSE = 0.01
 """Seconds between the last GOAWAY and the first read of what is thrown away, and between two such reads."""
 

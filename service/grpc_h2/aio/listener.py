@@ -32,7 +32,8 @@ from grpc_h2.aio.admission import REASONS, Admission, Refusal, Trust
 from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.lingering_close import LINGER
-from grpc_h2.aio.protocol import Acceptor, Http2Protocol, peer_text
+from grpc_h2.aio.peer import peer_text
+from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler
 from grpc_h2.aio.tls import TlsCredentials

@@ -39,6 +39,7 @@ from typing import Any, Protocol, cast
 from grpc_h2.aio.admission import REASONS, Refusal, Trust
 from grpc_h2.aio.foreign import CLEARTEXT, Foreign, recognise, undecided
 from grpc_h2.aio.lingering_close import LINGER, LingeringClose
+from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
@@ -577,16 +578,3 @@ class Http2Protocol(asyncio.Protocol):
             released.popitem()
         if released:
             self._host.scheduler.defer(self._loop, self._release_streams, self._share, self.network)
-
-
-def peer_text(address: Any) -> str:
-    """A peer's address as gRPC writes it: see `Http2Protocol.peer`. An IPv4 address that is mapped into IPv6 is written
-    as what it is."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return "unix:"
-    host, port = address[:2]
-    if ":" not in host:
-        return f"ipv4:{host}:{port}"
-    if host.startswith("::ffff:") and "." in host:
-        return f"ipv4:{host[7:]}:{port}"
-    return f"ipv6:%5B{host}%5D:{port}"

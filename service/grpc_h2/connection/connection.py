@@ -108,6 +108,8 @@ class Connection:
             on_eviction: Called when the connection was ended because it holds most while the budget is exceeded, which
                 may be during a call of another connection's method: `data_to_send` and `take_events` have something
                 then. Must return at once, and call no method of a connection.
+
+        This lists every part with those that it uses, in the order of the module's head; it has no other logic.
         """
         self.limits = limits
         self.answered: list[int] = []
@@ -167,17 +169,7 @@ class Connection:
         """Octets that the transport has accepted and not sent, while it accepts no more."""
         self._on_eviction = on_eviction
         self._share: Share | None = None if budget is None else budget.join(self._evict)
-        outbound.control(
-            frames.settings(
-                (
-                    (frames.MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
-                    (frames.INITIAL_WINDOW_SIZE, limits.initial_window),
-                    (frames.MAX_HEADER_LIST_SIZE, limits.max_header_list),
-                )
-            )
-        )
-        if limits.connection_window > frames.DEFAULT_WINDOW:
-            outbound.control(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
+        outbound.control(*_introduction(limits))
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -380,6 +372,7 @@ class Connection:
         """
         self.advance(now)
         self._calls.drain()
+        self._report()
 
     def connection_lost(self) -> list[Event]:
         """The transport has closed."""
@@ -499,3 +492,19 @@ class Connection:
         self._buffer.check_invariants()
         self._requests.check_invariants(self._streams.open)
         self._answers.check_invariants(self._streams.open)
+
+
+def _introduction(limits: Limits) -> list[bytes]:
+    """The frames that the server sends first: its SETTINGS, and the rest of the connection's window."""
+    introduction = [
+        frames.settings(
+            (
+                (frames.MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
+                (frames.INITIAL_WINDOW_SIZE, limits.initial_window),
+                (frames.MAX_HEADER_LIST_SIZE, limits.max_header_list),
+            )
+        )
+    ]
+    if limits.connection_window > frames.DEFAULT_WINDOW:
+        introduction.append(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
+    return introduction

@@ -25,7 +25,8 @@ class Limits:
     before the work has really ended: CVE-2023-44487). RFC 9113 advises 100 or more; Go 250, hyper 200, Envoy 1024."""
 
     initial_window: int = 256 * 1024
-    """Request octets a stream may send unread. Requests here are small; 256 KiB carries 20 Gbit/s at 0.1 ms."""
+    """Request octets a stream may send unread. Requests here are small; 256 KiB allow
+    20 Gbit/s where a round trip takes 0.1 ms."""
 
     connection_window: int = 1024 * 1024
     """Request octets of all streams unread: bounds what a connection can make us hold in whole messages."""
@@ -50,7 +51,7 @@ class Limits:
     and hold what their messages may hold."""
 
     drain_body_timeout: float = 1.0
-    """The same once the connection drains: a stream without its body does not lengthen a shutdown by more."""
+    """The same while the connection drains: a stream without its body lengthens a shutdown by no more than this."""
 
     max_header_list: int = 16 * 1024
     """Sum of name + value + 32 of a request. PROTOCOL-HTTP2 advises 8 KiB; C-core 8 soft, 16 hard. Checked per field
@@ -63,8 +64,8 @@ class Limits:
     """A list beyond this is an attack, not a mistake: the whole connection ends, not only the call."""
 
     hard_header_fields: int = 128
-    """The same for the number of fields. A block must be decoded to its end, or the tables of both sides differ from
-    then on; 16,000 references take 2 ms."""
+    """A list of more fields is an attack, too. A block must be decoded to its end, or the tables of both sides differ
+    from then on; 16,000 references take 2 ms."""
 
     max_continuations: int = 8
     """CONTINUATION frames of a block (VU#421644); nghttp2 8, h2 5. Eight full frames carry 128 KiB."""
@@ -208,7 +209,11 @@ class Limits:
             ("initial_window", "connection_window", "one stream's window must fit into the connection's"),
             ("low_water", "high_water", "a handler that waits at the second goes on at the first"),
             ("max_header_list", "hard_header_list", "a list beyond the first is refused, beyond the second an attack"),
-            ("max_header_fields", "hard_header_fields", "likewise"),
+            (
+                "max_header_fields",
+                "hard_header_fields",
+                "more than the first are refused, more than the second an attack",
+            ),
             ("drain_body_timeout", "body_timeout", "a drain shortens the time for a body"),
             ("max_header_list", "max_header_block", "a list within its limit must fit into a block"),
             ("max_message", "max_unread", "a message that is whole must be able to wait for its handler"),

@@ -281,6 +281,9 @@ class Decoder:
         block is decoded; until then None, and no other block may be decoded. With a ``most`` below `maxsize` the work
         of one call is bounded in octets, too.
 
+        Flat, and longer than functions should be, because each block that is not remembered comes here, such as that of
+        a call with a deadline of its own: a function call for each field would be paid for by each of them.
+
         Raises:
             HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
                 the peer's, so this decoder must not be used again.

@@ -89,7 +89,7 @@ class Stage:
     first_line: int = 0
     """Number of the server's first log line since the fault began."""
     cycle_took: float = 0.0
-    """Seconds from a commit to the last connection that saw it, in a cycle without a fault."""
+    """Seconds from a commit until every connection gets the new answer, in a cycle without a fault."""
     pids: list[int] = field(default_factory=list)
     """Process ids of a server that this process did not start but may inspect."""
 

@@ -58,7 +58,7 @@ def standby_behind(primary: EmbeddedPostgres, url: str) -> Iterator[str]:
             yield here
         finally:
             server.terminate()
-            server.send_signal(2)  # "fast": sessions are not waited for
+            server.send_signal(2)  # a "fast" shutdown, which does not wait for sessions
             server.wait(READY_SECONDS)
     finally:
         shutil.rmtree(root, ignore_errors=True)

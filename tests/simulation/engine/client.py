@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import hpack
-from tests.simulation.engine.plan import PREFIX, CallPlan, ClientPlan
+from tests.simulation.engine.plan import PREFIX, TOO_LATE, CallPlan, ClientPlan
 from tests.support import h2_wire as wire
 from tests.support.h2_replies import Replies, Result
 
 from grpc_h2 import Limits
 
 LARGEST_WINDOW = 2**31 - 1
+REFUSED_STREAM = 7
+ROUNDING = 1e-9
+"""Seconds by which sums of instants may differ."""
 GENEROUS = 10**6
 
 
@@ -30,15 +34,31 @@ class Call:
     """The client has reset it."""
     granted: int = 0
     """Octets of the answer that WINDOW_UPDATE frames have allowed."""
+    begun_at: float = 0.0
+    """The instant at which the client has sent HEADERS."""
+    over_at: float | None = None
+    """The instant at which its end has arrived."""
+    refusable: bool = False
+    """Whether so many calls were open when it began that the server may refuse it."""
 
 
 class Client:
     """Sends the frames of its plan, in a random order."""
 
-    def __init__(self, plan: ClientPlan, limits: Limits, draw: random.Random) -> None:
+    def __init__(
+        self,
+        plan: ClientPlan,
+        limits: Limits,
+        draw: random.Random,
+        clock: Callable[[], float],
+        at_work: Callable[[Call], bool],
+    ) -> None:
+        """``at_work``: whether the handler of a call that is over for the client is at work, or may begin yet."""
         self.plan = plan
         self.limits = limits
         self.draw = draw
+        self.clock = clock
+        self.at_work = at_work
         self.replies = Replies()
         self.encoder = hpack.Encoder() if plan.indexing else None
         self.outbox = bytearray()
@@ -60,6 +80,15 @@ class Client:
         self.last_id = LARGEST_WINDOW
         """The largest stream that the server serves, by its GOAWAY."""
         self.broken = False
+        """Its transport is broken."""
+        self.closed = False
+        """The server has closed the connection, and all that it sent has arrived."""
+        self.drained_at: float | None = None
+        """The instant at which the server has begun to drain the connection."""
+        self.cut = False
+        """The server may have ended the connection while calls were open, since its time was over."""
+        self.rests = list(plan.rests)
+        self.resting_until = 0.0
 
     # -- what has come of a call --------------------------------------------------------------------------------------
 
@@ -69,7 +98,14 @@ class Client:
     def over(self, call: Call) -> bool:
         """Whether the call has ended."""
         result = self.result(call)
-        return self.broken or result.ended or result.reset is not None or call.cancelled or call.stream > self.last_id
+        return (
+            self.broken
+            or self.closed
+            or result.ended
+            or result.reset is not None
+            or call.cancelled
+            or call.stream > self.last_id
+        )
 
     @property
     def open_calls(self) -> list[Call]:
@@ -79,7 +115,11 @@ class Client:
     @property
     def done(self) -> bool:
         """Whether every call has ended and no octets are in flight."""
-        return self.broken or (
+        return self.broken or self.closed or self._done
+
+    @property
+    def _done(self) -> bool:
+        return (
             not self.outbox
             and (not self.to_come or self.last_id < LARGEST_WINDOW)
             and not self.open_calls
@@ -107,6 +147,8 @@ class Client:
         open_calls = self.open_calls
         if self._may_open(open_calls):
             actions += [self._open] * 3
+            if self.rests and not open_calls and not hurry:
+                actions.append(self._rest)
         sending = [call for call in open_calls if self._can_send(call)]
         if sending:
             actions += [lambda: self._send_some(self.draw.choice(sending), hurry=hurry)] * 4
@@ -128,12 +170,17 @@ class Client:
     def _may_open(self, open_calls: list[Call]) -> bool:
         if not self.to_come or self.last_id < LARGEST_WINDOW or len(open_calls) >= self.plan.together:
             return False
+        if self.clock() < self.resting_until:
+            return False
         return not open_calls or not (self.to_come[0].alone or any(call.plan.alone for call in open_calls))
 
     def _introduce(self) -> None:
         self.introduced = True
         self._note_settings(self.plan.settings)
         self._send(wire.PREFACE + wire.settings(*self.plan.settings))
+
+    def _rest(self) -> None:
+        self.resting_until = self.clock() + self.rests.pop()
 
     def _change(self) -> None:
         pairs = self.changes.pop(0)
@@ -153,7 +200,9 @@ class Client:
         plan = self.to_come.pop(0)
         steady = self.plan.steady
         stream, self.next_stream = self.next_stream, self.next_stream + 2 * (steady or self.draw.choice((1, 1, 1, 3)))
-        call = self.calls[stream] = Call(plan, stream, self.server_window)
+        others = sum(not self.over(call) or self.at_work(call) for call in self.calls.values())
+        call = self.calls[stream] = Call(plan, stream, self.server_window, begun_at=self.clock())
+        call.refusable = others >= self.limits.max_concurrent_streams
         self._live.append(call)
         fields = wire.request_fields(plan.path, *plan.fields, **dict(plan.replaced))
         if self.encoder is None or plan.reset is not None:
@@ -179,15 +228,21 @@ class Client:
             )
         else:
             self._send(wire.headers(stream, block, end_stream=call.half_closed, pad=pad, depends=depends))
+        if plan.withheld_after is not None and self.draw.random() < 0.5:  # as C-core does
+            self._grant(call, hurry=False)
         self._cancel_when_due(call)
         if not self.over(call) and self._fits(call) and self.draw.random() < 0.4:
             self._send_some(call, hurry=True)
 
     def _fits(self, call: Call) -> bool:
-        return not call.half_closed and len(call.plan.body) <= min(call.window, self.window, 16_384)
+        if call.half_closed or call.plan.withheld_after is not None:
+            return False
+        return len(call.plan.body) <= min(call.window, self.window, 16_384)
 
     def _can_send(self, call: Call) -> bool:
         if call.half_closed:
+            return False
+        if call.sent == call.plan.withheld_after:
             return False
         if call.sent == len(call.plan.body):
             return True
@@ -203,8 +258,9 @@ class Client:
         """The next DATA frame of a call."""
         body, draw = call.plan.body, self.draw
         room = min(len(body) - call.sent, call.window, self.window, 16_384)
-        if call.plan.cancel_after is not None:
-            room = min(room, call.plan.cancel_after - call.sent)
+        for most in (call.plan.cancel_after, call.plan.withheld_after):
+            if most is not None:
+                room = min(room, most - call.sent)
         size = room
         if call.plan.ping_pong:
             size = min(room, PREFIX + int.from_bytes(body[call.sent + 1 : call.sent + PREFIX], "big"))
@@ -282,6 +338,10 @@ class Client:
                     self.last_id = min(self.last_id, last)
                 case _:
                     assert not got.stream or got.stream in self.calls, "a frame of a stream that was never opened"
+        for call in self.calls.values():
+            result = self.result(call)
+            if call.over_at is None and (result.ended or result.reset is not None):
+                call.over_at = self.clock()
         assert self.replies.pongs == self.pings[: len(self.replies.pongs)], "an answer to another PING"
 
     # -- judgement ----------------------------------------------------------------------------------------------------
@@ -299,7 +359,14 @@ class Client:
         wanted = b"".join(map(wire.grpc_message, plan.answers))
         if plan.http is None:
             assert wanted.startswith(bytes(result.body)), f"call {plan.number}: other octets than its handler sent"
-        if call.cancelled or self.broken:
+        if call.cancelled or self.broken or (self.cut and call.over_at is None):
+            return
+        if result.reset == REFUSED_STREAM:
+            assert call.refusable, f"call {plan.number}: refused, although few calls were open"
+            assert result.headers is None, f"call {plan.number}: refused behind its answer"
+            return
+        if result.status == TOO_LATE and (plan.withheld_after is None or plan.status == TOO_LATE):
+            self._judge_timeout(call)
             return
         seen = (result.http_status, result.status, result.reset, result.ended)
         if plan.http is not None:
@@ -314,3 +381,14 @@ class Client:
             assert result.reset in ((None,) if call.half_closed and plan.handled and plan.reads_all else (None, 0)), (
                 f"call {plan.number}: reset with {result.reset} behind its status"
             )
+
+    def _judge_timeout(self, call: Call) -> None:
+        """The request was not whole in time: that time must have been over, and the request must be one of a unary
+        method."""
+        plan, limits = call.plan, self.limits
+        assert not plan.handled, f"call {plan.number}: its handler has no time limit"
+        assert call.over_at is not None
+        allowed = call.begun_at + limits.body_timeout
+        if self.drained_at is not None:
+            allowed = min(allowed, max(call.begun_at, self.drained_at) + limits.drain_body_timeout)
+        assert call.over_at >= allowed - ROUNDING, f"call {plan.number}: ended {allowed - call.over_at:.4f} s too early"

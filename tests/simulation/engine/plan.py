@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, STATIC
 from tests.support.h2_wire import grpc_message
@@ -17,7 +18,7 @@ UNREAD_OVERHEAD = 512
 MAX_MESSAGE = 20_000
 FRAME = 16_384
 
-OK, CANCELLED, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAUTHENTICATED = 0, 1, 5, 8, 12, 13, 16
+OK, CANCELLED, TOO_LATE, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAUTHENTICATED = 0, 1, 4, 5, 8, 12, 13, 16
 
 Step = tuple[str, int]
 """An action of a handler: ``read`` a message, ``read to the end``, ``send`` so many octets, ``echo`` each message,
@@ -44,6 +45,8 @@ class CallPlan:
     """Microseconds that the handler continues to work after its call has ended."""
     cancel_after: int | None = None
     """The client resets the call after so many octets of the body; a call that ends before is not reset."""
+    withheld_after: int | None = None
+    """The client sends so many octets of the body and waits then, for ever: it must be answered without the rest."""
     trailers: bool = False
     """The request ends with trailers instead of END_STREAM on DATA."""
     ping_pong: bool = False
@@ -82,6 +85,10 @@ class ClientPlan:
     """Its transport breaks after so many of its steps."""
     drained_after: int | None
     """The server drains the connection after so many of the client's steps."""
+    jitter: float = 0.0
+    """By which the connection's age varies: see `Connection`."""
+    rests: tuple[float, ...] = ()
+    """Seconds for which the client has no call open, now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,11 @@ class Plan:
     """Octets in a transport's buffer above which it pauses its connection."""
     low_water: int
     fast_path: bool
+    timed: bool = False
+    """Whether the connection's age, its idleness and the time for a request's body are limited: then the outcome of a
+    call depends on when its octets arrive."""
+    crowded: bool = False
+    """Whether clients exceed the number of streams, so that some are refused."""
 
 
 def draw_plan(seed: int) -> Plan:
@@ -106,10 +118,13 @@ def draw_plan(seed: int) -> Plan:
 class _Drawing:
     seed: int
     draw: random.Random = field(init=False)
+    more: random.Random = field(init=False)
+    """For what has come to the plan later, so that the rest of a seed's plan stays as it was."""
     number: int = 0
 
     def __post_init__(self) -> None:
         self.draw = random.Random(f"plan {self.seed}")
+        self.more = random.Random(f"times {self.seed}")
 
     def plan(self) -> Plan:
         draw = self.draw
@@ -120,7 +135,51 @@ class _Drawing:
             clients = (replace(first, calls=(*first.calls, self._flood(limits))), *clients[1:])
         high = draw.choice((0, 200, 4096, 65536))
         low = min(high, draw.choice((0, 100, 4096)))
-        return Plan(self.seed, limits, clients, high, low, draw.random() < 0.7)
+        plan = Plan(self.seed, limits, clients, high, low, draw.random() < 0.7)
+        if self.more.random() < 0.4:
+            plan = self._timed(plan)
+        if self.more.random() < 0.25:
+            streams = self.more.choice((1, 2, 4))
+            plan = replace(plan, limits=replace(plan.limits, max_concurrent_streams=streams), crowded=True)
+        return plan
+
+    def _timed(self, plan: Plan) -> Plan:
+        """The plan with limits of time, calls whose bodies never come, and clients that rest."""
+        more = self.more
+        body_timeout = more.choice((0.06, 0.3))
+        limits = replace(
+            plan.limits,
+            body_timeout=body_timeout,
+            drain_body_timeout=more.choice((body_timeout, 0.03)),
+            max_connection_age=more.choice((inf, 0.03, 0.4)),
+            age_grace=more.choice((inf, 0.03)),
+            max_connection_idle=more.choice((inf, 0.02, 0.15)),
+        )
+        clients = tuple(
+            replace(
+                client,
+                calls=tuple(map(self._stalled, client.calls)),
+                jitter=more.uniform(-1, 1),
+                rests=tuple(more.choice((0.05, 0.3)) for _ in range(more.choice((0, 1, 3)))),
+            )
+            for client in plan.clients
+        )
+        return replace(plan, limits=limits, clients=clients, timed=True)
+
+    def _stalled(self, call: CallPlan) -> CallPlan:
+        """Some calls of static methods: the same, whose client never sends all of the body."""
+        more = self.more
+        if call.path != STATIC or call.status not in (OK, INTERNAL) or call.cancel_after is not None:
+            return call
+        if more.random() < 0.6:
+            return call
+        return replace(
+            call,
+            answers=(),
+            status=TOO_LATE,
+            withheld_after=more.choice((0, more.randrange(len(call.body)))),
+            trailers=False,
+        )
 
     def _limits(self, clients: tuple[ClientPlan, ...]) -> Limits:
         draw = self.draw
@@ -190,7 +249,9 @@ class _Drawing:
     def _call(self, *, steady: bool = False) -> CallPlan:
         self.number += 1
         if steady and self.draw.random() < 0.9:
-            return self._static(self.draw.choice(("echo", "echo", "ready", "guarded", "missing", "stranger")))
+            kind = self.draw.choice(("echo", "echo", "ready", "guarded", "missing", "stranger"))
+            plan = self._static(kind)
+            return self._withheld(plan) if kind in _REFUSED_BY_HEADERS else plan
         kind = self.draw.choice((*("handled",) * 6, *("echo",) * 3, "ready", "ready", *_STATIC))
         plan = self._handled() if kind == "handled" else self._static(kind)
         if self.draw.random() < 0.1:  # a block that is decoded in steps
@@ -198,7 +259,11 @@ class _Drawing:
             plan = replace(plan, fields=(*plan.fields, *many))
         if self.draw.random() < 0.15:
             return replace(plan, cancel_after=self.draw.randrange(len(plan.body) + 1))
-        return plan
+        return self._withheld(plan) if kind in _REFUSED_BY_HEADERS else plan
+
+    def _withheld(self, plan: CallPlan) -> CallPlan:
+        """Some calls that the headers alone decide: the same, whose client waits for the answer before it sends."""
+        return replace(plan, withheld_after=0) if self.more.random() < 0.5 else plan
 
     def _static(self, kind: str) -> CallPlan:
         draw, number, message = self.draw, self.number, self._message()
@@ -313,6 +378,10 @@ _STATIC = (
     "missing", "guarded", "stranger", "no message", "two messages", "cut", "too large", "zipped", "malformed",
     "not gRPC",
 )  # fmt: skip
+
+
+_REFUSED_BY_HEADERS = ("stranger", "not gRPC")
+"""Calls that are answered as soon as their headers have come."""
 
 
 def sent(number: int, index: int, size: int) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING
 
-from tests.simulation.engine.plan import CallPlan, sent
+from tests.simulation.engine.client import ROUNDING
+from tests.simulation.engine.plan import CallPlan, ClientPlan, sent
 from tests.support.h2_peer import some_router
 
 from grpc_h2 import (
@@ -91,6 +93,7 @@ class Handler:
         if self.cancelled or self.ended or self.shell.lost:
             return
         connection, stream = self.shell.connection, self.stream
+        connection.advance(self.shell.world.now)
         name, amount = self.steps[0]
         if name == "hold":
             return
@@ -151,11 +154,23 @@ class Handler:
 class Shell:
     """What an event loop's protocol does with a connection: reads, writes, time slices, pauses."""
 
-    def __init__(self, world: World, calls: dict[int, CallPlan]) -> None:
+    def __init__(self, world: World, plan: ClientPlan) -> None:
         self.world = world
-        self.calls = calls
+        self.calls = {call.number: call for call in plan.calls}
         self.router = some_router()
-        self.connection = Connection(self.router, world.plan.limits, world.now, budget=world.budget)
+        limits = world.plan.limits
+        self.connection = Connection(self.router, limits, world.now, plan.jitter, budget=world.budget)
+        self.age_at = world.now + limits.max_connection_age * (1 + limits.age_jitter * plan.jitter)
+        """The instant at which the connection is too old."""
+        self.busy_at = world.now
+        """The last instant at which a call was certainly open."""
+        self.drain_asked = False
+        self.drained_at: float | None = None
+        """The instant at which the connection began to drain."""
+        self.cut = False
+        """The connection was ended while calls were open, because its time was over."""
+        self.reasons: set[str] = set()
+        """Why it has ended or drained."""
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
         """Octets that the transport has not yet sent."""
@@ -209,6 +224,7 @@ class Shell:
     def drain(self) -> None:
         """The server asks the client to leave."""
         if not self.lost and not self.connection.terminated:
+            self.drain_asked = True
             self.connection.drain(self.world.now)
             self.settle()
 
@@ -216,10 +232,42 @@ class Shell:
         """A timer."""
         if self.lost or self.connection.terminated:
             return
-        due = self.connection.next_deadline()
-        if due is not None and due <= self.world.now:
-            self._dispatch(self.connection.tick(self.world.now))
+        due, now = self.connection.next_deadline(), self.world.now
+        if due is not None and due <= now:
+            self._dispatch(self.connection.tick(now))
             self.settle()
+        assert now < self.age_at or self.drained_at is not None, "older than its age, and not drained"
+        if self.drained_at is not None and self.reasons == {"age"} and not self.connection.terminated:
+            assert now < self.drained_at + self.world.plan.limits.age_grace, "calls have had their time"
+
+    def judge_idleness(self, since: float) -> None:
+        """The connection has certainly had no call since the instant ``since``."""
+        waited = self.world.now - since
+        if self.connection.state.name == "OPEN":
+            assert waited < self.world.plan.limits.max_connection_idle, "idle for too long, and not drained"
+
+    def _judge_state(self) -> None:
+        """Where the connection has begun to drain or has ended, there must be a reason."""
+        now, limits = self.world.now, self.world.plan.limits
+        if any(not (handler.ended or handler.cancelled) for handler in self.handlers.values() if not handler.finished):
+            self.busy_at = now
+        if self.drained_at is None and self.connection.state.name in ("DRAINING", "LEAVING", "CLOSED"):
+            self.drained_at = now
+            self.reasons |= {
+                reason
+                for reason, holds in (
+                    ("asked", self.drain_asked),
+                    ("age", now >= self.age_at),
+                    ("idle", now - self.busy_at >= limits.max_connection_idle - ROUNDING),
+                )
+                if holds
+            }
+            assert self.reasons, "drained without a reason"
+        if self.closing is not None and self.closing.reason == "max_age":
+            self.cut = True
+            self.reasons.add("grace")
+            assert self.age_at < inf
+            assert now >= self.age_at + limits.age_grace - ROUNDING, "ended before calls had their time"
 
     def check_invariants(self) -> None:
         """Let the connection check its invariants, if it has a method for that."""
@@ -282,12 +330,15 @@ class Shell:
             if len(octets) >= connection.limits.octets_per_turn:
                 self._go_on_later()
         self._dispatch(connection.take_events())
+        self._judge_state()
         reading = not connection.backlog and connection.wants_read
         if reading and not self.reading:
             self.world.input_wanted(self)
         self.reading = reading or connection.terminated
 
     def _count_answers(self) -> None:
+        if self.connection.answered:
+            self.busy_at = self.world.now
         self.answered += len(self.connection.answered)
         self.connection.answered.clear()
 
@@ -297,12 +348,15 @@ class Shell:
         for event in events:
             if isinstance(event, ConnectionClosing):
                 assert self.closing is None, "a connection closes once"
+                assert event.reason in ("drained", "draining", "max_age"), f"the connection ended: {event}"
                 self.closing = event
                 continue
             stream = event.stream
             if isinstance(event, CallStarted):
                 assert stream.id not in self.handlers, "a call starts once"
                 self.running += 1
+                most = self.world.plan.limits.max_concurrent_streams
+                assert self.running <= most, "more calls at once than the connection may have"
                 self.handlers[stream.id] = Handler(self, stream, self._plan_of(stream))
                 continue
             handler = self.handlers[stream.id]

@@ -68,10 +68,16 @@ def test_hundreds_of_seeds_exercise_every_kind_of_event() -> None:
         any(call.cancel_after is not None for call in calls),
         any(call.ping_pong for call in calls),
         any(call.linger for call in calls),
-        {call.status for call in calls} >= {0, 5, 7, 8, 12, 13, 16},
+        any(client.rests for client in clients),
+        {call.status for call in calls} >= {0, 4, 5, 7, 8, 12, 13, 16},
         {call.reset for call in calls} >= {None, 1, 8},
     ):
         assert wanted
+
+
+def test_a_hundred_seeds_reach_every_limit_of_time_and_number() -> None:
+    happened = set().union(*(run_seed(seed).happenings() for seed in range(100)))
+    assert happened == {"asked", "age", "idle", "grace", "too late", "refused", "answered by headers"}
 
 
 # -- injected bugs -----------------------------------------------------------------------------------------------------
@@ -110,6 +116,39 @@ MUTANTS = {
     ),
     "a handler that counts as running for ever": Mutant(20, r"self\.open_calls -= 1", "pass"),
     "a paused transport that is written to": Mutant(100, r"self\.paused = paused", "pass"),
+    "a connection that does not age": Mutant(50, r"\(self\._age_at, Due\.AGE\),", "(inf, Due.AGE),"),
+    "an age that varies the wrong way": Mutant(
+        50, r"(self\._age_at = .*)\(1 \+ limits(.*)\)", r"\g<2>(1 - limits\g<3>)"
+    ),
+    "calls of an aged connection that have too little time": Mutant(
+        200, r"self\._grace_at = self\.now \+ self\._limits\.age_grace", "self._grace_at = self.now"
+    ),
+    "calls of an aged connection that have time for ever": Mutant(
+        200, r"\(self\._grace_at, Due\.GRACE\),", "(inf, Due.GRACE),"
+    ),
+    "idleness that counts from the beginning": Mutant(100, r"self\._timers\.stream_ended\(\)", "pass"),
+    "idleness although a call is open": Mutant(100, r"(\(self\._idle_at .*) if idle else inf(, .*)", r"\g<2>\g<3>"),
+    "idleness that nobody notices": Mutant(100, r"\(self\._idle_at .*", "(inf, Due.IDLE),"),
+    "a body that is waited for without end": Mutant(100, r"self\._expected\[stream\] = min\(self.*", "pass"),
+    "a body that is waited for without end on the fast path": Mutant(
+        200, r"self\._marks\.append\(\(instant, last_id\)\)", "pass"
+    ),
+    "a body that has the time of a drain": Mutant(
+        100, r"return self\._limits\.drain_body_timeout if draining.*", "return self._limits.drain_body_timeout"
+    ),
+    "streams beyond the limit": Mutant(100, r"if self\._calls\.open_streams \+ streams\.zombies >= .*", "if False:"),
+    "handlers of streams that were reset not counted": Mutant(
+        300, r"if self\._calls\.open_streams \+ streams\.zombies (>= .*)", r"if self._calls.open_streams \g<2>"
+    ),
+    "streams refused below the limit": Mutant(
+        100, r"(if self\._calls\.open_streams) (\+ streams\.zombies >= .*)", r"\g<2> + 1 \g<3>"
+    ),
+    "a refusal that waits for the body": Mutant(50, r"self\._refusable\.append\(stream\)", "pass"),
+    "a refusal that waits for the body on the fast path": Mutant(
+        200,
+        r"streams, waiting = self\._streams\.open, self\._fast_path\.refused\(\)",
+        "streams, waiting = self._streams.open, []",
+    ),
 }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.engine.client import Client
-from tests.simulation.engine.plan import Plan, draw_plan
+from tests.simulation.engine.client import REFUSED_STREAM, Call, Client
+from tests.simulation.engine.plan import TOO_LATE, ClientPlan, Plan, draw_plan
 from tests.simulation.engine.server import Shell
 
 from grpc_h2 import Budget
@@ -57,10 +57,12 @@ class Loop:
 class Link:
     """A client, its connection, and the network between them."""
 
-    def __init__(self, world: World, client: Client, shell: Shell) -> None:
+    def __init__(self, world: World, plan: ClientPlan) -> None:
         self.world = world
-        self.client = client
-        self.shell = shell
+        self.shell = Shell(world, plan)
+        self.client = Client(plan, world.plan.limits, world.dice, lambda: world.now, self._at_work)
+        self.quiet: tuple[int, float] | None = None
+        """Calls that the client has begun, and the instant since when no call is open or under way."""
         self.steps = 0
         self.uplink_busy = False
         self.downlink_busy = False
@@ -93,9 +95,11 @@ class Link:
             busy = client.step(hurry=world.hurry)
         if world.keys_change():
             shell.router.forget_authorizations()
-        if not self.steps % 8:
+        if world.plan.timed or not self.steps % 8:
             shell.tick()
+        self._note_quiet()
         self.send()
+        self._hang_up()
         world.later(world.client_delay() if busy else IDLE_STEP, self.step)
 
     def send(self) -> None:
@@ -128,6 +132,32 @@ class Link:
         self.client.data_received(piece)
         self.receive()
         self.send()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Once the connection has ended and all its output has arrived, the client sees the end of the transport."""
+        client, shell = self.client, self.shell
+        client.drained_at, client.cut = shell.drained_at, shell.cut
+        if shell.connection.terminated and not shell.buffer and not shell.writing_paused and not shell.lost:
+            client.closed = True
+
+    def _note_quiet(self) -> None:
+        """See how long no call has been open or under way, and whether the connection has noticed."""
+        client, shell = self.client, self.shell
+        busy = client.open_calls or client.outbox or shell.buffer or shell.running or shell.connection.backlog
+        if busy or shell.lost:
+            self.quiet = None
+        elif self.quiet is None or self.quiet[0] != len(client.calls):
+            self.quiet = len(client.calls), self.world.now
+        else:
+            shell.judge_idleness(self.quiet[1])
+
+    def _at_work(self, call: Call) -> bool:
+        """Whether the handler of a call is at work, or may begin yet."""
+        if not call.plan.handled or self.client.result(call).reset == REFUSED_STREAM:
+            return False
+        handler = self.shell.handlers.get(call.stream)
+        return handler is None or not handler.finished
 
 
 class World:
@@ -141,7 +171,7 @@ class World:
         self.budget = Budget(2**30)
         """More than all connections of a run may hold."""
         self.events = 0
-        self._draw = random.Random(f"network {network} {plan.seed}")
+        self.dice = self._draw = random.Random(f"network {network} {plan.seed}")
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._order = 0
         self.loop: Any = Loop(self)
@@ -149,10 +179,9 @@ class World:
         self.links = []
         self._links: dict[Shell, Link] = {}
         for client_plan in plan.clients:
-            shell = Shell(self, {call.number: call for call in client_plan.calls})
-            link = Link(self, Client(client_plan, plan.limits, self._draw), shell)
+            link = Link(self, client_plan)
             self.links.append(link)
-            self._links[shell] = link
+            self._links[link.shell] = link
 
     # -- time and dice ------------------------------------------------------------------------------------------------
 
@@ -255,9 +284,7 @@ class World:
             if not self.events % CHECK_EVERY:
                 shell.check_invariants()
             if shell.connection.terminated:
-                assert shell.lost or link.client.plan.drained_after is not None, (
-                    f"the connection ended: {shell.closing}"
-                )
+                assert shell.lost or shell.reasons, f"the connection ended: {shell.closing}"
 
     def _judge(self) -> None:
         """Check the final state."""
@@ -269,7 +296,8 @@ class World:
             assert shell.connection.open_calls == 0
             for handler in shell.handlers.values():
                 plan = handler.plan
-                assert handler.stream.unsent == 0 or shell.lost, f"call {plan.number}: octets are left in its queue"
+                ended = shell.lost or shell.cut
+                assert handler.stream.unsent == 0 or ended, f"call {plan.number}: octets are left in its queue"
                 if handler.ended and not handler.cancelled and plan.reads_all and plan.status is not None:
                     assert handler.half_closed
             if shell.lost or link.client.last_id < 2**31 - 1:
@@ -302,6 +330,8 @@ class World:
     def outcomes(self) -> dict[int, object]:
         """Number of a call → what came back, for calls with one right outcome: neither cancelled nor lost."""
         found: dict[int, object] = {}
+        if self.plan.timed or self.plan.crowded:
+            return found
         for link in self.links:
             if link.client.plan.lost_after is not None or link.client.plan.drained_after is not None:
                 continue
@@ -309,6 +339,21 @@ class World:
                 result = link.client.result(call)
                 if call.plan.cancel_after is None and call.plan.reset is None:
                     found[call.plan.number] = (result.http_status, result.status, bytes(result.body), result.text)
+        return found
+
+    def happenings(self) -> set[str]:
+        """What has happened that depends on times and limits."""
+        found: set[str] = set()
+        for link in self.links:
+            found |= link.shell.reasons
+            for call in link.client.calls.values():
+                result = link.client.result(call)
+                if result.reset == REFUSED_STREAM:
+                    found.add("refused")
+                elif result.status == TOO_LATE:
+                    found.add("too late")
+                elif call.plan.withheld_after == 0 and result.ended:
+                    found.add("answered by headers")
         return found
 
 

@@ -78,7 +78,7 @@ def load(**values: str) -> Settings:
 
 
 def failure(**values: str) -> SettingsError:
-    """The same where the settings are refused."""
+    """The error that refuses the settings from the required variables and ``values``."""
     with pytest.raises(SettingsError) as caught:
         load(**values)
     return caught.value

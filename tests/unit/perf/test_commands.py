@@ -64,7 +64,7 @@ STARTED_BY_OTHERS = {
 
 
 def test_every_module_with_a_main_is_a_command_or_started_by_one() -> None:
-    """Otherwise a measurement would be missing from the help."""
+    """A measurement that is not a command is missing from the help."""
     root = Path(commands.__file__).parent
     found = {
         "perf." + ".".join(path.relative_to(root).with_suffix("").parts)

@@ -36,6 +36,9 @@ class Transport(Protocol):
     async def set_serving(self, serving: bool) -> None:
         """Set what health checks answer from now on."""
 
+    async def set_fresh(self, fresh: bool) -> None:
+        """Set what health checks answer about freshness from now on."""
+
     async def replace_certificate(self, tls: TlsFiles) -> None:
         """Use ``tls``, which the caller closes afterwards, for new connections.
 

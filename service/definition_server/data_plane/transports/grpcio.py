@@ -97,6 +97,10 @@ class GrpcioTransport:
         """See `Transport.set_serving`."""
         await self._health.report(serving)
 
+    async def set_fresh(self, fresh: bool) -> None:
+        """See `Transport.set_fresh`."""
+        await self._health.report_freshness(fresh)
+
     async def stop(self, grace_seconds: float) -> None:
         """See `Transport.stop`."""
         self._health.end_watches()

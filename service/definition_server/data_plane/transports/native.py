@@ -127,6 +127,10 @@ class NativeTransport:
         """See `Transport.set_serving`."""
         await self._health.report(serving)
 
+    async def set_fresh(self, fresh: bool) -> None:
+        """See `Transport.set_fresh`."""
+        await self._health.report_freshness(fresh)
+
     async def stop(self, grace_seconds: float) -> None:
         """See `Transport.stop`."""
         if self._balancer is not None:

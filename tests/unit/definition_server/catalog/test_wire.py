@@ -174,3 +174,7 @@ def test_a_string_that_is_not_utf_8_is_refused(number: int) -> None:
     with pytest.raises(wire.WireError, match="UTF-8"):
         parse_definition(memoryview(wire.field(number, b"\xff")))
     assert parse_definition(memoryview(wire.field(wire.CODE, b"\xff"))).code == b"\xff"
+
+
+def test_the_largest_message_is_that_of_protobuf() -> None:
+    assert wire.MAX_MESSAGE == 2_147_483_647

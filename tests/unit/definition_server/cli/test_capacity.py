@@ -96,7 +96,7 @@ def test_the_size_of_a_snapshot_is_that_of_the_builder(count: int, octets: int) 
     builder = SnapshotBuilder()
     builder.add(Row(number, b"name%04d" % number, None, None, b"x" * octets) for number in range(count))
     built = builder.build(generation=1, created_at_ns=0)
-    mean = len(built.pieces[1])  # the first message; all are as long
+    mean = len(built.pieces[1])  # the size of the first message, which is that of each
     # The tail of the body, total count and version hash, takes some 70 octets more.
     assert sizing.snapshot_octets(count, mean) == pytest.approx(built.size, abs=80)
 

@@ -22,7 +22,7 @@ from definition_server.control_plane import admin_port, admin_share
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
 from definition_server.observability.reasons import Reason
-from definition_server.observability.status import ServiceStatus
+from definition_server.observability.status import EventStatus, FreshnessStatus, ServiceStatus
 
 
 class Service:
@@ -165,8 +165,27 @@ def test_readyz_is_200_despite_a_failed_sync(ask: Ask, service: Service) -> None
 def test_statusz_is_the_whole_status_as_json(ask: Ask, service: Service) -> None:
     answer, text = ask("/statusz")
     assert (answer.status, answer.getheader("Content-Type")) == (200, "application/json")
-    assert json.loads(text) == json.loads(json.dumps(asdict(service.status)))
+    assert json.loads(text).keys() == asdict(service.status).keys()
     assert json.loads(text)["workers"][0]["pid"] == 4711
+    assert json.loads(text)["requests"]["by_status"] == {"200": 5, "404": 1}
+
+
+def test_statusz_shows_instants_as_iso_8601_and_durations_as_numbers(ask: Ask, service: Service) -> None:
+    event = EventStatus(1_700_000_002.25, "table_read_again", Reason.TABLE_LOCKED, 180.0)
+    service.status = service_status(events=(event,), keys_last_used={"old": 0, "new": 1_700_000_003.0})
+    page = json.loads(ask("/statusz")[1])
+    assert page["started_at"] == "2023-11-14T22:13:20.000+00:00"
+    assert page["catalog"]["created_at"] == page["sync"]["last_success"] == "2023-11-14T22:13:21.000+00:00"
+    assert (page["events"][0]["at"], page["events"][0]["after_seconds"]) == ("2023-11-14T22:13:22.250+00:00", 180.0)
+    assert page["keys_last_used"] == {"old": None, "new": "2023-11-14T22:13:23.000+00:00"}
+    assert page["sync"]["age_seconds"] == 1.0
+
+
+def test_freshz_is_apart_from_readyz(ask: Ask, service: Service) -> None:
+    assert (ask("/freshz")[0].status, ask("/freshz")[1]) == (200, "fresh\n")
+    service.status = service_status(freshness=FreshnessStatus(False, "catalogue_held"))
+    assert (ask("/freshz")[0].status, ask("/freshz")[1]) == (503, "stale: catalogue_held\n")
+    assert ask("/readyz")[0].status == 200
 
 
 def test_statusz_without_a_catalogue_is_json_too(ask: Ask, service: Service) -> None:
@@ -177,10 +196,10 @@ def test_statusz_without_a_catalogue_is_json_too(ask: Ask, service: Service) -> 
 def test_an_unknown_path_is_404_and_lists_the_known_ones(ask: Ask) -> None:
     answer, text = ask("/health")
     assert answer.status == 404
-    assert text == "Nothing here. Try /metrics, /livez, /readyz, /statusz.\n"
+    assert text == "Nothing here. Try /metrics, /livez, /readyz, /freshz, /statusz.\n"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/statusz", "/nothing"])
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/freshz", "/statusz", "/nothing"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
 def test_only_get_and_head_are_allowed(ask: Ask, method: str, path: str) -> None:
     answer, text = ask(path, method)

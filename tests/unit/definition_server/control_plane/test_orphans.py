@@ -50,7 +50,7 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes() -> None:
 
 
 def test_without_reaping_orphans_stay() -> None:
-    """Otherwise the test above would prove nothing."""
+    """If they were reaped here, too, the test above would prove nothing."""
     codes, left = run("idle").rsplit(" ", 1)
     assert codes == "[7, 8]"
     assert int(left) == 3

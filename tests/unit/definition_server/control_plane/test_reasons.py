@@ -19,11 +19,13 @@ from definition_server.control_plane import status
 from definition_server.control_plane.admin import _Pages
 from definition_server.control_plane.admin_http import Request
 from definition_server.control_plane.postgres import _judge, _reason_of_attempt
+from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import StoreError
 from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.observability.reasons import Reason
 
 SECRET = "hunter2"
@@ -60,8 +62,11 @@ async def test_the_pages_name_the_reason_and_show_no_text(
     synchronizer.state.store_reason = StoreError(TEXT, Reason.DISK_FAILED).reason
     # The workers' counts are beside the point.
     monkeypatch.setattr(status, "_requests", lambda _: service_status().requests)
-    supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=None)
-    pages = _Pages(StatusReader(publisher, synchronizer.state, supervisor).read, lambda: None)  # type: ignore[arg-type]
+    stats = FleetStats()
+    supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=stats)
+    proof = Proof(synchronizer.state, interval=60.0, stores=True)
+    reader = StatusReader(publisher, synchronizer.state, supervisor, proof)  # type: ignore[arg-type]
+    pages = _Pages(reader.read, lambda: None)
     shown = {path: pages.answer(Request(path, "", {})).body.decode() for path in ("/readyz", "/statusz", "/metrics")}
     synchronizer.close()
     publisher.close()

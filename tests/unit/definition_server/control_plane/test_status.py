@@ -17,6 +17,7 @@ from tests.support.snapshots import published
 from definition_server import __version__
 from definition_server.catalog.definition import Unserved
 from definition_server.catalog.validation import Suspect
+from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader
@@ -98,7 +99,7 @@ def supervisor() -> Iterator[StandInSupervisor]:
 
 @pytest.fixture
 def reader(publisher: Publisher, state: SyncState, supervisor: StandInSupervisor) -> StatusReader:
-    return StatusReader(publisher, state, supervisor)  # type: ignore[arg-type]
+    return StatusReader(publisher, state, supervisor, Proof(state, interval=60.0, stores=True))  # type: ignore[arg-type]
 
 
 # -- ready -----------------------------------------------------------------------------------------------------------

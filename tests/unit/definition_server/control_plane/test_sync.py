@@ -381,8 +381,10 @@ async def test_a_publication_is_logged_in_the_form_of_the_contract(
     assert (line["level"], line["pid"]) == ("INFO", os.getpid())
     assert (line["count"], line["generation"]) == (2, 1)
     assert line["version_hash"] == bench.publication.snapshot.version_hash
+    assert (line["added"], line["removed"], line["changed"]) == (2, 0, 0)
     assert isinstance(line["duration_ms"], float)
     assert line["duration_ms"] > 0
+    assert line["duration_ms"] == round(line["duration_ms"], 1)
 
 
 async def test_the_log_line_of_a_publication_lists_the_changes(bench: Bench, logs: LogLines) -> None:

@@ -119,7 +119,7 @@ async def raw(client: grpc.aio.Channel, method: str, request: bytes, metadata: A
 
 
 async def failure(*arguments: Any) -> tuple[grpc.StatusCode, str | None]:
-    """Status and message of a call on bytes that must fail."""
+    """Status and message of a call, made with bytes, that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw(*arguments)
     return caught.value.code(), caught.value.details()
@@ -500,6 +500,26 @@ async def test_health_needs_no_key_and_is_not_serving_until_set(serve: Serve) ->
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
                 states.append(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     assert states == ["NOT_SERVING"] * 2 + ["SERVING"] * 2 + ["NOT_SERVING"] * 2
+
+
+async def test_health_says_whether_what_is_served_is_up_to_date(serve: Serve) -> None:
+    transport, port = await serve()
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with channel(port) as client:
+        stub: Any = health_pb2_grpc.HealthStub(client)
+        request = health_pb2.HealthCheckRequest(service="avap.freshness")
+        watch = stub.Watch(request, timeout=30)
+        assert (await watch.read()).status == not_serving
+        await transport.set_serving(True)
+        for fresh in (True, False, True):
+            await transport.set_fresh(fresh)
+            expected = serving if fresh else not_serving
+            assert (await watch.read()).status == expected
+            assert (await stub.Check(request, timeout=10)).status == expected
+            listed = (await stub.List(health_pb2.HealthListRequest(), timeout=10)).statuses
+            assert listed["avap.freshness"].status == expected
+            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving  # never red for that
+        assert set(listed) == {"", "avap.DefinitionEngine", "avap.freshness", "liveness"}
 
 
 async def services(client: grpc.aio.Channel) -> set[str]:

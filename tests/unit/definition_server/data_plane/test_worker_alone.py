@@ -25,25 +25,15 @@ from tests.support.polling import until
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.data_plane.worker import EXIT_CANNOT_START
+from definition_server.ipc import messages
 from definition_server.ipc.channel import Channel
 from definition_server.ipc.memory import create_sealed
-from definition_server.ipc.messages import (
-    Certificate,
-    Configure,
-    Drain,
-    Keys,
-    KeysUsed,
-    Mapped,
-    Message,
-    Publish,
-    Ready,
-)
 from definition_server.ipc.stats import StatsPage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_transport]
 
 KEY = "the key"
-CONFIGURE = Configure(
+CONFIGURE = messages.Configure(
     host="127.0.0.1",
     port=0,
     transport="",
@@ -89,7 +79,7 @@ def built(generation: int, *names: str) -> BuiltSnapshot:
 class WorkerAlone:
     """The process, and the master's end of its control socket."""
 
-    def __init__(self, *first: Message, before: str = "") -> None:
+    def __init__(self, *first: messages.Message, before: str = "") -> None:
         self.channel, theirs = Channel.pair()
         self.page = StatsPage()
         for message in first:
@@ -114,15 +104,15 @@ class WorkerAlone:
     def publish(self, snapshot: BuiltSnapshot, *, announced: str | None = None) -> None:
         descriptor = create_sealed("test", snapshot.pieces)
         version = snapshot.footer.version_hash.hex()
-        assert self.channel.send(Publish(snapshot.footer.generation, announced or version), descriptor)
+        assert self.channel.send(messages.Publish(snapshot.footer.generation, announced or version), descriptor)
         os.close(descriptor)
 
     def wait_ready(self) -> int:
         """Wait for the next Ready; returns its generation."""
-        message: Message = KeysUsed(())
-        while isinstance(message, KeysUsed | Mapped):  # it may come between any two
+        message: messages.Message = messages.KeysUsed(())
+        while isinstance(message, messages.KeysUsed | messages.Mapped):  # it may come between any two
             message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
-        assert isinstance(message, Ready)
+        assert isinstance(message, messages.Ready)
         return message.generation
 
     def logged(self, message: str) -> list[dict[str, Any]]:
@@ -147,15 +137,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def configure(transport: str, port: int) -> Configure:
+def configure(transport: str, port: int) -> messages.Configure:
     """The configuration, for each transport."""
     return replace(CONFIGURE, transport=transport, port=port)
 
 
 @pytest.fixture
-def worker(configure: Configure) -> Iterator[WorkerAlone]:
+def worker(configure: messages.Configure) -> Iterator[WorkerAlone]:
     """A worker that serves generation 1 with the one command ``if``."""
-    made = WorkerAlone(configure, Keys((sha256(KEY.encode()).hexdigest(),)))
+    made = WorkerAlone(configure, messages.Keys((sha256(KEY.encode()).hexdigest(),)))
     made.publish(built(1, "if"))
     assert made.wait_ready() == 1
     yield made
@@ -186,7 +176,7 @@ def test_a_snapshot_that_fails_a_check_is_refused_and_the_old_one_stays(worker: 
         else:
             descriptor = os.memfd_create("test")
             os.write(descriptor, content)
-        assert worker.channel.send(Publish(2, good.footer.version_hash.hex()), descriptor)
+        assert worker.channel.send(messages.Publish(2, good.footer.version_hash.hex()), descriptor)
         os.close(descriptor)
     until(lambda: len(worker.logged("Snapshot refused")) == 5, lambda: str(worker.lines))
     with Client(port, KEY) as client:
@@ -198,7 +188,9 @@ def test_a_snapshot_that_fails_a_check_is_refused_and_the_old_one_stays(worker: 
 
 def test_a_failed_preparation_does_not_prevent_the_swap(port: int) -> None:
     worker = WorkerAlone(
-        replace(CONFIGURE, transport="native", port=port), Keys((sha256(KEY.encode()).hexdigest(),)), before=UNPREPARED
+        replace(CONFIGURE, transport="native", port=port),
+        messages.Keys((sha256(KEY.encode()).hexdigest(),)),
+        before=UNPREPARED,
     )
     try:
         for generation in (1, 2, 3):
@@ -214,7 +206,7 @@ def test_a_failed_preparation_does_not_prevent_the_swap(port: int) -> None:
 def test_a_snapshot_overtaken_during_a_preparation_is_left_out_and_released(port: int) -> None:
     worker = WorkerAlone(
         replace(CONFIGURE, transport="native", port=port),
-        Keys((sha256(KEY.encode()).hexdigest(),)),
+        messages.Keys((sha256(KEY.encode()).hexdigest(),)),
         before=SLOWLY_PREPARED,
     )
     try:
@@ -240,7 +232,7 @@ def test_a_snapshot_overtaken_during_a_preparation_is_left_out_and_released(port
 def test_replaced_keys_apply_at_once(worker: WorkerAlone, port: int) -> None:
     with Client(port, KEY) as client:
         client.get("if")
-        assert worker.channel.send(Keys((sha256(b"other").hexdigest(),)))
+        assert worker.channel.send(messages.Keys((sha256(b"other").hexdigest(),)))
         worker.publish(built(2, "if"))
         assert worker.wait_ready() == 2
         assert failure(client.get, "if")[0] == "UNAUTHENTICATED"
@@ -249,7 +241,7 @@ def test_replaced_keys_apply_at_once(worker: WorkerAlone, port: int) -> None:
 def test_a_certificate_in_memory_that_could_change_is_ignored_and_closed(worker: WorkerAlone, port: int) -> None:
     made = [os.memfd_create("loose") for _ in range(3)]
     for count in (1, 2, 3):
-        assert worker.channel.send(Certificate(1), *made[:count])
+        assert worker.channel.send(messages.Certificate(1), *made[:count])
     for descriptor in made:
         os.close(descriptor)
     until(lambda: len(worker.logged("Control message ignored")) == 3, lambda: str(worker.lines))
@@ -260,7 +252,7 @@ def test_a_certificate_in_memory_that_could_change_is_ignored_and_closed(worker:
 
 def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -> None:
     worker.channel._socket.send(b"garbage")
-    assert worker.channel.send(Ready(7))
+    assert worker.channel.send(messages.Ready(7))
     until(lambda: len(worker.logged("Control message ignored")) == 2, lambda: str(worker.lines))
     with Client(port, KEY) as client:
         assert client.get("if").name == "if"
@@ -269,7 +261,7 @@ def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -
 @pytest.mark.parametrize("how", ["drain", "master gone"])
 def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
-        assert worker.channel.send(Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
+        assert worker.channel.send(messages.Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
     else:
         worker.channel.close()
     assert worker.process.wait(10) == 0
@@ -278,7 +270,7 @@ def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker
 def test_an_announced_drain_reports_not_serving_and_still_answers(worker: WorkerAlone, port: int) -> None:
     with Client(port, KEY) as client:
         assert client.health() == "SERVING"
-        assert worker.channel.send(Drain(announce=True, wait_seconds=1.0, timeout_seconds=10))
+        assert worker.channel.send(messages.Drain(announce=True, wait_seconds=1.0, timeout_seconds=10))
         announced = time.monotonic()
         until(lambda: client.health() == "NOT_SERVING", "the announcement")
         assert client.get("if").name == "if"
@@ -293,7 +285,7 @@ def test_a_drain_waits_for_a_call_in_flight(worker: WorkerAlone, port: int) -> N
         answer = open_call.future(iter(requests.get, None), metadata=client.metadata, timeout=30)
         try:
             client.get("if")  # answered after the headers before it were seen
-            assert worker.channel.send(Drain(announce=False, wait_seconds=0, timeout_seconds=60))
+            assert worker.channel.send(messages.Drain(announce=False, wait_seconds=0, timeout_seconds=60))
             until(lambda: not listens(port), "the port closed")
             assert worker.process.poll() is None
             requests.put(b"\x0a\x02if")
@@ -311,7 +303,7 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_before_it_has_keys_a_worker_refuses_every_call(configure: Configure, port: int) -> None:
+def test_before_it_has_keys_a_worker_refuses_every_call(configure: messages.Configure, port: int) -> None:
     worker = WorkerAlone(configure)
     try:
         worker.publish(built(1, "if"))
@@ -360,8 +352,8 @@ def test_sigint_does_not_end_a_worker(worker: WorkerAlone, port: int) -> None:
     assert worker.process.poll() is None
 
 
-def test_without_a_snapshot_a_worker_is_ready_but_not_serving(configure: Configure, port: int) -> None:
-    worker = WorkerAlone(configure, Keys((sha256(KEY.encode()).hexdigest(),)))
+def test_without_a_snapshot_a_worker_is_ready_but_not_serving(configure: messages.Configure, port: int) -> None:
+    worker = WorkerAlone(configure, messages.Keys((sha256(KEY.encode()).hexdigest(),)))
     try:
         assert worker.wait_ready() == 0
         with Client(port, KEY) as client:
@@ -371,7 +363,7 @@ def test_without_a_snapshot_a_worker_is_ready_but_not_serving(configure: Configu
         worker.end()
 
 
-def test_the_native_transport_runs_on_uvloop_and_grpcio_on_asyncios_loop(configure: Configure) -> None:
+def test_the_native_transport_runs_on_uvloop_and_grpcio_on_asyncios_loop(configure: messages.Configure) -> None:
     worker = WorkerAlone(configure, before=REPORTING_UVLOOP)
     try:
         worker.wait_ready()
@@ -380,8 +372,8 @@ def test_the_native_transport_runs_on_uvloop_and_grpcio_on_asyncios_loop(configu
     assert bool(worker.logged("uvloop")) is (configure.transport == "native")
 
 
-def test_a_failed_start_is_logged_and_has_its_own_exit_code(configure: Configure, port: int) -> None:
-    first = WorkerAlone(Keys(()))
+def test_a_failed_start_is_logged_and_has_its_own_exit_code(configure: messages.Configure, port: int) -> None:
+    first = WorkerAlone(messages.Keys(()))
     with socket.create_server(("127.0.0.1", port)):
         second = WorkerAlone(configure)
         try:

@@ -209,6 +209,29 @@ def test_a_worker_closes_the_descriptors_of_a_message_that_it_refuses() -> None:
         theirs.close()
 
 
+def test_a_text_and_a_list_are_read_up_to_their_limits_and_refused_beyond() -> None:
+    for message in (Publish(1, "a" * 4096), Keys(("a" * 64,) * 256)):
+        assert decode(encode(message), FROM_MASTER) == message
+    for longer in (Publish(1, "a" * 4097), Keys(("a" * 64,) * 257)):
+        with pytest.raises(MessageError):
+            decode(encode(longer), FROM_MASTER)
+
+
+@pytest.mark.parametrize(("to_the_master", "most"), [(True, 4096), (False, 65_536)], ids=["to master", "to worker"])
+def test_a_datagram_is_read_up_to_the_limit_and_refused_beyond(to_the_master: bool, most: int) -> None:
+    with nothing_left():
+        ours, raw = Channel.pair()
+        sender, receiver = (raw, ours) if to_the_master else (ours._socket, Channel.of_worker(raw))
+        sender.send(b"x" * most)
+        with pytest.raises(MessageError, match=r"^(?!.*longer than)"):
+            receiver.receive()
+        sender.send(b"x" * (most + 1))
+        with pytest.raises(MessageError, match=f"longer than {most} octets"):
+            receiver.receive()
+        ours.close()
+        raw.close()
+
+
 def test_an_empty_datagram_counts_as_the_end(raw: tuple[Channel, socket.socket]) -> None:
     ours, theirs = raw
     theirs.send(b"")

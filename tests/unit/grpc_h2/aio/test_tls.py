@@ -339,3 +339,18 @@ def test_an_invalid_client_authority_is_named_in_the_error(certificate: Certific
     nothing.write_text("")
     with pytest.raises(CertificateFault, match=r"ca\.pem"):
         TlsCredentials(certificate.cert, certificate.key, nothing)
+
+
+def test_a_connection_without_a_handshake_does_not_delay_a_stop(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpc_h2.aio.server.LINGER", 60.0)  # for connections whose handshake has begun
+    secured = Secured(TlsCredentials(certificate.cert, certificate.key))
+    with (
+        ServerThread(LOOPS["asyncio"], secured, listen=False) as server,
+        socket.create_connection(("127.0.0.1", secured.port), SECONDS) as silent,
+    ):
+        (tls,) = server.server._listeners
+        until(lambda: server.call(lambda: bool(tls._silent)), "it waits for the handshake")
+        server.stop(60.0).result(SECONDS)
+        assert silent.recv(1) == b""

@@ -157,3 +157,12 @@ def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_a
             assert budget.held <= 1024 * KIB
     budget.check_invariants()
     assert 0 < sum(not peer.connection.terminated for peer in peers) < 600
+
+
+def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_nothing_more():
+    budget = Budget(1024 * KIB)
+    connection = Connection(some_router(), QUIET, 0.0, budget=budget)
+    connection.receive_data(HELLO[:20], 0.0)
+    held = budget.held
+    connection.drain(1.0)
+    assert budget.held == connection.held < held

@@ -98,6 +98,15 @@ def test_a_payload_that_is_not_one_plain_message_is_left_to_the_long_path(reques
     assert catalogue.asked == []
 
 
+def test_a_header_list_of_1024_octets_is_remembered_and_a_longer_one_is_not() -> None:
+    router = Router()
+    router.add_static_unary("/t.S/Get", lambda message: StaticAnswer.unary(message))
+    fields = Decoder(max_list_size=1000, max_fields=10).decode(b"\x83\x86\x84")
+    assert router.route(fields, 1024) is router.route(fields, 1024)
+    other = (*fields, (b"a", b"b"))
+    assert router.route(other, 1025) is not router.route(other, 1025)
+
+
 @pytest.mark.requirement("D5")
 def test_long_requests_are_not_remembered() -> None:
     catalogue = Catalogue()

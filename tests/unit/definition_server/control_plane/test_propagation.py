@@ -1,0 +1,163 @@
+"""Propagation: the measured delay of a change is at least the true one, and exceeds it by less than an interval.
+
+Workers that start, end or drain meanwhile do not spoil it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from definition_server.control_plane.propagation import BOUNDS, Propagation
+
+
+class Clock:
+    """Seconds, which a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def propagation(clock: Clock) -> Propagation:
+    return Propagation(clock)
+
+
+def check(propagation: Propagation, *, read: bool = True) -> None:
+    propagation.check_begins()
+    propagation.check_ends(read=read)
+
+
+def publish(propagation: Propagation, generation: int, *workers: str) -> None:
+    propagation.check_begins()
+    propagation.change_read()
+    propagation.published(generation, workers)
+    propagation.check_ends(read=True)
+
+
+def samples(propagation: Propagation) -> int:
+    return sum(propagation.distribution().counts)
+
+
+def test_the_first_publication_after_a_start_has_no_sample(propagation: Propagation) -> None:
+    publish(propagation, 1)
+    propagation.acknowledged("a", 1)
+    assert samples(propagation) == 0
+
+
+def test_the_delay_counts_from_the_last_check_that_did_not_have_the_change(
+    propagation: Propagation, clock: Clock
+) -> None:
+    publish(propagation, 1)
+    clock.now = 10.0
+    check(propagation)
+    clock.now = 12.0
+    check(propagation, read=False)  # the database was away: this check found nothing out
+    clock.now = 20.0
+    publish(propagation, 2, "a", "b")
+    clock.now = 21.0
+    propagation.acknowledged("a", 2)
+    assert samples(propagation) == 0
+    clock.now = 22.0
+    propagation.acknowledged("b", 2)
+    assert propagation.last_seconds == 12.0
+    assert propagation.distribution().sum_seconds == 12.0
+    assert propagation.distribution().counts[BOUNDS.index(20.0)] == 1
+
+
+@pytest.mark.parametrize("how", ["ends", "is_new"])
+def test_a_worker_that_ends_or_starts_meanwhile_does_not_spoil_it(
+    propagation: Propagation, clock: Clock, how: str
+) -> None:
+    publish(propagation, 1)
+    clock.now = 1.0
+    publish(propagation, 2, "a", "b")
+    clock.now = 2.0
+    propagation.acknowledged("a", 2)
+    if how == "ends":
+        propagation.gone("b")
+    else:
+        propagation.acknowledged("c", 2)
+        assert samples(propagation) == 0
+        propagation.acknowledged("b", 2)
+    assert propagation.last_seconds == 2.0
+
+
+def test_without_any_worker_the_first_that_serves_it_completes_it(propagation: Propagation, clock: Clock) -> None:
+    publish(propagation, 1)
+    publish(propagation, 2, "a")
+    propagation.gone("a")
+    assert samples(propagation) == 0
+    clock.now = 5.0
+    propagation.acknowledged("b", 2)
+    assert propagation.last_seconds == 5.0
+
+
+def test_a_publication_that_a_newer_one_overtakes_is_acknowledged_with_it(
+    propagation: Propagation, clock: Clock
+) -> None:
+    publish(propagation, 1)
+    publish(propagation, 2, "a")
+    clock.now = 1.0
+    publish(propagation, 3, "a")
+    clock.now = 2.0
+    propagation.acknowledged("a", 3)
+    assert samples(propagation) == 2
+
+
+def test_what_an_operator_publishes_has_no_sample(propagation: Propagation) -> None:
+    publish(propagation, 1)
+    propagation.published(2, ["a"])  # accepted, or pinned, between two cycles
+    propagation.check_begins()
+    propagation.published(3, ["a"])  # by the policy file, at the beginning of one
+    propagation.check_ends(read=True)
+    propagation.acknowledged("a", 3)
+    assert samples(propagation) == 0
+
+
+def changes(seed: int, failing: float) -> Iterator[tuple[float, float]]:
+    """A hundred changes at random moments: (true delay, measured delay)."""
+    dice, clock = random.Random(seed), Clock()
+    propagation = Propagation(clock)
+    publish(propagation, 1)
+    generation, workers, commit = 1, ["0", "1", "2"], dice.uniform(0.0, 3.0)
+    while generation <= 100:
+        clock.now += 0.5  # a check every half a second
+        start = clock.now
+        propagation.check_begins()
+        clock.now += dice.uniform(0.0, 0.05)
+        failed = dice.random() < failing
+        # Rows are read as of a moment between the start of the check and its end.
+        if not failed and commit <= dice.uniform(start, clock.now):
+            generation += 1
+            propagation.change_read()
+            propagation.published(generation, workers)
+            for worker in dice.sample(workers, len(workers)):
+                clock.now += dice.uniform(0.0, 0.02)
+                if dice.random() < 0.1:  # it dies, and another takes its place, with the newest catalogue
+                    propagation.gone(worker)
+                    workers[workers.index(worker)] = worker = str(int(dice.random() * 1e9))
+                propagation.acknowledged(worker, generation)
+            assert propagation.last_seconds is not None
+            yield clock.now - commit, propagation.last_seconds
+            commit = clock.now + dice.uniform(0.0, 3.0)
+        propagation.check_ends(read=not failed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("failing", "most"), [(0.0, 1.0), (0.02, 2.0)])
+def test_the_measured_delay_of_a_hundred_changes_is_an_upper_bound(seed: int, failing: float, most: float) -> None:
+    """After a check that failed, the bound reaches back by one interval more."""
+    found = list(changes(seed, failing))
+    assert len(found) == 100
+    assert all(0.0 <= measured - true <= most for true, measured in found)
