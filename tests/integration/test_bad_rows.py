@@ -147,7 +147,7 @@ def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_serv
     line = server.wait_log("Catalogue held")
     assert line["level"] == "ERROR"
     assert "it is empty" in line["error"]
-    assert "ALLOW_EMPTY_CATALOG" in line["error"]
+    assert "ALLOW_EMPTY_CATALOG" in line["remedy"]
     with Client(server.port) as client:
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
         server.wait_log("Catalogue held", after=len(server.lines))

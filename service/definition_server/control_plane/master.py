@@ -40,7 +40,6 @@ from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
 from definition_server.control_plane.row_gate import RowGate
-from definition_server.control_plane.served_catalogue import Held
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -373,8 +372,7 @@ class _Master:
         catalogue, started = self._synchronizer.catalogue, time.monotonic()
         if catalogue.served is not None:
             await catalogue.follow()
-            with suppress(Held):  # not what this policy accepts
-                await catalogue.reconsider(lambda: time.monotonic() - started)
+            await catalogue.release(lambda: time.monotonic() - started)
 
     def _control_handlers(self) -> Mapping[str, MethodHandler]:
         from definition_server.control_plane.control_service import ControlService  # protobuf is large

@@ -198,12 +198,13 @@ class Synchronizer:
             catalogue.recall()
         else:
             await catalogue.follow(sign_again=False)
+        released = await catalogue.release(elapsed)
         signer = self._signer
         table = await self._reader.read(signer, serving=catalogue.served is not None, unconditional=unconditional)
         if table is None:
             await catalogue.store_again()
-            published = await catalogue.reconsider(elapsed)
-            return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+            catalogue.still_held()
+            return Outcome.PUBLISHED if released else Outcome.UNCHANGED
         self.state.findings = table.builder.findings
         if self.observer is not None:
             self.observer.change_read()
@@ -215,7 +216,7 @@ class Synchronizer:
             self._dealt_with(table, signer)
             raise
         self._dealt_with(table, signer)
-        return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+        return Outcome.PUBLISHED if published or released else Outcome.UNCHANGED
 
     def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
         # Where the signing key was rotated meanwhile, the next cycle must not find the table unchanged.
