@@ -205,10 +205,10 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """The engine under simulation. `-- --seeds N --start S` runs N seeds from S on instead of the suite."""
-    if any(each.startswith("--s") for each in session.posargs):
+    """Engine and publication under simulation. `-- engine --seeds N --start S` runs N seeds from S on instead."""
+    if session.posargs and session.posargs[0] in ("engine", "publication"):
         install(session)
-        run(session, "python", "-m", "tests.simulation.engine", *session.posargs)
+        run(session, "python", "-m", f"tests.simulation.{session.posargs[0]}", *session.posargs[1:])
     else:
         run_suites(session, "simulation")
 

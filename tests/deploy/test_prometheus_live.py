@@ -79,7 +79,7 @@ def scraped(transport: str, postgres: DatabaseServer, tmp_path_factory: pytest.T
     name = f"prometheus_{transport}"
     table = Table(create_database(postgres.url, name))
     table.add_commands(len(COMMANDS))
-    table.add([(None, "function", "[]", "pass"), ("text", "function", "not json", "pass")])
+    table.add([(None, "function", "[]", "pass"), ("text", "function", "[NaN]", "pass")])
     with ExitStack() as stack:
         stack.callback(drop_database, postgres.url, name)
         kept = str(tmp_path_factory.mktemp("kept"))

@@ -162,7 +162,7 @@ def test_validate_reports_what_would_be_served(table: Table) -> None:
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert "null_name" in json.dumps(told)
-    assert "interface_not_json_array" in json.dumps(told)
+    assert "interface_invalid" in json.dumps(told)
 
 
 def test_validate_reports_a_database_that_cannot_be_read() -> None:

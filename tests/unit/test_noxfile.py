@@ -211,7 +211,7 @@ def test_what_the_fast_session_leaves_out_runs_in_ci(noxfile: Any) -> None:
 
 
 def test_only_suites_that_ci_runs_completely_have_thorough_tests() -> None:
-    complete = ("unit", "integration", "chaos", "support")
+    complete = ("unit", "integration", "chaos", "support", "simulation")
     others = [
         path for path in (ROOT / "tests").rglob("*.py") if path.relative_to(ROOT / "tests").parts[0] not in complete
     ]

@@ -309,9 +309,16 @@ class Review:
         for name in gate.left_out:
             del passed[name]
         passed |= {name: held.hash_served.encode() for name, held in gate.held.items()}
+        # A version that is served in place of a bad row may be one that nobody has judged yet.
+        judged = self._flaws.keys() - gate.held.keys()
+        judged |= {
+            name
+            for name in gate.held
+            if name in self._last_flaws or passed[name] in (gate.passed.get(name), gate.tolerated.get(name))
+        }
         gate.tolerated = {name: passed.pop(name) for name in tolerated}
-        judged = gate.held.keys() | self._flaws.keys()
-        gate.pending = {name: passed.pop(name) for name in self._changed if name in passed and name not in judged}
+        waiting = {*self._changed, *gate.held} - judged
+        gate.pending = {name: passed.pop(name) for name in sorted(waiting & passed.keys())}
         gate.found = {}
         suspect = {name for name in gate.suspect if gate.passed.get(name) == passed.get(name)}
         suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in passed}

@@ -1,0 +1,242 @@
+"""What surrounds the master: the thread for heavy work, the disk, the process that judges rows, the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from tests.simulation.publication.database import BAD
+
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.publisher import Publication
+from definition_server.control_plane.store import StoreError
+from definition_server.ipc.memory import map_sealed
+from definition_server.observability.reasons import Reason
+
+T = TypeVar("T")
+
+
+class InlineBackground:
+    """`Background` without a thread: work is done at once, or after a while."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """The result of ``work``."""
+        await asyncio.sleep(self._random.choice([0.0, 0.0, 0.0, 0.05]))
+        return work(*arguments, **options)
+
+    def soon(self, work: Callable[[], object]) -> None:
+        """Do ``work`` now."""
+        work()
+
+    def lower_priority(self) -> None:
+        """There is no thread."""
+
+    def close(self) -> None:
+        """There is no thread."""
+
+
+@dataclass(slots=True)
+class DiskFaults:
+    """What goes wrong with the disk at present."""
+
+    slow: bool = False
+    hangs: bool = False
+    full: bool = False
+
+
+class SimulatedDisk:
+    """`OnDisk` that works at once, late, with an error, or never."""
+
+    def __init__(self, faults: DiskFaults, random: Random) -> None:
+        self._faults, self._random = faults, random
+        self._hanging: list[Callable[[], None]] = []
+
+    def __call__(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """The result of ``work``."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def do() -> None:
+            if self._faults.hangs:
+                self._hanging.append(do)
+                return
+            if self._faults.full:
+                self._settle(future, None, StoreError("simulated: no space left", Reason.DISK_FAILED))
+                return
+            try:
+                self._settle(future, work(), None)
+            except Exception as error:  # noqa: BLE001 - passed on, as `on_disk` does
+                self._settle(future, None, error)
+
+        loop.call_later(self._random.uniform(0, 8) if self._faults.slow else 0.0, do)
+        return future
+
+    @staticmethod
+    def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def recover(self) -> None:
+        """What hung goes on."""
+        hanging, self._hanging = self._hanging, []
+        for do in hanging:
+            do()
+
+
+class SimulatedChecker:
+    """`RowChecker` that knows bad code by its beginning."""
+
+    def __init__(self, random: Random, make_judgement: Callable[[bool], Any], cannot: Callable[[], Exception]) -> None:
+        self._random, self._make, self._cannot = random, make_judgement, cannot
+        self.unavailable = False
+        self.failed = False
+        """Whether rows were not judged since the last time that it was set to False."""
+
+    async def check(self, contents: Sequence[Any]) -> list[Any]:
+        """The judgement of each."""
+        if self.unavailable:
+            self.failed = True
+            raise self._cannot()
+        await asyncio.sleep(self._random.choice([0.0, 0.01, 0.5]))
+        return [self._make(content.code.startswith(BAD)) for content in contents]
+
+    async def prepare(self) -> None:
+        """Nothing to start."""
+
+    def lower_priority(self) -> None:
+        """No process."""
+
+    async def close(self) -> None:
+        """No process."""
+
+
+class SimulatedWorker:
+    """`WorkerProcess`: takes keys and publications a little later than they are sent, and may crash or hang."""
+
+    fleet: Fleet
+    """Set by the world: it has the seed, and is told what is served."""
+
+    def __init__(self, number: int) -> None:
+        fleet = self.fleet
+        loop = asyncio.get_running_loop()
+        self.number, self.pid = number, fleet.next_pid()
+        self.started = loop.time()
+        self.mapped = True
+        self.ready = asyncio.Event()
+        self.generation = 0
+        self.jail = "full"
+        self.draining = False
+        self.hung = False
+        self.snapshot: Snapshot | None = None
+        self._exited: asyncio.Future[int] = loop.create_future()
+        self.ended: asyncio.Task[int] = loop.create_task(self._reap())
+        self._sent = 0
+        self._beats = 0
+        self.stats = SimpleNamespace(read=self._read)
+        fleet.workers.append(self)
+
+    @classmethod
+    async def start(cls, number: int, *_: object, **__: object) -> SimulatedWorker:
+        """Start a process, which takes some time or fails."""
+        fleet = cls.fleet
+        await asyncio.sleep(fleet.random.uniform(0.05, 0.5))
+        if fleet.random.random() < fleet.start_failures:
+            raise OSError("simulated: no process can be started")
+        return cls(number)
+
+    async def _reap(self) -> int:
+        return await asyncio.shield(self._exited)
+
+    def _read(self) -> SimpleNamespace:
+        if not self.hung:
+            self._beats += 1
+        return SimpleNamespace(heartbeat_ns=self._beats)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self._exited.done()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answers calls now."""
+        return self.alive and not self.hung and self.snapshot is not None
+
+    def exit(self, code: int = 1) -> None:
+        """The process ends."""
+        if self.alive:
+            self._exited.set_result(code)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.exit(-9)
+
+    def drain(self, _: object) -> None:
+        """Drain and exit."""
+        self.draining = True
+        asyncio.get_running_loop().call_later(0.1, self.exit, 0)
+
+    def problem(self, _: float) -> str | None:
+        """It keeps to the protocol."""
+        return None
+
+    def reconcile(self, *levels: object) -> None:
+        """Send what was not sent yet: the publication is among ``levels``."""
+        publication = next((level for level in levels if isinstance(level, Publication)), None)
+        if publication is None or publication.snapshot.generation == self._sent or not self.alive:
+            return
+        self._sent = publication.snapshot.generation
+        delay = self.fleet.random.choice([0.0, 0.001, 0.05, 0.2])
+        # The message holds the descriptor, as a message in a socket does.
+        descriptor = os.dup(publication.descriptor)
+        asyncio.get_running_loop().call_later(
+            delay, self._receive, descriptor, self._sent, publication.snapshot.version_hash
+        )
+
+    def _receive(self, descriptor: int, generation: int, version: str) -> None:
+        try:
+            if not self.alive or self.hung:
+                return
+            snapshot = Snapshot(map_sealed(descriptor))
+        finally:
+            os.close(descriptor)
+        if self.snapshot is not None and generation <= self.snapshot.generation:
+            return  # two messages crossed: a worker keeps to the newer one
+        self.fleet.served(self, snapshot, version)
+        self.snapshot = snapshot
+        self.generation = generation
+        self.ready.set()
+
+
+class Fleet:
+    """The worker processes of one master."""
+
+    def __init__(self, random: Random, served: Callable[[SimulatedWorker, Snapshot, str], None]) -> None:
+        """``served`` is called when a worker begins to serve a snapshot that was announced under a version."""
+        self.random, self.served = random, served
+        self.workers: list[SimulatedWorker] = []
+        self.start_failures = 0.0
+        self._pid = 1000
+
+    def next_pid(self) -> int:
+        """Another process id."""
+        self._pid += 1
+        return self._pid
+
+    @property
+    def living(self) -> list[SimulatedWorker]:
+        """Those that have not ended; the others are forgotten."""
+        self.workers = [worker for worker in self.workers if worker.alive]
+        return self.workers
