@@ -172,6 +172,7 @@ def test_a_policy_accepts_a_held_catalogue(server: ServerProcess, table: Table, 
     until(lambda: served(server) == {held}, server.tail)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_pins_under_load_fail_no_call(server: ServerProcess, table: Table, directory: Path) -> None:
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
     with Load(server.port, ["command1", "command2"], rate=100) as load:
