@@ -19,7 +19,7 @@ RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")
         > requirements.txt \
  && python3 -m pip --python /opt/venv/bin/python install -q --no-compile --only-binary=:all: \
         -r requirements.txt -c constraints.txt
-COPY README.md LICENSE ./
+COPY README.md LICENSE hatch_build.py ./
 COPY service service
 RUN python3 -m pip --python /opt/venv/bin/python install -q --no-compile --no-deps .
 COPY deploy/image/precompile.py ./

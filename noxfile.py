@@ -109,14 +109,28 @@ def _install_by_uv(session: nox.Session, *what: str) -> bool:
     if uv is None:
         return False
     python = str(ENVIRONMENT / "bin/python")
+    quiet = ("-q", *_without_cache())
     try:
         if not Path(python).exists():
-            session.run_install(uv, "venv", "-q", "--python", sys.executable, str(ENVIRONMENT), external=True)
-        session.run_install(uv, "pip", "install", "-q", "--python", python, *what, external=True)
+            session.run_install(uv, "venv", *quiet, "--python", sys.executable, str(ENVIRONMENT), external=True)
+        session.run_install(uv, "pip", "install", *quiet, "--python", python, *what, external=True)
     except nox.command.CommandFailed:
         session.log("uv cannot install: pip is tried")
         return False
     return True
+
+
+def _without_cache() -> list[str]:
+    """uv's option for a user who may not write to the place of its cache, where uv would stop: a home that is not
+    writable, or none.
+    """
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # this user has no home
+        return ["--no-cache"]
+    cache = Path(os.environ.get("UV_CACHE_DIR") or caches / "uv")
+    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    return [] if existing.is_dir() and os.access(existing, os.W_OK) else ["--no-cache"]
 
 
 def run(session: nox.Session, command: str, *arguments: str, **options: Any) -> Any:
@@ -251,7 +265,7 @@ def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
 
     Without the drills, which take long: `nox -s chaos` runs them. Tests with whole servers run on one transport each,
-    alternately; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
+    half of them on each; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
     """
     install(session, "test")
     run_all(session, "pytest", options=["--one-transport=alternate"], thorough=False)

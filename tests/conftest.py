@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
+from zlib import crc32
 
 import pytest
 from tests.support.hypothesis_profiles import load_profile
@@ -81,8 +82,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--one-transport",
         choices=("alternate", "other"),
-        help="run tests with whole servers, and those about the master (marker any_transport), on one transport, each "
-        "in turn, not on all: with `other` on the one that they do not run on with `alternate`",
+        help="run tests with whole servers, and those about the master (marker any_transport), on one transport, "
+        "half of them on each, not on all: with `other` on the one that they do not run on with `alternate`",
     )
     parser.addoption(
         "--cpu-limit",
@@ -98,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "thorough: one more member of a family of which others are not marked; left to `nox -s coverage`"
     )
-    config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them in turn")
+    config.addinivalue_line("markers", "any_transport: about the master; with --one-transport, on one of them")
     config.addinivalue_line("markers", "every_transport: on all transports, with --one-transport too")
     # In a clone that this user may not write to, pytest does not remember which tests failed, and Hypothesis keeps its
     # examples in memory.
@@ -114,9 +115,6 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever starts a server runs on every transport, unless it is about one of them or about the master alone."""
-
-    turn: dict[str, str] = {}
-    """Test function -> the one transport it runs on."""
     which = config.getoption("one_transport")
 
     def wanted(item: pytest.Item) -> bool:
@@ -126,9 +124,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark := item.get_closest_marker("transports"):
             return transport in (mark.args or (DEFAULT_TRANSPORT,))
         if which and on_one_transport(item):
-            function = item.nodeid.partition("[")[0]
-            chosen = TRANSPORTS[(len(turn) + (which == "other")) % len(TRANSPORTS)]
-            its = turn.setdefault(function, chosen)
+            # By its name alone: whatever else is selected, `alternate` and `other` together run it on both.
+            number = crc32(item.nodeid.partition("[")[0].encode()) + (which == "other")
+            its = TRANSPORTS[number % len(TRANSPORTS)]
             # Sessions with `alternate` leave thorough tests out.
             return transport == its or (which == "other" and item.get_closest_marker("thorough") is not None)
         return True

@@ -285,11 +285,58 @@ REFUSALS = (
     ),
 )  # fmt: skip
 
+PUBLICATION = (
+    Shown(
+        "Stale instances", "1: what the instance serves may be out of date; /freshz states why. Clients are served.",
+        "stale", (("1 - avap_fresh{<HERE>}", "{{instance}}"),), columns=6,
+    ),
+    Shown(
+        "From the table to the last worker", "Upper bound, which contains one interval of change checks.", "stale",
+        (
+            (
+                "histogram_quantile(0.95, sum by (le) (increase(avap_propagation_seconds_bucket{<HERE>}[1h])))", "P95",
+            ),
+        ),
+        unit="s", columns=6,
+    ),
+    Shown(
+        "Held rows", "Commands that are served in their last good version, by the reason against their row.",
+        "table-damaged", (("max by (reason) (avap_rows_held{<HERE>})", "{{reason}}"),), columns=6,
+    ),
+    Shown(
+        "Held catalogue", "1: the guard keeps a catalogue from being published, by reason. `accept` releases it.",
+        "table-damaged", (("max by (reason) (avap_catalogue_held{<HERE>})", "{{reason}}"),), columns=6,
+    ),
+    Shown(
+        "Pinned", "1: a pin counts, or the pinned version is not known to the instance.", "pinned",
+        (
+            ("avap_catalogue_pinned{<HERE>}", "{{instance}} pinned"),
+            ("avap_pin_missing{<HERE>}", "{{instance}} not known"),
+        ),
+        columns=6,
+    ),
+    Shown(
+        "A restart would lose something", "1: do not restart this instance; `restart.reason` in /statusz says why.",
+        "stale", (("1 - avap_restart_safe{<HERE>}", "{{instance}}"),), columns=6,
+    ),
+    Shown(
+        "Workers not confined", "Number of workers by instance. Without a value: JAIL=off.", "workers",
+        (("count by (instance) (avap_worker_jailed{<HERE>}) - sum by (instance) (avap_worker_jailed{<HERE>})",
+          "{{instance}}"),),
+        columns=6,
+    ),
+    Shown(
+        "Log lines dropped", "In an hour: stdout did not take them.", "machine-limits",
+        (("increase(avap_log_lines_dropped_total{<HERE>}[1h])", "{{instance}}"),), columns=6,
+    ),
+)  # fmt: skip
+
 ROWS = (
     ("At a glance", AT_A_GLANCE),
     ("Traffic", TRAFFIC),
     ("Latency", LATENCY),
     ("Freshness", FRESHNESS),
+    ("Publication", PUBLICATION),
     ("Workers", WORKERS),
     ("Memory and limits", MEMORY),
     ("Refusals and fallbacks", REFUSALS),

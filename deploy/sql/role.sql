@@ -28,4 +28,6 @@ ALTER ROLE definition_server SET default_transaction_read_only = on;
 -- A server that is stopped in the middle of a reading blocks VACUUM no longer than this.
 ALTER ROLE definition_server SET idle_in_transaction_session_timeout = '5min';
 GRANT SELECT ON obex_dapl_functions TO definition_server;
+-- Bytecode of the commands, where there is that table.
+SELECT 'GRANT SELECT ON avap_bytecode TO definition_server' WHERE to_regclass('avap_bytecode') IS NOT NULL \gexec
 COMMIT;

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import wire
 from tests.support.certificates import Certificate
 from tests.support.client import Client
 from tests.support.client import Tls as ClientTls
@@ -136,7 +137,7 @@ class Variant:
         """The serialized answer to the victim's calls."""
         tls = None if self.authority is None else ClientTls(self.authority)
         with Client(port, tls=tls) as client:
-            return bytes(client.get(NAME).SerializeToString())
+            return client.raw("GetCommand", wire.command_request(NAME.encode()))
 
 
 class Stage:

@@ -6,9 +6,13 @@
 *Throughput* is compared on a server that is busy all the time, so that the server limits the rate. The cost of a call
 depends on how many calls arrive together, which depends on how each generator reads. If the rates differ and the
 server's CPU time per call differs in the same proportion, the generators have sent different batches and both have
-counted correctly; the comparison then states that reason. *P95* is compared on a server whose latency is known
-(`delayed.py`), at a rate far below the capacity of both sides, and on our own server. Ours answers before ghz is ready
-to read, since ghz takes some 80 µs of CPU time for a call; the comparison then states that reason.
+counted correctly; the comparison then states that reason. *P95* is compared on two servers whose latency is
+known: on one at a rate far below the capacity of both sides (`delayed.py`), with ghz, and on one at the rated load
+(`perf.harness.slowed`, ``held``), with the latency itself. These two leave no excuse. Then it is compared with ghz on
+our own server at the rated load. There ghz measures above all itself, since it takes some 80 µs of CPU time for a call
+and has one CPU for it. How much it adds is measured in the same run, on the server that holds every call for a known
+time at the same rate. The comparison states that reason if ghz adds there what it shows more here, and disagrees
+otherwise.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from tests.support.results import SCHEMA, keep
 from perf.benches.delayed import delayed
 from perf.generator.run import run as generate
 from perf.generator.scenarios import Scenario
+from perf.harness.slowed import HELD_SECONDS
 from perf.targets.catalogue import Catalogue, name_of
 from perf.targets.processes import on_cpu
 from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target, TargetFailed, h2load, keep_to_client_cpu, worker
@@ -46,12 +51,17 @@ CACHE = Path.home() / ".cache" / "definition-server-witnesses"
 THROUGHPUT, P95 = 0.15, 0.20
 """The allowed difference between our figure and the witness's, as a share of the witness's."""
 ANSWER = 1500
+RATED = 8750.0
 ATTEMPTS = 4
 _BUSY = 0.9
 _MESSAGE_HEAD = 5
 _SHAPES = (("native", 8, 32), ("native", 8, 1), ("grpcio", 8, 32))
-_OWN_SHARE = 0.5
-"""A share of the measured P95: a generator whose own CPU time for a call exceeds it measures itself."""
+KNOWN = "the known time"
+"""In place of a witness: how long the server holds each call."""
+_ADDED = 2.0
+"""A witness may add so many times more to one latency than to a known one: its P95 varies between runs."""
+_CALLS_EACH = 32
+"""Calls that ghz may have in flight on each connection: more than arrive while the server holds one."""
 Run = dict[str, Any]
 
 
@@ -131,7 +141,7 @@ def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds
         str(program), "--insecure", "--proto", str(ROOT / "service/definition_server/proto/avap.proto"), "-O", "json",
         "--call", "avap.DefinitionEngine/GetCommand", "-d", json.dumps({"name": name_of(0)}),
         "-m", json.dumps({"x-avap-auth": KEY}), "-r", f"{rate:.0f}", "-n", f"{rate * seconds:.0f}",
-        "-c", f"{connections * 8}", "--connections", str(connections), f"127.0.0.1:{target.port}",
+        "-c", f"{connections * _CALLS_EACH}", "--connections", str(connections), f"127.0.0.1:{target.port}",
     ]  # fmt: skip
     used = _children_cpu_seconds()
     try:
@@ -238,37 +248,56 @@ def _h2load(target: Target, scenario: Scenario) -> Run:
 
 
 def by_ghz(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
-    """P95, compared with ghz: of a server whose P95 is known, and of ours at the rated load.
+    """P95: of two servers whose P95 is known, and of ours at the rated load, compared with ghz.
 
     Raises:
         WitnessMissing: if ghz is not built.
     """
     program = ghz_program()
     with delayed(catalogue) as target:
-        yield _p95(program, target, catalogue, 300.0, seconds, "known delays")
+        yield latency(*_p95s(program, target, catalogue, 300.0, seconds), "known delays, 300 calls a second")
+    holding = (sys.executable, "-m", "perf.harness.slowed", "held")
+    with worker("native", catalogue.descriptor, catalogue.built, program=holding) as served:
+        ours, theirs = _p95s(program, served.target, catalogue, RATED, seconds)
+    yield known(ours, HELD_SECONDS * 1000, f"held calls, {RATED:,.0f} calls a second")
+    extra = added(ours, theirs, HELD_SECONDS * 1000)
     with worker("native", catalogue.descriptor, catalogue.built) as served:
-        yield _p95(program, served.target, catalogue, 8750.0, seconds, "native")
+        both = _p95s(program, served.target, catalogue, RATED, seconds)
+    yield latency(*both, f"native, {RATED:,.0f} calls a second", added_ms=extra)
 
 
-def _p95(program: Path, target: Target, catalogue: Catalogue, rate: float, seconds: float, name: str) -> Comparison:
-    what = f"{name}, {rate:,.0f} calls a second"
+def _p95s(program: Path, target: Target, catalogue: Catalogue, rate: float, seconds: float) -> tuple[Run, Run]:
+    """A run of our generator and one of ghz."""
     scenario = Scenario(
-        name="witness", title=what, why="compare", kind="open", connections=8, rate=rate, names="one",
+        name="witness", title="P95", why="compare", kind="open", connections=8, rate=rate, names="one",
         answer_octets=ANSWER, seconds=seconds,
     )  # fmt: skip
     ours = _valid(generate(target, scenario, catalogue))
-    return latency(ours, ghz(program, target, rate=rate, connections=8, seconds=seconds), what)
+    return ours, ghz(program, target, rate=rate, connections=8, seconds=seconds)
 
 
-def latency(ours: Run, theirs: Run, what: str) -> Comparison:
-    """Compare the P95 in ms. A difference is explained if the time that ghz itself takes for a call is a large part."""
+def known(ours: Run, known_ms: float, what: str) -> Comparison:
+    """Compare our P95 in ms with the time for which the server holds every call."""
+    return Comparison(KNOWN, what, "ms (P95)", ours["latency"]["p95"], known_ms, P95)
+
+
+def added(ours: Run, theirs: Run, known_ms: float) -> float:
+    """The ms that the witness adds to the P95 of a server that holds every call for ``known_ms``. What ours adds is the
+    server's own time, but only where it shows more than is known: ours may be wrong."""
+    shown: float = theirs["latency"]["p95"]
+    ours_ms: float = ours["latency"]["p95"]
+    return max(0.0, shown - max(known_ms, ours_ms))
+
+
+def latency(ours: Run, theirs: Run, what: str, *, added_ms: float = 0.0) -> Comparison:
+    """Compare the P95 in ms. A difference is explained if ghz adds as much to a known latency: ``added_ms``."""
     made = Comparison("ghz", what, "ms (P95)", ours["latency"]["p95"], theirs["latency"]["p95"], P95)
-    own_ms = theirs["client_us_per_call"] / 1000
-    if made.agrees or made.theirs < made.ours or own_ms < _OWN_SHARE * made.ours:
+    if made.agrees or not 0 < made.theirs - made.ours <= _ADDED * added_ms:
         return made
+    busy = theirs["client_us_per_call"] * theirs["rate"] / 1e6
     reason = (
-        f"ghz measures itself: it takes {own_ms * 1000:.0f} µs of CPU time for a call, and our generator has 95 % of "
-        f"the answers after {made.ours * 1000:.0f} µs"
+        f"ghz measures itself: it shows {made.theirs - made.ours:.2f} ms more than ours, and adds {added_ms:.2f} ms to "
+        f"calls that take a known time, at the same rate, at which it keeps its CPU {busy:.0%} busy"
     )
     return Comparison(**asdict(made) | {"reason": reason})
 

@@ -9,12 +9,15 @@ clients has been replaced.
 - ``delay``: every hundredth batch waits for 3 ms before it is processed, and later octets of that connection wait
   behind it. Other connections are served meanwhile, so the server never stalls: about one call in a hundred is slow,
   and there is no other effect.
+- ``held``: every batch waits for 20 ms before it is processed, so the server's latency is known at any rate that it can
+  serve; other generators are judged by it (`perf.benches.witness`).
 - ``none``: no slowdown; the worker is started in the same way.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
@@ -24,6 +27,7 @@ from grpc_h2 import Http2Protocol
 
 BUSY_SHARE = 0.10
 DELAY_SECONDS = 0.003
+HELD_SECONDS = 0.020
 ONE_IN = 100
 _BATCHES = 16
 """Batches between two measurements of the CPU time: each takes a microsecond, which is much compared with one batch."""
@@ -75,8 +79,25 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
     return slowed
 
 
+def held(receive: Receive, seconds: float = HELD_SECONDS) -> Receive:
+    """``receive`` that delays every batch by ``seconds``, in order."""
+    waiting: deque[tuple[Http2Protocol, bytes]] = deque()
+
+    def release() -> None:
+        shell, data = waiting.popleft()
+        if not shell.closing:
+            receive(shell, data)
+
+    def slowed(shell: Http2Protocol, data: bytes) -> None:
+        # All wait equally long: whichever timer is called first, the oldest batch is due.
+        waiting.append((shell, data))
+        shell._loop.call_later(seconds, release)
+
+    return slowed
+
+
 INJECTIONS: dict[str, Callable[[Receive], Receive]] = {
-    "busy": busy, "twice": partial(busy, share=1.0), "delay": delayed, "none": lambda receive: receive,
+    "busy": busy, "twice": partial(busy, share=1.0), "delay": delayed, "held": held, "none": lambda receive: receive,
 }  # fmt: skip
 
 

@@ -25,10 +25,10 @@ def granted_cpus(root: Path = Path("/")) -> int:
 def _quota_v2(root: Path) -> float | None:
     """The smallest ``cpu.max`` of the process's own cgroup and its ancestors, in CPUs."""
     base = root / "sys/fs/cgroup"
-    folder = base / _cgroup_path(root, controller="").lstrip("/")
+    folder = base / cgroup_path(root, controller="").lstrip("/")
     quotas = []
     for level in (folder, *folder.parents):
-        words = _read(level / "cpu.max").split()
+        words = read_text(level / "cpu.max").split()
         if len(words) == 2 and words[0] != "max":
             quotas.append(int(words[0]) / int(words[1]))
         if level == base:
@@ -37,28 +37,29 @@ def _quota_v2(root: Path) -> float | None:
 
 
 def _quota_v1(root: Path) -> float | None:
-    own = _cgroup_path(root, controller="cpu").lstrip("/")
+    own = cgroup_path(root, controller="cpu").lstrip("/")
     # Inside a container the controller's mount point is the container's own group, so the group's path is not below it.
     for folder in (root / "sys/fs/cgroup/cpu" / own, root / "sys/fs/cgroup/cpu"):
         quota, period = (
-            _read(folder / "cpu.cfs_quota_us").strip(),
-            _read(folder / "cpu.cfs_period_us").strip(),
+            read_text(folder / "cpu.cfs_quota_us").strip(),
+            read_text(folder / "cpu.cfs_period_us").strip(),
         )
         if quota and period and int(quota) > 0:
             return int(quota) / int(period)
     return None
 
 
-def _cgroup_path(root: Path, controller: str) -> str:
+def cgroup_path(root: Path, controller: str) -> str:
     """The path in ``/proc/self/cgroup`` for ``controller`` ("" is the unified hierarchy)."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             return path
     return "/"
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of ``path``; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

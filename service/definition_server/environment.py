@@ -75,12 +75,14 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-def advice(text: str, *, secret: bool = False, unless: str | None = None) -> dict[str, Any]:
+def advice(
+    text: str, *, secret: bool = False, unless: str | None = None, computed: str | None = None
+) -> dict[str, Any]:
     """A field's ``json_schema_extra``: what to write when a value is refused, and whether values must stay hidden.
 
-    ``unless``: the setting is required unless that variable is set.
+    ``unless``: the setting is required unless that variable is set. ``computed``: what its default is computed from.
     """
-    return {"remedy": text, "secret": secret, "unless": unless}
+    return {"remedy": text, "secret": secret, "unless": unless, "computed": computed}
 
 
 class EnvironmentSettings(BaseSettings):
@@ -202,7 +204,8 @@ def default_text(field: FieldInfo) -> str:
     if other := alternative(field):
         return f"required unless {other} is set"
     if field.default_factory is not None:
-        return "CPUs granted"
+        extra = field.json_schema_extra
+        return str(extra["computed"]) if isinstance(extra, dict) else "computed"
     if field.default is None:
         return "unset"
     if isinstance(field.default, bool):

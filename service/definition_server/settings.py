@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_valid
 from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
 from definition_server.cpus import granted_cpus
 from definition_server.environment import EnvironmentSettings, advice
+from definition_server.memory_limit import default_catalogue_bytes
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
@@ -116,7 +117,7 @@ class Settings(EnvironmentSettings):
         le=_MOST_WORKERS,
         validation_alias="WORKERS",
         description="Worker processes. Default: the CPUs granted (cgroup quota, then affinity).",
-        json_schema_extra=advice("Give a whole number from 1 to 512, or leave it unset"),
+        json_schema_extra=advice("Give a whole number from 1 to 512, or leave it unset", computed="CPUs granted"),
     )
     sync_interval_seconds: Seconds = Field(
         60.0,
@@ -327,6 +328,30 @@ class Settings(EnvironmentSettings):
         validation_alias="STATEMENT_TIMEOUT_SECONDS",
         description="Longest time of each database statement (the change check, and each batch of rows).",
         json_schema_extra=advice(_SECONDS_REMEDY.format("30")),
+    )
+    full_read_interval_seconds: Seconds = Field(
+        3600.0,
+        validation_alias="FULL_READ_INTERVAL_SECONDS",
+        description="Time after which the table is read whole although the change check has found nothing.",
+        json_schema_extra=advice(_SECONDS_REMEDY.format("3600")),
+    )
+    max_definition_bytes: int = Field(
+        4 * 1024 * 1024,
+        ge=1,
+        le=2**31 - 1,
+        validation_alias="MAX_DEFINITION_BYTES",
+        description="Most bytes of a row: name, type, interface, code and bytecode together. A larger row is not read; "
+        "the last good version of its command stays.",
+        json_schema_extra=advice("Give a whole number of bytes, for example 4194304"),
+    )
+    max_catalog_bytes: int = Field(
+        default_factory=default_catalogue_bytes,
+        ge=1,
+        le=2**31 - 1,
+        validation_alias="MAX_CATALOG_BYTES",
+        description="Most bytes of the catalogue. A larger table is not read: the cycle fails before memory is taken. "
+        "Default: a quarter of the memory granted (cgroup limits, then the machine's), from 64 MiB to 2 GiB.",
+        json_schema_extra=advice("Give a whole number of bytes, or leave it unset", computed="memory granted / 4"),
     )
     drain_wait_seconds: SecondsOrZero = Field(
         5.0,

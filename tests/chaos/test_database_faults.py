@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from tests.conftest import StartServer
 from tests.support.client import Client
+from tests.support.families import sample
 from tests.support.load import Load
 from tests.support.polling import until
 from tests.support.providers import PROVIDERS, DatabaseServer, create_database, provider_or_skip
@@ -22,7 +23,7 @@ FAILED_CYCLES = 3
 pytestmark = pytest.mark.any_transport
 
 
-@pytest.fixture(params=[name for name in PROVIDERS if name != "external"])
+@pytest.fixture(params=sample([name for name in PROVIDERS if name != "external"], ["embedded"]))
 def faulty(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
     """A server that tests may break, of each provider in turn."""
     server = provider_or_skip(request.param)

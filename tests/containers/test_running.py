@@ -245,7 +245,10 @@ def test_a_worker_that_dies_is_reaped_and_replaced_with_its_exit_status(start: S
     """Reaping orphans must not reap the master's own children."""
     server = start()
     server.wait_log("Serving")
-    worker = until(lambda: server.execute("cat", "/proc/1/task/1/children").split(), "workers")[0]
+    workers = (
+        "for pid in $(cat /proc/1/task/1/children); do grep -qa data_plane.worker /proc/$pid/cmdline && echo $pid; done"
+    )
+    worker = until(lambda: server.execute("sh", "-c", f"{workers}; true").split(), "workers")[0]
     server.execute("sh", "-c", f"kill -9 {worker}")
     assert server.wait_log("Worker ended; starting another")["how"] == "signal 9"
 

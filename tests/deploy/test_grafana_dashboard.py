@@ -75,7 +75,8 @@ def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
 def test_rows_are_in_the_order_of_an_investigation() -> None:
     rows = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert [row["title"] for row in rows] == [
-        "At a glance", "Traffic", "Latency", "Freshness", "Workers", "Memory and limits", "Refusals and fallbacks",
+        "At a glance", "Traffic", "Latency", "Freshness", "Publication", "Workers", "Memory and limits",
+        "Refusals and fallbacks",
     ]  # fmt: skip
     assert all(above["gridPos"]["y"] < below["gridPos"]["y"] for above, below in pairwise(rows))
 

@@ -17,7 +17,7 @@ from tests.support.polling import until
 from tests.support.table import Table
 
 from definition_server.cli.embedded_postgres import first_binaries
-from definition_server.control_plane.postgres import FINGERPRINT_SQL, ROWS_SQL
+from definition_server.control_plane.table_reading import Plan
 
 SQL = Path(__file__).parents[2] / "deploy/sql"
 ROLE = "definition_server"
@@ -165,7 +165,8 @@ def test_the_servers_statements_use_no_index_as_the_file_says(database: str) -> 
     assert psql(database, "indexes.sql").returncode == 0
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("ANALYZE obex_dapl_functions")
-        for statement in (FINGERPRINT_SQL, ROWS_SQL):
+        plan_of_reading = Plan(None, None)
+        for statement in (plan_of_reading.versions_sql(), plan_of_reading.rows_sql(0, 2**22)):
             plan = connection.execute(f"EXPLAIN {statement}").fetchall()  # type: ignore[arg-type]
             scans = [line for (line,) in plan if "obex_dapl_functions" in line]
             assert len(scans) == 1

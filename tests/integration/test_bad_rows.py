@@ -129,7 +129,7 @@ def test_a_command_whose_row_goes_bad_is_served_as_before(
 def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Table, start_server: StartServer) -> None:
     code = "# " + "x" * 10_000_000
     table.add([GOOD, ("huge", "function", "[]", code)])
-    server = start_server(table.url).wait_ready()
+    server = start_server(table.url, MAX_DEFINITION_BYTES="16000000").wait_ready()
     with Client(server.port) as client:
         assert client.get("huge").code == code.encode()
         assert client.sync().total_count == 2
@@ -142,12 +142,26 @@ def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Ta
     )
 
 
+def test_rows_with_a_bad_id_or_above_the_limit_are_counted_and_no_other_is_lost(
+    table: Table, start_server: StartServer
+) -> None:
+    table.run("ALTER TABLE obex_dapl_functions DROP CONSTRAINT obex_dapl_functions_pkey, ALTER id DROP NOT NULL")
+    table.add([GOOD, ("null", "function", "[]", "pass"), ("large", "function", "[]", "#" * 5_000_000)])
+    table.run("UPDATE obex_dapl_functions SET id = NULL WHERE name = 'null'")
+    server = start_server(table.url).wait_ready()
+    with Client(server.port) as client:
+        assert [(command.name, command.internal_id) for command in client.sync().commands] == [("good", 1)]
+    for reason, example in (("invalid_id", "id=None name='null'"), ("too_large", "id=3 name='large'")):
+        assert server.metric("avap_rows_unserved", reason=reason) == 1
+        assert server.wait_log("Rows not served", reason=reason)["examples"] == [example]
+
+
 def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url)
     line = server.wait_log("Catalogue held")
     assert line["level"] == "ERROR"
     assert "it is empty" in line["error"]
-    assert "ALLOW_EMPTY_CATALOG" in line["error"]
+    assert "ALLOW_EMPTY_CATALOG" in line["remedy"]
     with Client(server.port) as client:
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
         server.wait_log("Catalogue held", after=len(server.lines))

@@ -95,7 +95,9 @@ def test_a_hung_worker_does_not_delay_new_connections(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server, HEARTBEAT_TIMEOUT_SECONDS="60")
+    began = time.monotonic()
     connect(clients, server, WORKERS - 1)
+    usual = (time.monotonic() - began) / (WORKERS - 1)
     idle = next(worker["pid"] for worker in server.statusz()["workers"] if not worker["connections"])
     os.kill(idle, signal.SIGSTOP)
     try:
@@ -107,8 +109,8 @@ def test_a_hung_worker_does_not_delay_new_connections(
             slowest = max(slowest, time.monotonic() - began)
     finally:
         os.kill(idle, signal.SIGCONT)
-    # 50 ms of waiting at first, none later; the rest is due to the machine.
-    assert slowest < 0.5
+    # 50 ms of waiting at first, none later; the rest is due to the machine, which may be busy.
+    assert slowest < max(0.5, 20 * usual)
     assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
 
 

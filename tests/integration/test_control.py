@@ -56,6 +56,8 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["served"]["definitions"] == 3
     assert {worker["version_hash"] for worker in status["workers"]} == {status["served"]["version_hash"]}
     assert status["sync"]["last_outcome"] == "published"
+    assert status["fresh"] is True
+    assert status["safe_to_restart"]["safe"] is True
     assert status["sync"]["next_attempt"].endswith("Z")
     assert [key["id"] for key in status["keys"]] == ["default"]
     assert server.statusz()["control_socket"] == "open"
@@ -132,9 +134,9 @@ def test_a_server_without_a_place_for_the_socket_serves(
 @pytest.mark.parametrize(
     "octets",
     [
-        pytest.param(b"", id="silence"),
-        pytest.param(b"\x00" * 4096, id="zeros"),
-        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http/1.1"),
+        pytest.param(b"", id="silence", marks=pytest.mark.thorough),
+        pytest.param(b"\x00" * 4096, id="zeros", marks=pytest.mark.thorough),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http/1.1", marks=pytest.mark.thorough),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 9000, id="broken frames"),
     ],
 )

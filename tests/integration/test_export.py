@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.conftest import StartServer
+from tests.support.families import sample
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
@@ -119,7 +120,7 @@ def _stdout(done: subprocess.CompletedProcess[bytes]) -> bytes:
     return done.stdout
 
 
-@pytest.mark.parametrize("source", [from_server, from_file, from_history])
+@pytest.mark.parametrize("source", sample([from_server, from_file, from_history]))
 def test_a_damaged_table_gets_its_rows_back_octet_by_octet(
     server: ServerProcess, rows: Table, tmp_path: Path, source: Callable[[ServerProcess, Path], bytes]
 ) -> None:

@@ -16,7 +16,7 @@ from tests.support.client import Client
 from tests.support.families import sample
 from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
-from tests.support.server import KEY, ServerProcess
+from tests.support.server import CHECKER, KEY, ServerProcess
 from tests.support.table import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.transports("native")]
@@ -77,7 +77,9 @@ def test_a_server_without_standard_descriptors_serves(closed: tuple[int, ...], t
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The workers of the master ``pid``. (Its checker has none of the descriptors that it was started with.)"""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in pids if CHECKER not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 NOT_STOPPING = [signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM, signal.SIGIO, signal.SIGVTALRM, signal.SIGWINCH]

@@ -79,6 +79,7 @@ def test_users_call_in_the_configured_mix(server: ServerProcess) -> None:
     assert 0.03 < seen["GetCommand, wrong key"]["num_requests"] / total < 0.2
 
 
+@pytest.mark.thorough  # locust takes seconds to start
 def test_a_changed_catalogue_is_read_again_without_a_failure(server: ServerProcess, table: Table) -> None:
     command = [sys.executable, "-m", "locust", "-f", "perf/locustfile.py", "--headless", "--json", "--only-summary"]
     command += ["-u", "2", "-r", "100", "-t", "6s", "--host", f"127.0.0.1:{server.port}", "--pause", "0.005"]

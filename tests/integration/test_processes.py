@@ -141,20 +141,20 @@ def test_a_new_server_binds_the_port_of_a_killed_one(
 
 def test_a_shutdown_reports_not_serving_then_waits_then_exits(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
-    server = start_server(table.url, DRAIN_WAIT_SECONDS="1.5", DRAIN_TIMEOUT_SECONDS="8", WORKERS="1").wait_ready()
+    server = start_server(table.url, DRAIN_WAIT_SECONDS="1.5", DRAIN_TIMEOUT_SECONDS="60", WORKERS="1").wait_ready()
     with Client(server.port) as client:
         watch = client.health_stub.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.signal(signal.SIGTERM)
         told = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - told < 1.5, "health reports before the wait, not after"
+        assert not server.logged("Stopped"), "health reports before the wait, not after"
         assert client.get("command1").name == "command1", "calls are answered during the wait"
         assert server.http("/readyz")[0] == 503
         assert server.wait_exit() == 0
         assert time.monotonic() - told >= 1.5
         # An open watch must not keep the server running until the drain timeout.
-        assert time.monotonic() - told < 8
+        assert time.monotonic() - told < 30
         watch.cancel()
     assert server.logged("Stopped")
 

@@ -142,7 +142,7 @@ def test_a_missing_docker_engine_is_detected_quickly(monkeypatch: pytest.MonkeyP
     reason = providers._why_no_container()
     assert reason is not None
     assert "no Docker engine answers" in reason
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_an_image_that_cannot_be_pulled_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

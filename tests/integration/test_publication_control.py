@@ -106,7 +106,9 @@ def test_a_pin_reaches_every_worker_within_a_second_and_follows_the_table_afterw
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
     difference = answer("diff", before[:8], after, directory=directory)
     assert difference["added"] == [f"command{MANY}"]
-    assert [each["version_hash"] for each in answer("history", directory=directory)["versions"]] == [after, before]
+    versions = answer("history", directory=directory)["versions"]
+    assert [each["version_hash"] for each in versions] == [after, before]
+    assert versions[0]["changes"] == {"added": 1, "removed": 0, "changed": 0}
     pinned = answer("pin", before[:12], "--for", "1h", directory=directory)
     assert pinned["version_hash"] == before
     assert pinned["seconds"] < 1
@@ -170,6 +172,7 @@ def test_a_policy_accepts_a_held_catalogue(server: ServerProcess, table: Table, 
     until(lambda: served(server) == {held}, server.tail)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_pins_under_load_fail_no_call(server: ServerProcess, table: Table, directory: Path) -> None:
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
     with Load(server.port, ["command1", "command2"], rate=100) as load:
@@ -178,6 +181,17 @@ def test_pins_under_load_fail_no_call(server: ServerProcess, table: Table, direc
     assert load.result.offered > 50, load.result
     assert load.result.answered == load.result.offered, load.result
     assert not load.result.failed, load.result
+
+
+def test_a_held_command_is_named_with_its_reason_and_hashes(
+    server: ServerProcess, table: Table, directory: Path
+) -> None:
+    table.run("UPDATE obex_dapl_functions SET code = 'def broken(' WHERE name = 'command1'")
+    [held] = until(lambda: answer("status", directory=directory)["held_commands"], server.tail)
+    assert (held["name"], held["reason"]) == ("command1", "code_invalid")
+    assert held["since"].endswith("Z")
+    assert {len(held["hash_served"]), len(held["hash_refused"])} == {64}
+    assert "command1" in run("status", directory=directory).stdout
 
 
 def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(

@@ -48,7 +48,7 @@ def servers() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", sample(COMMANDS.values()), ids=COMMANDS)
 def test_a_file_with_a_modules_name_in_the_working_directory_is_not_imported(
     command: list[str], table: Table, servers: ExitStack, strange_directory: Path
 ) -> None:

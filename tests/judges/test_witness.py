@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from perf.benches import witness
-from perf.benches.witness import latency, parsed_ghz, throughput
+from perf.benches.witness import added, known, latency, parsed_ghz, throughput
 from perf.targets.catalogue import Catalogue
 from perf.targets.target import TargetFailed
 from tests.judges.tools import command, may_build, missing
@@ -48,8 +48,11 @@ def test_our_p95_agrees_with_ghz(catalogue: Catalogue) -> None:
     witness.build()
     found = witness.settled(lambda: witness.by_ghz(catalogue, SECONDS))
     assert [each for each in found if each.verdict == "disagrees"] == []
-    assert found[0].agrees, "the server with known delays leaves no excuse"
-    assert 30 <= found[0].ours < 36
+    delays, holds, _ = found
+    assert delays.agrees, "the server with known delays leaves no excuse"
+    assert 30 <= delays.ours < 36
+    assert holds.agrees, "nor does the one that holds every call"
+    assert holds.ours >= 0.95 * holds.theirs, "no call can be faster, but by a tick of the clock: 1 ms"
 
 
 # -- the verdicts, which must be able to say no ------------------------------------------------------------------
@@ -80,21 +83,51 @@ def test_a_difference_in_rate_is_explained_only_by_measured_cpu_time(
     assert throughput(ours, theirs, "h2load", "test").verdict == verdict
 
 
+def p95(milliseconds: float, rate: float = 8750.0, microseconds: float = 80.0) -> dict[str, Any]:
+    """A run in which the generator took so much of its own CPU time for a call."""
+    return {"latency": {"p95": milliseconds}, "rate": rate, "client_us_per_call": microseconds}
+
+
+HELD = 20.0
+
+
 @pytest.mark.parametrize(
-    ("ours", "theirs", "own", "verdict"),
+    ("ours", "theirs", "held", "verdict"),
     [
-        (30.0, 33.0, 80, "agrees"),
-        (0.09, 0.6, 80, "explained"),
-        (10.0, 30.0, 80, "disagrees"),  # 80 µs of its own do not make 20 ms
-        (30.0, 10.0, 80, "disagrees"),
-        (0.6, 0.09, 800, "disagrees"),  # a witness that is faster than ours has no excuse to give
+        (30.0, 33.0, None, "agrees"),
+        (30.0, 45.0, None, "disagrees"),
+        # A quiet machine: ghz adds half a ms to everything.
+        (0.09, 0.6, (20.4, 21.0), "explained"),
+        # Two busy CPUs, on which ghz had to wait for its own: it adds as much to what is known.
+        (0.8, 6.4, (21.0, 27.5), "explained"),
+        (0.8, 6.4, (21.0, 23.5), "disagrees"),
+        # Ours is wrong, and ghz has time enough to show it.
+        (0.09, 5.1, (20.4, 21.0), "disagrees"),
+        (0.8, 25.0, (21.0, 27.5), "disagrees"),
+        # A witness that is faster than ours has no excuse to give.
+        (6.4, 0.8, (20.4, 27.5), "disagrees"),
+        # Ours reads too little of the known time as well: that does not enlarge what ghz adds.
+        (0.05, 1.5, (16.1, 20.6), "disagrees"),
     ],
 )
-def test_a_difference_in_p95_is_explained_only_by_the_time_of_ghz(
-    ours: float, theirs: float, own: float, verdict: str
+def test_a_difference_in_p95_is_explained_only_by_what_ghz_adds_to_a_known_time(
+    ours: float, theirs: float, held: tuple[float, float] | None, verdict: str
 ) -> None:
-    run = {"latency": {"p95": theirs}, "client_us_per_call": own}
-    assert latency({"latency": {"p95": ours}}, run, "test").verdict == verdict
+    extra = added(p95(held[0]), p95(held[1]), HELD) if held else 0.0
+    made = latency(p95(ours), p95(theirs), "test", added_ms=extra)
+    assert made.verdict == verdict
+    assert ("70% busy" in made.reason) == (verdict == "explained")
+
+
+def test_a_witness_that_adds_nothing_has_nothing_to_explain() -> None:
+    assert added(p95(21.0), p95(20.5), HELD) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(20.5, "agrees"), (23.9, "agrees"), (15.0, "disagrees"), (25.0, "disagrees")]
+)
+def test_our_p95_of_held_calls_is_judged_by_the_known_time_alone(ours: float, verdict: str) -> None:
+    assert known(p95(ours), HELD, "test").verdict == verdict
 
 
 REPORT: dict[str, Any] = {

@@ -48,6 +48,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "cpus": "settings",
         "environment": "settings",
         "inherited": "settings",
+        "memory_limit": "settings",
         "__main__": "cli",
     },
     "grpc_h2": {"": "interface"},

@@ -173,6 +173,20 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
     assert len(session.installing) == 2
 
 
+@pytest.mark.parametrize(
+    ("cache", "options"), [("writable/uv", []), ("file/uv", ["--no-cache"]), ("file", ["--no-cache"])]
+)
+@pytest.mark.parametrize("variable", ["UV_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_uv_does_without_a_cache_where_it_cannot_write_one(
+    noxfile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, cache: str, options: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "writable").mkdir()
+    monkeypatch.delenv("UV_CACHE_DIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / cache))
+    assert noxfile._without_cache() == options
+
+
 # -- what CI runs and the fast session does not ------------------------------------------------------------------------
 
 

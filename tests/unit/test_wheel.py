@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -79,6 +81,42 @@ def test_the_metadata_name_each_supported_python(metadata: Message) -> None:
     assert versions == {"3.11", "3.12", "3.13", "3.14"}
     assert metadata["Requires-Python"] == ">=3.11"
     assert {"grpc", "postgresql"} <= set(metadata["Keywords"].split(","))
+
+
+def links(address: str | None) -> dict[str, str]:
+    """The links of a build with that ``PROJECT_URL``."""
+    variables = {name: value for name, value in os.environ.items() if name != "PROJECT_URL"}
+    if address is not None:
+        variables["PROJECT_URL"] = address
+    printed = subprocess.run(
+        [sys.executable, "-B", "-m", "hatchling", "metadata"],
+        cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    urls: dict[str, str] = json.loads(printed).get("urls", {})
+    return urls
+
+
+def test_links_of_the_project_come_from_the_address_that_the_build_is_given() -> None:
+    given = links("https://forge.example/avap/definition-server/")
+    assert given["Homepage"] == "https://forge.example/avap/definition-server"
+    for name, place in (
+        ("Documentation", "docs/README.md"),
+        ("Changelog", "CHANGELOG.md"),
+        ("Security", "SECURITY.md"),
+    ):
+        assert given[name] == f"{given['Homepage']}/blob/HEAD/{place}"
+        assert (ROOT / place).exists()
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_a_build_that_is_given_no_address_has_no_links(address: str | None) -> None:
+    assert links(address) == {}
+
+
+def test_an_address_that_is_none_fails_the_build_and_says_what_is_wanted() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        links("forge.example/avap")
+    assert "PROJECT_URL is 'forge.example/avap': set it to the address of the repository" in failed.value.stderr
 
 
 def test_the_place_known_to_old_scripts_leads_to_the_contract() -> None:

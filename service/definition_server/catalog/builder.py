@@ -143,8 +143,8 @@ class SnapshotBuilder:
         """Definitions collected so far."""
         return len(self._entries)
 
-    def digests(self) -> Mapping[bytes, bytes]:
-        """Name → content hash (64 hexadecimal digits) of what `build` would serve."""
+    def digests(self) -> dict[bytes, bytes]:
+        """Name → content hash (64 hexadecimal digits) of what `build` would serve. A new table at each call."""
         return {name: digest for name, (_, digest, _) in self._entries.items()}
 
     def faults(self) -> Mapping[bytes, Unserved]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -160,7 +160,7 @@ class Review:
         self._gate = gate
         self._builder = builder
         self._last = last_good
-        self._digests: Mapping[bytes, bytes] = builder.digests()
+        self._digests = builder.digests()
         self._faults = builder.faults()
         # What this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
@@ -304,7 +304,11 @@ class Review:
     def _remember_served(self, tolerated: set[bytes]) -> None:
         """What is served now, by what is known of it."""
         gate = self._gate
-        passed = dict(self._builder.digests())
+        # The one table of all rows: it is changed to what is served now, and not copied, for speed.
+        passed = self._digests
+        for name in gate.left_out:
+            del passed[name]
+        passed |= {name: held.hash_served.encode() for name, held in gate.held.items()}
         gate.tolerated = {name: passed.pop(name) for name in tolerated}
         judged = gate.held.keys() | self._flaws.keys()
         gate.pending = {name: passed.pop(name) for name in self._changed if name in passed and name not in judged}

@@ -135,22 +135,27 @@ CREATE TEMPORARY TABLE restored (number BIGINT, id BIGINT, name TEXT COLLATE "C"
 _TAIL = """\
 -- {rows} rows.
 ANALYZE restored;
--- What the catalogue does not have, and of rows of one name all but the one that is served.
+-- A row whose id is not known: that of the row that is served under its name, or one above all others.
+UPDATE restored SET id = newest.id
+    FROM (SELECT name::TEXT COLLATE "C" AS name, max(id) AS id FROM obex_dapl_functions GROUP BY 1) AS newest
+    WHERE restored.id IS NULL AND restored.name = newest.name
+        AND NOT EXISTS (SELECT FROM restored AS taken WHERE taken.id = newest.id);
+UPDATE restored SET id = next.id FROM (
+    SELECT number, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
+        + row_number() OVER (ORDER BY number) AS id FROM restored WHERE id IS NULL) AS next
+    WHERE restored.number = next.number;
+ANALYZE restored;
 DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (
-    SELECT FROM restored WHERE restored.name = old.name::TEXT COLLATE "C" AND old.id = coalesce(restored.id,
-        (SELECT max(other.id) FROM obex_dapl_functions AS other WHERE other.name = old.name)));
+    SELECT FROM restored WHERE restored.id = old.id AND restored.name = old.name::TEXT COLLATE "C");
 -- A type or an interface that is NULL or empty is served as its default, so it stays as it is.
 UPDATE obex_dapl_functions AS old SET type = restored.type, interface = restored.interface, code = restored.code
-    FROM restored WHERE restored.name = old.name::TEXT COLLATE "C" AND (
+    FROM restored WHERE restored.id = old.id AND (
         coalesce(nullif(old.type, ''), 'function'), coalesce(nullif(old.interface, ''), '[]'), old.code)
         IS DISTINCT FROM (restored.type, restored.interface, restored.code);
 INSERT INTO obex_dapl_functions (id, name, type, interface, code)
-    SELECT coalesce(restored.id, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
-        + row_number() OVER (PARTITION BY restored.id IS NULL ORDER BY restored.number)),
-        restored.name, restored.type, restored.interface, restored.code
-    FROM restored WHERE NOT EXISTS (
-        SELECT FROM obex_dapl_functions AS old WHERE old.name::TEXT COLLATE "C" = restored.name)
-    ORDER BY restored.number;
+    SELECT restored.id, restored.name, restored.type, restored.interface, restored.code
+    FROM restored WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE old.id = restored.id)
+    ORDER BY restored.id;
 -- The next row that is inserted without an id gets a free one.
 SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id), 1)) FROM obex_dapl_functions;
 COMMIT;

@@ -69,7 +69,16 @@ def get(name: str, as_json: bool, code_only: bool, **connection: Any) -> None:
     except UnicodeEncodeError:
         raise click.UsageError("NAME is not UTF-8 text.") from None
     answer = server_of(**connection).call("GetCommand", request, avap_pb2.CommandResponse)
-    definition = Definition(answer.name, answer.type, answer.interface_json, answer.code, answer.hash)
+    definition = Definition(
+        answer.name,
+        answer.type,
+        answer.interface_json,
+        answer.code,
+        answer.hash,
+        answer.internal_id,
+        answer.avbc_code,
+        answer.avbc_version,
+    )
     if code_only:
         print_code(definition.code)
     elif as_json:

@@ -456,7 +456,7 @@ def _served_facts(served: pb.Served | None) -> list[tuple[str, str]]:
         facts.append(("all workers", f"{_iso(served.all_workers_at)}{took}"))
     if served.note:
         facts.append(("but", visible(served.note)))
-    if served.unchanged:
+    elif served.unchanged:
         facts.append(("note", "it was served already"))
     return facts
 

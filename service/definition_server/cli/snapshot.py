@@ -166,11 +166,16 @@ def _print_one(opened: Snapshot, name: str, file: Path, *, as_json: bool) -> Non
 
 
 def definition_value(definition: Definition) -> dict[str, Any]:
-    """``definition`` for JSON. ``code`` is as served: source as text; a signed package or other octets in base64."""
+    """``definition`` for JSON. ``code`` is as served: source as text; a signed package or other octets in base64.
+
+    ``id`` is None where none is served. Bytecode is in base64, and there only where there is some.
+    """
     signed, _ = _source_of(definition)
     encoding = "base64" if signed or not _is_utf8(definition.code) else "utf-8"
     octets = base64.b64encode(definition.code) if encoding == "base64" else definition.code
+    bytecode = base64.b64encode(definition.avbc_code).decode()
     return {
+        "id": definition.internal_id or None,
         "name": definition.name,
         "type": definition.type,
         "interface": interface_value(definition.interface_json),
@@ -178,7 +183,7 @@ def definition_value(definition: Definition) -> dict[str, Any]:
         "signed": signed,
         "code_encoding": encoding,
         "code": octets.decode(),
-    }
+    } | ({"avbc_version": definition.avbc_version, "avbc_code": bytecode} if bytecode else {})
 
 
 def _is_utf8(octets: bytes) -> bool:
@@ -222,6 +227,10 @@ def print_definition(definition: Definition) -> None:
         ("hash", visible(definition.hash)),
         ("code", f"{len(source):,} bytes, {'signed' if signed else 'not signed'}"),
     ]
+    if definition.internal_id:
+        facts.insert(0, ("id", str(definition.internal_id)))
+    if definition.avbc_code:
+        facts.append(("bytecode", f"{len(definition.avbc_code):,} bytes, version {definition.avbc_version}"))
     items = _interface_rows(definition.interface_json)
     code = source.decode(errors="backslashreplace")
     if not on_terminal():

@@ -24,7 +24,7 @@ from definition_server.cli.exits import (
 )
 from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.row_gate import RowGate
-from definition_server.control_plane.source import SourceError
+from definition_server.control_plane.source import ReadLimits, SourceError
 from definition_server.settings import Settings
 
 
@@ -74,6 +74,7 @@ async def _report(settings: Settings) -> _Report:
         settings.database_url.get_secret_value(),
         connect_timeout=settings.connect_timeout_seconds,
         statement_timeout=settings.statement_timeout_seconds,
+        limits=ReadLimits(settings.max_definition_bytes, settings.max_catalog_bytes),
     )
     try:
         async with source.read() as reading:

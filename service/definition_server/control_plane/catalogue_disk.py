@@ -81,7 +81,7 @@ class CatalogueDisk:
 
     # -- the last-known-good snapshot ----------------------------------------------------------------------------------
 
-    async def load(self, signer: Signer | None) -> Publication | None:
+    async def load(self, signer: Signer | None) -> Snapshot | None:
         """The stored snapshot. If there is no usable one, log that and return None. A disk that hangs is waited for."""
         if self._last_known_good is None or self._store is None:
             return None
@@ -110,7 +110,9 @@ class CatalogueDisk:
             )
         if publication is None:
             log.warning("No last-known-good snapshot", path=str(self._store.path))
-        return publication
+            return None
+        os.close(publication.descriptor)
+        return publication.snapshot
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
         """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
@@ -201,6 +203,11 @@ class CatalogueDisk:
         else:
             self._listed(adding.result())
         self._add_next()
+
+    def lacks(self, version: str) -> bool:
+        """Whether ``version`` should be in the history and is not, and nothing is being written."""
+        busy = self._adding is not None and not self._adding.done()
+        return self.keeps_history and not busy and all(version != entry.version_hash for entry in self.entries)
 
     async def load_version(self, version: str, signer: Signer | None) -> Snapshot | None:
         """The catalogue ``version`` (a whole hash) of the history, verified; None where it is not there.

@@ -1,8 +1,8 @@
 """The guard at work: compares each catalogue that was read with the newest that passed, and with its baseline.
 
-The baseline is the catalogue that was in force `WINDOW_SECONDS` ago or a little later: so a table that loses a share of
-its commands in every cycle is held once the losses of that time pass the threshold. It is not kept across a restart;
-then the first comparison is with the stored catalogue.
+The baseline is the catalogue that was in force before the first change of the last `WINDOW_SECONDS`: so a table that
+loses a share of its commands in every cycle is held once the losses of that time pass the threshold. It is not kept
+across a restart; then the first comparison is with the stored catalogue.
 
 What passes without a comparison: a catalogue that an operator accepted, and the exact return to one in the history, so
 that a change can always be taken back.
@@ -48,6 +48,7 @@ class CatalogueGuard:
         *,
         held: AbstractSet[bytes],
         held_before: int,
+        now: float,
         excused: Callable[[str], bool],
     ) -> Judgement | None:
         """Why ``candidate`` must wait; None where it may be published.
@@ -57,6 +58,7 @@ class CatalogueGuard:
             before: The newest catalogue that passed; None where there is none.
             held: The commands whose row the gate holds.
             held_before: How many it held in ``before``.
+            now: Seconds of the loop's clock.
             excused: Whether a version was accepted, or published before.
         """
         if not candidate.count:
@@ -70,7 +72,7 @@ class CatalogueGuard:
         return judge(
             contents,
             served,
-            None if self._baseline is None else self._baseline[1],
+            self._baseline_at(now),
             held=held,
             held_before=held_before,
             limits=self._limits,
@@ -90,11 +92,17 @@ class CatalogueGuard:
         if excused:
             self._baseline = None
             return
-        if self._baseline is None or now - self._baseline[0] > WINDOW_SECONDS:
+        if self._baseline_at(now) is None:
             self._baseline = now, await self._contents(before)
         if self._weighed is not None and self._weighed.version == candidate.version_hash:
             self._newest = self._weighed
         self._weighed = None
+
+    def _baseline_at(self, now: float) -> Contents | None:
+        """The baseline, unless it is too old to count."""
+        if self._baseline is None or now - self._baseline[0] > WINDOW_SECONDS:
+            return None
+        return self._baseline[1]
 
     async def _contents(self, snapshot: Snapshot) -> Contents:
         if self._newest is None or self._newest.version != snapshot.version_hash:

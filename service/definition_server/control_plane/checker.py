@@ -153,7 +153,8 @@ class Checker:
             return
         except _Ended as ended:
             self._stop()
-            alone = first and len(judged) == begun
+            # A process that was killed (not lasting) may have ended before it was asked.
+            alone = first and len(judged) == begun and ended.lasting
             if ended.own_fault or alone:
                 judged.append(Judgement(Flaw.CODE, ended.lasting))
                 return
@@ -291,7 +292,8 @@ class _CheckerProcess:
                 if flaws & Flaw.EXHAUSTED and not fresh:
                     raise _Ended(own_fault=False, lasting=True)
                 judged.append(Judgement(flaws & ~Flaw.EXHAUSTED))
-            if self._received:
+            if self._received:  # then the last answer, too, was none to this question
+                judged.pop()
                 raise _Ended(own_fault=False, lasting=False)
         finally:
             sending.cancel()

@@ -120,14 +120,21 @@ class ControlService:
         current = self._publisher.current
         served = None if current is None else current.snapshot.version_hash
         entries = await self._publications.history()
-        return [version_message(entry, served=entry.version_hash == served) for entry in entries]
+        changes = self._sync_state.changes
+        return [
+            version_message(entry, changes.get(entry.version_hash), served=entry.version_hash == served)
+            for entry in entries
+        ]
 
     async def _diff(self, request: pb.DiffRequest) -> pb.Difference:
         old, new, changes = await self._publications.diff(request.old, request.new)
         return pb.Difference(old=old, new=new, added=changes.added, removed=changes.removed, changed=changes.changed)
 
     async def _accept(self, request: pb.AcceptRequest) -> pb.Served:
-        return await self._served_after(self._publications.accept(request.version_hash))
+        message = await self._served_after(self._publications.accept(request.version_hash))
+        if not message.version_hash.startswith(request.version_hash):
+            message.note = "what was accepted is served when the pin ends"
+        return message
 
     async def _pin(self, request: pb.PinRequest) -> pb.Served:
         until = request.until.ToNanoseconds() / 1e9 if request.HasField("until") else None

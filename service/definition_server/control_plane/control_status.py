@@ -8,9 +8,10 @@ from typing import Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.events import duration
 from definition_server.control_plane.history import HistoryEntry
-from definition_server.control_plane.sync_state import SyncState
-from definition_server.observability.status import ServiceStatus, WorkerStatus
+from definition_server.control_plane.sync_state import ChangeCounts, SyncState
+from definition_server.observability.status import EventStatus, ServiceStatus, WorkerStatus
 from definition_server.rpc import avap_control_pb2 as pb
 
 
@@ -27,11 +28,14 @@ def served_message(snapshot: Snapshot) -> pb.Served:
     return message
 
 
-def version_message(entry: HistoryEntry, *, served: bool) -> pb.Version:
-    """An entry of the history."""
+def version_message(entry: HistoryEntry, changes: ChangeCounts | None, *, served: bool) -> pb.Version:
+    """An entry of the history, and what its publication has changed, if that is known."""
     message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
+    if changes is not None:
+        message.changes.added, message.changes.removed, message.changes.changed = changes
+        message.changes.SetInParent()
     return message
 
 
@@ -81,6 +85,11 @@ def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
         message.served.generation = catalog.generation
         message.served.definitions = catalog.definitions
         set_time(message.served.created_at, catalog.created_at)
+    message.fresh = status.freshness.fresh
+    message.freshness_reason = status.freshness.reason or ""
+    message.safe_to_restart.safe = status.restart.safe
+    message.safe_to_restart.reason = status.restart.reason
+    message.events.extend(_event(event) for event in status.events)
     _set_sync(message.sync, status, sync)
     _set_wishes(message, sync)
     message.workers.extend(_worker(worker) for worker in status.workers)
@@ -114,6 +123,14 @@ def _set_wishes(message: pb.Status, state: SyncState) -> None:
         message.held_catalogue.definitions = held.definitions
         message.held_catalogue.names.extend(held.names)
         set_time(message.held_catalogue.since, held.since)
+
+
+def _event(event: EventStatus) -> pb.Event:
+    lasted = "" if event.after_seconds is None else f"after {duration(event.after_seconds)}"
+    text = " ".join(part for part in (str(event.reason or ""), lasted) if part)
+    message = pb.Event(kind=event.kind, text=text)
+    set_time(message.time, event.at)
+    return message
 
 
 def _worker(worker: WorkerStatus) -> pb.Worker:

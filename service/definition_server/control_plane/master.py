@@ -40,7 +40,7 @@ from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
 from definition_server.control_plane.row_gate import RowGate
-from definition_server.control_plane.served_catalogue import Held
+from definition_server.control_plane.source import ReadLimits
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -152,6 +152,7 @@ class _Master:
             settings.database_url.get_secret_value(),
             connect_timeout=settings.connect_timeout_seconds,
             statement_timeout=settings.statement_timeout_seconds,
+            limits=ReadLimits(settings.max_definition_bytes, settings.max_catalog_bytes),
         )
         background = Background()
         self._gate = RowGate(
@@ -178,6 +179,7 @@ class _Master:
             allow_empty=settings.allow_empty_catalog,
             background=background,
             policy=lambda: Policy() if self._policy is None else self._policy.current,
+            full_read_interval=settings.full_read_interval_seconds,
         )
         self._proof = self._synchronizer.observer = Proof(
             self._synchronizer.state,
@@ -373,8 +375,7 @@ class _Master:
         catalogue, started = self._synchronizer.catalogue, time.monotonic()
         if catalogue.served is not None:
             await catalogue.follow()
-            with suppress(Held):  # not what this policy accepts
-                await catalogue.reconsider(lambda: time.monotonic() - started)
+            await catalogue.release(lambda: time.monotonic() - started)
 
     def _control_handlers(self) -> Mapping[str, MethodHandler]:
         from definition_server.control_plane.control_service import ControlService  # protobuf is large
@@ -393,6 +394,7 @@ class _Master:
             notices=self._notices,
             sync=self._sync_loop.sync_now,
             seconds_to_next=lambda: self._sync_loop.seconds_to_next,
+            held_commands=lambda: self._gate.held,
         )
         return service.handlers()
 

@@ -2,6 +2,7 @@
 
 All reads happen in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same
 moment: a concurrent write affects the next cycle, not this one. The only lock taken is the ACCESS SHARE of a SELECT.
+What is read, and how, is in `table_reading`.
 
 A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
@@ -35,7 +36,18 @@ from definition_server.control_plane.database_address import (
     parse_fault,
     shares,
 )
-from definition_server.control_plane.source import Reading, SourceError
+from definition_server.control_plane.source import Reading, ReadLimits, SourceError
+from definition_server.control_plane.table_reading import (
+    ROW_OVERHEAD,
+    SETTINGS_SQL,
+    SHAPE_SQL,
+    TABLE,
+    Plan,
+    Relation,
+    bytecode_fault,
+    classes,
+    rows_of_batch,
+)
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
 
@@ -47,37 +59,21 @@ logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 AnyCursor = TypeVar("AnyCursor", AsyncCursor[Any], AsyncServerCursor[Any])
 
-TABLE = "obex_dapl_functions"
-
-# The result is one row, whatever the table's size, and no text column is read. Every INSERT and UPDATE writes a row
-# version with a new (ctid, xmin); DELETE and TRUNCATE remove versions. The sum of 64-bit hashes does not depend on the
-# order of the scan. The attributes are included because ALTER TABLE can change the content of rows without a new row
-# version (a column dropped, or added with a default). The file node changes with TRUNCATE, and when a table is dropped
-# and created again. The start time distinguishes servers: a promoted standby may have assigned the same transaction
-# number to other work.
-FINGERPRINT_SQL: LiteralString = f"""
-SELECT concat_ws('/',
-    count(*),
-    coalesce(sum(hashtextextended(ctid::text || ':' || xmin::text, 0)), 0),
-    (SELECT sum(hashtextextended(ctid::text || ':' || xmin::text, 0))
-        FROM pg_attribute WHERE attrelid = '{TABLE}'::regclass),
-    pg_relation_filenode('{TABLE}'::regclass),
-    extract(epoch FROM pg_postmaster_start_time()),
-    pg_is_in_recovery())
-FROM {TABLE}
-"""
-
-# Casts: the columns' types may differ from those that we expect (json, varchar); the wire format needs text.
-ROWS_SQL: LiteralString = f"SELECT id::bigint, name::text, type::text, interface::text, code::text FROM {TABLE}"
-
-_BATCH_ROWS = 1000
 _CLIENT_MARGIN_SECONDS = 1.0
 """Seconds between the server's own timeout and ours, so that the server's clear error comes first."""
 
 _LOCK_SHARE = 0.8
 
+_NEW_CONNECTIONS = 2
+"""New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
+
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """No Unix socket is in it, so a connection to it fails at once."""
+
+_HIDDEN = (
+    "with it only a part of the table would be served: ALTER ROLE … BYPASSRLS for the server's role, or ALTER TABLE … "
+    "DISABLE ROW LEVEL SECURITY"
+)
 
 _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
     (
@@ -148,7 +144,13 @@ class PostgresSource:
     """`DefinitionSource` on PostgreSQL. One connection, opened when needed and kept between cycles."""
 
     def __init__(
-        self, url: str, *, connect_timeout: float, statement_timeout: float, resolver: NameResolver | None = None
+        self,
+        url: str,
+        *,
+        connect_timeout: float,
+        statement_timeout: float,
+        limits: ReadLimits | None = None,
+        resolver: NameResolver | None = None,
     ) -> None:
         """Timeouts are in seconds. No connection is opened yet."""
         self._url = url
@@ -158,6 +160,10 @@ class PostgresSource:
         self._resolver = resolver or NameResolver()
         self._connection: AsyncConnection[Any] | None = None
         self._connections = 0
+        self._limits = limits or ReadLimits()
+        self._readings = 0
+        self._mistrust: str | None = None
+        self._bytecode_fault: str | None = None
 
     async def use_url(self, url: str) -> None:
         """Connect to ``url`` from the next reading on (rotated credentials)."""
@@ -193,24 +199,36 @@ class PostgresSource:
         A connection that idled between two cycles may have been closed meanwhile: by ``idle_session_timeout``, a
         pooler, a failover. That is no failure of the database, so the cycle goes on with a new connection.
         """
-        if self._connection is not None:
+        attempts = _NEW_CONNECTIONS + (self._connection is not None)
+        while True:
+            attempts -= 1
+            if self._connection is None:
+                self._connection = await self._connect()
+                self._connections += 1
             try:
                 return await self._transaction(self._connection)
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                if not self._connection.closed:
+            except psycopg.Error:
+                if not self._connection.closed or not attempts:
                     raise
                 await self.close()
-        self._connection = await self._connect()
-        self._connections += 1
-        return await self._transaction(self._connection)
 
     async def _transaction(self, connection: AsyncConnection[Any]) -> _Reading:
         # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
         # the table: a server that crashed may have lost a commit (synchronous_commit=off) and assigned its transaction
         # number to another.
-        reading = _Reading(connection, self._limited, str(self._connections))
+        self._readings += 1
+        reading = _Reading(connection, self._limited, self._limits, f"{self._connections}", self._readings)
         await reading.begin(self._statement_timeout)
+        self._report(reading.plan.mistrust, reading.bytecode_fault)
         return reading
+
+    def _report(self, mistrust: str | None, bytecode_fault: str | None) -> None:
+        """Log how the tables are read, where that has changed."""
+        if mistrust is not None and mistrust != self._mistrust:
+            log.warning("The table is read whole in every cycle", reason=mistrust)
+        if bytecode_fault is not None and bytecode_fault != self._bytecode_fault:
+            log.warning("No bytecode is served", reason=bytecode_fault)
+        self._mistrust, self._bytecode_fault = mistrust, bytecode_fault
 
     async def _connect(self) -> AsyncConnection[Any]:
         """Connect to the first host that lets us, within the connect timeout.
@@ -327,11 +345,18 @@ class _Reading:
         self,
         connection: AsyncConnection[Any],
         limited: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]],
+        limits: ReadLimits,
         prefix: str,
+        number: int,
     ) -> None:
+        """``number``: of this reading; no other has it."""
         self._connection = connection
         self._limited = limited
+        self._limits = limits
+        self._number = number
         self.fingerprint = prefix
+        self.plan = Plan(None, None)
+        self.bytecode_fault: str | None = None
 
     async def end(self) -> None:
         """End the transaction."""
@@ -344,26 +369,55 @@ class _Reading:
             # Shorter, so that the error names the lock as the cause.
             "lock": str(int(statement_timeout * 1000 * _LOCK_SHARE)),
         }
-        # set_config with is_local: behind a pooler, the next client of the connection does not inherit the setting.
-        await self._limited(
-            self._connection.execute(
-                "SELECT set_config('statement_timeout', %(statement)s, true), "
-                "set_config('lock_timeout', %(lock)s, true)",
-                limits,
-                prepare=False,
-            )
-        )
+        await self._limited(self._connection.execute(SETTINGS_SQL, limits, prepare=False))
+        facts, state = await self._row(SHAPE_SQL)
+        definitions, bytecode = Relation.parse(None if facts is None else facts.decode())
+        if bytecode is not None:
+            self.bytecode_fault = bytecode_fault(bytecode)
+        self.plan = Plan(definitions, None if self.bytecode_fault else bytecode)
+        if self.plan.mistrust is None:
+            (versions,) = await self._row(self.plan.versions_sql())
+            self.fingerprint += f"/{state.decode()}/{versions.decode()}"
+        else:
+            await self._limited(self._connection.execute(self.plan.exists_sql(), prepare=False))
+            self.fingerprint += f"/reading {self._number}"
+
+    async def _row(self, statement: LiteralString) -> tuple[Any, ...]:
+        """The first row of ``statement``."""
         cursor = _raw(self._connection.cursor(binary=True))
-        await self._limited(cursor.execute(FINGERPRINT_SQL, prepare=False))
-        row = await cursor.fetchone()
-        self.fingerprint += "" if row is None else f"/{row[0].decode()}"
+        await self._limited(cursor.execute(statement, prepare=False))
+        return await cursor.fetchone() or ()
 
     async def batches(self) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""
-        async with _raw(self._connection.cursor(name="definitions")) as cursor:
-            await self._limited(cursor.execute(ROWS_SQL, binary=True))
-            while rows := await self._limited(cursor.fetchmany(_BATCH_ROWS)):
-                yield [Row(*row) for row in rows]
+        for number in await self._classes():
+            too_large = number == len(classes(self._limits.definition))
+            most = rows_of_batch(number, self._limits.definition)
+            async with _raw(self._connection.cursor(name="definitions")) as cursor:
+                statement = self.plan.rows_sql(number, self._limits.definition)
+                await self._limited(cursor.execute(statement, binary=True))
+                while rows := await self._limited(cursor.fetchmany(most)):
+                    yield self.plan.rows(rows, too_large=too_large)
+
+    async def _classes(self) -> list[int]:
+        """The classes of size that have rows.
+
+        Raises:
+            SourceError: where all rows together are above the limit.
+        """
+        cursor = self._connection.cursor(binary=True)
+        await self._limited(cursor.execute(self.plan.sizes_sql(self._limits.definition), prepare=False))
+        sizes = await cursor.fetchall()
+        readable = len(classes(self._limits.definition))
+        rows, octets = (sum(size[part] for size in sizes if size[0] < readable) for part in (1, 2))
+        octets += rows * ROW_OVERHEAD
+        if octets > self._limits.catalogue:
+            raise SourceError(
+                f"{TABLE}: the snapshot of its {rows:,} rows would have {octets:,} bytes, above MAX_CATALOG_BYTES "
+                f"({self._limits.catalogue:,}); raise it, and the memory limit with it, or remove rows",
+                Reason.CATALOGUE_TOO_LARGE,
+            )
+        return sorted(size[0] for size in sizes)
 
 
 def _raw(cursor: AnyCursor) -> AnyCursor:
@@ -378,6 +432,8 @@ def _raw(cursor: AnyCursor) -> AnyCursor:
 
 def _judge(error: BaseException) -> tuple[Reason, str | None]:
     """Why a reading failed, and what to do, if there is one thing to do."""
+    if isinstance(error, errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
+        return Reason.ROWS_HIDDEN, _HIDDEN
     found = ((reason, remedy) for cls, reason, remedy in _FAULTS if isinstance(error, cls))
     return next(found, (Reason.DATABASE_ERROR, None))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
+from definition_server.control_plane.sync_state import ChangeCounts
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -30,11 +31,17 @@ def log_findings(findings: Findings, snapshot: Snapshot) -> None:
         )
 
 
-def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float) -> None:
-    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: O(size)."""
+def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float) -> ChangeCounts:
+    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: O(size).
+
+    Returns:
+        How many commands were changed.
+    """
     changes: dict[str, object] = {"added": snapshot.count, "removed": 0, "changed": 0}
+    counts = ChangeCounts(snapshot.count, 0, 0)
     if previous is not None:
         difference = diff(previous, snapshot)
+        counts = ChangeCounts(len(difference.added), len(difference.removed), len(difference.changed))
         for kind in ("added", "removed", "changed"):
             names = getattr(difference, kind)
             changes[kind] = len(names)
@@ -49,3 +56,4 @@ def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float
         bytes=snapshot.size,
         **changes,
     )
+    return counts

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.guard import Judgement
+from definition_server.catalog.layout import Footer
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
@@ -44,6 +45,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LONGEST_TIMER_SECONDS = 3600.0
+_HISTORY_TRIED = 3
 _VERSIONS_REMEMBERED = 1000
 
 
@@ -106,7 +108,7 @@ class ServedCatalogue:
         self._lock = asyncio.Lock()
         self._delayed_release = DelayedRelease(background)
         self._recalling: asyncio.Task[None] | None = None
-        self._stored: Publication | None = None
+        self._stored: Snapshot | None = None
         self._newest: Snapshot | None = None
         self._pinned: Snapshot | None = None
         self._candidate: Snapshot | None = None
@@ -125,8 +127,7 @@ class ServedCatalogue:
         for waiting in (self._timer, self._expiring, self._recalling):
             if waiting is not None and not (isinstance(waiting, asyncio.Task) and waiting.done()):
                 waiting.cancel()
-        self._take_stored()
-        self._newest = self._pinned = self._candidate = None
+        self._newest = self._pinned = self._candidate = self._stored = None
         self.disk.close()
 
     def use_signer(self, signer: Signer | None) -> None:
@@ -146,9 +147,7 @@ class ServedCatalogue:
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
         # An empty catalogue is false, so `or` would not do.
-        if self._newest is not None:
-            return self._newest
-        return None if self._stored is None else self._stored.snapshot
+        return self._stored if self._newest is None else self._newest
 
     @property
     def candidate(self) -> Snapshot | None:
@@ -185,16 +184,24 @@ class ServedCatalogue:
         else:
             self._wishes = wishes
         self._wishes_known = True
+        if stored is None:
+            stored = await self._newest_of_history()
         if self._newest is None:
             self._stored = stored
-        elif stored is not None:
-            os.close(stored.descriptor)
 
-    def _take_stored(self) -> Publication | None:
-        stored, self._stored = self._stored, None
-        if stored is not None:
-            os.close(stored.descriptor)
-        return stored
+    async def _newest_of_history(self) -> Snapshot | None:
+        """The catalogue that was published last, from the history: where the last-known-good file is not usable."""
+        for entry in self.disk.entries[:_HISTORY_TRIED]:
+            try:
+                found = await self.disk.load_version(entry.version_hash, self._signer)
+            except StoreError as error:
+                log.error(
+                    "History of catalogues not usable in part", error=str(error), remedy="check SNAPSHOT_DIR/history"
+                )
+                continue
+            if found is not None:
+                return found
+        return None
 
     async def restore(self) -> bool:
         """Publish the stored snapshot, or the pinned one, if nothing is served yet and there is a sound one.
@@ -207,12 +214,10 @@ class ServedCatalogue:
         await asyncio.shield(self.recall())
         await self._find_pinned()
         async with self._lock:
-            stored = self._stored
-            if self._serves() or (stored is None and self._pinned is None):
+            if self._serves() or (self._stored is None and self._pinned is None):
                 return False
-            if stored is not None:
-                self._newest = stored.snapshot
-                self._take_stored()
+            self._newest, self._stored = self.newest, None
+            self._state.newest_version = None if self._newest is None else self._newest.version_hash
             await self._settle()
             if self.served is None:
                 return False
@@ -280,7 +285,7 @@ class ServedCatalogue:
                 builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
             )
             footer = built.footer
-            if self._newest is not None and _same(self._newest, footer.version_hash, footer.key_id):
+            if self._newest is not None and _same(self._newest, footer):
                 self._release_held("the table has the served content again")
                 return await self._settle()
             publication = await self._background.run(to_shared_memory, built)
@@ -303,6 +308,7 @@ class ServedCatalogue:
             self.newest,
             held=rows_held,
             held_before=self._wishes.rows_held,
+            now=asyncio.get_running_loop().time(),
             excused=self.knows,
         )
         if judgement is not None:
@@ -320,20 +326,10 @@ class ServedCatalogue:
         self._state.held = HeldCatalogue(version, reason, text, judgement.names, candidate.count, since)
         raise Held(self._state.held)
 
-    async def reconsider(self, elapsed: Callable[[], float]) -> bool:
-        """What is held, and the table has not changed: publish it where it is accepted by now.
-
-        Returns:
-            Whether anything was published.
-
-        Raises:
-            Held: where it still waits.
-        """
-        if self._candidate is None or self._state.held is None:
-            return False
-        if not self.wishes().accepts(self._candidate.version_hash):
+    def still_held(self) -> None:
+        """Raise `Held` where a catalogue waits: the table has not changed."""
+        if self._state.held is not None:
             raise Held(self._state.held)
-        return await self._release(elapsed)
 
     async def accept(self, version: str) -> None:
         """Publish what is held, which has the hash ``version``. The caller has checked that."""
@@ -341,10 +337,11 @@ class ServedCatalogue:
         self._commanded = True
         # Published first, noted on disk afterwards: a disk that hangs must not hold it up.
         self._wishes = self._wishes.accept(version)
-        if not await self._release(lambda: asyncio.get_running_loop().time() - started):
+        if not await self.release(lambda: asyncio.get_running_loop().time() - started):
             await self._change(self._wishes)
 
-    async def _release(self, elapsed: Callable[[], float]) -> bool:
+    async def release(self, elapsed: Callable[[], float]) -> bool:
+        """Publish what is held, where it is accepted by now. Returns whether it was published."""
         async with self._lock:
             candidate = self._candidate
             if candidate is None or not self.wishes().accepts(candidate.version_hash):
@@ -371,7 +368,7 @@ class ServedCatalogue:
         served_before = self.served
         self._newest = snapshot
         self._state.newest_version = version
-        self._take_stored()
+        self._stored = None
         self._note_version(version)
         self._release_held("it was accepted" if accepted else "another version passed")
         self._show_pin()
@@ -397,7 +394,8 @@ class ServedCatalogue:
         if wishes != self._wishes and self._wishes_known:
             await self._change(wishes)
         if advance.published:
-            await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+            counts = await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+            self._state.note_changes(snapshot.version_hash, counts)
         else:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
         return advance.published
@@ -421,15 +419,23 @@ class ServedCatalogue:
     async def store_again(self) -> None:
         """Store what could not be stored before."""
         await self.disk.save_wishes_again()
-        current = self._publisher.current
-        if self._state.store_error is None or self._newest is None or current is None:
+        newest = self._newest
+        if newest is None:
             return
-        if current.snapshot.version_hash == self._newest.version_hash:
-            await self.disk.save(current, self._signer)
+        not_in_history = self.disk.lacks(newest.version_hash)
+        if self._state.store_error is None and not not_in_history:
             return
-        again = await self._background.run(published_again, self._newest, self._signer, self._newest.generation)
+        async with self._lock:
+            current = self._publisher.current
+            if current is not None and current.snapshot.version_hash == newest.version_hash:
+                again = Publication(current.snapshot, os.dup(current.descriptor))
+            else:
+                again = await self._background.run(published_again, newest, self._signer, newest.generation)
         try:
-            await self.disk.save(again, self._signer)
+            if not_in_history:
+                self.disk.add(again, self._signer, self._spare())
+            if self._state.store_error is not None:
+                await self.disk.save(again, self._signer)
         finally:
             os.close(again.descriptor)
 
@@ -454,13 +460,18 @@ class ServedCatalogue:
         Returns:
             Why that would not survive a restart; None where it does.
         """
+        self._commanded = True
+        self._wishes = self._wishes.pin(pin)
+        if pinned is not None:
+            self._pinned = pinned
+        self._log_pin(pin)
+        await self._find_pinned()  # one of the policy file may count now
         async with self._lock:
-            self._commanded = True
-            self._wishes = self._wishes.pin(pin)
-            if pinned is not None:
-                self._pinned = pinned
-            self._log_pin(pin)
             await self._settle()
+            current = self._publisher.current
+            if pin is not None and current is not None:
+                # Once more, in case it was about to be removed from the history: the pin must survive a restart.
+                self.disk.add(current, self._signer, self._spare())
         return await self._change(self._wishes)
 
     def _log_pin(self, pin: Pin | None) -> None:
@@ -572,8 +583,16 @@ class ServedCatalogue:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._expiring = asyncio.get_running_loop().create_task(self.follow())
+        self._expiring = asyncio.get_running_loop().create_task(self._expire())
+
+    async def _expire(self) -> bool:
+        try:
+            return await self.follow()
+        except Exception:  # the next cycle does it
+            log.exception("Unexpected failure at the end of a pin")
+            return False
 
 
-def _same(snapshot: Snapshot, version_hash: bytes, key_id: bytes) -> bool:
-    return (snapshot.footer.version_hash, snapshot.footer.key_id) == (version_hash, key_id)
+def _same(snapshot: Snapshot, footer: Footer) -> bool:
+    """Whether every answer would be the same octets. The version hash leaves out ids and signatures."""
+    return (snapshot.footer.content_digest, snapshot.footer.key_id) == (footer.content_digest, footer.key_id)

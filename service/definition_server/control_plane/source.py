@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from definition_server.catalog.definition import Row
@@ -18,12 +19,22 @@ class SourceError(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What is not read, so that no table takes more memory than there is."""
+
+    definition: int = 4 * 1024 * 1024
+    """Octets of the texts of a row. A larger row is not fetched; it comes with the fault ``too_large``."""
+    catalogue: int = 2**31 - 1
+    """Octets of the snapshot of all others. Where it would be larger, no row is fetched, and the cycle fails."""
+
+
 class Reading(Protocol):
     """One consistent view of the source: the fingerprint and the rows are of the same moment."""
 
     fingerprint: str
-    """Differs from an earlier one if any row was inserted, updated or deleted in between. It may also differ without
-    such a change. It is compared, never interpreted."""
+    """Differs from an earlier one if anything that would be served has changed in between. It may also differ without
+    such a change; where the source cannot know, it always does. It is compared, never interpreted."""
 
     def batches(self) -> AsyncIterator[list[Row]]:
         """All rows, in batches, in no particular order. May be called once.

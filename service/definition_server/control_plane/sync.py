@@ -8,6 +8,7 @@ they have, the log says what failed and when the next attempt is, and the next c
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -86,6 +87,7 @@ class Synchronizer:
         gate: Gate | None = None,
         limits: Thresholds = DEFAULTS,
         allow_empty: bool = False,
+        full_read_interval: float = math.inf,
         clock: Callable[[], float] = time.time,
         background: Background | None = None,
         disk: OnDisk = on_disk,
@@ -102,6 +104,7 @@ class Synchronizer:
             gate: Judges rows. None: every row that can be carried is served.
             limits: How much of the catalogue may change at once.
             allow_empty: An emptied table is served.
+            full_read_interval: Seconds after which the table is read although no change was found.
             clock: Seconds since the epoch.
             background: The thread for CPU-heavy work.
             disk: Runs what blocks on a disk.
@@ -113,7 +116,12 @@ class Synchronizer:
         self._clock = clock
         self._background = background or Background()
         self.state = SyncState()
-        self._reader = TableReader(source, self._background, on_change=None if gate is None else gate.prepare)
+        self._reader = TableReader(
+            source,
+            self._background,
+            on_change=None if gate is None else gate.prepare,
+            full_read_interval=full_read_interval,
+        )
         self.catalogue = ServedCatalogue(
             publisher,
             self._background,
@@ -198,12 +206,13 @@ class Synchronizer:
             catalogue.recall()
         else:
             await catalogue.follow(sign_again=False)
+        released = await catalogue.release(elapsed)
         signer = self._signer
         table = await self._reader.read(signer, serving=catalogue.served is not None, unconditional=unconditional)
         if table is None:
             await catalogue.store_again()
-            published = await catalogue.reconsider(elapsed)
-            return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+            catalogue.still_held()
+            return Outcome.PUBLISHED if released else Outcome.UNCHANGED
         self.state.findings = table.builder.findings
         if self.observer is not None:
             self.observer.change_read()
@@ -215,7 +224,7 @@ class Synchronizer:
             self._dealt_with(table, signer)
             raise
         self._dealt_with(table, signer)
-        return Outcome.PUBLISHED if published else Outcome.UNCHANGED
+        return Outcome.PUBLISHED if published or released else Outcome.UNCHANGED
 
     def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
         # Where the signing key was rotated meanwhile, the next cycle must not find the table unchanged.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from definition_server.catalog.validation import Findings
 from definition_server.observability.reasons import Reason
+
+MOST_CHANGES = 100
 
 
 class Outcome(StrEnum):
@@ -47,6 +50,14 @@ class PinState:
     """Whether the version is not known here, so that another one is served."""
 
 
+class ChangeCounts(NamedTuple):
+    """How many commands a publication has changed."""
+
+    added: int
+    removed: int
+    changed: int
+
+
 @dataclass(slots=True)
 class SyncState:
     """The result of the cycles so far; times are seconds since the epoch."""
@@ -70,5 +81,14 @@ class SyncState:
     pin: PinState | None = None
     newest_version: str | None = None
     """The newest catalogue that passed the guard. It is not what is served while a pin counts."""
+    changes: dict[str, ChangeCounts] = field(default_factory=dict)
+    """Version → what its last publication has changed, of the last `MOST_CHANGES` since the start."""
     history_entries: int = 0
     """Catalogues that are kept in the history."""
+
+    def note_changes(self, version_hash: str, counts: ChangeCounts) -> None:
+        """``version_hash`` was published."""
+        self.changes.pop(version_hash, None)
+        self.changes[version_hash] = counts
+        while len(self.changes) > MOST_CHANGES:
+            del self.changes[next(iter(self.changes))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,23 +20,40 @@ class ReadTable:
 
     builder: SnapshotBuilder
     fingerprint: str
+    begun: float
+    """When the reading began, in seconds of the loop's clock."""
 
 
 class TableReader:
-    """Reads a source where its fingerprint is another one than that of the last reading that was dealt with."""
+    """Reads a source where its fingerprint is another one than that of the last reading that was dealt with, and where
+    that reading is long ago."""
 
     def __init__(
-        self, source: DefinitionSource, background: Background, *, on_change: Callable[[], None] | None = None
+        self,
+        source: DefinitionSource,
+        background: Background,
+        *,
+        on_change: Callable[[], None] | None = None,
+        full_read_interval: float = math.inf,
     ) -> None:
-        """``on_change`` is called when rows are about to be read."""
+        """
+        Args:
+            source: Has the rows.
+            background: The thread that encodes them.
+            on_change: Called when rows are about to be read.
+            full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
+        """
         self._on_change = on_change
         self._source = source
         self._background = background
+        self._full_read_interval = full_read_interval
         self._fingerprint: str | None = None
+        self._read_at = -math.inf
 
     def remember(self, table: ReadTable) -> None:
         """``table`` was dealt with: it is not read again until it changes."""
         self._fingerprint = table.fingerprint
+        self._read_at = table.begun
 
     def forget(self) -> None:
         """Read the table in the next cycle, changed or not."""
@@ -51,15 +70,17 @@ class TableReader:
         Raises:
             SourceError: where the source cannot be read.
         """
+        begun = asyncio.get_running_loop().time()
+        due = unconditional or begun - self._read_at >= self._full_read_interval
         async with self._source.read() as reading:
-            if reading.fingerprint == self._fingerprint and not unconditional:
+            if reading.fingerprint == self._fingerprint and not due:
                 return None
             if self._on_change is not None:
                 self._on_change()
             builder = SnapshotBuilder(signer)
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)
-            return ReadTable(builder, reading.fingerprint)
+            return ReadTable(builder, reading.fingerprint, begun)
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""

@@ -7,8 +7,8 @@ free pages in the midst, too.
 
 While it works it holds the heap's lock: 0.1 to 0.2 ms for each MB that it returns, measured at 8 to 12 ms for 90 MB. So
 it is called only where the process has grown by `NOTABLE_GROWTH`, grows no more and is mostly idle, not more often than
-every `INTERVAL_SECONDS`, and from a thread: the event loop waits only if it asks that heap for a block meanwhile.
-(Python serves objects of up to 512 octets from memory of its own.)
+every `INTERVAL_SECONDS` (less often where that returned little), and from a thread: the event loop waits only if it
+asks that heap for a block meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
 
 A lower ``M_MMAP_THRESHOLD`` would return the blocks one by one and at once, but costs two system calls and page faults
 for each: a fifth of the calls under an attack with wrong keys.
@@ -26,9 +26,12 @@ from contextlib import suppress
 from math import inf
 
 NOTABLE_GROWTH = 16 * 1024 * 1024
-"""Octets of resident memory above what the process had after the last time, or at its start."""
+"""Octets of resident memory above the least that the process has had."""
 INTERVAL_SECONDS = 5.0
 """Between two calls, at least."""
+LONGEST_INTERVAL_SECONDS = 600.0
+"""Where a call returned little, because the memory is in use, the interval doubles up to this."""
+_LITTLE = 4 * 1024 * 1024
 CHECK_SECONDS = 1.0
 """Between two checks at the resident memory: 5 µs each."""
 _IDLE_SHARE = 0.5
@@ -50,11 +53,12 @@ class FreedMemory:
         """
         self._resident = resident
         self._give_back = give_back
-        self._level = self._last = 0
-        """Octets: above which growth counts, and at the last check."""
+        self._least = self._last = 0
+        """Octets: the least so far, and at the last check."""
         self._checked_at: float | None = None
         self._cpu_seconds = 0.0
         self._next_at = -inf
+        self._interval = INTERVAL_SECONDS
 
     def check(self, now: float, cpu_seconds: float) -> bool:
         """To be called every `CHECK_SECONDS`. Returns whether memory is given back.
@@ -66,18 +70,21 @@ class FreedMemory:
         resident, before = self._resident(), self._last
         checked_at, used = self._checked_at, cpu_seconds - self._cpu_seconds
         self._last, self._checked_at, self._cpu_seconds = resident, now, cpu_seconds
-        self._level = resident if checked_at is None else min(self._level, resident)
-        if checked_at is None or now < self._next_at or resident < self._level + NOTABLE_GROWTH:
+        self._least = resident if checked_at is None else min(self._least, resident)
+        if checked_at is None or now < self._next_at or resident < self._least + NOTABLE_GROWTH:
             return False
         if used >= _IDLE_SHARE * (now - checked_at) or resident >= before + _STILL:
             return False
-        self._next_at = now + INTERVAL_SECONDS
+        self._next_at = now + self._interval
         self._give_back(self._given_back)
         return True
 
     def _given_back(self) -> None:
-        """What is resident now is in use."""
-        self._level = self._resident()
+        """From any thread: see how much it was."""
+        if self._last - self._resident() < _LITTLE:
+            self._interval = min(2 * self._interval, LONGEST_INTERVAL_SECONDS)
+        else:
+            self._interval = INTERVAL_SECONDS
 
 
 def freed_memory() -> FreedMemory | None:

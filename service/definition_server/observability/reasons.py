@@ -23,6 +23,7 @@ class Reason(StrEnum):
     COLUMN_MISSING = "column_missing"
     TABLE_LOCKED = "table_locked"
     PERMISSION_DENIED = "permission_denied"
+    ROWS_HIDDEN = "rows_hidden"
     TABLE_EMPTY = "table_empty"
     CATALOGUE_SHRUNK = "catalogue_shrunk"
     CATALOGUE_GROWN = "catalogue_grown"

@@ -185,7 +185,9 @@ class Served(_message.Message):
     unchanged: _builtins.bool
     """Whether it was served already, so that nothing was published. In answers to Accept, Pin and Unpin only."""
     note: _builtins.str
-    """Why this would not survive a restart. In answers to Pin and Unpin only."""
+    """What the operator should know: why this would not survive a restart, or why it is not served yet. In answers to
+    Accept, Pin and Unpin only.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was built."""
@@ -449,7 +451,7 @@ class Version(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def changes(self) -> Global___Changes:
-        """Compared with the version before it in the history. Not set on the oldest."""
+        """What its publication has changed in what was served. Not set where that was before the start of the server."""
 
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:

@@ -137,11 +137,12 @@ def reads_by_page() -> None:
         while True:
             await connection.rollback()
             cursor = postgres._raw(connection.cursor(binary=True))
-            await cursor.execute(f"{postgres.ROWS_SQL} ORDER BY name LIMIT 500 OFFSET {start}")  # type: ignore[arg-type]
+            statement = self.plan.rows_sql(0, self._limits.definition)
+            await cursor.execute(f"{statement} ORDER BY name LIMIT 500 OFFSET {start}")  # type: ignore[arg-type]
             rows = await cursor.fetchall()
             if not rows:
                 return
-            yield [Row._make(row) for row in rows]
+            yield [self.plan.row(row, too_large=False) for row in rows]
             start += len(rows)
             await asyncio.sleep(0.1)
 

@@ -60,6 +60,7 @@ def test_get_through_a_pipe_has_no_colours_even_where_they_are_forced(server: Se
 def test_get_json_is_one_object_with_the_code_as_text(server: Server) -> None:
     server.engine.add("plus")
     assert json.loads(server.run(client.get, "plus", "--json").stdout) == {
+        "id": None,
         "name": "plus",
         "type": "function",
         "interface": [{"item": "x", "type": "var"}],

@@ -175,6 +175,20 @@ def test_one_definition_as_json_holds_the_package_where_it_is_signed(tmp_path: P
     assert signer.unpack(base64.b64decode(value["code"])) == CODE
 
 
+def test_id_and_bytecode_are_shown_where_they_are_served(tmp_path: Path) -> None:
+    row = Row(7, b"plus", None, None, b"pass", b"\0bytecode", 3)
+    path = stored(tmp_path, built([row]).to_bytes())
+    value = json.loads(inspect(path, "--name", "plus", "--json").stdout)
+    assert (value["id"], base64.b64decode(value["avbc_code"]), value["avbc_version"]) == (7, b"\0bytecode", 3)
+    shown = inspect(path, "--name", "plus").stdout
+    assert re.search(r"id: +7\n", shown)
+    assert re.search(r"bytecode: +9 bytes, version 3\n", shown)
+    path = stored(tmp_path, built([row._replace(id=None, avbc_code=None)]).to_bytes())
+    value = json.loads(inspect(path, "--name", "plus", "--json").stdout)
+    assert value["id"] is None
+    assert not {"avbc_code", "avbc_version"} & value.keys()
+
+
 def test_an_unknown_name_exits_3(file: Path) -> None:
     result = inspect(file, "--name", "nope")
     assert result.exit_code == 3

@@ -253,7 +253,7 @@ async def test_the_database_s_name_is_not_waited_for_longer_than_the_connect_tim
         with pytest.raises(SourceError, match="name service"):
             async with source.read():
                 pass
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20, "the name service never answers"
     finally:
         deaf.released.set()
 

@@ -413,3 +413,63 @@ async def test_the_state_counts_the_outcomes_of_cycles(bench: Bench) -> None:
     bench.clock.advance(60)
     await bench.cycle()
     assert (state.last_success, state.last_error) == (bench.clock.now, None)
+
+
+# -- reading without a change of the fingerprint -----------------------------------------------------------------------
+
+
+async def test_an_unconditional_cycle_reads_a_table_whose_fingerprint_is_the_same() -> None:
+    source, publisher = FakeSource(row("if", "pass")), Publisher()
+    synchronizer = Synchronizer(source, publisher)
+    try:
+        await synchronizer.cycle(lambda _: 1.0)
+        source.rows = (row("if", "changed"),)
+        assert await synchronizer.cycle(lambda _: 1.0) is Outcome.UNCHANGED
+        assert source.rows_given == 1
+        assert await synchronizer.cycle(lambda _: 1.0, unconditional=True) is Outcome.PUBLISHED
+        assert await synchronizer.cycle(lambda _: 1.0, unconditional=True) is Outcome.UNCHANGED
+    finally:
+        synchronizer.close()
+        publisher.close()
+
+
+async def test_the_table_is_read_when_the_last_reading_is_as_old_as_the_setting_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, late = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + late)
+    source, publisher = FakeSource(row("if", "pass")), Publisher()
+    synchronizer = Synchronizer(source, publisher, full_read_interval=3600)
+    try:
+        await synchronizer.cycle(lambda _: 1.0)
+        source.rows = (row("if", "changed"),)
+        late = 3500
+        assert await synchronizer.cycle(lambda _: 1.0) is Outcome.UNCHANGED
+        late = 3700
+        assert await synchronizer.cycle(lambda _: 1.0) is Outcome.PUBLISHED
+        assert await synchronizer.cycle(lambda _: 1.0) is Outcome.UNCHANGED
+        assert source.rows_given == 2
+    finally:
+        synchronizer.close()
+        publisher.close()
+
+
+async def test_rows_that_differ_only_in_their_ids_are_published() -> None:
+    source, publisher = FakeSource(row("if", id=1)), Publisher()
+    synchronizer = Synchronizer(source, publisher)
+    try:
+        await synchronizer.cycle(lambda _: 1.0)
+        before = publisher.current
+        source.replace(row("if", id=2))
+        assert await synchronizer.cycle(lambda _: 1.0) is Outcome.PUBLISHED
+        after = publisher.current
+        assert before is not None
+        assert after is not None
+        assert before.snapshot.version_hash == after.snapshot.version_hash
+        definition = after.snapshot.get("if")
+        assert definition is not None
+        assert definition.internal_id == 2
+    finally:
+        synchronizer.close()
+        publisher.close()

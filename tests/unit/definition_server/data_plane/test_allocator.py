@@ -62,10 +62,22 @@ def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
     assert not any(process.check(busy=0.6) for _ in range(100))
 
 
-def test_memory_that_is_in_use_is_asked_for_only_once(process: Process) -> None:
+def test_memory_that_is_in_use_is_asked_for_at_growing_intervals(process: Process) -> None:
     process.resident += 90 * MB
     process.in_use = process.resident
-    assert sum(process.check() for _ in range(1000)) == 1
+    assert sum(process.check() for _ in range(600)) <= 8
+    assert sum(process.check() for _ in range(6000)) <= 11
+
+
+def test_memory_that_is_freed_after_a_call_in_vain_is_given_back(process: Process) -> None:
+    process.resident += 90 * MB
+    process.in_use = process.resident
+    for _ in range(3):
+        process.check()
+    process.in_use = 40 * MB
+    for _ in range(12):
+        process.check()
+    assert process.resident == process.in_use
 
 
 def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: Process) -> None:

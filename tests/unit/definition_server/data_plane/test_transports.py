@@ -305,6 +305,25 @@ async def test_a_bug_is_logged_and_its_text_is_not_sent(
     assert line["exc_info"]
 
 
+class ExecuteBatchError(Exception):
+    """C-core's, by name: grpcio does not export it."""
+
+
+async def test_grpcios_traceback_for_a_client_that_left_is_not_logged_and_others_are(
+    serve: Serve, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if transport != "grpcio":
+        pytest.skip("native does not use grpcio's server")
+    await serve()
+    of_grpcio = logging.getLogger("grpc._cython.cygrpc")
+    for error in (ExecuteBatchError("Failed"), ValueError("a bug")):
+        try:
+            raise error
+        except (ExecuteBatchError, ValueError):
+            of_grpcio.exception("Unexpected [%s] raised by servicer method", type(error).__name__)
+    assert [record.getMessage() for record in caplog.records] == ["Unexpected [ValueError] raised by servicer method"]
+
+
 async def test_another_method_is_unimplemented(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:

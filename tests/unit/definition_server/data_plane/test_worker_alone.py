@@ -30,7 +30,7 @@ from definition_server.ipc.channel import Channel
 from definition_server.ipc.memory import create_sealed
 from definition_server.ipc.stats import StatsPage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_transport]
 
 KEY = "the key"
 CONFIGURE = messages.Configure(

@@ -252,7 +252,7 @@ def test_a_huge_answer_does_not_delay_other_connections(running: ServerThread) -
             ended.set()
 
     thread = threading.Thread(target=devour)
-    slowest, asked = 0.0, 0
+    slowest, asked, since = 0.0, 0, time.perf_counter()
     with RawClient(running.port) as client:
         thread.start()
         while not ended.is_set() and asked < 5000:
@@ -268,10 +268,11 @@ def test_a_huge_answer_does_not_delay_other_connections(running: ServerThread) -
                 client.read()
             slowest = max(slowest, time.perf_counter() - began)
             asked += 1
+        lasted = time.perf_counter() - since
         thread.join(SECONDS)
     assert ended.is_set()
     assert asked > 10
-    assert slowest < 1.0
+    assert slowest < lasted / 2
 
 
 @pytest.mark.parametrize("loop", LOOPS)

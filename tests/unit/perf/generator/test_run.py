@@ -23,6 +23,7 @@ from perf.generator.scenarios import Scenario
 from perf.targets.catalogue import Catalogue
 from perf.targets.processes import children
 from perf.targets.target import KEY, Target, Worker, free_port, self_signed, worker
+from tests.support.families import sample
 from tests.support.hdr import HdrHistogram
 
 from definition_server.catalog.snapshot import Snapshot
@@ -249,14 +250,14 @@ def test_a_server_that_sends_nothing_makes_the_run_invalid(catalogue: Catalogue,
         assert "within 0.3 s" in spoilt(run(target, catalogue, kind=kind, patience=0.3))
 
 
-@pytest.mark.parametrize("kind", ["closed", "open", "sync"])
+@pytest.mark.parametrize("kind", sample(["open", "closed", "sync"]))
 def test_a_server_that_dies_during_the_run_makes_it_invalid(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
     pid = mortal.target.pid
     made = run(mortal.target, catalogue, kind=kind, rate=1000.0, measuring=lambda: os.kill(pid, signal.SIGKILL))
     assert "native died" in spoilt(made)
 
 
-@pytest.mark.parametrize("kind", ["closed", "open", "sync"])
+@pytest.mark.parametrize("kind", sample(["closed", "open", "sync"]))
 def test_a_server_that_stops_during_the_run_makes_it_invalid(mortal: Worker, catalogue: Catalogue, kind: str) -> None:
     pid = mortal.target.pid
     try:

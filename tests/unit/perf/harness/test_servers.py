@@ -36,6 +36,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.thorough  # ten workers
 def test_every_worker_of_the_self_test_starts_and_none_is_left(catalogue: Catalogue) -> None:
     with Servers(catalogue, others=selftest.starters()) as servers:
         targets = [servers.target(name) for name in selftest.starters()]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 from perf.harness import slowed
-from perf.harness.slowed import ONE_IN, busy, delayed
+from perf.harness.slowed import ONE_IN, busy, delayed, held
 
 from grpc_h2 import Http2Protocol
 
@@ -42,11 +42,11 @@ class Loop:
     """The method of the event loop that a delayed connection uses."""
 
     def __init__(self) -> None:
-        self.later: list[tuple[float, Any, Any]] = []
+        self.later: list[tuple[Any, ...]] = []
 
-    def call_later(self, seconds: float, what: Any, argument: Any) -> None:
+    def call_later(self, seconds: float, what: Any, *arguments: Any) -> None:
         """Note it."""
-        self.later.append((seconds, what, argument))
+        self.later.append((seconds, what, *arguments))
 
 
 class Connection:
@@ -94,6 +94,23 @@ def test_a_connection_that_closes_during_the_delay_receives_nothing() -> None:
     assert only.octets == b""
 
 
+def test_held_batches_wait_equally_long_and_keep_their_order_whichever_timer_is_called_first() -> None:
+    loop = Loop()
+    first, second = Connection(loop), Connection(loop)
+    slow = cast(Any, held(receive))
+    slow(first, b"one, ")
+    slow(second, b"another")
+    slow(first, b"two")
+    assert [seconds for seconds, *_ in loop.later] == [slowed.HELD_SECONDS] * 3
+    assert first.octets == second.octets == b""
+    loop.later[2][1]()
+    assert (first.octets, second.octets) == (b"one, ", b"")
+    second.closing = True
+    loop.later[0][1]()
+    loop.later[1][1]()
+    assert (first.octets, second.octets) == (b"one, two", b"")
+
+
 def test_an_unknown_injection_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert slowed.main(["sabotage"]) == 2
-    assert "busy, twice, delay, none" in capsys.readouterr().err
+    assert "busy, twice, delay, held, none" in capsys.readouterr().err

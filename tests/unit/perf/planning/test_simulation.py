@@ -125,6 +125,7 @@ def test_an_impossible_fleet_is_refused(wrong: dict[str, float]) -> None:
         replace(FLEET, **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough  # six seconds of simulation
 def test_the_page_holds_the_tables_of_the_simulation() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert rewritten(page, tables(*costs())) == page, "run `python -m perf simulate --docs docs/capacity.md`"

@@ -1,0 +1,227 @@
+"""Drills of publication: whatever is written to the table, a client that takes a catalogue whole or not at all, as the
+AVAP language server does, refreshes. Each drill is also played on a server without the protection, where it must fail.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.conftest import StartServer
+from tests.support.client import Client
+from tests.support.polling import until
+from tests.support.server import ServerProcess
+from tests.support.table import Table
+
+COMMANDS = 40
+INTERVAL = 0.3
+LATE_SECONDS = 30.0
+
+pytestmark = pytest.mark.any_transport
+
+UNGATED = {"GATE_CODE": "off", "GATE_INTERFACE": "off"}
+UNGUARDED = {"GUARD_MAX_REMOVED_PERCENT": "100", "GUARD_MAX_GROWTH_PERCENT": "1000000"}
+
+
+class StrictClient(threading.Thread):
+    """Refreshes all the time: every definition is compiled and parsed in one ``try``."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port = port
+        self._ends = threading.Event()
+        self.catalogue: dict[str, str] = {}
+        """Name → code, of the last refresh that succeeded."""
+        self.refreshes = 0
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        """Refresh until `stop`."""
+        with Client(self._port) as client:
+            while not self._ends.wait(0.05):
+                try:
+                    commands = client.sync().commands
+                    for command in commands:
+                        compile(command.code, command.name, "exec")
+                        if not isinstance(json.loads(command.interface_json), list):
+                            raise TypeError(f"{command.name}: no list")
+                    self.catalogue = {command.name: command.code.decode() for command in commands}
+                    self.refreshes += 1
+                except (SyntaxError, ValueError, TypeError, grpc.RpcError) as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ends.set()
+        self.join(30)
+
+
+@contextmanager
+def strict_client(server: ServerProcess) -> Iterator[StrictClient]:
+    client = StrictClient(server.port)
+    client.start()
+    try:
+        until(lambda: client.refreshes > 2, server.tail)
+        yield client
+    finally:
+        client.stop()
+
+
+@pytest.fixture
+def filled(table: Table) -> Table:
+    table.add_commands(COMMANDS)
+    return table
+
+
+@pytest.fixture
+def usual_settings(tmp_path: Path) -> dict[str, str]:
+    return {"SYNC_INTERVAL_SECONDS": str(INTERVAL), "SNAPSHOT_DIR": str(tmp_path), "WORKERS": "2"}
+
+
+def update(table: Table, number: int, code: str) -> None:
+    table.run("UPDATE obex_dapl_functions SET code = %s WHERE name = %s", (code, f"command{number}"))
+
+
+def poison(table: Table) -> None:
+    """One row that does not compile, one whose interface does not parse, and two good changes."""
+    table.run(
+        "UPDATE obex_dapl_functions SET code = CASE name WHEN 'command0' THEN 'if' WHEN 'command1' THEN code "
+        "ELSE 'x = 1' END, interface = CASE name WHEN 'command1' THEN '{not json' ELSE interface END "
+        "WHERE name IN ('command0', 'command1', 'command2', 'command3')"
+    )
+
+
+def test_a_poisoned_row_stops_no_refresh_and_the_others_advance(filled: Table, start_server: StartServer) -> None:
+    server = start_server(filled.url).wait_ready()
+    with strict_client(server) as client:
+        good = client.catalogue
+        poison(filled)
+        until(lambda: client.catalogue["command3"] == "x = 1", server.tail, seconds=LATE_SECONDS)
+        assert client.catalogue["command2"] == "x = 1"
+        assert client.catalogue["command0"] == good["command0"]
+        assert client.catalogue["command1"] == good["command1"]
+        assert sum(server.metric("avap_rows_held", reason=why) for why in ("code_invalid", "interface_invalid")) == 2
+        update(filled, 0, "x = 2")
+        until(lambda: client.catalogue["command0"] == "x = 2", server.tail, seconds=LATE_SECONDS)
+    assert client.failures == []
+
+
+def test_without_the_gate_a_poisoned_row_stops_every_refresh(filled: Table, start_server: StartServer) -> None:
+    server = start_server(filled.url, **UNGATED).wait_ready()
+    with strict_client(server) as client:
+        poison(filled)
+        until(lambda: len(client.failures) > 2, server.tail, seconds=LATE_SECONDS)
+        assert client.catalogue["command3"] != "x = 1"
+
+
+def delete_most(table: Table) -> None:
+    table.run("DELETE FROM obex_dapl_functions WHERE name <> 'command0'")
+
+
+def double(table: Table) -> None:
+    """Each row once more under another name, and large: over 1 MiB more."""
+    table.run(
+        "INSERT INTO obex_dapl_functions (name, type, interface, code) "
+        "SELECT name || '_copy', type, interface, '#' || repeat('x', 60000) FROM obex_dapl_functions"
+    )
+
+
+@pytest.mark.parametrize("accident", [delete_most, double], ids=["mass_delete", "doubled_table"])
+def test_an_accident_is_held_and_the_client_keeps_the_whole_catalogue(
+    filled: Table, start_server: StartServer, accident: object
+) -> None:
+    assert callable(accident)
+    server = start_server(filled.url).wait_ready()
+    with strict_client(server) as client:
+        before = client.catalogue
+        accident(filled)
+        server.wait_log("Catalogue held")
+        refreshes = client.refreshes
+        until(lambda: client.refreshes > refreshes + 5, server.tail, seconds=LATE_SECONDS)
+        assert client.catalogue == before
+        until(lambda: server.metric("avap_fresh") == 0, server.tail)
+        assert server.statusz()["ready"]
+        with Client(server.port) as probe:
+            until(lambda: probe.health("avap.freshness") == "NOT_SERVING", server.tail)
+            assert probe.health() == "SERVING"
+        filled.run("TRUNCATE obex_dapl_functions")
+        filled.add_commands(COMMANDS)
+        until(lambda: server.metric("avap_fresh") == 1, server.tail, seconds=LATE_SECONDS)
+        kinds = [event["kind"] for event in server.statusz()["events"]]
+        assert kinds[:2] == ["catalogue_released", "catalogue_held"]
+    assert client.failures == []
+    assert client.catalogue == before
+
+
+@pytest.mark.parametrize(
+    ("accident", "left"), [(delete_most, 1), (double, 2 * COMMANDS)], ids=["mass_delete", "doubled_table"]
+)
+def test_without_the_guard_an_accident_reaches_the_client(
+    filled: Table, start_server: StartServer, accident: object, left: int
+) -> None:
+    assert callable(accident)
+    server = start_server(filled.url, **UNGUARDED).wait_ready()
+    with strict_client(server) as client:
+        accident(filled)
+        until(lambda: len(client.catalogue) == left, server.tail, seconds=LATE_SECONDS)
+
+
+def version_of(server: ServerProcess) -> str:
+    return str(server.statusz()["catalog"]["version_hash"])
+
+
+def mount(directory: Path, number: int, text: str) -> Path:
+    """A policy file as the kubelet mounts it: a link to a directory, which is replaced by renaming another link."""
+    content = directory / f"data{number}"
+    content.mkdir(parents=True)
+    (content / "policy.toml").write_text(text)
+    link = directory / "new"
+    link.symlink_to(content)
+    link.rename(directory / "current")
+    path = directory / "policy.toml"
+    if not path.is_symlink():
+        path.symlink_to(Path("current") / "policy.toml")
+    return path
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["as_it_is", "where_no_policy_is_read"])
+def test_a_pin_by_a_policy_that_is_swapped_by_symlink_holds_under_load(
+    filled: Table, start_server: StartServer, tmp_path: Path, declared: bool
+) -> None:
+    policy = mount(tmp_path / "policy", 0, "")
+    settings = {"PUBLICATION_POLICY": str(policy)} if declared else {}
+    server = start_server(filled.url, **settings).wait_ready()
+    with strict_client(server) as client:
+        first, good = version_of(server), client.catalogue
+        update(filled, 5, "x = 1")
+        until(lambda: client.catalogue["command5"] == "x = 1", server.tail, seconds=LATE_SECONDS)
+        mount(tmp_path / "policy", 1, f'[pin]\nversion = "{first}"\n')
+        if not declared:
+            update(filled, 6, "x = 6")
+            until(lambda: client.catalogue["command6"] == "x = 6", server.tail, seconds=LATE_SECONDS)
+            return
+        until(lambda: client.catalogue == good, server.tail, seconds=LATE_SECONDS)
+        update(filled, 6, "x = 6")
+        server.wait_log("Catalogue waits for the end of the pin")
+        assert client.catalogue == good
+        mount(tmp_path / "policy", 2, "")
+        until(lambda: client.catalogue["command6"] == "x = 6", server.tail, seconds=LATE_SECONDS)
+        assert client.catalogue["command5"] == "x = 1"
+    assert client.failures == []
+
+
+def test_each_change_has_one_measured_delay_of_at_least_an_interval(filled: Table, start_server: StartServer) -> None:
+    server = start_server(filled.url).wait_ready()
+    with strict_client(server) as client:
+        for number in range(8):
+            update(filled, 7, f"x = {number}")
+            until(lambda number=number: client.catalogue["command7"] == f"x = {number}", server.tail)  # type: ignore[misc]
+            until(lambda number=number: sum(server.statusz()["propagation"]["counts"]) == number + 1, server.tail)  # type: ignore[misc]
+            measured = server.statusz()["propagation"]["last_seconds"]
+            assert measured >= INTERVAL * 0.9
+    assert client.failures == []

@@ -1,0 +1,133 @@
+"""The guard holds what looks like an accident, and lets a change of a few rows pass whatever its share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tests.support.snapshots import opened, published, row
+
+from definition_server.catalog.guard import (
+    FEW_COMMANDS,
+    SMALL_GROWTH,
+    Concern,
+    Contents,
+    Judgement,
+    Thresholds,
+    judge,
+)
+from definition_server.catalog.signing import OVERHEAD, Signer
+
+
+def names(*numbers: int) -> frozenset[bytes]:
+    return frozenset(b"c%03d" % number for number in numbers)
+
+
+def contents(count: int, octets: int = 1000, *, version: str = "", first: int = 0) -> Contents:
+    return Contents(version or f"{first} to {count}", names(*range(first, first + count)), octets)
+
+
+def concern(judgement: Judgement | None) -> Concern | None:
+    return None if judgement is None else judgement.concern
+
+
+@pytest.mark.parametrize(
+    ("before", "left", "held"),
+    [
+        (189, 189, False),
+        (189, 152, False),  # 37 of 189: 19.6 %
+        (189, 151, True),  # 38: 20.1 %
+        (189, 1, True),
+        (10, 5, False),  # half of them, and only five
+        (6, 1, False),
+        (7, 1, True),
+        (30, 24, False),  # 6 of 30: exactly 20 %
+        (29, 23, True),
+    ],
+)
+def test_more_than_a_fifth_and_more_than_five_commands_may_not_vanish(before: int, left: int, held: bool) -> None:
+    judgement = judge(contents(left), contents(before))
+    assert concern(judgement) == (Concern.SHRUNK if held else None)
+
+
+def test_a_held_catalogue_names_up_to_ten_commands_and_the_threshold() -> None:
+    judgement = judge(contents(1), contents(189))
+    assert judgement is not None
+    assert judgement.names == tuple(f"c{number:03}" for number in range(1, 11))
+    assert "188 of 189" in judgement.text
+    assert "GUARD_MAX_REMOVED_PERCENT" in judgement.text
+
+
+def test_a_rename_of_everything_is_held_because_the_old_names_vanish() -> None:
+    assert concern(judge(contents(100, first=500), contents(100))) is Concern.SHRUNK
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "held"),
+    [
+        (1000, 1000 + SMALL_GROWTH, False),
+        (1000, 1001 + SMALL_GROWTH, True),
+        (4 << 20, 8 << 20, False),
+        (4 << 20, (8 << 20) + 1, True),
+        (8 << 20, 1000, False),
+    ],
+)
+def test_octets_may_double_and_always_grow_by_a_mebibyte(before: int, after: int, held: bool) -> None:
+    judgement = judge(contents(10, after, version="b"), contents(10, before, version="a"))
+    assert concern(judgement) == (Concern.GROWN if held else None)
+
+
+@pytest.mark.parametrize(
+    ("rows_held", "before", "held"),
+    [(20, 0, False), (21, 0, True), (21, 16, False), (21, 15, True), (90, 90, False)],
+)
+def test_rows_that_were_held_before_do_not_hold_the_next_change(rows_held: int, before: int, held: bool) -> None:
+    judgement = judge(
+        contents(100, version="b"), contents(100, version="a"), held=names(*range(rows_held)), held_before=before
+    )
+    assert concern(judgement) == (Concern.ROWS_HELD if held else None)
+
+
+def test_few_held_rows_of_a_small_table_are_no_concern() -> None:
+    small = contents(6, version="b")
+    assert judge(small, contents(6, version="a"), held=names(*range(FEW_COMMANDS))) is None
+
+
+def test_the_same_content_passes_whatever_is_held_and_however_large_it_is() -> None:
+    same = Contents("v", names(1), 1)
+    assert judge(Contents("v", names(1), 100 << 20), same, held=names(*range(100))) is None
+
+
+def test_the_first_catalogue_passes_and_an_empty_one_never() -> None:
+    assert judge(contents(5), None) is None
+    assert concern(judge(contents(0), None)) is Concern.EMPTIED
+    assert concern(judge(contents(0), contents(1))) is Concern.EMPTIED
+
+
+def test_losses_in_small_steps_add_up_against_the_baseline_and_a_few_rows_never_do() -> None:
+    start, second = contents(100), contents(82)
+    assert judge(contents(67), second) is None
+    assert concern(judge(contents(67), second, start)) is Concern.SHRUNK
+    assert judge(contents(77), second, start) is None, "five rows"
+
+
+def test_growth_in_steps_adds_up_against_the_baseline() -> None:
+    start, second = contents(10, 4 << 20, version="a"), contents(10, 7 << 20, version="b")
+    third = contents(10, 9 << 20, version="c")
+    assert judge(third, second) is None
+    assert concern(judge(third, second, start)) is Concern.GROWN
+
+
+def test_thresholds_are_settings_and_100_percent_never_holds_a_loss() -> None:
+    assert judge(contents(1), contents(189), limits=Thresholds(removed_percent=100)) is None
+    assert concern(judge(contents(88), contents(100), limits=Thresholds(removed_percent=10))) is Concern.SHRUNK
+
+
+def test_signatures_are_no_content() -> None:
+    rows = [row(f"c{number}", "x") for number in range(20)]
+    plain, signed = opened(*rows), published(*rows, signer=Signer("key"))
+    os.close(signed.descriptor)
+    bare, with_packages = Contents.of(plain), Contents.of(signed.snapshot)
+    assert (bare.version, bare.names) == (with_packages.version, with_packages.names)
+    assert len(signed.snapshot.body) - len(plain.body) > 20 * OVERHEAD // 2
+    assert with_packages.octets - bare.octets <= 20 * 2, "nothing but longer length fields"

@@ -1,0 +1,79 @@
+"""The rows of a catalogue, and the text that PostgreSQL reads them from. (tests/integration/test_export.py runs it.)"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.support.snapshots import opened
+
+from definition_server.catalog import wire
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.catalog.restore_sql import RestoreError, TableRow, literal, row_of, script
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
+
+
+def rows_of(*rows: Row, signer: Signer | None = None) -> list[TableRow]:
+    builder = SnapshotBuilder(signer)
+    builder.add(rows)
+    snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
+    return [row_of(message) for message in snapshot.messages()]
+
+
+@pytest.mark.parametrize("signer", [None, Signer("key"), Signer("key", 2)], ids=["unsigned", "version 1", "version 2"])
+def test_a_row_comes_back_as_it_was_signed_or_not(signer: Signer | None) -> None:
+    code = "print('é')\r\n\\".encode()
+    [row] = rows_of(Row(7, b"if", b"control", b'[{"item":  1.50}]', code), signer=signer)
+    assert row == TableRow(7, "if", "control", '[{"item":  1.50}]', code.decode())
+
+
+@pytest.mark.parametrize(("given", "known"), [(1, 1), (2**31 - 1, 2**31 - 1), (-5, -5), (2**40, None), (0, None)])
+def test_an_id_that_the_contract_carries_comes_back(given: int, known: int | None) -> None:
+    [row] = rows_of(Row(given, b"if", b"t", b"[]", b"pass"))
+    assert row.id == known
+
+
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("", "''"),
+        ("plain", "'plain'"),
+        ("it's", "'it''s'"),
+        ("a\nb\tc", "'a\nb\tc'"),
+        ("\\", r"E'\\'"),
+        ("\r\n", "E'\\r\n'"),
+        ("\x01'\x7f", r"E'\x01''\x7f'"),
+        ("$$ 😀", "'$$ 😀'"),
+    ],
+)
+def test_a_literal(text: str, sql: str) -> None:
+    assert literal(text) == sql
+
+
+@pytest.mark.parametrize("code", [b"\xff", b"a\0b"])
+def test_what_no_text_column_holds_is_refused_by_name(code: bytes) -> None:
+    message = wire.field(1, b"if") + wire.field(4, code)
+    with pytest.raises(RestoreError, match="'if'"):
+        row_of(memoryview(message))
+
+
+def test_the_script_is_one_transaction_in_pieces_of_bounded_size() -> None:
+    rows = [TableRow(number, f"n{number}", "t", "[]", "x" * 1000) for number in range(500)]
+    pieces = list(script(rows, version_hash="ab" * 32))
+    assert max(map(len, pieces)) < 70_000
+    text = "".join(pieces)
+    assert re.findall(r"^(BEGIN|COMMIT);$", text, re.MULTILINE) == ["BEGIN", "COMMIT"]
+    assert text.endswith("COMMIT;\n")
+    assert "ab" * 32 in text
+    assert "-- 500 rows." in text
+
+
+def test_a_version_hash_from_a_server_is_no_sql() -> None:
+    text = "".join(script([], version_hash="ab\n; DROP TABLE x; --"))
+    assert "DROP TABLE" not in text
+
+
+def test_a_catalogue_without_commands_empties_the_table() -> None:
+    assert "DELETE FROM" in "".join(script([], version_hash=opened("if").version_hash))

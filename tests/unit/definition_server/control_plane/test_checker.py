@@ -1,0 +1,232 @@
+"""The checker: hostile sources end it and nothing else, its answers are not trusted, it runs only when needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from tests.support.leftovers import nothing_left
+from tests.support.loop import eventually
+
+from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, READY, Flaw
+from definition_server.control_plane import checker as module
+from definition_server.control_plane.checker import CannotCheck, Checker, Content, Judgement
+from definition_server.control_plane.checker_process import HEADER
+
+EVERYTHING = MODULE | INTERFACE
+GOOD = Content(EVERYTHING, b"good", b"[]", b"x = 1")
+BAD = Judgement(Flaw.CODE)
+FINE = Judgement(Flaw.NONE)
+
+
+def content(code: bytes, interface: bytes = b"[]", checks: int = EVERYTHING) -> Content:
+    return Content(checks, b"name", interface, code)
+
+
+@pytest.fixture
+async def checker() -> AsyncIterator[Checker]:
+    with nothing_left():
+        checker = Checker()
+        yield checker
+        await checker.close()
+
+
+async def test_rows_are_judged_in_order(checker: Checker) -> None:
+    rows = [GOOD, content(b"if"), content(b"", b"{}"), content(b"if", b"["), content(b"", b"[NaN]"), GOOD]
+    judged = [each.flaws for each in await checker.check(rows)]
+    assert judged == [
+        Flaw.NONE, Flaw.CODE, Flaw.INTERFACE, Flaw.CODE | Flaw.INTERFACE, Flaw.NOT_STRICT_JSON, Flaw.NONE,
+    ]  # fmt: skip
+    assert await checker.check([]) == []
+    assert checker.started == 1
+
+
+async def test_thousands_of_rows_and_large_ones_are_judged(checker: Checker) -> None:
+    rows = [content(b"x = %d" % number if number % 7 else b"if") for number in range(2000)]
+    rows[100:100] = [content(b"# " + b"x" * 3_000_000 + b"\nif"), content(b"# " + b"x" * 3_000_000)]
+    assert [each.flaws for each in await checker.check(rows)] == [
+        Flaw.CODE if row.code.endswith(b"if") else Flaw.NONE for row in rows
+    ]
+
+
+HOSTILE = {
+    "10,000 brackets": b"[" * 10_000 + b"]" * 10_000,
+    "100,000 signs": b"-" * 100_000 + b"1",
+    "100,000 lambdas": b"lambda:" * 100_000 + b"1",
+    "20,000 branches": b"if a:\n pass\n" + b"elif a:\n pass\n" * 20_000,
+    "10,000,000 digits": b"x = " + b"1" * 10**7,
+    "a null byte": b"x = 1\0",
+    "an unknown coding": b"# -*- coding: nosuch -*-\nx = 1",
+    "a long sum": b"1+" * 200_000 + b"1",
+}
+
+
+@pytest.mark.parametrize("code", HOSTILE.values(), ids=HOSTILE)
+async def test_a_hostile_source_is_refused_and_the_rows_beside_it_are_judged(checker: Checker, code: bytes) -> None:
+    assert await checker.check([GOOD, content(code), content(b"if"), GOOD]) == [FINE, BAD, BAD, FINE]
+
+
+@pytest.mark.thorough
+async def test_a_list_that_would_take_gigabytes_is_refused(checker: Checker) -> None:
+    assert await checker.check([content(b"x = [" + b"1," * 2_000_000 + b"]"), GOOD]) == [BAD, FINE]
+
+
+@pytest.mark.parametrize("code", [b"x = 1 << 10**9", b"x = 'a' * 10**9", b"x = '\\d'", b"1 is 1", b"@a\ndef f(): pass"])
+async def test_a_source_that_is_only_odd_passes(
+    checker: Checker, code: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert await checker.check([content(code)]) == [FINE]
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_a_row_is_judged_anew_where_the_rows_before_it_may_have_filled_the_memory(checker: Checker) -> None:
+    await checker.check([GOOD])
+    assert await checker.check([content(b"-" * 100_000 + b"1")]) == [BAD]
+    assert checker.started == 2
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://secret")
+    await checker.check([GOOD])
+    checker.lower_priority()
+    process = Path(f"/proc/{checker.pid}")
+    assert os.getpriority(os.PRIO_PROCESS, checker.pid or 0) > os.getpriority(os.PRIO_PROCESS, 0)
+    status = (process / "status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    limits = (process / "limits").read_text()
+    assert "Max address space         536870912" in limits
+    assert "Max processes             0 " in limits
+    if os.geteuid() == 0:
+        assert b"secret" not in (process / "environ").read_bytes()
+        targets = {str(each.readlink()) for each in (process / "fd").iterdir()}
+        assert len([each for each in targets if each.startswith("socket:")]) == 1
+        assert {each for each in targets if not each.startswith("socket:")} == {"/dev/null"}
+
+
+async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
+    with nothing_left():
+        checker = Checker(idle_seconds=0.05)
+        assert checker.pid is None
+        assert await checker.check([GOOD]) == [FINE]
+        pid = checker.pid
+        assert pid is not None
+        await eventually(lambda: not Path(f"/proc/{pid}").exists(), "the process has ended")
+        assert checker.pid is None
+        assert await checker.check([GOOD]) == [FINE]
+        await checker.close()
+
+
+async def test_one_that_was_killed_is_replaced(checker: Checker) -> None:
+    await checker.prepare()
+    os.kill(checker.pid or 0, 9)
+    assert await checker.check([GOOD, content(b"if")]) == [FINE, BAD]
+
+
+async def test_a_cancelled_check_leaves_a_checker_that_answers_right(checker: Checker) -> None:
+    task = asyncio.create_task(checker.check([content(b"x = 1\n" * 50_000)] * 20))
+    await checker.prepare()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await checker.check([content(b"if"), GOOD]) == [BAD, FINE]
+
+
+# -- one that is not to be trusted -------------------------------------------------------------------------------------
+
+
+def program(body: str) -> Callable[[int, str], list[str]]:
+    """A checker that runs ``body`` after its start. ``rows()`` yields the code of each row, ``end`` is its socket."""
+    text = f"""
+import os, signal, socket, struct, sys, time
+end = socket.socket(fileno=int(sys.argv[1]))
+stream = end.makefile("rb")
+def rows():
+    while header := stream.read({HEADER.size}):
+        yield [stream.read(length) for length in struct.unpack({HEADER.format!r}, header)[1:]][2]
+def good(): end.sendall(b"@")
+end.sendall({READY!r})
+{body}
+"""
+    return lambda descriptor, _: [sys.executable, "-I", "-S", "-c", text, str(descriptor)]
+
+
+BROKEN = {
+    "it ends": "for code in rows():\n  if code == b'bad': sys.exit()\n  good()",
+    "it crashes": "for code in rows():\n  if code == b'bad': os.kill(os.getpid(), signal.SIGSEGV)\n  good()",
+    "it is killed": "for code in rows():\n  if code == b'bad': os.kill(os.getpid(), signal.SIGKILL)\n  good()",
+    "it answers what is no answer": "for code in rows():\n  end.sendall(b'\\xff') if code == b'bad' else good()",
+    "it hangs": "for code in rows():\n  if code == b'bad': time.sleep(60)\n  good()",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_a_row_that_ends_the_checker_is_refused_and_no_other(body: str) -> None:
+    with nothing_left():
+        checker = Checker(program=program(body), wall_per_cpu_second=0.5)
+        judged = await checker.check([GOOD, content(b"bad"), GOOD, content(b"bad")])
+        assert [each.flaws for each in judged] == [Flaw.NONE, Flaw.CODE, Flaw.NONE, Flaw.CODE]
+        assert checker.started > 1
+        await checker.close()
+
+
+async def test_a_death_that_the_row_may_not_have_caused_is_not_remembered() -> None:
+    with nothing_left():
+        checker = Checker(program=program(BROKEN["it is killed"]))
+        assert await checker.check([content(b"bad")]) == [Judgement(Flaw.CODE, lasting=False)]
+        await checker.close()
+        checker = Checker(program=program(BROKEN["it crashes"]))
+        assert await checker.check([content(b"bad")]) == [Judgement(Flaw.CODE, lasting=True)]
+        await checker.close()
+
+
+async def test_answers_that_nobody_asked_for_are_not_taken_for_later_ones() -> None:
+    with nothing_left():
+        checker = Checker(program=program("for code in rows():\n  end.sendall(b'@' * 9)"))
+        judged = await checker.check([GOOD])
+        assert len(judged) == 1
+        await checker.check([GOOD, GOOD])
+        assert checker.started > 1
+        await checker.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda *_: ["/does/not/exist"],
+        lambda *_: [sys.executable, "-c", "raise SystemExit(1)"],
+        lambda descriptor, _: [sys.executable, "-I", "-c", f"import os; os.write({descriptor}, b'hello')"],
+    ],
+    ids=["no program", "it ends at once", "it answers something else"],
+)
+async def test_where_none_can_be_started_that_is_said(start: Callable[[int, str], list[str]]) -> None:
+    with nothing_left():
+        checker = Checker(program=start)
+        await checker.prepare()
+        with pytest.raises(CannotCheck, match="checker process"):
+            await checker.check([GOOD])
+        await checker.close()
+
+
+async def test_a_start_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.1)
+    with nothing_left():
+        checker = Checker(program=lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+        started = time.monotonic()
+        with pytest.raises(CannotCheck):
+            await checker.check([GOOD])
+        await checker.close()
+        assert time.monotonic() - started < 20
+
+
+async def test_a_top_level_return_is_judged_as_the_setting_says(checker: Checker) -> None:
+    rows = [content(b"return 1", checks=FUNCTION), content(b"return 1"), content(b"if", checks=0)]
+    assert [each.flaws for each in await checker.check(rows)] == [Flaw.NONE, Flaw.CODE, Flaw.NONE]

@@ -1,0 +1,188 @@
+"""The history keeps the last catalogues, skips and names what is damaged or somebody else's, and removes the oldest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.support.fakes import FakeClock
+from tests.support.snapshots import published, row
+
+from definition_server.catalog.signing import Signer
+from definition_server.control_plane.history import History
+from definition_server.control_plane.store import NotOurs, StoreError
+
+KEY = Signer("key")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def history(tmp_path: Path, clock: FakeClock) -> History:
+    return History(tmp_path, 3, clock)
+
+
+def keep(history: History, code: str, clock: FakeClock, *spare: str, signer: Signer | None = None) -> str:
+    """Keep a catalogue with ``code``, a second after the one before. Returns its version."""
+    clock.advance(1)
+    publication = published(row("if", code), created_at=clock.now - 100, signer=signer)
+    try:
+        history.add(publication.descriptor, publication.snapshot.version_hash, signer, spare)
+    finally:
+        os.close(publication.descriptor)
+    return publication.snapshot.version_hash
+
+
+def versions(history: History) -> list[str]:
+    return [entry.version_hash for entry in history.entries()]
+
+
+def path_of(history: History, version: str) -> Path:
+    return history.directory / f"{version}.avapsnap"
+
+
+def test_without_a_directory_there_is_nothing(history: History) -> None:
+    assert history.entries() == []
+    assert history.load("ab" * 32, None) is None
+
+
+def test_what_was_kept_is_listed_newest_first_and_loaded_whole(history: History, clock: FakeClock) -> None:
+    first, second = keep(history, "1", clock), keep(history, "2", clock)
+    entries = history.entries()
+    assert [entry.version_hash for entry in entries] == [second, first]
+    assert (entries[0].definitions, entries[0].published_at) == (1, clock.now)
+    assert entries[0].created_at == clock.now - 100
+    assert entries[0].bytes == path_of(history, second).stat().st_size
+    loaded = history.load(first, None)
+    assert loaded is not None
+    os.close(loaded[1])
+    definition = loaded[0].get("if")
+    assert definition is not None
+    assert definition.code == b"1"
+    assert path_of(history, first).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_oldest_are_removed_and_those_to_spare_never(history: History, clock: FakeClock) -> None:
+    first, second = keep(history, "1", clock), keep(history, "2", clock)
+    kept = [keep(history, str(number), clock, first) for number in range(3, 7)]
+    assert versions(history) == [*reversed(kept[1:]), first]
+    assert second not in versions(history)
+
+
+def test_what_is_published_again_is_the_newest_and_kept_once(history: History, clock: FakeClock) -> None:
+    first, second = keep(history, "1", clock), keep(history, "2", clock)
+    assert keep(history, "1", clock) == first
+    assert versions(history) == [first, second]
+
+
+def test_nothing_is_kept_where_none_is_to_be(tmp_path: Path, clock: FakeClock) -> None:
+    history = History(tmp_path, 0, clock)
+    keep(history, "1", clock)
+    assert list(tmp_path.iterdir()) == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_footer(path: Path) -> None:
+    octets = bytearray(path.read_bytes())
+    octets[-50] ^= 1
+    path.write_bytes(octets)
+
+
+def make_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    target = path.with_name("target")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+FAULTS = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": truncate,
+    "footer": flip_footer,
+    "no snapshot": lambda path: path.write_bytes(b"x" * 5000),
+    "writable by others": lambda path: path.chmod(0o666),
+    "fifo": make_fifo,
+    "link": make_link,
+    "directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_damaged_or_foreign_file_is_skipped_and_named_and_the_others_stay(
+    history: History, clock: FakeClock, fault: object
+) -> None:
+    good, bad = keep(history, "1", clock), keep(history, "2", clock)
+    fault(path_of(history, bad))  # type: ignore[operator]
+    assert versions(history) == [good]
+    (problem,) = history.take_problems()
+    assert str(path_of(history, bad)) in problem
+    assert history.take_problems() == []
+    with pytest.raises(StoreError):
+        history.load(bad, None)
+
+
+def test_a_damaged_body_is_found_when_it_is_loaded(history: History, clock: FakeClock) -> None:
+    version = keep(history, "1", clock)
+    path = path_of(history, version)
+    octets = bytearray(path.read_bytes())
+    octets[10] ^= 1
+    path.write_bytes(octets)
+    with pytest.raises(StoreError, match="content checksum"):
+        history.load(version, None)
+
+
+def test_a_file_under_the_name_of_another_version_is_not_used(history: History, clock: FakeClock) -> None:
+    version = keep(history, "1", clock)
+    other = "ab" * 32
+    path_of(history, version).rename(path_of(history, other))
+    assert versions(history) == []
+    assert version in history.take_problems()[0]
+    with pytest.raises(StoreError, match=version):
+        history.load(other, None)
+
+
+@pytest.mark.parametrize("signer", [None, Signer("another key")], ids=["not signed", "another key"])
+def test_with_a_key_only_a_file_with_our_mac_is_loaded(
+    history: History, clock: FakeClock, signer: Signer | None
+) -> None:
+    version = keep(history, "1", clock, signer=signer)
+    with pytest.raises(NotOurs, match="MAC"):
+        history.load(version, KEY)
+    version = keep(history, "1", clock, signer=KEY)
+    loaded = history.load(version, KEY)
+    assert loaded is not None
+    os.close(loaded[1])
+
+
+def test_other_files_are_left_alone_and_the_rests_of_a_killed_writer_removed(
+    history: History, clock: FakeClock
+) -> None:
+    keep(history, "1", clock)
+    for name in ("notes.txt", "old.tmp", "new.tmp", "x.avapsnap"):
+        (history.directory / name).touch()
+        os.utime(history.directory / name, (clock.now, clock.now))
+    os.utime(history.directory / "old.tmp", (clock.now - 4000, clock.now - 4000))
+    version = keep(history, "2", clock)
+    assert version in versions(history)
+    left = {path.name for path in history.directory.iterdir() if len(path.name) < 20}
+    assert left == {"notes.txt", "new.tmp", "x.avapsnap"}
+
+
+def test_a_directory_that_cannot_be_read_or_written_is_an_error(tmp_path: Path, clock: FakeClock) -> None:
+    (tmp_path / "history").touch()
+    history = History(tmp_path, 3, clock)
+    with pytest.raises(StoreError, match="cannot read"):
+        history.entries()
+    with pytest.raises(StoreError, match="cannot write"):
+        keep(history, "1", clock)

@@ -1,0 +1,184 @@
+"""The gate in the sync cycle: bad rows never reach clients, a first start waits a limited time, cycles always go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from tests.support.fakes import FakeClock, FakeSource
+from tests.support.gate import CheckerHere, refresh
+from tests.support.leftovers import nothing_left
+from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.loop import eventually
+from tests.support.snapshots import row
+
+from definition_server.catalog.content_check import Flaw
+from definition_server.catalog.gate import Gate
+from definition_server.control_plane.checker import Judgement
+from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.row_gate import RowGate
+from definition_server.control_plane.sync import Synchronizer
+from definition_server.control_plane.sync_state import Outcome
+
+HELD = "Commands are held at their last good version"
+
+
+class Bench:
+    """A synchronizer with a gate whose checker is this process."""
+
+    def __init__(self, *, first_rows: int = 500) -> None:
+        self.source = FakeSource(row("if"), row("else"))
+        self.publisher = Publisher()
+        self.checker = CheckerHere()
+        self.gate = RowGate(Gate(), self.checker, clock=FakeClock(), first_seconds=0, first_rows=first_rows)
+        self.synchronizer = Synchronizer(self.source, self.publisher, gate=self.gate)
+        self.read_again = 0
+        self.gate.on_bad_rows_served(self._read_again)
+
+    def _read_again(self) -> None:
+        self.read_again += 1
+        self.synchronizer.read_again()
+
+    async def cycle(self) -> Outcome:
+        return await self.synchronizer.cycle(lambda _: 1.0)
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Name → code, as a strict client takes it."""
+        assert self.publisher.current is not None
+        return refresh(self.publisher.current.snapshot)
+
+    async def close(self) -> None:
+        await self.gate.close()
+        self.synchronizer.close()
+        self.publisher.close()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    with nothing_left():
+        bench = Bench()
+        yield bench
+        await bench.close()
+
+
+@pytest.fixture
+def logs() -> Iterator[LogLines]:
+    with captured_logs() as lines:
+        yield lines
+
+
+async def test_a_bad_row_is_held_while_others_advance_in_the_same_cycle(bench: Bench, logs: LogLines) -> None:
+    await bench.cycle()
+    bench.source.replace(row("if", "while"), row("else", "new = 1"))
+    assert await bench.cycle() is Outcome.PUBLISHED
+    assert bench.codes == {"if": "pass", "else": "new = 1"}
+    (line,) = logged(logs, HELD, log_level="warning")
+    assert (line["count"], line["held"], line["commands"][0]["name"]) == (1, 1, "if")
+    assert [held.name for held in bench.gate.held] == ["if"]
+    assert bench.synchronizer.state.findings.held == {"code_invalid": 1}
+
+
+async def test_a_bad_row_alone_changes_nothing_and_is_reported_once(bench: Bench, logs: LogLines) -> None:
+    await bench.cycle()
+    bench.source.replace(row("if", "while"), row("else"))
+    assert await bench.cycle() is Outcome.UNCHANGED
+    bench.source.touch()
+    assert await bench.cycle() is Outcome.UNCHANGED
+    assert len(logged(logs, HELD)) == 1
+    bench.source.replace(row("if", "mended = 1"), row("else"))
+    assert await bench.cycle() is Outcome.PUBLISHED
+    assert bench.codes["if"] == "mended = 1"
+    assert logged(logs, "Commands are no longer held")[0]["names"] == ("if",)
+
+
+async def test_at_most_ten_commands_are_named(bench: Bench, logs: LogLines) -> None:
+    rows = [row(f"c{n}") for n in range(100)]
+    bench.source.replace(*rows)
+    await bench.cycle()
+    bench.source.replace(*(row(f"c{n}", "if") for n in range(12)), *rows[12:])
+    await bench.cycle()
+    (line,) = logged(logs, HELD)
+    assert (line["count"], len(line["commands"])) == (12, 10)
+
+
+async def test_unchanged_rows_are_not_judged_again(bench: Bench) -> None:
+    await bench.cycle()
+    assert len(bench.checker.judged) == 2
+    bench.source.replace(row("if", "new = 1"), row("else"))
+    await bench.cycle()
+    assert [content.code for content in bench.checker.judged[2:]] == [b"new = 1"]
+
+
+async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_serving(logs: LogLines) -> None:
+    with nothing_left():
+        bench = Bench(first_rows=64)
+        bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(300)), row("zz", "if"))
+        assert await bench.cycle() is Outcome.PUBLISHED
+        assert bench.publisher.current is not None
+        assert bench.publisher.current.snapshot.count == 301
+        assert bench.synchronizer.state.findings.unchecked > 0
+        await eventually(lambda: bench.read_again == 1, "the rest is judged")
+        assert bench.checker.low_priority
+        assert await bench.cycle() is Outcome.PUBLISHED
+        assert len(bench.codes) == 300
+        assert bench.gate.pending == bench.synchronizer.state.findings.unchecked == 0
+        assert logged(logs, "Rows that were served unchecked are checked")[0]["bad"] == 1
+        await bench.cycle()
+        assert bench.read_again == 1
+        await bench.close()
+
+
+async def test_rows_that_changed_before_the_rest_was_judged_are_judged_before_they_are_served() -> None:
+    with nothing_left():
+        bench = Bench(first_rows=64)
+        rows = [row(f"c{n}", f"x = {n}") for n in range(300)]
+        bench.source.replace(*rows)
+        await bench.cycle()
+        bench.source.replace(*rows[:-1], row("c299", "if"))
+        await bench.cycle()
+        assert bench.codes["c299"] == "x = 299"
+        await bench.close()
+
+
+async def test_without_a_checker_cycles_go_on_and_rows_are_judged_later(bench: Bench, logs: LogLines) -> None:
+    await bench.cycle()
+    bench.checker.refusal = "no process"
+    bench.source.replace(row("if", "while"), row("else", "new = 1"))
+    assert await bench.cycle() is Outcome.PUBLISHED
+    assert bench.synchronizer.state.findings.unchecked == 2
+    await bench.cycle()
+    assert len(logged(logs, "Rows cannot be checked; changed ones are served unchecked", log_level="error")) == 1
+    bench.checker.refusal = ""
+    await bench.cycle()
+    await eventually(lambda: bench.read_again == 1, "the rows are judged")
+    assert len(logged(logs, "Rows are checked again")) == 1
+    await bench.cycle()
+    assert bench.codes == {"else": "new = 1"}
+    assert bench.synchronizer.state.findings.unchecked == 0
+
+
+async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> None:
+    await bench.cycle()
+    bench.checker.judgements[b"slow = 1"] = Judgement(Flaw.CODE, lasting=False)
+    bench.source.replace(row("if", "slow = 1"), row("else"))
+    await bench.cycle()
+    assert bench.codes["if"] == "pass"
+    bench.checker.judgements.clear()
+    bench.source.touch()
+    await bench.cycle()
+    assert bench.codes["if"] == "slow = 1"
+
+
+async def test_a_cancelled_cycle_leaves_a_gate_that_works(bench: Bench) -> None:
+    await bench.cycle()
+    bench.source.replace(row("if", "while"), row("else", "new = 1"))
+    bench.source.answers.clear()
+    task = asyncio.create_task(bench.cycle())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    bench.source.answers.set()
+    await bench.cycle()
+    assert bench.codes == {"if": "pass", "else": "new = 1"}

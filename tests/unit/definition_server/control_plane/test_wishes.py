@@ -1,0 +1,135 @@
+"""Pins and accepted hashes: which counts, and what of them is found on disk again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from definition_server.control_plane.store import StoreError
+from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
+
+A, B = "a" * 64, "b" * 64
+NOW = 1000.0
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> WishesFile:
+    return WishesFile(tmp_path)
+
+
+# -- which counts ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_counts_where_nothing_was_asked_for() -> None:
+    merged = Wishes().merge(Policy(), NOW)
+    assert merged.pin is None
+    assert not merged.accepts(A)
+
+
+def test_a_pin_by_command_goes_before_one_of_the_policy_until_it_ends() -> None:
+    wishes, policy = Wishes(pinned=Pin(A, NOW + 1)), Policy(pin=Pin(B))
+    assert wishes.merge(policy, NOW).pin == Pin(A, NOW + 1, "command")
+    assert wishes.merge(policy, NOW + 1).pin == Pin(B, None, "policy")
+    assert wishes.merge(Policy(pin=Pin(B, NOW)), NOW + 1).pin is None
+
+
+def test_the_policy_may_shorten_a_hash_to_eight_digits_and_no_further() -> None:
+    assert Wishes().merge(Policy(accept=(A[:8],)), NOW).accepts(A)
+    assert not Wishes().merge(Policy(accept=(A[:7], "")), NOW).accepts(A)
+    assert not Wishes().merge(Policy(accept=(A[:8],)), NOW).accepts(B)
+
+
+def test_a_hash_that_is_used_up_is_accepted_no_more_and_very_many_are_not_kept() -> None:
+    wishes = Wishes().accept(A).accept(B).accept(A)
+    assert wishes.accepted == (B, A)
+    assert wishes.use_up(A).accepted == (B,)
+    for number in range(500):
+        wishes = wishes.accept(f"{number:064x}")
+    assert len(wishes.accepted) == 100
+    assert wishes.accepted[-1] == f"{499:064x}"
+
+
+# -- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(),
+        Wishes((A, B), Pin(A, 1234.5), 7),
+        Wishes(pinned=Pin(B)),
+    ],
+    ids=["none", "all", "without end"],
+)
+def test_wishes_are_read_as_they_were_written_by_their_owner_alone(file: WishesFile, wishes: Wishes) -> None:
+    file.write(wishes)
+    assert file.read() == wishes
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
+
+
+def test_no_file_is_no_wish(file: WishesFile) -> None:
+    assert file.read() == Wishes()
+
+
+DAMAGED = {
+    "empty": b"",
+    "cut": b'{"accept": [',
+    "not utf-8": b"\xff\xfe",
+    "a list": b"[]",
+    "no list": b'{"accept": 5}',
+    "no hash": b'{"accept": ["x"]}',
+    "not hex": json.dumps({"accept": ["g" * 64]}).encode(),
+    "pin is a text": b'{"accept": [], "pin": "x"}',
+    "pin without version": b'{"accept": [], "pin": {}}',
+    "until is a text": json.dumps({"accept": [], "pin": {"version": A, "until": "soon"}}).encode(),
+    "until is true": json.dumps({"accept": [], "pin": {"version": A, "until": True}}).encode(),
+    "until is NaN": b'{"accept": [], "pin": {"version": "' + A.encode() + b'", "until": NaN}}',
+    "until is endless": b'{"accept": [], "pin": {"version": "' + A.encode() + b'", "until": Infinity}}',
+    "rows below zero": b'{"accept": [], "rows_held": -1}',
+    "rows is true": b'{"accept": [], "rows_held": true}',
+    "nested": b"[" * 100_000,
+    "huge": b'{"accept": []}' + b" " * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("octets", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_said_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
+    file.path.write_bytes(octets)
+    file.path.chmod(0o600)
+    with pytest.raises(StoreError, match="damaged"):
+        file.read()
+    assert file.path.with_name("wishes.json.damaged").read_bytes() == octets
+    assert file.read() == Wishes()
+    file.write(Wishes((A,)))
+    assert file.read() == Wishes((A,))
+
+
+def test_a_file_that_others_may_write_does_not_count(file: WishesFile) -> None:
+    file.write(Wishes((A,)))
+    file.path.chmod(0o622)
+    with pytest.raises(StoreError, match="others may write"):
+        file.read()
+
+
+def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text(Wishes((A,)).to_json())
+    file.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="cannot read"):
+        file.read()
+
+
+def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write(Wishes((A,)))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StoreError, match="No space left"):
+            file.write(Wishes((B,)))
+    assert file.read() == Wishes((A,))
+    assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
