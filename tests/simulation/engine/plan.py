@@ -139,9 +139,24 @@ class _Drawing:
         if self.more.random() < 0.4:
             plan = self._timed(plan)
         if self.more.random() < 0.25:
-            streams = self.more.choice((1, 2, 4))
-            plan = replace(plan, limits=replace(plan.limits, max_concurrent_streams=streams), crowded=True)
+            plan = self._crowded(plan)
         return plan
+
+    def _crowded(self, plan: Plan) -> Plan:
+        """The plan with few streams, and with handlers that work on after their calls have ended."""
+        more = self.more
+        clients = tuple(
+            replace(
+                client,
+                calls=tuple(
+                    replace(call, linger=more.choice((0, 20_000, 50_000))) if call.handled else call
+                    for call in client.calls
+                ),
+            )
+            for client in plan.clients
+        )
+        limits = replace(plan.limits, max_concurrent_streams=more.choice((1, 2, 4)))
+        return replace(plan, limits=limits, clients=clients, crowded=True)
 
     def _timed(self, plan: Plan) -> Plan:
         """The plan with limits of time, calls whose bodies never come, and clients that rest."""

@@ -209,6 +209,12 @@ def test_a_worker_closes_the_descriptors_of_a_message_that_it_refuses() -> None:
         theirs.close()
 
 
+@pytest.mark.parametrize("number", [-1, 2**64])
+def test_a_number_beyond_64_bits_without_a_sign_is_refused(number: int) -> None:
+    with pytest.raises(MessageError, match="unsigned 64-bit"):
+        decode(encode(Publish(number, "a")), FROM_MASTER)
+
+
 def test_a_text_and_a_list_are_read_up_to_their_limits_and_refused_beyond() -> None:
     for message in (Publish(1, "a" * 4096), Keys(("a" * 64,) * 256)):
         assert decode(encode(message), FROM_MASTER) == message

@@ -248,3 +248,11 @@ def test_a_mapping_outlives_the_pages_descriptor_and_leaves_nothing() -> None:
 
 def test_a_child_inherits_the_page_only_if_it_is_passed(page: StatsPage) -> None:
     assert os.get_inheritable(page.descriptor) is False
+
+
+def test_a_worker_that_drains_is_read_as_accepting_no_more() -> None:
+    slot = unshared_slot()
+    slot.start_accepting()
+    assert slot.read().accepting
+    slot.stop_accepting()
+    assert not slot.read().accepting

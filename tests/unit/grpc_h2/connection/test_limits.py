@@ -60,3 +60,9 @@ def test_the_smallest_window_of_a_connection_needs_no_window_update():
     peer = Peer(limits=Limits(initial_window=65_535, connection_window=65_535))
     assert not [frame for frame in peer.replies.frames if frame.kind == WINDOW_UPDATE]
     peer.assert_alive()
+
+
+def test_the_size_of_a_request_s_header_list_is_limited_as_documented() -> None:
+    limits = Limits()
+    assert (limits.max_header_fields, limits.max_header_list) == (100, 16_384)
+    assert (limits.hard_header_fields, limits.hard_header_list) == (128, 131_072)
