@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -169,6 +170,98 @@ def test_without_the_guard_an_accident_reaches_the_client(
     with strict_client(server) as client:
         accident(filled)
         until(lambda: len(client.catalogue) == left, server.tail, seconds=LATE_SECONDS)
+
+
+# -- changes that no row shows -----------------------------------------------------------------------------------------
+
+BROKEN = str(Path(__file__).parent / "broken")
+
+
+def defect(name: str) -> dict[str, str]:
+    """The settings of a server with a defect of `broken/database_variants.py`."""
+    return {"PYTHONPATH": BROKEN, "PYTHON_DRILL_BROKEN": name}
+
+
+@contextmanager
+def reader(table: Table) -> Iterator[str]:
+    """A URL for a role that reads the table and owns nothing, so that policies apply to it."""
+    parts = urlsplit(table.url)
+    name = f"drill_reader_{parts.path[1:]}"
+    table.run(f"CREATE ROLE {name} LOGIN PASSWORD 'reader'; GRANT SELECT ON obex_dapl_functions TO {name}")
+    host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or ""
+    try:
+        yield parts._replace(netloc=f"{name}:reader@{host}").geturl()
+    finally:
+        table.run(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def hide_half(table: Table) -> None:
+    table.run("CREATE POLICY half ON obex_dapl_functions USING (id % 2 = 0)")
+    table.run("ALTER TABLE obex_dapl_functions ENABLE ROW LEVEL SECURITY")
+
+
+def test_rows_that_a_policy_hides_are_served_on(filled: Table, start_server: StartServer) -> None:
+    with reader(filled) as url:
+        server = start_server(url).wait_ready()
+        with strict_client(server) as client:
+            before = client.catalogue
+            hide_half(filled)
+            until(lambda: server.statusz()["sync"]["last_error"] == "rows_hidden", server.tail, seconds=LATE_SECONDS)
+            refreshes = client.refreshes
+            until(lambda: client.refreshes > refreshes + 5, server.tail, seconds=LATE_SECONDS)
+            assert client.catalogue == before
+            until(lambda: server.metric("avap_fresh") == 0, server.tail, seconds=LATE_SECONDS)
+            filled.run("ALTER TABLE obex_dapl_functions DISABLE ROW LEVEL SECURITY")
+            update(filled, 3, "x = 3")
+            until(lambda: client.catalogue["command3"] == "x = 3", server.tail, seconds=LATE_SECONDS)
+        assert client.failures == []
+
+
+def test_a_server_that_serves_what_policies_leave_loses_half_of_the_catalogue(
+    filled: Table, start_server: StartServer
+) -> None:
+    with reader(filled) as url:
+        server = start_server(url, **UNGUARDED, **defect("serves_what_policies_leave")).wait_ready()
+        with strict_client(server) as client:
+            hide_half(filled)
+            until(lambda: len(client.catalogue) == COMMANDS // 2, server.tail, seconds=LATE_SECONDS)
+
+
+PARTITIONS = """
+DROP TABLE obex_dapl_functions;
+CREATE TABLE obex_dapl_functions (id int, name text, type text, interface text, code text) PARTITION BY LIST (id);
+CREATE TABLE present PARTITION OF obex_dapl_functions FOR VALUES IN (1);
+CREATE TABLE next (LIKE present);
+WITH written AS (INSERT INTO present VALUES (1, 'if', 'function', '[]', 'x = 1'))
+INSERT INTO next VALUES (1, 'if', 'function', '[]', 'x = 2')
+"""
+"""Both rows are written by one statement: neither place nor transaction tells them apart."""
+
+SWAP = """
+BEGIN; ALTER TABLE obex_dapl_functions DETACH PARTITION present;
+ALTER TABLE obex_dapl_functions ATTACH PARTITION next FOR VALUES IN (1); COMMIT
+"""
+
+
+@pytest.mark.parametrize("variant", ["", "sees_rows_alone"], ids=["as_it_is", "where_rows_alone_are_checked"])
+def test_a_partition_that_takes_the_place_of_another_is_served(
+    table: Table, start_server: StartServer, variant: str
+) -> None:
+    table.run(PARTITIONS)
+    server = start_server(table.url, **(defect(variant) if variant else {})).wait_ready()
+    with strict_client(server) as client:
+        assert client.catalogue == {"if": "x = 1"}
+        table.run(SWAP)
+        if variant:
+            cycles = server.metric("avap_sync_cycles_total", outcome="unchanged")
+            until(lambda: server.metric("avap_sync_cycles_total", outcome="unchanged") > cycles + 3, server.tail)
+            assert client.catalogue == {"if": "x = 1"}
+        else:
+            until(lambda: client.catalogue == {"if": "x = 2"}, server.tail, seconds=LATE_SECONDS)
+    assert client.failures == []
+
+
+# -- pins --------------------------------------------------------------------------------------------------------------
 
 
 def version_of(server: ServerProcess) -> str:

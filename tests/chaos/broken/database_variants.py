@@ -9,7 +9,7 @@ from typing import Any
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.control_plane import postgres, sync
+from definition_server.control_plane import postgres, sync, table_reading
 from definition_server.control_plane.publisher import to_shared_memory
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync_state import Outcome
@@ -147,3 +147,20 @@ def reads_by_page() -> None:
             await asyncio.sleep(0.1)
 
     postgres._Reading.batches = pages  # type: ignore[method-assign]
+
+
+def serves_what_policies_leave() -> None:
+    """Reads the rows that row-level security shows, and takes them for all of them."""
+    postgres.SETTINGS_SQL = postgres.SETTINGS_SQL.replace("'row_security', 'off'", "'row_security', 'on'")  # type: ignore[misc]
+
+
+def sees_rows_alone() -> None:
+    """Checks for changes by the versions of rows, and not by the tables that they are in."""
+    table_reading._VERSIONS_SQL = table_reading._VERSIONS_SQL.replace("tableoid::bigint", "0")
+    row = postgres._Reading._row
+
+    async def without_state(self: postgres._Reading, statement: Any) -> tuple[Any, ...]:
+        found = await row(self, statement)
+        return (found[0], b"") if statement is postgres.SHAPE_SQL else found
+
+    postgres._Reading._row = without_state  # type: ignore[method-assign]
