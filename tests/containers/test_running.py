@@ -172,7 +172,7 @@ def test_the_memory_that_is_planned_is_enough(
     server = start(options=memory, WORKERS=str(plan["workers"]), SYNC_INTERVAL_SECONDS="0.2")
     server.wait_log("Serving", seconds=60)
     for number in range(3):
-        table.run("UPDATE obex_dapl_functions SET code = %s WHERE name = 'command0'", (f"new {number}",))
+        table.run("UPDATE obex_dapl_functions SET code = %s WHERE name = 'command0'", (f"new = {number}",))
         until(lambda: len(server.logged("Definitions Broadcasted")) >= number + 2, server.output)  # noqa: B023
     server.container.kill(signal.SIGUSR2)
     until(lambda: len(server.logged("Worker rolled")) == plan["workers"], server.output, seconds=60)

@@ -111,4 +111,6 @@ def command(descriptor: int, jail: str) -> list[str]:
         "import sys; sys.path.append(sys.argv.pop(1)); "
         "from definition_server.control_plane.checker_process import main; sys.exit(main(sys.argv[1:]))"
     )
-    return [sys.executable, "-I", "-S", "-W", "ignore", "-c", program, home, str(descriptor), jail]
+    # -I leaves out PYTHONPYCACHEPREFIX too, and without the bytecode that lies there a start takes three times as long.
+    cache = [] if sys.pycache_prefix is None else ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+    return [sys.executable, "-I", "-S", "-B", *cache, "-W", "ignore", "-c", program, home, str(descriptor), jail]

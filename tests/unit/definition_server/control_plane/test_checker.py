@@ -16,7 +16,7 @@ from tests.support.loop import eventually
 from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, READY, Flaw
 from definition_server.control_plane import checker as module
 from definition_server.control_plane.checker import CannotCheck, Checker, Content, Judgement
-from definition_server.control_plane.checker_process import HEADER
+from definition_server.control_plane.checker_process import HEADER, command
 
 EVERYTHING = MODULE | INTERFACE
 GOOD = Content(EVERYTHING, b"good", b"[]", b"x = 1")
@@ -230,3 +230,12 @@ async def test_a_start_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_top_level_return_is_judged_as_the_setting_says(checker: Checker) -> None:
     rows = [content(b"return 1", checks=FUNCTION), content(b"return 1"), content(b"if", checks=0)]
     assert [each.flaws for each in await checker.check(rows)] == [Flaw.NONE, Flaw.CODE, Flaw.NONE]
+
+
+@pytest.mark.parametrize(("prefix", "option"), [("/opt/bytecode", ["pycache_prefix=/opt/bytecode"]), (None, [])])
+def test_the_process_finds_bytecode_where_the_master_has_it(
+    monkeypatch: pytest.MonkeyPatch, prefix: str | None, option: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", prefix)
+    arguments = command(3, "auto")
+    assert [each for each in arguments if each.startswith("pycache_prefix")] == option
