@@ -161,9 +161,10 @@ UNSEEN: dict[str, tuple[str, str]] = {
     ),
     "a table of that name in a schema that is searched earlier": (
         "UPDATE obex_dapl_functions SET code = 'first'; "
-        "INSERT INTO obex_dapl_functions (name, code) VALUES ('if', 'first'); CREATE SCHEMA IF NOT EXISTS postgres",
-        "CREATE TABLE postgres.obex_dapl_functions (LIKE public.obex_dapl_functions); "
-        "INSERT INTO postgres.obex_dapl_functions (id, name, code) VALUES (1, 'if', 'changed')",
+        "INSERT INTO obex_dapl_functions (name, code) VALUES ('if', 'first'); "
+        "CREATE SCHEMA IF NOT EXISTS AUTHORIZATION CURRENT_USER",
+        'SET search_path TO "$user"; CREATE TABLE obex_dapl_functions (LIKE public.obex_dapl_functions); '
+        "INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'if', 'changed')",
     ),
 }  # fmt: skip
 

@@ -544,6 +544,8 @@ class ServedCatalogue:
                 instead_of=served.version_hash,
                 pinned=self._state.pin is not None,
             )
+        elif served is not None:
+            log.info("Served catalogue is signed again", version_hash=target.version_hash, generation=generation)
         if target is self._newest:
             self._newest = publication.snapshot
         self._publish(publication)

@@ -69,12 +69,13 @@ class Promises:
     def on_passed(self, snapshot: Snapshot) -> None:
         """``snapshot`` passed the guard."""
         version, content = snapshot.version_hash, content_of(snapshot)
-        if version not in self.passed and version not in self.accepted:
-            self._compare(version, content)
+        if version not in self.passed:
+            if version not in self.accepted:
+                self._compare(version, content)
+            bad = {code for code in content.values() if code.startswith(BAD)} - self.tolerated
+            self._expect(not bad or self.unjudged, f"{version[:8]} has code that clients refuse: {sorted(bad)[:3]}")
         known = self.passed.setdefault(version, content)
         self._expect(known == content, f"{version[:8]} has another content than when it passed before")
-        bad = {code for code in content.values() if code.startswith(BAD)} - self.tolerated
-        self._expect(not bad or self.unjudged, f"{version[:8]} has code that clients refuse: {sorted(bad)[:3]}")
         self.comparable = content
 
     def _compare(self, version: str, content: State) -> None:
