@@ -389,7 +389,7 @@ def accept(master: Master, as_json: bool, version: str) -> None:
 def pin(master: Master, as_json: bool, version: str, duration: str | None, until: str | None) -> None:
     """Serve VERSION of the history, whatever the table says, until the time is over or `unpin`.
 
-    A pin survives restarts. Give --for or --until: a pin without an end is forgotten.
+    A pin survives restarts. Give --for or --until: nobody remembers a pin without an end.
 
     Exit codes: 0 every worker serves it, 1 not done, 3 no such version, 4 not your server, 69 no server at the socket.
     """
