@@ -119,10 +119,10 @@ def shortfalls(state: SyncState, held_commands: int) -> str:
     if state.pin is not None and not state.pin.missing:
         parts.append("a pin counts")
     if held_commands:
-        parts.append(f"{held_commands:,} commands are held at an earlier version")
+        parts.append(f"commands held at an earlier version: {held_commands:,}")
     if left_out := sum(state.findings.unserved.values()):
-        parts.append(f"{left_out:,} rows are not served")
-    return f"{', '.join(parts)}: see `definition-server status`" if parts else ""
+        parts.append(f"rows not served: {left_out:,}")
+    return f"{'; '.join(parts)} (see `definition-server status`)" if parts else ""
 
 
 def _set_wishes(message: pb.Status, state: SyncState) -> None:

@@ -21,9 +21,13 @@ def state(*, pinned: bool = False, missing: bool = False, left_out: int = 0) -> 
     ("made", "held", "texts"),
     [
         (state(pinned=True), 0, ["a pin counts"]),
-        (state(), 2, ["2 commands are held"]),
-        (state(left_out=1), 0, ["1 rows are not served"]),
-        (state(pinned=True, left_out=1), 2, ["a pin counts", "2 commands are held", "1 rows are not served"]),
+        (state(), 2, ["commands held at an earlier version: 2"]),
+        (state(left_out=1), 0, ["rows not served: 1"]),
+        (
+            state(pinned=True, left_out=1),
+            2,
+            ["a pin counts", "commands held at an earlier version: 2", "rows not served: 1"],
+        ),
     ],
     ids=["pinned", "held", "left-out", "all"],
 )
