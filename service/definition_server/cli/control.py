@@ -227,7 +227,9 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
         if served.HasField("all_workers_at"):
             facts.append(("all workers", _iso(served.all_workers_at)))
     if answer.freshness_reason or answer.fresh:
-        facts.append(("fresh", _yes(answer.fresh, answer.freshness_reason)))
+        pinned = answer.fresh and answer.HasField("pin") and not answer.pin.missing
+        reason = "the table is read, and the pin keeps it from being served" if pinned else answer.freshness_reason
+        facts.append(("fresh", _yes(answer.fresh, reason)))
     if answer.HasField("safe_to_restart"):
         facts.append(("safe to restart", _yes(safe.safe, safe.reason)))
     facts += _sync_facts(answer.sync, now)

@@ -138,6 +138,14 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
     assert all(len(line) <= 80 for line in shown.partition("held commands")[2].splitlines())
 
 
+def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
+    status = full_status()
+    status.fresh, status.freshness_reason = True, ""
+    assert "the pin keeps it from being served" in dict(control._status_facts(status))["fresh"]
+    status.pin.missing = True
+    assert dict(control._status_facts(status))["fresh"] == "yes"
+
+
 def test_since_is_the_publication_and_not_the_time_of_building() -> None:
     served = pb.Served(version_hash="ab" * 32, generation=4)
     served.created_at.seconds, served.published_at.seconds = 1_764_460_800, 1_764_464_400
