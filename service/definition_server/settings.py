@@ -143,7 +143,7 @@ class Settings(EnvironmentSettings):
         None,
         validation_alias="PUBLICATION_POLICY",
         description="TOML file that says which catalogues are accepted, and which one is pinned, for many replicas "
-        "alike. Read every second. Unset: none.",
+        "alike. A change counts within about a second. Unset: none.",
         json_schema_extra=advice("Name a TOML file that the server may read, or leave it unset"),
     )
     allow_empty_catalog: bool = Field(

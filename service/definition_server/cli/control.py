@@ -55,6 +55,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SHOWN_HASH = 16
 """Digits in tables; every command takes as few as 8."""
 _LONGEST_PIN_SECONDS = 366 * 86_400
+_BRIEF_HASH = 8
+"""Digits where the line is narrow: the least that a command takes."""
+_WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}")
+"""A cell that no terminal may break."""
 _MOST_NAMES = 20
 
 
@@ -218,12 +222,14 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
     else:
         facts += [
             ("serves", f"{served.definitions:,} definitions, version {served.version_hash}"),
-            ("since", f"{_iso(served.created_at)} ({_age(served.created_at, now)}), generation {served.generation}"),
+            ("since", _since(served, now)),
         ]
         if served.HasField("all_workers_at"):
             facts.append(("all workers", _iso(served.all_workers_at)))
     if answer.freshness_reason or answer.fresh:
-        facts.append(("fresh", _yes(answer.fresh, answer.freshness_reason)))
+        pinned = answer.fresh and answer.HasField("pin") and not answer.pin.missing
+        reason = "the table is read, and the pin keeps it from being served" if pinned else answer.freshness_reason
+        facts.append(("fresh", _yes(answer.fresh, reason)))
     if answer.HasField("safe_to_restart"):
         facts.append(("safe to restart", _yes(safe.safe, safe.reason)))
     facts += _sync_facts(answer.sync, now)
@@ -234,11 +240,25 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
     if answer.HasField("held_catalogue"):
         held = answer.held_catalogue
         facts.append(
-            ("held", f"version {held.version_hash} since {_iso(held.since)}: {visible(held.reason)}. Release it: "
-             f"definition-server accept {held.version_hash[:_SHOWN_HASH]}")
+            ("held", f"version {held.version_hash} since {_iso(held.since)}: {visible(held.reason)}. "
+             + _what_to_do(served, held.version_hash))
         )  # fmt: skip
     facts += [("notice", visible(notice)) for notice in answer.notices]
     return facts
+
+
+def _since(served: pb.Served, now: float) -> str:
+    """When it was published, which for a pinned catalogue is long after it was built."""
+    built = f"built {_iso(served.created_at)} ({_age(served.created_at, now)})"
+    if served.HasField("published_at"):  # an older server does not say it
+        built = f"{_iso(served.published_at)} ({_age(served.published_at, now)}), {built}"
+    return f"{built}, generation {served.generation}"
+
+
+def _what_to_do(served: pb.Served | None, held: str) -> str:
+    """For a held catalogue: how to see it, and what to do with an accident and with an intended change."""
+    see = "" if served is None else f"See it: definition-server diff {_brief(served.version_hash)} {_brief(held)}. "
+    return f"{see}An accident: mend the table. Intended: definition-server accept {_brief(held)}"
 
 
 def _sync_facts(sync: pb.SyncState, now: float) -> list[tuple[str, str]]:
@@ -261,7 +281,7 @@ def _print_status_tables(answer: pb.Status) -> None:
         "held commands",
         ("name", "reason", "since", "served", "refused"),
         [
-            (each.name, each.reason, _iso(each.since), _short(each.hash_served), _short(each.hash_refused))
+            (each.name, each.reason, _iso(each.since), _brief(each.hash_served), _brief(each.hash_refused))
             for each in answer.held_commands
         ],
     )
@@ -371,7 +391,7 @@ def accept(master: Master, as_json: bool, version: str) -> None:
 def pin(master: Master, as_json: bool, version: str, duration: str | None, until: str | None) -> None:
     """Serve VERSION of the history, whatever the table says, until the time is over or `unpin`.
 
-    A pin survives restarts. Give --for or --until: a pin without an end is forgotten.
+    A pin survives restarts. Give --for or --until: nobody remembers a pin without an end.
 
     Exit codes: 0 every worker serves it, 1 not done, 3 no such version, 4 not your server, 69 no server at the socket.
     """
@@ -383,7 +403,7 @@ def pin(master: Master, as_json: bool, version: str, duration: str | None, until
 @click.command(epilog=_EPILOG)
 @control_options(60)
 def unpin(master: Master, as_json: bool) -> None:
-    """Take the pin away, and serve what the table has.
+    """Take the pin away, and serve the newest good catalogue of the table.
 
     Exit codes: 0 every worker serves it, 1 not done, 4 not your server, 69 no server at the socket.
     """
@@ -547,6 +567,10 @@ def _short(version_hash: str) -> str:
     return version_hash[:_SHOWN_HASH]
 
 
+def _brief(version_hash: str) -> str:
+    return version_hash[:_BRIEF_HASH]
+
+
 def _yes(yes: bool, reason: str) -> str:
     word = "yes" if yes else "no"
     return f"{word}: {visible(reason)}" if reason else word
@@ -566,7 +590,11 @@ def _print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[s
         for row in cells:
             click.echo("\t".join(row))
         return
-    table = Table(*columns, box=None, title=title, title_justify="left", title_style="bold")
+    table = Table(box=None, title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        # The first columns are names, which may be long: they fold, and no time and no hash does.
+        whole = any(_WHOLE.fullmatch(row[number]) for row in cells)
+        table.add_column(column, no_wrap=whole, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     console = Console()

@@ -37,11 +37,14 @@ _DEFAULTS = {
 """Used where the environment sets nothing: readable logs, no access from other machines, and a short interval."""
 
 
-@click.command(epilog=settings_epilog(Settings))
+@click.command(
+    epilog=settings_epilog(Settings, defaults=_DEFAULTS | {"DATABASE_URL": None, "API_KEY": "made at each start"})
+)
 def demo() -> None:
     """Start an embedded PostgreSQL with a sample catalogue and serve it until Ctrl-C.
 
-    Reads PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, except DATABASE_URL.
+    Reads PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, except DATABASE_URL. With
+    SNAPSHOT_DIR or CONTROL_SOCKET, the operator's commands (`status`, `pin` and others) work on it too.
     """
     # Before PostgreSQL is started, so that an invalid environment is reported at once.
     settings = _settings()
@@ -99,6 +102,13 @@ def _settings() -> Settings:
     return settings.model_copy(update=free)
 
 
+def _line_of_status(settings: Settings, program: str) -> str:
+    """How to ask this server on its socket, where it has one."""
+    if (path := settings.control_path()) is None:
+        return "  (with SNAPSHOT_DIR=DIRECTORY before the demo, the operator's commands work too: status, pin …)"
+    return f"  CONTROL_SOCKET={shlex.quote(str(path))} {program} status"
+
+
 def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) -> str:
     """The addresses, the key, and commands to try."""
     key = next(iter(settings.keys_by_id().values()))
@@ -117,6 +127,7 @@ def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) ->
             f"  {environment} {program} get if",
             f"  {environment} {program} fetch",
             f"  PORT={settings.port} {program} health",
+            _line_of_status(settings, program),
             f'  {shlex.quote(str(postgres.psql_program))} {postgres.url} -c "{update}"',
             f"  (the change is served within {settings.sync_interval_seconds:g} s)",
             "",

@@ -20,7 +20,7 @@ from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import open_verified
 from definition_server.rpc import avap_control_pb2 as pb
 from definition_server.rpc import avap_pb2
-from definition_server.settings import ClientSettings
+from definition_server.settings import ClientSettings, ControlSettings
 
 _TOTAL_COUNT, _VERSION_HASH = 2, 3
 
@@ -47,7 +47,7 @@ class _Catalogue:
             raise CommandFailed(f"the catalogue has {found:,} commands and says {self._count:,}", Exit.FAILED)
 
 
-@click.command(epilog=settings_epilog(ClientSettings))
+@click.command(epilog=settings_epilog(ClientSettings, ControlSettings))
 @click.option("--sql", is_flag=True, help="Write SQL that restores the table (the only form so far).")
 @click.option("--snapshot", type=click.Path(path_type=Path), metavar="FILE", help="Read this snapshot file.")
 @click.option("--history", metavar="VERSION", help="Ask this machine's server for that version of its history.")

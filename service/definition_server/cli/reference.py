@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from textwrap import wrap
+from types import MappingProxyType
+
 from pydantic_settings import BaseSettings
 
 from definition_server.environment import default_text, is_secret, remedy, variables
 from definition_server.settings import ClientSettings, ControlSettings, Settings
 
+_EPILOG_COLUMNS = 78
+"""click puts two in front of each line, and the terminal of a help page may have 80."""
 
-def settings_epilog(cls: type[BaseSettings]) -> str:
-    """The environment variables of ``cls`` as the last part of a command's ``--help``."""
+
+def settings_epilog(*classes: type[BaseSettings], defaults: Mapping[str, str | None] = MappingProxyType({})) -> str:
+    """The environment variables of ``classes`` as the last part of a command's ``--help``.
+
+    Args:
+        classes: The settings that the command reads.
+        defaults: The command's own defaults by variable; None leaves the variable out.
+    """
     lines = ["\b", "Environment:"]
-    for field in cls.model_fields.values():
-        names = ", ".join(variables(field))
-        file = f" (or {variables(field)[0]}_FILE)" if is_secret(field) else ""
-        lines.append(f"  {names}{file}  [{default_text(field)}]")
-        lines.append(f"      {_plain(field.description)}")
+    for cls in classes:
+        for field in cls.model_fields.values():
+            default = defaults.get(variables(field)[0], default_text(field))
+            if default is None:
+                continue
+            names = ", ".join(variables(field))
+            file = f" (or {variables(field)[0]}_FILE)" if is_secret(field) else ""
+            lines.append(f"  {names}{file}  [{default}]")
+            lines += wrap(
+                _plain(field.description),
+                _EPILOG_COLUMNS,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
     return "\n".join(lines)
 
 

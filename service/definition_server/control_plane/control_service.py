@@ -18,6 +18,7 @@ from definition_server.control_plane.control_status import (
     held_message,
     served_message,
     set_time,
+    shortfalls,
     status_message,
     version_message,
 )
@@ -106,6 +107,8 @@ class ControlService:
 
     async def _get_status(self, _: pb.GetStatusRequest) -> pb.Status:
         message = status_message(self._status(), self._sync_state)
+        if message.HasField("served"):
+            set_time(message.served.published_at, self._publisher.published_at)
         message.notices.extend(self._notices())
         seconds = self._seconds_to_next()
         set_time(message.sync.next_attempt, None if seconds is None else time.time() + seconds)
@@ -151,6 +154,7 @@ class ControlService:
         message = pb.SyncResult(outcome=outcome.value, error=self._sync_state.last_error or "", seconds=seconds)
         if self._publisher.current is not None:
             message.served.CopyFrom(await self._served_by_all())
+            message.served.note = shortfalls(self._sync_state, len(self._held_commands()))
         return message
 
     async def _served_after(self, action: Awaitable[str | None] | Awaitable[None]) -> pb.Served:
@@ -180,6 +184,7 @@ class ControlService:
         current = self._publisher.current
         assert current is not None
         message = served_message(current.snapshot)
+        set_time(message.published_at, self._publisher.published_at)
         if arrived:
             set_time(message.all_workers_at, time.time())
         return message

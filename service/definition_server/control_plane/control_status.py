@@ -113,6 +113,18 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
     message.suspect.update({reason: count for reason, count in status.sync.suspect.items() if count})
 
 
+def shortfalls(state: SyncState, held_commands: int) -> str:
+    """Why what is served is not what the table has, although a cycle succeeded; empty where it is."""
+    parts = []
+    if state.pin is not None and not state.pin.missing:
+        parts.append("a pin counts")
+    if held_commands:
+        parts.append(f"commands held at an earlier version: {held_commands:,}")
+    if left_out := sum(state.findings.unserved.values()):
+        parts.append(f"rows not served: {left_out:,}")
+    return f"{'; '.join(parts)} (see `definition-server status`)" if parts else ""
+
+
 def _set_wishes(message: pb.Status, state: SyncState) -> None:
     if (pin := state.pin) is not None:
         message.pin.version_hash, message.pin.source, message.pin.missing = pin.version_hash, pin.source, pin.missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,8 @@ class Publisher:
 
     def __init__(self) -> None:
         self.current: Publication | None = None
+        self.published_at: float | None = None
+        """When the current one was published, seconds since the epoch."""
         self._listeners: list[Callable[[Publication], None]] = []
 
     def on_publish(self, listener: Callable[[Publication], None]) -> None:
@@ -40,6 +43,7 @@ class Publisher:
     def publish(self, publication: Publication) -> None:
         """Make ``publication`` the current one. Owns its descriptor from now on, and closes that of the one before."""
         previous, self.current = self.current, publication
+        self.published_at = time.time()
         for listener in self._listeners:
             listener(publication)
         if previous is not None:

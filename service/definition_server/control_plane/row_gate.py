@@ -243,7 +243,12 @@ def _log_change(change: Change, gate: Gate) -> None:
             count=len(change.held),
             held=len(gate.held),
             commands=[
-                {"name": held.name, "reason": held.reason, "served": held.hash_served, "refused": held.hash_refused}
+                {
+                    "name": held.name,
+                    "reason": str(held.reason),
+                    "served": held.hash_served,
+                    "refused": held.hash_refused,
+                }
                 for held in change.held[:_NAMES_LOGGED]
             ],
             remedy="correct the rows; the next cycle serves them",
@@ -259,7 +264,7 @@ def _log_change(change: Change, gate: Gate) -> None:
         log.warning(
             "Commands are left out: no good version is known",
             count=len(change.left_out),
-            commands=[{"name": name, "reason": reason} for name, reason in change.left_out[:_NAMES_LOGGED]],
+            commands=[{"name": name, "reason": str(reason)} for name, reason in change.left_out[:_NAMES_LOGGED]],
             remedy="correct the rows; the next cycle serves them",
         )
     if change.tolerated:

@@ -177,6 +177,7 @@ class Served(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     generation: _builtins.int
     definitions: _builtins.int
@@ -186,7 +187,7 @@ class Served(_message.Message):
     """Whether it was served already, so that nothing was published. In answers to Accept, Pin and Unpin only."""
     note: _builtins.str
     """What the operator should know: why this would not survive a restart, or why it is not served yet. In answers to
-    Accept, Pin and Unpin only.
+    Accept, Pin, Unpin and Sync only.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -195,6 +196,10 @@ class Served(_message.Message):
     @_builtins.property
     def all_workers_at(self) -> _timestamp_pb2.Timestamp:
         """When the last worker had it; not set while one has not."""
+
+    @_builtins.property
+    def published_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was published, so that it is served since then. That may be long after it was built: a pinned catalogue."""
 
     def __init__(
         self,
@@ -207,10 +212,11 @@ class Served(_message.Message):
         seconds: _builtins.float = ...,
         unchanged: _builtins.bool = ...,
         note: _builtins.str = ...,
+        published_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at", "published_at", b"published_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at", "definitions", b"definitions", "generation", b"generation", "note", b"note", "seconds", b"seconds", "unchanged", b"unchanged", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_workers_at", b"all_workers_at", "created_at", b"created_at", "definitions", b"definitions", "generation", b"generation", "note", b"note", "published_at", b"published_at", "seconds", b"seconds", "unchanged", b"unchanged", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
+from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -134,6 +136,42 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
     facts = shown.partition("held commands")[0].splitlines()
     assert [line for line in facts if len(line) > 80 and len(line.split()) > 2] == []
     assert all(len(line) <= 80 for line in shown.partition("held commands")[2].splitlines())
+
+
+def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
+    status = full_status()
+    status.fresh, status.freshness_reason = True, ""
+    assert "the pin keeps it from being served" in dict(control._status_facts(status))["fresh"]
+    status.pin.missing = True
+    assert dict(control._status_facts(status))["fresh"] == "yes"
+
+
+def test_since_is_the_publication_and_not_the_time_of_building() -> None:
+    served = pb.Served(version_hash="ab" * 32, generation=4)
+    served.created_at.seconds, served.published_at.seconds = 1_764_460_800, 1_764_464_400
+    assert control._since(served, 1_764_464_402) == (
+        "2025-11-30T01:00:00Z (2 s ago), built 2025-11-30T00:00:00Z (60 minutes ago), generation 4"
+    )
+
+
+def test_a_held_catalogue_is_shown_with_the_way_to_see_it_and_both_ways_out(answering: None) -> None:
+    shown = run("status", "--socket", "x").output
+    assert "diff abababab cdcdcdcd" in shown
+    assert "accept cdcdcdcd" in shown
+    assert "mend the table" in shown
+
+
+def test_no_time_is_broken_in_the_table_of_held_commands_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    status = pb.Status()
+    held = status.held_commands.add(name="a" * 60, reason="interface_invalid", hash_served="ef" * 32)
+    held.since.seconds = 1_764_460_800
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        control._print_status_tables(status)
+    assert "2025-11-30T00:00:00Z" in printed.getvalue()
+    assert all(len(line) <= 80 for line in printed.getvalue().splitlines())
 
 
 def test_json_has_numbers_for_numbers_and_iso_8601_for_times(answering: None) -> None:

@@ -52,6 +52,25 @@ def test_help_of_serve_names_every_setting_of_the_declaration() -> None:
         assert variable in told
 
 
+@pytest.mark.parametrize("command", ["demo", "export", "serve", "get", "status", "sync"])
+def test_no_help_page_is_wider_than_80_columns(command: str) -> None:
+    told = run(command, "--help", COLUMNS="80").output
+    assert [line for line in told.splitlines() if len(line) > 80] == []
+
+
+def test_help_of_the_demo_has_its_own_defaults() -> None:
+    told = run("demo", "--help").output
+    assert "    DATABASE_URL" not in told
+    assert "API_KEY (or API_KEY_FILE)  [made at each start]" in told
+    assert "    HOST  [127.0.0.1]" in told
+
+
+def test_help_of_export_names_the_variables_of_both_its_sources() -> None:
+    told = run("export", "--help").output
+    assert "API_KEY (or API_KEY_FILE)" in told
+    assert "CONTROL_SOCKET" in told
+
+
 def test_config_shows_the_effective_settings_and_no_secret() -> None:
     told = run("config", **ENVIRONMENT)
     assert told.exit_code == 0

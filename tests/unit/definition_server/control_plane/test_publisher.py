@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -52,6 +53,14 @@ def test_close_closes_every_descriptor() -> None:
     publisher.close()
     assert publisher.current is None
     assert open_descriptors() == before
+
+
+def test_a_catalogue_that_was_built_long_ago_is_published_now(publisher: Publisher) -> None:
+    assert publisher.published_at is None
+    before = time.time()
+    publisher.publish(published("if"))
+    assert publisher.published_at is not None
+    assert before <= publisher.published_at <= time.time()
 
 
 def test_close_may_be_called_twice_or_without_a_publication(publisher: Publisher) -> None:

@@ -1,0 +1,42 @@
+"""What the answers on the control socket say beside figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from definition_server.catalog.definition import Unserved
+from definition_server.control_plane.control_status import shortfalls
+from definition_server.control_plane.sync_state import PinState, SyncState
+
+
+def state(*, pinned: bool = False, missing: bool = False, left_out: int = 0) -> SyncState:
+    made = SyncState()
+    if pinned:
+        made.pin = PinState("ab" * 32, until=None, source="command", missing=missing)
+    made.findings.unserved[Unserved.CODE_INVALID] = left_out
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "held", "texts"),
+    [
+        (state(pinned=True), 0, ["a pin counts"]),
+        (state(), 2, ["commands held at an earlier version: 2"]),
+        (state(left_out=1), 0, ["rows not served: 1"]),
+        (
+            state(pinned=True, left_out=1),
+            2,
+            ["a pin counts", "commands held at an earlier version: 2", "rows not served: 1"],
+        ),
+    ],
+    ids=["pinned", "held", "left-out", "all"],
+)
+def test_a_cycle_that_succeeded_says_why_the_table_is_not_served(made: SyncState, held: int, texts: list[str]) -> None:
+    said = shortfalls(made, held)
+    assert all(text in said for text in texts)
+    assert "definition-server status" in said
+
+
+def test_a_table_that_is_served_needs_no_word() -> None:
+    assert shortfalls(state(), 0) == ""
+    assert shortfalls(state(pinned=True, missing=True), 0) == ""
