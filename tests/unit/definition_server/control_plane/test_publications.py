@@ -351,6 +351,8 @@ async def test_a_held_catalogue_does_not_keep_a_rotated_key_from_the_served_one(
 class HoldingGate:
     """Holds the rows of ``names``."""
 
+    unsure = False
+
     def __init__(self) -> None:
         self.names: frozenset[bytes] = frozenset()
         self.last_good: list[str | None] = []
