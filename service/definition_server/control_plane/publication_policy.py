@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from definition_server.control_plane.disk import on_disk
-from definition_server.control_plane.wishes import Pin, Policy
+from definition_server.control_plane.wishes import LATEST_SECONDS, Pin, Policy
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -175,6 +175,8 @@ def _pin(table: dict[str, Any]) -> Pin:
     until = table.get("until")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
+    if until is not None and until.timestamp() > LATEST_SECONDS:  # by its time zone
+        raise PolicyUnusable("pin.until is after the year 9999: leave it out for a pin without an end")
     return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
 
 

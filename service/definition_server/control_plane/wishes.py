@@ -26,7 +26,7 @@ PREFIX_DIGITS = 8
 _MOST_ACCEPTED = 100
 _MOST_OCTETS = 1 << 20
 _MOST_ROWS = 1 << 31
-_LATEST = 253_402_300_799
+LATEST_SECONDS = 253_402_300_799
 """The last second of the year 9999: the latest instant that the status can show."""
 _VERSION = re.compile(rf"[0-9a-f]{{{PREFIX_DIGITS},64}}")
 
@@ -220,7 +220,7 @@ def _pin_of(value: object) -> Pin:
         raise ValueError("a pin is an object")
     until = value.get("until")
     if until is not None and (
-        isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= _LATEST
+        isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= LATEST_SECONDS
     ):
         raise ValueError("`until` is no time")
     return Pin(_check_version(value.get("version")), until)
