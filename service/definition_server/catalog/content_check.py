@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from encodings.aliases import aliases
 from enum import IntFlag
 
 MODULE, FUNCTION, INTERFACE = 1, 2, 4
@@ -37,6 +38,9 @@ READY = b"\x5a"
 _AS_TREE = 0x400
 """``PyCF_ONLY_AST``."""
 _COOKIE = re.compile(rb"[^\n]*(?:\n[^\n]*)?coding[:=]")
+_UNKNOWN_CODING = re.compile(r"(?:unknown encoding|encoding problem): ([-\w.]+)")
+_NO_TEXT = frozenset(("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"))
+"""Codecs that are no coding of a source."""
 _MARK = b"\xef\xbb\xbf"
 _RETURN_OUTSIDE = "'return' outside function"
 
@@ -96,9 +100,24 @@ def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> No
         try:
             compile(source, name.decode(), "exec", dont_inherit=True)
         except SyntaxError as error:
+            if isinstance(source, bytes) and _is_only_not_loaded(error):
+                continue
             if not function or error.msg != _RETURN_OUTSIDE:
                 raise
             _compile_body(source, name.decode())
+
+
+def _is_only_not_loaded(error: SyntaxError) -> bool:
+    """Whether the source names a coding of Python's own, which this process cannot load: it can open no file.
+
+    The octets then stay unjudged; the text was compiled.
+    """
+    found = _UNKNOWN_CODING.match(error.msg or "")
+    if found is None:
+        return False
+    name = found[1].lower().replace("-", "_").replace(".", "_")
+    codec = aliases.get(name, name)
+    return codec in aliases.values() and codec not in _NO_TEXT
 
 
 def _compile_body(source: str | bytes, name: str) -> None:

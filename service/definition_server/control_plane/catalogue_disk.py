@@ -21,7 +21,7 @@ from definition_server.control_plane.last_known_good import LastKnownGood, log_s
 from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.store import NotOurs, SnapshotStore, StoreError
 from definition_server.control_plane.sync_state import SyncState
-from definition_server.control_plane.wishes import Wishes, WishesFile
+from definition_server.control_plane.wishes import Pin, Wishes, WishesFile
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
 
@@ -63,6 +63,7 @@ class CatalogueDisk:
         self._to_add: Callable[[], list[HistoryEntry]] | None = None
         self._discard: Callable[[], None] | None = None
         self._wishes_unsaved: Wishes | None = None
+        self._pin_on_disk: Pin | None = None
         self._wishes_saving: asyncio.Future[None] | None = None
         self._reported: set[str] = set()
         self.entries: tuple[HistoryEntry, ...] = ()
@@ -226,7 +227,7 @@ class CatalogueDisk:
         if self._wishes is None:
             return Wishes()
         try:
-            return await self._on_disk(self._wishes.read)
+            wishes = await self._on_disk(self._wishes.read)
         except StoreError as error:
             log.error(
                 "Pins and accepted catalogues not read",
@@ -234,9 +235,18 @@ class CatalogueDisk:
                 remedy="give them again with `definition-server pin` and `definition-server accept`",
             )
             return Wishes()
+        self._pin_on_disk = wishes.pinned
+        return wishes
 
     async def save_wishes(self, wishes: Wishes) -> str | None:
         """Keep ``wishes``. Returns why they are not kept (they count nonetheless); None where they are."""
+        problem = await self._save_wishes(wishes)
+        if problem is None:
+            self._pin_on_disk = wishes.pinned
+        self._state.pin_unsaved = wishes.pinned != self._pin_on_disk
+        return problem
+
+    async def _save_wishes(self, wishes: Wishes) -> str | None:
         if self._wishes is None:
             return "SNAPSHOT_DIR is not set"
         self._wishes_unsaved = wishes

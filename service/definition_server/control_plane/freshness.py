@@ -68,7 +68,14 @@ class Restart:
 
 
 def restart_safety(
-    *, serves: bool, stored: bool, pinned: bool, held: bool, rows_held: bool, database_reachable: bool
+    *,
+    serves: bool,
+    stored: bool,
+    pinned: bool,
+    held: bool,
+    rows_held: bool,
+    database_reachable: bool,
+    pin_lost: bool = False,
 ) -> Restart:
     """Whether the server could be restarted now without serving anything else, or nothing.
 
@@ -81,9 +88,13 @@ def restart_safety(
         rows_held: Whether the last good version of a command is served in place of its row, which a new process would
             know from the disk alone.
         database_reachable: Whether the last cycle could read the table.
+        pin_lost: Whether the disk does not know of a pin, or of its end; or a version is pinned that is not known here,
+            so that what is served stays until a restart.
     """
     if not serves:
         return Restart(True, RestartReason.NOTHING_SERVED)
+    if pin_lost:
+        return Restart(False, RestartReason.PIN_NOT_STORED)
     if stored:
         return Restart(True, RestartReason.STORED)
     if pinned:

@@ -127,6 +127,7 @@ class Proof:
             held=state.held is not None,
             rows_held=bool(state.findings.held.total()),
             database_reachable=self._reachable,
+            pin_lost=state.pin_unsaved or (state.pin is not None and state.pin.missing),
         )
         return Verdict(self._staleness(), restart)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from definition_server.control_plane.disk import on_disk
-from definition_server.control_plane.wishes import Pin, Policy
+from definition_server.control_plane.wishes import LATEST_SECONDS, Pin, Policy
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -34,6 +34,8 @@ READ_SECONDS = 0.4
 """Between two readings; two of them are less than a second."""
 _DISK_SECONDS = 10.0
 _MOST_OCTETS = 256 * 1024
+_MOST_PARTS = 100
+"""Full stops in a line. The parser's time grows with the square of the parts of a key."""
 _VERSION = re.compile("[0-9a-f]{8,64}")
 _KEYS, _PIN_KEYS = frozenset(("accept", "pin")), frozenset(("version", "until"))
 
@@ -74,7 +76,7 @@ class PublicationPolicy:
         found = await self._read()
         if found != self._judged and (found == self._seen or at_once):
             self._judged = found
-            self._judge(found)
+            await self._judge(found)
         self._seen = found
 
     async def _read(self) -> bytes | str:
@@ -93,11 +95,11 @@ class PublicationPolicy:
             raise error
         return str(error)
 
-    def _judge(self, found: bytes | str) -> None:
+    async def _judge(self, found: bytes | str) -> None:
         try:
             if isinstance(found, str):
                 raise PolicyUnusable(found)
-            policy = parse(found)
+            policy = await on_disk(lambda: parse(found))  # a large one takes seconds
         except PolicyUnusable as error:
             self.problem = f"{self._path}: {error}"
             log.error(
@@ -145,6 +147,9 @@ def parse(content: bytes) -> Policy:
     Raises:
         PolicyUnusable: where it is not TOML, or not of our form. Nothing of it counts then.
     """
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.count(b".") > _MOST_PARTS:
+            raise PolicyUnusable(f"line {number} has more than {_MOST_PARTS} full stops")
     try:
         document = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -170,6 +175,8 @@ def _pin(table: dict[str, Any]) -> Pin:
     until = table.get("until")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
+    if until is not None and until.timestamp() > LATEST_SECONDS:  # by its time zone
+        raise PolicyUnusable("pin.until is after the year 9999: leave it out for a pin without an end")
     return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
 
 

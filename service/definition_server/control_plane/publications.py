@@ -14,7 +14,7 @@ from definition_server.catalog.snapshot import Difference, Snapshot, diff
 from definition_server.control_plane.history import HistoryEntry
 from definition_server.control_plane.served_catalogue import ServedCatalogue
 from definition_server.control_plane.store import StoreError
-from definition_server.control_plane.wishes import PREFIX_DIGITS, Pin
+from definition_server.control_plane.wishes import LATEST_SECONDS, PREFIX_DIGITS, Pin
 
 _DIGITS = re.compile(r"[0-9a-f]+")
 _SHOWN_DIGITS = 16
@@ -101,6 +101,8 @@ class Publications:
         """
         if until is not None and until <= self._clock():
             raise InvalidRequest("the pin would end in the past")
+        if until is not None and until > LATEST_SECONDS:
+            raise InvalidRequest("the pin would end after the year 9999")
         snapshot = await self._snapshot(version, held=False)
         return await self._catalogue.pin(Pin(snapshot.version_hash, until), snapshot)
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import Flaw
-from definition_server.catalog.gate import Change, Gate, Held, Review, facts_of
+from definition_server.catalog.gate import Change, Gate, Held, Review, facts_of, reason_of
 from definition_server.catalog.signing import UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import Findings
@@ -89,6 +89,9 @@ class RowGate:
         self._preparing: asyncio.Task[None] | None = None
         self._rest: asyncio.Task[None] | None = None
         self._on_bad_rows_served: Callable[[], None] = lambda: None
+        self._unsure_since = False
+        self.unsure = False
+        """Whether a row was refused for what another cause may have had: it must be judged again."""
 
     @property
     def held(self) -> tuple[Held, ...]:
@@ -134,6 +137,7 @@ class RowGate:
                 self._note_checking("")
             except CannotCheck as error:
                 self._note_checking(str(error))
+        self.unsure, self._unsure_since = self._unsure_since, False
         change = review.settle(self._clock())
         if self._logs:
             _log_change(change, gate)
@@ -155,6 +159,8 @@ class RowGate:
         for (name, _, key), judgement in zip(batch, await self._checker.check(contents), strict=True):
             if judgement.lasting:
                 self._gate.remember(key, judgement.flaws)
+            elif reason_of(judgement.flaws) is not None:
+                self._unsure_since = True
             note(name, judgement.flaws)
 
     def cycle_ended(self, newest: Snapshot | None) -> None:

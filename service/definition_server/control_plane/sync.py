@@ -39,6 +39,9 @@ log = get_logger(__name__)
 class Gate(Protocol):
     """Judges each row before the catalogue is judged as a whole."""
 
+    unsure: bool
+    """Whether the last verdicts must be asked for again, although the table does not change."""
+
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
 
@@ -227,8 +230,9 @@ class Synchronizer:
         return Outcome.PUBLISHED if published or released else Outcome.UNCHANGED
 
     def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
-        # Where the signing key was rotated meanwhile, the next cycle must not find the table unchanged.
-        if signer is self._signer:
+        # Where the signing key was rotated meanwhile, or a verdict does not last, the next cycle must not find the
+        # table unchanged.
+        if signer is self._signer and (self._gate is None or not self._gate.unsure):
             self._reader.remember(table)
         else:
             self._reader.forget()

@@ -79,6 +79,8 @@ class SyncState:
     findings: Findings = field(default_factory=Findings)
     held: HeldCatalogue | None = None
     pin: PinState | None = None
+    pin_unsaved: bool = False
+    """Whether the disk does not know of the last pin that was asked for by command, or of its end."""
     newest_version: str | None = None
     """The newest catalogue that passed the guard. It is not what is served while a pin counts."""
     changes: dict[str, ChangeCounts] = field(default_factory=dict)

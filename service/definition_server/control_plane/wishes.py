@@ -9,7 +9,6 @@ one in the policy file counts for as long as it stands there.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from contextlib import suppress
@@ -26,6 +25,9 @@ PREFIX_DIGITS = 8
 
 _MOST_ACCEPTED = 100
 _MOST_OCTETS = 1 << 20
+_MOST_ROWS = 1 << 31
+LATEST_SECONDS = 253_402_300_799
+"""The last second of the year 9999: the latest instant that the status can show."""
 _VERSION = re.compile(rf"[0-9a-f]{{{PREFIX_DIGITS},64}}")
 
 
@@ -111,7 +113,7 @@ class Wishes:
             _check_version(version)
         pin = document.get("pin")
         rows_held = document.get("rows_held", 0)
-        if isinstance(rows_held, bool) or not isinstance(rows_held, int) or rows_held < 0:
+        if isinstance(rows_held, bool) or not isinstance(rows_held, int) or not 0 <= rows_held < _MOST_ROWS:
             raise ValueError("`rows_held` is no count")
         return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held)
 
@@ -218,7 +220,7 @@ def _pin_of(value: object) -> Pin:
         raise ValueError("a pin is an object")
     until = value.get("until")
     if until is not None and (
-        isinstance(until, bool) or not isinstance(until, (int, float)) or not math.isfinite(until)
+        isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= LATEST_SECONDS
     ):
         raise ValueError("`until` is no time")
     return Pin(_check_version(value.get("version")), until)

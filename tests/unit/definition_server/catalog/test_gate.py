@@ -285,6 +285,35 @@ def test_after_the_first_start_much_refused_code_is_held() -> None:
     assert set(bench.codes.values()) == {"pass"}
 
 
+def test_a_restart_does_not_serve_new_rows_that_were_left_out_before_it() -> None:
+    """Or whoever has ten bad rows in the table stops every strict client with the next deployment."""
+    rows = [row(f"g{n}") for n in range(100)]
+    bad = [row(f"b{n}", f"if {n}") for n in range(10)]
+    bench = Bench()
+    bench.read(*rows)
+    assert len(bench.read(*rows, *bad).left_out) == 10
+    after = restarted(bench)
+    assert after.read(*rows, *bad).tolerated == 0
+    assert len(after.codes) == 100
+    after.read(*rows, *bad, row("new"))
+    assert len(after.codes) == 101
+
+
+def test_much_code_that_a_stored_catalogue_serves_is_still_served_after_a_restart() -> None:
+    rows = [*(row(f"g{n}") for n in range(90)), *(row(f"b{n}", f"if {n}") for n in range(10))]
+    bench = Bench()
+    bench.read(*rows)
+    after = restarted(bench)
+    after.read(*rows)
+    assert len(after.gate.pending) == 100
+    for name, digest in list(after.gate.pending.items()):
+        code = b"if" if name.startswith(b"b") else b"pass"
+        after.gate.note_pending(name, digest, flaws_of(after.gate.checks, name, b"[]", code))
+    assert after.read(*rows).tolerated == 10
+    assert after.last is not None
+    assert after.last.count == 100
+
+
 def test_a_successor_of_tolerated_code_is_tolerated() -> None:
     bench = Bench()
     bench.read(*(row(f"c{n}", "if") for n in range(10)))

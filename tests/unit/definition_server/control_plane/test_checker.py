@@ -63,6 +63,8 @@ HOSTILE = {
     "a null byte": b"x = 1\0",
     "an unknown coding": b"# -*- coding: nosuch -*-\nx = 1",
     "a long sum": b"1+" * 200_000 + b"1",
+    "a codec that is no coding": b"# coding: hex\nx = 1",
+    "a sound coding of unsound code": b"# coding: cp1250\nif",
 }
 
 
@@ -82,6 +84,22 @@ async def test_a_source_that_is_only_odd_passes(
 ) -> None:
     assert await checker.check([content(code)]) == [FINE]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["a\xf1o = 1", "\U0001d431 = 1", 'x = "\\N{BULLET}"', "def \u6f22(): pass"]
+    + [
+        f"# -*- coding: {name} -*-\nx = 1"
+        for name in ("cp1250", "ISO-8859-2", "gbk", "shift_jis", "koi8-r", "mac-roman")
+    ],
+    ids=ascii,
+)
+async def test_code_for_which_python_loads_a_module_passes_as_it_passes_outside_the_jail(
+    checker: Checker, code: str
+) -> None:
+    compile(code, "command", "exec")
+    assert await checker.check([content(code.encode())]) == [FINE]
 
 
 async def test_a_row_is_judged_anew_where_the_rows_before_it_may_have_filled_the_memory(checker: Checker) -> None:

@@ -48,6 +48,7 @@ STORED: dict[str, Any] = {
         ({"stored": False, "held": True}, False, RestartReason.HELD_NOT_STORED),
         ({"stored": False, "pinned": True}, False, RestartReason.PIN_NOT_STORED),
         ({"stored": False, "rows_held": True}, False, RestartReason.ROWS_HELD_NOT_STORED),
+        ({"pin_lost": True}, False, RestartReason.PIN_NOT_STORED),
         ({"serves": False, "stored": False, "database_reachable": False}, True, RestartReason.NOTHING_SERVED),
     ],
     ids=str,

@@ -50,6 +50,11 @@ def test_what_the_file_declares(text: str, policy: Policy) -> None:
         pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = 2026-12-01T00:00:00', "time zone", id="local time"),
         pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = 2026-12-01', "time zone", id="date"),
         pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntil = "2026-12-01T00:00:00Z"', "without quotes", id="text"),
+        pytest.param(
+            b'[pin]\nversion = "3f9a0c12"\nuntil = 9999-12-31T23:59:59-23:59', "after the year 9999", id="year 10000"
+        ),
+        pytest.param(b"a" + b".a" * 60_000 + b" = 1", "line 1", id="a key of many parts"),
+        pytest.param(b"# \n[" + b"a." * 60_000 + b"a]", "line 2", id="a table of many parts"),
         pytest.param(b"pin = 1979-13-40", "not TOML", id="no date"),
     ],
 )

@@ -34,7 +34,7 @@ from definition_server.control_plane.publications import (
 )
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
-from definition_server.control_plane.store import SnapshotStore
+from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_state import Outcome
 from definition_server.control_plane.wishes import Pin, Policy, WishesFile
@@ -351,6 +351,8 @@ async def test_a_held_catalogue_does_not_keep_a_rotated_key_from_the_served_one(
 class HoldingGate:
     """Holds the rows of ``names``."""
 
+    unsure = False
+
     def __init__(self) -> None:
         self.names: frozenset[bytes] = frozenset()
         self.last_good: list[str | None] = []
@@ -420,6 +422,36 @@ async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
     await server.cycle()
     assert server.version == old
     assert server.generations == sorted(set(server.generations))
+
+
+async def test_a_pin_or_an_end_of_it_that_the_disk_does_not_know_is_noted_until_it_does(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = server.synchronizer.state
+    await server.cycle()
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WishesFile, "write", fail)
+        assert await server.publications.pin(server.version, None) is not None
+        assert state.pin_unsaved
+        assert await server.publications.unpin() is not None
+        assert not state.pin_unsaved
+        await server.publications.pin(server.version, None)
+    await server.cycle()
+    assert not state.pin_unsaved
+    monkeypatch.setattr(WishesFile, "write", fail)
+    await server.publications.unpin()
+    assert state.pin_unsaved
+
+
+async def test_a_pin_that_would_end_after_all_time_is_refused(server: Server) -> None:
+    await server.cycle()
+    with pytest.raises(InvalidRequest, match="year 9999"):
+        await server.publications.pin(server.version, 9e18)
+    assert server.synchronizer.state.pin is None
 
 
 async def test_a_hanging_disk_delays_neither_accept_nor_pin(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
