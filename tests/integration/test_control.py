@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,14 @@ def test_a_server_without_a_place_for_the_socket_serves(
     ],
 )
 def test_a_damaged_client_costs_nobody_but_itself(server: ServerProcess, directory: Path, octets: bytes) -> None:
-    clients = []
-    for _ in range(100):  # more than may connect
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(10)
-        client.connect(str(directory / "control.sock"))
-        clients.append(client)
-        try:
-            client.send(octets)
-        except OSError:
-            continue
-    assert answer("status", directory=directory)["ready"] is True
-    for client in clients:
-        client.close()
+    with ExitStack() as stack:
+        for _ in range(100):  # more than may connect
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(10)
+            client.connect(str(directory / "control.sock"))
+            with suppress(OSError):
+                client.send(octets)
+        assert answer("status", directory=directory)["ready"] is True
     assert not server.logged("The master failed; leaving")
 
 
