@@ -330,6 +330,9 @@ class Http2Protocol(asyncio.Protocol):
                 return
         if self._transport.is_closing():
             return
+        if self._lingering_close is not None:  # its GOAWAY is sent, and our end of the connection has ended
+            self._transport.close()
+            return
         self.connection.close(ErrorCode.NO_ERROR, REASONS[refusal])
         self._dispatch([event for event in self.connection.take_events() if not isinstance(event, ConnectionClosing)])
         self._transport.writelines(self.connection.data_to_send())

@@ -249,6 +249,23 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
     assert all(line.__dict__["peer"].startswith("ipv4:127.0.0.1:") for line in lines)
 
 
+def test_a_connection_that_is_being_closed_gives_way_without_another_word(
+    loop: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
+    with (
+        caplog.at_level(logging.ERROR),
+        ServerThread(loop, prepare, max_connections=2, trust=trust) as server,
+        ExitStack() as stack,
+    ):
+        for _ in range(2 * (module.RESERVE + 2)):
+            broken = stack.enter_context(RawClient(server.port, b"\0" * 64))
+            broken.until_eof()  # and stays open on our side
+        probe = stack.enter_context(RawClient(server.port))
+        ask(probe, 1, b"/t.S/health")
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_an_address_above_its_limit_gets_goaway(loop: Any) -> None:
     with (
         ServerThread(loop, prepare, max_connections_per_peer=1, trust=trust) as server,
