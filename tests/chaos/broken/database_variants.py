@@ -9,7 +9,7 @@ from typing import Any
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.control_plane import postgres, sync, table_reading
+from definition_server.control_plane import postgres, served_catalogue, sync, table_reading
 from definition_server.control_plane.publisher import to_shared_memory
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync_state import Outcome
@@ -89,8 +89,12 @@ def waits_for_ever() -> None:
 
 
 def accepts_empty() -> None:
-    """Treats an emptied table as intended."""
-    sync.Synchronizer._refuse_empty = lambda *_: None  # type: ignore[method-assign]
+    """Treats every table as intended, an emptied one too: nothing is held."""
+
+    async def let_pass(*_: object) -> None:
+        return None
+
+    served_catalogue.ServedCatalogue._judge = let_pass  # type: ignore[method-assign,assignment]
 
 
 def forgets_rotation() -> None:
@@ -115,7 +119,8 @@ def never_looks_again() -> None:
 
 
 def publishes_half() -> None:
-    """Publishes the rows read so far when the reading is interrupted."""
+    """Publishes the rows read so far when the reading is interrupted, and holds nothing."""
+    accepts_empty()
     batches = postgres._Reading.batches
 
     async def as_far_as_it_goes(self: postgres._Reading) -> AsyncIterator[list[Row]]:
@@ -129,7 +134,8 @@ def publishes_half() -> None:
 
 
 def reads_by_page() -> None:
-    """Reads page after page, each in its own transaction."""
+    """Reads page after page, each in its own transaction, and holds nothing."""
+    accepts_empty()
 
     async def pages(self: postgres._Reading) -> AsyncIterator[list[Row]]:
         connection = self._connection
