@@ -153,8 +153,12 @@ def test_an_accident_is_held_and_the_client_keeps_the_whole_catalogue(
         filled.run("TRUNCATE obex_dapl_functions")
         filled.add_commands(COMMANDS)
         until(lambda: server.metric("avap_fresh") == 1, server.tail, seconds=LATE_SECONDS)
-        kinds = [event["kind"] for event in server.statusz()["events"]]
-        assert kinds[:2] == ["catalogue_released", "catalogue_held"]
+        until(
+            lambda: (
+                [event["kind"] for event in server.statusz()["events"]][:2] == ["catalogue_released", "catalogue_held"]
+            ),
+            server.tail,
+        )
     assert client.failures == []
     assert client.catalogue == before
 

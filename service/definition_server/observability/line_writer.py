@@ -91,10 +91,10 @@ class LineWriter:
         self._start()
 
     def release(self) -> None:
-        """Start the thread now, if lines wait, or with the next line."""
+        """Start the thread now, also where no line waits: later there may be no memory for it, and then ``start`` can
+        hang (a thread that ends before it has said that it runs is waited for; seen with Python 3.11)."""
         self._held = False
-        if self.waiting:
-            self._start()
+        self._start()
 
     def flush(self, seconds: float) -> bool:
         """Wait until every line so far is written, at most for ``seconds``. Returns whether they are."""

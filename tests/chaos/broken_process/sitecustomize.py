@@ -198,16 +198,16 @@ def needs_a_thread_to_swap() -> None:
 def stores_before_it_publishes() -> None:
     """Does not serve a catalogue that cannot be stored."""
     catalogue = of("control_plane.served_catalogue").ServedCatalogue
-    publish = catalogue.publish
+    offer = catalogue.offer
 
-    async def store_and_publish(self: Any, *args: Any) -> bool:
-        probe = self._last_known_good.store.path.with_suffix(".probe")
+    async def store_and_offer(self: Any, *args: Any, **options: Any) -> bool:
+        probe = self.disk._store.path.with_suffix(".probe")
         with probe.open("wb") as file:
             file.write(b"\0" * 65_536)
         probe.unlink()
-        return bool(await publish(self, *args))
+        return bool(await offer(self, *args, **options))
 
-    catalogue.publish = store_and_publish
+    catalogue.offer = store_and_offer
 
 
 def trusts_the_disk() -> None:
