@@ -640,7 +640,7 @@ def test_help_and_reference_page_name_every_variable_and_what_it_does(
     cls: type[Settings] | type[ClientSettings], name: str
 ) -> None:
     field = cls.model_fields[name]
-    page, epilog = settings_page(), settings_epilog(cls)
+    page, epilog = settings_page(), " ".join(settings_epilog(cls).split())  # it is wrapped
     for variable in variables(field):
         assert f"`{variable}`" in page
         assert variable in epilog
