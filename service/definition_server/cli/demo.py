@@ -105,7 +105,7 @@ def _settings() -> Settings:
 def _line_of_status(settings: Settings, program: str) -> str:
     """How to ask this server on its socket, where it has one."""
     if (path := settings.control_path()) is None:
-        return "  (with SNAPSHOT_DIR=DIRECTORY before the demo, the operator's commands work too: status, pin and others)"
+        return "  (with SNAPSHOT_DIR=DIRECTORY before the demo, status, pin and the other operator's commands work)"
     return f"  CONTROL_SOCKET={shlex.quote(str(path))} {program} status"
 
 
