@@ -47,7 +47,7 @@ def refresh(snapshot: Snapshot) -> dict[str, str]:
     """Name → code, as the AVAP language server refreshes its catalogue: all or nothing.
 
     Raises:
-        Exception: whatever it would raise; it then refreshes nothing.
+        Exception: that of ``compile`` or of the JSON parser. The language server keeps its old catalogue then.
     """
     fresh = {}
     for definition in snapshot:

@@ -1,4 +1,4 @@
-"""The methods of ``avap.control.v1.Control``: what an operator asks of a running server, and tells it.
+"""The methods of ``avap.control.v1.Control``: the questions and orders of an operator.
 
 Each method is a few lines around a part of the master: it checks the request, lets the part act, and answers what the
 workers serve afterwards. A request that cannot be fulfilled ends with a status and a text for the operator.

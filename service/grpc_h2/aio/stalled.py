@@ -1,7 +1,7 @@
 """Finds the connections whose peers read nothing while the server stops, so that they do not hold the stop.
 
 A peer that leaves its answer unread has `Limits.stall_timeout` for that as long as the server serves. A stop has less
-time, and whoever waits for it (a rolling update, an operator) should not wait for a peer that is gone.
+time: a rolling update or an operator waits for its end, and should not wait for a peer that is gone.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class SimulatedWorker:
     """`WorkerProcess`: takes keys and publications a little later than they are sent, and may crash or hang."""
 
     fleet: Fleet
-    """Set by the world: it has the seed, and is told what is served."""
+    """Set by `World`: holds the random numbers, and judges each snapshot that a worker begins to serve."""
 
     def __init__(self, number: int) -> None:
         fleet = self.fleet

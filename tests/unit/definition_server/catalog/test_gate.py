@@ -286,7 +286,7 @@ def test_after_the_first_start_much_refused_code_is_held() -> None:
 
 
 def test_a_restart_does_not_serve_new_rows_that_were_left_out_before_it() -> None:
-    """Or whoever has ten bad rows in the table stops every strict client with the next deployment."""
+    """Otherwise ten bad rows in the table stop every strict client at the next deployment."""
     rows = [row(f"g{n}") for n in range(100)]
     bad = [row(f"b{n}", f"if {n}") for n in range(10)]
     bench = Bench()
