@@ -424,6 +424,30 @@ async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
     assert server.generations == sorted(set(server.generations))
 
 
+async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the_pin_there(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    gate = HoldingGate()
+    gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
+    server.options["gate"] = gate
+    monkeypatch.setattr(served_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    server.disk.works.set()
+    await server.written()
+    assert WishesFile(server.directory).read().pinned == Pin(old)
+
+
 async def test_a_pin_or_an_end_of_it_that_the_disk_does_not_know_is_noted_until_it_does(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
