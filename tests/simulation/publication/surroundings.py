@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -55,9 +57,10 @@ class DiskFaults:
 class SimulatedDisk:
     """`OnDisk` that works at once, late, with an error, or never."""
 
-    def __init__(self, faults: DiskFaults, random: Random) -> None:
-        self._faults, self._random = faults, random
+    def __init__(self, directory: Path, faults: DiskFaults, random: Random) -> None:
+        self._directory, self._faults, self._random = directory, faults, random
         self._hanging: list[Callable[[], None]] = []
+        self._under_way: dict[asyncio.Future[Any], Callable[[], object]] = {}
 
     def __call__(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """The result of ``work``."""
@@ -65,10 +68,14 @@ class SimulatedDisk:
         future: asyncio.Future[T] = loop.create_future()
 
         def do() -> None:
+            if future not in self._under_way:
+                return
             if self._faults.hangs:
                 self._hanging.append(do)
                 return
+            del self._under_way[future]
             if self._faults.full:
+                self._fail(work)
                 self._settle(future, None, StoreError("simulated: no space left", Reason.DISK_FAILED))
                 return
             try:
@@ -76,6 +83,7 @@ class SimulatedDisk:
             except Exception as error:  # noqa: BLE001 - passed on, as `on_disk` does
                 self._settle(future, None, error)
 
+        self._under_way[future] = work
         loop.call_later(self._random.uniform(0, 8) if self._faults.slow else 0.0, do)
         return future
 
@@ -87,6 +95,22 @@ class SimulatedDisk:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+    def lose(self) -> None:
+        """The process was killed: what is under way is never done."""
+        under_way, self._under_way = self._under_way, {}
+        for work in under_way.values():
+            self._fail(work)
+
+    def _fail(self, work: Callable[[], object]) -> None:
+        """Have ``work`` close its descriptors, and do nothing else: a file is in the place of the directory."""
+        elsewhere = self._directory.with_suffix(".away")
+        self._directory.rename(elsewhere)
+        self._directory.touch()
+        with suppress(Exception):
+            work()
+        self._directory.unlink()
+        elsewhere.rename(self._directory)
 
     def recover(self) -> None:
         """What hung goes on."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.simulation.publication.promises import Promises
 from tests.simulation.publication.world import Failure, run_seed
+from tests.support.leftovers import nothing_left
 
 ROOT = Path(__file__).parents[3]
 DAYS = int(os.environ.get("SIMULATION_DAYS", "20"))
@@ -35,6 +36,12 @@ def test_a_seed_replays_exactly() -> None:
             run_seed(seed, trace.append)
         assert traces[0] == traces[1]
         assert len(traces[0]) > 50
+
+
+def test_a_killed_master_leaves_no_descriptor() -> None:
+    with nothing_left():
+        for seed in range(3):
+            run_seed(seed)
 
 
 def test_a_failure_names_the_command_that_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +103,7 @@ MUTANTS = {
     ),
     "a change is not noticed": Mutant(
         PLANE + "table_reader.py",
-        r"if reading\.fingerprint == self\._fingerprint and not unconditional:",
+        r"if reading\.fingerprint == self\._fingerprint and not due:",
         "if self._fingerprint is not None and not unconditional:",
         "not served as it is|does not have|never good",
     ),
@@ -105,7 +112,7 @@ MUTANTS = {
     ),
     "the end of a pin is not noticed": Mutant(
         PLANE + "served_catalogue.py",
-        r"self\._expiring = asyncio\.get_running_loop\(\)\.create_task\(self\.follow\(\)\)",
+        r"self\._expiring = asyncio\.get_running_loop\(\)\.create_task\(self\._expire\(\)\)",
         "self._expiring = None",
         "has ended, and a worker serves it",
     ),

@@ -82,12 +82,13 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Ran:
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
+    world = World(seed, directory, loop, trace)
     try:
         with _surroundings():
-            world = World(seed, directory, loop, trace)
             loop.run_until_complete(world.run())
             return world.ran()
-    except Exception as error:
+    except Exception as raised:  # noqa: BLE001 - passed on
+        error = world.promises.first_broken or raised
         raise Failure(
             f"seed {seed}: {type(error).__name__}: {error}\n"
             f"replay: python -m tests.simulation.publication --start {seed} --seeds 1 --trace"
@@ -117,6 +118,7 @@ def _surroundings() -> Iterator[None]:
         patch.setattr(supervisor, "TICK_SECONDS", _TICK_SECONDS)
         patch.setattr(guard, "SMALL_GROWTH", SMALL_GROWTH)
         patch.setattr(delayed_release, "gc", _NoCollector)
+        patch.setattr(SimulatedWorker, "fleet", None, raising=False)  # set by each master; taken away at the end
         for name, module in list(sys.modules.items()):
             if name.startswith("definition_server.") and hasattr(module, "log"):
                 patch.setattr(module, "log", _Silence())
@@ -149,7 +151,7 @@ class Master:
 
     def __init__(self, world: World, directory: Path) -> None:
         random, clock = world.random, world.clock
-        self.disk = SimulatedDisk(world.disk_faults, random)
+        self.disk = SimulatedDisk(directory, world.disk_faults, random)
         self.checker = SimulatedChecker(
             random,
             lambda bad: Judgement(Flaw.CODE if bad else Flaw.NONE),
@@ -208,12 +210,15 @@ class Master:
         """End at whatever await it is."""
         for worker in self.fleet.living:
             worker.exit(0)
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        # In the order in which they began: that of a set is another in each process.
+        tasks = sorted(others, key=lambda task: int(task.get_name().removeprefix("Task-")))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.synchronizer.close()
         self.publisher.close()
+        self.disk.lose()
 
 
 class World:
@@ -267,6 +272,8 @@ class World:
 
     async def _pass(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+        if self.promises.first_broken is not None:
+            raise self.promises.first_broken
         if self._unhandled:
             raise self._unhandled[0]
         failure = self.master.failure()
@@ -323,7 +330,8 @@ class World:
 
     def _on_publish(self, publication: Publication) -> None:
         snapshot = publication.snapshot
-        pinned = self.master.synchronizer.catalogue.wishes().pin is not None
+        # The pin that counted when this catalogue was chosen; it may have expired since.
+        pinned = self.master.synchronizer.state.pin is not None
         self.note(f"published {snapshot.version_hash[:8]} as {snapshot.generation}{' pinned' if pinned else ''}")
         self._publications += 1
         # A catalogue is published before it is stored: it passes now.
@@ -443,6 +451,9 @@ class World:
             await self.master.publications.pin(version, until)
         except PublicationError:
             return
+        # Where the pinned catalogue was served already, nothing is published; and the table may return to its state
+        # while it is pinned.
+        self.promises.served_last = None
         if until is not None:
             self._watches.append(asyncio.create_task(self._expect_end(version, until)))
         if until is None or until - self.clock() > 2 * _SOON:

@@ -331,6 +331,7 @@ def test_a_client_that_does_not_read_is_disconnected(
         slow.connect(("127.0.0.1", server.port))
         slow.sendall(b"GET /statusz HTTP/1.1\r\nHost: a\r\n\r\n")
         port = slow.getsockname()[1]
+        assert slow.recv(1) == b"H"  # the server has accepted the connection, and has begun to answer
         until(lambda: port not in peers_of(server), "the server has closed the connection")
 
 

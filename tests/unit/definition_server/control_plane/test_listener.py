@@ -304,7 +304,8 @@ def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], lis
         "configure_logs('production', 'INFO')\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         f"limit = raise_descriptor_limit({wanted})\n"
-        "print(json.dumps([limit, resource.getrlimit(resource.RLIMIT_NOFILE)]))"
+        # One write: log lines come from another thread.
+        "print(json.dumps([limit, resource.getrlimit(resource.RLIMIT_NOFILE)]) + '\\n', end='')"
     )
     printed = [json.loads(line) for line in run(program).splitlines()]
     ((limit, limits),) = (each for each in printed if isinstance(each, list))  # log lines may come after it
