@@ -90,6 +90,10 @@ def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
     message.safe_to_restart.safe = status.restart.safe
     message.safe_to_restart.reason = status.restart.reason
     message.events.extend(_event(event) for event in status.events)
+    if (database := status.database) is not None:
+        message.database.hosts.extend(database.hosts)
+        message.database.name, message.database.role = database.name, database.role
+        message.database.connected_to = database.connected_to or ""
     _set_sync(message.sync, status, sync)
     _set_wishes(message, sync)
     message.workers.extend(_worker(worker) for worker in status.workers)

@@ -53,6 +53,7 @@ from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
+from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
 from grpc_h2 import MethodHandler
 
@@ -218,6 +219,7 @@ class _Master:
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
+            database=lambda: _database(self._source),
         )
         path = settings.control_path()
         self._control = (
@@ -248,6 +250,8 @@ class _Master:
             workers=settings.workers,
             transport=settings.transport,
             signed=settings.avap_internal_key is not None,
+            database="" if (database := self._source.address) is None else str(database),
+            role="" if database is None else database.role,
         )
         self._admin.start()
         self._supervisor.start()
@@ -444,6 +448,15 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def _database(source: PostgresSource) -> DatabaseStatus | None:
+    address = source.address
+    return (
+        None
+        if address is None
+        else DatabaseStatus(address.hosts, address.name, address.role, source.connected_to)
+    )
 
 
 def _signer(settings: Settings) -> Signer | None:

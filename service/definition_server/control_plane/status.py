@@ -19,6 +19,7 @@ from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    DatabaseStatus,
     EventStatus,
     FreshnessStatus,
     LogStatus,
@@ -44,9 +45,11 @@ class StatusReader:
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
         control_socket: Callable[[], str] = lambda: "off",
+        database: Callable[[], DatabaseStatus | None] = lambda: None,
     ) -> None:
         """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`.
-        ``control_socket``: see `ServiceStatus.control_socket`."""
+        ``control_socket``: see `ServiceStatus.control_socket`. ``database``: see `ServiceStatus.database`."""
+        self._database = database
         self._control_socket = control_socket
         self._keys = keys
         self._certificates = certificates
@@ -80,6 +83,7 @@ class StatusReader:
             requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
+            database=self._database(),
             freshness=FreshnessStatus(verdict.stale is None, verdict.stale),
             restart=RestartStatus(verdict.restart.safe, verdict.restart.reason),
             propagation=_propagation(self._proof.propagation),

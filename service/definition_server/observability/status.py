@@ -59,6 +59,18 @@ class SyncStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """Which database the table is read from."""
+
+    hosts: tuple[str, ...]
+    """``host:port`` each, in the order in which they are tried."""
+    name: str
+    role: str
+    connected_to: str | None
+    """The one of the hosts that let us connect last; None: none has yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One worker number."""
 
@@ -168,6 +180,8 @@ class ServiceStatus:
     logs: LogStatus = LogStatus(0, 0)
     keys_last_used: dict[str, float] = field(default_factory=dict)
     """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    database: DatabaseStatus | None = None
+    """None where ``DATABASE_URL`` is no use."""
     certificates_expire: dict[str, float] = field(default_factory=dict)
     """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
     was last read without a fault, seconds since the epoch."""
