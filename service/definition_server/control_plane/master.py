@@ -452,11 +452,7 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 
 def _database(source: PostgresSource) -> DatabaseStatus | None:
     address = source.address
-    return (
-        None
-        if address is None
-        else DatabaseStatus(address.hosts, address.name, address.role, source.connected_to)
-    )
+    return None if address is None else DatabaseStatus(address.hosts, address.name, address.role, source.connected_to)
 
 
 def _signer(settings: Settings) -> Signer | None:
