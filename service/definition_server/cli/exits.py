@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings
+from definition_server.observability.visible import visible as visible  # for all commands, with the rest of output
 from definition_server.settings import Settings
 
 
@@ -151,14 +152,3 @@ def print_wrapped_facts(facts: Sequence[tuple[str, str]]) -> None:
                 break_on_hyphens=False,
             )
         )
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """``text`` with every character that is not printable, except those in ``keep``, as its escape.
-
-    Names and code come from a table that the server does not own. An escape sequence in them must not reach the
-    terminal.
-    """
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
-    )

@@ -34,7 +34,7 @@ def version_message(entry: HistoryEntry, changes: ChangeCounts | None, *, served
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
     if changes is not None:
-        message.changes.added, message.changes.removed, message.changes.changed = changes
+        message.changes.added, message.changes.removed, message.changes.changed = changes[:3]
         message.changes.SetInParent()
     return message
 

@@ -220,6 +220,8 @@ class _Master:
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
             database=lambda: _database(self._source),
+            held_commands=lambda: self._gate.held,
+            history=lambda: self._synchronizer.catalogue.disk.entries,
         )
         path = settings.control_path()
         self._control = (
