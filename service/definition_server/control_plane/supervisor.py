@@ -175,7 +175,7 @@ class Supervisor:
             return
         if any(slot.worker is not None and slot.worker.outdated for slot in self.slots):
             self._rolled_for = self._certificate
-            log.info("The certificate was replaced; the workers are, too, because their jail lets them open no file")
+            log.info("The workers are replaced: they cannot load another certificate")
             self._roll_for_certificate = asyncio.create_task(self.roll())
 
     async def roll(self, replaced: Callable[[int], None] = lambda _: None) -> str | None:
