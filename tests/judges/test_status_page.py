@@ -147,13 +147,15 @@ def test_the_page_follows_the_server_under_its_own_policy(tmp_path: Path, servic
     assert EVIL not in shown
 
 
-def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path, service: Service, address: str) -> None:
-    service.readings = 1
-    picture, blank = tmp_path / "page.png", tmp_path / "blank.png"
+def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> None:
+    page = status_page(troubled(), NOW).decode()
+    path, picture, blank = tmp_path / "page.html", tmp_path / "page.png", tmp_path / "blank.png"
     # Less than the time after which the page is loaded again.
-    options = ("--blink-settings=scriptEnabled=false", "--virtual-time-budget=3000", "--window-size=1280,2000")
-    chromium(tmp_path, *options, f"--screenshot={picture}", address)
-    chromium(tmp_path, *options, f"--screenshot={blank}", "about:blank")
+    options = ("--virtual-time-budget=3000", "--window-size=1280,2000")
+    for content, screenshot in ((page, picture), ("", blank)):
+        frame = f'<iframe sandbox width="1200" height="1900" srcdoc="{escape(content)}"></iframe>'
+        path.write_text(f'<!DOCTYPE html><meta charset="utf-8">{frame}', encoding="utf-8")
+        chromium(tmp_path, *options, f"--screenshot={screenshot}", path.as_uri())
     assert inked(picture) > 10 * inked(blank)
 
 
