@@ -118,6 +118,9 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
         return asyncio.run(master.run())
 
 
+_NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
+
+
 def _log_notices(settings: Settings) -> None:
     """Log once what is allowed, and probably not meant."""
     for notice in notices(Settings):
@@ -127,6 +130,12 @@ def _log_notices(settings: Settings) -> None:
             "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
             effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
             remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
+    if settings.snapshot_dir is None:
+        log.warning(
+            "Nothing is stored: SNAPSHOT_DIR is not set",
+            effect=_NOT_STORED,
+            remedy="set SNAPSHOT_DIR to a directory that outlives a restart",
         )
 
 
@@ -402,6 +411,8 @@ class _Master:
         """What an operator should know, for ``status``."""
         error = self._synchronizer.state.store_error
         notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
+        if self._settings.snapshot_dir is None:
+            notices.append(f"nothing is stored, because SNAPSHOT_DIR is not set: {_NOT_STORED}")
         if self._policy is not None and self._policy.problem is not None:
             notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
         return notices
