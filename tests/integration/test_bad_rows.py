@@ -100,12 +100,20 @@ def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, star
         assert command["served"] == before[name].hash
         assert server.metric("avap_rows_held", reason="code_invalid") == 1
         assert server.statusz()["sync"]["rows_held"]["code_invalid"] == 1
+        (held,) = server.statusz()["held_commands"]
+        assert (held["name"], held["reason"]) == (name, "code_invalid")
+        assert name in server.http("/")[1]
+        until(lambda: server.statusz()["publications"][0]["changed"] is not None, "the publication was compared")
+        publication = server.statusz()["publications"][0]
+        assert (publication["added"], publication["removed"], publication["changed"]) == (0, 0, len(changed))
+        assert sorted(publication["examples"]) == sorted(f"~ {each}" for each in changed)
         table.run("UPDATE obex_dapl_functions SET code = 'mended = 1' WHERE name = %s", (name,))
         until(lambda: client.get(name).code == b"mended = 1", "the mended row is served")
     assert server.wait_log("Commands are no longer held")["names"] == [name]
     assert server.metric("avap_rows_held", reason="code_invalid") == 0
     assert len(server.logged("Commands are held at their last good version")) == 1
-    assert name not in server.http("/statusz")[1] + server.http("/metrics")[1] + server.http("/readyz")[1]
+    assert server.statusz()["held_commands"] == []
+    assert name not in server.http("/metrics")[1] + server.http("/readyz")[1]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +134,7 @@ def test_a_command_whose_row_goes_bad_is_served_as_before(
     assert server.metric("avap_rows_held", reason=reason) == 1
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Table, start_server: StartServer) -> None:
     code = "# " + "x" * 10_000_000
     table.add([GOOD, ("huge", "function", "[]", code)])
@@ -174,6 +183,7 @@ def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_serv
         assert client.get("good").code == b"pass"
 
 
+@pytest.mark.thorough  # starts servers
 def test_an_empty_table_is_served_if_the_setting_allows_it(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
     with Client(server.port) as client:
