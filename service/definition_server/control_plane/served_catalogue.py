@@ -176,7 +176,7 @@ class ServedCatalogue:
 
     async def _recall(self) -> None:
         wishes, stored, _ = await asyncio.gather(
-            self.disk.read_wishes(), self.disk.load(self._signer), self.disk.list_history()
+            self.disk.read_wishes(self._signer), self.disk.load(self._signer), self.disk.list_history()
         )
         # A disk that answered late must not undo what was asked for meanwhile.
         if self._commanded:
@@ -418,7 +418,7 @@ class ServedCatalogue:
 
     async def store_again(self) -> None:
         """Store what could not be stored before."""
-        await self.disk.save_wishes_again()
+        await self.disk.save_wishes_again(self._signer)
         newest = self._newest
         if newest is None:
             return
@@ -482,7 +482,7 @@ class ServedCatalogue:
 
     async def _change(self, wishes: Wishes) -> str | None:
         self._wishes = wishes
-        return await self.disk.save_wishes(wishes)
+        return await self.disk.save_wishes(wishes, self._signer)
 
     async def _find_pinned(self) -> None:
         """Have the pinned catalogue in memory, where a pin counts and the history has it."""
