@@ -66,7 +66,7 @@ ONLY_IN = {
         "definition_server/data_plane/reflection.py",
         "definition_server/cli/channel.py",
         "definition_server/cli/client.py",
-        "definition_server/cli/control.py",
+        "definition_server/cli/control_socket.py",
         "definition_server/rpc/",
     ),
 }

@@ -14,7 +14,7 @@ import click
 from definition_server.catalog import wire
 from definition_server.catalog.restore_sql import RestoreError, row_of, script
 from definition_server.cli.channel import connection_options, server_of
-from definition_server.cli.control import Master, socket_path
+from definition_server.cli.control_socket import Master, socket_path
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import open_verified

@@ -28,7 +28,7 @@ _COMMANDS = {
     "proto": "definition_server.cli.proto",
     "roll": "definition_server.cli.control",
     "snapshot": "definition_server.cli.snapshot",
-    "status": "definition_server.cli.control",
+    "status": "definition_server.cli.status",
     "sync": "definition_server.cli.control",
     "unpin": "definition_server.cli.control",
     "validate": "definition_server.cli.validate",

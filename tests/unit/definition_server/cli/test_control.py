@@ -13,8 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from definition_server.cli import control, exits
+from definition_server.cli import control, control_output, control_socket, exits
 from definition_server.cli.main import cli
+from definition_server.cli.status import _print_status_tables, _since, _status_facts
 from definition_server.rpc import avap_control_pb2 as pb
 
 
@@ -116,7 +117,7 @@ class Answering:
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "Master", Answering)
+    monkeypatch.setattr(control_socket, "Master", Answering)
 
 
 def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None) -> None:
@@ -128,7 +129,7 @@ def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None
 
 
 def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (control, exits):
+    for module in (control_output, exits):
         monkeypatch.setattr(module, "on_terminal", lambda: True)
     shown = run("status", "--socket", "x", COLUMNS="80", TERM="dumb").output
     whole = " ".join(shown.split())
@@ -141,15 +142,15 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
 def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
     status = full_status()
     status.fresh, status.freshness_reason = True, ""
-    assert "the pin keeps it from being served" in dict(control._status_facts(status))["fresh"]
+    assert "the pin keeps it from being served" in dict(_status_facts(status))["fresh"]
     status.pin.missing = True
-    assert dict(control._status_facts(status))["fresh"] == "yes"
+    assert dict(_status_facts(status))["fresh"] == "yes"
 
 
 def test_since_is_the_publication_and_not_the_time_of_building() -> None:
     served = pb.Served(version_hash="ab" * 32, generation=4)
     served.created_at.seconds, served.published_at.seconds = 1_764_460_800, 1_764_464_400
-    assert control._since(served, 1_764_464_402) == (
+    assert _since(served, 1_764_464_402) == (
         "2025-11-30T01:00:00Z (2 s ago), built 2025-11-30T00:00:00Z (60 minutes ago), generation 4"
     )
 
@@ -162,14 +163,14 @@ def test_a_held_catalogue_is_shown_with_the_way_to_see_it_and_both_ways_out(answ
 
 
 def test_no_time_is_broken_in_the_table_of_held_commands_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "on_terminal", lambda: True)
+    monkeypatch.setattr(control_output, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     status = pb.Status()
     held = status.held_commands.add(name="a" * 60, reason="interface_invalid", hash_served="ef" * 32)
     held.since.seconds = 1_764_460_800
     printed = io.StringIO()
     with redirect_stdout(printed):
-        control._print_status_tables(status)
+        _print_status_tables(status)
     assert "2025-11-30T00:00:00Z" in printed.getvalue()
     assert all(len(line) <= 80 for line in printed.getvalue().splitlines())
 

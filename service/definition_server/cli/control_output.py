@@ -1,0 +1,163 @@
+"""How the answers of a control socket are shown: as JSON, in tables and lines, and while one waits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from definition_server.cli.exits import on_terminal, visible
+from definition_server.rpc import avap_control_pb2 as pb
+
+_SHOWN_HASH = 16
+"""Digits in tables; every command takes as few as 8."""
+_BRIEF_HASH = 8
+"""Digits where the line is narrow: the least that a command takes."""
+_WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}")
+"""A cell that no terminal may break."""
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def json_value(message: Message) -> dict[str, Any]:
+    """For JSON. Times are ISO 8601, 64-bit numbers are numbers."""
+    value = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return _with_numbers(value, message.DESCRIPTOR)
+
+
+def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """MessageToDict writes 64-bit numbers as text, for JavaScript; ours are counts."""
+    for name, field in descriptor.fields_by_name.items():
+        if name not in value:
+            continue
+        entry = value[name]
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            value[name] = {key: int(number) for key, number in entry.items()}
+        elif field.message_type is not None and not isinstance(entry, str):
+            children = entry if isinstance(entry, list) else [entry]
+            for child in children:
+                _with_numbers(child, field.message_type)
+        elif field.cpp_type == field.CPPTYPE_INT64:
+            value[name] = int(entry)
+    return value
+
+
+def iso(stamp: Timestamp) -> str:
+    """ISO 8601 in UTC, in whole seconds; a dash where there is no time."""
+    if not stamp.seconds:
+        return "-"
+    return stamp.ToDatetime(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def age(stamp: Timestamp, now: float) -> str:
+    """How long before ``now`` (seconds since the epoch) that was, in the largest unit that it has twice."""
+    seconds = max(0.0, now - stamp.ToNanoseconds() / 1e9)
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def short(version_hash: str) -> str:
+    """The beginning of a hash, for a table."""
+    return version_hash[:_SHOWN_HASH]
+
+
+def brief(version_hash: str) -> str:
+    """The beginning of a hash, for a narrow line."""
+    return version_hash[:_BRIEF_HASH]
+
+
+def yes_or_no(yes: bool, reason: str) -> str:
+    """``yes`` as a word, with its reason if there is one."""
+    word = "yes" if yes else "no"
+    return f"{word}: {visible(reason)}" if reason else word
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table at a terminal, lines with tabs in a pipe; nothing where there are no rows."""
+    if not rows:
+        return
+    cells = [[visible(cell) for cell in row] for row in rows]
+    if not on_terminal():
+        if title is not None:
+            click.echo(f"\n{title}:")
+        for row in cells:
+            click.echo("\t".join(row))
+        return
+    table = Table(box=None, title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        # The first columns are names, which may be long: they fold, and no time and no hash does.
+        whole = any(_WHOLE.fullmatch(row[number]) for row in cells)
+        table.add_column(column, no_wrap=whole, overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    console = Console()
+    if title is not None:
+        console.print()
+    console.print(table)
+
+
+def print_versions(title: str | None, versions: Iterable[pb.Version]) -> None:
+    """A table of the history's versions; hashes are whole in a pipe."""
+    hash_of = short if on_terminal() else str
+    rows: list[tuple[str, ...]] = [
+        (
+            "*" if each.served else "",
+            hash_of(each.version_hash),
+            iso(each.published_at),
+            f"{each.definitions:,}",
+            _changes(each),
+        )
+        for each in versions
+    ]
+    print_table(title, ("", "version", "published", "definitions", "changes"), rows)
+
+
+def _changes(version: pb.Version) -> str:
+    if not version.HasField("changes"):
+        return ""
+    return f"+{version.changes.added:,} -{version.changes.removed:,} ~{version.changes.changed:,}"
+
+
+# -- while one waits -------------------------------------------------------------------------------------------------
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """``text`` and a sign of life on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
