@@ -14,18 +14,20 @@ import os
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from definition_server.catalog.builder import SnapshotBuilder
-from definition_server.catalog.guard import Judgement
 from definition_server.catalog.layout import Footer
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.catalogue_disk import RECALL_PATIENCE_SECONDS, CatalogueDisk
-from definition_server.control_plane.catalogue_guard import REASONS, CatalogueGuard
+from definition_server.control_plane.catalogue_disk import CatalogueDisk
+from definition_server.control_plane.catalogue_guard import CatalogueGuard
 from definition_server.control_plane.delayed_release import DelayedRelease
+from definition_server.control_plane.held_candidate import HeldCandidate
+from definition_server.control_plane.operator_wishes import OperatorWishes
+from definition_server.control_plane.pinned_catalogue import PinnedCatalogue
 from definition_server.control_plane.publication_log import log_broadcast, log_findings
 from definition_server.control_plane.publisher import (
     Publication,
@@ -34,9 +36,9 @@ from definition_server.control_plane.publisher import (
     published_again,
     to_shared_memory,
 )
-from definition_server.control_plane.store import StoreError
-from definition_server.control_plane.sync_state import HeldCatalogue, PinState, SyncState
-from definition_server.control_plane.wishes import Merged, Pin, Policy, Wishes
+from definition_server.control_plane.stored_catalogue import StoredCatalogue
+from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.wishes import Merged, Pin, Policy
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -44,17 +46,7 @@ log = get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LONGEST_TIMER_SECONDS = 3600.0
-_HISTORY_TRIED = 3
 _VERSIONS_REMEMBERED = 1000
-
-
-class Held(Exception):
-    """The rows were read, but publishing them may do harm: an operator must accept them first."""
-
-    def __init__(self, held: HeldCatalogue) -> None:
-        super().__init__(held.text)
-        self.held = held
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,31 +95,30 @@ class ServedCatalogue:
         self.disk = disk
         self._guard = guard
         self._signer = signer
-        self._policy = policy
         self._clock = clock
         self._lock = asyncio.Lock()
         self._delayed_release = DelayedRelease(background)
-        self._recalling: asyncio.Task[None] | None = None
-        self._stored: Snapshot | None = None
         self._newest: Snapshot | None = None
-        self._pinned: Snapshot | None = None
-        self._candidate: Snapshot | None = None
-        self._candidate_rows_held = 0
-        self._wishes = Wishes()
-        self._wishes_known = False
-        self._commanded = False
         self._versions: dict[str, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._expiring: asyncio.Task[bool] | None = None
-        self._missing: str | None = None
+        self._wishes = OperatorWishes(disk, policy, clock, lambda: self._signer)
+        self._stored = StoredCatalogue(disk, self._wishes, lambda: self._signer)
+        self._held = HeldCandidate(state, clock)
+        self._pinned = PinnedCatalogue(
+            self._wishes,
+            disk,
+            state,
+            others=lambda: (self.served, self._newest),
+            signer=lambda: self._signer,
+            on_end=self.follow,
+            clock=clock,
+        )
 
     def close(self) -> None:
         """Release what is held. No cycle may be under way."""
         self._delayed_release.close()
-        for waiting in (self._timer, self._expiring, self._recalling):
-            if waiting is not None and not (isinstance(waiting, asyncio.Task) and waiting.done()):
-                waiting.cancel()
-        self._newest = self._pinned = self._candidate = self._stored = None
+        for part in (self._pinned, self._stored, self._held):
+            part.close()
+        self._newest = None
         self.disk.close()
 
     def use_signer(self, signer: Signer | None) -> None:
@@ -147,12 +138,12 @@ class ServedCatalogue:
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
         # An empty catalogue is false, so `or` would not do.
-        return self._stored if self._newest is None else self._newest
+        return self._stored.snapshot if self._newest is None else self._newest
 
     @property
     def candidate(self) -> Snapshot | None:
         """What the guard holds."""
-        return self._candidate
+        return self._held.snapshot
 
     async def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of CPU-heavy ``work``, which runs in the thread for that."""
@@ -160,7 +151,7 @@ class ServedCatalogue:
 
     def wishes(self) -> Merged:
         """What operators ask for now, by command and by policy."""
-        return self._wishes.merge(self._policy(), self._clock())
+        return self._wishes.now()
 
     def knows(self, version: str) -> bool:
         """Whether ``version`` was published before, as far as the history goes back."""
@@ -170,38 +161,7 @@ class ServedCatalogue:
 
     def recall(self) -> asyncio.Task[None]:
         """Read what an earlier run has stored; once. The task ends when the disk has answered."""
-        if self._recalling is None:
-            self._recalling = asyncio.create_task(self._recall())
-        return self._recalling
-
-    async def _recall(self) -> None:
-        wishes, stored, _ = await asyncio.gather(
-            self.disk.read_wishes(self._signer), self.disk.load(self._signer), self.disk.list_history()
-        )
-        # A disk that answered late must not undo what was asked for meanwhile.
-        if self._commanded:
-            self._wishes = replace(self._wishes, accepted=(*wishes.accepted, *self._wishes.accepted))
-        else:
-            self._wishes = wishes
-        self._wishes_known = True
-        if stored is None:
-            stored = await self._newest_of_history()
-        if self._newest is None:
-            self._stored = stored
-
-    async def _newest_of_history(self) -> Snapshot | None:
-        """The catalogue that was published last, from the history: where the last-known-good file is not usable."""
-        for entry in self.disk.entries[:_HISTORY_TRIED]:
-            try:
-                found = await self.disk.load_version(entry.version_hash, self._signer)
-            except StoreError as error:
-                log.error(
-                    "History of catalogues not usable in part", error=str(error), remedy="check SNAPSHOT_DIR/history"
-                )
-                continue
-            if found is not None:
-                return found
-        return None
+        return self._stored.recall()
 
     async def restore(self) -> bool:
         """Publish the stored snapshot, or the pinned one, if nothing is served yet and there is a sound one.
@@ -212,11 +172,12 @@ class ServedCatalogue:
         if self._serves():
             return False
         await asyncio.shield(self.recall())
-        await self._find_pinned()
+        await self._pinned.find()
         async with self._lock:
-            if self._serves() or (self._stored is None and self._pinned is None):
+            if self._serves() or (self._stored.snapshot is None and self._pinned.snapshot is None):
                 return False
-            self._newest, self._stored = self.newest, None
+            self._newest = self.newest
+            self._stored.forget()
             self._state.newest_version = None if self._newest is None else self._newest.version_hash
             await self._settle()
             if self.served is None:
@@ -238,16 +199,8 @@ class ServedCatalogue:
 
     async def recalled(self) -> None:
         """Wait until what an earlier run has stored is known, yet not for long: a disk may hang."""
-        if self._newest is not None:
-            return
-        done, _ = await asyncio.wait((self.recall(),), timeout=RECALL_PATIENCE_SECONDS)
-        if not done:
-            log.error(
-                "Stored catalogue and pins not known in time",
-                waited_seconds=RECALL_PATIENCE_SECONDS,
-                effect="the table is published without a comparison; a pin counts once the disk answers",
-                remedy="check the disk of SNAPSHOT_DIR",
-            )
+        if self._newest is None:
+            await self._stored.recalled()
 
     async def last_good(self) -> Snapshot | None:
         """`newest`, signed with the present key: a command of it may be served again as it stands there."""
@@ -279,14 +232,14 @@ class ServedCatalogue:
         Raises:
             Held: where it must be accepted first.
         """
-        await self._find_pinned()
+        await self._pinned.find()
         async with self._lock:
             built = await self._background.run(
                 builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
             )
             footer = built.footer
             if self._newest is not None and _same(self._newest, footer):
-                self._release_held("the table has the served content again")
+                self._held.release("the table has the served content again")
                 return await self._settle()
             publication = await self._background.run(to_shared_memory, built)
             try:
@@ -312,49 +265,30 @@ class ServedCatalogue:
             excused=self.knows,
         )
         if judgement is not None:
-            self._hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
-
-    def _hold(self, candidate: Snapshot, judgement: Judgement, rows: int, rows_held: int) -> None:
-        text = judgement.text
-        if not candidate.count:
-            text = f"obex_dapl_functions: {f'none of its {rows} rows can be served' if rows else 'it is empty'}"
-        earlier = self._state.held
-        version = candidate.version_hash
-        since = earlier.since if earlier is not None and earlier.version_hash == version else self._clock()
-        reason = REASONS[judgement.concern]
-        self._candidate, self._candidate_rows_held = candidate, rows_held
-        self._state.held = HeldCatalogue(version, reason, text, judgement.names, candidate.count, since)
-        raise Held(self._state.held)
+            self._held.hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
 
     def still_held(self) -> None:
         """Raise `Held` where a catalogue waits: the table has not changed."""
-        if self._state.held is not None:
-            raise Held(self._state.held)
+        self._held.check()
 
     async def accept(self, version: str) -> None:
         """Publish what is held, which has the hash ``version``. The caller has checked that."""
         started = asyncio.get_running_loop().time()
-        self._commanded = True
         # Published first, noted on disk afterwards: a disk that hangs must not hold it up.
-        self._wishes = self._wishes.accept(version)
+        self._wishes.accept(version)
         if not await self.release(lambda: asyncio.get_running_loop().time() - started):
-            await self._change(self._wishes)
+            await self._wishes.save()
 
     async def release(self, elapsed: Callable[[], float]) -> bool:
         """Publish what is held, where it is accepted by now. Returns whether it was published."""
         async with self._lock:
-            candidate = self._candidate
+            candidate = self._held.snapshot
             if candidate is None or not self.wishes().accepts(candidate.version_hash):
                 return False
             generation = max(self._publisher.next_generation, candidate.generation)
             publication = await self._background.run(published_again, candidate, self._signer, generation)
-            advance = await self._advance(publication, elapsed, self._candidate_rows_held)
+            advance = await self._advance(publication, elapsed, self._held.rows_held)
         return await self._keep(advance)
-
-    def _release_held(self, why: str) -> None:
-        if self._state.held is not None:
-            log.info("Catalogue no longer held", version_hash=self._state.held.version_hash, reason=why)
-        self._candidate, self._state.held = None, None
 
     async def _advance(self, publication: Publication, elapsed: Callable[[], float], rows_held: int) -> _Advance:
         """``publication`` passed: it is the newest. Serve it, unless a pin counts."""
@@ -368,10 +302,10 @@ class ServedCatalogue:
         served_before = self.served
         self._newest = snapshot
         self._state.newest_version = version
-        self._stored = None
+        self._stored.forget()
         self._note_version(version)
-        self._release_held("it was accepted" if accepted else "another version passed")
-        self._show_pin()
+        self._held.release("it was accepted" if accepted else "another version passed")
+        self._pinned.show()
         published = self._target() is snapshot
         if published:
             self._publish(publication)
@@ -388,11 +322,7 @@ class ServedCatalogue:
             await self.disk.save(advance.to_keep, self._signer)
         finally:
             os.close(advance.to_keep.descriptor)
-        wishes = self._wishes.use_up(snapshot.version_hash) if advance.accepted else self._wishes
-        wishes = replace(wishes, rows_held=advance.rows_held)
-        # What an earlier run wrote must not be replaced before it was read.
-        if wishes != self._wishes and self._wishes_known:
-            await self._change(wishes)
+        await self._wishes.note_passed(snapshot.version_hash, accepted=advance.accepted, rows_held=advance.rows_held)
         if advance.published:
             counts = await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
             self._state.note_changes(snapshot.version_hash, counts)
@@ -403,7 +333,9 @@ class ServedCatalogue:
     def _spare(self) -> frozenset[str]:
         """The versions that the history must not lose."""
         known = {
-            snapshot.version_hash for snapshot in (self.served, self._newest, self._pinned) if snapshot is not None
+            snapshot.version_hash
+            for snapshot in (self.served, self._newest, self._pinned.snapshot)
+            if snapshot is not None
         }
         pin = self.wishes().pin
         if pin is not None:
@@ -450,7 +382,7 @@ class ServedCatalogue:
         Returns:
             Whether anything was published.
         """
-        await self._find_pinned()
+        await self._pinned.find()
         async with self._lock:
             return await self._settle(sign_again=sign_again)
 
@@ -460,71 +392,28 @@ class ServedCatalogue:
         Returns:
             Why that would not survive a restart; None where it does.
         """
-        self._commanded = True
-        self._wishes = self._wishes.pin(pin)
-        if pinned is not None:
-            self._pinned = pinned
-        self._log_pin(pin)
-        await self._find_pinned()  # one of the policy file may count now
+        self._wishes.pin(pin)
+        self._pinned.change(pin, pinned)
+        await self._pinned.find()  # one of the policy file may count now
         async with self._lock:
             await self._settle()
             current = self._publisher.current
             if pin is not None and current is not None:
                 # Once more, in case it was about to be removed from the history: the pin must survive a restart.
                 self.disk.add(current, self._signer, self._spare())
-        return await self._change(self._wishes)
-
-    def _log_pin(self, pin: Pin | None) -> None:
-        if pin is None:
-            log.warning("Pin taken away")
-        else:
-            log.warning("Catalogue pinned", version_hash=pin.version, until=pin.until)
-
-    async def _change(self, wishes: Wishes) -> str | None:
-        self._wishes = wishes
-        return await self.disk.save_wishes(wishes, self._signer)
-
-    async def _find_pinned(self) -> None:
-        """Have the pinned catalogue in memory, where a pin counts and the history has it."""
-        pin = self.wishes().pin
-        if pin is None or self._in_memory(pin) is not None:
-            return
-        problem = "it is not in the history of this server"
-        for entry in self.disk.entries:
-            if pin.names(entry.version_hash):
-                try:
-                    self._pinned = await self.disk.load_version(entry.version_hash, self._signer)
-                    return
-                except StoreError as error:
-                    problem = str(error)
-        if self._missing != pin.version:
-            self._missing = pin.version
-            log.error(
-                "Pinned catalogue not served",
-                version_hash=pin.version,
-                source=pin.source,
-                error=problem,
-                effect="what is served stays, until the version is known or the pin ends",
-                remedy="pin a version that `definition-server history` lists",
-            )
-
-    def _in_memory(self, pin: Pin) -> Snapshot | None:
-        for snapshot in (self._pinned, self.served, self._newest):
-            if snapshot is not None and pin.names(snapshot.version_hash):
-                return snapshot
-        return None
+        return await self._wishes.save()
 
     def _target(self) -> Snapshot | None:
         """What is to be served."""
         pin = self.wishes().pin
         if pin is None:
             return self._newest
-        found = (self._in_memory(pin), self.served, self._newest)
+        found = (self._pinned.in_memory(pin), self.served, self._newest)
         return next((snapshot for snapshot in found if snapshot is not None), None)
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
         """Make what is served what is to be served, under the present key. Returns whether anything was published."""
-        self._show_pin()
+        self._pinned.show()
         target, served = self._target(), self.served
         if target is None:
             return False
@@ -558,41 +447,6 @@ class ServedCatalogue:
         self._note_version(publication.snapshot.version_hash)
         if previous is not None:
             self._delayed_release.take(previous.snapshot)
-
-    def _show_pin(self) -> None:
-        """Note the pin that counts in the state, log its end, and come back when it expires."""
-        pin = self.wishes().pin
-        shown = self._state.pin
-        if pin is None:
-            self._state.pin, self._pinned, self._missing = None, None, None
-            if shown is not None:
-                log.warning("Pin has ended", version_hash=shown.version_hash, source=shown.source)
-        else:
-            missing = self._in_memory(pin) is None
-            self._state.pin = PinState(pin.version, pin.until, pin.source, missing)
-            if not missing:
-                self._missing = None
-        self._arm(pin)
-
-    def _arm(self, pin: Pin | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if pin is None or pin.until is None:
-            return
-        seconds = min(_LONGEST_TIMER_SECONDS, max(0.0, pin.until - self._clock()) + 0.001)
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._expiring = asyncio.get_running_loop().create_task(self._expire())
-
-    async def _expire(self) -> bool:
-        try:
-            return await self.follow()
-        except Exception:  # the next cycle does it
-            log.exception("Unexpected failure at the end of a pin")
-            return False
 
 
 def _same(snapshot: Snapshot, footer: Footer) -> bool:

@@ -22,9 +22,10 @@ from definition_server.control_plane.background import Background
 from definition_server.control_plane.catalogue_disk import CatalogueDisk
 from definition_server.control_plane.catalogue_guard import CatalogueGuard
 from definition_server.control_plane.disk import OnDisk, on_disk
+from definition_server.control_plane.held_candidate import Held
 from definition_server.control_plane.history import History
 from definition_server.control_plane.publisher import Publisher, key_id_of
-from definition_server.control_plane.served_catalogue import Held, ServedCatalogue
+from definition_server.control_plane.served_catalogue import ServedCatalogue
 from definition_server.control_plane.source import DefinitionSource, SourceError
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.sync_state import Outcome, SyncState

@@ -111,7 +111,7 @@ MUTANTS = {
         PLANE + "supervisor.py", r"publisher\.on_publish\(self\._on_publish\)", "pass", "is pinned, and a worker serves"
     ),
     "the end of a pin is not noticed": Mutant(
-        PLANE + "served_catalogue.py",
+        PLANE + "pinned_catalogue.py",
         r"self\._expiring = asyncio\.get_running_loop\(\)\.create_task\(self\._expire\(\)\)",
         "self._expiring = None",
         "has ended, and a worker serves it",

@@ -23,7 +23,7 @@ from definition_server.catalog.definition import Row
 from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import catalogue_disk, catalogue_guard, served_catalogue
+from definition_server.control_plane import catalogue_disk, catalogue_guard, stored_catalogue
 from definition_server.control_plane.disk import on_disk
 from definition_server.control_plane.history import History
 from definition_server.control_plane.publications import (
@@ -393,7 +393,7 @@ async def test_many_rows_held_at_once_hold_the_catalogue_and_once_accepted_the_n
 async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
     await eventually(lambda: server.versions, "the table is served")
@@ -410,7 +410,7 @@ async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
     new = await change(server, "new")
     await server.publications.pin(old, None)
     await server.written()
-    monkeypatch.setattr(served_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
@@ -436,7 +436,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     gate = HoldingGate()
     gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
     server.options["gate"] = gate
-    monkeypatch.setattr(served_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
