@@ -77,8 +77,9 @@ def row_of(message: memoryview) -> TableRow:
         raise RestoreError(f"{_shown(name)}: it is not UTF-8, so it is not what a row had") from None
     if any("\0" in column for column in decoded):
         raise RestoreError(f"{_shown(name)}: it holds a zero octet, which no text of PostgreSQL can")
-    bytecode = texts.get(wire.AVBC_CODE, b"")
-    return TableRow(numbers.get(_ID) or None, *decoded, bytecode, numbers.get(wire.AVBC_VERSION, 0))
+    text, kind, interface, source = decoded
+    row = TableRow(numbers.get(_ID) or None, text, kind, interface, source)
+    return row._replace(bytecode=texts.get(wire.AVBC_CODE, b""), bytecode_version=numbers.get(wire.AVBC_VERSION, 0))
 
 
 def _shown(name: bytes) -> str:

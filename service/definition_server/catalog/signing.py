@@ -91,7 +91,7 @@ class Signer:
         return hmac.digest(self._file_key, footer, hashlib.sha256)
 
     def wishes_mac(self, octets: bytes) -> bytes:
-        """The HMAC of what operators asked for, under another derived key: so no MAC of a snapshot can take its place."""
+        """The HMAC of what operators asked for, under another derived key: no MAC of a snapshot can take its place."""
         return hmac.digest(self._wishes_key, octets, hashlib.sha256)
 
 

@@ -59,6 +59,7 @@ class CatalogueDisk:
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
         self._saving_generation = 0
+        self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
         self._to_add: Callable[[], list[HistoryEntry]] | None = None
         self._discard: Callable[[], None] | None = None
@@ -115,7 +116,12 @@ class CatalogueDisk:
             log.warning("No last-known-good snapshot", path=str(self._store.path))
             return None
         os.close(publication.descriptor)
+        self._stored = _identity(publication.snapshot)
         return publication.snapshot
+
+    def has_stored(self, snapshot: Snapshot) -> bool:
+        """Whether ``snapshot``, signed as it is, is last-known-good on disk; True without a disk."""
+        return self._last_known_good is None or self._stored == _identity(snapshot)
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
         """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
@@ -124,11 +130,13 @@ class CatalogueDisk:
         try:
             if not self._last_known_good.busy:
                 self._saving_generation = publication.snapshot.generation
+                self._saving = _identity(publication.snapshot)
             await self._last_known_good.save(publication, signer)
         except StoreError as error:
             self._store_failed(error)
             log_store_failure(str(error))
             return
+        self._stored = self._saving
         if self._state.store_error is not None:
             log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
         self._state.store_error = self._state.store_reason = None
@@ -138,6 +146,7 @@ class CatalogueDisk:
 
     def _on_stored_late(self) -> None:
         """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
+        self._stored = self._saving
         if self._saving_generation == self._latest_generation():
             self._state.store_error = self._state.store_reason = None
             log.info("Last-known-good snapshot stored again", generation=self._saving_generation)
@@ -225,7 +234,7 @@ class CatalogueDisk:
     # -- wishes --------------------------------------------------------------------------------------------------------
 
     async def read_wishes(self, signer: Signer | None) -> Wishes:
-        """What operators asked for in an earlier run. A file that is damaged or not ours is logged, and counts as none."""
+        """What operators asked for in an earlier run. A file that is damaged or not ours is logged; it is as none."""
         if self._wishes is None:
             return Wishes()
         try:
@@ -252,6 +261,10 @@ class CatalogueDisk:
         self._state.pin_unsaved = newest.pinned != self._wishes_on_disk.pinned
         return problem
 
+    def note_pin_unsaved(self, *, unsaved: bool) -> None:
+        """Whether a pin, or the end of one, waits for a disk that has not answered yet."""
+        self._state.pin_unsaved = unsaved
+
     async def _save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
         if self._wishes is None:
             return "SNAPSHOT_DIR is not set"
@@ -277,9 +290,9 @@ class CatalogueDisk:
             saving = self._wishes_saving = self._disk(write)
         except RuntimeError as fault:
             return f"no thread can be started: {fault}"
+        saving.add_done_callback(_forget)
         done, _ = await asyncio.wait((saving,), timeout=LOAD_PATIENCE_SECONDS)
         if not done:
-            saving.add_done_callback(_forget)
             return f"the disk did not finish within {LOAD_PATIENCE_SECONDS:g} s"
         error = saving.exception()
         return None if error is None else str(error)
@@ -302,11 +315,19 @@ class CatalogueDisk:
 
     async def _within(self, seconds: float, work: Callable[[], T]) -> T:
         waiting = asyncio.ensure_future(self._on_disk(work))
+        waiting.add_done_callback(_forget)
         done, _ = await asyncio.wait((waiting,), timeout=seconds)
         if not done:
-            waiting.add_done_callback(_forget)
             raise StoreError(f"the disk did not answer within {seconds:g} s", Reason.DISK_HANGS)
         return waiting.result()
+
+
+_NOTHING = (b"", b"")
+
+
+def _identity(snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """What distinguishes two stored files: the answers, without the generation, and the key."""
+    return snapshot.footer.content_digest, snapshot.footer.key_id
 
 
 def _forget(late: asyncio.Future[T]) -> None:

@@ -65,6 +65,7 @@ class StoredCatalogue:
             stored = await self._newest_of_history()
         if self._of_use:
             self._snapshot = stored
+        await self._wishes.save_again()
 
     async def _newest_of_history(self) -> Snapshot | None:
         """The catalogue that was published last, from the history: where the last-known-good file is not usable."""

@@ -75,8 +75,10 @@ class Wishes:
     """Whole hashes, the newest last."""
     pinned: Pin | None = None
     rows_held: int = 0
-    """How many rows the gate held in the newest catalogue that passed the guard: no wish, but kept with them, so that
-    the first comparison after a restart knows it."""
+    """How many rows the gate held in the catalogue `rows_held_in`: no wish, but kept with them, so that the first
+    comparison after a restart knows it."""
+    rows_held_in: str = ""
+    """The newest catalogue that passed the guard, a whole hash; empty where no row of it is held."""
 
     def merge(self, policy: Policy, now: float) -> Merged:
         """What counts at ``now``, with what ``policy`` declares."""
@@ -99,10 +101,16 @@ class Wishes:
         """With another pin, or none."""
         return replace(self, pinned=pin)
 
+    def hold_rows(self, count: int, version: str) -> Wishes:
+        """With ``count`` rows held in the catalogue ``version``."""
+        return replace(self, rows_held=count, rows_held_in=version if count else "")
+
     def to_json(self, signer: Signer | None = None) -> str:
         """The text of the file, with the MAC of ``signer``."""
         pin = None if self.pinned is None else {"version": self.pinned.version, "until": self.pinned.until}
-        document = {"accept": list(self.accepted), "pin": pin, "rows_held": self.rows_held}
+        document: dict[str, Any] = {"accept": list(self.accepted), "pin": pin, "rows_held": self.rows_held}
+        if self.rows_held_in:
+            document["rows_held_in"] = self.rows_held_in
         if signer is not None:
             document["mac"] = _mac_of(document, signer)
         return json.dumps(document, indent=1) + "\n"
@@ -133,7 +141,8 @@ class Wishes:
         rows_held = document.get("rows_held", 0)
         if isinstance(rows_held, bool) or not isinstance(rows_held, int) or not 0 <= rows_held < _MOST_ROWS:
             raise ValueError("`rows_held` is no count")
-        return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held)
+        version = _check_version(document["rows_held_in"]) if "rows_held_in" in document else ""
+        return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held, version)
 
 
 class NotAuthentic(ValueError):
