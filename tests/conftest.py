@@ -151,9 +151,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def on_one_transport(item: pytest.Item) -> bool:
     """Whether, with ``--one-transport``, the test runs on one of them: one about the master, or with a whole server."""
-    if item.get_closest_marker("every_transport"):
-        return False
-    return bool(item.get_closest_marker("any_transport")) or any(part in WITH_WHOLE_SERVERS for part in item.path.parts)
+    said = (mark.name for mark in item.iter_markers() if mark.name in ("any_transport", "every_transport"))
+    closest = next(said, None)  # that of a test goes before that of its module
+    return closest == "any_transport" or (
+        closest is None and any(part in WITH_WHOLE_SERVERS for part in item.path.parts)
+    )
 
 
 def is_portable_id(node_id: str) -> bool:

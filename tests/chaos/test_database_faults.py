@@ -78,6 +78,7 @@ def test_no_call_fails_when_the_database_is_killed(faulty: DatabaseServer, start
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_no_call_fails_while_the_database_hangs(faulty: DatabaseServer, start_server: StartServer) -> None:
     table = Table(create_database(faulty.url, "hung"))
     table.add_commands(100)
@@ -118,6 +119,7 @@ def test_a_half_open_connection_is_replaced_after_the_statement_timeout(
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_no_call_fails_while_database_connections_are_cut_repeatedly(
     served: tuple[ServerProcess, Table, Proxy],
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_damaged_table_never_replaces_a_good_catalogue(ruined: tuple[ServerPro
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_no_call_fails_while_the_table_is_locked(served: tuple[ServerProcess, Table, Proxy]) -> None:
     server, table, _ = served
     with Load(server.port, NAMES) as load:
@@ -195,6 +198,7 @@ def test_no_call_fails_while_the_table_is_locked(served: tuple[ServerProcess, Ta
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_an_interrupted_reading_publishes_nothing(table: Table, start_server: StartServer) -> None:
     table.add_commands(20_000, size=500)
     with Proxy(table.url) as proxy:
@@ -212,6 +216,7 @@ def test_an_interrupted_reading_publishes_nothing(table: Table, start_server: St
             assert {command.code.endswith(b"#new") for command in client.sync().commands} == {True}
 
 
+@pytest.mark.thorough  # seconds of load
 def test_no_call_fails_while_the_database_sends_garbage(table: Table, start_server: StartServer) -> None:
     table.add_commands(100)
     with Proxy(table.url) as proxy:

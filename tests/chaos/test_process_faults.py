@@ -49,6 +49,7 @@ def test_a_killed_worker_costs_clients_that_retry_no_call(server: ServerProcess)
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_a_rolling_replacement_costs_clients_that_retry_no_call(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         load.wait_answered(100)
@@ -71,6 +72,7 @@ def test_a_rolling_replacement_costs_no_call_and_no_retry(server: ServerProcess)
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 @pytest.mark.transports("native")
 def test_connections_at_their_maximum_age_cost_no_call_and_no_retry(table: Table, start_server: StartServer) -> None:
     table.add_commands(100)
@@ -83,6 +85,7 @@ def test_connections_at_their_maximum_age_cost_no_call_and_no_retry(table: Table
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 @pytest.mark.any_transport
 def test_no_call_fails_during_frequent_publications(server: ServerProcess, table: Table) -> None:
     with Load(server.port, NAMES, connections=6) as load:
@@ -93,6 +96,7 @@ def test_no_call_fails_during_frequent_publications(server: ServerProcess, table
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 @pytest.mark.any_transport
 def test_a_restarted_server_serves_again_under_load(table: Table, start_server: StartServer) -> None:
     """Two servers on two ports are restarted in turn; the other one must not be affected."""

@@ -126,6 +126,7 @@ def test_a_command_whose_row_goes_bad_is_served_as_before(
     assert server.metric("avap_rows_held", reason=reason) == 1
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Table, start_server: StartServer) -> None:
     code = "# " + "x" * 10_000_000
     table.add([GOOD, ("huge", "function", "[]", code)])
@@ -174,6 +175,7 @@ def test_an_empty_table_is_not_served_until_it_has_rows(table: Table, start_serv
         assert client.get("good").code == b"pass"
 
 
+@pytest.mark.thorough  # starts servers
 def test_an_empty_table_is_served_if_the_setting_allows_it(table: Table, start_server: StartServer) -> None:
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true").wait_ready()
     with Client(server.port) as client:

@@ -62,6 +62,7 @@ def test_sixteen_clients_in_sequence_are_spread_evenly_over_four_workers(
     assert server.metric("avap_connections", worker="0") == CLIENTS // WORKERS
 
 
+@pytest.mark.thorough  # starts four workers
 def test_a_burst_of_clients_is_spread_evenly(table: Table, start_server: StartServer, clients: ExitStack) -> None:
     server = start(table, start_server)
     for _ in range(40):
@@ -70,6 +71,7 @@ def test_a_burst_of_clients_is_spread_evenly(table: Table, start_server: StartSe
     assert max(held(server)) - min(held(server)) <= 1
 
 
+@pytest.mark.thorough  # starts four workers
 def test_connections_of_a_dead_worker_move_to_others_and_are_spread_again(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:

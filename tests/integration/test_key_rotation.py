@@ -94,6 +94,7 @@ def test_a_removed_key_is_refused_on_a_connection_that_was_open_and_authorized(
         assert not refused(new)
 
 
+@pytest.mark.thorough  # takes seconds
 def test_the_time_of_a_key_advances_while_an_open_connection_goes_on_with_it(
     table: Table, start_server: StartServer
 ) -> None:
@@ -108,6 +109,7 @@ def test_the_time_of_a_key_advances_while_an_open_connection_goes_on_with_it(
     assert last_used(server, "extra") == 0
 
 
+@pytest.mark.thorough  # takes seconds
 def test_the_longest_key_that_is_allowed_reaches_the_server(table: Table, start_server: StartServer) -> None:
     table.add_commands(20)
     server = start_server(table.url, API_KEY="k" * LONGEST_KEY, API_KEYS="short:key").wait_ready()

@@ -177,6 +177,7 @@ def client_empty() -> object:
     return avap_pb2.Empty()
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_second_signal_ends_the_drain(table: Table, start_server: StartServer) -> None:
     table.add_commands(5)
     server = start_server(table.url, DRAIN_WAIT_SECONDS="60", DRAIN_TIMEOUT_SECONDS="90").wait_ready()
@@ -186,6 +187,7 @@ def test_a_second_signal_ends_the_drain(table: Table, start_server: StartServer)
     assert server.wait_exit(15) == 0
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
     server: ServerProcess,
@@ -205,6 +207,7 @@ def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
     until(lambda: _serving(server) == 2, server.tail)
 
 
+@pytest.mark.thorough  # takes seconds
 def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table, start_server: StartServer) -> None:
     """The last process to release it frees its memory; in a worker, calls would wait for that."""
     table.add_commands(10)
@@ -223,6 +226,7 @@ def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table
     until(lambda: old not in mapped(server.pid), server.tail)
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_publications_leave_no_descriptor_open(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)

@@ -125,6 +125,7 @@ def test_a_pin_reaches_every_worker_within_a_second_and_follows_the_table_afterw
     assert run("unpin", directory=directory).returncode == 1
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_pin_survives_a_restart_without_a_database_and_expires_by_itself(
     start_server: StartServer, server: ServerProcess, table: Table, directory: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_policy_swapped_by_symlink_pins_and_one_that_does_not_parse_changes_no
     assert pinned_after < 5  # a second, on a machine that has nothing else to do
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_policy_accepts_a_held_catalogue(server: ServerProcess, table: Table, policy: Path) -> None:
     table.run("DELETE FROM obex_dapl_functions WHERE name <> 'command1'")
     held = server.wait_log("Catalogue held")["version_hash"]

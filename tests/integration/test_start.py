@@ -81,6 +81,7 @@ def test_a_start_without_database_and_snapshot_waits_and_then_serves(
         assert client.sync().total_count == 5
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_hanging_database_at_the_start_does_not_delay_the_last_known_good_snapshot(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_stored_snapshot_with_our_mac_is_served_in_either_version(
         assert Signer("key", int(version)).unpack(found.code, binding).startswith(b"# 1\n")
 
 
+@pytest.mark.thorough  # starts servers
 def test_with_an_unwritable_snapshot_directory_only_the_file_is_missing(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_wrong_password_is_logged_without_the_password(start_server: StartServ
     assert "wr0ng-secret" not in server.tail(1000)
 
 
+@pytest.mark.thorough  # starts servers
 def test_an_unknown_database_is_logged(postgres: DatabaseServer, start_server: StartServer) -> None:
     server = start_server(postgres.url.rpartition("/")[0] + "/nowhere")
     line = server.wait_log("Sync failed")
@@ -247,6 +250,7 @@ def test_a_second_instance_on_the_same_port_logs_that_and_exits(table: Table, st
         assert client.get("command0").name == "command0"
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_taken_metrics_port_is_logged_and_no_worker_is_left(table: Table, start_server: StartServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -270,6 +274,7 @@ def test_all_problems_of_a_wrong_environment_are_listed_and_the_exit_code_is_78(
     assert "se cret" not in done.stderr
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_low_limit_of_open_files_is_raised_or_logged(table: Table, start_server: StartServer) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     table.add_commands(1)
@@ -297,6 +302,7 @@ def test_a_signal_before_the_first_catalogue_ends_the_server_in_order(
     assert server.logged("Stopped")
 
 
+@pytest.mark.thorough  # starts servers
 @pytest.mark.any_transport
 def test_the_table_is_not_read_during_a_drain(start_server: StartServer) -> None:
     server: ServerProcess = start_server(CLOSED_PORT_URL, DRAIN_WAIT_SECONDS="1.5", SYNC_INTERVAL_SECONDS="0.1")

@@ -86,6 +86,7 @@ def test_every_kind_of_change_is_served_by_every_worker(
     server.wait_version(after["version_hash"])
 
 
+@pytest.mark.thorough  # waits for cycles
 def test_an_unchanged_table_is_not_read_and_not_published(table: Table, start_server: StartServer) -> None:
     table.add_commands(2000, size=2000)
     with Proxy(table.url) as proxy:
@@ -117,6 +118,7 @@ def test_rows_that_moved_without_changing_are_read_but_not_published(
     assert server.statusz()["catalog"]["generation"] == 1
 
 
+@pytest.mark.thorough  # waits for cycles
 def test_an_uncommitted_change_is_not_served(table: Table, start_server: StartServer) -> None:
     table.add_commands(10)
     server = start_server(table.url).wait_ready()

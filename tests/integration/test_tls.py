@@ -129,6 +129,7 @@ def test_a_replaced_certificate_is_used_after_sighup_and_open_connections_stay(
         assert client.get("command1").name == "command1"
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_worker_that_dies_while_the_files_are_bad_is_replaced_with_the_last_good_pair(
     table: Table, start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_worker_that_dies_while_the_files_are_bad_is_replaced_with_the_last_go
     assert len(kept) == 3, "the last good set alone"
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_certificate_without_its_key_is_reported_at_the_start(
     start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:

@@ -31,7 +31,13 @@ from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.history import History
 from definition_server.control_plane.key_usage import KeyUsage
-from definition_server.control_plane.listener import PortInUse, listen, raise_descriptor_limit, reserve_port
+from definition_server.control_plane.listener import (
+    WANTED_DESCRIPTORS,
+    PortInUse,
+    listen,
+    raise_descriptor_limit,
+    reserve_port,
+)
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
 from definition_server.control_plane.proof import Proof
@@ -68,17 +74,20 @@ _POLICY_SECONDS = 1.0
 _CONTROL_SECONDS = 2.0
 """The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
+_DEMONSTRATION_DESCRIPTORS = 1024
+"""What every Linux grants by default."""
 
 
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
-def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
+def run_master(settings: Settings, *, demonstration: bool = False) -> int:
     """Serve until a signal stops the server.
 
     Args:
         settings: The valid settings.
-        hangup_stops: SIGHUP stops the server, as for a program that lives no longer than its terminal.
+        demonstration: For a program that lives no longer than its terminal: SIGHUP stops the server, and what only a
+            server for others needs (a key to sign with, thousands of open files) is not warned of.
 
     Returns:
         The exit code: 0 (also where a signal asked for the end before the start), 1 after a bug, 69 where a port is
@@ -86,7 +95,7 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
-    stopping = _STOPPING | {signal.SIGHUP} if hangup_stops else _STOPPING
+    stopping = _STOPPING | {signal.SIGHUP} if demonstration else _STOPPING
     for number in early_signals.received:
         if number in stopping:
             log.info("Stopping", signal=number.name)
@@ -94,8 +103,9 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
             return 0
     if not confine_master(settings.jail):
         return EX_CONFIG
-    _log_notices(settings)
-    problem = too_few(raise_descriptor_limit(), settings.workers)
+    _log_notices(settings, unsigned=not demonstration)
+    wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
+    problem = too_few(raise_descriptor_limit(wanted), settings.workers)
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
@@ -111,18 +121,18 @@ def run_master(settings: Settings, *, hangup_stops: bool = False) -> int:
         return EX_UNAVAILABLE
     with holder:
         try:
-            master = _Master(settings, holder, tls, hangup_stops=hangup_stops)
+            master = _Master(settings, holder, tls, hangup_stops=demonstration)
         except PortInUse as error:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
         return asyncio.run(master.run())
 
 
-def _log_notices(settings: Settings) -> None:
-    """Log once what is allowed, and probably not meant."""
+def _log_notices(settings: Settings, *, unsigned: bool) -> None:
+    """Log once what is allowed, and probably not meant; with ``unsigned``, that code is served so."""
     for notice in notices(Settings):
         log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
-    if settings.avap_internal_key is None:
+    if unsigned and settings.avap_internal_key is None:
         log.warning(
             "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
             effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
