@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
-from tests.support.leftovers import nothing_left
+from tests.support.leftovers import nothing_left, open_descriptors
 from tests.support.logs import LogLines, captured_logs, logged
 from tests.support.loop import eventually, promptly
 from tests.support.snapshots import row
@@ -689,10 +689,6 @@ async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_
     assert server.version == second
 
 
-def descriptors() -> list[str]:
-    return sorted(os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
-
-
 async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a_publication(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -702,12 +698,12 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
     def none_left(_: int) -> int:
         raise OSError(24, "Too many open files")
 
-    before = descriptors()
+    before = sorted(open_descriptors().values())
     with monkeypatch.context() as patch:
         patch.setattr(served_catalogue.os, "dup", none_left)
         for number in range(3):
             assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
-    assert descriptors() == before
+    assert sorted(open_descriptors().values()) == before
     assert await server.cycle() is Outcome.PUBLISHED
 
 
