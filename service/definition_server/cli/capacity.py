@@ -6,7 +6,14 @@ from dataclasses import asdict
 
 import click
 
-from definition_server.cli.exits import CommandFailed, Exit, no_traceback, print_facts, print_json
+from definition_server.cli.exits import (
+    CommandFailed,
+    Exit,
+    no_traceback,
+    print_json,
+    print_wrapped,
+    print_wrapped_facts,
+)
 from definition_server.cli.sizing import LIMIT_OVER_PEAK, Answer, Demand, Figures, FiguresError, answer, load_figures
 
 
@@ -63,8 +70,8 @@ def _print(demand: Demand, found: Answer, figures: Figures) -> None:
     name, rate = figures.planning
     several = demand.replicas > 1
     each = "each replica" if several else "the server"
-    click.echo(f"For {demand.rps:,.0f} calls a second and {demand.definitions:,} definitions, {each} needs:\n")
-    print_facts(
+    print_wrapped(f"For {demand.rps:,.0f} calls a second and {demand.definitions:,} definitions, {each} needs:\n")
+    print_wrapped_facts(
         [
             ("workers", f"{found.workers}  (WORKERS={found.workers})"),
             ("CPU request", f"{found.cpu_request:.1f} cores"),
@@ -79,7 +86,7 @@ def _print(demand: Demand, found: Answer, figures: Figures) -> None:
     if several:
         load = f"{demand.rps:,.0f} ÷ {demand.replicas - 1} (one replica down) = {load}"
     knee = "" if figures.knee is None else f", knee {figures.knee['rate']:,.0f}"
-    print_facts(
+    print_wrapped_facts(
         [
             ("  load", load),
             ("  one core answers", f"{rate:,.0f} a second ({name}: the most expensive scenario measured{knee})"),
@@ -93,5 +100,5 @@ def _print(demand: Demand, found: Answer, figures: Figures) -> None:
                                f"snapshot {found.snapshot_mb:,.0f} MiB"),
         ]
     )  # fmt: skip
-    click.echo(f"\nMeasured {figures.measured[:10]} on {figures.machine} ({figures.source}).")
+    print_wrapped(f"\nMeasured {figures.measured[:10]} on {figures.machine} ({figures.source}).")
     click.echo("Other machines differ: measure yours with `nox -s perf`.")

@@ -6,9 +6,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from definition_server.cli.exits import server_settings_or_exit
+from definition_server.cli.exits import misspelled, server_settings_or_exit
 from definition_server.cli.reference import settings_page
 from definition_server.environment import effective
+from definition_server.settings import Settings
 
 
 @click.command()
@@ -19,7 +20,15 @@ def config(as_json: bool, reference: bool) -> None:
     if reference:
         click.echo(settings_page(), nl=False)
         return
-    values = effective(server_settings_or_exit())
+    settings = server_settings_or_exit()
+    values = effective(settings)
+    from definition_server.control_plane.postgres import database_address  # `--reference` needs no psycopg
+
+    address = database_address(settings.database_url.get_secret_value())
+    if address is not None:
+        values["DATABASE_URL"] = address.url()
+    for line in misspelled(Settings):
+        click.echo(f"Note: {line}", err=True)
     console = Console()
     if as_json:
         console.print_json(data=values)

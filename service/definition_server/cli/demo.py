@@ -91,7 +91,7 @@ def _ignore_signals() -> None:
 def _serve(settings: Settings) -> int:
     from definition_server.control_plane.master import run_master
 
-    return run_master(settings, hangup_stops=True)
+    return run_master(settings, demonstration=True)
 
 
 def _settings() -> Settings:
@@ -109,6 +109,12 @@ def _line_of_status(settings: Settings, program: str) -> str:
     return f"  CONTROL_SOCKET={shlex.quote(str(path))} {program} status"
 
 
+def _signing(settings: Settings) -> str:
+    if settings.avap_internal_key is not None:
+        return "on, with AVAP_INTERNAL_KEY"
+    return "off: set AVAP_INTERNAL_KEY before you connect an AVAP language server"
+
+
 def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) -> str:
     """The addresses, the key, and commands to try."""
     key = next(iter(settings.keys_by_id().values()))
@@ -122,6 +128,7 @@ def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) ->
             f"  gRPC      {settings.host}:{settings.port}, metadata x-avap-auth: {key}",
             f"  metrics   http://{settings.host}:{settings.metrics_port}/metrics, also /readyz and /statusz",
             f"  catalogue {count} commands in PostgreSQL at {postgres.url}",
+            f"  signing   {_signing(settings)}",
             "",
             "In another terminal:",
             f"  {environment} {program} get if",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings
+from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings, notices
+from definition_server.observability.visible import visible as visible  # for all commands, with the rest of output
 from definition_server.settings import Settings
 
 
@@ -41,8 +43,14 @@ class CommandFailed(click.ClickException):
 
     def format_message(self) -> str:
         """The message for stderr. It may hold a peer's or a database's text. At a terminal it is wrapped at words."""
-        text = visible(self.message, keep="\n\t")
-        return text if not sys.stderr.isatty() else "\n".join(_wrapped(line) for line in text.split("\n"))
+        return _at_a_terminal(visible(self.message, keep="\n\t"))
+
+
+def _at_a_terminal(message: str) -> str:
+    """``message`` of an error, wrapped at words where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return message
+    return "\n".join(_wrapped(line) for line in message.split("\n"))
 
 
 def _wrapped(line: str) -> str:
@@ -63,7 +71,12 @@ def settings_or_exit(
     try:
         return load_settings(cls, defaults=defaults, checks=checks, **overrides)
     except SettingsError as error:
-        raise unusable_environment(error.problems) from None
+        raise unusable_environment([*error.problems, *misspelled(cls)]) from None
+
+
+def misspelled(cls: type[AnySettings]) -> list[str]:
+    """A sentence for each variable of the environment whose name is nearly that of a setting of ``cls``."""
+    return [f"{notice.variable}: {notice.text}" for notice in notices(cls)]
 
 
 def server_settings_or_exit(**overrides: str | None) -> Settings:
@@ -73,10 +86,31 @@ def server_settings_or_exit(**overrides: str | None) -> Settings:
     return settings_or_exit(Settings, defaults=None, checks={"DATABASE_URL": url_fault}, **overrides)
 
 
-def unusable_environment(problems: Iterable[Problem]) -> CommandFailed:
+def unusable_environment(problems: Iterable[Problem | str]) -> CommandFailed:
     """The error that lists all ``problems``."""
     lines = [f"  {problem}" for problem in problems]
     return CommandFailed("\n".join(["the environment cannot be used:", *lines]), Exit.CONFIG)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Around the whole command line: wraps errors of usage at a terminal, and reports refused output in one line.
+
+    That is output that a full disk or a broken device refuses (`Exit.FAILED`). A reader that has closed the pipe is
+    left to click, which exits silently.
+    """
+    try:
+        yield
+    except click.UsageError as error:
+        raise click.UsageError(_at_a_terminal(error.format_message()), error.ctx) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_REFUSED:
+            raise
+        _drop_output()
+        raise CommandFailed(f"cannot write the output: {error.strerror}", Exit.FAILED) from None
+
+
+_OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -153,12 +187,9 @@ def print_wrapped_facts(facts: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def visible(text: str, *, keep: str = "") -> str:
-    """``text`` with every character that is not printable, except those in ``keep``, as its escape.
-
-    Names and code come from a table that the server does not own. An escape sequence in them must not reach the
-    terminal.
-    """
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
-    )
+def print_wrapped(text: str) -> None:
+    """Print lines of prose; at a terminal, wrapped between words."""
+    columns = shutil.get_terminal_size().columns
+    for line in text.split("\n"):
+        wide = on_terminal() and len(line) > columns
+        click.echo(textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False) if wide else line)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 import click
 
 from definition_server import __version__
-from definition_server.cli.exits import server_settings_or_exit
+from definition_server.cli.exits import readable_errors, server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.inherited import prepare
 from definition_server.settings import Settings
@@ -51,7 +53,21 @@ class _Commands(click.Group):
         if args[:1] == ["sync"] and any(arg.partition("=")[0] in _FORMER_SYNC for arg in args[1:]):
             click.echo("Note: the command that downloads a catalogue is `fetch` now.", err=True)
             args = ["fetch", *args[1:]]
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            close = get_close_matches(args[0].lower(), self.list_commands(ctx), n=3)
+            meant = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
         return super().resolve_command(ctx, args)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with readable_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with readable_errors():
+            return super().invoke(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:

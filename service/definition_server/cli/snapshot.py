@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.segment import Segments
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -249,7 +250,9 @@ def print_definition(definition: Definition) -> None:
     else:
         console.print(Text.assemble(("interface: ", "bold"), "none"))
     shown = visible(code, keep="\n\t")
-    console.print(Syntax(shown, "python", theme="ansi_dark", background_color="default", word_wrap=True))
+    # Segments are printed as they are: rich's own layout would break long lines, cut them off or replace tabs.
+    colours = Syntax(shown, "python", theme="ansi_dark", background_color="default", tab_size=0)
+    console.print(Segments(colours.highlight(shown).render(console)), soft_wrap=True)
 
 
 def _source_of(definition: Definition) -> tuple[bool, bytes]:

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -46,7 +47,7 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
     """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
-        _add_pid,
+        *([_add_pid] if app_env == "production" else []),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
     ]
     render: list[Any]
@@ -56,6 +57,7 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
         # The plain traceback: the rich one shows local variables, which may be keys.
         render = [
             _visible,
+            _brief,
             structlog.dev.ConsoleRenderer(
                 timestamp_key="ts",
                 colors=sys.stdout.isatty(),
@@ -211,6 +213,22 @@ def _visible(_: Any, __: str, event: EventDict) -> EventDict:
     """Escapes control characters of the message, which may be a library's. The renderer escapes those of the fields."""
     event["event"] = _escaped(str(event["event"]))
     return event
+
+
+def _brief(_: Any, __: str, event: EventDict) -> EventDict:
+    """Shortens a line for a person: the time without the date, the first digits of hashes, no empty counts."""
+    event["ts"] = str(event["ts"])[11:23]
+    for name in _OFTEN_ZERO:
+        if event.get(name) == 0:
+            del event[name]
+    for name, value in event.items():
+        if isinstance(value, str) and _HASH.fullmatch(value):
+            event[name] = value[:12]
+    return event
+
+
+_OFTEN_ZERO = ("added", "changed", "removed")
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 def _escaped(text: str) -> str:

@@ -313,6 +313,26 @@ def test_development_lines_are_readable_and_carry_the_fields() -> None:
     assert "\x1b" not in line  # no terminal, no colours
 
 
+def test_a_development_line_about_a_publication_fits_two_lines_of_a_terminal() -> None:
+    stdout = configured("development", "INFO")
+    get_logger("x").info(
+        "Definitions Broadcasted",
+        added=189,
+        bytes=127563,
+        changed=0,
+        count=189,
+        duration_ms=593.0,
+        generation=1,
+        removed=0,
+        version_hash="bac6a205" * 8,
+    )
+    (line,) = stdout.getvalue().splitlines()
+    assert len(line) <= 2 * 80
+    assert "version_hash=bac6a205bac6" in line
+    assert "added=189" in line
+    assert "removed" not in line
+
+
 def test_development_lines_escape_control_characters_of_values_and_exceptions() -> None:
     stdout = configured("development", "INFO")
     get_logger("x").error("Sync failed", error="no \x1b]0;owned\x07 table", names=["\x1b[2J"])
