@@ -14,13 +14,13 @@ import click
 from definition_server.catalog import wire
 from definition_server.catalog.restore_sql import RestoreError, TableRow, row_of, script
 from definition_server.cli.channel import connection_options, server_of
+from definition_server.cli.client_settings import ClientSettings, ControlSettings
 from definition_server.cli.control_socket import Master, socket_path
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import open_verified
 from definition_server.rpc import avap_control_pb2 as pb
 from definition_server.rpc import avap_pb2
-from definition_server.settings import ClientSettings, ControlSettings
 
 _TOTAL_COUNT, _VERSION_HASH = 2, 3
 
