@@ -11,6 +11,7 @@ import http.client
 import json
 import queue
 import re
+import shutil
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import click
 
-from definition_server.cli.control_output import print_table, short
+from definition_server.cli.control_output import brief, print_table
 from definition_server.cli.exits import CommandFailed, Exit, on_terminal, print_json, visible
 
 Result = TypeVar("Result")
@@ -32,6 +33,8 @@ METRICS_PORT = 9464
 _LARGEST_ANSWER = 4 * 1024 * 1024
 _MOST_REPLICAS = 256
 _SHOWN_REPLICAS = 5
+_WIDE = 110
+"""Columns of a terminal from which on host names are shown."""
 _TARGET = re.compile(
     r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)"
 )
@@ -116,18 +119,29 @@ def show_fleet(targets: Sequence[str], timeout: float, *, as_json: bool) -> None
             "good": all(replica.good for replica in replicas),
         })  # fmt: skip
     else:
-        hash_of = short if on_terminal() else str
-        print_table(None, ("replica", "version", "since", "fresh", "state"), [
-            (
-                f"{replica.at} {replica.hostname}".strip(),
-                hash_of(replica.version_hash or "-"),
-                _seconds(replica.since),
-                "-" if replica.error is not None else "yes" if replica.fresh else replica.stale_reason or "no",
-                replica.state,
-            )
-            for replica in replicas
-        ])  # fmt: skip
+        _print_table(replicas)
     _judge(replicas, versions)
+
+
+def _print_table(replicas: Sequence[Replica]) -> None:
+    """At a terminal hashes are cut, and host names shown where there is room. Lines in a pipe have all."""
+    terminal = on_terminal()
+    hash_of = brief if terminal else str
+    with_host = not terminal or shutil.get_terminal_size().columns >= _WIDE
+    columns = ("replica", "version", "since", "fresh", "state", "host")
+    rows = [
+        (
+            replica.at,
+            hash_of(replica.version_hash or "-"),
+            _seconds(replica.since),
+            "-" if replica.error is not None else "yes" if replica.fresh else replica.stale_reason or "no",
+            replica.state,
+            replica.hostname or "-",
+        )
+        for replica in replicas
+    ]
+    shown = len(columns) if with_host else len(columns) - 1
+    print_table(None, columns[:shown], [row[:shown] for row in rows])
 
 
 def _judge(replicas: Sequence[Replica], versions: Counter[str]) -> None:
@@ -136,7 +150,7 @@ def _judge(replicas: Sequence[Replica], versions: Counter[str]) -> None:
     faults = []
     if len(versions) > 1:
         served = "; ".join(
-            f"{short(version)} by {_names(replica for replica in replicas if replica.version_hash == version)}"
+            f"{brief(version)} by {_names(replica for replica in replicas if replica.version_hash == version)}"
             for version, _ in versions.most_common()
         )
         faults.append(f"the replicas serve {len(versions)} versions: {served}")
