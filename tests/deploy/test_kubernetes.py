@@ -249,6 +249,13 @@ def test_the_guide_overlay_has_four_cpus_and_five_gibibytes(manifests: Manifests
     assert (manifests.cpu_limit, octets(manifests.container["resources"]["limits"]["memory"])) == (4, 5 * 2**30)
 
 
+@pytest.mark.parametrize("overlay", ["guide"])
+def test_three_workers_of_the_guide_carry_the_rate_of_the_guide(manifests: Manifests) -> None:
+    """35,000 calls a second on one pod: the share of each of its workers, with the margin of `capacity`."""
+    share = 35_000 / manifests.workers
+    assert share <= load_figures().worker_rate * (1 - promises.RIGHT_SIZED.margin)
+
+
 def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
