@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from perf.report.page import page
 
         # A record that holds only the self-test is never the subject of the page, only a part of it.
-        subject = next((record for record in reversed(records) if record.runs), records[-1])
+        # Nor is one with an invalid gate, unless it was named.
+        fit = [record for record in records if record.runs and (given.files or record.valid)]
+        subject = fit[-1] if fit else records[-1]
         output = given.output or subject.path.with_suffix(".html")
         output.write_text(page(subject, records), encoding="utf-8")
         print(f"written: {output}")
