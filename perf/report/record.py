@@ -208,9 +208,13 @@ class Record(_Part):
         return in_order(run.server for run in self.runs)
 
     def times(self, scenario: str, other: str) -> float | None:
-        """How many times as many calls as ``other`` a core of the native server answers: as a gate judges it (the median
-        of the rounds' quotients), or the quotient of the medians where no gate does."""
-        judged = [gate for gate in self.gates if gate.scenario == scenario and gate.gate.startswith(f"native ÷ {other},")]
+        """How many times as many calls as ``other`` a core of the native server answers.
+
+        As a gate judges it (the median of the rounds' quotients), or the quotient of the medians where no gate does.
+        """
+        judged = [
+            gate for gate in self.gates if gate.scenario == scenario and gate.gate.startswith(f"native ÷ {other},")
+        ]
         if judged and judged[0].value is not None:
             return judged[0].value
         ours, theirs = (self.cells.get((scenario, server)) for server in ("native", other))
