@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 
@@ -37,8 +38,19 @@ def _check_api_key(value: SecretStr) -> SecretStr:
     return value
 
 
+_NO_POOL = (
+    "the server has no pool: its master keeps one connection, and workers use no database. For more calls a second add "
+    "CPUs and WORKERS (definition-server capacity)"
+)
+
+
 class Settings(EnvironmentSettings):
     """The settings of ``definition-server serve``."""
+
+    without_counterpart: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("DATABASE_POOL_SIZE", "DB_POOL_SIZE", "PG_POOL_SIZE", "POOL_SIZE"), _NO_POOL),
+        "NODE_OPTIONS": "the server is no Node.js program; docs/runtime-flags.md has the counterpart of each flag",
+    }
 
     database_url: SecretStr = Field(
         validation_alias="DATABASE_URL",

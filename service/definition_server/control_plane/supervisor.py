@@ -76,6 +76,9 @@ class Supervisor:
         self._address = None if listener is None else listener.getsockname()
         self._port_lost = False
         self._roll_after_repair: asyncio.Task[str | None] | None = None
+        self._roll_for_certificate: asyncio.Task[str | None] | None = None
+        self._rolled_for = Certificate(0)
+        """The newest certificate for which workers were replaced that cannot load another."""
         self._on_keys_used = on_keys_used
         self._publisher = publisher
         self._keys = keys
@@ -140,6 +143,7 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             self._repair_listener()
             self._reconcile()
+            self._replace_outdated()
             now = asyncio.get_running_loop().time()
             for worker, heartbeat in self._workers.items():
                 self._judge(worker, heartbeat, now)
@@ -163,6 +167,16 @@ class Supervisor:
         if self._roll_after_repair is None or self._roll_after_repair.done():
             log.error("The port was shut down by a worker; it is open again, and the workers are replaced")
             self._roll_after_repair = asyncio.create_task(self.roll())
+
+    def _replace_outdated(self) -> None:
+        """Replace the workers where one cannot load the newest certificate; once for each, so that a roll that fails
+        is not repeated four times a second."""
+        if self._rolled_for == self._certificate or self._rolling.locked() or self._leaving.is_set():
+            return
+        if any(slot.worker is not None and slot.worker.outdated for slot in self.slots):
+            self._rolled_for = self._certificate
+            log.info("The workers are replaced: they cannot load another certificate")
+            self._roll_for_certificate = asyncio.create_task(self.roll())
 
     async def roll(self, replaced: Callable[[int], None] = lambda _: None) -> str | None:
         """Replace every worker, one by one; the successor is READY before its predecessor drains.

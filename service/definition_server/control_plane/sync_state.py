@@ -51,11 +51,15 @@ class PinState:
 
 
 class ChangeCounts(NamedTuple):
-    """How many commands a publication has changed."""
+    """What a publication has changed."""
 
     added: int
     removed: int
     changed: int
+    examples: tuple[str, ...] = ()
+    """Up to ten commands of each kind, each after ``+ ``, ``- `` or ``~ ``."""
+    generation: int = 0
+    """Of the publication."""
 
 
 @dataclass(slots=True)

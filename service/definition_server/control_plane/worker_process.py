@@ -82,10 +82,12 @@ class WorkerProcess:
         stats: WorkerStats,
         certificate: messages.Certificate,
         *,
+        loads_by_path: bool = False,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None],
         on_ready: Callable[[WorkerProcess], None],
     ) -> None:
+        """``loads_by_path``: its transport needs to open TLS files, which are in memory."""
         self.number = number
         self._on_keys_used = on_keys_used
         self._on_ready = on_ready
@@ -110,6 +112,9 @@ class WorkerProcess:
         self._sent_keys: messages.Keys | None = None
         self._sent_freshness: messages.Freshness | None = None
         self._sent_certificate = certificate
+        self._loads_by_path = loads_by_path
+        self.outdated = False
+        """Whether there is another certificate, which this worker cannot load: another worker has to take its place."""
         self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
@@ -168,6 +173,7 @@ class WorkerProcess:
             channel,
             stats,
             certificate,
+            loads_by_path=config.transport == "native",
             on_mapped=on_mapped,
             on_keys_used=on_keys_used,
             on_ready=on_ready,
@@ -209,8 +215,8 @@ class WorkerProcess:
                 self._sent_keys = keys
             if freshness != self._sent_freshness and self._channel.send(freshness):
                 self._sent_freshness = freshness
-            if tls and certificate != self._sent_certificate and self._channel.send(certificate, *tls.descriptors):
-                self._sent_certificate = certificate
+            if tls and certificate != self._sent_certificate and self.ready.is_set():
+                self._send_certificate(certificate, tls)
             if publication is not None and self._lacks(publication.snapshot.generation):
                 snapshot = publication.snapshot
                 message = messages.Publish(snapshot.generation, snapshot.version_hash)
@@ -220,6 +226,13 @@ class WorkerProcess:
             self._send_peers(peers)
         except ChannelClosed:
             return  # the process is ending: see `ended`
+
+    def _send_certificate(self, certificate: messages.Certificate, tls: TlsFiles) -> None:
+        """Send it to a worker that is READY: only then is known how far it is confined."""
+        if self._loads_by_path and self.jail is Extent.SECCOMP:  # it opens nothing since it is READY
+            self.outdated = True
+        elif self._channel.send(certificate, *tls.descriptors):
+            self._sent_certificate = certificate
 
     def _send_peers(self, peers: Mapping[int, WorkerProcess]) -> None:
         for gone in self._sent_peers - peers.keys():

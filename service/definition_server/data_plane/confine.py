@@ -46,14 +46,14 @@ class Confinement:
         if self._required and self.extent is not Extent.FULL:
             raise CannotConfine("JAIL is require, and the kernel cannot confine this process")
 
-    def close_ports(self) -> None:
-        """The transport listens: no further socket is made.
+    def start_is_over(self) -> None:
+        """The transport listens: what only its start needed is refused from now on.
 
         Raises:
             CannotConfine: where that is required and fails.
         """
         if self._jail is not None:
-            self._report(self._jail.close_ports())
+            self._report(self._jail.start_is_over())
 
     def _report(self, failures: list[str]) -> None:
         if failures and self._required:

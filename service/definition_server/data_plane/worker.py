@@ -113,7 +113,7 @@ class Worker:
             try:
                 with self._take_tls() or nullcontext() as tls:
                     await transport.start(tls)
-                self._confinement.close_ports()
+                self._confinement.start_is_over()
             except CannotListen as error:
                 log.critical("Worker cannot start", error=str(error))
                 return EXIT_CANNOT_START

@@ -78,6 +78,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 
 OPENING_A_PORT = ("socket", "connect", "bind", "listen")
 """Refused at once to a worker that adopts the master's socket, and to others once their port is open."""
+OPENING_A_FILE = ("open", "openat")
 
 
 def number(architecture: Architecture, name: str) -> int | None:
@@ -85,31 +86,37 @@ def number(architecture: Architecture, name: str) -> int | None:
     return NUMBERS[name][0 if architecture is X86_64 else 1]
 
 
-def rules(architecture: Architecture, pid: int, *, reads_files: bool, opens_port: bool) -> dict[int, Rule]:
+def rules(
+    architecture: Architecture, pid: int, *, reads_files: bool, opens_port: bool, stacks: bool = False
+) -> dict[int, Rule]:
     """Call number → rule, for process ``pid``.
 
     Args:
         architecture: Whose numbers.
         pid: The process that it may signal: itself.
         reads_files: Files may be opened for reading, as far as Landlock permits.
-        opens_port: Sockets may be made, bound and connected, as far as Landlock permits (`port_is_open` ends that).
+        opens_port: Sockets may be made, bound and connected, as far as Landlock permits.
+        stacks: A further filter may be installed (`refused_once_started`).
     """
     restricted = _restricted(pid)
     if not reads_files:
-        restricted |= {"open": Rule(refuse(errno.EPERM)), "openat": Rule(refuse(errno.EPERM))}
+        restricted |= {name: Rule(refuse(errno.EPERM)) for name in OPENING_A_FILE}
+    if not stacks:
+        restricted |= {"seccomp": Rule(refuse(errno.EPERM))}
     if opens_port:
         # C-core sets more options on the sockets that it makes, and shuts them down in both directions.
-        restricted |= {"setsockopt": Rule(), "shutdown": Rule(), "seccomp": Rule()}
+        restricted |= {"setsockopt": Rule(), "shutdown": Rule()}
     else:
-        restricted |= {name: Rule(refuse(errno.EPERM)) for name in (*OPENING_A_PORT, "seccomp")}
+        restricted |= {name: Rule(refuse(errno.EPERM)) for name in OPENING_A_PORT}
     return {
         found: restricted.get(name, Rule()) for name in NUMBERS if (found := number(architecture, name)) is not None
     }
 
 
-def port_is_open(architecture: Architecture) -> dict[int, Rule]:
-    """Call number → rule of the second filter of a worker that opened its port itself."""
-    names = (*OPENING_A_PORT, "seccomp")
+def refused_once_started(architecture: Architecture, *, files: bool) -> dict[int, Rule]:
+    """Call number → rule of the second filter, of a worker whose start needed more: no socket, no further filter and,
+    with ``files``, no file."""
+    names = (*OPENING_A_PORT, "seccomp", *(OPENING_A_FILE if files else ()))
     return {found: Rule(refuse(errno.EPERM)) for name in names if (found := number(architecture, name)) is not None}
 
 

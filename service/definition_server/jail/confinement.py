@@ -23,7 +23,7 @@ class Extent(StrEnum):
     LANDLOCK = "landlock"
     """Landlock alone: no file, no TCP connection; but processes, signals and other sockets."""
     SECCOMP = "seccomp"
-    """seccomp alone. With TLS or grpcio, files can be opened for reading: there is no Landlock to tell them apart."""
+    """seccomp alone. With TLS or grpcio, files can be opened for reading until the port is open, and never again."""
     NONE = "none"
 
 
@@ -67,7 +67,8 @@ class Jail:
         offered: What the kernel offers; what is missing is left out.
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 where it adopts the master's socket.
         opens_memory: Memory without a name, of which it gets descriptors, may be opened by its path in
-            ``/proc/self/fd``. seccomp cannot tell such a path from others; Landlock does.
+            ``/proc/self/fd``. seccomp cannot tell such a path from others; Landlock does. Without Landlock nothing is
+            opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:
@@ -90,13 +91,14 @@ class Jail:
             failure for step in (hide_process, self._enter_landlock, self._enter_seccomp) if (failure := _try(step))
         ]
 
-    def close_ports(self) -> list[str]:
-        """The port is open: from now on no thread makes a socket. No effect where none could.
+    def start_is_over(self) -> list[str]:
+        """The port is open: from now on no thread makes a socket, nor, without Landlock, opens a file. No effect where
+        none could.
 
         Returns:
             As `enter`.
         """
-        failure = _try(self._refuse_sockets)
+        failure = _try(self._refuse_what_only_the_start_needs)
         return [failure] if failure else []
 
     def _enter_landlock(self) -> None:
@@ -108,14 +110,25 @@ class Jail:
     def _enter_seccomp(self) -> None:
         here = self._architecture
         if here is not None:
-            allowed = calls.rules(here, os.getpid(), reads_files=self._opens, opens_port=bool(self._port))
+            allowed = calls.rules(
+                here,
+                os.getpid(),
+                reads_files=self._opens,
+                opens_port=bool(self._port),
+                stacks=bool(self._port) or self._refuses_files_later,
+            )
             seccomp.install(here, seccomp.program(here, allowed, seccomp.refuse(errno.EPERM)))
             self.reached = replace(self.reached, seccomp=True)
 
-    def _refuse_sockets(self) -> None:
+    @property
+    def _refuses_files_later(self) -> bool:
+        return self._opens and not self.reached.landlock_abi
+
+    def _refuse_what_only_the_start_needs(self) -> None:
         here = self._architecture
-        if self._port and here is not None and self.reached.seccomp:
-            written = seccomp.program(here, calls.port_is_open(here), seccomp.ALLOW)
+        if (self._port or self._refuses_files_later) and here is not None and self.reached.seccomp:
+            refused = calls.refused_once_started(here, files=self._refuses_files_later)
+            written = seccomp.program(here, refused, seccomp.ALLOW)
             seccomp.install(here, written, every_thread=True)
 
 

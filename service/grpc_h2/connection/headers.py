@@ -90,6 +90,7 @@ class Headers:
         "_abuse",
         "_ahead",
         "_decoder",
+        "_in_pieces",
         "_limits",
         "_memo_epoch",
         "_reports",
@@ -128,6 +129,8 @@ class Headers:
         """The router's epoch at the time of the memo's authorizations."""
         self.assembly: BlockAssembly | None = None
         """The block that is being received or decoded."""
+        self._in_pieces = False
+        """Whether the block that is being decoded takes several pieces of work."""
         self._ahead: tuple[Field, ...] | None = None
         """The fields of a long block that has been decoded to its end."""
 
@@ -143,14 +146,24 @@ class Headers:
             self.assembly.end()
 
     def end_assembly(self) -> BlockAssembly | None:
-        """Decode more fields of the complete block. Returns it once all are decoded: then `decode` has its fields."""
+        """Decode more fields of the complete block. Returns it once all are decoded: then `decode` has its fields.
+
+        Of a block that needed several pieces, the request is processed in the next turn: with the last piece, that
+        would be the longest work of all.
+        """
         assembly = self.assembly
         assert assembly is not None
         assert assembly.whole is not None
-        self._ahead = self._decoder.decode_some(assembly.whole, FIELDS_AT_ONCE)
-        self._abuse.spend(FIELDS_AT_ONCE)
         if self._ahead is None:
-            return None
+            self._ahead = self._decoder.decode_some(assembly.whole, FIELDS_AT_ONCE)
+            self._abuse.spend(FIELDS_AT_ONCE)
+            if self._ahead is None:
+                self._in_pieces = True
+                return None
+            if self._in_pieces:
+                self._in_pieces = False
+                self._abuse.spend(self._limits.work_per_turn)
+                return None
         self.assembly = None
         return assembly
 
@@ -249,4 +262,4 @@ class Headers:
         assert len(self.memo) <= _MEMO_ENTRIES
         assert len(self.timeouts) <= _MEMO_ENTRIES
         assert all(len(block) <= LONGEST_SHORT_BLOCK and route.lasting for block, route in self.memo.items())
-        assert self._ahead is None
+        assert self._ahead is None or self.assembly is not None

@@ -111,11 +111,11 @@ _LONGEST_WHOLE_STRING = 384
 
 
 class _LongString(Exception):
-    """A Huffman-coded string that is decoded a piece at a time (`_LongStrings`)."""
+    """A Huffman-coded string, ``block[position:end]``, that is decoded a piece at a time (`_LongStrings`)."""
 
-    def __init__(self, position: int, data: bytes) -> None:
+    def __init__(self, position: int, end: int) -> None:
         self.position = position
-        self.data = data
+        self.end = end
 
 
 def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
@@ -143,11 +143,11 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     # Judged before anything is copied: the length may be four gigabytes.
     if end > len(block):
         raise HpackError("string longer than its block")
-    data = block[position:end]
     if octet < 0x80:
-        return data, end
+        return block[position:end], end
     if length > _LONGEST_WHOLE_STRING:
-        raise _LongString(position, data)
+        raise _LongString(position, end)
+    data = block[position:end]
     return (huffman.decode(data) if secret else _remembered(data)), end
 
 
@@ -157,15 +157,19 @@ _StringReader = Callable[[bytes, int, bool], tuple[bytes, int]]
 class _LongStrings:
     """The long strings of one field: name, value, or both."""
 
-    __slots__ = ("_run", "_texts")
+    __slots__ = ("_keep", "_run", "_texts", "left_out")
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int) -> None:
+        """``keep``: octets of a text that are kept."""
+        self._keep = keep
         self._run: tuple[int, huffman.Run] | None = None
         self._texts: dict[int, bytes] = {}
+        self.left_out = 0
+        """Octets that were not kept."""
 
-    def begin(self, string: _LongString) -> None:
-        """Another one is to be decoded."""
-        self._run = string.position, huffman.Run(string.data)
+    def begin(self, block: bytes, string: _LongString) -> None:
+        """Another one of ``block`` is to be decoded."""
+        self._run = string.position, huffman.Run(block, string.position, string.end, self._keep)
 
     def advance(self) -> bool:
         """Decode a piece. Returns whether that was the last one of the string."""
@@ -176,6 +180,7 @@ class _LongStrings:
             return False
         self._run = None
         self._texts[position] = text
+        self.left_out += run.length - len(text)
         return True
 
     def string(self, block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
@@ -186,7 +191,7 @@ class _LongStrings:
             text = self._texts.get(long.position)
             if text is None:
                 raise
-            return text, long.position + len(long.data)
+            return text, long.end
 
 
 class Decoder:
@@ -383,20 +388,22 @@ class Decoder:
     def _long_literal(self, block: bytes, position: int, octet: int, *, whole: bool) -> tuple[Field, int, int] | None:
         """As `_literal`, of a field with long strings. None: one of them is being decoded; ``whole``: never."""
         if self._long_strings is None:
-            self._long_strings = _LongStrings()
+            # What is left out of a text would fit into no list and into no table.
+            self._long_strings = _LongStrings(max(self._max_list_size, self._capacity, self._allowed))
         strings = self._long_strings
         while True:
             try:
                 literal = self._literal(block, position, octet, strings.string)
             except _LongString as string:
-                strings.begin(string)
+                strings.begin(block, string)
                 if not whole:
                     return None
                 while not strings.advance():
                     pass
             else:
                 self._long_strings = None
-                return literal
+                field, size, position = literal
+                return field, size + strings.left_out, position
 
     def _resize(self, block: bytes, position: int, size: int) -> int:
         """Applies a size update whose prefix is ``size``; the position after it."""

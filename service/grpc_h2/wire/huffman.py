@@ -6,7 +6,8 @@ octet -> (next node, symbols passed), filled in at the first use of a step: real
 65,536 steps. An attacker can cause all of them, which take 8 MiB once per process.
 
 A string may be as long as a header block, and a step takes 60 ns, or 2 µs where it is the first of its kind. So a long
-string is decoded a piece at a time (`Run`), and a piece ends early where many of its steps are new.
+string is decoded a piece at a time (`Run`), and a piece ends early where many of its steps are new. Of a text that is
+longer than any that is used, only the beginning is kept: to put 100 kB together costs more than all other pieces.
 """
 
 from __future__ import annotations
@@ -108,31 +109,40 @@ _ROOT = _tree()
 class Run:
     """The decoding of one long string, a piece at a time."""
 
-    __slots__ = ("_data", "_node", "_pieces", "_position")
+    __slots__ = ("_data", "_end", "_keep", "_node", "_pieces", "_position", "length")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, begin: int, end: int, keep: int) -> None:
+        """The string is ``data[begin:end]``. Of its text, ``keep`` octets are kept, and the rest of their piece."""
         self._data = data
+        self._end = end
+        self._keep = keep
         self._node = _ROOT
         self._pieces: list[bytes] = []
-        self._position = 0
+        self._position = begin
+        self.length = 0
+        """Octets of the text, as far as it is decoded."""
 
     def step(self) -> bytes | None:
-        """Decode the next piece. Returns the whole text with the last one, until then None.
+        """Decode the next piece. Returns the text, or the beginning that is kept of it, with the last one; until then
+        None.
 
         Raises:
             HpackError: as `decode`.
         """
-        data, node, position = self._data, self._node, self._position
+        data, node, position, last = self._data, self._node, self._position, self._end
         passed: list[bytes] = []
-        end, known = min(len(data), position + OCTETS_AT_ONCE), _steps_known
+        end, known = min(last, position + OCTETS_AT_ONCE), _steps_known
         while position < end and _steps_known - known < _NEW_STEPS_AT_ONCE:
             for octet in data[position : min(end, position + _STEPS_AT_ONCE)]:
                 node, symbols = node[octet]
                 passed.append(symbols)
             position += _STEPS_AT_ONCE
         self._node, self._position = node, position
-        self._pieces.append(b"".join(passed))
-        if position < len(data):
+        piece = b"".join(passed)
+        if self.length < self._keep:
+            self._pieces.append(piece)
+        self.length += len(piece)
+        if position < last:
             return None
         if not node.may_end:
             raise HpackError("Huffman-coded string with wrong padding")

@@ -278,6 +278,22 @@ def test_ordinary_variables_are_not_noticed(name: str) -> None:
         assert name not in {notice.variable for notice in notices(Settings)}
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DATABASE_POOL_SIZE", "add CPUs and WORKERS"),
+        ("DB_POOL_SIZE", "add CPUs and WORKERS"),
+        ("NODE_OPTIONS", "docs/runtime-flags.md"),
+    ],
+)
+def test_a_variable_of_another_server_is_noticed_once_with_what_serves_its_purpose(name: str, said: str) -> None:
+    with environment(**REQUIRED, **{name: MARK}):
+        (notice,) = [each for each in notices(Settings) if each.variable == name]
+        assert load_settings(Settings).workers, "it does not prevent a start"
+    assert said in notice.text
+    assert MARK not in str(notice)
+
+
 def test_the_name_of_a_setting_that_is_set_is_not_suggested() -> None:
     with environment(**REQUIRED, DATABASE_URI="x"):
         assert notices(Settings) == []

@@ -47,9 +47,14 @@ def run(written: list[seccomp.Instruction], number: int, arguments: tuple[int, .
 
 
 def answer(
-    machine: Architecture, name: str, *arguments: int, reads_files: bool = False, opens_port: bool = False
+    machine: Architecture,
+    name: str,
+    *arguments: int,
+    reads_files: bool = False,
+    opens_port: bool = False,
+    stacks: bool = False,
 ) -> int:
-    rules = calls.rules(machine, PID, reads_files=reads_files, opens_port=opens_port)
+    rules = calls.rules(machine, PID, reads_files=reads_files, opens_port=opens_port, stacks=stacks)
     number = calls.number(machine, name)
     assert number is not None
     return run(seccomp.program(machine, rules, EPERM), number, arguments, machine.audit)
@@ -118,12 +123,20 @@ def test_calls_of_another_architecture_and_of_x32_are_refused(machine: Architect
 
 
 @ARCHITECTURES
-def test_once_the_port_is_open_no_socket_is_made_and_the_rest_stays(machine: Architecture) -> None:
-    written = seccomp.program(machine, calls.port_is_open(machine), seccomp.ALLOW)
+def test_a_further_filter_is_installed_only_where_one_is_to_come(machine: Architecture) -> None:
+    assert answer(machine, "seccomp", 1, stacks=True) == seccomp.ALLOW
+    assert answer(machine, "seccomp", 1, reads_files=True, opens_port=True) == EPERM
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("files", [False, True])
+def test_once_the_port_is_open_no_socket_is_made_and_no_file_is_opened(machine: Architecture, files: bool) -> None:
+    written = seccomp.program(machine, calls.refused_once_started(machine, files=files), seccomp.ALLOW)
+    refused = (*calls.OPENING_A_PORT, "seccomp", *(calls.OPENING_A_FILE if files else ()))
     for name in calls.NUMBERS:
         number = calls.number(machine, name)
         if number is not None:
-            expected = EPERM if name in (*calls.OPENING_A_PORT, "seccomp") else seccomp.ALLOW
+            expected = EPERM if name in refused else seccomp.ALLOW
             assert run(written, number, (), machine.audit) == expected
 
 

@@ -25,7 +25,7 @@ from tests.support.h2_wire import (
     three_ways,
 )
 
-from grpc_h2.connection.headers import FIELDS_AT_ONCE
+from grpc_h2.connection.headers import FIELDS_AT_ONCE, Headers
 from grpc_h2.connection.limits import Limits
 from grpc_h2.wire.hpack import Decoder
 
@@ -345,6 +345,31 @@ def test_no_read_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatc
         peer.connection.receive_data(b"", peer.now)
     assert max(done) <= 2 * FIELDS_AT_ONCE
     assert sum(done) >= 90
+
+
+@pytest.mark.requirement("B-long-reads")
+def test_the_last_piece_of_a_block_and_its_request_are_processed_in_different_turns(monkeypatch: pytest.MonkeyPatch):
+    done: list[list[str]] = [[]]
+    decode_some, route = Decoder.decode_some, Headers.route
+
+    def noted_piece(self: Decoder, block: bytes, most: int) -> object:
+        done[-1].append("piece")
+        return decode_some(self, block, most)
+
+    def noted_request(self: Headers, block: bytes) -> object:
+        done[-1].append("request")
+        return route(self, block)
+
+    monkeypatch.setattr(Decoder, "decode_some", noted_piece)
+    monkeypatch.setattr(Headers, "route", noted_request)
+    peer = Peer()
+    frames = headers(1, request_block() + MANY) + data(1, grpc_message(b"world"), end_stream=True)
+    peer.connection.receive_data(frames, peer.now)
+    while peer.connection.backlog:
+        done.append([])
+        peer.connection.receive_data(b"", peer.now)
+    assert [turn for turn in done if "request" in turn] == [["request"]]
+    assert sum(turn.count("piece") for turn in done) > 1
 
 
 @pytest.mark.requirement("B-long-reads", "D7")

@@ -122,12 +122,37 @@ def test_a_piece_of_a_block_ends_early_where_steps_of_the_huffman_tree_are_taken
     rng = random.Random(3)
     coded = huffman_encode(bytes(rng.randrange(256) for _ in range(4000)))
     known = []
-    run = huffman.Run(coded)
+    run = huffman.Run(coded, 0, len(coded), len(coded))
     while run.step() is None:
         known.append(huffman._steps_known)
     new = [after - before for before, after in pairwise(known)]
     assert max(new) <= 24
     assert len(known) > len(coded) // huffman.OCTETS_AT_ONCE
+
+
+@pytest.mark.requirement("B-long-reads")
+@pytest.mark.parametrize("first", [0x00, 0x10, 0x40], ids=["plain", "never indexed", "inserting"])
+@pytest.mark.parametrize(("octets", "kept"), [(900, 900), (4050, 4050), (4100, 4100), (60_000, 4300)])
+def test_of_a_text_that_no_list_and_no_table_holds_only_the_beginning_is_kept(
+    first: int, octets: int, kept: int
+) -> None:
+    """4,096 octets is the table's size here, 1,000 the list's: the outcome is that of the whole text."""
+    coded = huffman_encode(b"a" * octets)
+    block = b"\x82" + bytes((first,)) + b"\x01n" + _coded_string(coded) + b"\x83"
+    subject = Decoder(max_list_size=1000, max_fields=10, hard_list_size=131_072)
+    plain = Decoder(max_list_size=1000, max_fields=10, hard_list_size=131_072)
+    kept_pieces: list[int] = []
+    while subject.decode_some(block, 32) is None:
+        strings = subject._long_strings
+        if strings is not None and strings._run is not None:
+            kept_pieces.append(sum(map(len, strings._run[1]._pieces)))
+    uncoded = b"\x82" + literal(b"n", b"a" * octets, first) + b"\x83"
+    assert outcome(plain, whole, uncoded)
+    for name in ("changed", "epoch", "overflow", "list_size", "beyond_hard_limit"):
+        assert getattr(subject, name) == getattr(plain, name), name
+    assert subject.dynamic_table == plain.dynamic_table
+    assert max(kept_pieces) <= kept
+    assert subject.decode(b"\x84\x85") == plain.decode(b"\x84\x85"), "and the next block is decoded as ever"
 
 
 @pytest.mark.requirement("B-long-reads")
