@@ -56,6 +56,8 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["ready"] is True
     assert status["served"]["definitions"] == 3
     assert {worker["version_hash"] for worker in status["workers"]} == {status["served"]["version_hash"]}
+    times = [status["served"][name] for name in ("created_at", "published_at", "all_workers_at")]
+    assert times == sorted(times), "built, then published, then served by the last worker"
     assert status["sync"]["last_outcome"] == "published"
     assert status["fresh"] is True
     assert status["safe_to_restart"]["safe"] is True

@@ -120,8 +120,8 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
 def shortfalls(state: SyncState, held_commands: int) -> str:
     """Why what is served is not what the table has, although a cycle succeeded; empty where it is."""
     parts = []
-    if state.pin is not None and not state.pin.missing:
-        parts.append("a pin counts")
+    if (pin := state.pin) is not None and not pin.vain:
+        parts.append("a pin counts, and its version is not known here" if pin.missing else "a pin counts")
     if held_commands:
         parts.append(f"commands held at an earlier version: {held_commands:,}")
     if left_out := sum(state.findings.unserved.values()):

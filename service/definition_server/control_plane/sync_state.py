@@ -48,6 +48,8 @@ class PinState:
     """``command`` or ``policy``."""
     missing: bool = False
     """Whether the version is not known here, so that another one is served."""
+    vain: bool = False
+    """Whether it is missing and counted before anything was served: then the table is followed nevertheless."""
 
 
 class ChangeCounts(NamedTuple):

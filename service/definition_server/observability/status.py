@@ -77,7 +77,7 @@ class SyncStatus:
     held_definitions: int | None = None
     """How many it has."""
     held_names: tuple[str, ...] = ()
-    """Up to ten commands that would vanish, cut at 64 characters."""
+    """Up to ten of the commands that ``held_reason`` is about, cut at 64 characters."""
     pinned: str | None = None
     """Which asked for the pin that counts, ``command`` or ``policy``; None where none counts."""
     pinned_version: str | None = None

@@ -214,7 +214,7 @@ def _wishes(status: ServiceStatus, now: float) -> list[tuple[str, Iterable[str |
         found.append(("pinned", (_hash(sync.pinned_version or ""), f" by {sync.pinned}", *end, missing)))
     if sync.held_version is not None:
         since = () if sync.held_since is None else (", since ", _time_and_age(sync.held_since, now))
-        names = f", would vanish: {', '.join(sync.held_names)}" if sync.held_names else ""
+        names = f", for example {', '.join(sync.held_names)}" if sync.held_names else ""
         count = f" ({sync.held_reason}), {sync.held_definitions or 0:,} definitions"
         found.append(("held catalogue", (_hash(sync.held_version), count, *since, names)))
     return found

@@ -426,7 +426,7 @@ class HeldCatalogue(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Up to ten commands that would vanish."""
+        """Up to ten of the commands that the reason is about: that would vanish, be new, or be held."""
 
     def __init__(
         self,
