@@ -48,7 +48,7 @@ ENTRYPOINT ["/opt/venv/bin/python", "-m", "definition_server"]
 CMD ["serve"]
 # Last, because they change with every build.
 ARG BASE_IMAGE
-ARG VERSION=unknown
+ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="AVAP Definition Server" \
       org.opencontainers.image.description="Serves the AVAP command definitions of a PostgreSQL table over gRPC, from memory" \

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from errno import EISDIR
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import AliasChoices, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -89,6 +89,9 @@ class EnvironmentSettings(BaseSettings):
     """Settings that are read once from the environment, or from files where they are secret. Immutable."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
+
+    without_counterpart: ClassVar[Mapping[str, str]] = {}
+    """Variables that other servers of the kind read and this one does not → what serves their purpose here."""
 
     @classmethod
     def settings_customise_sources(
@@ -397,7 +400,8 @@ def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
         if is_secret(field) and (given := _given(name, field)) and given != os.environ[name]
     ]
     names = {*known, *(f"{variables(field)[0]}_FILE" for field in cls.model_fields.values() if is_secret(field))}
-    for name in sorted(os.environ.keys() - names):
+    found += [Notice(name, text) for name, text in cls.without_counterpart.items() if os.environ.get(name)]
+    for name in sorted(os.environ.keys() - names - cls.without_counterpart.keys()):
         meant = _meant(name, names)
         if meant is not None and not os.environ.get(meant):
             found.append(Notice(name, f"the server does not read it; did you mean {meant}?"))

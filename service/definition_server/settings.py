@@ -1,13 +1,13 @@
-"""The settings. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
-``definition-server config`` and ``docs/settings.md``.
+"""The settings of the server. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
+``definition-server config`` and ``docs/settings.md``. Those of the client commands are in `cli.client_settings`.
 """
 
 from __future__ import annotations
 
-import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 
@@ -15,6 +15,7 @@ from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
 from definition_server.cpus import granted_cpus
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.memory_limit import default_catalogue_bytes
+from definition_server.tls_checks import check_client_authorities, check_pair
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
@@ -26,19 +27,35 @@ Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 _MOST_WORKERS = 512
-_SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
+SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
 _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
-def _check_api_key(value: SecretStr) -> SecretStr:
+def check_api_key(value: SecretStr) -> SecretStr:
+    """``value``, which a header can carry.
+
+    Raises:
+        ValueError: the reason where it cannot.
+    """
     fault = key_fault(value.get_secret_value())
     if fault is not None:
         raise ValueError(fault)
     return value
 
 
+_NO_POOL = (
+    "the server has no pool: its master keeps one connection, and workers use no database. For more calls a second add "
+    "CPUs and WORKERS (definition-server capacity)"
+)
+
+
 class Settings(EnvironmentSettings):
     """The settings of ``definition-server serve``."""
+
+    without_counterpart: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("DATABASE_POOL_SIZE", "DB_POOL_SIZE", "PG_POOL_SIZE", "POOL_SIZE"), _NO_POOL),
+        "NODE_OPTIONS": "the server is no Node.js program; docs/runtime-flags.md has the counterpart of each flag",
+    }
 
     database_url: SecretStr = Field(
         validation_alias="DATABASE_URL",
@@ -137,7 +154,7 @@ class Settings(EnvironmentSettings):
         validation_alias="CONTROL_SOCKET",
         description="Unix socket on which the server answers the operator's commands (`status`, `accept`, `pin` …). "
         "Unset: `control.sock` in `SNAPSHOT_DIR`; where that is unset too, there is none.",
-        json_schema_extra=advice(_SOCKET_REMEDY),
+        json_schema_extra=advice(SOCKET_REMEDY),
     )
     publication_policy: Path | None = Field(
         None,
@@ -402,7 +419,7 @@ class Settings(EnvironmentSettings):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else _check_api_key(value)
+        return None if value is None else check_api_key(value)
 
     @field_validator("api_keys")
     @classmethod
@@ -452,149 +469,3 @@ class Settings(EnvironmentSettings):
 def control_path(socket: Path | None, snapshot_dir: Path | None) -> Path | None:
     """The path of the control socket, from ``CONTROL_SOCKET`` and ``SNAPSHOT_DIR``."""
     return socket or (None if snapshot_dir is None else snapshot_dir / "control.sock")
-
-
-def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
-    """Refuse a certificate and a key that cannot be loaded together.
-
-    Raises:
-        ValueError: the reason.
-    """
-    if (key is None) is not (certificate is None):
-        raise ValueError(f"{variables} belong together")
-    if key is not None and certificate is not None:
-        try:
-            # Without this, OpenSSL would ask for the password on the terminal.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"certificate and key cannot be loaded ({_first_line(error)})") from None
-
-
-def check_client_authorities(path: Path) -> None:
-    """Refuse a file that holds no certificates of authorities.
-
-    Raises:
-        ValueError: the reason.
-    """
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
-
-
-def _check_regular(path: Path | None) -> None:
-    """Refuse a pipe: it can be read only once, and the check of its content reads it."""
-    try:
-        regular = path is None or path.is_file() or not path.exists()
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({_first_line(error)})") from None
-    if not regular:
-        raise ValueError("it is not a regular file")
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted")
-
-
-def _first_line(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-
-
-class ClientSettings(EnvironmentSettings):
-    """The settings of the client commands (``get``, ``sync``, ``health``)."""
-
-    host: str = Field(
-        "127.0.0.1",
-        validation_alias="DEFINITION_SERVER_HOST",
-        description="Host that the client commands call.",
-        json_schema_extra=advice("Give a host name or an IP address"),
-    )
-    port: Port = Field(
-        50051,
-        validation_alias="PORT",
-        description="gRPC port that the client commands call.",
-        json_schema_extra=advice("Give a number from 1 to 65535"),
-    )
-    api_key: SecretStr | None = Field(
-        None,
-        validation_alias="API_KEY",
-        description="Key sent as metadata `x-avap-auth`.",
-        json_schema_extra=advice("Set it to the server's API_KEY", secret=True),
-    )
-    ca_file: Literal["system"] | Path | None = Field(
-        None,
-        union_mode="left_to_right",
-        validation_alias="DEFINITION_SERVER_CA_FILE",
-        description="PEM file of the authorities that verify the server's certificate: call over TLS. "
-        "`system`: this machine's authorities. Unset: cleartext.",
-        json_schema_extra=advice("Name a readable PEM file, give system, or leave it unset"),
-    )
-    client_cert_file: Path | None = Field(
-        None,
-        validation_alias="DEFINITION_SERVER_CLIENT_CERT_FILE",
-        description="PEM file of the certificate chain for a server that demands a client certificate.",
-        json_schema_extra=advice("Name a readable PEM file and set DEFINITION_SERVER_CLIENT_KEY_FILE, or unset both"),
-    )
-    client_key_file: Path | None = Field(
-        None,
-        validation_alias="DEFINITION_SERVER_CLIENT_KEY_FILE",
-        description="PEM file of that certificate's private key.",
-        json_schema_extra=advice(
-            "Name the readable PEM file of the key that belongs to DEFINITION_SERVER_CLIENT_CERT_FILE, or unset both"
-        ),
-    )
-
-    @field_validator("api_key")
-    @classmethod
-    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else _check_api_key(value)
-
-    @field_validator("ca_file")
-    @classmethod
-    def _check_authorities(cls, value: Literal["system"] | Path | None) -> Literal["system"] | Path | None:
-        if isinstance(value, Path):
-            _check_regular(value)
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"it cannot be loaded ({_first_line(error)})") from None
-        return value
-
-    @field_validator("client_cert_file")
-    @classmethod
-    def _check_certificate(cls, value: Path | None) -> Path | None:
-        _check_regular(value)
-        return value
-
-    @field_validator("client_key_file")
-    @classmethod
-    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if "client_cert_file" not in info.data:
-            return value  # reported already
-        _check_regular(value)
-        names = "DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE"
-        check_pair(info.data["client_cert_file"], value, names)
-        if value is not None and info.data.get("ca_file", value) is None:
-            raise ValueError("it needs DEFINITION_SERVER_CA_FILE, without which the server is called in cleartext")
-        return value
-
-
-class ControlSettings(EnvironmentSettings):
-    """The settings of the operator's commands (``status``, ``history``, ``accept`` …). They are the server's."""
-
-    control_socket: Path | None = Field(
-        None,
-        validation_alias="CONTROL_SOCKET",
-        description="Unix socket of the server. Unset: `control.sock` in `SNAPSHOT_DIR`.",
-        json_schema_extra=advice(_SOCKET_REMEDY),
-    )
-    snapshot_dir: Path | None = Field(
-        None,
-        validation_alias="SNAPSHOT_DIR",
-        description="The server's directory of snapshots, in which its socket is, unless `CONTROL_SOCKET` is set.",
-        json_schema_extra=advice("Give the directory that the server has, or leave it unset"),
-    )
-
-    def control_path(self) -> Path | None:
-        """The path of the control socket; None: neither variable is set."""
-        return control_path(self.control_socket, self.snapshot_dir)

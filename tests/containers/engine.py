@@ -91,7 +91,7 @@ def build(engine: docker.DockerClient) -> str:
     need_image(engine, base_image(), "BASE_IMAGE")
     given = [name for name in _BUILD_ARGUMENTS if os.environ.get(name)]
     arguments = ["docker", "build", "-t", IMAGE, "--build-arg", f"BASE_IMAGE={base_image()}"]
-    arguments += ["--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abc"]
+    arguments += ["--build-arg", "REVISION=abc"]
     for name in given:
         arguments += ["--build-arg", name]
     environment = os.environ | {"DOCKER_BUILDKIT": "0"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.containers.engine import IMAGE, NOFILE, ROOT, base_image, missing, need_image
+from tests.containers.engine import IMAGE, ROOT, base_image, missing, need_image
 from tests.support.client import Client
 from tests.support.polling import until
 
@@ -115,6 +115,37 @@ def test_every_variable_of_the_server_is_a_setting_and_secrets_are_files(service
     assert not names & {"DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY"}
 
 
+def test_the_stack_starts_where_the_limit_of_open_files_is_low(services: dict[str, Any]) -> None:
+    """An engine refuses to raise it above its own, so the file must not ask for it."""
+    assert "ulimits" not in services[SERVER]
+
+
+def test_several_servers_have_ports_and_sockets_of_their_own(secrets_directory: Path) -> None:
+    import yaml
+
+    settings = {"SECRETS_DIR": str(secrets_directory), "PORT": "50051-50053", "METRICS_PORT": "9464-9466"}
+    server = yaml.safe_load(Project(settings).run("config"))["services"][SERVER]
+    ranges = [port if isinstance(port, str) else f"{port['host_ip']}:{port['published']}" for port in server["ports"]]
+    assert {"50051-50053", "9464-9466"} <= {each.split(":")[1] for each in ranges} or len(ranges) == 6
+    assert "container_name" not in server
+    folder = Path(environment(server)["CONTROL_SOCKET"]).parent
+    assert [str(folder)] == [str(each).split(":")[0] for each in server["tmpfs"]]
+    assert not any(str(folder) in str(volume) for volume in server["volumes"])
+
+
+def test_prometheus_expects_the_catalogue_of_the_stack(services: dict[str, Any]) -> None:
+    """So that the cache-size alert, made for large catalogues, is silent on its own rows."""
+    import yaml
+
+    [rule] = yaml.safe_load((ROOT / "deploy/compose/expectation.yml").read_text())["groups"][0]["rules"]
+    rows = (ROOT / "deploy/compose/catalogue.sql").read_text().count("', 'function', '")
+    assert (rule["record"], rule["expr"]) == ("job:avap_cache_size:expected", f"vector({rows})")
+    configured = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert rule["labels"] == {"job": configured["scrape_configs"][0]["job_name"]}
+    assert "local/*.yml" in configured["rule_files"]
+    assert any("/etc/prometheus/local/expectation.yml" in str(each) for each in services["prometheus"]["volumes"])
+
+
 def test_the_stop_grace_period_is_longer_than_a_drain(services: dict[str, Any]) -> None:
     grace = str(services[SERVER]["stop_grace_period"])
     assert grace.endswith("s")
@@ -190,7 +221,6 @@ def stack(
         "SECRETS_DIR": str(secrets_directory),
         "SERVER_UID": str(os.getuid() or 10001),
         "SERVER_IMAGE": IMAGE,
-        "NOFILE": str(NOFILE),
         "BASE_IMAGE": base_image(),
         "POSTGRES_IMAGE": POSTGRES,
         "PROMETHEUS_IMAGE": prometheus_image(engine),
@@ -232,4 +262,5 @@ def test_the_whole_stack_starts_and_serves(stack: tuple[Project, dict[str, int]]
     )
     rules = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/rules"
     with urllib.request.urlopen(rules, timeout=5) as answer:
-        assert json.load(answer)["data"]["groups"], "the alerts are loaded"
+        groups = json.load(answer)["data"]["groups"]
+    assert "definition-server.expectation" in {group["name"] for group in groups}, "the alerts are loaded"

@@ -253,6 +253,10 @@ def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
 
+def test_an_image_that_is_built_as_documented_is_labelled_with_this_version() -> None:
+    assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
 def test_the_user_is_that_of_the_image_in_its_own_group(manifests: Manifests) -> None:
     """The image's USER has group 0, for OpenShift; the pod takes that right away again."""
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")

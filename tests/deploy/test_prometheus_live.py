@@ -34,6 +34,8 @@ NATIVE_ONLY = ("avap_connections",)
 """What the names of metrics begin with that only the native transport has."""
 TLS_ONLY = "avap_certificate_expiry_timestamp_seconds"
 """This server has no TLS; `tests/integration/test_key_rotation.py` reads it of one that has."""
+NOT_OURS = ("kube_", "job:avap_cache_size:expected")
+"""Of kube-state-metrics; recorded by those who have a small catalogue."""
 VARIABLES = {"$__rate_interval": "2s", "$job": ".*", "$instance": ".*"}
 
 
@@ -175,9 +177,9 @@ def test_every_series_of_a_rule_exists(scraped: Scraped, rule: dict[str, Any]) -
     """An alert on a metric that is not exported never fires."""
     prometheus, transport = scraped
     asked = selectors(rule["expr"])
-    assert asked
+    assert asked or NOT_OURS[0] in rule["expr"]
     absent = NATIVE_ONLY if transport != "native" else ()
-    for selector in {each for each in asked if not each.startswith((TLS_ONLY, *absent))}:
+    for selector in {each for each in asked if not each.startswith((TLS_ONLY, *NOT_OURS, *absent))}:
         until(partial(prometheus.query, selector), f"a series {selector}")
     if "record" in rule:
         assert finite(until(lambda: prometheus.query(rule["record"]), rule["record"]))

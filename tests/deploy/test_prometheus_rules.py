@@ -84,9 +84,36 @@ def test_numbers_of_the_rules_are_the_defaults_of_the_settings() -> None:
 
 
 def test_the_alerts_of_the_operations_guide_exist_with_their_thresholds() -> None:
-    assert ALERTS["DefinitionServerCacheSmall"]["expr"] == "avap_cache_size < 100"
+    assert ALERTS["DefinitionServerCacheSmall"]["expr"].startswith("(avap_cache_size < 100 unless on (job) ")
     assert ALERTS["DefinitionServerUnauthorizedFlood"]["expr"] == 'rate(avap_requests_total{status="401"}[1m]) > 10'
     assert "avap_start_time_seconds" in ALERTS["DefinitionServerRestarts"]["expr"]
+    restarted = ALERTS["DefinitionServerContainerRestarted"]["expr"]
+    assert restarted.startswith('kube_pod_container_status_restarts_total{container="definition-server"} > 0')
+
+
+def test_the_error_budget_is_that_of_the_objective() -> None:
+    """99.99 %: 14.4 times the budget's rate uses a fiftieth of 30 days in an hour, 6 times a twentieth in six hours."""
+    budget = f"{1 - 0.9999:.4f}"
+    fast, slow = (ALERTS[f"DefinitionServerErrorBudget{each}"]["expr"] for each in ("Fast", "Slow"))
+    assert fast.count(f"> 14.4 * {budget}") == 2
+    assert slow.count(f"> 6 * {budget}") == 2
+    assert slow.count(f"> {budget}") == 2
+    assert round(14.4 * 1 / (30 * 24), 6) == 0.02
+    assert round(6 * 6 / (30 * 24), 6) == 0.05
+    for window in re.findall(r"ratio_rate(\w+)", fast + slow):
+        (rule,) = [r for r in shipped_rules() if r.get("record") == f"job:avap_failed_calls:ratio_rate{window}"]
+        assert rule["expr"].count(f"[{window}]") == 2
+
+
+def test_no_critical_alert_fires_three_minutes_after_the_repair() -> None:
+    """One scenario breaks everything that is critical, and repairs it: 40 minutes after its start."""
+    (scenario,) = [test for test in scenarios() if test["name"].startswith("every critical alert is silent")]
+    broken, repaired = scenario["promql_expr_test"]
+    critical = {name for name, rule in ALERTS.items() if rule["labels"]["severity"] == "critical"}
+    assert (broken["eval_time"], repaired["eval_time"]) == ("40m", "43m")
+    assert told(broken) >= critical
+    assert not told(repaired) & critical
+    assert all("keep_firing_for" not in ALERTS[name] for name in critical)
 
 
 def test_every_recorded_series_is_used() -> None:

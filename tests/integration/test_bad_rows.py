@@ -100,12 +100,20 @@ def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, star
         assert command["served"] == before[name].hash
         assert server.metric("avap_rows_held", reason="code_invalid") == 1
         assert server.statusz()["sync"]["rows_held"]["code_invalid"] == 1
+        (held,) = server.statusz()["held_commands"]
+        assert (held["name"], held["reason"]) == (name, "code_invalid")
+        assert name in server.http("/")[1]
+        until(lambda: server.statusz()["publications"][0]["changed"] is not None, "the publication was compared")
+        publication = server.statusz()["publications"][0]
+        assert (publication["added"], publication["removed"], publication["changed"]) == (0, 0, len(changed))
+        assert sorted(publication["examples"]) == sorted(f"~ {each}" for each in changed)
         table.run("UPDATE obex_dapl_functions SET code = 'mended = 1' WHERE name = %s", (name,))
         until(lambda: client.get(name).code == b"mended = 1", "the mended row is served")
     assert server.wait_log("Commands are no longer held")["names"] == [name]
     assert server.metric("avap_rows_held", reason="code_invalid") == 0
     assert len(server.logged("Commands are held at their last good version")) == 1
-    assert name not in server.http("/statusz")[1] + server.http("/metrics")[1] + server.http("/readyz")[1]
+    assert server.statusz()["held_commands"] == []
+    assert name not in server.http("/metrics")[1] + server.http("/readyz")[1]
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,11 @@ def test_a_server_that_cannot_be_reached_is_reported(server: ServerProcess) -> N
         assert run(*command, API_KEY=KEY, PORT="1").returncode == 69
 
 
-def test_config_prints_the_settings_in_force_and_no_secret(table: Table) -> None:
-    done = run("config", "--json", DATABASE_URL=table.url, API_KEY="s3cret", SYNC_INTERVAL_SECONDS="0.5")
+def test_config_prints_the_settings_in_force_the_database_and_no_secret() -> None:
+    url = "postgresql://reader:s3cret@db.example/avap"
+    done = run("config", "--json", DATABASE_URL=url, API_KEY="s3cret", SYNC_INTERVAL_SECONDS="0.5")
     values = json.loads(done.stdout)
+    assert values["DATABASE_URL"] == "postgresql://reader:********@db.example:5432/avap"
     assert (values["SYNC_INTERVAL_SECONDS"], values["API_KEY"]) == ("0.5", "********")
     assert "s3cret" not in done.stdout
 

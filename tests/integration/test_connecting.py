@@ -182,3 +182,28 @@ def test_no_output_of_a_server_shows_the_password_of_a_database_that_refuses_it(
     code, output = run("validate", url)
     assert code == 69
     assert not re.search(rf"(?<!-){MARK}(?!x)", output)
+
+
+def test_a_server_shows_which_database_it_reads_and_with_which_role(table: Table, start_server: StartServer) -> None:
+    parts = urlsplit(table.url)
+    port = parts.port or 5432
+    first = f"127.0.0.1:{closed_port()}"
+    url = f"postgresql://{parts.username}:{MARK}@{first},{parts.hostname}:{port}{parts.path}"
+    role, name, second = parts.username, parts.path[1:], f"{parts.hostname}:{port}"
+    table.add_commands(2)
+    server = start_server(url).wait_ready()
+    line = server.wait_log("Connected to the database")
+    assert (line["host"], line["database"], line["role"]) == (second, name, role)
+    line = server.wait_log("Starting")
+    assert (line["database"], line["role"]) == (f"{first},{second}/{name}", role)
+    expected = {"hosts": [first, second], "name": name, "role": role, "connected_to": second}
+    assert server.statusz()["database"] == expected
+    assert MARK not in server.http("/statusz")[1] + str(server.lines)
+    until(lambda: server.statusz()["sync"]["cycles"]["unchanged"] > 2, server.tail)
+    assert len(server.logged("Connected to the database")) == 1
+
+
+def closed_port() -> int:
+    """A port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

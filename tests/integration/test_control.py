@@ -56,6 +56,8 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["ready"] is True
     assert status["served"]["definitions"] == 3
     assert {worker["version_hash"] for worker in status["workers"]} == {status["served"]["version_hash"]}
+    times = [status["served"][name] for name in ("created_at", "published_at", "all_workers_at")]
+    assert times == sorted(times), "built, then published, then served by the last worker"
     assert status["sync"]["last_outcome"] == "published"
     assert status["fresh"] is True
     assert status["safe_to_restart"]["safe"] is True
@@ -65,6 +67,26 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     plain = run("status", directory=directory)
     assert plain.returncode == 0
     assert status["served"]["version_hash"] in plain.stdout
+
+
+def test_without_a_directory_for_snapshots_log_and_status_say_that_nothing_is_stored(
+    start_server: StartServer, table: Table, tmp_path: Path
+) -> None:
+    table.add_commands(3)
+    path = tmp_path / "control.sock"
+    server = start_server(table.url, CONTROL_SOCKET=str(path), DATABASE_POOL_SIZE="20").wait_ready()
+    server.wait_log("Control socket open")
+    [line] = server.logged("Nothing is stored: SNAPSHOT_DIR is not set")
+    assert (line["level"], "SNAPSHOT_DIR" in line["remedy"]) == ("WARN", True)
+    [hint] = server.logged("A variable of the environment may not be meant so")
+    assert hint["variable"] == "DATABASE_POOL_SIZE"
+    shown = run("status", directory=tmp_path, CONTROL_SOCKET=str(path))
+    assert "nothing is stored, because SNAPSHOT_DIR is not set" in " ".join(shown.stdout.split())
+
+
+def test_with_a_directory_for_snapshots_nothing_is_said_about_storing(server: ServerProcess, directory: Path) -> None:
+    assert not server.logged("Nothing is stored: SNAPSHOT_DIR is not set")
+    assert "nothing is stored" not in run("status", directory=directory).stdout
 
 
 def test_sync_reads_the_table_at_once_and_reports_the_outcome(

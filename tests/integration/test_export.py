@@ -166,6 +166,62 @@ def test_a_lost_table_is_made_anew_and_a_script_cut_off_changes_nothing(
     ]
 
 
+BYTECODE = (
+    "CREATE TABLE avap_bytecode (id serial, command_name varchar(255) UNIQUE, bytecode bytea, "
+    "source_hash varchar(64), avbc_bytecode bytea, avbc_version int)"
+)
+HASH = "encode(sha256(convert_to(code, 'UTF8')), 'hex')"
+DAMAGE = {
+    "rows": (
+        "DELETE FROM avap_bytecode WHERE id % 3 = 0; UPDATE avap_bytecode SET avbc_version = 9 WHERE id % 3 = 1; "
+        "UPDATE avap_bytecode SET avbc_bytecode = 'other', source_hash = 'other' WHERE id % 5 = 2; "
+        "UPDATE obex_dapl_functions SET code = code || ' ' WHERE id % 2 = 0; "
+        # Bytecode that the exported catalogue does not have, of the very code that it has.
+        f"INSERT INTO avap_bytecode (command_name, bytecode, source_hash, avbc_bytecode) "
+        f"SELECT name, 'kept', upper({HASH}), 'newer' FROM obex_dapl_functions WHERE name = 'bare' "
+        "ON CONFLICT (command_name) DO UPDATE SET bytecode = 'kept', source_hash = excluded.source_hash, "
+        "avbc_bytecode = 'newer'; "
+    ),
+    "tables": "DROP TABLE avap_bytecode; DROP TABLE obex_dapl_functions",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_bytecode_comes_back_and_none_that_the_catalogue_does_not_have(
+    start_server: StartServer, rows: Table, tmp_path: Path, damage: str
+) -> None:
+    rows.run(BYTECODE)
+    rows.run(
+        "INSERT INTO avap_bytecode (command_name, source_hash, avbc_bytecode, avbc_version) "
+        f"SELECT name, {HASH}, sha256(convert_to(name, 'UTF8')), CASE WHEN id % 2 = 0 THEN id END "
+        "FROM obex_dapl_functions WHERE code <> '' AND name <> 'bare'"
+    )
+    rows.run("INSERT INTO avap_bytecode (command_name, source_hash, avbc_bytecode) VALUES ('bare', 'of old code', 'x')")
+    rows.run("INSERT INTO avap_bytecode (command_name, source_hash, avbc_bytecode) VALUES ('elsewhere', 'x', 'x')")
+    server = start_server(rows.url, SNAPSHOT_DIR=str(tmp_path), GATE_CODE="off", SYNC_INTERVAL_SECONDS="300")
+    server.wait_ready().wait_log("Control socket open")
+    version = server.statusz()["catalog"]["version_hash"]
+    done = run("export", "--sql", API_KEY=KEY, PORT=str(server.port))
+    assert b"bytecode of %d commands" % (len(NASTY) - 1) in done.stderr
+    for statement in DAMAGE[damage].split("; "):
+        if statement:
+            rows.run(statement)
+    restore(rows, _stdout(done))
+    synced = run("sync", "--json", SNAPSHOT_DIR=str(tmp_path))
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    assert server.statusz()["catalog"]["version_hash"] == version
+    if damage == "rows":
+        with psycopg.connect(rows.url) as connection:
+            found = connection.execute(
+                "SELECT bytecode, source_hash, avbc_bytecode FROM avap_bytecode WHERE command_name = 'bare'"
+            ).fetchall()
+            assert found == [(b"kept", "", b"newer")], "not served, and not lost"
+            [(others,)] = connection.execute(
+                "SELECT count(*) FROM avap_bytecode WHERE command_name = 'elsewhere'"
+            ).fetchall()
+            assert others == 1
+
+
 def test_every_literal_means_its_text_to_postgresql(table: Table) -> None:
     every = [*NASTY, "".join(map(chr, range(1, 0x3000))), "".join(map(chr, range(0x1F300, 0x1F700)))]
     with psycopg.connect(table.url) as connection:

@@ -34,6 +34,10 @@ def test_rows_deleted_while_the_server_was_down_are_held_at_its_start_and_the_st
     assert len(line["commands"]) == 10
     assert server.statusz()["catalog"]["version_hash"] == good
     assert server.statusz()["sync"]["held_reason"] == "catalogue_shrunk"
+    sync = server.statusz()["sync"]
+    assert (sync["held_version"], sync["held_definitions"]) == (line["version_hash"], 1)
+    assert sync["held_names"] == line["commands"]
+    assert f"definition-server accept {line['version_hash'][:16]}" in server.http("/")[1]
     assert server.metric("avap_catalogue_held", reason="catalogue_shrunk") == 1
     with Client(server.port) as client:
         assert len(client.sync().commands) == MANY
@@ -43,7 +47,7 @@ def test_rows_deleted_while_the_server_was_down_are_held_at_its_start_and_the_st
     assert server.metric("avap_catalogue_held", reason="catalogue_shrunk") == 0
 
 
-def test_a_doubled_table_is_held_and_its_names_are_on_no_page(
+def test_a_doubled_table_is_held_and_the_pages_for_people_name_its_new_commands(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add([(f"first{number}", "function", "[]", f"x = '{'a' * 50_000}'") for number in range(MANY)])
@@ -51,5 +55,5 @@ def test_a_doubled_table_is_held_and_its_names_are_on_no_page(
     table.add([(f"zyzzyva{number}", "function", "[]", f"x = '{'b' * 60_000}'") for number in range(MANY)])
     assert server.wait_log("Catalogue held")["reason"] == "catalogue_grown"
     assert server.statusz()["catalog"]["definitions"] == MANY
-    for page in ("/statusz", "/readyz", "/metrics"):
-        assert "zyzzyva" not in server.http(page)[1]
+    for page, names in (("/", True), ("/statusz", True), ("/readyz", False), ("/metrics", False)):
+        assert ("zyzzyva" in server.http(page)[1]) is names

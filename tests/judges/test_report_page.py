@@ -5,11 +5,7 @@ the record says, and nothing sticks out.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import zlib
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,9 @@ import pytest
 from perf.report.page import page
 from perf.report.record import load
 from perf.report.text import number
-from tests.judges.tools import command
+from tests.judges.browser import chromium, inked
 from tests.support.perf_record import sample, write
 
-SECONDS = 90
 CHARTS = {"per-core", "percentiles", "knee", "cost", "harness", "memory", "history"}
 # Looks at the page from inside when all charts are drawn, shows every view, and leaves what it has seen in an element.
 PROBE = """
@@ -61,27 +56,6 @@ async function look() {
 wait();
 </script>
 """
-
-
-def chromium(tmp_path: Path, *options: str) -> str:
-    """Run the browser, without a way to any network; what it prints."""
-    arguments = [
-        command("chromium", "Debian chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=20000", *options,
-    ]  # fmt: skip
-    # A group of its own, so that none of the browser's processes is left if it hangs.
-    with subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            out, errors = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, errors
-    return out
 
 
 def look(tmp_path: Path, html: str, *options: str) -> dict[str, Any]:
@@ -156,12 +130,37 @@ def test_a_screenshot_of_the_page_is_not_blank(tmp_path: Path, html: str) -> Non
     assert inked(picture) > 10 * inked(nothing)
 
 
-def inked(picture: Path) -> int:
-    """How much there is to see: PNG keeps how pixels differ from their neighbours, so drawings need many values."""
-    octets, place, packed = picture.read_bytes(), 8, b""
-    while place < len(octets):
-        length = int.from_bytes(octets[place : place + 4])
-        if octets[place + 4 : place + 8] == b"IDAT":
-            packed += octets[place + 8 : place + 8 + length]
-        place += 12 + length
-    return len(set(zlib.decompress(packed))) * len(packed)
+NARROW = """<body style="margin:0"><iframe src="page.html" width="420" height="4000"></iframe><script>
+addEventListener("message", event => {
+  const told = document.createElement("pre");
+  told.id = "seen"; told.textContent = event.data; document.body.append(told);
+});
+</script>"""
+NARROW_PROBE = """
+<script>
+const wait = () => document.documentElement.dataset.drawn ? look() : setTimeout(wait, 20);
+function look() {
+  const clipped = [...document.querySelectorAll(".table, td, .mark, section")].filter(
+    each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== "inline-block");
+  const wide = [...document.querySelectorAll("table, tr, td, svg.bullet")].filter(
+    each => each.getBoundingClientRect().right > innerWidth);
+  parent.postMessage(JSON.stringify({
+    width: innerWidth, rows: document.querySelectorAll("tr").length, clipped: clipped.map(each => each.textContent),
+    wide: wide.map(each => each.textContent), overflow: document.documentElement.scrollWidth - innerWidth}), "*");
+}
+wait();
+</script>
+"""
+
+
+def test_no_table_is_clipped_at_420_pixels(tmp_path: Path, html: str) -> None:
+    (tmp_path / "page.html").write_text(html.replace("</body>", NARROW_PROBE + "</body>"), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # the browser's own window cannot be made so narrow
+    frame.write_text(NARROW, encoding="utf-8")
+    out = chromium(tmp_path, "--dump-dom", frame.as_uri())
+    found = re.search(r'<pre id="seen">(.*?)</pre>', out, re.DOTALL)
+    assert found
+    seen = json.loads(unescape(found[1]))
+    assert seen["width"] == 420
+    assert seen["rows"] > 10
+    assert (seen["clipped"], seen["wide"], seen["overflow"]) == ([], [], 0)

@@ -108,6 +108,7 @@ def service_status(**changes: Any) -> ServiceStatus:
     """The status of a service with one worker that serves two commands, with ``changes`` applied."""
     status = ServiceStatus(
         version="1.2.3",
+        hostname="replica-0",
         started_at=1_700_000_000.0,
         ready=True,
         stopping=False,

@@ -49,6 +49,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",
+        "tls_checks": "settings",
         "__main__": "cli",
     },
     "grpc_h2": {"": "interface"},

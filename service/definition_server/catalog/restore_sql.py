@@ -5,6 +5,11 @@ are not part of the catalogue go, rows that differ are corrected where they are,
 (description, logic …) keep what they have, and missing rows are inserted under their ids. Where an id is not known, the
 row gets one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing.
 
+Where the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
+bytecode that the catalogue has is put there, under the hash of the restored code; a row that would be served and that
+the catalogue does not have keeps its bytecode and loses that hash, so that it is served no more. A catalogue without
+bytecode may come from a server that does not read that table, so then it stays as it is.
+
 Text is written as a string constant of standard SQL, or, where it holds a backslash or a control character, as an
 escape string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line
 end.
@@ -24,6 +29,7 @@ BATCH_OCTETS = 64 * 1024
 """Of one INSERT, unless a single row is larger."""
 
 _NAME, _TYPE, _INTERFACE, _CODE, _ID = 1, 2, 3, 4, 6
+_TEXTS = (_NAME, _TYPE, _INTERFACE, _CODE)
 _SPECIAL = re.compile(r"[\\\x00-\x08\x0b-\x1f\x7f]")
 _ESCAPES = {"\\": "\\\\", "\r": "\\r"}
 
@@ -41,6 +47,9 @@ class TableRow(NamedTuple):
     type: str
     interface: str
     code: str
+    bytecode: bytes = b""
+    """Empty: the catalogue has none of this command."""
+    bytecode_version: int = 0
 
 
 def row_of(message: memoryview) -> TableRow:
@@ -51,11 +60,11 @@ def row_of(message: memoryview) -> TableRow:
         WireError: where ``message`` is no ``CommandResponse``.
     """
     texts: dict[int, bytes] = {}
-    row_id = 0
+    numbers: dict[int, int] = {}
     for number, value, content in wire.fields(message):
-        if number == _ID:
-            row_id = value
-        elif number in (_NAME, _TYPE, _INTERFACE, _CODE):
+        if number in (_ID, wire.AVBC_VERSION):
+            numbers[number] = wire.int32(value)
+        elif number in (*_TEXTS, wire.AVBC_CODE):
             texts[number] = bytes(content)
     code = texts.get(_CODE, b"")
     with suppress(SignatureError):  # it is not signed
@@ -68,8 +77,9 @@ def row_of(message: memoryview) -> TableRow:
         raise RestoreError(f"{_shown(name)}: it is not UTF-8, so it is not what a row had") from None
     if any("\0" in column for column in decoded):
         raise RestoreError(f"{_shown(name)}: it holds a zero octet, which no text of PostgreSQL can")
-    row_id = row_id - (1 << 64) if row_id >= 1 << 63 else row_id
-    return TableRow(row_id or None, *decoded)
+    text, kind, interface, source = decoded
+    row = TableRow(numbers.get(_ID) or None, text, kind, interface, source)
+    return row._replace(bytecode=texts.get(wire.AVBC_CODE, b""), bytecode_version=numbers.get(wire.AVBC_VERSION, 0))
 
 
 def _shown(name: bytes) -> str:
@@ -80,22 +90,28 @@ def script(rows: Iterable[TableRow], *, version_hash: str) -> Iterator[str]:
     """The script, in pieces of bounded size."""
     yield _HEAD.format(version_hash=re.sub(r"[^0-9a-f]", "", version_hash))
     batch: list[str] = []
-    octets = number = 0
+    bytecode: list[str] = []
+    octets = number = with_bytecode = 0
     for number, row in enumerate(rows, 1):
         row_id = "NULL" if row.id is None else str(row.id)
-        columns = ", ".join(literal(column) for column in row[1:])
+        columns = ", ".join(map(literal, (row.name, row.type, row.interface, row.code)))
         batch.append(f"({number}, {row_id}, {columns})")
         octets += len(batch[-1])
+        if row.bytecode:
+            with_bytecode += 1
+            bytecode.append(f"({number}, '\\x{row.bytecode.hex()}', {row.bytecode_version})")
+            octets += len(bytecode[-1])
         if octets >= BATCH_OCTETS:
-            yield _insert(batch)
-            batch, octets = [], 0
-    if batch:
-        yield _insert(batch)
+            yield _insert("restored", batch) + _insert("restored_bytecode", bytecode)
+            batch, bytecode, octets = [], [], 0
+    yield _insert("restored", batch) + _insert("restored_bytecode", bytecode)
     yield _TAIL.format(rows=number)
+    yield _BYTECODE.format(rows=with_bytecode) if with_bytecode else _NO_BYTECODE
+    yield "COMMIT;\n"
 
 
-def _insert(batch: list[str]) -> str:
-    return "INSERT INTO restored VALUES\n" + ",\n".join(batch) + ";\n"
+def _insert(table: str, batch: list[str]) -> str:
+    return f"INSERT INTO {table} VALUES\n" + ",\n".join(batch) + ";\n" if batch else ""
 
 
 def literal(text: str) -> str:
@@ -130,6 +146,7 @@ CREATE TABLE IF NOT EXISTS obex_dapl_functions (
 LOCK TABLE obex_dapl_functions IN SHARE ROW EXCLUSIVE MODE;
 CREATE TEMPORARY TABLE restored (number BIGINT, id BIGINT, name TEXT COLLATE "C", type TEXT, interface TEXT, code TEXT)
     ON COMMIT DROP;
+CREATE TEMPORARY TABLE restored_bytecode (number BIGINT, code BYTEA, version INTEGER) ON COMMIT DROP;
 """
 
 _TAIL = """\
@@ -158,5 +175,35 @@ INSERT INTO obex_dapl_functions (id, name, type, interface, code)
     ORDER BY restored.id;
 -- The next row that is inserted without an id gets a free one.
 SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id), 1)) FROM obex_dapl_functions;
-COMMIT;
+"""
+
+_NO_BYTECODE = """\
+-- This catalogue has no bytecode, so avap_bytecode stays as it is, where there is that table.
+"""
+
+_BYTECODE = """\
+-- Bytecode of {rows} commands. Where the table is made here, the server's role needs SELECT on it to serve them.
+CREATE TABLE IF NOT EXISTS avap_bytecode (
+    id SERIAL PRIMARY KEY,
+    command_name VARCHAR(255) UNIQUE,
+    bytecode BYTEA,
+    source_hash VARCHAR(64),
+    avbc_bytecode BYTEA,
+    avbc_version INTEGER
+);
+LOCK TABLE avap_bytecode IN SHARE ROW EXCLUSIVE MODE;
+CREATE TEMPORARY TABLE restored_source ON COMMIT DROP AS
+    SELECT name, encode(sha256(convert_to(restored.code, 'UTF8')), 'hex') AS hash, b.code, b.version
+    FROM restored LEFT JOIN restored_bytecode AS b USING (number);
+ANALYZE restored_source;
+-- Bytecode that the catalogue does not have stays, as that of no code, and is served no more.
+UPDATE avap_bytecode AS old SET source_hash = '' FROM restored_source AS new
+    WHERE new.name = old.command_name::TEXT COLLATE "C" AND new.code IS NULL AND new.hash = lower(old.source_hash);
+UPDATE avap_bytecode AS old SET source_hash = new.hash, avbc_bytecode = new.code, avbc_version = new.version
+    FROM restored_source AS new WHERE new.name = old.command_name::TEXT COLLATE "C" AND new.code IS NOT NULL AND (
+        lower(old.source_hash), old.avbc_bytecode, coalesce(old.avbc_version, 0))
+        IS DISTINCT FROM (new.hash, new.code, new.version);
+INSERT INTO avap_bytecode (command_name, source_hash, avbc_bytecode, avbc_version)
+    SELECT name, hash, code, version FROM restored_source AS new WHERE code IS NOT NULL
+        AND NOT EXISTS (SELECT FROM avap_bytecode AS old WHERE old.command_name::TEXT COLLATE "C" = new.name);
 """

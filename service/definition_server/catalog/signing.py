@@ -59,6 +59,7 @@ class Signer:
         purpose = b"AVAP definition server: key id" + (b"" if version == 1 else b" %d" % version)
         self.key_id = hmac.digest(self._key, purpose, hashlib.sha256)[:8]
         self._file_key = hmac.digest(self._key, b"AVAP definition server: last-known-good file", hashlib.sha256)
+        self._wishes_key = hmac.digest(self._key, b"AVAP definition server: wishes", hashlib.sha256)
 
     def pack(self, payload: bytes, binding: Binding | None = None) -> bytes:
         """The signed package around ``payload`` (below 4 GiB). Only version 2 uses ``binding``, and must have it."""
@@ -88,6 +89,10 @@ class Signer:
     def file_mac(self, footer: bytes) -> bytes:
         """The HMAC of a stored snapshot with this ``footer``, under a key of its own that is derived from the key."""
         return hmac.digest(self._file_key, footer, hashlib.sha256)
+
+    def wishes_mac(self, octets: bytes) -> bytes:
+        """The HMAC of what operators asked for, under another derived key: no MAC of a snapshot can take its place."""
+        return hmac.digest(self._wishes_key, octets, hashlib.sha256)
 
 
 def payload_of(package: bytes) -> bytes:

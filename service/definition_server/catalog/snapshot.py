@@ -12,6 +12,8 @@ from definition_server.catalog.definition import Definition, parse_definition
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, SnapshotError, name_hash
 
 _NAME_TAG = wire.NAME << 3 | wire.LENGTH_DELIMITED
+_COMMAND_TAG_LENGTH = 1
+"""Octets of the tag of `wire.COMMANDS`."""
 
 
 class Snapshot:
@@ -94,21 +96,21 @@ class Snapshot:
 
     def _verify_body(self) -> int:
         """Check every command. Returns their number."""
-        count, position, previous = 0, 0, b""
-        for number, value, content in wire.fields(self.body):
-            tag = bytes([number << 3 | (wire.LENGTH_DELIMITED if number != wire.TOTAL_COUNT else wire.VARINT)])
-            if number == wire.TOTAL_COUNT:
-                position += len(tag) + len(wire.varint(value))
+        count, position, previous, ended = 0, 0, b"", False
+        for number, _, content in wire.fields(self.body):
+            if number != wire.COMMANDS:
+                ended = True
                 continue
-            position += len(tag) + len(wire.varint(len(content)))
-            if number == wire.COMMANDS:
-                name = parse_definition(content).name.encode()
-                if count and name <= previous:
-                    raise SnapshotError("body: the commands are not in name order")
-                if self._find(name) != (position, len(content)):
-                    raise SnapshotError(f"index: command {count} is not found by its name")
-                count, previous = count + 1, name
+            if ended:
+                raise SnapshotError("body: a command comes after the catalogue's other fields")
+            position += _COMMAND_TAG_LENGTH + len(wire.varint(len(content)))
+            name = parse_definition(content).name.encode()
+            if count and name <= previous:
+                raise SnapshotError("body: the commands are not in name order")
+            if self._find(name) != (position, len(content)):
+                raise SnapshotError(f"index: command {count} is not found by its name")
             position += len(content)
+            count, previous = count + 1, name
         return count
 
     def answer(self, name: bytes) -> bytes | None:

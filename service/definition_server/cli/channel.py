@@ -10,10 +10,10 @@ import click
 import grpc
 from google.protobuf.message import Message
 
+from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit, unusable_environment, visible
 from definition_server.cli.tls import Tls, advice, tls_of
 from definition_server.environment import Problem
-from definition_server.settings import ClientSettings
 
 _METADATA_KEY = "x-avap-auth"
 _CHANNEL_OPTIONS = (

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from definition_server.catalog.definition import Definition
 from definition_server.cli.channel import Server, connection_options, server_of
+from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import (
     CommandFailed,
     Exit,
@@ -41,7 +42,6 @@ from definition_server.cli.snapshot import definition_value, interface_value, pr
 from definition_server.cli.tls import advice
 from definition_server.control_plane.schedule import Backoff
 from definition_server.rpc import avap_pb2
-from definition_server.settings import ClientSettings
 
 UNREACHABLE = "UNREACHABLE"
 """The state of a server that does not answer; ``grpc.health.v1`` has no name for it."""

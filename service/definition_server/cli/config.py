@@ -20,7 +20,13 @@ def config(as_json: bool, reference: bool) -> None:
     if reference:
         click.echo(settings_page(), nl=False)
         return
-    values = effective(server_settings_or_exit())
+    settings = server_settings_or_exit()
+    values = effective(settings)
+    from definition_server.control_plane.postgres import database_address  # `--reference` needs no psycopg
+
+    address = database_address(settings.database_url.get_secret_value())
+    if address is not None:
+        values["DATABASE_URL"] = address.url()
     for line in misspelled(Settings):
         click.echo(f"Note: {line}", err=True)
     console = Console()

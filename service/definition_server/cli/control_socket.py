@@ -13,10 +13,10 @@ import click
 import grpc
 from google.protobuf.message import Message
 
+from definition_server.cli.client_settings import ControlSettings
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback, settings_or_exit, visible
 from definition_server.cli.reference import settings_epilog
 from definition_server.rpc import avap_control_pb2_grpc as pb_grpc
-from definition_server.settings import ControlSettings
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings, notices
+from definition_server.observability.visible import visible as visible  # for all commands, with the rest of output
 from definition_server.settings import Settings
 
 
@@ -192,14 +193,3 @@ def print_wrapped(text: str) -> None:
     for line in text.split("\n"):
         wide = on_terminal() and len(line) > columns
         click.echo(textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False) if wide else line)
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """``text`` with every character that is not printable, except those in ``keep``, as its escape.
-
-    Names and code come from a table that the server does not own. An escape sequence in them must not reach the
-    terminal.
-    """
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
-    )

@@ -12,15 +12,15 @@ from typing import Any, BinaryIO
 import click
 
 from definition_server.catalog import wire
-from definition_server.catalog.restore_sql import RestoreError, row_of, script
+from definition_server.catalog.restore_sql import RestoreError, TableRow, row_of, script
 from definition_server.cli.channel import connection_options, server_of
+from definition_server.cli.client_settings import ClientSettings, ControlSettings
 from definition_server.cli.control_socket import Master, socket_path
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import open_verified
 from definition_server.rpc import avap_control_pb2 as pb
 from definition_server.rpc import avap_pb2
-from definition_server.settings import ClientSettings, ControlSettings
 
 _TOTAL_COUNT, _VERSION_HASH = 2, 3
 
@@ -32,17 +32,23 @@ class _Catalogue:
         self.version_hash = version_hash
         self._count = count
         self._commands = commands
+        self.with_bytecode = 0
+        """Commands so far that have bytecode."""
 
-    def __iter__(self) -> Iterator[memoryview]:
-        """Every ``CommandResponse``.
+    def rows(self) -> Iterator[TableRow]:
+        """The row of every ``CommandResponse``.
 
         Raises:
             CommandFailed: where there are fewer or more than the catalogue says.
+            RestoreError: where no row can hold one.
+            WireError: where one is none.
         """
         found = 0
         for command in self._commands:
             found += 1
-            yield command
+            row = row_of(command)
+            self.with_bytecode += bool(row.bytecode)
+            yield row
         if self._count is not None and found != self._count:
             raise CommandFailed(f"the catalogue has {found:,} commands and says {self._count:,}", Exit.FAILED)
 
@@ -63,7 +69,7 @@ def export(
     out: Path | None,
     **connection: Any,
 ) -> None:
-    """Write SQL that makes the table serve a catalogue again: byte for byte, ids included.
+    """Write SQL that makes the table serve a catalogue again: byte for byte, ids and bytecode included.
 
     The catalogue is what a server serves (asked on its gRPC port, with the key), a version of the history of the server
     on this machine (--history), or the content of a snapshot file (--snapshot). Nothing is read from or written to a
@@ -82,7 +88,7 @@ def export(
         catalogue = _of_history(Master(socket_path(socket), connection["timeout"]), history)
     else:
         catalogue = _of_server(connection)
-    pieces = script((row_of(command) for command in catalogue), version_hash=catalogue.version_hash)
+    pieces = script(catalogue.rows(), version_hash=catalogue.version_hash)
     try:
         if out is None:
             _write(pieces, sys.stdout.buffer)
@@ -90,6 +96,13 @@ def export(
             _replace(out, pieces)
     except (RestoreError, wire.WireError) as error:
         raise CommandFailed(f"the catalogue cannot be exported: {error}", Exit.FAILED) from None
+    click.echo(_about_bytecode(catalogue.with_bytecode), err=True)
+
+
+def _about_bytecode(commands: int) -> str:
+    if not commands:
+        return "no bytecode in this catalogue: the script leaves the table avap_bytecode as it is"
+    return f"bytecode of {commands:,} commands: the script restores it in the table avap_bytecode"
 
 
 def _of_server(connection: dict[str, Any]) -> _Catalogue:

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from pydantic_settings import BaseSettings
 
+from definition_server.cli.client_settings import ClientSettings, ControlSettings
 from definition_server.environment import default_text, is_secret, remedy, variables
-from definition_server.settings import ClientSettings, ControlSettings, Settings
+from definition_server.settings import Settings
 
 _EPILOG_COLUMNS = 78
 """click puts two in front of each line, and the terminal of a help page may have 80."""
@@ -47,7 +48,7 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "",
-        "<!-- Written by `definition-server config --reference`. Edit service/definition_server/settings.py. -->",
+        "<!-- Written by `definition-server config --reference`. Edit settings.py or cli/client_settings.py. -->",
         "",
         "All settings come from the environment. An invalid environment ends the command with exit code 78, and every",
         "problem is reported: the variable, its value (masked where it is secret), the reason and a remedy. A secret",

@@ -57,6 +57,8 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
         facts.append(("fresh", yes_or_no(answer.fresh, reason)))
     if answer.HasField("safe_to_restart"):
         facts.append(("safe to restart", yes_or_no(safe.safe, safe.reason)))
+    if answer.HasField("database"):
+        facts.append(("database", _database(answer.database)))
     facts += _sync_facts(answer.sync, now)
     if answer.HasField("pin"):
         end = f"until {iso(answer.pin.until)}" if answer.pin.HasField("until") else "until `unpin`"
@@ -70,6 +72,13 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
         )  # fmt: skip
     facts += [("notice", visible(notice)) for notice in answer.notices]
     return facts
+
+
+def _database(database: pb.Database) -> str:
+    hosts = ", ".join(map(visible, database.hosts))
+    connected = database.connected_to or "none of them yet"
+    which = f" (connected to {visible(connected)})" if len(database.hosts) > 1 else ""
+    return f"{visible(database.name)} at {hosts}{which} as {visible(database.role)}"
 
 
 def _since(served: pb.Served, now: float) -> str:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
-from definition_server.settings import ClientSettings
 
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "http1.x server")
 """gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""

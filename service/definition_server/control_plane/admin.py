@@ -1,4 +1,4 @@
-"""Admin HTTP on ``METRICS_PORT``: ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
+"""Admin HTTP on ``METRICS_PORT``: ``/`` for people, ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
 a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. What is done for one
@@ -13,6 +13,7 @@ import errno
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,9 +24,10 @@ from urllib.parse import parse_qs
 from definition_server.control_plane.admin_http import Answer, Request, precondition, text_answer
 from definition_server.control_plane.admin_port import BACKLOG, AdminPort
 from definition_server.control_plane.listener import PortInUse, reason_text
-from definition_server.observability.exposition import expose
+from definition_server.observability.exposition import expose, prefers_html
 from definition_server.observability.metrics import create_registry
 from definition_server.observability.status import ServiceStatus
+from definition_server.observability.status_page import page_headers, status_page
 
 
 class AdminServer:
@@ -101,7 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 _INSTANTS = frozenset(
     (
-        *("at", "started_at", "created_at", "last_attempt", "last_success", "last_failure"),
+        *("at", "since", "started_at", "created_at", "published_at", "last_attempt", "last_success", "last_failure"),
         *("next_attempt", "held_since", "pinned_until"),
     )
 )
@@ -127,6 +129,7 @@ class _Pages:
         self._alive = alive
         self._registry = create_registry(read)
         self._pages = {
+            "/": self._page,
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -173,6 +176,14 @@ class _Pages:
             return text_answer(HTTPStatus.OK, "fresh\n")
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"stale: {freshness.reason}\n")
 
-    def _statusz(self, _: Request) -> Answer:
+    def _page(self, _: Request) -> Answer:
+        return Answer(HTTPStatus.OK, status_page(self._read(), time.time()), page_headers())
+
+    def _statusz(self, request: Request) -> Answer:
+        wanted = parse_qs(request.query).get("format")
+        if wanted is None and prefers_html(request.headers.get("accept", "")):
+            return self._page(request)
         document = json.dumps(shown(asdict(self._read())), indent=2)
-        return Answer(HTTPStatus.OK, f"{document}\n".encode(), (("Content-Type", "application/json"),))
+        return Answer(
+            HTTPStatus.OK, f"{document}\n".encode(), (("Content-Type", "application/json"), ("Vary", "Accept"))
+        )

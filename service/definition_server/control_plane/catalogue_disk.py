@@ -12,16 +12,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from definition_server.catalog.signing import Signer
+from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.disk import OnDisk, on_disk
 from definition_server.control_plane.history import History, HistoryEntry
 from definition_server.control_plane.last_known_good import LastKnownGood, log_store_failure
-from definition_server.control_plane.publisher import Publication
+from definition_server.control_plane.publisher import Publication, key_id_of
 from definition_server.control_plane.store import NotOurs, SnapshotStore, StoreError
 from definition_server.control_plane.sync_state import SyncState
-from definition_server.control_plane.wishes import Pin, Wishes, WishesFile
+from definition_server.control_plane.wishes import Wishes, WishesFile
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
 
@@ -59,11 +59,14 @@ class CatalogueDisk:
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
         self._saving_generation = 0
+        self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
         self._to_add: Callable[[], list[HistoryEntry]] | None = None
         self._discard: Callable[[], None] | None = None
         self._wishes_unsaved: Wishes | None = None
-        self._pin_on_disk: Pin | None = None
+        self._wishes_on_disk = Wishes()
+        self._wishes_key = UNSIGNED
+        """Id of the key whose MAC they have."""
         self._wishes_saving: asyncio.Future[None] | None = None
         self._reported: set[str] = set()
         self.entries: tuple[HistoryEntry, ...] = ()
@@ -113,7 +116,12 @@ class CatalogueDisk:
             log.warning("No last-known-good snapshot", path=str(self._store.path))
             return None
         os.close(publication.descriptor)
+        self._stored = _identity(publication.snapshot)
         return publication.snapshot
+
+    def has_stored(self, snapshot: Snapshot) -> bool:
+        """Whether ``snapshot``, signed as it is, is last-known-good on disk; True without a disk."""
+        return self._last_known_good is None or self._stored == _identity(snapshot)
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
         """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
@@ -122,11 +130,13 @@ class CatalogueDisk:
         try:
             if not self._last_known_good.busy:
                 self._saving_generation = publication.snapshot.generation
+                self._saving = _identity(publication.snapshot)
             await self._last_known_good.save(publication, signer)
         except StoreError as error:
             self._store_failed(error)
             log_store_failure(str(error))
             return
+        self._stored = self._saving
         if self._state.store_error is not None:
             log.info("Last-known-good snapshot stored again", generation=publication.snapshot.generation)
         self._state.store_error = self._state.store_reason = None
@@ -136,6 +146,7 @@ class CatalogueDisk:
 
     def _on_stored_late(self) -> None:
         """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
+        self._stored = self._saving
         if self._saving_generation == self._latest_generation():
             self._state.store_error = self._state.store_reason = None
             log.info("Last-known-good snapshot stored again", generation=self._saving_generation)
@@ -222,44 +233,46 @@ class CatalogueDisk:
 
     # -- wishes --------------------------------------------------------------------------------------------------------
 
-    async def read_wishes(self) -> Wishes:
-        """What operators asked for in an earlier run. A damaged file is logged, and counts as none."""
+    async def read_wishes(self, signer: Signer | None) -> Wishes:
+        """What operators asked for in an earlier run. A file that is damaged or not ours is logged; it is as none."""
         if self._wishes is None:
             return Wishes()
         try:
-            wishes = await self._on_disk(self._wishes.read)
+            wishes = await self._on_disk(partial(self._wishes.read, signer))
         except StoreError as error:
-            log.error(
-                "Pins and accepted catalogues not read",
-                error=str(error),
-                remedy="give them again with `definition-server pin` and `definition-server accept`",
-            )
+            remedy = "give them again with `definition-server pin` and `definition-server accept`"
+            if isinstance(error, NotOurs):
+                remedy += (
+                    "; and find out who wrote the file, unless this follows an upgrade or a change of AVAP_INTERNAL_KEY"
+                )
+            log.error("Pins and accepted catalogues not read", error=str(error), remedy=remedy)
             return Wishes()
-        self._pin_on_disk = wishes.pinned
+        self._wishes_on_disk, self._wishes_key = wishes, key_id_of(signer)
         return wishes
 
-    async def save_wishes(self, wishes: Wishes) -> str | None:
-        """Keep ``wishes``. Returns why they are not kept (they count nonetheless); None where they are."""
-        problem = await self._save_wishes(wishes)
+    async def save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
+        """Keep ``wishes``, with the MAC of ``signer``. Returns why they are not kept (they count nonetheless); None
+        where they are.
+        """
+        problem = await self._save_wishes(wishes, signer)
         if problem is None:
-            self._pin_on_disk = wishes.pinned
-        self._state.pin_unsaved = wishes.pinned != self._pin_on_disk
+            self._wishes_on_disk, self._wishes_key = wishes, key_id_of(signer)
+        newest = self._wishes_unsaved or wishes  # others may have been asked for meanwhile
+        self._state.pin_unsaved = newest.pinned != self._wishes_on_disk.pinned
         return problem
 
-    async def _save_wishes(self, wishes: Wishes) -> str | None:
+    def note_pin_unsaved(self, *, unsaved: bool) -> None:
+        """Whether a pin, or the end of one, waits for a disk that has not answered yet."""
+        self._state.pin_unsaved = unsaved
+
+    async def _save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
         if self._wishes is None:
             return "SNAPSHOT_DIR is not set"
         self._wishes_unsaved = wishes
         if self._wishes_saving is not None and not self._wishes_saving.done():
             return "the disk has not finished an earlier write"
-        saving = self._wishes_saving = self._disk(partial(self._wishes.write, wishes))
-        done, _ = await asyncio.wait((saving,), timeout=LOAD_PATIENCE_SECONDS)
-        if not done:
-            saving.add_done_callback(_forget)
-            problem = f"the disk did not finish within {LOAD_PATIENCE_SECONDS:g} s"
-        elif (error := saving.exception()) is not None:
-            problem = str(error)
-        else:
+        problem = await self._write_wishes(partial(self._wishes.write, wishes, signer))
+        if problem is None:
             if self._wishes_unsaved is wishes:
                 self._wishes_unsaved = None
             return None
@@ -271,10 +284,26 @@ class CatalogueDisk:
         )
         return problem
 
-    async def save_wishes_again(self) -> None:
-        """Keep the wishes that could not be kept."""
-        if self._wishes_unsaved is not None and self._wishes is not None:
-            await self.save_wishes(self._wishes_unsaved)
+    async def _write_wishes(self, write: Callable[[], None]) -> str | None:
+        """Why ``write`` did not succeed in time; None where it did."""
+        try:
+            saving = self._wishes_saving = self._disk(write)
+        except RuntimeError as fault:
+            return f"no thread can be started: {fault}"
+        saving.add_done_callback(_forget)
+        done, _ = await asyncio.wait((saving,), timeout=LOAD_PATIENCE_SECONDS)
+        if not done:
+            return f"the disk did not finish within {LOAD_PATIENCE_SECONDS:g} s"
+        error = saving.exception()
+        return None if error is None else str(error)
+
+    async def save_wishes_again(self, signer: Signer | None) -> None:
+        """Keep the wishes that could not be kept, or that have the MAC of another key."""
+        unsaved = self._wishes_unsaved
+        if unsaved is None and self._wishes_on_disk != Wishes() and self._wishes_key != key_id_of(signer):
+            unsaved = self._wishes_on_disk
+        if unsaved is not None and self._wishes is not None:
+            await self.save_wishes(unsaved, signer)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -286,11 +315,19 @@ class CatalogueDisk:
 
     async def _within(self, seconds: float, work: Callable[[], T]) -> T:
         waiting = asyncio.ensure_future(self._on_disk(work))
+        waiting.add_done_callback(_forget)
         done, _ = await asyncio.wait((waiting,), timeout=seconds)
         if not done:
-            waiting.add_done_callback(_forget)
             raise StoreError(f"the disk did not answer within {seconds:g} s", Reason.DISK_HANGS)
         return waiting.result()
+
+
+_NOTHING = (b"", b"")
+
+
+def _identity(snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """What distinguishes two stored files: the answers, without the generation, and the key."""
+    return snapshot.footer.content_digest, snapshot.footer.key_id
 
 
 def _forget(late: asyncio.Future[T]) -> None:

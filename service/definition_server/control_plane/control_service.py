@@ -109,6 +109,7 @@ class ControlService:
         message = status_message(self._status(), self._sync_state)
         if message.HasField("served"):
             set_time(message.served.published_at, self._publisher.published_at)
+            set_time(message.served.all_workers_at, self._supervisor.all_serve_since)
         message.notices.extend(self._notices())
         seconds = self._seconds_to_next()
         set_time(message.sync.next_attempt, None if seconds is None else time.time() + seconds)

@@ -34,7 +34,7 @@ def version_message(entry: HistoryEntry, changes: ChangeCounts | None, *, served
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
     if changes is not None:
-        message.changes.added, message.changes.removed, message.changes.changed = changes
+        message.changes.added, message.changes.removed, message.changes.changed = changes[:3]
         message.changes.SetInParent()
     return message
 
@@ -90,6 +90,10 @@ def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
     message.safe_to_restart.safe = status.restart.safe
     message.safe_to_restart.reason = status.restart.reason
     message.events.extend(_event(event) for event in status.events)
+    if (database := status.database) is not None:
+        message.database.hosts.extend(database.hosts)
+        message.database.name, message.database.role = database.name, database.role
+        message.database.connected_to = database.connected_to or ""
     _set_sync(message.sync, status, sync)
     _set_wishes(message, sync)
     message.workers.extend(_worker(worker) for worker in status.workers)
@@ -116,8 +120,8 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
 def shortfalls(state: SyncState, held_commands: int) -> str:
     """Why what is served is not what the table has, although a cycle succeeded; empty where it is."""
     parts = []
-    if state.pin is not None and not state.pin.missing:
-        parts.append("a pin counts")
+    if (pin := state.pin) is not None and not pin.vain:
+        parts.append("a pin counts, and its version is not known here" if pin.missing else "a pin counts")
     if held_commands:
         parts.append(f"commands held at an earlier version: {held_commands:,}")
     if left_out := sum(state.findings.unserved.values()):

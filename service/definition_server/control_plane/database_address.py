@@ -17,13 +17,15 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 Item = TypeVar("Item")
 
 MASK = "********"
+_LIBPQ_PORT = "5432"
+"""Of an entry of a list that has none."""
 
 _SHOWN = ("host", "hostaddr", "port", "user", "dbname")
 _NUMBERS = (
@@ -138,6 +140,8 @@ class Host:
 
     def __str__(self) -> str:
         name = self.name or self.address or "the default host"
+        if ":" in name and not name.startswith("/"):
+            name = f"[{name}]"
         return f"{name}:{self.port}" if self.port else name
 
 
@@ -163,6 +167,35 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[Host]:
         raise ValueError("it has more or fewer ports than hosts")
     names, addresses, ports = (each if len(each) == count else each * count for each in (names, addresses, ports))
     return [Host(*parts) for parts in zip(names, addresses, ports, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAddress:
+    """What of a connection URL an operator may see anywhere: all that says which database it is, and no secret."""
+
+    hosts: tuple[str, ...]
+    """``host:port`` each, in the order in which they are tried."""
+    name: str
+    role: str
+
+    def __str__(self) -> str:
+        return f"{','.join(self.hosts)}/{self.name}"
+
+    def url(self) -> str:
+        """The address as a URL, with a mask where a password stands."""
+        hosts = ",".join(quote(host, safe=":[]") for host in self.hosts)
+        return f"postgresql://{quote(self.role, safe='')}:{MASK}@{hosts}/{quote(self.name, safe='')}"
+
+
+def address_of(parameters: Mapping[str, Any]) -> DatabaseAddress:
+    """The address of a connection with these parameters, libpq's defaults included.
+
+    Raises:
+        ValueError: where the lists of hosts, addresses and ports have different lengths.
+    """
+    role = str(parameters.get("user") or "")
+    hosts = tuple(str(replace(host, port=host.port or _LIBPQ_PORT)) for host in hosts_of(parameters))
+    return DatabaseAddress(hosts, str(parameters.get("dbname") or role), role)
 
 
 def shares(items: list[Item], deadline: float, clock: Callable[[], float]) -> Iterator[tuple[Item, float]]:

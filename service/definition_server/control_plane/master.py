@@ -59,6 +59,7 @@ from definition_server.inherited import MASTERS, early_signals
 from definition_server.ipc.messages import Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
+from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
 from grpc_h2 import MethodHandler
 
@@ -103,7 +104,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
             return 0
     if not confine_master(settings.jail):
         return EX_CONFIG
-    _log_notices(settings, unsigned=not demonstration)
+    _log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
     problem = too_few(raise_descriptor_limit(wanted), settings.workers)
     if problem is not None:
@@ -128,15 +129,24 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return asyncio.run(master.run())
 
 
-def _log_notices(settings: Settings, *, unsigned: bool) -> None:
-    """Log once what is allowed, and probably not meant; with ``unsigned``, that code is served so."""
+_NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
+
+
+def _log_notices(settings: Settings, *, lasting: bool) -> None:
+    """Log once what is allowed, and probably not meant; with ``lasting``, also what a server for others needs."""
     for notice in notices(Settings):
         log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
-    if unsigned and settings.avap_internal_key is None:
+    if lasting and settings.avap_internal_key is None:
         log.warning(
             "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
             effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
             remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
+    if lasting and settings.snapshot_dir is None:
+        log.warning(
+            "Nothing is stored: SNAPSHOT_DIR is not set",
+            effect=_NOT_STORED,
+            remedy="set SNAPSHOT_DIR to a directory that outlives a restart",
         )
 
 
@@ -228,6 +238,9 @@ class _Master:
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
+            database=lambda: _database(self._source),
+            held_commands=lambda: self._gate.held,
+            history=lambda: self._synchronizer.catalogue.disk.entries,
         )
         path = settings.control_path()
         self._control = (
@@ -258,6 +271,8 @@ class _Master:
             workers=settings.workers,
             transport=settings.transport,
             signed=settings.avap_internal_key is not None,
+            database="" if (database := self._source.address) is None else str(database),
+            role="" if database is None else database.role,
         )
         self._admin.start()
         self._supervisor.start()
@@ -412,6 +427,8 @@ class _Master:
         """What an operator should know, for ``status``."""
         error = self._synchronizer.state.store_error
         notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
+        if self._settings.snapshot_dir is None:
+            notices.append(f"nothing is stored, because SNAPSHOT_DIR is not set: {_NOT_STORED}")
         if self._policy is not None and self._policy.problem is not None:
             notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
         return notices
@@ -454,6 +471,11 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def _database(source: PostgresSource) -> DatabaseStatus | None:
+    address = source.address
+    return None if address is None else DatabaseStatus(address.hosts, address.name, address.role, source.connected_to)
 
 
 def _signer(settings: Settings) -> Signer | None:

@@ -7,8 +7,8 @@ there is neither replaced before it was read, nor does it undo what was asked fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
+from definition_server.catalog.signing import Signer
 from definition_server.control_plane.catalogue_disk import CatalogueDisk
 from definition_server.control_plane.wishes import Merged, Pin, Policy, Wishes
 
@@ -16,46 +16,58 @@ from definition_server.control_plane.wishes import Merged, Pin, Policy, Wishes
 class OperatorWishes:
     """The wishes of one server."""
 
-    def __init__(self, disk: CatalogueDisk, policy: Callable[[], Policy], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        disk: CatalogueDisk,
+        policy: Callable[[], Policy],
+        clock: Callable[[], float],
+        signer: Callable[[], Signer | None],
+    ) -> None:
         """
         Args:
             disk: Keeps what was asked for by command.
             policy: What the policy file declares now.
             clock: Seconds since the epoch.
+            signer: The present key, which gives the kept file its MAC.
         """
         self._disk = disk
         self._policy = policy
         self._clock = clock
+        self._signer = signer
         self._by_command = Wishes()
         self._known = False
-        self._commanded = False
+        self._waits = False
+        self._pin_is_newer = self._count_is_newer = False
+        self._used_up: set[str] = set()
 
     def now(self) -> Merged:
         """What counts now."""
         return self._by_command.merge(self._policy(), self._clock())
 
-    @property
-    def rows_held(self) -> int:
-        """How many rows the gate held in the newest catalogue that passed the guard."""
-        return self._by_command.rows_held
+    def rows_held_in(self, version: str) -> int:
+        """How many rows the gate held in the catalogue ``version``; 0 where another one is the newest that passed."""
+        return self._by_command.rows_held if self._by_command.rows_held_in == version else 0
 
     def recall(self, stored: Wishes) -> None:
-        """The disk has answered: ``stored`` was asked for in an earlier run."""
+        """The disk has answered: ``stored`` was asked for in an earlier run. `save_again` keeps what is newer."""
         # A disk that answered late must not undo what was asked for meanwhile.
-        if self._commanded:
-            self._by_command = replace(self._by_command, accepted=(*stored.accepted, *self._by_command.accepted))
-        else:
-            self._by_command = stored
+        mine = self._by_command
+        merged = stored.hold_rows(mine.rows_held, mine.rows_held_in) if self._count_is_newer else stored
+        for version in self._used_up:
+            merged = merged.use_up(version)
+        for version in mine.accepted:
+            merged = merged.accept(version)
+        self._by_command = merged.pin(mine.pinned) if self._pin_is_newer else merged
         self._known = True
+        self._waits |= self._by_command != stored
 
     def accept(self, version: str) -> None:
         """The catalogue with the hash ``version`` may be published. `save` keeps that."""
-        self._commanded = True
         self._by_command = self._by_command.accept(version)
 
     def pin(self, pin: Pin | None) -> None:
         """``pin`` counts, or none by command. `save` keeps that."""
-        self._commanded = True
+        self._pin_is_newer = True
         self._by_command = self._by_command.pin(pin)
 
     async def save(self) -> str | None:
@@ -64,13 +76,36 @@ class OperatorWishes:
         Returns:
             Why that would not survive a restart; None where it does.
         """
-        return await self._disk.save_wishes(self._by_command)
+        if not self._known:
+            # What an earlier run wrote must not be replaced before it was read.
+            self._waits = True
+            self._disk.note_pin_unsaved(unsaved=self._pin_is_newer)
+            return "the disk has not answered yet; it is stored when it has"
+        self._waits = False
+        return await self._disk.save_wishes(self._by_command, self._signer())
+
+    async def save_again(self) -> None:
+        """Keep what could not be kept before."""
+        if self._known and self._waits:
+            await self.save()
+        elif self._known:
+            await self._disk.save_wishes_again(self._signer())
 
     async def note_passed(self, version: str, *, accepted: bool, rows_held: int) -> None:
         """The catalogue ``version`` is the newest: use its acceptance up, and keep how many rows the gate held."""
-        wishes = self._by_command.use_up(version) if accepted else self._by_command
-        wishes = replace(wishes, rows_held=rows_held)
-        # What an earlier run wrote must not be replaced before it was read.
-        if wishes != self._by_command and self._known:
+        wishes = self._by_command.hold_rows(rows_held, version)
+        self._count_is_newer = True
+        if accepted:
+            self._used_up.add(version)
+            wishes = wishes.use_up(version)
+        if wishes != self._by_command:
             self._by_command = wishes
+            await self.save()
+
+    async def note_fewer_held(self, version: str, rows_held: int) -> None:
+        """``version`` is the newest still, and the gate holds ``rows_held`` of its rows. Only a smaller count is kept:
+        with a larger one, the next change would pass the guard although too many rows are held.
+        """
+        if rows_held < self.rows_held_in(version):
+            self._by_command = self._by_command.hold_rows(rows_held, version)
             await self.save()

@@ -1,4 +1,9 @@
-"""The catalogue that a pin names: found in memory or in the history, shown in the state, left when the pin expires."""
+"""The catalogue that a pin names: found in memory or in the history, shown in the state, left when the pin expires.
+
+Where the version is not known, what is served stays: whoever pins does not want the table to be followed, and that is
+what can be done about it. But what a server serves that began under such a pin was chosen by nobody: to stay with it
+would be no better than the next one. There the pin is *vain*, and the table is followed until the version is known.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,8 @@ class PinnedCatalogue:
         disk: CatalogueDisk,
         state: SyncState,
         *,
-        others: Callable[[], tuple[Snapshot | None, ...]],
+        served: Callable[[], Snapshot | None],
+        newest: Callable[[], Snapshot | None],
         signer: Callable[[], Signer | None],
         on_end: Callable[[], Awaitable[object]],
         clock: Callable[[], float],
@@ -38,7 +44,8 @@ class PinnedCatalogue:
             wishes: Tell which pin counts.
             disk: Has the history.
             state: Shows the pin.
-            others: The catalogues that are in memory for another reason.
+            served: What is served.
+            newest: The newest catalogue that passed the guard.
             signer: The present key, which a file of the history must be signed with.
             on_end: Is called when a pin has expired.
             clock: Seconds since the epoch.
@@ -46,12 +53,14 @@ class PinnedCatalogue:
         self._wishes = wishes
         self._disk = disk
         self._state = state
-        self._others = others
+        self._served = served
+        self._newest = newest
         self._signer = signer
         self._on_end = on_end
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._missing: str | None = None
+        self._vain: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._expiring: asyncio.Task[None] | None = None
 
@@ -86,41 +95,54 @@ class PinnedCatalogue:
         for entry in self._disk.entries:
             if pin.names(entry.version_hash):
                 try:
-                    self._snapshot = await self._disk.load_version(entry.version_hash, self._signer())
-                    return
+                    found = await self._disk.load_version(entry.version_hash, self._signer())
                 except StoreError as error:
                     problem = str(error)
+                    continue
+                if self._wishes.now().pin != pin:  # an operator has pinned another one meanwhile, which is in memory
+                    return
+                if found is not None:
+                    self._snapshot = found
+                    return
         if self._missing != pin.version:
             self._missing = pin.version
+            follows = self._served() is None or self.is_vain(pin)
+            effect = "the table is followed" if follows else "what is served stays,"
             log.error(
                 "Pinned catalogue not served",
                 version_hash=pin.version,
                 source=pin.source,
                 error=problem,
-                effect="what is served stays, until the version is known or the pin ends",
+                effect=f"{effect} until the version is known or the pin ends",
                 remedy="pin a version that `definition-server history` lists",
             )
 
     def in_memory(self, pin: Pin) -> Snapshot | None:
         """The catalogue that ``pin`` names, where it is in memory."""
-        for snapshot in (self._snapshot, *self._others()):
+        for snapshot in (self._snapshot, self._served(), self._newest()):
             if snapshot is not None and pin.names(snapshot.version_hash):
                 return snapshot
         return None
+
+    def is_vain(self, pin: Pin) -> bool:
+        """Whether ``pin`` has no effect: its version is not known, and it counted before anything was served."""
+        return self._vain == pin.version and self.in_memory(pin) is None
 
     def show(self) -> None:
         """Note the pin that counts in the state, log its end, and come back when it expires."""
         pin = self._wishes.now().pin
         shown = self._state.pin
         if pin is None:
-            self._state.pin, self._snapshot, self._missing = None, None, None
+            self._state.pin, self._snapshot, self._missing, self._vain = None, None, None, None
             if shown is not None:
                 log.warning("Pin has ended", version_hash=shown.version_hash, source=shown.source)
         else:
             missing = self.in_memory(pin) is None
-            self._state.pin = PinState(pin.version, pin.until, pin.source, missing)
             if not missing:
-                self._missing = None
+                self._missing = self._vain = None
+            elif self._served() is None:
+                self._vain = pin.version
+            self._state.pin = PinState(pin.version, pin.until, pin.source, missing, self.is_vain(pin))
         self._arm(pin)
 
     def _arm(self, pin: Pin | None) -> None:

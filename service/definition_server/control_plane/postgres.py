@@ -28,9 +28,11 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from definition_server.catalog.definition import Row
 from definition_server.control_plane.database_address import (
+    DatabaseAddress,
     Host,
     NameResolver,
     Redaction,
+    address_of,
     hosts_of,
     misplaced_fault,
     parse_fault,
@@ -124,6 +126,15 @@ def redaction(url: str) -> Redaction:
         return Redaction(url, ())
 
 
+def database_address(url: str) -> DatabaseAddress | None:
+    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be told from a secret."""
+    try:
+        parameters = conninfo_to_dict(url)
+        return None if misplaced_fault(parameters) else address_of({**parameters, **_effective(url)})
+    except (psycopg.Error, ValueError):
+        return None
+
+
 def _effective(url: str) -> dict[str, str]:
     """The parameters of a connection to ``url`` with what libpq adds from its variables and its service file.
 
@@ -155,6 +166,11 @@ class PostgresSource:
         """Timeouts are in seconds. No connection is opened yet."""
         self._url = url
         self._redaction = redaction(url)
+        self.address = database_address(url)
+        """Which database it is; None where the URL is no use."""
+        self.connected_to: str | None = None
+        """The host that let us connect last; None: none has yet."""
+        self._logged: tuple[str, ...] | None = None
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._resolver = resolver or NameResolver()
@@ -170,6 +186,8 @@ class PostgresSource:
         if url != self._url:
             self._url = url
             self._redaction = redaction(url)
+            self.address = database_address(url)
+            self.connected_to = None
             await self.close()
 
     @asynccontextmanager
@@ -254,17 +272,29 @@ class PostgresSource:
                 continue
             for address, share in shares(addresses, end, clock):
                 try:
-                    return await self._connect_to(host, address, session, share)
+                    connection = await self._connect_to(host, address, session, share)
                 except Exception as error:  # noqa: BLE001 - of the libraries; its text may hold the password
                     where = f"{host} at {address}: " if len(passes) > 1 or len(addresses) > 1 else ""
                     faults.append(where + self._text(error, None))
                     reasons.add(_reason_of_attempt(error))
+                else:
+                    self._note_connected(str(host), connection)
+                    return connection
         # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
         advice = "check host, port, user, password and database in DATABASE_URL"
         # The one that the operator can do most about.
         order = (Reason.DATABASE_REFUSED_LOGIN, Reason.DATABASE_UNREACHABLE, Reason.DATABASE_TIMEOUT)
         reason = next((each for each in order if each in reasons), Reason.DATABASE_UNREACHABLE)
         raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})", reason)
+
+    def _note_connected(self, host: str, connection: AsyncConnection[Any]) -> None:
+        """Log where we are connected, unless that was logged and is still so."""
+        self.connected_to = host
+        info = connection.info
+        now = (host, info.hostaddr, info.dbname, info.user)
+        if now != self._logged:
+            log.info("Connected to the database", host=host, address=now[1], database=now[2], role=now[3])
+            self._logged = now
 
     async def _addresses(self, host: Host, seconds: float) -> list[str]:
         if not host.needs_name_service:

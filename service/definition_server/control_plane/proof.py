@@ -119,15 +119,15 @@ class Proof:
 
     def verdict(self) -> Verdict:
         """The judgement now."""
-        state = self._state
+        state, pin = self._state, self._state.pin
         restart = restart_safety(
             serves=self._published,
             stored=self.store == "stored",
-            pinned=state.pin is not None,
+            pinned=pin is not None and not pin.vain,
             held=state.held is not None,
             rows_held=bool(state.findings.held.total()),
             database_reachable=self._reachable,
-            pin_lost=state.pin_unsaved or (state.pin is not None and state.pin.missing),
+            pin_lost=state.pin_unsaved or (pin is not None and pin.missing and not pin.vain),
         )
         return Verdict(self._staleness(), restart)
 

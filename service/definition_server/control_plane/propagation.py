@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0)
-"""Upper bounds of the histogram's buckets, in seconds. The objective is 60."""
+"""Upper bounds of the histogram's buckets, in seconds. The alert is at 120: a sample contains the interval (60)."""
 _MOST_WAITING = 64
 """Publications that wait for acknowledgements. A worker acknowledges the newest, and all before with it."""
 

@@ -35,18 +35,20 @@ def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float
     """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: O(size).
 
     Returns:
-        How many commands were changed.
+        What was changed.
     """
     changes: dict[str, object] = {"added": snapshot.count, "removed": 0, "changed": 0}
-    counts = ChangeCounts(snapshot.count, 0, 0)
+    numbers = (snapshot.count, 0, 0)
+    examples: list[str] = []
     if previous is not None:
         difference = diff(previous, snapshot)
-        counts = ChangeCounts(len(difference.added), len(difference.removed), len(difference.changed))
-        for kind in ("added", "removed", "changed"):
+        numbers = (len(difference.added), len(difference.removed), len(difference.changed))
+        for kind, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
             names = getattr(difference, kind)
             changes[kind] = len(names)
             if names:
                 changes[f"{kind}_names"] = names[:_NAMES_LOGGED]
+                examples += [f"{sign} {name}" for name in names[:_NAMES_LOGGED]]
     log.info(
         "Definitions Broadcasted",
         count=snapshot.count,
@@ -56,4 +58,4 @@ def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float
         bytes=snapshot.size,
         **changes,
     )
-    return counts
+    return ChangeCounts(*numbers, tuple(examples), snapshot.generation)

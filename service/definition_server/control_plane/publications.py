@@ -1,13 +1,18 @@
 """What an operator can do with catalogues: list, compare, accept, pin, export them. Without the database.
 
+An order that has begun is carried out to its end, also where the client that gave it leaves: half of one, a pin that
+counts and is not stored, would be worse than either.
+
 Versions are named by their hash, or by a beginning of it of at least `PREFIX_DIGITS` digits that only one of them has.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Difference, Snapshot, diff
@@ -15,6 +20,11 @@ from definition_server.control_plane.history import HistoryEntry
 from definition_server.control_plane.served_catalogue import ServedCatalogue
 from definition_server.control_plane.store import StoreError
 from definition_server.control_plane.wishes import LATEST_SECONDS, PREFIX_DIGITS, Pin
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
 
 _DIGITS = re.compile(r"[0-9a-f]+")
 _SHOWN_DIGITS = 16
@@ -55,6 +65,18 @@ class Publications:
         self._signer = signer
         self._sync_soon = sync_soon
         self._clock = clock
+        self._orders: set[asyncio.Task[Any]] = set()
+
+    async def _to_its_end(self, order: Coroutine[Any, Any, T]) -> T:
+        """The result of ``order``, which goes on where this is cancelled."""
+        task = asyncio.create_task(order)
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
 
     async def history(self) -> Sequence[HistoryEntry]:
         """The catalogues in the history, the newest first. As far as they are known: no disk is waited for."""
@@ -79,11 +101,14 @@ class Publications:
         candidate = self._catalogue.candidate
         if candidate is None or not candidate.version_hash.startswith(version):
             known = any(name.startswith(version) for name in self._known(held=False))
-            raise UnknownVersion(
-                f"{version}: {'this version was published before' if known else 'no such version is held'}. "
-                + (f"Held is {candidate.version_hash}." if candidate is not None else "No catalogue is held now.")
-            )
-        await self._catalogue.accept(candidate.version_hash)
+            what = "this version was published before" if known else "no such version is held"
+            serve = f" To serve it again: `definition-server pin {version}`, with --for or --until." if known else ""
+            held = "No catalogue is held now." if candidate is None else f"Held is {candidate.version_hash}."
+            raise UnknownVersion(f"{version}: {what}. {held}{serve}")
+        await self._to_its_end(self._accept(candidate.version_hash))
+
+    async def _accept(self, version: str) -> None:
+        await self._catalogue.accept(version)
         self._sync_soon()
 
     async def pin(self, version: str, until: float | None) -> str | None:
@@ -103,8 +128,22 @@ class Publications:
             raise InvalidRequest("the pin would end in the past")
         if until is not None and until > LATEST_SECONDS:
             raise InvalidRequest("the pin would end after the year 9999")
+        self._refuse_held(version)
         snapshot = await self._snapshot(version, held=False)
-        return await self._catalogue.pin(Pin(snapshot.version_hash, until), snapshot)
+        return await self._to_its_end(self._catalogue.pin(Pin(snapshot.version_hash, until), snapshot))
+
+    def _refuse_held(self, version: str) -> None:
+        """Raise `UnknownVersion` where ``version`` names what the guard holds: it never passed, and a pin would serve
+        it.
+        """
+        held = self._catalogue.candidate
+        if held is None or not held.version_hash.startswith(version):
+            return
+        if not any(name.startswith(version) for name in self._known(held=False)):
+            raise UnknownVersion(
+                f"{version}: this version is held and was never published, so it cannot be pinned. If it is intended, "
+                f"`definition-server accept {held.version_hash[:_SHOWN_DIGITS]}` publishes it"
+            )
 
     async def unpin(self) -> str | None:
         """Follow the table again: the newest catalogue that passed the guard is served at once.
@@ -118,7 +157,7 @@ class Publications:
         pin = self._catalogue.wishes().pin
         if pin is None:
             raise PublicationError("nothing is pinned")
-        note = await self._catalogue.pin(None, None) if pin.source == "command" else None
+        note = await self._to_its_end(self._catalogue.pin(None, None)) if pin.source == "command" else None
         left = self._catalogue.wishes().pin
         if left is not None:
             raise PublicationError(f"PUBLICATION_POLICY pins {left.version}: take it out of that file")
@@ -164,6 +203,12 @@ class Publications:
         if loaded is None:
             raise UnknownVersion(f"{matches[0]} is not in the history any more. {_listed(list(known))}")
         return loaded
+
+
+def _log_failure(order: asyncio.Task[Any]) -> None:
+    """The client of ``order`` has left: nobody else is told."""
+    if not order.cancelled() and (error := order.exception()) is not None:
+        log.error("Unexpected failure of an operator's order", exc_info=error)
 
 
 def _check(version: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,19 @@ from definition_server.catalog.layout import FOOTER_SIZE
 from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
+
+RECENT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedVersion:
+    """That a version was published, which it may be several times."""
+
+    at: float
+    """Seconds since the epoch."""
+    version_hash: str
+    definitions: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +43,17 @@ class Publisher:
         self.current: Publication | None = None
         self.published_at: float | None = None
         """When the current one was published, seconds since the epoch."""
+        self._recent: deque[PublishedVersion] = deque(maxlen=RECENT)
         self._listeners: list[Callable[[Publication], None]] = []
 
     def on_publish(self, listener: Callable[[Publication], None]) -> None:
         """Call ``listener`` with every new publication."""
         self._listeners.append(listener)
+
+    @property
+    def recent(self) -> tuple[PublishedVersion, ...]:
+        """The last `RECENT` publications, the newest first. The same catalogue, signed again, is none of its own."""
+        return tuple(reversed(self._recent.copy()))
 
     @property
     def next_generation(self) -> int:
@@ -44,6 +64,11 @@ class Publisher:
         """Make ``publication`` the current one. Owns its descriptor from now on, and closes that of the one before."""
         previous, self.current = self.current, publication
         self.published_at = time.time()
+        snapshot = publication.snapshot
+        if previous is None or previous.snapshot.version_hash != snapshot.version_hash:
+            self._recent.append(
+                PublishedVersion(self.published_at, snapshot.version_hash, snapshot.count, snapshot.generation)
+            )
         for listener in self._listeners:
             listener(publication)
         if previous is not None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -100,14 +101,15 @@ class ServedCatalogue:
         self._delayed_release = DelayedRelease(background)
         self._newest: Snapshot | None = None
         self._versions: dict[str, None] = {}
-        self._wishes = OperatorWishes(disk, policy, clock)
+        self._wishes = OperatorWishes(disk, policy, clock, lambda: self._signer)
         self._stored = StoredCatalogue(disk, self._wishes, lambda: self._signer)
         self._held = HeldCandidate(state, clock)
         self._pinned = PinnedCatalogue(
             self._wishes,
             disk,
             state,
-            others=lambda: (self.served, self._newest),
+            served=lambda: self.served,
+            newest=lambda: self._newest,
             signer=lambda: self._signer,
             on_end=self.follow,
             clock=clock,
@@ -174,7 +176,7 @@ class ServedCatalogue:
         await asyncio.shield(self.recall())
         await self._pinned.find()
         async with self._lock:
-            if self._serves() or (self._stored.snapshot is None and self._pinned.snapshot is None):
+            if self._serves() or (self.newest is None and self._pinned.snapshot is None):
                 return False
             self._newest = self.newest
             self._stored.forget()
@@ -239,17 +241,20 @@ class ServedCatalogue:
             )
             footer = built.footer
             if self._newest is not None and _same(self._newest, footer):
+                version = self._newest.version_hash
                 self._held.release("the table has the served content again")
-                return await self._settle()
-            publication = await self._background.run(to_shared_memory, built)
-            try:
-                await self._judge(publication.snapshot, builder, rows_held)
-            except BaseException:
-                os.close(publication.descriptor)
-                raise
-            log_findings(builder.findings, publication.snapshot)
-            advance = await self._advance(publication, elapsed, len(rows_held))
-        return await self._keep(advance)
+                settled = await self._settle()
+            else:
+                publication = await self._background.run(to_shared_memory, built)
+                with _closed_on_failure(publication):
+                    await self._judge(publication.snapshot, builder, rows_held)
+                    log_findings(builder.findings, publication.snapshot)
+                advance = await self._advance(publication, elapsed, len(rows_held))
+                settled = None
+        if settled is None:
+            return await self._keep(advance)
+        await self._wishes.note_fewer_held(version, len(rows_held))
+        return settled
 
     async def _judge(self, candidate: Snapshot, builder: SnapshotBuilder, rows_held: AbstractSet[bytes]) -> None:
         """Raise `Held` where the guard does not let ``candidate`` pass."""
@@ -260,7 +265,7 @@ class ServedCatalogue:
             candidate,
             self.newest,
             held=rows_held,
-            held_before=self._wishes.rows_held,
+            held_before=0 if self.newest is None else self._wishes.rows_held_in(self.newest.version_hash),
             now=asyncio.get_running_loop().time(),
             excused=self.knows,
         )
@@ -291,14 +296,15 @@ class ServedCatalogue:
         return await self._keep(advance)
 
     async def _advance(self, publication: Publication, elapsed: Callable[[], float], rows_held: int) -> _Advance:
-        """``publication`` passed: it is the newest. Serve it, unless a pin counts."""
+        """``publication`` passed: it is the newest. Serve it, unless a pin counts. Owns its descriptor."""
         snapshot, before = publication.snapshot, self.newest
         version = snapshot.version_hash
         accepted = self.wishes().accepts(version)
         now = asyncio.get_running_loop().time()
-        await self._guard.passed(snapshot, before, now, excused=accepted or self.knows(version))
-        # For storing: the publication's own descriptor closes with the next publication.
-        to_keep = Publication(snapshot, os.dup(publication.descriptor))
+        with _closed_on_failure(publication):
+            await self._guard.passed(snapshot, before, now, excused=accepted or self.knows(version))
+            # For storing: the publication's own descriptor closes with the next publication.
+            to_keep = Publication(snapshot, os.dup(publication.descriptor))
         served_before = self.served
         self._newest = snapshot
         self._state.newest_version = version
@@ -311,7 +317,8 @@ class ServedCatalogue:
             self._publish(publication)
         else:
             os.close(publication.descriptor)
-            await self._settle()
+            with _closed_on_failure(to_keep):
+                await self._settle()
         return _Advance(to_keep, served_before, published, elapsed(), accepted, rows_held)
 
     async def _keep(self, advance: _Advance) -> bool:
@@ -349,27 +356,36 @@ class ServedCatalogue:
             del self._versions[next(iter(self._versions))]
 
     async def store_again(self) -> None:
-        """Store what could not be stored before."""
-        await self.disk.save_wishes_again()
+        """Store what could not be stored before, or what is signed with another key by now."""
+        await self._wishes.save_again()
         newest = self._newest
         if newest is None:
             return
         not_in_history = self.disk.lacks(newest.version_hash)
-        if self._state.store_error is None and not not_in_history:
+        signed = newest.footer.key_id == key_id_of(self._signer)
+        not_stored = self._state.store_error is not None or not signed or not self.disk.has_stored(newest)
+        if not not_stored and not not_in_history:
             return
         async with self._lock:
-            current = self._publisher.current
-            if current is not None and current.snapshot.version_hash == newest.version_hash:
-                again = Publication(current.snapshot, os.dup(current.descriptor))
-            else:
-                again = await self._background.run(published_again, newest, self._signer, newest.generation)
+            again = await self._newest_again()
         try:
             if not_in_history:
                 self.disk.add(again, self._signer, self._spare())
-            if self._state.store_error is not None:
+            if not_stored:
                 await self.disk.save(again, self._signer)
         finally:
             os.close(again.descriptor)
+
+    async def _newest_again(self) -> Publication:
+        """The newest catalogue under the present key, with a descriptor of its own."""
+        newest, current = self._newest, self._publisher.current
+        assert newest is not None
+        signed = newest.footer.key_id == key_id_of(self._signer)
+        if current is not None and signed and _same(current.snapshot, newest.footer):
+            return Publication(current.snapshot, os.dup(current.descriptor))
+        again = await self._background.run(published_again, newest, self._signer, newest.generation)
+        self._newest = again.snapshot
+        return again
 
     # -- what is served ------------------------------------------------------------------------------------------------
 
@@ -406,10 +422,11 @@ class ServedCatalogue:
     def _target(self) -> Snapshot | None:
         """What is to be served."""
         pin = self.wishes().pin
-        if pin is None:
-            return self._newest
-        found = (self._pinned.in_memory(pin), self.served, self._newest)
-        return next((snapshot for snapshot in found if snapshot is not None), None)
+        pinned = None if pin is None else self._pinned.in_memory(pin)
+        if pinned is not None:
+            return pinned
+        served = self.served
+        return self._newest if pin is None or served is None or self._pinned.is_vain(pin) else served
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
         """Make what is served what is to be served, under the present key. Returns whether anything was published."""
@@ -435,6 +452,8 @@ class ServedCatalogue:
             )
         elif served is not None:
             log.info("Served catalogue is signed again", version_hash=target.version_hash, generation=generation)
+            # Its file has the MAC of the old key, and a pin must survive a restart.
+            self.disk.add(publication, self._signer, self._spare())
         if target is self._newest:
             self._newest = publication.snapshot
         self._publish(publication)
@@ -447,6 +466,16 @@ class ServedCatalogue:
         self._note_version(publication.snapshot.version_hash)
         if previous is not None:
             self._delayed_release.take(previous.snapshot)
+
+
+@contextmanager
+def _closed_on_failure(publication: Publication) -> Iterator[None]:
+    """Closes the descriptor of ``publication`` where the body raises."""
+    try:
+        yield
+    except BaseException:
+        os.close(publication.descriptor)
+        raise
 
 
 def _same(snapshot: Snapshot, footer: Footer) -> bool:

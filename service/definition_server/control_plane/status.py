@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from definition_server import __version__
 from definition_server.catalog.definition import Unserved
+from definition_server.catalog.gate import Held
 from definition_server.catalog.validation import HOLDABLE, Suspect
 from definition_server.control_plane.events import EventKind
+from definition_server.control_plane.history import HistoryEntry
 from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.propagation import BOUNDS, Propagation
-from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane.publisher import RECENT, Publisher
 from definition_server.control_plane.supervisor import Supervisor, WorkerSlot
 from definition_server.control_plane.sync_state import SyncState
 from definition_server.control_plane.worker_stats import RequestCounts
@@ -19,16 +22,22 @@ from definition_server.ipc.stats import LATENCY_BOUNDS, Room
 from definition_server.observability.logs import dropped_lines, waiting_lines
 from definition_server.observability.status import (
     CatalogStatus,
+    DatabaseStatus,
     EventStatus,
     FreshnessStatus,
+    HeldCommandStatus,
     LogStatus,
     PropagationStatus,
+    PublicationStatus,
     RequestStatus,
     RestartStatus,
     ServiceStatus,
     SyncStatus,
     WorkerStatus,
 )
+
+MOST_HELD_COMMANDS = 20
+_NAME_LENGTH = 64
 
 
 class StatusReader:
@@ -44,9 +53,16 @@ class StatusReader:
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
         control_socket: Callable[[], str] = lambda: "off",
+        database: Callable[[], DatabaseStatus | None] = lambda: None,
+        held_commands: Callable[[], Sequence[Held]] = tuple,
+        history: Callable[[], Sequence[HistoryEntry]] = tuple,
     ) -> None:
         """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`.
-        ``control_socket``: see `ServiceStatus.control_socket`."""
+        ``control_socket``: see `ServiceStatus.control_socket`. ``database``: see `ServiceStatus.database`.
+        ``held_commands``: those of which an earlier version is served. ``history``: the catalogues on disk."""
+        self._held_commands = held_commands
+        self._history = history
+        self._database = database
         self._control_socket = control_socket
         self._keys = keys
         self._certificates = certificates
@@ -55,6 +71,7 @@ class StatusReader:
         self._supervisor = supervisor
         self._proof = proof
         self._started_at = time.time()
+        self._hostname = socket.gethostname()
         self.stopping = False
 
     def read(self) -> ServiceStatus:
@@ -69,6 +86,7 @@ class StatusReader:
         counts = supervisor.stats.requests()
         return ServiceStatus(
             version=__version__,
+            hostname=self._hostname,
             started_at=self._started_at,
             ready=not self.stopping and self._supervisor.serving > 0 and not full,
             control_socket=self._control_socket(),
@@ -76,10 +94,16 @@ class StatusReader:
             stopping=self.stopping,
             catalog=_catalog(self._publisher),
             sync=_sync(self._sync, self._proof),
+            publications=self._publications(),
+            held_commands=tuple(
+                HeldCommandStatus(_cut(held.name), held.reason, held.since)
+                for held in self._held_commands()[:MOST_HELD_COMMANDS]
+            ),
             workers=workers,
             requests=_requests(counts),
             keys_last_used=self._keys(),
             certificates_expire=self._certificates(),
+            database=self._database(),
             freshness=FreshnessStatus(verdict.stale is None, verdict.stale),
             restart=RestartStatus(verdict.restart.safe, verdict.restart.reason),
             propagation=_propagation(self._proof.propagation),
@@ -89,6 +113,32 @@ class StatusReader:
             ),
             logs=LogStatus(waiting_lines(), dropped_lines() + counts.lines_dropped),
         )
+
+    def _publications(self) -> tuple[PublicationStatus, ...]:
+        """Those since the start, and before them those that the history on disk knows."""
+        found = []
+        recent = self._publisher.recent
+        for published in recent:
+            changes = self._sync.changes.get(published.version_hash)
+            known = changes if changes is not None and changes.generation == published.generation else None
+            found.append(
+                PublicationStatus(published.at, published.version_hash, published.definitions)
+                if known is None
+                else PublicationStatus(
+                    published.at, published.version_hash, published.definitions, *known[:3], tuple(map(_cut, known[3]))
+                )
+            )
+        versions = {published.version_hash for published in recent}
+        found += [
+            PublicationStatus(entry.published_at, entry.version_hash, entry.definitions)
+            for entry in self._history()
+            if entry.published_at < self._started_at and entry.version_hash not in versions
+        ]
+        return tuple(found[:RECENT])
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
 def _catalog(publisher: Publisher) -> CatalogStatus | None:
@@ -102,6 +152,7 @@ def _catalog(publisher: Publisher) -> CatalogStatus | None:
         definitions=snapshot.count,
         bytes=snapshot.size,
         created_at=snapshot.footer.created_at_ns / 1e9,
+        published_at=publisher.published_at,
     )
 
 
@@ -125,7 +176,11 @@ def _sync(state: SyncState, proof: Proof) -> SyncStatus:
         store_error=state.store_reason,
         held_reason=None if state.held is None else state.held.reason,
         held_since=None if state.held is None else state.held.since,
+        held_version=None if state.held is None else state.held.version_hash,
+        held_definitions=None if state.held is None else state.held.definitions,
+        held_names=() if state.held is None else tuple(map(_cut, state.held.names)),
         pinned=None if state.pin is None else state.pin.source,
+        pinned_version=None if state.pin is None else state.pin.version_hash,
         pinned_until=None if state.pin is None else state.pin.until,
         pinned_missing=state.pin is not None and state.pin.missing,
         history_entries=state.history_entries,

@@ -28,11 +28,12 @@ from definition_server.observability.reasons import Reason
 
 FILE_NAME = "last-known-good.avapsnap"
 
-_REFUSED_SUFFIX = ".refused"
+REFUSED_SUFFIX = ".refused"
+"""Of a file that was not ours, and was moved aside."""
 _MAC_MAGIC = b"AVAPLKG1"
 _MAC_SIZE = len(_MAC_MAGIC) + 32
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 """Without following a symbolic link, and without waiting for the writer of a FIFO."""
 
 _TEMPORARY_SUFFIX = ".tmp"
@@ -97,7 +98,7 @@ class SnapshotStore:
         """Keep a file that was not ours, as evidence."""
         if self._not_ours:
             with suppress(FileNotFoundError):
-                self.path.replace(self.path.with_name(self.path.name + _REFUSED_SUFFIX))
+                self.path.replace(self.path.with_name(self.path.name + REFUSED_SUFFIX))
             self._not_ours = False
 
     def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
@@ -114,7 +115,7 @@ class SnapshotStore:
             StoreError: where the file cannot be read or a check fails.
         """
         try:
-            number = os.open(self.path, _OPEN_FLAGS)
+            number = os.open(self.path, OPEN_FLAGS)
             try:
                 self._check_owner(os.fstat(number))
                 descriptor, mac = _read(number)
@@ -141,7 +142,7 @@ class SnapshotStore:
         return snapshot, descriptor
 
     def _check_owner(self, found: os.stat_result) -> None:
-        fault = _fault_of_owner(found)
+        fault = fault_of_owner(found)
         if fault is not None:
             raise self._refused(fault)
 
@@ -173,7 +174,7 @@ class SnapshotStore:
                     temporary.unlink()
 
 
-def _fault_of_owner(found: os.stat_result) -> str | None:
+def fault_of_owner(found: os.stat_result) -> str | None:
     """Why somebody else may have written a file; None where nobody else can."""
     if not stat.S_ISREG(found.st_mode):
         return "it is no regular file"
@@ -193,10 +194,10 @@ def read_footer(path: Path) -> tuple[Footer, float]:
         SnapshotError: where it is no snapshot, or its size or footer is damaged.
         OSError: where it cannot be read.
     """
-    number = os.open(path, _OPEN_FLAGS)
+    number = os.open(path, OPEN_FLAGS)
     try:
         found = os.fstat(number)
-        fault = _fault_of_owner(found)
+        fault = fault_of_owner(found)
         if fault is not None:
             raise NotOurs(fault)
         end = os.pread(number, FOOTER_SIZE + _MAC_SIZE, max(0, found.st_size - FOOTER_SIZE - _MAC_SIZE))

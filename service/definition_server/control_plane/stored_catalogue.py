@@ -58,13 +58,14 @@ class StoredCatalogue:
 
     async def _recall(self) -> None:
         wishes, stored, _ = await asyncio.gather(
-            self._disk.read_wishes(), self._disk.load(self._signer()), self._disk.list_history()
+            self._disk.read_wishes(self._signer()), self._disk.load(self._signer()), self._disk.list_history()
         )
         self._wishes.recall(wishes)
         if stored is None:
             stored = await self._newest_of_history()
         if self._of_use:
             self._snapshot = stored
+        await self._wishes.save_again()
 
     async def _newest_of_history(self) -> Snapshot | None:
         """The catalogue that was published last, from the history: where the last-known-good file is not usable."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Supervisor:
         self._leaving = asyncio.Event()
         self._rolling = asyncio.Lock()
         self._keepers: list[asyncio.Task[None]] = []
+        self._arrived: tuple[int, float] | None = None
         publisher.on_publish(self._on_publish)
 
     def start(self) -> None:
@@ -104,6 +106,26 @@ class Supervisor:
         """Workers that are READY with a snapshot."""
         # A copy: the admin server's threads call this too, while the loop adds and removes workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
+
+    @property
+    def all_serve_since(self) -> float | None:
+        """When the last worker had what is published now, seconds since the epoch; None while one has not had it."""
+        current = self._publisher.current
+        if current is None or self._arrived is None or self._arrived[0] != current.snapshot.generation:
+            return None
+        return self._arrived[1]
+
+    def _note_arrival(self) -> None:
+        """Remember the moment at which every slot has a worker with the present publication, the first time."""
+        current = self._publisher.current
+        if current is None:
+            return
+        generation = current.snapshot.generation
+        if self._arrived is not None and self._arrived[0] == generation:
+            return
+        workers = [slot.worker for slot in self.slots]
+        if all(worker is not None and worker.generation >= generation for worker in workers):
+            self._arrived = generation, time.time()
 
     @property
     def worker_pids(self) -> frozenset[int]:
@@ -357,6 +379,7 @@ class Supervisor:
     def _on_ready(self, worker: WorkerProcess) -> None:
         if self._propagation is not None:
             self._propagation.acknowledged(worker.pid, worker.generation)
+        self._note_arrival()
 
     def _leaves(self, worker: WorkerProcess) -> None:
         if self._propagation is not None:

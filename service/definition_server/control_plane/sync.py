@@ -249,6 +249,7 @@ class Synchronizer:
         try:
             if self.catalogue.served is not None:
                 await self.catalogue.follow()
+                await self.catalogue.store_again()
         except Exception:
             log.exception("Unexpected failure in a sync cycle")
 

@@ -11,6 +11,12 @@ from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import Backoff
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_state import Outcome
+from definition_server.observability.logs import get_logger
+
+log = get_logger(__name__)
+
+RESTORE_AGAIN_SECONDS = 5.0
+"""Between two attempts to serve the last-known-good snapshot."""
 
 
 class SyncLoop:
@@ -80,10 +86,23 @@ class SyncLoop:
             await asyncio.gather(first, restoring, return_exceptions=True)
 
     async def _restore(self, first: asyncio.Task[float]) -> None:
-        """Serve the last-known-good snapshot where the first cycle has not published in time."""
+        """Serve the last-known-good snapshot where the first cycle has not published in time.
+
+        Memory or descriptors may be short at this moment, when nothing is served: it is tried again.
+        """
         await asyncio.wait((first,), timeout=self._patience)
-        with self._lend():
-            await self._synchronizer.restore()
+        problem = None
+        while self._publisher.current is None:
+            try:
+                with self._lend():
+                    await self._synchronizer.restore()
+                return
+            except Exception as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    bug = None if isinstance(error, OSError) else error
+                    log.error("Stored catalogue not served; tried again", error=problem, exc_info=bug)
+            await asyncio.sleep(RESTORE_AGAIN_SECONDS)
 
     async def _run_cycles(self, first: asyncio.Task[float]) -> None:
         started = await first

@@ -48,14 +48,20 @@ class PinState:
     """``command`` or ``policy``."""
     missing: bool = False
     """Whether the version is not known here, so that another one is served."""
+    vain: bool = False
+    """Whether it is missing and counted before anything was served: then the table is followed nevertheless."""
 
 
 class ChangeCounts(NamedTuple):
-    """How many commands a publication has changed."""
+    """What a publication has changed."""
 
     added: int
     removed: int
     changed: int
+    examples: tuple[str, ...] = ()
+    """Up to ten commands of each kind, each after ``+ ``, ``- `` or ``~ ``."""
+    generation: int = 0
+    """Of the publication."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from definition_server.environment import Problem, SettingsError, remedy, variables
 from definition_server.ipc.tls_files import TlsFiles
-from definition_server.settings import Settings, check_client_authorities, check_pair
+from definition_server.settings import Settings
+from definition_server.tls_checks import check_client_authorities, check_pair
 
 _PAIR = ("tls_cert_file", "tls_key_file")
 _AUTHORITIES = "tls_client_ca_file"

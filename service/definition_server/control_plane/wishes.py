@@ -4,10 +4,16 @@ A pin makes the server serve one version, whatever the table says, until a time.
 (`definition-server pin`, kept here) and the policy file of the installation. The command's goes first, because it is
 the nearer one: it was given to this server. A hash that was accepted by command is used up when it has been published;
 one in the policy file counts for as long as it stands there.
+
+A pin decides what is served, and an accepted hash passes the guard. So the file counts under the rules of the stored
+snapshots (`store`): it is a regular file of this user that nobody else may write, and with AVAP_INTERNAL_KEY it carries
+a MAC of that key. A file that is refused for this stays as it is until the next write moves it aside.
 """
 
 from __future__ import annotations
 
+import errno
+import hmac
 import json
 import os
 import re
@@ -15,8 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkstemp
+from typing import Any
 
-from definition_server.control_plane.store import StoreError
+from definition_server.catalog.signing import Signer
+from definition_server.control_plane.store import OPEN_FLAGS, REFUSED_SUFFIX, NotOurs, StoreError, fault_of_owner
 from definition_server.observability.reasons import Reason
 
 FILE_NAME = "wishes.json"
@@ -67,8 +75,10 @@ class Wishes:
     """Whole hashes, the newest last."""
     pinned: Pin | None = None
     rows_held: int = 0
-    """How many rows the gate held in the newest catalogue that passed the guard: no wish, but kept with them, so that
-    the first comparison after a restart knows it."""
+    """How many rows the gate held in the catalogue `rows_held_in`: no wish, but kept with them, so that the first
+    comparison after a restart knows it."""
+    rows_held_in: str = ""
+    """The newest catalogue that passed the guard, a whole hash; empty where no row of it is held."""
 
     def merge(self, policy: Policy, now: float) -> Merged:
         """What counts at ``now``, with what ``policy`` declares."""
@@ -91,31 +101,52 @@ class Wishes:
         """With another pin, or none."""
         return replace(self, pinned=pin)
 
-    def to_json(self) -> str:
-        """The text of the file."""
+    def hold_rows(self, count: int, version: str) -> Wishes:
+        """With ``count`` rows held in the catalogue ``version``."""
+        return replace(self, rows_held=count, rows_held_in=version if count else "")
+
+    def to_json(self, signer: Signer | None = None) -> str:
+        """The text of the file, with the MAC of ``signer``."""
         pin = None if self.pinned is None else {"version": self.pinned.version, "until": self.pinned.until}
-        return json.dumps({"accept": list(self.accepted), "pin": pin, "rows_held": self.rows_held}, indent=1) + "\n"
+        document: dict[str, Any] = {"accept": list(self.accepted), "pin": pin, "rows_held": self.rows_held}
+        if self.rows_held_in:
+            document["rows_held_in"] = self.rows_held_in
+        if signer is not None:
+            document["mac"] = _mac_of(document, signer)
+        return json.dumps(document, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Wishes:
+    def from_json(cls, text: str, signer: Signer | None = None) -> Wishes:
         """What the file says.
 
+        Args:
+            text: The file's.
+            signer: Where given, the file must have its MAC.
+
         Raises:
-            ValueError: where it is not a file of ours.
+            NotAuthentic: where it has not.
+            ValueError: where it is damaged.
         """
         try:
             document = json.loads(text)
+            if not isinstance(document, dict) or not isinstance(accepted := document.get("accept"), list):
+                raise ValueError("it is no object with a list `accept`")
+            if signer is not None:
+                _check_mac(document, signer)
         except RecursionError:
             raise ValueError("it is nested too deep") from None
-        if not isinstance(document, dict) or not isinstance(accepted := document.get("accept"), list):
-            raise ValueError("it is no object with a list `accept`")
         for version in accepted:
             _check_version(version)
         pin = document.get("pin")
         rows_held = document.get("rows_held", 0)
         if isinstance(rows_held, bool) or not isinstance(rows_held, int) or not 0 <= rows_held < _MOST_ROWS:
             raise ValueError("`rows_held` is no count")
-        return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held)
+        version = _check_version(document["rows_held_in"]) if "rows_held_in" in document else ""
+        return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held, version)
+
+
+class NotAuthentic(ValueError):
+    """A file without our MAC. The text says why it is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,41 +171,46 @@ class WishesFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
+        self._not_ours = False
 
-    def read(self) -> Wishes:
+    def read(self, signer: Signer | None = None) -> Wishes:
         """What was asked for; nothing where there is no file.
 
+        Args:
+            signer: Where given, the file must have its MAC.
+
         Raises:
-            StoreError: where the file cannot be read, belongs to another user, or is damaged. A damaged one is kept
-                beside it.
+            NotOurs: where somebody else may have written the file. The next write moves it aside.
+            StoreError: where the file cannot be read or is damaged. A damaged one is kept beside it.
         """
         try:
-            number = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK)
+            number = os.open(self.path, OPEN_FLAGS)
+            with os.fdopen(number, "rb") as file:
+                fault = fault_of_owner(os.fstat(number))
+                if fault is not None:
+                    raise self._refused(fault)
+                octets = file.read(_MOST_OCTETS + 1)
         except FileNotFoundError:
             return Wishes()
         except OSError as error:
-            raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
-        try:
-            with os.fdopen(number, "rb") as file:
-                self._check_owner(os.fstat(number))
-                octets = file.read(_MOST_OCTETS + 1)
-        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._refused("it is a symbolic link") from None
             raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
         try:
             if len(octets) > _MOST_OCTETS:
                 raise ValueError("it is too large")
-            return Wishes.from_json(octets.decode())
+            return Wishes.from_json(octets.decode(), signer)
+        except NotAuthentic as error:
+            raise self._refused(str(error)) from None
         except ValueError as error:
             kept = self._keep_aside()
             raise StoreError(
                 f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing of it counts"
             ) from None
 
-    def _check_owner(self, found: os.stat_result) -> None:
-        if found.st_uid != os.geteuid():
-            raise StoreError(f"{self.path} is not used: it belongs to user {found.st_uid}")
-        if found.st_mode & 0o022:
-            raise StoreError(f"{self.path} is not used: others may write it")
+    def _refused(self, reason: str) -> NotOurs:
+        self._not_ours = True
+        return NotOurs(f"{self.path} is not used: {reason}")
 
     def _keep_aside(self) -> Path:
         kept = self.path.with_name(self.path.name + ".damaged")
@@ -182,8 +218,15 @@ class WishesFile:
             self.path.replace(kept)
         return kept
 
-    def write(self, wishes: Wishes) -> None:
-        """Replace the file, or leave it as it is.
+    def _move_aside(self) -> None:
+        """Keep a file that was not ours, as evidence."""
+        if self._not_ours:
+            with suppress(FileNotFoundError):
+                self.path.replace(self.path.with_name(self.path.name + REFUSED_SUFFIX))
+            self._not_ours = False
+
+    def write(self, wishes: Wishes, signer: Signer | None = None) -> None:
+        """Replace the file, with the MAC of ``signer``, or leave it as it is.
 
         Raises:
             StoreError: where that fails.
@@ -194,9 +237,10 @@ class WishesFile:
             temporary = Path(name)
             try:
                 with os.fdopen(number, "wb") as file:
-                    file.write(wishes.to_json().encode())
+                    file.write(wishes.to_json(signer).encode())
                     file.flush()
                     os.fsync(file.fileno())
+                self._move_aside()
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -207,6 +251,20 @@ class WishesFile:
                 os.close(directory)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
+
+
+def _mac_of(document: dict[str, Any], signer: Signer) -> str:
+    """Over the content in one fixed form, so that the layout of the text does not matter."""
+    return signer.wishes_mac(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hex()
+
+
+def _check_mac(document: dict[str, Any], signer: Signer) -> None:
+    content = {name: value for name, value in document.items() if name != "mac"}
+    mac = document.get("mac")
+    if mac is None:
+        raise NotAuthentic("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
+    if not isinstance(mac, str) or not hmac.compare_digest(mac.encode(), _mac_of(content, signer).encode()):
+        raise NotAuthentic("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
 
 
 def _check_version(version: object) -> str:

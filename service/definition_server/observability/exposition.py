@@ -87,6 +87,17 @@ def _best_range(accept: str) -> str:
     return "; ".join((kind, *kept))
 
 
+def prefers_html(accept: str) -> bool:
+    """Whether a client with that field ``Accept`` wants a page for people rather than JSON, which is sent otherwise.
+
+    A browser names ``text/html``; ``*/*``, which every program sends, does not ask for it.
+    """
+    weights = {kind: weight for weight, kind, _ in _weighted(accept, zero=True)}
+    html = weights.get("text/html", 0.0)
+    json = weights.get("application/json", weights.get("application/*", weights.get("*/*", 0.0)))
+    return html > 0 and html >= json
+
+
 def _wants_gzip(accept_encoding: str) -> bool:
     """Whether gzip is acceptable, and not less welcome than the plain text."""
     weights = {coding: weight for weight, coding, _ in _weighted(accept_encoding, zero=True)}

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from definition_server.observability.reasons import HOLDING
+from definition_server.observability.reasons import HOLDING, Reason
 from definition_server.observability.status import CatalogStatus, LogStatus, RequestStatus, ServiceStatus, SyncStatus
 
 
@@ -111,6 +111,9 @@ def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:
 
 def _sync(sync: SyncStatus) -> Iterator[Metric]:
     yield _labelled(CounterMetricFamily, "avap_sync_cycles", "Sync cycles by outcome.", "outcome", sync.cycles)
+    text = "1 for the reason why the last cycle failed; all 0 after a success."
+    failed = {reason.value: int(sync.last_error is reason) for reason in Reason if reason not in HOLDING}
+    yield _labelled(GaugeMetricFamily, "avap_sync_failed", text, "reason", failed)
     yield _gauge(
         "avap_sync_last_success_timestamp_seconds",
         "When the table and the served catalogue last agreed, seconds since the epoch.",

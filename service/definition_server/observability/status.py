@@ -16,6 +16,35 @@ class CatalogStatus:
     definitions: int
     bytes: int
     created_at: float
+    """When it was built, seconds since the epoch."""
+    published_at: float | None = None
+    """When it was published, seconds since the epoch: it is served since then."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationStatus:
+    """One of the last publications. Of those before the start only the last of each version is known."""
+
+    at: float
+    """Seconds since the epoch."""
+    version_hash: str
+    definitions: int
+    added: int | None = None
+    """Commands; None, as for the next two, where it was not compared: before the start, or by a pin or its end."""
+    removed: int | None = None
+    changed: int | None = None
+    examples: tuple[str, ...] = ()
+    """Up to ten commands of each kind, each after ``+ ``, ``- `` or ``~ ``, cut at 64 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCommandStatus:
+    """A command that is served in its last good version, because its row is bad."""
+
+    name: str
+    """Cut at 64 characters."""
+    reason: str
+    since: float
     """Seconds since the epoch."""
 
 
@@ -43,8 +72,16 @@ class SyncStatus:
     held_reason: Reason | None = None
     """Why the guard holds a catalogue; None where it holds none."""
     held_since: float | None = None
+    held_version: str | None = None
+    """The hash of that catalogue."""
+    held_definitions: int | None = None
+    """How many it has."""
+    held_names: tuple[str, ...] = ()
+    """Up to ten of the commands that ``held_reason`` is about, cut at 64 characters."""
     pinned: str | None = None
     """Which asked for the pin that counts, ``command`` or ``policy``; None where none counts."""
+    pinned_version: str | None = None
+    """Its hash, or the beginning of it that was given."""
     pinned_until: float | None = None
     pinned_missing: bool = False
     """Whether the pinned version is not known here, so that another one is served."""
@@ -56,6 +93,18 @@ class SyncStatus:
     last_failure_reason: Reason | None = None
     store: str = "off"
     """``off``: there is no SNAPSHOT_DIR; ``stored``; ``failing``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """Which database the table is read from."""
+
+    hosts: tuple[str, ...]
+    """``host:port`` each, in the order in which they are tried."""
+    name: str
+    role: str
+    connected_to: str | None
+    """The one of the hosts that let us connect last; None: none has yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +205,17 @@ class ServiceStatus:
     sync: SyncStatus
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
+    hostname: str = ""
+    """Of the machine, container or pod."""
     freshness: FreshnessStatus = FreshnessStatus(True, None)
     restart: RestartStatus = RestartStatus(True, "stored")
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)
     events: tuple[EventStatus, ...] = ()
     """The last fifty, the newest first."""
+    publications: tuple[PublicationStatus, ...] = ()
+    """The last ten, the newest first."""
+    held_commands: tuple[HeldCommandStatus, ...] = ()
+    """The first twenty, in name order; ``sync.rows_held`` counts all."""
     control_socket: str = "off"
     """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
     full: bool = False
@@ -168,6 +223,8 @@ class ServiceStatus:
     logs: LogStatus = LogStatus(0, 0)
     keys_last_used: dict[str, float] = field(default_factory=dict)
     """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    database: DatabaseStatus | None = None
+    """None where ``DATABASE_URL`` is no use."""
     certificates_expire: dict[str, float] = field(default_factory=dict)
     """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
     was last read without a fault, seconds since the epoch."""

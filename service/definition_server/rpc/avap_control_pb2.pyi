@@ -59,6 +59,7 @@ class Status(_message.Message):
     CERTIFICATES_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     pid: _builtins.int
     ready: _builtins.bool
@@ -110,6 +111,10 @@ class Status(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Recoveries and refusals, the newest first."""
 
+    @_builtins.property
+    def database(self) -> Global___Database:
+        """Which database the table is read from. Not set where DATABASE_URL is no use."""
+
     def __init__(
         self,
         *,
@@ -132,14 +137,47 @@ class Status(_message.Message):
         certificates: _abc.Iterable[Global___Certificate] | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
+        database: Global___Database | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["held_catalogue", b"held_catalogue", "pin", b"pin", "safe_to_restart", b"safe_to_restart", "served", b"served", "started_at", b"started_at", "sync", b"sync"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "held_catalogue", b"held_catalogue", "pin", b"pin", "safe_to_restart", b"safe_to_restart", "served", b"served", "started_at", b"started_at", "sync", b"sync"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "events", b"events", "fresh", b"fresh", "freshness_reason", b"freshness_reason", "held_catalogue", b"held_catalogue", "held_commands", b"held_commands", "history", b"history", "keys", b"keys", "notices", b"notices", "pid", b"pid", "pin", b"pin", "ready", b"ready", "safe_to_restart", b"safe_to_restart", "served", b"served", "server_version", b"server_version", "started_at", b"started_at", "stopping", b"stopping", "sync", b"sync", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "database", b"database", "events", b"events", "fresh", b"fresh", "freshness_reason", b"freshness_reason", "held_catalogue", b"held_catalogue", "held_commands", b"held_commands", "history", b"history", "keys", b"keys", "notices", b"notices", "pid", b"pid", "pin", b"pin", "ready", b"ready", "safe_to_restart", b"safe_to_restart", "served", b"served", "server_version", b"server_version", "started_at", b"started_at", "stopping", b"stopping", "sync", b"sync", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Database(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONNECTED_TO_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    role: _builtins.str
+    connected_to: _builtins.str
+    """The host that let the server connect last; empty: none has yet."""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port each, in the order in which they are tried."""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        connected_to: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_to", b"connected_to", "hosts", b"hosts", "name", b"name", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Database: _TypeAlias = Database  # noqa: Y015
 
 @_typing.final
 class SafeToRestart(_message.Message):
@@ -388,7 +426,7 @@ class HeldCatalogue(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Up to ten commands that would vanish."""
+        """Up to ten of the commands that the reason is about: that would vanish, be new, or be held."""
 
     def __init__(
         self,

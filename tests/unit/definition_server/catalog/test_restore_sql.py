@@ -35,6 +35,28 @@ def test_an_id_that_the_contract_carries_comes_back(given: int, known: int | Non
     assert row.id == known
 
 
+@pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(("version", "known"), [(3, 3), (-3, -3), (None, 0), (2**31 - 1, 2**31 - 1)])
+def test_bytecode_and_its_version_come_back(version: int | None, known: int, signer: Signer | None) -> None:
+    [row] = rows_of(Row(1, b"if", b"t", b"[]", b"pass", b"\0\xffbytecode", version), signer=signer)
+    assert (row.bytecode, row.bytecode_version) == (b"\0\xffbytecode", known)
+
+
+def test_the_script_touches_the_table_of_bytecode_only_where_the_catalogue_has_some() -> None:
+    plain, compiled = TableRow(1, "a", "t", "[]", "x"), TableRow(2, "b", "t", "[]", "y", b"\0\x27\\", -3)
+    without, text = ("".join(script(rows, version_hash="")) for rows in ([plain], [plain, compiled]))
+    assert "avap_bytecode" not in re.sub("^--.*", "", without, flags=re.MULTILINE)
+    assert "stays as it is" in without
+    assert "INSERT INTO restored_bytecode VALUES\n(2, '\\x00275c', -3);\n" in text
+    assert "-- Bytecode of 1 commands." in text
+    assert text.endswith("COMMIT;\n")
+
+
+def test_bytecode_counts_for_the_size_of_a_piece() -> None:
+    rows = [TableRow(number, f"n{number}", "t", "[]", "x", b"x" * 1000) for number in range(500)]
+    assert max(map(len, script(rows, version_hash=""))) < 70_000
+
+
 @pytest.mark.parametrize(
     ("text", "sql"),
     [

@@ -429,6 +429,16 @@ def test_a_count_that_is_not_that_of_the_body_is_refused(found: int, said: int) 
         check(resealed(body, slots, said))
 
 
+def test_a_command_after_the_catalogues_other_fields_is_refused() -> None:
+    body, slots = parts([b"a"])
+    length = 2 + body[1]
+    command, rest = body[:length], body[length:]
+    assert check(resealed(body, slots, 1)).count == 1
+    moved = [(found, offset + len(rest), size) if size else (found, offset, size) for found, offset, size in slots]
+    with pytest.raises(SnapshotError, match="body: a command comes after"):
+        check(resealed(rest + command, moved, 1))
+
+
 def test_commands_out_of_order_or_twice_are_refused() -> None:
     body, slots = parts([b"a", b"b"])
     tail = body[-body[::-1].index(b"\x0a") :]

@@ -97,6 +97,8 @@ def full_status() -> pb.Status:
     status.pin.version_hash, status.pin.source = "ab" * 32, "command"
     status.held_catalogue.version_hash, status.held_catalogue.reason = "cd" * 32, "188 of 189 commands would vanish"
     status.held_commands.add(name="\x1b[31mred", reason="code_invalid", hash_served="ef" * 32)
+    status.database.hosts.extend(["a.example:5432", "b.example:5432"])
+    status.database.name, status.database.role, status.database.connected_to = "avap", "reader", "b.example:5432"
     status.workers.add(number=0, pid=8, state="serving", version_hash="ab" * 32)
     status.keys.add(id="default")
     status.certificates.add(name="server").expires.seconds = now
@@ -126,6 +128,11 @@ def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None
         assert text in shown
     assert "\x1b" not in shown
     assert "2025-11-30T00:00:00Z" in shown
+
+
+def test_status_shows_which_database_is_read_and_with_which_role() -> None:
+    facts = dict(_status_facts(full_status()))
+    assert facts["database"] == "avap at a.example:5432, b.example:5432 (connected to b.example:5432) as reader"
 
 
 def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,13 @@ from definition_server.control_plane import admin_port, admin_share
 from definition_server.control_plane.admin import AdminServer
 from definition_server.control_plane.listener import PortInUse
 from definition_server.observability.reasons import Reason
-from definition_server.observability.status import EventStatus, FreshnessStatus, ServiceStatus
+from definition_server.observability.status import (
+    EventStatus,
+    FreshnessStatus,
+    HeldCommandStatus,
+    PublicationStatus,
+    ServiceStatus,
+)
 
 
 class Service:
@@ -78,10 +84,10 @@ Ask = Callable[..., tuple[HTTPResponse, str]]
 
 @pytest.fixture
 def ask(server: AdminServer) -> Ask:
-    def ask(path: str, method: str = "GET") -> tuple[HTTPResponse, str]:
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
         try:
-            connection.request(method, path)
+            connection.request(method, path, headers=headers)
             answer = connection.getresponse()
             return answer, answer.read().decode()
         finally:
@@ -181,6 +187,61 @@ def test_statusz_shows_instants_as_iso_8601_and_durations_as_numbers(ask: Ask, s
     assert page["sync"]["age_seconds"] == 1.0
 
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "html"),
+    [
+        ("/", "*/*", True),
+        ("/", BROWSER, True),
+        ("/statusz", BROWSER, True),
+        ("/statusz", "text/html", True),
+        ("/statusz", "*/*", False),
+        ("/statusz", "", False),
+        ("/statusz", "application/json, text/html;q=0.5", False),
+        ("/statusz", "text/html;q=0", False),
+        ("/statusz", "text/*", False),
+        ("/statusz?format=json", BROWSER, False),
+    ],
+    ids=[
+        "root",
+        "root-browser",
+        "browser",
+        "html",
+        "any",
+        "none",
+        "json-first",
+        "html-refused",
+        "text",
+        "asked-by-query",
+    ],
+)
+def test_a_browser_gets_the_page_and_a_program_gets_json(ask: Ask, path: str, accept: str, html: bool) -> None:
+    answer, text = ask(path, Accept=accept)
+    assert answer.status == 200
+    assert answer.getheader("Vary") == "Accept"
+    assert str(answer.getheader("Content-Type")).partition(";")[0] == ("text/html" if html else "application/json")
+    assert text.startswith("<!DOCTYPE html>" if html else "{")
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(ask: Ask) -> None:
+    answer, _ = ask("/")
+    assert str(answer.getheader("Content-Security-Policy")).startswith("default-src 'none'; style-src 'sha256-")
+    assert answer.getheader("X-Content-Type-Options") == "nosniff"
+    assert answer.getheader("Cache-Control") == "no-store"
+
+
+def test_statusz_shows_the_times_of_publications_and_held_commands_as_iso_8601(ask: Ask, service: Service) -> None:
+    service.status = service_status(
+        publications=(PublicationStatus(1_700_000_002.0, "ab" * 32, 2, 1, 0, 1, ("+ new",)),),
+        held_commands=(HeldCommandStatus("if", "code_invalid", 1_700_000_003.0),),
+    )
+    page = json.loads(ask("/statusz")[1])
+    assert page["publications"][0]["at"] == "2023-11-14T22:13:22.000+00:00"
+    assert page["held_commands"][0]["since"] == "2023-11-14T22:13:23.000+00:00"
+
+
 def test_freshz_is_apart_from_readyz(ask: Ask, service: Service) -> None:
     assert (ask("/freshz")[0].status, ask("/freshz")[1]) == (200, "fresh\n")
     service.status = service_status(freshness=FreshnessStatus(False, "catalogue_held"))
@@ -196,24 +257,24 @@ def test_statusz_without_a_catalogue_is_json_too(ask: Ask, service: Service) -> 
 def test_an_unknown_path_is_404_and_lists_the_known_ones(ask: Ask) -> None:
     answer, text = ask("/health")
     assert answer.status == 404
-    assert text == "Nothing here. Try /metrics, /livez, /readyz, /freshz, /statusz.\n"
+    assert text == "Nothing here. Try /, /metrics, /livez, /readyz, /freshz, /statusz.\n"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/freshz", "/statusz", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/freshz", "/statusz", "/nothing"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
 def test_only_get_and_head_are_allowed(ask: Ask, method: str, path: str) -> None:
     answer, text = ask(path, method)
     assert (answer.status, text) == (405, "Only GET and HEAD are answered.\n")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/statusz", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/statusz", "/nothing"])
 def test_head_has_the_status_and_the_length_of_get(ask: Ask, service: Service, path: str) -> None:
     get, text = ask(path)
     head, _ = ask(path, "HEAD")
     assert head.status == get.status
     assert head.getheader("Content-Type") == get.getheader("Content-Type")
     if path != "/metrics":  # which grows while it is asked
-        assert int(str(head.getheader("Content-Length"))) == len(text)
+        assert int(str(head.getheader("Content-Length"))) == len(text.encode())
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/livez", "/nothing"])

@@ -9,10 +9,10 @@ from definition_server.control_plane.control_status import shortfalls
 from definition_server.control_plane.sync_state import PinState, SyncState
 
 
-def state(*, pinned: bool = False, missing: bool = False, left_out: int = 0) -> SyncState:
+def state(*, pinned: bool = False, missing: bool = False, vain: bool = False, left_out: int = 0) -> SyncState:
     made = SyncState()
     if pinned:
-        made.pin = PinState("ab" * 32, until=None, source="command", missing=missing)
+        made.pin = PinState("ab" * 32, until=None, source="command", missing=missing, vain=vain)
     made.findings.unserved[Unserved.CODE_INVALID] = left_out
     return made
 
@@ -21,6 +21,7 @@ def state(*, pinned: bool = False, missing: bool = False, left_out: int = 0) -> 
     ("made", "held", "texts"),
     [
         (state(pinned=True), 0, ["a pin counts"]),
+        (state(pinned=True, missing=True), 0, ["a pin counts, and its version is not known here"]),
         (state(), 2, ["commands held at an earlier version: 2"]),
         (state(left_out=1), 0, ["rows not served: 1"]),
         (
@@ -29,7 +30,7 @@ def state(*, pinned: bool = False, missing: bool = False, left_out: int = 0) -> 
             ["a pin counts", "commands held at an earlier version: 2", "rows not served: 1"],
         ),
     ],
-    ids=["pinned", "held", "left-out", "all"],
+    ids=["pinned", "pin of an unknown version", "held", "left-out", "all"],
 )
 def test_a_cycle_that_succeeded_says_why_the_table_is_not_served(made: SyncState, held: int, texts: list[str]) -> None:
     said = shortfalls(made, held)
@@ -39,4 +40,4 @@ def test_a_cycle_that_succeeded_says_why_the_table_is_not_served(made: SyncState
 
 def test_a_table_that_is_served_needs_no_word() -> None:
     assert shortfalls(state(), 0) == ""
-    assert shortfalls(state(pinned=True, missing=True), 0) == ""
+    assert shortfalls(state(pinned=True, missing=True, vain=True), 0) == ""

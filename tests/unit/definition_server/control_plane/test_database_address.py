@@ -26,7 +26,7 @@ from definition_server.control_plane.database_address import (
     hosts_of,
     shares,
 )
-from definition_server.control_plane.postgres import PostgresSource, redaction, url_fault
+from definition_server.control_plane.postgres import PostgresSource, database_address, redaction, url_fault
 from definition_server.control_plane.source import SourceError
 
 MARK = "S3cret"
@@ -76,6 +76,39 @@ ACCEPTED_URLS = [
 
 def url_id(url: str) -> str:
     return url.replace(MARK, "_")
+
+
+# -- what of a URL is shown --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", [*ACCEPTED_URLS, *REFUSED_URLS], ids=url_id)
+def test_the_address_of_a_database_holds_no_secret_of_its_url(url: str) -> None:
+    address = database_address(url)
+    assert MARK not in f"{address} {address and address.url()} {address and address.role}"
+    assert (address is not None) or url not in ACCEPTED_URLS
+
+
+def test_the_address_of_a_database_has_hosts_port_name_and_role_with_what_libpq_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGUSER", "reader")
+    address = database_address(f"postgresql://a.example,[::1]:5433/my%20avap?password={MARK}")
+    assert address is not None
+    assert (address.hosts, address.name, address.role) == (("a.example:5432", "[::1]:5433"), "my avap", "reader")
+    assert address.url() == f"postgresql://reader:{MASK}@a.example:5432,[::1]:5433/my%20avap"
+
+
+def test_a_database_without_a_name_is_named_like_its_role() -> None:
+    address = database_address("postgresql://reader@/?host=/run/postgresql")
+    assert address is not None
+    assert str(address) == "/run/postgresql:5432/reader"
+
+
+async def test_a_source_that_gets_another_url_shows_the_other_address() -> None:
+    source = PostgresSource("postgresql://u:x@a:1/db", connect_timeout=1, statement_timeout=1)
+    await source.use_url("postgresql://u:x@b:2/db")
+    assert source.address is not None
+    assert (source.address.hosts, source.connected_to) == (("b:2",), None)
 
 
 # -- what libpq would not take -----------------------------------------------------------------------------------------

@@ -5,15 +5,16 @@ came meanwhile is served then. Everything works without the database, and no dis
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
-from tests.support.leftovers import nothing_left
+from tests.support.leftovers import nothing_left, open_descriptors
 from tests.support.logs import LogLines, captured_logs, logged
 from tests.support.loop import eventually, promptly
 from tests.support.snapshots import row
@@ -23,9 +24,11 @@ from definition_server.catalog.definition import Row
 from definition_server.catalog.guard import Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import catalogue_disk, catalogue_guard, stored_catalogue
+from definition_server.control_plane import catalogue_disk, catalogue_guard, served_catalogue, stored_catalogue
 from definition_server.control_plane.disk import on_disk
+from definition_server.control_plane.freshness import RestartReason
 from definition_server.control_plane.history import History
+from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publications import (
     InvalidRequest,
     PublicationError,
@@ -37,7 +40,7 @@ from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_state import Outcome
-from definition_server.control_plane.wishes import Pin, Policy, WishesFile
+from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
 from definition_server.observability.reasons import Reason
 
 T = TypeVar("T")
@@ -493,6 +496,222 @@ async def test_a_hanging_disk_delays_neither_accept_nor_pin(server: Server, monk
     assert good != held
 
 
+async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_there_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.UNCHANGED
+    server.source.replace(*FEW)
+    assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.HELD
+    held = server.held
+    await promptly(server.publications.accept(held))
+    assert server.version == held
+    server.disk.works.set()
+    await server.written()
+    await server.cycle()
+    assert server.version == old, "the pin counts once the disk has answered"
+    await server.written()
+    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "and the acceptance is used up"
+
+
+async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    note = await promptly(server.publications.pin(new, None))
+    assert note is not None
+    assert "not answered" in note
+    assert server.synchronizer.state.pin_unsaved
+    server.disk.works.set()
+    await eventually(lambda: not server.synchronizer.state.pin_unsaved, "stored")
+    assert WishesFile(server.directory).read().pinned == Pin(new)
+    assert server.version == new
+
+
+async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_those_of_an_earlier_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    server.restart()
+    await server.cycle()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    await server.cycle(row("c39", "new"), *ALL[:39])
+    await server.publications.accept(server.held)
+    await server.written()
+    gate.names = frozenset()  # mended while the server is down, by the content that was served
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    await promptly(server.synchronizer.cycle(lambda _: 60.0))
+    server.disk.works.set()
+    await server.written()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "newer"), *ALL[:39]) is Outcome.HELD
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["same run", "restart"])
+async def test_rows_that_were_mended_by_the_content_that_is_served_count_as_held_no_more(
+    server: Server, restart: bool
+) -> None:
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    server.restart()
+    await server.cycle()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    await server.cycle(row("c39", "new"), *ALL[:39])
+    await server.publications.accept(server.held)
+    gate.names = frozenset()
+    server.synchronizer.read_again()
+    assert await server.cycle() is Outcome.UNCHANGED, "the same content, and no row of it is held"
+    if restart:
+        await server.written()
+        server.restart()
+        await server.synchronizer.restore()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "newer"), *ALL[:39]) is Outcome.HELD
+
+
+async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Server) -> None:
+    """The disk took the one and not the other."""
+    assert server.directory is not None
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    await server.cycle()
+    await server.written()
+    WishesFile(server.directory).write(Wishes(rows_held=12, rows_held_in="ab" * 32))
+    server.restart()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "new"), *ALL[:39]) is Outcome.HELD
+
+
+# -- orders that are interrupted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["pin", "unpin", "accept"])
+async def test_an_order_whose_client_leaves_is_carried_out_to_its_end(server: Server, order: str) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    if order == "unpin":
+        await server.publications.pin(old, None)
+    await server.cycle(*FEW)
+    held = server.held
+    await server.written()
+    orders: dict[str, Coroutine[Any, Any, Any]] = {
+        "pin": server.publications.pin(old, None),
+        "unpin": server.publications.unpin(),
+        "accept": server.publications.accept(held),
+    }
+    async with server.synchronizer.catalogue._lock:  # a cycle publishes meanwhile
+        giving = asyncio.create_task(orders.pop(order))
+        for unused in orders.values():
+            unused.close()
+        await asyncio.sleep(0.01)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+        assert giving.cancelled()
+    expected = {"pin": old, "unpin": new, "accept": held}[order]
+    await eventually(lambda: server.version == expected, "carried out")
+    await eventually(lambda: not server.publications._orders, "ended")
+    kept = WishesFile(server.directory).read()
+    assert kept == Wishes(pinned=Pin(old) if order == "pin" else None)
+
+
+async def test_a_failure_of_an_order_whose_client_left_is_logged(
+    server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.cycle()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(server.synchronizer.catalogue, "_settle", fail)
+    async with server.synchronizer.catalogue._lock:
+        giving = asyncio.create_task(server.publications.pin(server.version, None))
+        await asyncio.sleep(0.01)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+    await eventually(lambda: logged(logs, "Unexpected failure of an operator's order", log_level="error"), "logged")
+    logs.clear()  # the frames of the exception have the catalogue
+
+
+async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_it(server: Server) -> None:
+    await server.cycle()
+    first = server.version
+    second = await change(server, "second")
+    await change(server, "third")
+    catalogue = server.synchronizer.catalogue
+    load, loading, go_on = catalogue.disk.load_version, asyncio.Event(), asyncio.Event()
+
+    async def slow(version: str, signer: Signer | None) -> Snapshot | None:
+        found = await load(version, signer)
+        if version == first:
+            loading.set()
+            await go_on.wait()
+        return found
+
+    catalogue.disk.load_version = slow  # type: ignore[method-assign]
+    server.policy = Policy(pin=Pin(first))
+    following = asyncio.create_task(catalogue.follow())
+    await promptly(loading.wait())
+    async with catalogue._lock:
+        pinning = asyncio.create_task(server.publications.pin(second, None))
+        await eventually(lambda: catalogue.wishes().pin == Pin(second), "pinned")
+        go_on.set()
+        await asyncio.sleep(0.01)
+    await promptly(asyncio.gather(following, pinning))
+    assert server.version == second
+
+
+async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a_publication(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.cycle()
+    await server.cycle(row("c00", "warm"), *ALL[1:])
+
+    def none_left(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    def snapshots() -> int:
+        gc.collect()  # a mapping has a descriptor of its own, and the frames of an exception keep the mapping
+        return sum("avap-snapshot" in path for path in open_descriptors().values())
+
+    before = snapshots()
+    with monkeypatch.context() as patch:
+        patch.setattr(served_catalogue.os, "dup", none_left)
+        for number in range(3):
+            assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
+    assert snapshots() == before
+    assert await server.cycle() is Outcome.PUBLISHED
+
+
 # -- pinned ----------------------------------------------------------------------------------------------------------
 
 
@@ -606,6 +825,83 @@ async def test_a_key_rotated_under_a_pin_signs_the_pinned_catalogue(server: Serv
     assert server.signer.unpack(definition.code) == b"new"
 
 
+@pytest.mark.parametrize("database", ["up", "down"])
+async def test_a_key_rotated_under_a_pin_leaves_pin_pinned_and_newest_on_disk_under_the_new_key(
+    server: Server, database: str
+) -> None:
+    server.signer = Signer("old key")
+    server.restart()
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    if database == "down":
+        server.source.fail(SourceError("down"))
+    server.signer = Signer("new key")
+    server.synchronizer.use_signer(server.signer)
+    for _ in range(2):
+        await server.cycle()
+    await server.written()
+    server.restart()
+    server.source.fail(SourceError("down"))
+    await server.cycle()
+    assert await server.synchronizer.restore()
+    assert server.versions == [old]
+    await server.publications.unpin()
+    assert server.version == new
+
+
+@pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
+async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
+    server: Server, logs: LogLines, key: str | None
+) -> None:
+    assert server.directory is not None
+    server.signer = None if key is None else Signer(key)
+    server.restart()
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.written()
+    WishesFile(server.directory).write(Wishes((old,), Pin(old)))
+    server.restart()
+    await server.cycle()
+    assert server.version == (old if key is None else new)
+    lines = logged(logs, "Pins and accepted catalogues not read", log_level="error")
+    assert [("MAC" in line["error"], "AVAP_INTERNAL_KEY" in line["remedy"]) for line in lines] == (
+        [] if key is None else [(True, True)]
+    )
+    if key is not None:
+        await server.publications.pin(new, None)
+        await server.written()
+        assert server.directory.joinpath("wishes.json.refused").exists(), "kept as evidence"
+        server.restart()
+        server.source.replace(row("c00", "newest"), *ALL[1:])
+        await server.cycle()
+        assert server.version == new, "ours counts"
+
+
+async def test_what_the_disk_did_not_take_is_stored_while_the_database_is_down(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    await change(server, "new")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    server.source.fail(SourceError("down"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert await server.publications.pin(old, None) is not None
+        await server.written()
+    assert await server.cycle() is Outcome.FAILED
+    assert WishesFile(server.directory).read().pinned == Pin(old)
+    assert not server.synchronizer.state.pin_unsaved
+
+
 async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_goes_first(server: Server) -> None:
     await server.cycle()
     first = server.version
@@ -646,10 +942,66 @@ async def test_a_policy_that_pins_an_unknown_version_is_logged_once_and_what_is_
     assert server.version != version, "the newest"
 
 
-async def test_a_new_server_under_an_unknown_pin_serves_the_newest_rather_than_nothing(server: Server) -> None:
+async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_knows_the_version(
+    server: Server, logs: LogLines
+) -> None:
+    await server.cycle()
+    wanted = server.version
+    await server.written()
+    assert server.directory is not None
+    history = server.directory / "history"
+    elsewhere = [path.rename(server.directory / path.name) for path in history.iterdir()]
+    SnapshotStore(server.directory).path.unlink()
+    server.policy = Policy(pin=Pin(wanted[:8]))
+    server.source.replace(row("c00", "first"), *ALL[1:])
+    server.restart()
+    assert await server.cycle() is Outcome.PUBLISHED
+    assert await server.cycle(row("c00", "second"), *ALL[1:]) is Outcome.PUBLISHED
+    assert len(set(server.versions)) == 2
+    pin = server.synchronizer.state.pin
+    assert pin is not None
+    assert (pin.missing, pin.vain) == (True, True)
+    [line] = logged(logs, "Pinned catalogue not served", log_level="error")
+    assert line["effect"].startswith("the table is followed")
+    for path in elsewhere:
+        path.rename(history / path.name)
+    await server.synchronizer.catalogue.disk.list_history()
+    await server.cycle()
+    assert server.version == wanted, "known, it counts"
+    assert await server.cycle(row("c00", "third"), *ALL[1:]) is Outcome.UNCHANGED
+    assert server.version == wanted
+    pin = server.synchronizer.state.pin
+    assert pin is not None
+    assert (pin.missing, pin.vain) == (False, False)
+
+
+async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_what_is_served(server: Server) -> None:
     server.policy = Policy(pin=Pin("ab" * 32))
     await server.cycle()
-    assert server.served.count == 40
+    server.policy = Policy(pin=Pin("cd" * 32))
+    version = server.version
+    assert await server.cycle(row("c00", "new"), *ALL[1:]) is Outcome.UNCHANGED
+    assert server.version == version
+
+
+@pytest.mark.parametrize("began", ["before anything was served", "on a server that served"])
+async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_where_it_changes_nothing(
+    server: Server, began: str
+) -> None:
+    proof = Proof(server.synchronizer.state, interval=60.0, stores=True, clock=server.clock, now=server.clock)
+    server.synchronizer.observer = proof
+    unknown = Policy(pin=Pin("ab" * 32))
+    server.policy = unknown if began.startswith("before") else Policy()
+    await server.cycle()
+    server.policy = unknown
+    await server.cycle(row("c00", "new"), *ALL[1:])
+    proof.tick(published=True, serving=True)
+    restart, before = proof.verdict().restart, server.version
+    expected = RestartReason.STORED if began.startswith("before") else RestartReason.PIN_NOT_STORED
+    assert (restart.safe, restart.reason) == (expected is RestartReason.STORED, expected)
+    server.restart()
+    await server.cycle()
+    assert (server.version == before) == restart.safe, "as was promised"
 
 
 async def test_without_a_directory_what_is_served_can_be_pinned_and_the_answer_says_for_how_long(
@@ -702,6 +1054,22 @@ async def test_what_names_no_version_is_refused(server: Server, version: str) ->
             await request  # type: ignore[misc]
 
 
+async def test_a_pin_of_what_is_held_names_accept_and_an_acceptance_of_what_was_published_names_pin(
+    server: Server,
+) -> None:
+    await server.cycle()
+    good = server.version
+    await server.cycle(*FEW)
+    held = server.held
+    with pytest.raises(PublicationError, match=f"is held .*accept {held[:16]}"):
+        await server.publications.pin(held[:8], None)
+    assert server.synchronizer.state.pin is None
+    with pytest.raises(UnknownVersion, match=f"published before. Held is {held}. .*pin {good[:8]}"):
+        await server.publications.accept(good[:8])
+    await server.publications.accept(held)
+    assert await server.publications.pin(held[:8], None) is None, "it passed"
+
+
 async def test_an_unknown_version_is_answered_with_those_that_exist(server: Server) -> None:
     await server.cycle()
     old = server.version
@@ -718,7 +1086,7 @@ async def test_an_unknown_version_is_answered_with_those_that_exist(server: Serv
         await server.publications.accept("ab" * 32)
     with pytest.raises(UnknownVersion, match="published before"):
         await server.publications.accept(old)
-    with pytest.raises(UnknownVersion, match="no such version"):
+    with pytest.raises(UnknownVersion, match="is held"):
         await server.publications.pin(server.held, None)
     with pytest.raises(InvalidRequest, match="past"):
         await server.publications.pin(old, server.clock.now)

@@ -16,12 +16,14 @@ from tests.support.snapshots import published
 
 from definition_server import __version__
 from definition_server.catalog.definition import Unserved
+from definition_server.catalog.gate import Held
 from definition_server.catalog.validation import Suspect
+from definition_server.control_plane.history import HistoryEntry
 from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.schedule import CrashLoop
 from definition_server.control_plane.status import StatusReader
-from definition_server.control_plane.sync_state import Outcome, SyncState
+from definition_server.control_plane.sync_state import ChangeCounts, HeldCatalogue, Outcome, SyncState
 from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason
@@ -131,6 +133,66 @@ def test_the_catalogue_is_the_current_publication(reader: StatusReader, publishe
     assert catalog is not None
     assert (catalog.generation, catalog.definitions, catalog.created_at) == (7, 2, 1_700_000_123.5)
     assert (catalog.version_hash, catalog.bytes) == (snapshot.version_hash, len(snapshot.buffer))
+
+
+def test_the_catalogue_says_since_when_it_is_served(reader: StatusReader, publisher: Publisher) -> None:
+    before = time.time()
+    publisher.publish(published("if", created_at=1_700_000_123.5))
+    catalog = reader.read().catalog
+    assert catalog is not None
+    assert catalog.published_at is not None
+    assert before <= catalog.published_at <= time.time()
+
+
+def test_the_last_publications_come_first_with_what_each_has_changed(
+    reader: StatusReader, publisher: Publisher, state: SyncState
+) -> None:
+    for generation, names in enumerate((("if",), ("if", "else"), ("if",)), start=1):
+        publisher.publish(published(*names, generation=generation))
+    first, second, again = reversed(publisher.recent)
+    state.note_changes(second.version_hash, ChangeCounts(1, 0, 0, ("+ else",), 2))
+    state.note_changes(first.version_hash, ChangeCounts(1, 0, 0, ("+ if",), 1))
+    told = reader.read().publications
+    assert [each.version_hash for each in told] == [again.version_hash, second.version_hash, first.version_hash]
+    assert [(each.added, each.examples) for each in told] == [(None, ()), (1, ("+ else",)), (1, ("+ if",))]
+
+
+def test_the_same_catalogue_signed_again_is_no_publication_of_its_own(publisher: Publisher) -> None:
+    for generation in (1, 2):
+        publisher.publish(published("if", generation=generation))
+    assert [each.generation for each in publisher.recent] == [1]
+
+
+def test_publications_before_the_start_come_from_the_history(
+    publisher: Publisher, state: SyncState, supervisor: StandInSupervisor
+) -> None:
+    publisher.publish(published("if"))
+    served = publisher.recent[0].version_hash
+    history = [HistoryEntry(served, 1, 9, 1.0, 3.0), HistoryEntry("cd" * 32, 5, 9, 1.0, 2.0)]
+    history.append(HistoryEntry("ef" * 32, 6, 9, 1.0, time.time() + 60))  # of this run, and forgotten by the publisher
+    proof = Proof(state, interval=60.0, stores=True)
+    reader = StatusReader(publisher, state, supervisor, proof, history=lambda: history)  # type: ignore[arg-type]
+    told = reader.read().publications
+    assert [(each.version_hash, each.definitions, each.added) for each in told] == [
+        (served, 1, None),
+        ("cd" * 32, 5, None),
+    ]
+
+
+def test_names_and_lists_of_the_status_are_cut(
+    publisher: Publisher, state: SyncState, supervisor: StandInSupervisor
+) -> None:
+    held = [Held("n" * 1000, Unserved.CODE_INVALID, 1.0, "", "")] * 100
+    state.held = HeldCatalogue("cd" * 32, Reason.TABLE_EMPTY, "", ("n" * 1000,), 0, 1.0)
+    publisher.publish(published("if"))
+    state.note_changes(publisher.recent[0].version_hash, ChangeCounts(1, 0, 0, ("+ " + "n" * 1000,), 1))
+    proof = Proof(state, interval=60.0, stores=True)
+    reader = StatusReader(publisher, state, supervisor, proof, held_commands=lambda: held)  # type: ignore[arg-type]
+    told = reader.read()
+    assert len(told.held_commands) == 20
+    for name in (told.held_commands[0].name, told.sync.held_names[0], told.publications[0].examples[0]):
+        assert len(name) == 64
+        assert name.endswith("n…")
 
 
 # -- the sync cycles -------------------------------------------------------------------------------------------------

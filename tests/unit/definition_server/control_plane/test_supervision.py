@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -79,6 +80,41 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
     assert not child_processes() & set(living), "a drain leaves no process"
     tick.cancel()
     await asyncio.gather(tick, return_exceptions=True)
+
+
+@dataclass
+class Reached:
+    """A worker, as far as it has come."""
+
+    generation: int
+
+
+def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publisher) -> None:
+    config = Configure("127.0.0.1", 1, "grpcio", False, 0.0, 2, "production", "ERROR", 5.0)
+    supervisor = Supervisor(config, publisher, Keys(()), workers=2, heartbeat_timeout=30, start_timeout=SECONDS)
+    first, second = supervisor.slots
+
+    def ready(worker: Reached, generation: int) -> float | None:
+        worker.generation = generation
+        supervisor._on_ready(worker)  # type: ignore[arg-type]
+        return supervisor.all_serve_since
+
+    one, other = Reached(0), Reached(0)
+    assert ready(one, 0) is None, "nothing is published"
+    publish(publisher, "if")
+    first.worker = one  # type: ignore[assignment]
+    assert ready(one, 1) is None, "the other slot has no worker yet"
+    second.worker = other  # type: ignore[assignment]
+    assert ready(one, 1) is None
+    since = ready(other, 1)
+    assert since is not None
+    assert ready(other, 1) == since, "the first time"
+    publish(publisher, "if", "else")
+    assert supervisor.all_serve_since is None, "the next one has not arrived"
+    assert ready(other, 2) is None
+    later = ready(one, 2)
+    assert later is not None
+    assert later >= since
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane.publisher import Publisher
+from definition_server.control_plane import served_catalogue, sync_loop
+from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.sync import Synchronizer
@@ -330,6 +331,36 @@ async def test_the_last_known_good_snapshot_is_not_served_before_patience_has_ru
     assert time.monotonic() - begun >= 0.3
     source.answers.set()
     await eventually(serves(publisher, "if"), "the table")
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), ZeroDivisionError("a bug")], ids=repr)
+async def test_a_restore_that_fails_is_logged_once_and_tried_again(
+    start: StartLoop,
+    source: FakeSource,
+    publisher: Publisher,
+    store: SnapshotStore,
+    logs: LogLines,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    monkeypatch.setattr(sync_loop, "RESTORE_AGAIN_SECONDS", 0.01)
+    again, failures = served_catalogue.published_again, 0
+
+    def fail(snapshot: Snapshot, signer: Signer | None, generation: int) -> Publication:
+        nonlocal failures
+        failures += 1
+        if failures <= 3:
+            raise error.with_traceback(None)
+        return again(snapshot, signer, generation)
+
+    monkeypatch.setattr(served_catalogue, "published_again", fail)
+    source.fail(SourceError("down"))
+    start(interval=NEVER, patience=NEVER, store=store)
+    await eventually(serves(publisher, "old"), "the last-known-good snapshot, at the fourth attempt")
+    await eventually(lambda: logged(logs, RESTORED), "word of it")
+    assert len(logged(logs, "Stored catalogue not served; tried again", log_level="error")) == 1
+    logs.clear()  # the frames of the exception have the catalogue
+    error.__traceback__ = None
 
 
 async def test_a_database_that_answers_in_time_prevents_the_restore(

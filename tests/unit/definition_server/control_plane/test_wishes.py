@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from definition_server.control_plane.store import StoreError
+from definition_server.catalog.signing import Signer
+from definition_server.control_plane.store import NotOurs, StoreError
 from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
 
 A, B = "a" * 64, "b" * 64
@@ -111,18 +113,87 @@ def test_a_damaged_file_is_said_and_kept_aside_and_the_next_one_counts(file: Wis
     assert file.read() == Wishes((A,))
 
 
-def test_a_file_that_others_may_write_does_not_count(file: WishesFile) -> None:
+OURS = Signer("our key")
+PINNED = Wishes((B,), Pin(A, 1234.5), 7)
+
+
+def forged(change: dict[str, object]) -> str:
+    """A file of ours with another content, and the MAC that the old content had."""
+    return json.dumps(json.loads(PINNED.to_json(OURS)) | change)
+
+
+NOT_OURS = {
+    "no MAC": PINNED.to_json(),
+    "MAC of another key": PINNED.to_json(Signer("their key")),
+    "another pin": forged({"pin": {"version": B, "until": None}}),
+    "a later end": forged({"pin": {"version": A, "until": 1234.75}}),
+    "another hash accepted": forged({"accept": [A]}),
+    "more rows held": forged({"rows_held": 8}),
+    "an unknown key": forged({"more": 1}),
+    "MAC is a number": forged({"mac": 5}),
+    "MAC is empty": forged({"mac": ""}),
+    "MAC is not ASCII": forged({"mac": "\u00fc" * 64}),
+}
+
+
+@pytest.mark.parametrize("text", NOT_OURS.values(), ids=NOT_OURS)
+def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_moves_it_aside(
+    file: WishesFile, text: str
+) -> None:
+    file.path.write_text(text)
+    file.path.chmod(0o600)
+    with pytest.raises(NotOurs, match="MAC"):
+        file.read(OURS)
+    assert file.path.read_text() == text, "evidence: nothing is changed by reading"
+    file.write(Wishes((A,)), OURS)
+    assert file.path.with_name("wishes.json.refused").read_text() == text
+    assert file.read(OURS) == Wishes((A,))
+
+
+@pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
+def test_a_file_counts_with_the_mac_of_the_key_and_without_a_key_with_any_or_none(
+    file: WishesFile, key: str | None
+) -> None:
+    signer = None if key is None else Signer(key)
+    for written_by in (OURS, signer):
+        file.write(PINNED, written_by)
+        assert file.read(signer) == PINNED
+        assert json.loads(file.path.read_text())["pin"]["version"] == A, "it stays readable for people"
+
+
+def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_takes_its_place() -> None:
+    document = json.loads(PINNED.to_json(OURS))
+    assert Wishes.from_json(json.dumps(dict(reversed(document.items()))), OURS) == PINNED
+    content = json.dumps(
+        {name: value for name, value in document.items() if name != "mac"}, sort_keys=True, separators=(",", ":")
+    )
+    assert bytes.fromhex(document["mac"]) != OURS.file_mac(content.encode())
+    assert bytes.fromhex(document["mac"]) == OURS.wishes_mac(content.encode())
+
+
+def test_a_file_that_others_may_write_does_not_count_and_the_next_write_moves_it_aside(file: WishesFile) -> None:
     file.write(Wishes((A,)))
     file.path.chmod(0o622)
-    with pytest.raises(StoreError, match="others may write"):
+    with pytest.raises(NotOurs, match="others may write"):
         file.read()
+    file.write(Wishes((B,)))
+    assert file.read() == Wishes((B,))
+    assert A in file.path.with_name("wishes.json.refused").read_text()
 
 
 def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(Wishes((A,)).to_json())
     file.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="cannot read"):
+    with pytest.raises(NotOurs, match="symbolic link"):
         file.read()
+
+
+def test_a_fifo_does_not_count_and_holds_up_nobody(file: WishesFile) -> None:
+    os.mkfifo(file.path, 0o600)
+    with pytest.raises(NotOurs, match="no regular file"):
+        file.read()
+    file.write(Wishes((B,)))
+    assert file.read() == Wishes((B,))
 
 
 def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from definition_server.ipc.stats import LATENCY_BOUNDS, METHODS, STATUSES, unshared_slot
 from definition_server.observability.metrics import StatusCollector, create_registry
-from definition_server.observability.reasons import Reason
+from definition_server.observability.reasons import HOLDING, Reason
 from definition_server.observability.status import (
     CatalogStatus,
     RequestStatus,
@@ -162,6 +162,7 @@ NAMES = {
     "avap_snapshot_created_timestamp_seconds": set(),
     "avap_snapshot_info": {"version_hash"},
     "avap_sync_cycles_total": {"outcome"},
+    "avap_sync_failed": {"reason"},
     "avap_sync_last_success_timestamp_seconds": set(),
     "avap_sync_age_seconds": set(),
     "avap_sync_duration_seconds": set(),
@@ -275,6 +276,14 @@ def test_before_the_first_snapshot_metrics_without_a_value_have_no_sample() -> N
         "avap_worker_up",
     ):
         assert name not in names
+
+
+def test_the_reason_why_the_last_cycle_failed_is_one_and_all_others_are_zero() -> None:
+    for failed in (Reason.DATABASE_REFUSED_LOGIN, Reason.PERMISSION_DENIED, Reason.TABLE_EMPTY, None):
+        values = samples(replace(RUNNING, sync=replace(RUNNING.sync, last_error=failed)))
+        found = {labels[0][1]: value for (name, labels), value in values.items() if name == "avap_sync_failed"}
+        assert found.keys() == set(Reason) - set(HOLDING)
+        assert {reason for reason, value in found.items() if value} == ({failed} - {None} - set(HOLDING))
 
 
 def test_the_restored_snapshot_and_a_failed_store_have_metrics() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from types import SimpleNamespace
 from typing import Any
 
@@ -492,3 +494,22 @@ def test_calls_above_the_limit_are_refused(loop: str) -> None:
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         done.set()
         assert list(first) == []
+
+
+def test_handlers_that_are_functions_run_in_the_given_executor_which_is_not_shut_down() -> None:
+    ran_in: list[str] = []
+
+    def method(request: bytes, context: Any) -> bytes:
+        ran_in.append(threading.current_thread().name)
+        return request
+
+    with ThreadPoolExecutor(1, "given") as executor:
+        handler = handlers(get=grpc.unary_unary_rpc_method_handler(method))
+        prepare = methodcaller("add_generic_rpc_handlers", (handler,))
+        with (
+            ServerThread(LOOPS["uvloop"], prepare, executor=executor) as server,
+            grpc.insecure_channel(server.target) as channel,
+        ):
+            assert channel.unary_unary("/t.S/get")(b"x", timeout=SECONDS) == b"x"
+        assert ran_in == ["given_0"]
+        assert executor.submit(lambda: "open").result(SECONDS) == "open"

@@ -344,3 +344,36 @@ def test_requests_with_different_metadata_do_not_share_a_route():
     for stream, key in ((1, b"Bearer k1"), (3, b"Bearer k2"), (5, b"Bearer k1"), (7, b"bearer k1"), (9, b"Bearer k2")):
         peer.send(headers(stream, request_block(GUARDED, authorization=key)), data(stream, BODY, end_stream=True))
     assert [peer.result(stream).status for stream in (1, 3, 5, 7, 9)] == [0, 16, 0, 16, 16]
+
+
+@pytest.mark.requirement("D1")
+@pytest.mark.parametrize(("length", "routed"), [(384, 1), (385, 2)], ids=["short", "long"])
+def test_a_block_of_up_to_384_octets_is_remembered_and_no_longer_one(
+    length: int, routed: int, monkeypatch: pytest.MonkeyPatch
+):
+    lengths: list[int] = []
+    route = Router.route
+
+    def noted(router: Router, fields: tuple[tuple[bytes, bytes], ...], size: int):
+        lengths.append(size)
+        return route(router, fields, size)
+
+    monkeypatch.setattr(Router, "route", noted)
+    peer = Peer()
+    block = request_block(STATIC) + plain(b"first", b"v" * 100)
+    block += plain(b"last", b"v" * (length - len(block) - len(plain(b"last", b""))))
+    assert len(block) == length
+    for stream in (1, 3):
+        peer.send(headers(stream, block), data(stream, BODY, end_stream=True))
+        assert peer.result(stream).status == 0
+    assert len(lengths) == routed
+
+
+def test_a_call_that_its_static_method_refuses_is_reported_and_no_other():
+    peer = Peer()
+    for stream, path in ((1, GUARDED), (3, HANDLED)):
+        peer.send(headers(stream, request_block(path, authorization=b"x")), data(stream, BODY, end_stream=True))
+        assert not peer.connection.authorized
+    peer.send(headers(5, request_block(REFUSING)), data(5, BODY, end_stream=True))
+    assert peer.connection.authorized
+    assert peer.connection.reports == [("unauthorized", GUARDED.decode())]

@@ -1,0 +1,57 @@
+"""Whether the files that settings name for TLS can be used."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+
+def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
+    """Refuse a certificate and a key that cannot be loaded together.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if (key is None) is not (certificate is None):
+        raise ValueError(f"{variables} belong together")
+    if key is not None and certificate is not None:
+        try:
+            # Without this, OpenSSL would ask for the password on the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"certificate and key cannot be loaded ({first_line(error)})") from None
+
+
+def check_client_authorities(path: Path) -> None:
+    """Refuse a file that holds no certificates of authorities.
+
+    Raises:
+        ValueError: the reason.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be loaded ({first_line(error)})") from None
+
+
+def check_regular(path: Path | None) -> None:
+    """Refuse a pipe: it can be read only once, and the check of its content reads it.
+
+    Raises:
+        ValueError: the reason.
+    """
+    try:
+        regular = path is None or path.is_file() or not path.exists()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({first_line(error)})") from None
+    if not regular:
+        raise ValueError("it is not a regular file")
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
+
+
+def first_line(error: Exception) -> str:
+    """The reason, without what OpenSSL adds."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]

@@ -1,0 +1,41 @@
+"""What the tests of reading from a real PostgreSQL share."""
+
+from __future__ import annotations
+
+from tests.support.table import Table
+
+from definition_server.catalog.definition import Row
+from definition_server.control_plane.postgres import PostgresSource
+from definition_server.control_plane.source import ReadLimits
+
+COLUMNS = "id int, name text, type text, interface text, code text"
+
+
+class Reader:
+    """A source that stays connected, as the master's does between its cycles."""
+
+    def __init__(self, url: str, limits: ReadLimits | None = None) -> None:
+        self.source = PostgresSource(url, connect_timeout=5, statement_timeout=30, limits=limits)
+
+    async def __aenter__(self) -> Reader:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.source.close()
+
+    async def fingerprint(self) -> str:
+        async with self.source.read() as reading:
+            return reading.fingerprint
+
+    async def rows(self) -> list[Row]:
+        async with self.source.read() as reading:
+            return sorted([row async for batch in reading.batches() for row in batch], key=lambda row: row.id or 0)
+
+    async def codes(self) -> dict[bytes | None, bytes | None]:
+        return {row.name: row.code for row in await self.rows()}
+
+
+def empty(table: Table, columns: str = COLUMNS, more: str = "") -> Table:
+    """The table, made again with other columns."""
+    table.run(f"DROP TABLE obex_dapl_functions; CREATE TABLE obex_dapl_functions ({columns}) {more}")
+    return table
