@@ -98,6 +98,34 @@ def test_every_port_is_published_on_the_loopback_address_only(services: dict[str
     assert set(hosts) == {"127.0.0.1"}
 
 
+def test_grafana_is_provisioned_with_the_dashboard_and_the_stacks_prometheus(secrets_directory: Path) -> None:
+    import yaml
+
+    more = ROOT / "deploy/compose/grafana.yaml"
+    services = yaml.safe_load(Project({"SECRETS_DIR": str(secrets_directory)}, more).run("config"))["services"]
+    grafana, prometheus = services["grafana"], services["prometheus"]
+    for port in grafana["ports"]:
+        assert (port["host_ip"] if isinstance(port, dict) else port.split(":")[0]) == "127.0.0.1"
+    mounted = {}
+    for volume in grafana["volumes"]:
+        source, target = (volume["source"], volume["target"]) if isinstance(volume, dict) else volume.split(":")[:2]
+        assert Path(source).exists()
+        mounted[target] = Path(source)
+    provisioning = mounted["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    port = prometheus["ports"][0]
+    inner = port["target"] if isinstance(port, dict) else port.split(":")[-1].partition("/")[0]
+    assert source["url"] == f"http://prometheus:{inner}"
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scraped
+    (provider,) = yaml.safe_load((provisioning / "dashboards/definition-server.yml").read_text())["providers"]
+    assert f"{provider['options']['path']}/definition-server.json" in mounted
+    told = environment(grafana)
+    assert told["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert told["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+
+
 def test_the_server_runs_with_minimal_privileges(services: dict[str, Any]) -> None:
     server = services[SERVER]
     assert server["read_only"] is True
