@@ -249,6 +249,13 @@ def test_the_guide_overlay_has_four_cpus_and_five_gibibytes(manifests: Manifests
     assert (manifests.cpu_limit, octets(manifests.container["resources"]["limits"]["memory"])) == (4, 5 * 2**30)
 
 
+@pytest.mark.parametrize("overlay", ["guide"])
+def test_three_workers_of_the_guide_carry_the_rate_of_the_guide(manifests: Manifests) -> None:
+    """35,000 calls a second on one pod: the share of each of its workers, with the margin of `capacity`."""
+    share = 35_000 / manifests.workers
+    assert share <= load_figures().worker_rate * (1 - promises.RIGHT_SIZED.margin)
+
+
 def test_the_image_is_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
@@ -294,7 +301,20 @@ def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path)
 
 
 def test_every_overlay_is_tested() -> None:
-    assert set(OVERLAYS) == {"guide", "right-sized"}
+    assert set(OVERLAYS) == {"avap-engine", "guide", "right-sized"}
+
+
+@pytest.mark.parametrize("overlay", ["avap-engine"])
+def test_the_overlay_avap_engine_differs_from_the_guide_in_the_name_of_the_deployment_alone(
+    manifests: Manifests, guide: Manifests
+) -> None:
+    """So that `kubectl rollout restart deployment avap-engine` finds it."""
+    assert manifests.one("Deployment")["metadata"]["name"] == "avap-engine"
+    guide.one("Deployment")["metadata"]["name"] = "avap-engine"
+    guide.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] = "avap-engine"
+    assert manifests.objects == guide.objects
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    assert "rollout restart deployment avap-engine" in page
 
 
 def test_the_policy_is_mounted_as_a_directory_under_the_name_that_the_setting_has(tmp_path: Path) -> None:
