@@ -2,10 +2,11 @@
 
     python -m perf report [FILE…] [-o PAGE]                  write a page of the newest FILE; the others are its history
     python -m perf report --markdown [FILE]                  print its tables
-    python -m perf report --readme README.md [FILE]          rewrite the README's table between its markers
-    python -m perf report --readme README.md --check [FILE]  fail if that table is not the record's
+    python -m perf report --readme README.md [FILE]          rewrite its three rows between their markers
+    python -m perf report --readme docs/performance.md [FILE]   rewrite its tables between their markers
+    python -m perf report --readme PAGE --check [FILE]       fail if what the page shows is not the record's
 
-Without FILE, the records in perf/results are shown. The README shows the newest full measurement, or the newest
+Without FILE, the records in perf/results are shown. Both pages show the newest full measurement, or the newest
 standard one if there is no full one; never a quick one, a selection of scenarios or a comparison.
 """
 
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from perf.report.page import page
 
         # A record that holds only the self-test is never the subject of the page, only a part of it.
-        subject = next((record for record in reversed(records) if record.runs), records[-1])
+        # Nor is one with an invalid gate, unless it was named.
+        fit = [record for record in records if record.runs and (given.files or record.valid)]
+        subject = fit[-1] if fit else records[-1]
         output = given.output or subject.path.with_suffix(".html")
         output.write_text(page(subject, records), encoding="utf-8")
         print(f"written: {output}")
@@ -70,6 +73,11 @@ def _records(files: Sequence[Path]) -> list[Record]:
     return records
 
 
+def _shown(page: Path) -> str:
+    """The page as it is named from the root of the project."""
+    return f"docs/{page.name}" if page.resolve().parent.name == "docs" else page.name
+
+
 def _readme(readme: Path, records: Sequence[Record], named: bool, check: bool) -> int:
     fit = [record for record in records if named or not record.partial]
     if not fit:
@@ -79,10 +87,10 @@ def _readme(readme: Path, records: Sequence[Record], named: bool, check: bool) -
     record = max(fit, key=lambda each: (bool(each.arguments.get("full")), each.measured))
     link = text.link_from(readme, record.path)
     old = readme.read_text(encoding="utf-8")
-    new = text.rewritten(old, text.readme(record, link), readme.name)
+    new = text.rewritten(old, record, link, readme.name)
     if check:
         if new != old:
-            again = f"python -m perf report --readme {readme.name}"
+            again = f"python -m perf report --readme {_shown(readme)}"
             print(f"{readme.name}: the table is not that of {link}: run `{again}` and commit it", file=sys.stderr)
         return int(new != old)
     readme.write_text(new, encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,23 +35,29 @@ def page(record: Record, history: Sequence[Record] = ()) -> str:
     """
     record = with_others(record, history)
     past = sorted({each.path.resolve(): each for each in (*history, record)}.values(), key=lambda each: each.measured)
-    past = [each for each in past if each.runs and not each.arguments.get("against")]
+    past = [
+        each
+        for each in past
+        if each.runs and (each.valid or each.path == record.path) and not each.arguments.get("against")
+    ]
     charts = all_charts(record, past)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = text.number
-    gates = [_gate(gate) for gate in record.gates]
+    models = list(dict.fromkeys(gate.noise_model for gate in record.gates if gate.noise_model))
+    gates = [_gate(gate, models) for gate in record.gates]
     invalid = _invalid(record)
     values: dict[str, Any] = {
-        "record": record, "charts": {name: charts.get(name) for name in _CHARTS}, "gates": gates, "invalid": invalid,
+        "record": record, "charts": {name: charts.get(name) for name in _CHARTS}, "gates": gates, "models": models,
+        "invalid": invalid,
         "tiles": _tiles(record), "verdict": _verdict(record), "headings": _headings(record),
         "machine_line": text.machine_line(record), "machine": _machine(record), "history_count": len(past),
         "rates": _grid(record, record.measured_scenarios, ""),
         "latencies": _grid(record, text.scheduled(record), "p95"),
         "contents": _contents(record, charts, bool(invalid)), "figures_json": figures_json(charts),
-        "plotly_js": Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        "plotly_packed": base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     }  # fmt: skip
     return environment.get_template(TEMPLATE).render(values)
 
@@ -110,12 +118,12 @@ def _tiles(record: Record) -> list[dict[str, str]]:
     hot, rated = record.cells.get((_HEADLINE, "native")), record.cells.get((_RATED, "native"))
     if hot and hot.per_core:
         found.append((text.number(hot.per_core.median), "answers per second of server CPU, native"))
-        today = record.cells.get((_HEADLINE, "grpc-js"))
-        if today and today.per_core:
-            found.append((f"{text.number(hot.per_core.median / today.per_core.median)} ×", "the rate of grpc-js"))
+        if (times := record.times(_HEADLINE, "grpc-js")) is not None:
+            found.append((f"{text.number(times)} ×", "the rate of grpc-js"))
     if rated and (slow := rated.latency("p95")) is not None:
-        offered = rated.figure("offered_rate")
-        found.append((f"{text.number(slow)} ms", f"P95 at {text.number(offered)} calls a second on one core"))
+        judged = [gate for gate in record.gates if gate.scenario == _RATED and gate.gate.startswith("P95")]
+        offered = f"P95 at {text.number(rated.figure('offered_rate'))} calls a second on one core"
+        found.append((f"{text.number(slow)} ms", judged[0].gate if judged else offered))
     if hot and (ours := hot.figure("client_us_per_call")) is not None:
         found.append((f"{text.number(ours)} µs", "CPU time of the generator for each call, in no server's figure"))
     return [{"value": value, "what": what} for value, what in found]
@@ -129,10 +137,9 @@ def _headings(record: Record) -> dict[str, str]:
         "knee": "Latency against load",
         "memory": "Memory",
     }
-    rates = {server: cell.per_core.median for (scenario, server), cell in record.cells.items()
-             if scenario == _HEADLINE and cell.per_core}  # fmt: skip
-    if "native" in rates and len(rates) > 1:
-        times = {name: rates["native"] / rate for name, rate in rates.items() if name != "native"}
+    others = (server for scenario, server in record.cells if scenario == _HEADLINE and server != "native")
+    times = {name: found for name in others if (found := record.times(_HEADLINE, name)) is not None}
+    if times:
         name = "grpc-js" if "grpc-js" in times else max(times, key=lambda each: times[each])
         headings["per-core"] = f"A core answers {text.number(times[name])} times as many calls as one of {name}"
     rated = record.cells.get((_RATED, "native"))
@@ -178,10 +185,11 @@ def _invalid(record: Record) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _gate(gate: Gate) -> dict[str, Any]:
+def _gate(gate: Gate, models: Sequence[str]) -> dict[str, Any]:
     kind = gate.verdict if gate.verdict in _KNOWN_VERDICTS else "invalid"
     return {"it": gate, "kind": kind, "value": text.number(gate.value), "interval": text.interval(gate),
-            "bound": text.bound(gate), "bullet": bullet(gate)}  # fmt: skip
+            "bound": text.bound(gate), "bullet": bullet(gate),
+            "model": models.index(gate.noise_model) + 1 if gate.noise_model in models else 0}  # fmt: skip
 
 
 def bullet(gate: Gate) -> dict[str, Any] | None:

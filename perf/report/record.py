@@ -22,6 +22,7 @@ from perf.generator.scenarios import SERVERS
 from perf.harness.statistics import Interval, median_interval
 
 _UNITS_PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
+_SAME_LOAD = 1.01
 _UNDECODABLE = (
     ValueError, TypeError, LookupError, RuntimeError, zlib.error, *UNDECODABLE,
 )  # fmt: skip
@@ -206,6 +207,26 @@ class Record(_Part):
         """Measured servers in the order of `SERVERS`."""
         return in_order(run.server for run in self.runs)
 
+    def times(self, scenario: str, other: str) -> float | None:
+        """How many times as many calls as ``other`` a core of the native server answers.
+
+        As a gate judges it (the median of the rounds' quotients), or the quotient of the medians where no gate does.
+        """
+        judged = [
+            gate for gate in self.gates if gate.scenario == scenario and gate.gate.startswith(f"native ÷ {other},")
+        ]
+        if judged and judged[0].value is not None:
+            return judged[0].value
+        ours, theirs = (self.cells.get((scenario, server)) for server in ("native", other))
+        if not (ours and theirs and ours.per_core and theirs.per_core):
+            return None
+        return ours.per_core.median / theirs.per_core.median
+
+    @property
+    def valid(self) -> bool:
+        """Whether no gate is invalid, which would mean that the machine was disturbed."""
+        return all(gate.verdict != "invalid" for gate in self.gates)
+
     @property
     def machine_name(self) -> str:
         """CPU and number of CPUs: figures of different machines are not compared."""
@@ -222,7 +243,7 @@ class Cell:
 
     def __init__(self, runs: Sequence[Run], file: str) -> None:
         self.runs, self._file = runs, file
-        self.in_steps = len({run.offered_rate for run in runs if run.valid}) > 1
+        self.in_steps = _in_steps([run for run in runs if run.valid])
         """Whether the load was raised from run to run."""
         self.valid = _alike([run for run in runs if run.valid])
         self.invalid = [run for run in runs if not run.valid]
@@ -290,10 +311,16 @@ class Cell:
         return f"{self._file}: {self.runs[0].scenario}, {self.runs[0].server}"
 
 
+def _in_steps(runs: Sequence[Run]) -> bool:
+    """Whether the runs were offered different loads. What was offered is measured, so equal loads differ a little."""
+    offered = [run.offered_rate for run in runs if run.offered_rate]
+    return 0 < len(offered) < len(runs) or (bool(offered) and max(offered) > _SAME_LOAD * min(offered))
+
+
 def _alike(runs: list[Run]) -> list[Run]:
     """The runs that may be combined. If the load is raised in steps, these are the closed-loop runs, which show the
     server's limit; the steps belong to the knee."""
-    if len({run.offered_rate for run in runs}) < 2:
+    if not _in_steps(runs):
         return runs
     return [run for run in runs if not run.offered_rate] or [max(runs, key=lambda run: run.rate or 0.0)]
 

@@ -10,7 +10,11 @@ from pathlib import Path
 from perf.report.record import Cell, Gate, Record, RecordError
 
 BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
-_BLOCK = re.compile(rf"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+"""Around all tables, in docs/performance.md."""
+BRIEF_BEGIN, BRIEF_END = "<!-- perf summary -->", "<!-- /perf summary -->"
+"""Around three rows of them, in the README."""
+_BRIEF = ("get-hot", "one-by-one", "rated")
+_BRIEF_SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
 """Closed loops whose latency is shown nevertheless, because another server was certified with that load."""
@@ -126,7 +130,7 @@ def memory(record: Record) -> str:
 
 
 def readme(record: Record, link: str) -> str:
-    """The text between the markers in the README. ``link``: the path of the record, relative to the README."""
+    """All tables, for docs/performance.md. ``link``: the path of the record, relative to the page."""
     count = max((len(cell.valid) for cell in record.cells.values()), default=0)
     runs = f"{count} run{'s' * (count != 1)}"
     kept = sum(gate.verdict == "kept" for gate in record.gates)
@@ -138,6 +142,22 @@ def readme(record: Record, link: str) -> str:
     verdicts = f" {kept} of {len(record.gates)} gates kept." if record.gates else ""
     parts.append(f"{machine_line(record)}.{verdicts}")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def brief(record: Record, link: str) -> str:
+    """Three rows for the README, and the latency that the SLA is about."""
+    servers = [server for server in _BRIEF_SERVERS if server in record.servers]
+    rows = []
+    for name in (name for name in _BRIEF if name in record.measured_scenarios):
+        cells = _row(record, name)
+        shown = [_shown(cells.get(server), lambda cell: number(cell.per_core.median if cell.per_core else None))
+                 for server in servers]  # fmt: skip
+        rows.append([f"{name}: {record.title_of(name)}" if record.title_of(name) else name, *shown])
+    rated = record.cells.get(("rated", "native"))
+    p95 = rated.latency("p95") if rated else None
+    sentence = "" if p95 is None else f"P95 in the last row, native: {number(p95)} ms. "
+    head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core:"
+    return "\n\n".join([head, _table(["", *servers], rows), f"{sentence}{machine_line(record)} ([record]({link})).\n"])
 
 
 def whole(record: Record) -> str:
@@ -163,21 +183,29 @@ def notes(record: Record) -> list[str]:
     return ["\n".join(invalid + skipped)] if invalid or skipped else []
 
 
-def rewritten(text: str, block: str, name: str) -> str:
-    """``text`` with ``block`` between the markers; ``name``: the name of the file, for the error.
+def rewritten(text: str, record: Record, link: str, name: str) -> str:
+    """``text`` with the tables of ``record`` between its markers; ``name``: the name of the file, for the error.
 
     Raises:
-        RecordError: unless each marker occurs exactly once.
+        RecordError: unless each marker of one of the two pairs occurs exactly once.
     """
-    if len(_BLOCK.findall(text)) != 1 or text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise RecordError(f"{name}: needs the line {BEGIN} and after it the line {END}, each once")
-    return _BLOCK.sub(lambda found: found[1] + block + found[2], text)
+    begin, end, render = (
+        (BRIEF_BEGIN, BRIEF_END, brief) if BRIEF_BEGIN in text or BRIEF_END in text else (BEGIN, END, readme)
+    )
+    block = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+    if len(block.findall(text)) != 1 or text.count(begin) != 1 or text.count(end) != 1:
+        raise RecordError(f"{name}: needs the line {begin} and after it the line {end}, each once")
+    rendered = render(record, link)
+    return block.sub(lambda found: found[1] + rendered + found[2], text)
 
 
 def link_from(readme_path: Path, record: Path) -> str:
-    """The record's path, relative to the folder of the README; only its name if it is outside of that folder."""
+    """The record's path from the folder of the page, which may be ``docs``; only its name if it is elsewhere."""
+    folder, up = readme_path.resolve().parent, ""
+    if folder.name == "docs":
+        folder, up = folder.parent, "../"
     try:
-        return record.resolve().relative_to(readme_path.resolve().parent).as_posix()
+        return up + record.resolve().relative_to(folder).as_posix()
     except ValueError:
         return record.name
 

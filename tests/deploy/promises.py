@@ -157,7 +157,8 @@ def spread_over_the_cluster(m: Manifests) -> Iterator[str]:
 def autoscaled(m: Manifests) -> Iterator[str]:
     """Scaling by CPU, at a share that these workers can reach, with enough replicas to lose one."""
     spec = m.one("HorizontalPodAutoscaler")["spec"]
-    if spec["scaleTargetRef"] != {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME}:
+    name = m.one("Deployment")["metadata"]["name"]
+    if spec["scaleTargetRef"] != {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}:
         yield "it scales something else"
     if "replicas" in m.deployment:
         yield "the Deployment's replicas would overwrite it with every apply"

@@ -135,10 +135,15 @@ def _envoy_configuration(port: int, server: int) -> dict[str, object]:
 
 
 @contextmanager
-def proxy(kind: str, server: int, folder: Path) -> Iterator[int]:
-    """The port of a proxy before the server on port ``server``. It runs until the end of the block."""
+def proxy(
+    kind: str, server: int, folder: Path, start: Callable[[Path, int, int], Sequence[str]] | None = None
+) -> Iterator[int]:
+    """The port of a proxy before the server on port ``server``. It runs until the end of the block.
+
+    ``start``: writes its configuration into the folder, for both ports, and returns its command; unset: the one here.
+    """
     port = free_port()
-    arguments = PROXIES[kind](folder, port, server)
+    arguments = (start or PROXIES[kind])(folder, port, server)
     log = folder / f"{kind}.log"
     with log.open("w") as output, subprocess.Popen(arguments, stdout=output, stderr=output) as process:
         try:

@@ -128,3 +128,39 @@ def test_a_screenshot_of_the_page_is_not_blank(tmp_path: Path, html: str) -> Non
     nothing = tmp_path / "blank.png"
     chromium(tmp_path, "--window-size=1280,5200", f"--screenshot={nothing}", blank.as_uri())
     assert inked(picture) > 10 * inked(nothing)
+
+
+NARROW = """<body style="margin:0"><iframe src="page.html" width="420" height="4000"></iframe><script>
+addEventListener("message", event => {
+  const told = document.createElement("pre");
+  told.id = "seen"; told.textContent = event.data; document.body.append(told);
+});
+</script>"""
+NARROW_PROBE = """
+<script>
+const wait = () => document.documentElement.dataset.drawn ? look() : setTimeout(wait, 20);
+function look() {
+  const clipped = [...document.querySelectorAll(".table, td, .mark, section")].filter(
+    each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== "inline-block");
+  const wide = [...document.querySelectorAll("table, tr, td, svg.bullet")].filter(
+    each => each.getBoundingClientRect().right > innerWidth);
+  parent.postMessage(JSON.stringify({
+    width: innerWidth, rows: document.querySelectorAll("tr").length, clipped: clipped.map(each => each.textContent),
+    wide: wide.map(each => each.textContent), overflow: document.documentElement.scrollWidth - innerWidth}), "*");
+}
+wait();
+</script>
+"""
+
+
+def test_no_table_is_clipped_at_420_pixels(tmp_path: Path, html: str) -> None:
+    (tmp_path / "page.html").write_text(html.replace("</body>", NARROW_PROBE + "</body>"), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # the browser's own window cannot be made so narrow
+    frame.write_text(NARROW, encoding="utf-8")
+    out = chromium(tmp_path, "--dump-dom", frame.as_uri())
+    found = re.search(r'<pre id="seen">(.*?)</pre>', out, re.DOTALL)
+    assert found
+    seen = json.loads(unescape(found[1]))
+    assert seen["width"] == 420
+    assert seen["rows"] > 10
+    assert (seen["clipped"], seen["wide"], seen["overflow"]) == ([], [], 0)

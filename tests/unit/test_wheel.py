@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -117,6 +118,30 @@ def test_an_address_that_is_none_fails_the_build_and_says_what_is_wanted() -> No
     with pytest.raises(subprocess.CalledProcessError) as failed:
         links("forge.example/avap")
     assert "PROJECT_URL is 'forge.example/avap': set it to the address of the repository" in failed.value.stderr
+
+
+def readme_of(address: str | None) -> str:
+    """The README as an index shows it."""
+    variables = {name: value for name, value in os.environ.items() if name != "PROJECT_URL"}
+    return subprocess.run(
+        [sys.executable, "-B", "-m", "hatchling", "metadata", "readme"],
+        cwd=ROOT, env=variables | ({} if address is None else {"PROJECT_URL": address}), capture_output=True, text=True,
+        timeout=60, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_links_of_the_readme_work_on_the_page_of_an_index() -> None:
+    shown = readme_of("https://forge.example/avap")
+    targets = re.findall(r"\]\(([^)\s]+)\)", shown)
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    assert "](https://forge.example/avap/blob/HEAD/docs/clients.md)" in shown
+    assert "](https://forge.example/avap/raw/HEAD/docs/architecture.svg)" in shown
+
+
+def test_a_build_without_address_has_the_readme_as_it_is(metadata: Message) -> None:
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
 def test_the_place_known_to_old_scripts_leads_to_the_contract() -> None:

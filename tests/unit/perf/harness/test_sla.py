@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,18 @@ def test_a_wrong_gate_or_table_is_refused_with_its_reason(tmp_path: Path, text: 
     with pytest.raises(SlaError) as caught:
         sla.load(file, ["get-hot"])
     assert told in str(caught.value)
+
+
+def test_the_objective_of_the_guide_is_a_gate_at_the_share_of_a_worker() -> None:
+    """P95 below 1 ms at 35,000 calls a second on four cores: on each core, and on each worker of the overlay, which
+    leaves a core to the master.
+    """
+    overlay = (sla.FILE.parents[1] / "deploy/kubernetes/overlays/guide/kustomization.yaml").read_text()
+    workers = re.search(r"- WORKERS=(\d+)", overlay)
+    assert workers
+    rates = {"rated": 4, "rated-share": int(workers[1])}
+    known = scenarios.load()
+    gates = {each.scenario: each.most for each in sla.load().gates if each.figure == "latency.p95"}
+    for name, divisor in rates.items():
+        assert known[name].rate == math.ceil(35_000 / divisor)
+        assert gates[name] == 1.0

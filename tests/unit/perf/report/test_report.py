@@ -122,6 +122,53 @@ def test_runs_of_a_load_that_rises_in_steps_are_not_combined() -> None:
         assert cell.per_core.median == expected
 
 
+def test_runs_of_one_load_are_combined_although_what_was_offered_differs_a_little() -> None:
+    offered = [8766.0047, 8766.0061, 8766.0037, 8766.0062, 8766.0001]
+    latencies = [0.1235, 0.095, 0.0941, 0.1962, 0.1903]
+    pairs = zip(offered, latencies, strict=True)
+    cell = Cell([one_run(offered_rate=rate, latency={"p95": ms}, rate=rate) for rate, ms in pairs], "x")
+    assert not cell.in_steps
+    assert cell.latency("p95") == 0.1235
+
+
+def test_the_page_and_a_gate_have_one_value_for_one_figure() -> None:
+    newest = [each for each in kept() if each.gates and not each.partial][-1]
+    checked = 0
+    for gate in newest.gates:
+        if gate.value is None or gate.verdict == "invalid":
+            continue
+        cell = newest.cells[gate.scenario, "native"]
+        if gate.unit == "ms":
+            assert cell.latency("p95") == pytest.approx(gate.value), gate.gate
+        elif gate.unit == "calls/s" and cell.per_core is not None:
+            assert cell.per_core.median == pytest.approx(gate.value), gate.gate
+        elif gate.gate.startswith("native ÷ grpcio"):
+            assert newest.times(gate.scenario, "grpcio") == gate.value
+        checked += 1
+    assert checked > 8
+
+
+def test_the_page_is_small_and_says_nothing_twice(record: Record, html: str) -> None:
+    assert len(html.encode()) < 2_500_000
+    visible = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    paragraphs = list(re.findall(r"<(?:p|li|small)[^>]*>([^<]{60,})<", visible))
+    titles = {text for text in paragraphs if any(text == scenario.title for scenario in record.scenarios.values())}
+    assert [each for each in set(paragraphs) - titles if paragraphs.count(each) > 1] == []
+
+
+def test_a_record_with_an_invalid_gate_is_not_shown_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write(tmp_path, small() | {"gates": []}, "good.json")
+    spoilt = small() | {"gates": [{"gate": "x", "verdict": "invalid"}], "measured": "2027-01-01T00:00:00+00:00"}
+    bad = write(tmp_path, spoilt, "bad.json")
+    monkeypatch.setattr(report, "kept", lambda: kept(tmp_path))
+    assert run_report() == 0
+    assert str(good.with_suffix(".html")) in capsys.readouterr().out
+    assert run_report(bad, good) == 0
+    assert str(bad.with_suffix(".html")) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("unit", "per_ms"), [("ns", 1), ("µs", 1000)])
 def test_a_curve_is_in_milliseconds_for_every_unit_of_the_histogram(unit: str, per_ms: int) -> None:
     encoded = histogram(2.0, 0.0)
@@ -218,8 +265,25 @@ def test_a_rewritten_readme_is_not_stale(tmp_path: Path) -> None:
     assert path.read_text() == written
 
 
-def test_the_projects_own_readme_shows_the_stored_record() -> None:
-    assert run_report("--readme", Path(__file__).parents[4] / "README.md", "--check") == 0
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_projects_own_pages_show_the_stored_record(page: str) -> None:
+    assert run_report("--readme", Path(__file__).parents[4] / page, "--check") == 0
+
+
+def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: Path, record: Record) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"{text.BRIEF_BEGIN}\nold\n{text.BRIEF_END}\n", encoding="utf-8")
+    assert run_report("--readme", path, write(tmp_path)) == 0
+    written = path.read_text()
+    assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2  # the sample lacks one-by-one
+    assert f"native: {text.number(record.cells['rated', 'native'].latency('p95'))} ms" in written
+    assert "old" not in written
+
+
+def test_a_page_in_docs_links_a_record_beside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    assert text.link_from(tmp_path / "docs/page.md", tmp_path / "perf/x.json") == "../perf/x.json"
+    assert text.link_from(tmp_path / "README.md", tmp_path / "perf/x.json") == "perf/x.json"
 
 
 @pytest.mark.parametrize(
