@@ -210,6 +210,19 @@ def test_config_prints_the_settings_in_force_the_database_and_no_secret() -> Non
 
 
 @pytest.mark.thorough  # starts servers
+def test_validate_prints_its_report_alone_on_stdout(table: Table) -> None:
+    table.add_commands(2)
+    done = run("validate", "--json", DATABASE_URL=table.url)
+    assert json.loads(done.stdout)["count"] == 2
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_config_in_a_pipe_cuts_no_value_off(table: Table, tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 150))
+    done = run("config", DATABASE_URL=table.url, API_KEY="k", SNAPSHOT_DIR=long, COLUMNS="80")
+    assert long in done.stdout
+
+
 def test_snapshot_inspect_reads_the_stored_file(table: Table, start_server: StartServer, tmp_path: Path) -> None:
     table.add_commands(4)
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()
