@@ -1,9 +1,11 @@
-"""What a process inherits from the one that starts it: descriptors 0 to 2, and what signals do.
+"""What a process inherits from the one that starts it: descriptors 0 to 2, what signals do, and the mode of new files.
 
-Both may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
+Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
 opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
 signals reach whole process groups (systemd's default, a terminal's Ctrl-C and hang-up, ``dumb-init``), while only the
-master decides what a signal means.
+master decides what a signal means. A parent that ignores SIGCHLD has the kernel reap the workers, whose exit codes are
+then lost. And a umask may take a file's own rights away (the next start could not read the stored catalogue), or none
+from others.
 """
 
 from __future__ import annotations
@@ -81,13 +83,18 @@ early_signals = EarlySignals()
 
 
 _SERVERS = ("serve", "demo")
+_UMASK = 0o077
+"""What a server writes is its own."""
 
 
 def prepare() -> None:
-    """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals."""
+    """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
+    its children and keep its files to itself."""
     reserve_standard_descriptors()
     if sys.argv[1:2] and sys.argv[1] in _SERVERS:
         early_signals.install()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.umask(_UMASK)
 
 
 def leave_signals_to_the_master() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,40 @@ def test_a_signal_during_the_start_is_handled(
             assert server.wait_exit() == 0
             assert not server.worker_pids()
         assert not server.other_output, "no traceback"
+
+
+@pytest.mark.parametrize("umask", sample([0o777, 0o000, 0o277], [0o777, 0o000]), ids="{:03o}".format)
+def test_whatever_the_umask_the_files_of_a_server_are_its_own_and_the_next_start_reads_them(
+    umask: int, table: Table, database_url: str, tmp_path: Path
+) -> None:
+    table.add_commands(1)
+    stored = tmp_path / "stored"
+    stored.mkdir(0o700)
+    settings = {"SNAPSHOT_DIR": str(stored), "CONTROL_SOCKET": str(stored / "control.sock"), "WORKERS": "1"}
+    for _ in range(2):
+        server = ServerProcess(database_url, **settings)
+        server.command = ["sh", "-c", f'umask {umask:o}; exec "$@"', "sh", *server.command]
+        with server:
+            server.wait_ready()
+            until(lambda: (stored / "last-known-good.avapsnap").exists(), "it is stored")
+            until(lambda: any((stored / "history").glob("*.avapsnap")), "the history is stored")
+            modes = {path.relative_to(stored).parts[0]: path.stat().st_mode & 0o777 for path in stored.rglob("*")}
+            assert set(modes.values()) <= {0o600, 0o700}, modes
+    assert not server.logged("Last-known-good snapshot not usable")
+
+
+def test_a_parent_that_ignores_sigchld_does_not_hide_how_a_worker_ended(table: Table, database_url: str) -> None:
+    table.add_commands(1)
+    server = ServerProcess(database_url, WORKERS="1")
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    server.command = [sys.executable, "-c", ignoring, *server.command]
+    with server:
+        server.wait_ready()
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert server.wait_log("Worker ended; starting another")["how"] == "signal 9"
 
 
 def caught(pid: int) -> int:

@@ -161,7 +161,7 @@ class _Master:
         """
         self._settings = settings
         self._hangup_stops = hangup_stops
-        self._port = port = int(holder.getsockname()[1])
+        self._port = int(holder.getsockname()[1])
         self._holder = holder
         self._started = self._loop_ran_at = time.monotonic()
         self._stop = asyncio.Event()
@@ -183,7 +183,47 @@ class _Master:
             if settings.publication_policy is None
             else PublicationPolicy(settings.publication_policy, lambda: self._spawn(self._follow_policy))
         )
-        self._synchronizer = Synchronizer(
+        self._synchronizer = self._make_synchronizer(background)
+        self._proof = self._synchronizer.observer = Proof(
+            self._synchronizer.state,
+            interval=settings.sync_interval_seconds,
+            stores=settings.snapshot_dir is not None,
+        )
+        self._gate.on_bad_rows_served(self._read_again)
+        self._sync_loop = SyncLoop(
+            self._synchronizer,
+            self._publisher,
+            interval=settings.sync_interval_seconds,
+            patience=settings.connect_timeout_seconds,
+            lend=self._reserve.lent,
+        )
+        self._reloader = Reloader(settings, {"DATABASE_URL": url_fault}, tls)
+        self._key_usage = KeyUsage(settings.keys_by_id())
+        self._certificates_expire = _expiries(tls)
+        self._supervisor = self._make_supervisor(tls)
+        self._status = StatusReader(
+            self._publisher,
+            self._synchronizer.state,
+            self._supervisor,
+            self._proof,
+            keys=self._key_usage.last_used,
+            certificates=lambda: self._certificates_expire,
+            control_socket=lambda: "off" if self._control is None else self._control.state,
+            database=lambda: _database(self._source),
+            held_commands=lambda: self._gate.held,
+            history=lambda: self._synchronizer.catalogue.disk.entries,
+        )
+        self._control = self._make_control_server()
+        self._admin = AdminServer(
+            settings.metrics_host or settings.host,
+            settings.metrics_port,
+            read=self._status.read,
+            alive=self._problem,
+        )
+
+    def _make_synchronizer(self, background: Background) -> Synchronizer:
+        settings = self._settings
+        return Synchronizer(
             self._source,
             self._publisher,
             signer=_signer(settings),
@@ -201,59 +241,28 @@ class _Master:
             policy=lambda: Policy() if self._policy is None else self._policy.current,
             full_read_interval=settings.full_read_interval_seconds,
         )
-        self._proof = self._synchronizer.observer = Proof(
-            self._synchronizer.state,
-            interval=settings.sync_interval_seconds,
-            stores=settings.snapshot_dir is not None,
-        )
-        self._gate.on_bad_rows_served(self._read_again)
-        self._sync_loop = SyncLoop(
-            self._synchronizer,
-            self._publisher,
-            interval=settings.sync_interval_seconds,
-            patience=settings.connect_timeout_seconds,
-            lend=self._reserve.lent,
-        )
-        self._reloader = Reloader(settings, {"DATABASE_URL": url_fault}, tls)
-        self._key_usage = KeyUsage(settings.keys_by_id())
-        self._certificates_expire = _expiries(tls)
-        self._supervisor = Supervisor(
-            _worker_config(settings, port),
+
+    def _make_supervisor(self, tls: TlsFiles | None) -> Supervisor:
+        settings = self._settings
+        return Supervisor(
+            _worker_config(settings, self._port),
             self._publisher,
             self._key_usage.message,
             tls,
             workers=settings.workers,
             heartbeat_timeout=settings.heartbeat_timeout_seconds,
             start_timeout=settings.start_timeout_seconds,
-            listener=holder if settings.transport == "native" else None,
+            listener=self._holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
             propagation=self._proof.propagation,
             lend=self._reserve.lent,
         )
-        self._status = StatusReader(
-            self._publisher,
-            self._synchronizer.state,
-            self._supervisor,
-            self._proof,
-            keys=self._key_usage.last_used,
-            certificates=lambda: self._certificates_expire,
-            control_socket=lambda: "off" if self._control is None else self._control.state,
-            database=lambda: _database(self._source),
-            held_commands=lambda: self._gate.held,
-            history=lambda: self._synchronizer.catalogue.disk.entries,
-        )
-        path = settings.control_path()
-        self._control = (
-            None
-            if path is None
-            else ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
-        )
-        self._admin = AdminServer(
-            settings.metrics_host or settings.host,
-            settings.metrics_port,
-            read=self._status.read,
-            alive=self._problem,
-        )
+
+    def _make_control_server(self) -> ControlServer | None:
+        path = self._settings.control_path()
+        if path is None:
+            return None
+        return ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
 
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
@@ -266,7 +275,7 @@ class _Master:
         log.info(
             "Starting",
             version=__version__,
-            address=f"{settings.host}:{self._port}",
+            address=f"[{settings.host}]:{self._port}" if ":" in settings.host else f"{settings.host}:{self._port}",
             metrics_port=self._admin.port,
             workers=settings.workers,
             transport=settings.transport,

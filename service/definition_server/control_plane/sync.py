@@ -190,9 +190,10 @@ class Synchronizer:
         except Held as held:
             outcome, error, reason = Outcome.HELD, str(held), held.held.reason
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
-            log.exception("Unexpected failure in a sync cycle")
-            outcome, error = Outcome.FAILED, f"unexpected {type(bug).__name__}: {bug}"
-            reason = Reason.INTERNAL_ERROR
+            outcome, error, reason = Outcome.FAILED, _limit_met(bug), Reason.MACHINE_LIMIT
+            if error is None:
+                log.exception("Unexpected failure in a sync cycle")
+                error, reason = f"unexpected {type(bug).__name__}: {bug}", Reason.INTERNAL_ERROR
         if error is not None:
             await self._after_failure()
         if self._gate is not None:
@@ -284,6 +285,15 @@ class Synchronizer:
             serving_generation=generation,
             next_attempt_in_seconds=round(delay, 3),
         )
+
+
+def _limit_met(failure: Exception) -> str | None:
+    """What the machine has no more of, where Python reports that by something other than an `OSError`."""
+    if isinstance(failure, MemoryError):
+        return "no memory is left"
+    if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
+        return "no thread can be started: memory, or the number of processes, is limited"
+    return None
 
 
 def _reason(failure: SourceError | OSError | CatalogTooLarge) -> Reason:

@@ -93,9 +93,7 @@ class Server:
         """
         self.limits = limits = Limits() if limits is None else limits
         self.router = Router()
-        self.timer_slack = min(1.0, limits.header_timeout, limits.keepalive_timeout, limits.max_connection_idle)
-        self.timer_slack = min(self.timer_slack, limits.stall_timeout, limits.drain_timeout)
-        self.timer_slack = min(self.timer_slack, limits.drain_body_timeout, limits.read_grace)
+        self.timer_slack = _timer_slack(limits)
         self.budget = Budget(limits.max_held)
         self._interceptors = tuple(interceptors)
         self._max_calls = max_concurrent_calls
@@ -410,3 +408,17 @@ class Server:
         if self._own_executor is None:
             self._own_executor = ThreadPoolExecutor(thread_name_prefix="handler")
         return self._own_executor
+
+
+def _timer_slack(limits: Limits) -> float:
+    """See `Host.timer_slack`: no deadline may be noticed later than its own length, nor later than a second."""
+    return min(
+        1.0,
+        limits.header_timeout,
+        limits.keepalive_timeout,
+        limits.max_connection_idle,
+        limits.stall_timeout,
+        limits.drain_timeout,
+        limits.drain_body_timeout,
+        limits.read_grace,
+    )

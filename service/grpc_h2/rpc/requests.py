@@ -133,6 +133,8 @@ class Request:
 _verdicts: dict[Field, tuple[int, Any]] = {}
 _MOST_VERDICTS: Final = 1024
 _LONGEST_REMEMBERED: Final = 512
+_LONGEST_LOGGED: Final = 64
+"""Octets of a field's name."""
 
 
 def interpret(fields: tuple[Field, ...]) -> Request:
@@ -256,12 +258,12 @@ def _read(field: Field) -> tuple[int, Any]:
     name, value = field
     kind = _KINDS.get(name)
     if len(value.strip(_NOT_AT_AN_END).translate(None, _NEVER_IN_A_VALUE)) != len(value):
-        _malformed("a field value with NUL, CR, LF or space at an end")
+        _malformed(f"a field value with NUL, CR, LF or space at an end{_of_field(name)}")
     if kind is None:
         if _NAME.fullmatch(name) is None:
             _malformed("not a field name of a request")
         if name in _CONNECTION_SPECIFIC:
-            _malformed("a connection-specific field")
+            _malformed(f"a connection-specific field{_of_field(name)}")
         verdict = _read_binary(name, value) if name.endswith(b"-bin") else _metadata_text(name, value)
     else:
         verdict = _read_known(kind, name, value)
@@ -340,6 +342,11 @@ def _text(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def _of_field(name: bytes) -> str:
+    """Which field a reason is about, for the log; its value may be a secret."""
+    return f": {name.decode()}" if len(name) <= _LONGEST_LOGGED and _NAME.fullmatch(name) is not None else ""
 
 
 def _malformed(reason: str) -> NoReturn:

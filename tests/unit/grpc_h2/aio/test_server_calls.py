@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from tests.support.native_server import LOOPS, ServerThread, handlers
+from tests.support.polling import until
 
 from grpc_h2.aio.server import Server
 
@@ -313,6 +314,33 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
 
 
 @pytest.mark.requirement("A46")
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("x-key", "secret ", "a field value with NUL, CR, LF or space at an end: x-key"),
+        ("x-key", " secret", "a field value with NUL, CR, LF or space at an end: x-key"),
+        ("x-" + "n" * 100, "secret ", "a field value with NUL, CR, LF or space at an end"),
+        ("connection", "secret", "a connection-specific field: connection"),
+    ],
+)
+def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_peer(
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture, key: str, value: str, reason: str
+) -> None:
+    """The client sees INTERNAL with RST_STREAM alone, which has no room for a reason."""
+    caplog.set_level(logging.INFO, "grpc_h2")
+    with pytest.raises(grpc.RpcError, match="RST_STREAM"):
+        ask(channel, "unary", metadata=((key, value),))
+
+    def lines() -> list[logging.LogRecord]:
+        return [each for each in caplog.records if each.getMessage() == "A request was refused"]
+
+    until(lambda: bool(lines()), "a line")
+    (record,) = lines()
+    assert record.__dict__["error"] == reason
+    assert record.__dict__["peer"].startswith("ipv4:127.0.0.1:")
+    assert "secret" not in caplog.text
+
+
 def test_a_handlers_exception_is_logged_and_not_sent(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "grpc_h2"):
         error = refusal(channel, "raises")

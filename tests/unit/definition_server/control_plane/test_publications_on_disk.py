@@ -1,0 +1,352 @@
+"""No disk holds up a publication or an order, and what it kept counts once it has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from tests.support.leftovers import open_descriptors
+from tests.support.logs import LogLines, logged
+from tests.support.loop import eventually, promptly
+from tests.support.snapshots import row
+from tests.unit.definition_server.control_plane.publication_server import (
+    ALL,
+    FEW,
+    HoldingGate,
+    Server,
+    change,
+)
+
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane import catalogue_disk, served_catalogue, stored_catalogue
+from definition_server.control_plane.publications import (
+    InvalidRequest,
+)
+from definition_server.control_plane.store import StoreError
+from definition_server.control_plane.sync_state import Outcome
+from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
+    server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions, "the table is served")
+    assert logged(logs, "Stored catalogue and pins not known in time", log_level="error")
+    server.disk.works.set()
+    assert await promptly(cycling) is Outcome.PUBLISHED
+
+
+async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    server.disk.works.set()
+    await promptly(cycling)
+    await server.written()
+    await server.cycle()
+    assert server.version == old
+    assert server.generations == sorted(set(server.generations))
+
+
+async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the_pin_there(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    gate = HoldingGate()
+    gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
+    server.options["gate"] = gate
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    server.disk.works.set()
+    await server.written()
+    assert WishesFile(server.directory).read().pinned == Pin(old)
+
+
+async def test_a_pin_or_an_end_of_it_that_the_disk_does_not_know_is_noted_until_it_does(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = server.synchronizer.state
+    await server.cycle()
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WishesFile, "write", fail)
+        assert await server.publications.pin(server.version, None) is not None
+        assert state.pin_unsaved
+        assert await server.publications.unpin() is not None
+        assert not state.pin_unsaved
+        await server.publications.pin(server.version, None)
+    await server.cycle()
+    assert not state.pin_unsaved
+    monkeypatch.setattr(WishesFile, "write", fail)
+    await server.publications.unpin()
+    assert state.pin_unsaved
+
+
+async def test_a_pin_that_would_end_after_all_time_is_refused(server: Server) -> None:
+    await server.cycle()
+    with pytest.raises(InvalidRequest, match="year 9999"):
+        await server.publications.pin(server.version, 9e18)
+    assert server.synchronizer.state.pin is None
+
+
+async def test_a_hanging_disk_delays_neither_accept_nor_pin(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    await server.cycle()
+    good = server.version
+    await server.cycle(*FEW)
+    held = server.held
+    server.disk.works.clear()
+    accepting = asyncio.create_task(server.publications.accept(held))
+    await eventually(lambda: server.version == held, "published")
+    pinning = asyncio.create_task(server.publications.pin(held, None))
+    await eventually(lambda: server.synchronizer.state.pin, "pinned")
+    server.disk.works.set()
+    await promptly(asyncio.gather(accepting, pinning))
+    assert good != held
+
+
+async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_there_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.UNCHANGED
+    server.source.replace(*FEW)
+    assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.HELD
+    held = server.held
+    await promptly(server.publications.accept(held))
+    assert server.version == held
+    server.disk.works.set()
+    await server.written()
+    await server.cycle()
+    assert server.version == old, "the pin counts once the disk has answered"
+    await server.written()
+    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "and the acceptance is used up"
+
+
+async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [new], "the table is served")
+    await promptly(cycling)
+    note = await promptly(server.publications.pin(new, None))
+    assert note is not None
+    assert "not answered" in note
+    assert server.synchronizer.state.pin_unsaved
+    server.disk.works.set()
+    await eventually(lambda: not server.synchronizer.state.pin_unsaved, "stored")
+    assert WishesFile(server.directory).read().pinned == Pin(new)
+    assert server.version == new
+
+
+async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_those_of_an_earlier_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    server.restart()
+    await server.cycle()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    await server.cycle(row("c39", "new"), *ALL[:39])
+    await server.publications.accept(server.held)
+    await server.written()
+    gate.names = frozenset()  # mended while the server is down, by the content that was served
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    server.disk.works.clear()
+    server.restart()
+    await promptly(server.synchronizer.cycle(lambda _: 60.0))
+    server.disk.works.set()
+    await server.written()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "newer"), *ALL[:39]) is Outcome.HELD
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["same run", "restart"])
+async def test_rows_that_were_mended_by_the_content_that_is_served_count_as_held_no_more(
+    server: Server, restart: bool
+) -> None:
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    server.restart()
+    await server.cycle()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    await server.cycle(row("c39", "new"), *ALL[:39])
+    await server.publications.accept(server.held)
+    gate.names = frozenset()
+    server.synchronizer.read_again()
+    assert await server.cycle() is Outcome.UNCHANGED, "the same content, and no row of it is held"
+    if restart:
+        await server.written()
+        server.restart()
+        await server.synchronizer.restore()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "newer"), *ALL[:39]) is Outcome.HELD
+
+
+async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Server) -> None:
+    """The disk took the one and not the other."""
+    assert server.directory is not None
+    gate = HoldingGate()
+    server.options = {"gate": gate}
+    await server.cycle()
+    await server.written()
+    WishesFile(server.directory).write(Wishes(rows_held=12, rows_held_in="ab" * 32))
+    server.restart()
+    gate.names = frozenset(b"c%02d" % number for number in range(12))
+    assert await server.cycle(row("c39", "new"), *ALL[:39]) is Outcome.HELD
+
+
+# -- orders that are interrupted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["pin", "unpin", "accept"])
+async def test_an_order_whose_client_leaves_is_carried_out_to_its_end(server: Server, order: str) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    if order == "unpin":
+        await server.publications.pin(old, None)
+    await server.cycle(*FEW)
+    held = server.held
+    await server.written()
+    orders: dict[str, Coroutine[Any, Any, Any]] = {
+        "pin": server.publications.pin(old, None),
+        "unpin": server.publications.unpin(),
+        "accept": server.publications.accept(held),
+    }
+    async with server.synchronizer.catalogue._lock:  # a cycle publishes meanwhile
+        giving = asyncio.create_task(orders.pop(order))
+        for unused in orders.values():
+            unused.close()
+        await asyncio.sleep(0.01)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+        assert giving.cancelled()
+    expected = {"pin": old, "unpin": new, "accept": held}[order]
+    await eventually(lambda: server.version == expected, "carried out")
+    await eventually(lambda: not server.publications._orders, "ended")
+    kept = WishesFile(server.directory).read()
+    assert kept == Wishes(pinned=Pin(old) if order == "pin" else None)
+
+
+async def test_a_failure_of_an_order_whose_client_left_is_logged(
+    server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.cycle()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(server.synchronizer.catalogue, "_settle", fail)
+    async with server.synchronizer.catalogue._lock:
+        giving = asyncio.create_task(server.publications.pin(server.version, None))
+        await asyncio.sleep(0.01)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+    await eventually(lambda: logged(logs, "Unexpected failure of an operator's order", log_level="error"), "logged")
+    logs.clear()  # the frames of the exception have the catalogue
+
+
+async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_it(server: Server) -> None:
+    await server.cycle()
+    first = server.version
+    second = await change(server, "second")
+    await change(server, "third")
+    catalogue = server.synchronizer.catalogue
+    load, loading, go_on = catalogue.disk.load_version, asyncio.Event(), asyncio.Event()
+
+    async def slow(version: str, signer: Signer | None) -> Snapshot | None:
+        found = await load(version, signer)
+        if version == first:
+            loading.set()
+            await go_on.wait()
+        return found
+
+    catalogue.disk.load_version = slow  # type: ignore[method-assign]
+    server.policy = Policy(pin=Pin(first))
+    following = asyncio.create_task(catalogue.follow())
+    await promptly(loading.wait())
+    async with catalogue._lock:
+        pinning = asyncio.create_task(server.publications.pin(second, None))
+        await eventually(lambda: catalogue.wishes().pin == Pin(second), "pinned")
+        go_on.set()
+        await asyncio.sleep(0.01)
+    await promptly(asyncio.gather(following, pinning))
+    assert server.version == second
+
+
+async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a_publication(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.cycle()
+    await server.cycle(row("c00", "warm"), *ALL[1:])
+
+    def none_left(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    def snapshots() -> int:
+        gc.collect()  # a mapping has a descriptor of its own, and the frames of an exception keep the mapping
+        return sum("avap-snapshot" in path for path in open_descriptors().values())
+
+    before = snapshots()
+    with monkeypatch.context() as patch:
+        patch.setattr(served_catalogue.os, "dup", none_left)
+        for number in range(3):
+            assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
+    assert snapshots() == before
+    assert await server.cycle() is Outcome.PUBLISHED
