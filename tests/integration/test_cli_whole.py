@@ -90,6 +90,9 @@ def test_the_demo_serves_its_catalogue_and_its_printed_commands_work(demo: Demo)
     key = demo.find(r"x-avap-auth: (\S+)")
     url = demo.find(r"PostgreSQL at (\S+)")
     until(lambda: "Serving" in demo.output, lambda: demo.output)
+    assert "signing   off: set AVAP_INTERNAL_KEY" in demo.output
+    assert "Limit of open files" not in demo.output
+    assert "Code is served unsigned" not in demo.output
     got = run("get", "if", "--json", API_KEY=key, PORT=port)
     assert json.loads(got.stdout)["name"] == "if"
     synced = run("fetch", "--json", API_KEY=key, PORT=port)
