@@ -25,6 +25,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardLinkType,
     DataSourceRef,
     DataTransformerConfig,
+    DynamicConfigValue,
     Threshold,
     ThresholdsMode,
     VariableOption,
@@ -178,15 +179,27 @@ FRESHNESS = (
             ("avap_source_rows{<HERE>}", "{{instance}} rows"),
             ("avap_cache_size{<HERE>}", "{{instance}} served"),
         ),
+        columns=12,
     ),
     Shown(
         "Age of the catalogue", "Since it was built. Rises as long as the table does not change.", "replicas-differ",
         (("time() - avap_snapshot_created_timestamp_seconds{<HERE>}", "{{instance}}"),), unit="s", least=None,
+        columns=12,
     ),
     Shown(
-        "What each instance serves", "Instances of one table must show one hash.", "replicas-differ",
-        (("avap_snapshot_info{<HERE>} * on (job, instance) group_left (version) avap_build_info{<HERE>}", ""),),
-        kind=TABLE,
+        "What each instance serves", "Instances of one table must show one hash; since when, and whether it is fresh.",
+        "replicas-differ",
+        (
+            (
+                "max by (instance, version_hash, version) "
+                "(avap_snapshot_info{<HERE>} * on (job, instance) group_left (version) avap_build_info{<HERE>})", "",
+            ),
+            ("max by (instance) (avap_snapshot_published_timestamp_seconds{<HERE>}) * 1000", ""),
+            ("max by (instance) (avap_fresh{<HERE>})", ""),
+            ("max by (instance) (avap_sync_age_seconds{<HERE>})", ""),
+            ("max by (instance) (avap_ready{<HERE>})", ""),
+        ),
+        kind=TABLE, columns=24,
     ),
 )  # fmt: skip
 
@@ -331,6 +344,18 @@ PUBLICATION = (
     ),
 )  # fmt: skip
 
+FLEET = {
+    "instance": "instance", "version_hash": "serves", "Value #B": "since", "Value #C": "fresh",
+    "Value #D": "table read before", "Value #E": "ready", "version": "program",
+}  # fmt: skip
+"""Of the table of instances: field → column, in their order. ``Value #B`` is that of the second query."""
+FLEET_UNITS = {"since": "dateTimeAsIso", "table read before": "s"}
+PUBLICATIONS = (
+    "min by (version_hash) (avap_snapshot_published_timestamp_seconds{<HERE>}"
+    " * on (job, instance) group_left (version_hash) avap_snapshot_info{<HERE>}) * 1000"
+)
+"""The annotation of publications: when the first instance served each version, in milliseconds."""
+
 ROWS = (
     ("At a glance", AT_A_GLANCE),
     ("Traffic", TRAFFIC),
@@ -363,16 +388,28 @@ def empty_panel(shown: Shown) -> Panel:
     if shown.kind == HEAT:
         return heatmap.Panel().color(heatmap_colour()).mode(TooltipDisplayMode.SINGLE)
     if shown.kind == TABLE:
-        kept = {"instance": 0, "version_hash": 1, "version": 2}
-        return table.Panel().transformations(
-            [
-                DataTransformerConfig(id_val="filterFieldsByName", options={"include": {"names": list(kept)}}),
-                DataTransformerConfig(id_val="organize", options={"indexByName": kept}),
-            ]
-        )
+        return fleet_table()
     legend = VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True)
     tooltip = VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING)
     return timeseries.Panel().legend(legend).tooltip(tooltip).fill_opacity(8)
+
+
+def fleet_table() -> table.Panel:
+    """One line for each instance, of the answers to several queries."""
+    order = {name: place for place, name in enumerate(FLEET)}
+    made = table.Panel().transformations(
+        [
+            DataTransformerConfig(id_val="merge", options={}),
+            DataTransformerConfig(id_val="filterFieldsByName", options={"include": {"names": list(FLEET)}}),
+            DataTransformerConfig(id_val="organize", options={"indexByName": order, "renameByName": FLEET}),
+        ]
+    )
+    for column, unit in FLEET_UNITS.items():
+        made = made.override_by_name(column, [DynamicConfigValue(id_val="unit", value=unit)])
+    words = {"type": "value", "options": {"0": {"text": "no", "color": "red"}, "1": {"text": "yes", "color": "green"}}}
+    for column in ("fresh", "ready"):
+        made = made.override_by_name(column, [DynamicConfigValue(id_val="mappings", value=[words])])
+    return made
 
 
 def heatmap_colour() -> heatmap.HeatmapColorOptions:
@@ -429,7 +466,20 @@ def build() -> str:
         for shown in panels:
             number += 1
             made = made.with_panel(panel(shown, number))
-    return json.dumps(made.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    made = made.annotation(
+        dashboard.AnnotationQuery()
+        .name("Publications")
+        .datasource(SOURCE)
+        .enable(True)
+        .icon_color("blue")
+        .expr(PUBLICATIONS.replace("<HERE>", HERE))
+    )
+    document = json.loads(json.dumps(made.build(), cls=JSONEncoder))
+    # Fields of the Prometheus plugin, which the types of the dashboard do not know: the value is the time.
+    document["annotations"]["list"][0] |= {
+        "titleFormat": "Publication", "textFormat": "{{version_hash}}", "useValueForTime": True,
+    }  # fmt: skip
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":

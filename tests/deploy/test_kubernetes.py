@@ -11,6 +11,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from deploy.prometheus import prometheus_rule
 from tests.deploy import promises
 from tests.deploy.conftest import OVERLAYS
 from tests.deploy.manifests import Manifests, Object, octets
@@ -29,6 +30,10 @@ ROOT = KUBERNETES.parents[1]
 RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 """Kubernetes releases that the manifests are valid for."""
 COMPONENTS = tuple(sorted(path.name for path in (KUBERNETES / "components").iterdir()))
+
+
+CUSTOM = ("ServiceMonitor", "PrometheusRule")
+"""Kinds of the Prometheus operator."""
 
 
 def with_components(tmp_path: Path, *names: str) -> Manifests:
@@ -63,7 +68,7 @@ def judge(manifests: Manifests) -> list[str]:
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_object_is_valid(manifests: Manifests, release: str) -> None:
     for each in manifests.objects:
-        if each["kind"] != "ServiceMonitor":
+        if each["kind"] not in CUSTOM:
             kubernetes_validate.validate(each, release, strict=True)
 
 
@@ -94,7 +99,7 @@ def test_every_component_renders_to_valid_objects(component: str, tmp_path: Path
     # The overlays have service-monitor already; adding it twice would be a mistake of the operator.
     names = () if component == "service-monitor" else (component,)
     for each in with_components(tmp_path, *names).objects:
-        if each["kind"] != "ServiceMonitor":
+        if each["kind"] not in CUSTOM:
             kubernetes_validate.validate(each, RELEASES[0], strict=True)
 
 
@@ -298,6 +303,27 @@ def test_with_tls_no_probe_speaks_cleartext_grpc_to_the_tls_port(tmp_path: Path)
         volume = tls.mounted(tls.environment[variable])
         assert volume is not None
         assert volume["secret"]["secretName"] == "definition-server-tls"
+
+
+def test_the_rules_of_the_operator_are_the_output_of_their_source(tmp_path: Path) -> None:
+    assert prometheus_rule.OUTPUT.read_text(encoding="utf-8") == prometheus_rule.build(), (
+        "stale: run python deploy/prometheus/prometheus_rule.py"
+    )
+    rule = with_components(tmp_path, "prometheus-rule").one("PrometheusRule")
+    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    assert rule["spec"]["groups"] == [
+        group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    ]
+    assert rule["metadata"]["namespace"] == "avap"
+
+
+def test_the_dashboard_is_a_configmap_that_the_sidecar_of_grafana_finds(tmp_path: Path) -> None:
+    changed = with_components(tmp_path, "grafana-dashboard")
+    assert judge(changed) == []
+    (found,) = (each for each in changed.objects if each["metadata"]["name"] == "definition-server-dashboard")
+    assert found["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    written = (ROOT / "deploy/grafana/definition-server.json").read_text(encoding="utf-8")
+    assert found["data"] == {"definition-server.json": written}
 
 
 def test_every_overlay_is_tested() -> None:

@@ -142,8 +142,22 @@ def test_every_query_of_the_dashboard_has_data_of_the_right_shape(
     if panel["type"] == "heatmap":
         assert len({one["le"] for one in labels}) == len(series) > 3
     if panel["type"] == "table":
-        shown = panel["transformations"][0]["options"]["include"]["names"]
-        assert all(one.get(column) for one in labels for column in shown)
+        (shown,) = (
+            each["options"]["include"]["names"] for each in panel["transformations"] if "include" in each["options"]
+        )
+        assert f"Value #{target['refId']}" in shown or target["refId"] == "A"
+        columns = [name for name in shown if not name.startswith("Value #")] if target["refId"] == "A" else ["instance"]
+        assert all(one.get(column) for one in labels for column in columns)
+
+
+def test_the_annotation_of_publications_is_the_time_of_each_version_in_milliseconds(scraped: Scraped) -> None:
+    prometheus, _ = scraped
+    (annotation,) = json.loads(DASHBOARD.read_text())["annotations"]["list"]
+    series = until(lambda: prometheus.query(concrete(annotation["expr"])), "a publication")
+    assert isinstance(series, list)
+    for one in series:
+        assert re.fullmatch("[0-9a-f]{64}", one["metric"]["version_hash"])
+        assert abs(float(one["value"][1]) / 1000 - float(one["value"][0])) < 600
 
 
 def test_the_panels_show_the_outcomes_and_reasons_of_the_test(scraped: Scraped) -> None:

@@ -90,6 +90,9 @@ def test_the_demo_serves_its_catalogue_and_its_printed_commands_work(demo: Demo)
     key = demo.find(r"x-avap-auth: (\S+)")
     url = demo.find(r"PostgreSQL at (\S+)")
     until(lambda: "Serving" in demo.output, lambda: demo.output)
+    assert "signing   off: set AVAP_INTERNAL_KEY" in demo.output
+    assert "Limit of open files" not in demo.output
+    assert "Code is served unsigned" not in demo.output
     got = run("get", "if", "--json", API_KEY=key, PORT=port)
     assert json.loads(got.stdout)["name"] == "if"
     synced = run("fetch", "--json", API_KEY=key, PORT=port)
@@ -210,6 +213,19 @@ def test_config_prints_the_settings_in_force_the_database_and_no_secret() -> Non
 
 
 @pytest.mark.thorough  # starts servers
+def test_validate_prints_its_report_alone_on_stdout(table: Table) -> None:
+    table.add_commands(2)
+    done = run("validate", "--json", DATABASE_URL=table.url)
+    assert json.loads(done.stdout)["count"] == 2
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_config_in_a_pipe_cuts_no_value_off(table: Table, tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 150))
+    done = run("config", DATABASE_URL=table.url, API_KEY="k", SNAPSHOT_DIR=long, COLUMNS="80")
+    assert long in done.stdout
+
+
 def test_snapshot_inspect_reads_the_stored_file(table: Table, start_server: StartServer, tmp_path: Path) -> None:
     table.add_commands(4)
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()

@@ -64,6 +64,10 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["sync"]["next_attempt"].endswith("Z")
     assert [key["id"] for key in status["keys"]] == ["default"]
     assert server.statusz()["control_socket"] == "open"
+    side_by_side = run("status", f"127.0.0.1:{server.metrics_port}", directory=directory)
+    assert side_by_side.returncode == 0, side_by_side.stderr
+    assert "\tyes\tready\t" in side_by_side.stdout
+    assert status["served"]["version_hash"] in side_by_side.stdout
     plain = run("status", directory=directory)
     assert plain.returncode == 0
     assert status["served"]["version_hash"] in plain.stdout

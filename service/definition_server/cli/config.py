@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from definition_server.cli.exits import misspelled, server_settings_or_exit
+from definition_server.cli.exits import misspelled, on_terminal, server_settings_or_exit
 from definition_server.cli.reference import settings_page
 from definition_server.environment import effective
 from definition_server.settings import Settings
@@ -33,7 +33,12 @@ def config(as_json: bool, reference: bool) -> None:
     if as_json:
         console.print_json(data=values)
         return
-    table = Table("variable", "value", box=None)
+    if not on_terminal():  # a value must not be cut off at a width that a pipe does not have
+        for variable, value in values.items():
+            click.echo(f"{variable:<28} {'unset' if value is None else value}")
+        return
+    table = Table("variable", box=None)
+    table.add_column("value", overflow="fold")
     for variable, value in values.items():
         table.add_row(variable, "[dim]unset[/dim]" if value is None else value)
     console.print(table)

@@ -24,7 +24,7 @@ _SHOWN_HASH = 16
 """Digits in tables; every command takes as few as 8."""
 _BRIEF_HASH = 8
 """Digits where the line is narrow: the least that a command takes."""
-_WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}")
+_WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}|[0-9.]{7,15}:[0-9]+")
 """A cell that no terminal may break."""
 
 # -- values ----------------------------------------------------------------------------------------------------------

@@ -123,8 +123,22 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         def run(*, socket: Path | None, timeout: float, **others: Any) -> None:
+            command(master=master_at(socket, timeout), **others)
+
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+        return cast("Command", server_options(timeout)(run))
+
+    return add
+
+
+def server_options(timeout: float) -> Callable[[Command], Command]:
+    """``--json`` (``as_json``), ``--socket`` and ``--timeout``, as they are."""
+
+    def add(command: Command) -> Command:
+        def run(**options: Any) -> None:
             with no_traceback():
-                command(master=Master(socket_path(socket), timeout), **others)
+                command(**options)
 
         run.__doc__, run.__name__ = command.__doc__, command.__name__
         run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
@@ -144,6 +158,11 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
         return cast("Command", run)
 
     return add
+
+
+def master_at(socket: Path | None, timeout: float) -> Master:
+    """The server behind the socket ``socket``, or behind that of the environment. Raises as `socket_path`."""
+    return Master(socket_path(socket), timeout)
 
 
 def socket_path(given: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
@@ -16,19 +17,30 @@ from definition_server.cli.control_output import (
     short,
     yes_or_no,
 )
-from definition_server.cli.control_socket import EPILOG, Master, control_options
+from definition_server.cli.control_socket import EPILOG, master_at, server_options
 from definition_server.cli.exits import print_json, print_wrapped_facts, visible
+from definition_server.cli.fleet import show_fleet
 from definition_server.rpc import avap_control_pb2 as pb
 
 
 @click.command(epilog=EPILOG)
-@control_options(10)
-def status(master: Master, as_json: bool) -> None:
+@click.argument("hosts", nargs=-1, metavar="[HOST[:PORT]]...")
+@server_options(10)
+def status(hosts: tuple[str, ...], as_json: bool, socket: Path | None, timeout: float) -> None:
     """Show what the server serves, since when, and what it holds back.
 
-    Exit codes: 0 shown, 4 not your server, 69 no server at the socket.
+    With HOST: one line for each replica there, asked on its metrics port (9464), and which of them differ. A name may
+    have several addresses, as that of a headless service has.
+
+    Exit codes: 0 shown; with HOST: all are ready, fresh and serve one version; 1 with HOST: they do not; 4 not your
+    server, 69 no server at the socket, or no replica answers.
     """
-    answer: pb.Status = master.call("GetStatus", pb.GetStatusRequest())
+    if hosts:
+        if socket is not None:
+            raise click.UsageError("Give HOST or --socket.")
+        show_fleet(hosts, timeout, as_json=as_json)
+        return
+    answer: pb.Status = master_at(socket, timeout).call("GetStatus", pb.GetStatusRequest())
     if as_json:
         print_json(json_value(answer))
         return

@@ -25,6 +25,7 @@ from definition_server.cli.exits import (
 from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.source import ReadLimits, SourceError
+from definition_server.observability.logs import log_warnings_to_stderr
 from definition_server.settings import Settings
 
 
@@ -51,6 +52,7 @@ def validate(as_json: bool) -> None:
     1 there are findings, 69 the database cannot be read.
     """
     settings = server_settings_or_exit(API_KEY="unused", API_KEYS=None)
+    log_warnings_to_stderr()
     try:
         report = asyncio.run(_report(settings))
     except SourceError as error:

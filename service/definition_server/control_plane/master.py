@@ -275,7 +275,7 @@ class _Master:
         log.info(
             "Starting",
             version=__version__,
-            address=f"{settings.host}:{self._port}",
+            address=f"[{settings.host}]:{self._port}" if ":" in settings.host else f"{settings.host}:{self._port}",
             metrics_port=self._admin.port,
             workers=settings.workers,
             transport=settings.transport,

@@ -86,6 +86,20 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
     )
 
 
+def log_warnings_to_stderr() -> None:
+    """For a command whose result goes to stdout: warnings and errors as readable lines on stderr, and nothing else."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            _visible,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_STANDARD["WARN"]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 def _log_what_python_would_print() -> None:
     """Log what Python writes to stderr by itself, as tracebacks: exceptions that nobody catches, and warnings.
 

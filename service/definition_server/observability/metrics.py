@@ -103,6 +103,11 @@ def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:
         "When the published snapshot was built, seconds since the epoch.",
         catalog.created_at if catalog else None,
     )
+    yield _gauge(
+        "avap_snapshot_published_timestamp_seconds",
+        "When it was published, seconds since the epoch: it is served since then.",
+        catalog.published_at if catalog else None,
+    )
     info = InfoMetricFamily("avap_snapshot", "Version hash of the published snapshot.")
     if catalog is not None:
         info.add_metric((), {"version_hash": catalog.version_hash})

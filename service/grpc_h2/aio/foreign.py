@@ -78,6 +78,38 @@ def undecided(octets: bytes) -> bool:
     return len(octets) < _MOST and _BEGUN_LINE.fullmatch(octets) is not None
 
 
+class FirstOctets:
+    """The first octets of a connection, until it is clear whether they are HTTP/2's preface."""
+
+    __slots__ = ("_octets",)
+
+    def __init__(self) -> None:
+        self._octets = b""
+
+    def take(self, data: bytes, *, secure: bool) -> bytes | Foreign | None:
+        """``data`` has arrived; with ``secure``, through TLS.
+
+        Returns:
+            All that has arrived, which the connection is to judge; or what the peer speaks instead; None where that is
+            too little to tell.
+        """
+        octets = self._octets + data
+        preface = frames.PREFACE
+        if octets[: len(preface)] == preface[: len(octets)]:
+            wait = len(octets) < len(preface)
+        elif secure:
+            wait = False
+        else:
+            foreign = recognise(octets, speaks=CLEARTEXT)
+            if foreign is not None:
+                return foreign
+            wait = undecided(octets)
+        if not wait:
+            return octets
+        self._octets = octets
+        return None
+
+
 def _http1(speaks: str, received: str, *, head: bool = False) -> bytes:
     text = f"This port speaks {speaks}, not {received}: use a gRPC client.\n".encode()
     lines = (

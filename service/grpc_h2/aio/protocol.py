@@ -37,7 +37,7 @@ from time import perf_counter
 from typing import Any, Protocol, cast
 
 from grpc_h2.aio.admission import REASONS, Refusal, Trust
-from grpc_h2.aio.foreign import CLEARTEXT, Foreign, recognise, undecided
+from grpc_h2.aio.foreign import FirstOctets, Foreign
 from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
@@ -57,7 +57,6 @@ from grpc_h2.connection.events import (
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
 from grpc_h2.static.routes import Router
-from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode
 
 _STREAMS_RELEASED_AT_ONCE = 32
@@ -167,7 +166,7 @@ class Http2Protocol(asyncio.Protocol):
         self._prompt = False
         """Whether octets are processed as soon as they arrive: the peer is a client, and the connection not closing."""
         self._early_reads = _EARLY_READS
-        self._opening: bytes | None = b""
+        self._opening: FirstOctets | None = FirstOctets()
         """The first octets, until it is clear that they are HTTP/2's preface."""
         self.network = network
         """The network with which the deferred work of this connection is counted."""
@@ -406,9 +405,14 @@ class Http2Protocol(asyncio.Protocol):
         """Octets of a peer that is no client (yet)."""
         self.active_at = self._loop.time()
         if self._opening is not None:
-            data = self._first_octets(self._opening + data)
-            if not data:
+            found = self._opening.take(data, secure=self._transport.get_extra_info("ssl_object") is not None)
+            if found is None:
                 return
+            self._opening = None
+            if isinstance(found, Foreign):
+                self._leave_foreign(found)
+                return
+            data = found
         host = self._host
         share = Share.STRANGERS
         if self._early_reads:
@@ -428,24 +432,6 @@ class Http2Protocol(asyncio.Protocol):
         """See whether the peer has become a client by what it has just sent."""
         if self.connection.authorized:
             self.vouch(Trust.CLIENT)
-
-    def _first_octets(self, octets: bytes) -> bytes:
-        """All that has arrived so far: what the connection is to judge, or nothing where that is foreign, or too little
-        to tell."""
-        preface = frames.PREFACE
-        if octets[: len(preface)] == preface[: len(octets)]:
-            wait = len(octets) < len(preface)
-        elif self._transport.get_extra_info("ssl_object") is not None:
-            wait = False
-        else:
-            foreign = recognise(octets, speaks=CLEARTEXT)
-            if foreign is not None:
-                self._opening = None
-                self._leave_foreign(foreign)
-                return b""
-            wait = undecided(octets)
-        self._opening = octets if wait else None
-        return b"" if wait else octets
 
     def _settle(self) -> None:
         """Write what may be written, hand out the events that this causes, and decide whether to read on."""

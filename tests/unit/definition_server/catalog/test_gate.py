@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.gate import refresh
 
 from definition_server.catalog.builder import SnapshotBuilder
-from definition_server.catalog.content_check import flaws_of
+from definition_server.catalog.content_check import Flaw, flaws_of
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.gate import Change, Gate, Held, Review
 from definition_server.catalog.signing import Signer
@@ -251,6 +251,34 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
     assert bench.gate.note_pending(b"a", bench.gate.pending[b"a"], flaws_of(bench.gate.checks, b"a", b"[]", b"if"))
     bench.read(row("a", "if"), row("b", "new = 1"))
     assert bench.codes == {"b": "new = 1"}
+
+
+def test_a_version_that_nobody_has_judged_stays_pending_where_it_is_served_in_place_of_a_bad_row() -> None:
+    """To be served instead of a row without code makes no version good: it may be bad itself."""
+    bench = Bench()
+    bench.read(row("a", "if"), row("b"), judging=False)
+    bench.read(row("a", None), row("b"), judging=False)
+    assert bench.last is not None
+    served = bench.last.get("a")
+    assert served is not None
+    assert served.code == b"if", "nobody could judge it"
+    assert bench.gate.held[b"a"].reason is Unserved.NULL_CODE
+    assert bench.gate.pending.keys() == {b"a", b"b"}
+    assert bench.findings.unchecked == 2
+    bench.read(row("a", None), row("b"))
+    assert bench.codes == {"b": "pass"}, "judged, it is no good version"
+    assert not bench.gate.held
+
+
+def test_a_version_that_was_judged_good_is_held_without_being_judged_again() -> None:
+    bench = Bench()
+    bench.read(row("a"), row("b"), judging=False)
+    bench.read(row("a"), row("b"))
+    for name, digest in tuple(bench.gate.pending.items()):
+        bench.gate.note_pending(name, digest, Flaw.NONE)
+    bench.read(row("a", None), row("b"), judging=False)
+    assert bench.codes == {"a": "pass", "b": "pass"}
+    assert not bench.gate.pending
 
 
 def test_an_interface_that_python_alone_reads_is_suspect_as_long_as_it_is_served() -> None:

@@ -39,7 +39,7 @@ RUNNING = ServiceStatus(
     started_at=1_700_000_000.5,
     ready=True,
     stopping=False,
-    catalog=CatalogStatus(9, VERSION_HASH, 30, 4096, 1_700_000_001.5),
+    catalog=CatalogStatus(9, VERSION_HASH, 30, 4096, 1_700_000_001.5, 1_700_000_002.5),
     sync=SyncStatus(
         cycles={"published": 2, "unchanged": 40, "failed": 1},
         last_outcome="unchanged",
@@ -160,6 +160,7 @@ NAMES = {
     "avap_snapshot_bytes": set(),
     "avap_snapshot_generation": set(),
     "avap_snapshot_created_timestamp_seconds": set(),
+    "avap_snapshot_published_timestamp_seconds": set(),
     "avap_snapshot_info": {"version_hash"},
     "avap_sync_cycles_total": {"outcome"},
     "avap_sync_failed": {"reason"},
@@ -223,6 +224,7 @@ def test_every_metric_has_a_help_text() -> None:
         ("avap_snapshot_bytes", {}, 4096),
         ("avap_snapshot_generation", {}, 9),
         ("avap_snapshot_created_timestamp_seconds", {}, 1_700_000_001.5),
+        ("avap_snapshot_published_timestamp_seconds", {}, 1_700_000_002.5),
         ("avap_snapshot_info", {"version_hash": VERSION_HASH}, 1),
         ("avap_sync_cycles_total", {"outcome": "unchanged"}, 40),
         ("avap_sync_last_success_timestamp_seconds", {}, 1_700_000_090.0),
@@ -271,6 +273,7 @@ def test_before_the_first_snapshot_metrics_without_a_value_have_no_sample() -> N
     for name in (
         "avap_snapshot_info",
         "avap_snapshot_created_timestamp_seconds",
+        "avap_snapshot_published_timestamp_seconds",
         "avap_sync_last_success_timestamp_seconds",
         "avap_sync_age_seconds",
         "avap_worker_up",
