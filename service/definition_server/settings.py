@@ -15,7 +15,7 @@ from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
 from definition_server.cpus import granted_cpus
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.memory_limit import default_catalogue_bytes
-from definition_server.tls_checks import check_client_authorities, check_pair
+from definition_server.tls_checks import Pem, check_client_authorities, check_pair, check_pem
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
@@ -433,10 +433,18 @@ class Settings(EnvironmentSettings):
                 raise ValueError("it holds the key of API_KEY, under another id")
         return value
 
+    @field_validator("tls_cert_file")
+    @classmethod
+    def _check_certificate(cls, value: Path | None) -> Path | None:
+        check_pem(value, Pem.CERTIFICATE)
+        return value
+
     @field_validator("tls_key_file")
     @classmethod
-    def _check_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        check_pair(info.data.get("tls_cert_file"), value, "TLS_CERT_FILE and TLS_KEY_FILE")
+    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        check_pem(value, Pem.PRIVATE_KEY)
+        if "tls_cert_file" in info.data:  # otherwise its fault is reported already
+            check_pair(info.data["tls_cert_file"], value, "TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
     @field_validator("tls_client_ca_file")
@@ -445,6 +453,7 @@ class Settings(EnvironmentSettings):
         if value is not None:
             if "tls_key_file" in info.data and info.data["tls_key_file"] is None:
                 raise ValueError("it needs TLS_CERT_FILE and TLS_KEY_FILE")
+            check_pem(value, Pem.CERTIFICATE)
             check_client_authorities(value)
         return value
 

@@ -2,8 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+from enum import Enum
 from pathlib import Path
+
+LARGEST = 1024 * 1024
+"""Octets of a file: a bundle of all public authorities has a fifth of that."""
+
+
+_PLACE_IN_THE_LIBRARY = re.compile(r" \(_ssl\.c:\d+\)$")
+
+
+class Pem(Enum):
+    """What a file is to hold."""
+
+    CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+    PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+
+
+def check_pem(path: Path | None, wanted: Pem) -> None:
+    """Refuse what cannot be a PEM file of ``wanted``, by a reason that is about this file alone.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if path is None:
+        return
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({first_line(error)})") from None
+    if len(content) > LARGEST:
+        raise ValueError("it has more than 1 MiB")
+    if not content.strip():
+        raise ValueError("the file is empty")
+    if wanted.value.search(content) is None:
+        name = wanted.name.lower().replace("_", " ")
+        form = "; it looks like DER, convert it with openssl" if content.startswith(b"\x30") else ""
+        raise ValueError(f"it holds no {name} in PEM{form}")
 
 
 def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
@@ -54,4 +93,5 @@ def _no_password() -> str:
 
 def first_line(error: Exception) -> str:
     """The reason, without what OpenSSL adds."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    return _PLACE_IN_THE_LIBRARY.sub("", text)

@@ -5,6 +5,8 @@ page matches the declaration.
 
 from __future__ import annotations
 
+import base64
+import os
 import subprocess
 from pathlib import Path
 
@@ -453,13 +455,70 @@ def test_a_problem_of_tls_files_is_reported_under_the_variable_to_change(tmp_pat
         ("TLS_KEY_FILE", {"TLS_KEY_FILE": key}, "belong together"),
         ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": str(other.key)}, "cannot be loaded"),
         ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": missing}, "No such file"),
-        ("TLS_KEY_FILE", {**pair, "TLS_CERT_FILE": missing}, "No such file"),
-        ("TLS_KEY_FILE", {**pair, "TLS_CERT_FILE": key}, "cannot be loaded"),
+        ("TLS_CERT_FILE", {**pair, "TLS_CERT_FILE": missing}, "No such file"),
+        ("TLS_CERT_FILE", {**pair, "TLS_CERT_FILE": key}, "it holds no certificate in PEM"),
+        ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": cert}, "it holds no private key in PEM"),
         ("TLS_KEY_FILE", {**pair, "TLS_KEY_FILE": str(tmp_path / "locked")}, "the key is encrypted"),
         ("TLS_CLIENT_CA_FILE", {"TLS_CLIENT_CA_FILE": cert}, "needs TLS_CERT_FILE and TLS_KEY_FILE"),
-        ("TLS_CLIENT_CA_FILE", {**pair, "TLS_CLIENT_CA_FILE": key}, "cannot be loaded"),
+        ("TLS_CLIENT_CA_FILE", {**pair, "TLS_CLIENT_CA_FILE": key}, "it holds no certificate in PEM"),
         ("TLS_CLIENT_CA_FILE", {**pair, "TLS_CLIENT_CA_FILE": missing}, "No such file"),
     ):
         (problem,) = failure(**values).problems
         assert problem.variable == variable, values
         assert reason in problem.reason, values
+
+
+TLS_FILES = {
+    "pipe": "it is not a regular file",
+    "directory": "it is not a regular file",
+    "device": "it is not a regular file",
+    "empty": "the file is empty",
+    "blank": "the file is empty",
+    "der": "it looks like DER",
+    "utf-16": "in PEM",
+    "text": "in PEM",
+    "cut": "cannot be loaded",
+    "large": "it has more than 1 MiB",
+}
+"""What a file of TLS can be by mistake → a part of the reason."""
+
+
+@pytest.mark.parametrize("kind", TLS_FILES)
+@pytest.mark.parametrize("variable", ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"])
+def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
+    variable: str, kind: str, tmp_path: Path
+) -> None:
+    """A pipe would hold up the start until somebody writes to it."""
+    authority = Authority(tmp_path)
+    made = authority.sign("server")
+    values = {
+        "TLS_CERT_FILE": str(made.cert), "TLS_KEY_FILE": str(made.key), "TLS_CLIENT_CA_FILE": str(authority.cert),
+    }  # fmt: skip
+    sound, odd = Path(values[variable]).read_bytes(), tmp_path / "odd"
+    first_line = sound.splitlines()[0]
+    contents = {
+        "empty": b"", "blank": b" \n\n", "text": b"not a certificate\n", "utf-16": sound.decode().encode("utf-16"),
+        "der": base64.b64decode(b"".join(line for line in sound.splitlines() if not line.startswith(b"-----"))),
+        "cut": first_line + b"\n", "large": sound + b"#" * 1024 * 1024,
+    }  # fmt: skip
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "directory":
+        odd.mkdir()
+    elif kind == "device":
+        odd.symlink_to("/dev/zero")
+    else:
+        odd.write_bytes(contents[kind])
+    (problem,) = failure(**values | {variable: str(odd)}).problems
+    assert TLS_FILES[kind] in problem.reason
+    assert "_ssl.c" not in problem.reason
+    # Whether a certificate that is cut fits its key shows only with both.
+    assert problem.variable == ("TLS_KEY_FILE" if (variable, kind) == ("TLS_CERT_FILE", "cut") else variable)
+
+
+@pytest.mark.parametrize("change", [b"\xef\xbb\xbf", b"# a comment\r\n"], ids=["byte order mark", "comment"])
+def test_tls_files_with_a_mark_comments_and_carriage_returns_are_taken(change: bytes, tmp_path: Path) -> None:
+    made = Authority(tmp_path).sign("server")
+    for path in (made.cert, made.key):
+        path.write_bytes(change + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(TLS_CERT_FILE=str(made.cert), TLS_KEY_FILE=str(made.key)).tls_cert_file == made.cert
