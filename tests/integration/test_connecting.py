@@ -184,12 +184,23 @@ def test_no_output_of_a_server_shows_the_password_of_a_database_that_refuses_it(
     assert not re.search(rf"(?<!-){MARK}(?!x)", output)
 
 
-def test_a_server_shows_which_database_it_reads_and_with_which_role(table: Table, start_server: StartServer) -> None:
+@pytest.fixture
+def role(table: Table) -> Iterator[str]:
+    """A role with the password `MARK` that may read the table."""
+    name = f"role_of_{urlsplit(table.url).path[1:]}"
+    table.run(f"CREATE ROLE {name} LOGIN PASSWORD '{MARK}'; GRANT SELECT ON obex_dapl_functions TO {name}")
+    yield name
+    table.run(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_server_shows_which_database_it_reads_and_with_which_role(
+    table: Table, role: str, start_server: StartServer
+) -> None:
     parts = urlsplit(table.url)
     port = parts.port or 5432
     first = f"127.0.0.1:{closed_port()}"
-    url = f"postgresql://{parts.username}:{MARK}@{first},{parts.hostname}:{port}{parts.path}"
-    role, name, second = parts.username, parts.path[1:], f"{parts.hostname}:{port}"
+    url = f"postgresql://{role}:{MARK}@{first},{parts.hostname}:{port}{parts.path}"
+    name, second = parts.path[1:], f"{parts.hostname}:{port}"
     table.add_commands(2)
     server = start_server(url).wait_ready()
     line = server.wait_log("Connected to the database")
