@@ -104,6 +104,7 @@ def served(table: Table, start_server: StartServer) -> Iterator[tuple[ServerProc
         yield start_server(proxy.url, STATEMENT_TIMEOUT_SECONDS="1").wait_ready(), table, proxy
 
 
+@pytest.mark.thorough  # waits for time limits
 def test_a_half_open_connection_is_replaced_after_the_statement_timeout(
     served: tuple[ServerProcess, Table, Proxy],
 ) -> None:

@@ -93,6 +93,7 @@ def test_connections_of_a_dead_worker_move_to_others_and_are_spread_again(
     until(spread, lambda: f"an even spread over all workers: {held(server)}", seconds=60)
 
 
+@pytest.mark.thorough  # starts four workers
 def test_a_hung_worker_does_not_delay_new_connections(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_hung_worker_does_not_delay_new_connections(
     assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
 
 
+@pytest.mark.thorough  # starts four workers
 def test_a_client_beyond_the_limit_gets_a_place_in_reserve_and_the_service_is_not_ready(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:

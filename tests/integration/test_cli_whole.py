@@ -120,6 +120,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 def test_the_demo_serves_without_home_path_locale_or_a_writable_folder_and_despite_libpq_s_variables(
     tmp_path: Path,
 ) -> None:

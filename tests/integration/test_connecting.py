@@ -26,6 +26,12 @@ pytestmark = pytest.mark.any_transport
 MARK = "S3cretWord"
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: their number does not matter here."""
+    return {"WORKERS": "1"}
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """A port that accepts connections and never answers."""

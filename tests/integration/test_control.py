@@ -134,6 +134,7 @@ def test_the_socket_is_gone_after_the_end_and_replaced_after_a_kill(
     assert run("status", directory=directory).returncode == 69
 
 
+@pytest.mark.thorough  # starts servers
 def test_a_second_instance_serves_without_the_socket_of_the_first_and_takes_over_when_that_ends(
     start_server: StartServer, server: ServerProcess, directory: Path, table: Table
 ) -> None:

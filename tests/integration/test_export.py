@@ -186,7 +186,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", sample(DAMAGE))
 def test_bytecode_comes_back_and_none_that_the_catalogue_does_not_have(
     start_server: StartServer, rows: Table, tmp_path: Path, damage: str
 ) -> None:
@@ -229,6 +229,7 @@ def test_every_literal_means_its_text_to_postgresql(table: Table) -> None:
             assert connection.execute(f"SELECT {literal(text)}".encode()).fetchall() == [(text,)]
 
 
+@pytest.mark.thorough  # takes seconds
 def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "damaged").write_bytes(b"x" * 1000)
     for arguments, code in (

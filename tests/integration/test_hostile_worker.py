@@ -74,9 +74,7 @@ def _descriptors(server: ServerProcess) -> int:
     return sum(file != "/dev/null" for file in open_descriptors(server.pid).values())
 
 
-@pytest.mark.parametrize(
-    "attack", sample(ATTACKS, ("generation that is text", "descriptors", "resized and forged stats"))
-)
+@pytest.mark.parametrize("attack", sample(ATTACKS, ("resized and forged stats",)))
 def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
     armed = tmp_path / "armed"

@@ -95,6 +95,7 @@ def test_a_changed_catalogue_is_read_again_without_a_failure(server: ServerProce
     assert sum(row["num_failures"] for row in seen.values()) == 0
 
 
+@pytest.mark.thorough  # locust takes seconds to start
 def test_a_refused_key_is_a_failure(server: ServerProcess) -> None:
     done = locust(server.port, key="another key")
     assert done.returncode == 1

@@ -63,6 +63,7 @@ def test_a_start_asks_no_name_service(
     assert not questions.exists(), questions.read_text()
 
 
+@pytest.mark.thorough  # starts a PostgreSQL
 @pytest.mark.transports("native")
 def test_the_demo_asks_no_name_service(tmp_path: Path) -> None:
     need_provider("embedded")

@@ -334,6 +334,7 @@ def peak_memory(pid: int) -> int:
     return peak
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_twelve_rows_of_64_mib_cost_the_master_no_memory_and_the_others_are_served(
     table: Table, start_server: StartServer

@@ -33,6 +33,12 @@ def expected(row: tuple[str, str | None, str | None, str]) -> tuple[str, str, st
     return name, kind or "function", interface or "[]", code.encode()
 
 
+@pytest.fixture(scope="module")
+def usual_settings() -> dict[str, str]:
+    """One worker: their number does not matter here."""
+    return {"WORKERS": "1"}
+
+
 @pytest.fixture
 def url_of_every_provider(every_postgres: DatabaseServer) -> Iterator[str]:
     yield create_database(every_postgres.url, "test_serving")
@@ -67,6 +73,7 @@ def test_signed_code_verifies_with_the_key_and_carries_the_source(table: Table, 
             assert payload == row[3].encode()
 
 
+@pytest.mark.thorough  # starts servers
 @pytest.mark.any_transport
 def test_hashes_are_the_same_on_every_server_signed_or_not_and_after_a_restart(
     table: Table, start_server: StartServer

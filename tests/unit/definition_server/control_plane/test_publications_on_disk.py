@@ -22,7 +22,7 @@ from tests.unit.definition_server.control_plane.publication_server import (
 
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane import catalogue_disk, served_catalogue, stored_catalogue
+from definition_server.control_plane import catalogue_disk, last_known_good, served_catalogue, stored_catalogue
 from definition_server.control_plane.publications import (
     InvalidRequest,
 )
@@ -37,6 +37,7 @@ async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
     await eventually(lambda: server.versions, "the table is served")
@@ -54,6 +55,7 @@ async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
     await server.publications.pin(old, None)
     await server.written()
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
@@ -80,6 +82,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
     server.options["gate"] = gate
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
@@ -146,6 +149,7 @@ async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_
     await server.publications.pin(old, None)
     await server.written()
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
@@ -176,6 +180,7 @@ async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
     await server.publications.pin(old, None)
     await server.written()
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()
@@ -205,6 +210,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
     await server.written()
     gate.names = frozenset()  # mended while the server is down, by the content that was served
     monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
     server.disk.works.clear()
     server.restart()

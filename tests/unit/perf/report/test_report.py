@@ -86,6 +86,7 @@ def test_stored_records_are_listed_oldest_first_without_files_of_other_measureme
     assert [each.path.name for each in kept(tmp_path)] == ["b.json", "a.json"]
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.parametrize("which", families.sample([slice(-1, None), slice(None, -1)]), ids=["newest", "older"])
 def test_every_record_of_the_project_can_be_shown(which: slice) -> None:
     for each in kept()[which]:
