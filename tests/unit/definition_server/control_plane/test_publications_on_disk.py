@@ -279,7 +279,7 @@ async def test_an_order_whose_client_leaves_is_carried_out_to_its_end(server: Se
         giving = asyncio.create_task(orders.pop(order))
         for unused in orders.values():
             unused.close()
-        await asyncio.sleep(0.01)
+        await eventually(lambda: server.publications._orders, "the order has begun")
         giving.cancel()
         await asyncio.gather(giving, return_exceptions=True)
         assert giving.cancelled()
@@ -301,7 +301,7 @@ async def test_a_failure_of_an_order_whose_client_left_is_logged(
     monkeypatch.setattr(server.synchronizer.catalogue, "_settle", fail)
     async with server.synchronizer.catalogue._lock:
         giving = asyncio.create_task(server.publications.pin(server.version, None))
-        await asyncio.sleep(0.01)
+        await eventually(lambda: server.publications._orders, "the order has begun")
         giving.cancel()
         await asyncio.gather(giving, return_exceptions=True)
     await eventually(lambda: logged(logs, "Unexpected failure of an operator's order", log_level="error"), "logged")
