@@ -127,8 +127,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             # By its name alone: whatever else is selected, `alternate` and `other` together run it on both.
             number = crc32(item.nodeid.partition("[")[0].encode()) + (which == "other")
             its = TRANSPORTS[number % len(TRANSPORTS)]
-            # Sessions with `alternate` leave thorough tests out.
-            return transport == its or (which == "other" and item.get_closest_marker("thorough") is not None)
+            # Sessions with `alternate` leave thorough tests out. About the master, one transport is enough for them.
+            both = item.get_closest_marker("thorough") and not item.get_closest_marker("any_transport")
+            return transport == its or (which == "other" and bool(both))
         return True
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:
