@@ -75,9 +75,9 @@ def forgets_to_hand_over() -> None:
     level = process.reconcile
     seen: dict[int, Any] = {}
 
-    def reconcile(self: Any, keys: Any, certificate: Any, publication: Any) -> None:
+    def reconcile(self: Any, *levels: Any) -> None:
         first = seen.setdefault(self.number, self) is self
-        level(self, keys, certificate, publication if first else None)
+        level(self, *(None if type(each).__name__ == "Publication" and not first else each for each in levels))
 
     process.reconcile = reconcile
 
