@@ -84,7 +84,7 @@ BREAKS = {
     "db-connection-limit": ("dies_of_it", "calls without a retry failed"),
     "db-wrong-password": ("forgets_rotation", "fresh rows were not served"),
     "db-role-revoked": ("fails_closed", "calls without a retry failed"),
-    "db-table-dropped": ("fails_closed", "calls without a retry failed"),
+    "db-table-dropped": ("fails_closed", "answers were incomplete or of several versions"),
     "db-table-locked": ("leaks", "memory did not come back"),
     "db-truncated-mid-read": ("reads_by_page", "answers were incomplete or of several versions"),
     "db-read-cancelled": ("publishes_half", "calls without a retry failed"),

@@ -35,7 +35,7 @@ def fails_closed() -> None:
 
     def empty(self: sync.Synchronizer, outcome: Outcome) -> None:
         if outcome is Outcome.FAILED:
-            publisher = self._publisher
+            publisher = self.catalogue._publisher
             built = SnapshotBuilder().build(generation=publisher.next_generation, created_at_ns=0)
             publisher.publish(to_shared_memory(built))
 
