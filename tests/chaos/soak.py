@@ -33,6 +33,7 @@ from tests.support import machine
 from tests.support.polling import until
 from tests.support.providers import EmbeddedServer, available_providers
 from tests.support.results import keep as keep_record
+from tests.support.server import KEY
 
 from definition_server.cli.exits import CommandFailed, Exit, no_traceback
 from definition_server.ipc.handover import HOLD_SECONDS
@@ -138,7 +139,7 @@ def soak(options: Options, tell: Callable[[str], object]) -> Soak:
             tempfile.TemporaryDirectory() as directory,
             open_stage(
                 database, Path(directory), transport=options.transport, reader=True,
-                **SETTINGS | {"SNAPSHOT_DIR": _made(Path(directory) / "snapshots")} | options.settings,  # type: ignore[arg-type]
+                **SETTINGS | _files(Path(directory)) | options.settings,  # type: ignore[arg-type]
             ) as stage,
         ):  # fmt: skip
             stage.wounds, stage.broken = outcome.wounds, outcome.broken
@@ -150,9 +151,12 @@ def soak(options: Options, tell: Callable[[str], object]) -> Soak:
     return found
 
 
-def _made(directory: Path) -> str:
-    directory.mkdir()
-    return str(directory)
+def _files(directory: Path) -> dict[str, str]:
+    """Settings with a directory for snapshots, and a file of keys that the drill of their rotation writes to."""
+    snapshots, keys = directory / "snapshots", directory / "keys"
+    snapshots.mkdir()
+    keys.write_text(f"load:{KEY}\n", encoding="ascii")
+    return {"SNAPSHOT_DIR": str(snapshots), "API_KEY": "", "API_KEYS_FILE": str(keys)}
 
 
 def _under_load(found: Soak, stage: Stage, faults: list[Fault], tell: Callable[[str], object]) -> None:
