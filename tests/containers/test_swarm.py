@@ -24,7 +24,7 @@ def stack() -> dict[str, Any]:
     if shutil.which("docker") is None:
         missing("the docker command (Debian docker-cli)")
     done = subprocess.run(["docker", "stack", "config", "-c", str(FILE)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, ""), "an option that Swarm ignores is told on stderr"
+    assert (done.returncode, done.stderr) == (0, ""), "docker warns on stderr of an option that Swarm ignores"
     return dict(yaml.safe_load(done.stdout))
 
 

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
+from tests import conftest
 from tests.support.families import sample
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +231,51 @@ def test_a_sample_of_a_family_is_not_empty_and_belongs_to_it() -> None:
     for wrong in ([], ["d"], 0):
         with pytest.raises(ValueError, match="a sample"):
             sample(["a", "b"], wrong)
+
+
+class Item:
+    """A collected test with a transport, and the names of its markers, those of its module last."""
+
+    path = ROOT / "tests/integration/test_x.py"
+
+    def __init__(self, transport: str, *markers: str) -> None:
+        self.nodeid = f"tests/integration/test_x.py::test_{'_'.join(markers)}[{transport}]"
+        self.callspec = SimpleNamespace(params={"transport": transport})
+        self._markers = markers
+
+    def iter_markers(self) -> Iterator[SimpleNamespace]:
+        return (SimpleNamespace(name=name, args=()) for name in self._markers)
+
+    def get_closest_marker(self, name: str) -> SimpleNamespace | None:
+        return next((mark for mark in self.iter_markers() if mark.name == name), None)
+
+
+def transports_of(which: str, *markers: str) -> list[str]:
+    """The transports that a test with these markers runs on, with ``--one-transport=which``."""
+    items: list[Any] = [Item(transport, *markers) for transport in conftest.TRANSPORTS]
+    config: Any = SimpleNamespace(getoption=lambda _: which, hook=SimpleNamespace(pytest_deselected=lambda items: None))
+    conftest.pytest_collection_modifyitems(config, items)
+    return [item.callspec.params["transport"] for item in items]
+
+
+@pytest.mark.parametrize(
+    ("markers", "together"),
+    [
+        ((), ["grpcio", "native"]),
+        (("any_transport",), ["grpcio", "native"]),
+        (("every_transport",), ["grpcio", "grpcio", "native", "native"]),
+        (("any_transport", "every_transport"), ["grpcio", "native"]),  # its module has the second
+    ],
+)
+def test_both_sessions_run_a_test_on_both_transports_and_its_own_marker_goes_first(
+    markers: tuple[str, ...], together: list[str]
+) -> None:
+    assert sorted(transports_of("alternate", *markers) + transports_of("other", *markers)) == together
+
+
+def test_a_thorough_test_runs_on_both_transports_in_the_other_session_and_on_one_if_it_is_about_the_master() -> None:
+    assert transports_of("other", "thorough") == ["grpcio", "native"]
+    assert len(transports_of("other", "thorough", "any_transport")) == 1
 
 
 # -- tests that fail beside others -------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +21,6 @@ from typing import Any, cast
 import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from definition_server.catalog.definition import Definition
 from definition_server.cli.channel import Server, connection_options, server_of
@@ -37,6 +34,7 @@ from definition_server.cli.exits import (
     print_json,
     visible,
 )
+from definition_server.cli.progress import progress_bar
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.snapshot import definition_value, interface_value, print_definition
 from definition_server.cli.tls import advice
@@ -106,7 +104,7 @@ def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
     Exit codes: 0 done, 1 DIR cannot be written, 4 key refused, 69 no answer, 78 no key.
     """
     server = server_of(**connection)
-    with _progress() as progress:
+    with progress_bar() as progress:
         receiving = progress.add_task(f"receiving from {server.address}", total=None)
         started = time.monotonic()
         catalogue = server.call("SyncCatalog", avap_pb2.Empty(), avap_pb2.CatalogResponse)
@@ -133,20 +131,6 @@ def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
         ("duration", f"{duration:.3f} s"),
     ]
     print_facts(facts if out is None else [*facts, ("written to", click.format_filename(out))])
-
-
-def _progress() -> Progress:
-    """A progress display on stderr, if that is a terminal."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def file_name(name: str) -> str:

@@ -14,7 +14,7 @@ from definition_server.tls_checks import check_pair, check_regular, first_line
 
 
 class ClientSettings(EnvironmentSettings):
-    """The settings of the client commands (``get``, ``sync``, ``health``)."""
+    """The settings of the client commands (``get``, ``fetch``, ``health``)."""
 
     host: str = Field(
         "127.0.0.1",

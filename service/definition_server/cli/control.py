@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from definition_server.cli.control_output import iso, json_value, print_versions, progress_bar, spinner
+from definition_server.cli.control_output import iso, json_value, print_versions
 from definition_server.cli.control_socket import EPILOG, Master, control_options
 from definition_server.cli.exits import CommandFailed, Exit, print_json, print_wrapped_facts, visible
+from definition_server.cli.progress import progress_bar, spinner
 from definition_server.rpc import avap_control_pb2 as pb
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC
 from typing import Any
 
@@ -13,7 +12,6 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -132,32 +130,3 @@ def _changes(version: pb.Version) -> str:
     if not version.HasField("changes"):
         return ""
     return f"+{version.changes.added:,} -{version.changes.removed:,} ~{version.changes.changed:,}"
-
-
-# -- while one waits -------------------------------------------------------------------------------------------------
-
-
-def progress_bar() -> Progress:
-    """A bar on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-@contextmanager
-def spinner(text: str) -> Iterator[None]:
-    """``text`` and a sign of life on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(text):
-        yield

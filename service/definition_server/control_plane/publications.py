@@ -206,7 +206,7 @@ class Publications:
 
 
 def _log_failure(order: asyncio.Task[Any]) -> None:
-    """The client of ``order`` has left: nobody else is told."""
+    """Log the failure of ``order``, whose client has left."""
     if not order.cancelled() and (error := order.exception()) is not None:
         log.error("Unexpected failure of an operator's order", exc_info=error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from contextlib import suppress
@@ -29,6 +30,8 @@ PLAYED: list[Outcome] = []
 RED: list[Outcome] = []
 """Outcomes on servers with a deliberate defect, for a separate table."""
 _OURS = Path(__file__).parents[1]
+_UNFIT = re.compile(r"(unexpected )?(AttributeError|ImportError|NameError|TypeError)\b")
+"""Errors that no defect is meant to have."""
 
 
 def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
@@ -69,11 +72,18 @@ def play_until_valid(fault: Fault, stage: Stage, load_seconds: float = 2.0, atte
 
 
 def play_red(fault: Fault, stage: Stage, bug: str, load_seconds: float = 2.0) -> Outcome:
-    """`play` on a server with the deliberate defect ``bug``. Recorded in `RED`."""
+    """`play` on a server with the deliberate defect ``bug``. Recorded in `RED`.
+
+    Raises:
+        AssertionError: where the code of the defect does not fit the server any more: then the server fails by that.
+    """
     outcome = play(fault, stage, load_seconds)
     PLAYED.remove(outcome)
     outcome.title = f"{outcome.title} [{bug}]"
     RED.append(outcome)
+    errors = [] if stage.server is None else [str(line.get("error")) for line in stage.server.lines]
+    unfit = [error for error in errors if _UNFIT.match(error)]
+    assert not unfit, f"the defect {bug} does not fit the server: {unfit[0]}"
     return outcome
 
 

@@ -33,11 +33,17 @@ from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFi
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
+def wait_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait for a disk takes longer than 0.05 s from now on."""
+    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+
+
 async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
     await eventually(lambda: server.versions, "the table is served")
@@ -54,9 +60,7 @@ async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
     new = await change(server, "new")
     await server.publications.pin(old, None)
     await server.written()
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
@@ -81,9 +85,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     gate = HoldingGate()
     gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
     server.options["gate"] = gate
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
@@ -148,9 +150,7 @@ async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_
     new = await change(server, "new")
     await server.publications.pin(old, None)
     await server.written()
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
@@ -179,9 +179,7 @@ async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
     new = await change(server, "new")
     await server.publications.pin(old, None)
     await server.written()
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
     cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
@@ -209,9 +207,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
     await server.publications.accept(server.held)
     await server.written()
     gate.names = frozenset()  # mended while the server is down, by the content that was served
-    monkeypatch.setattr(stored_catalogue, "RECALL_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
+    wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
     await promptly(server.synchronizer.cycle(lambda _: 60.0))
