@@ -8,6 +8,7 @@ they have, the log says what failed and when the next attempt is, and the next c
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
 from collections.abc import Callable
@@ -186,7 +187,7 @@ class Synchronizer:
         try:
             outcome = await self._run(lambda: now() - started, unconditional=unconditional)
         except (SourceError, OSError, CatalogTooLarge) as failure:
-            outcome, error, reason = Outcome.FAILED, str(failure), _reason(failure)
+            outcome, error, reason = Outcome.FAILED, _text(failure), _reason(failure)
         except Held as held:
             outcome, error, reason = Outcome.HELD, str(held), held.held.reason
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
@@ -294,6 +295,13 @@ def _limit_met(failure: Exception) -> str | None:
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
         return "no thread can be started: memory, or the number of processes, is limited"
     return None
+
+
+def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
+    """For the log: what happened, and what to do where the kernel's word does not say it."""
+    if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
+        return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
+    return str(failure)
 
 
 def _reason(failure: SourceError | OSError | CatalogTooLarge) -> Reason:
