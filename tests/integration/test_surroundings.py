@@ -46,7 +46,7 @@ SHELL = {
 }
 MOUNTS = {
     "no /proc": "umount -l /proc",
-    "other processes hidden": "mount -o remount,hidepid=2 /proc",
+    "other processes hidden": "mount -t proc -o hidepid=2 proc /proc",
     "64 KiB of shared memory": "mount -t tmpfs -o size=64k none /dev/shm",
     "no /sys": "umount -l /sys",
     "an empty /etc": "mount -t tmpfs none /etc",

@@ -1,9 +1,10 @@
 """The kernel's limits of a process (getrlimit(2)) beside that of open files: raised, judged and named at the start.
 
-A command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends or maims
-a server that lasts: the size of files counts for memory without a name too (memfd_create(2)), in which snapshots go to
-the workers; CPU time ends the process for good; address space keeps the checker from compiling rows. A soft limit is
-raised to the hard one, which needs no right. What is left is refused where nothing could be served, and logged else.
+The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
+or maims a server that lasts: the size of files counts for memory without a name too (memfd_create(2)), in which
+snapshots go to the workers; CPU time ends the process for good; address space keeps the checker from compiling rows. A
+soft limit is raised to the hard one, which needs no right. What is left is refused where nothing could be served, and
+logged else.
 """
 
 from __future__ import annotations
