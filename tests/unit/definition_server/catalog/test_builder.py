@@ -347,9 +347,7 @@ def test_digests_are_the_hashes_of_what_would_be_served() -> None:
     }
 
 
-def test_rows_that_differ_from_a_table_are_the_same_whether_they_are_compared_when_they_are_added_or_afterwards() -> (
-    None
-):
+def test_rows_that_differ_are_the_same_whether_they_are_compared_when_added_or_afterwards() -> None:
     old = SnapshotBuilder()
     old.add([Row(number, name, None, b"[]", b"pass") for number, name in enumerate((b"a", b"b", b"c", b"d", b"gone"))])
     known = old.digests()
