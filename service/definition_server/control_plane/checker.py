@@ -331,6 +331,7 @@ class _CheckerProcess:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         deadline = loop.time() + limits[0]
+        timer = loop.call_at(deadline, lambda: check_time())
 
         def finish() -> None:
             if not done.done():
@@ -359,7 +360,6 @@ class _CheckerProcess:
             else:
                 timer = loop.call_at(deadline, check_time)
 
-        timer = loop.call_at(deadline, check_time)
         loop.add_reader(self._end, take)
         try:
             await done
