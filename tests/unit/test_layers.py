@@ -61,9 +61,6 @@ ONLY_IN = {
     "psycopg": ("definition_server/control_plane/postgres.py",),
     "grpc": (
         "definition_server/data_plane/transports/grpcio.py",
-        "definition_server/data_plane/transports/native.py",
-        "definition_server/data_plane/transports/first_calls.py",
-        "definition_server/data_plane/health.py",
         "definition_server/data_plane/reflection.py",
         "definition_server/cli/channel.py",
         "definition_server/cli/client.py",
