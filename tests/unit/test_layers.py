@@ -46,6 +46,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "": "settings",
         "api_keys": "settings",
         "cpus": "settings",
+        "declaration": "settings",
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",
@@ -230,8 +231,6 @@ def of_service(path: str, arrow: Arrow) -> Iterator[str]:
         yield f"service may not know {arrow.target}"
     if path.startswith("grpc_h2/") and inside(arrow.target, "definition_server"):
         yield f"grpc_h2 may not know {arrow.target}"
-    if path == NATIVE and inside(arrow.target, "grpc"):
-        yield f"{arrow.target} belongs in another transport"
     for name, homes in ONLY_IN.items():
         of_ours = inside(arrow.target, "grpc_h2")
         if below(arrow.target, (name,)) and not of_ours and not path.startswith(homes):

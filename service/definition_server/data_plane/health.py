@@ -105,7 +105,7 @@ class Health:
         state = self._states.get(await self._service(request, context))
         if state is None:
             await context.abort(self._refusals.not_found, "No such service")
-        return _response(state)
+        return _response(state or _UNKNOWN)
 
     async def watch(self, request: bytes, context: Any) -> None:
         """Stream the state of the requested service until the client leaves or `end_watches`."""

@@ -71,7 +71,8 @@ class GrpcioTransport:
             for name, handler in endpoint.handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        self._server.add_registered_method_handlers(HEALTH_SERVICE, dict(self._health.handlers()))
+        health: Any = self._health.handlers()  # they have the attributes of gRPC's own
+        self._server.add_registered_method_handlers(HEALTH_SERVICE, health)
         self._reflection: Reflection | None = None
         if config.reflection:
             from definition_server.data_plane.reflection import add_reflection  # needs protobuf's library
