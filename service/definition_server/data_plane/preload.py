@@ -13,9 +13,9 @@ from definition_server.ipc.messages import Configure
 _EVERY_TRANSPORT = ("threading",)
 _TRANSPORT = {
     "native": ("definition_server.data_plane.transports.native",),
-    "grpcio": ("definition_server.data_plane.transports.grpcio",),
+    "grpcio": ("definition_server.data_plane.transports.grpcio", "grpc._utilities"),
 }
-_REFLECTION = ("definition_server.data_plane.reflection",)
+_REFLECTION = ("definition_server.data_plane.reflection", "grpc._utilities")
 
 
 def preload(config: Configure) -> None:
