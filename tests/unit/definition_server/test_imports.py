@@ -24,7 +24,21 @@ NOT_IN_A_WORKER = (
     "psycopg",
 )
 NOT_IN_A_NATIVE_WORKER = (*NOT_IN_A_WORKER, "grpc")
-NOT_IN_A_MASTER = (*NOWHERE, "google.protobuf", "grpc", "grpc_health", "uvloop")
+NOT_IN_A_MASTER = (
+    *NOWHERE,
+    "definition_server.control_plane.control_server",
+    "definition_server.control_plane.control_service",
+    "definition_server.data_plane",
+    "definition_server.observability.metrics",
+    "definition_server.observability.status_page",
+    "google.protobuf",
+    "grpc",
+    "grpc_h2.aio",
+    "grpc_h2.connection.connection",
+    "grpc_health",
+    "prometheus_client",
+    "uvloop",
+)
 
 
 def loaded_by(program: str) -> set[str]:
