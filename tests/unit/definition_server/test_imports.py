@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-NOWHERE = ("pydantic", "pydantic_core", "pydantic_settings", "rich", "structlog.twisted", "importlib.metadata")
+NOWHERE = ("pydantic", "pydantic_core", "pydantic_settings", "rich", "structlog.twisted")
 NOT_IN_A_WORKER = (
     *NOWHERE,
+    "importlib.metadata",
     "click",
     "definition_server.cli",
     "definition_server.control_plane",
