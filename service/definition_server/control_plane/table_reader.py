@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.source import DefinitionSource
+from definition_server.control_plane.source import DefinitionSource, Reading
+from definition_server.observability.tracing import begin, span
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class TableReader:
         background: Background,
         *,
         on_change: Callable[[], None] | None = None,
+        known: Callable[[], Mapping[bytes, bytes]] | None = None,
         full_read_interval: float = math.inf,
     ) -> None:
         """
@@ -41,9 +43,11 @@ class TableReader:
             source: Has the rows.
             background: The thread that encodes them.
             on_change: Called when rows are about to be read.
+            known: Gives the content hashes, by name, with which the rows will be compared.
             full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
         """
         self._on_change = on_change
+        self._known = known
         self._source = source
         self._background = background
         self._full_read_interval = full_read_interval
@@ -72,15 +76,25 @@ class TableReader:
         """
         begun = asyncio.get_running_loop().time()
         due = unconditional or begun - self._read_at >= self._full_read_interval
-        async with self._source.read() as reading:
-            if reading.fingerprint == self._fingerprint and not due:
-                return None
-            if self._on_change is not None:
-                self._on_change()
-            builder = SnapshotBuilder(signer)
+        check = begin("check")
+        try:
+            async with self._source.read() as reading:
+                unchanged = reading.fingerprint == self._fingerprint
+                check.set(changed=not unchanged)
+                check.end()
+                return None if unchanged and not due else await self._read_rows(reading, signer, begun, serving=serving)
+        finally:
+            check.end()
+
+    async def _read_rows(self, reading: Reading, signer: Signer | None, begun: float, *, serving: bool) -> ReadTable:
+        if self._on_change is not None:
+            self._on_change()
+        with span("read") as step:
+            builder = SnapshotBuilder(signer, None if self._known is None else self._known())
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)
-            return ReadTable(builder, reading.fingerprint, begun)
+            step.set(rows=builder.findings.source_rows)
+        return ReadTable(builder, reading.fingerprint, begun)
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""
