@@ -1,9 +1,10 @@
 """gRPC over HTTP/2 in pure Python: a server on asyncio, and the sans-IO connection that it is built on.
 
 This module is the package's interface. ``docs/engine-api.md`` shows how to serve with it; every other module of the
-package is internal and may change at any time.
+package is internal and may change at any time. A name's module is imported when the name is first used, so that the
+sans-IO part needs no event loop, and a program that uses a constant no engine.
 
-**Serving** (asyncio; imported when one of these names is first used, so that the sans-IO part needs no event loop):
+**Serving** (asyncio):
 
 - `Server`: serves static methods, and method handlers as ``grpc.aio.Server`` does.
 - `MethodHandler`: how a method is served, for programs that do not import gRPC.
@@ -44,29 +45,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from grpc_h2.connection.budget import Budget
-from grpc_h2.connection.connection import Connection
-from grpc_h2.connection.events import (
-    AnswerCutOff,
-    CallCancelled,
-    CallStarted,
-    ConnectionClosing,
-    Event,
-    HalfClosed,
-    MessageReceived,
-    Writable,
-)
 from grpc_h2.connection.limits import BACKLOG, Limits
-from grpc_h2.connection.stream import Stream
-from grpc_h2.rpc.messages import frame_message
-from grpc_h2.rpc.requests import Metadata
-from grpc_h2.rpc.status import StatusCode
-from grpc_h2.static.answer_cache import REMEMBERED_ANSWERS, Lookup, PreparedAnswers
-from grpc_h2.static.answers import StaticAnswer
-from grpc_h2.static.routes import Authorize, Router, StaticUnary
 from grpc_h2.wire import frames
-from grpc_h2.wire.errors import ErrorCode
-from grpc_h2.wire.hpack import encode_block
 
 if TYPE_CHECKING:
     from grpc_h2.aio.admission import Refusal, Trust
@@ -76,6 +56,27 @@ if TYPE_CHECKING:
     from grpc_h2.aio.rate_limited_log import RateLimitedLog
     from grpc_h2.aio.server import Server
     from grpc_h2.aio.tls import CertificateFault, TlsCredentials
+    from grpc_h2.connection.budget import Budget
+    from grpc_h2.connection.connection import Connection
+    from grpc_h2.connection.events import (
+        AnswerCutOff,
+        CallCancelled,
+        CallStarted,
+        ConnectionClosing,
+        Event,
+        HalfClosed,
+        MessageReceived,
+        Writable,
+    )
+    from grpc_h2.connection.stream import Stream
+    from grpc_h2.rpc.messages import frame_message
+    from grpc_h2.rpc.requests import Metadata
+    from grpc_h2.rpc.status import StatusCode
+    from grpc_h2.static.answer_cache import REMEMBERED_ANSWERS, Lookup, PreparedAnswers
+    from grpc_h2.static.answers import StaticAnswer
+    from grpc_h2.static.routes import Authorize, Router, StaticUnary
+    from grpc_h2.wire.errors import ErrorCode
+    from grpc_h2.wire.hpack import encode_block
 
 __all__ = [
     "BACKLOG",
@@ -115,22 +116,45 @@ __all__ = [
     "frames",
 ]
 
-_ASYNCIO = {
+_HOMES = {
+    "AnswerCutOff": "grpc_h2.connection.events",
+    "Authorize": "grpc_h2.static.routes",
+    "Budget": "grpc_h2.connection.budget",
+    "CallCancelled": "grpc_h2.connection.events",
+    "CallStarted": "grpc_h2.connection.events",
     "CertificateFault": "grpc_h2.aio.tls",
+    "Connection": "grpc_h2.connection.connection",
+    "ConnectionClosing": "grpc_h2.connection.events",
+    "ErrorCode": "grpc_h2.wire.errors",
+    "Event": "grpc_h2.connection.events",
+    "HalfClosed": "grpc_h2.connection.events",
     "Http2Protocol": "grpc_h2.aio.protocol",
+    "Lookup": "grpc_h2.static.answer_cache",
+    "MessageReceived": "grpc_h2.connection.events",
+    "Metadata": "grpc_h2.rpc.requests",
     "MethodHandler": "grpc_h2.aio.handlers",
+    "PreparedAnswers": "grpc_h2.static.answer_cache",
+    "REMEMBERED_ANSWERS": "grpc_h2.static.answer_cache",
     "RateLimitedLog": "grpc_h2.aio.rate_limited_log",
     "Refusal": "grpc_h2.aio.admission",
+    "Router": "grpc_h2.static.routes",
     "Server": "grpc_h2.aio.server",
     "ServicerContext": "grpc_h2.aio.call",
+    "StaticAnswer": "grpc_h2.static.answers",
+    "StaticUnary": "grpc_h2.static.routes",
+    "StatusCode": "grpc_h2.rpc.status",
+    "Stream": "grpc_h2.connection.stream",
     "TlsCredentials": "grpc_h2.aio.tls",
     "Trust": "grpc_h2.aio.admission",
+    "Writable": "grpc_h2.connection.events",
+    "encode_block": "grpc_h2.wire.hpack",
+    "frame_message": "grpc_h2.rpc.messages",
 }
-"""Names that need asyncio → the module that has them."""
+"""Name → the module that has it."""
 
 
 def __getattr__(name: str) -> Any:
-    home = _ASYNCIO.get(name)
+    home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(home), name)

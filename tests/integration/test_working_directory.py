@@ -18,7 +18,7 @@ STRANGE = (
     "uvloop",
     "json",
     "asyncio",
-    "pydantic",
+    "click",
     "selectors",
     "grpc",
     "definition_server",

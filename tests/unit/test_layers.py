@@ -46,6 +46,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "": "settings",
         "api_keys": "settings",
         "cpus": "settings",
+        "declaration": "settings",
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",
@@ -61,9 +62,6 @@ ONLY_IN = {
     "psycopg": ("definition_server/control_plane/postgres.py",),
     "grpc": (
         "definition_server/data_plane/transports/grpcio.py",
-        "definition_server/data_plane/transports/native.py",
-        "definition_server/data_plane/transports/first_calls.py",
-        "definition_server/data_plane/health.py",
         "definition_server/data_plane/reflection.py",
         "definition_server/cli/channel.py",
         "definition_server/cli/client.py",
@@ -233,8 +231,6 @@ def of_service(path: str, arrow: Arrow) -> Iterator[str]:
         yield f"service may not know {arrow.target}"
     if path.startswith("grpc_h2/") and inside(arrow.target, "definition_server"):
         yield f"grpc_h2 may not know {arrow.target}"
-    if path == NATIVE and inside(arrow.target, "grpc"):
-        yield f"{arrow.target} belongs in another transport"
     for name, homes in ONLY_IN.items():
         of_ours = inside(arrow.target, "grpc_h2")
         if below(arrow.target, (name,)) and not of_ours and not path.startswith(homes):
@@ -403,6 +399,7 @@ FORBIDDEN = {
     "grpc in a service": (f"{DS}/data_plane/services.py", "import grpc"),
     "grpc.aio in a service": (f"{DS}/data_plane/services.py", "from grpc.aio import server"),
     "grpc in the native transport": (NATIVE, "import grpc"),
+    "health's library in the native transport": (NATIVE, "from grpc_health.v1 import health_pb2_grpc"),
     "grpc.aio in the native transport": (NATIVE, "from grpc.aio import server"),
     "health beside its home": (f"{DS}/control_plane/x.py", "from grpc_health.v1 import health_pb2"),
     "reflection beside its home": (f"{DS}/data_plane/worker.py", "from grpc_reflection.v1alpha import reflection"),
@@ -481,7 +478,6 @@ ALLOWED = {
     "settings know the CPUs": (f"{DS}/settings.py", "from definition_server.cpus import granted_cpus"),
     "the environment at home": (f"{DS}/environment.py", "import os\nos.environ"),
     "psycopg at home": (f"{DS}/control_plane/postgres.py", "import psycopg"),
-    "health in the native transport": (NATIVE, "from grpc_health.v1 import health_pb2_grpc"),
     "grpc at home": (f"{DS}/rpc/avap_pb2_grpc.py", "import grpc"),
     "other names that begin alike": (f"{DS}/cli/x.py", "import grpclike, psycopgish\nfrom os import cpu_count"),
     "engine: downwards": ("grpc_h2/connection/x.py", "from grpc_h2.wire import frames\nimport grpc_h2.static.routes"),

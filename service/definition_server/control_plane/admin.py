@@ -17,17 +17,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from definition_server.control_plane.admin_http import Answer, Request, precondition, text_answer
 from definition_server.control_plane.admin_port import BACKLOG, AdminPort
 from definition_server.control_plane.listener import PortInUse, reason_text
-from definition_server.observability.exposition import expose, prefers_html
-from definition_server.observability.metrics import create_registry
 from definition_server.observability.status import ServiceStatus
-from definition_server.observability.status_page import page_headers, status_page
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 class AdminServer:
@@ -127,7 +128,6 @@ class _Pages:
     def __init__(self, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]) -> None:
         self._read = read
         self._alive = alive
-        self._registry = create_registry(read)
         self._pages = {
             "/": self._page,
             "/metrics": self._metrics,
@@ -146,7 +146,16 @@ class _Pages:
         failed = precondition(request.headers) if answer.status is HTTPStatus.OK else None
         return answer if failed is None else failed
 
+    @cached_property
+    def _registry(self) -> CollectorRegistry:
+        from definition_server.observability.metrics import create_registry
+
+        return create_registry(self._read)
+
     def _metrics(self, request: Request) -> Answer:
+        # Imported here, as the modules of the other pages: most take long, and none must delay the workers' start.
+        from definition_server.observability.exposition import expose
+
         names = parse_qs(request.query).get("name[]", [])
         headers, body = expose(
             self._registry, request.headers.get("accept", ""), request.headers.get("accept-encoding", ""), names
@@ -177,9 +186,13 @@ class _Pages:
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, f"stale: {freshness.reason}\n")
 
     def _page(self, _: Request) -> Answer:
+        from definition_server.observability.status_page import page_headers, status_page
+
         return Answer(HTTPStatus.OK, status_page(self._read(), time.time()), page_headers())
 
     def _statusz(self, request: Request) -> Answer:
+        from definition_server.observability.exposition import prefers_html
+
         wanted = parse_qs(request.query).get("format")
         if wanted is None and prefers_html(request.headers.get("accept", "")):
             return self._page(request)

@@ -27,7 +27,6 @@ from definition_server.control_plane.background import Background
 from definition_server.control_plane.certificates import earliest_expiry
 from definition_server.control_plane.checker import Checker
 from definition_server.control_plane.confinement import confine_master
-from definition_server.control_plane.control_server import ControlServer
 from definition_server.control_plane.descriptors import DescriptorReserve, too_few
 from definition_server.control_plane.history import History
 from definition_server.control_plane.key_usage import KeyUsage
@@ -62,7 +61,10 @@ from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
-from grpc_h2 import MethodHandler
+
+if TYPE_CHECKING:
+    from definition_server.control_plane.control_server import ControlServer
+    from grpc_h2 import MethodHandler
 
 if TYPE_CHECKING:
     from definition_server.control_plane.telemetry import Telemetry
@@ -280,6 +282,8 @@ class _Master:
         path = self._settings.control_path()
         if path is None:
             return None
+        from definition_server.control_plane.control_server import ControlServer  # the engine is large
+
         return ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
 
     async def run(self) -> int:

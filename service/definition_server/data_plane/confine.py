@@ -21,7 +21,7 @@ class Confinement:
         """``tls``: TLS files come by descriptors, at the start and when they are replaced."""
         self._required = config.jail == "require"
         self._jail: Jail | None = None
-        self._transport = config.transport
+        self._config = config
         if config.jail != "off":
             # gRPC's C-core makes its listening socket itself; the native transport adopts the master's.
             native = config.transport == "native"
@@ -41,7 +41,7 @@ class Confinement:
         """
         if self._jail is None:
             return
-        preload(self._transport)
+        preload(self._config)
         self._report(self._jail.enter())
         if self._required and self.extent is not Extent.FULL:
             raise CannotConfine("JAIL is require, and the kernel cannot confine this process")

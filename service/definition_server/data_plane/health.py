@@ -3,18 +3,23 @@
 Two things differ from the servicer of grpcio-health-checking. Watches can be ended: one does not end by itself, and a
 server that waits for its calls in flight would wait for its whole grace period. And a change of state is passed on to
 `_WOKEN_AT_ONCE` watches in one iteration of the event loop, so that ten thousand watches do not delay other calls.
+
+Requests and answers are octets: the messages have one field each, for which no worker loads a protobuf library.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from definition_server.catalog.wire import VARINT, WireError, field
+from definition_server.data_plane.requests import check_empty, text_of
 from definition_server.data_plane.services import SERVICE
+from grpc_h2 import MethodHandler, StatusCode
+
+HEALTH_SERVICE = "grpc.health.v1.Health"
 
 LIVENESS = "liveness"
 """SERVING for as long as the worker answers at all, with a catalogue or without.
@@ -27,18 +32,33 @@ FRESHNESS = "avap.freshness"
 """SERVING while what is served is known to be up to date. For operators and monitoring, never for a load balancer: a
 stale answer is better than none."""
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+_SERVING, _NOT_SERVING, _UNKNOWN = 1, 2, 3
+"""Of ``HealthCheckResponse.ServingStatus``."""
+_STATUS = 1
+"""The only field of ``HealthCheckResponse``."""
+_STATUSES, _KEY, _VALUE = 1, 1, 2
+"""The map of ``HealthListResponse``, and the fields of an entry."""
 _LAST_WRITE_SECONDS = 1.0
 _WOKEN_AT_ONCE = 2
 """Watches that are informed in one iteration of the loop: 60 to 100 µs. Ten thousand take half a second."""
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
-    """The servicer."""
+class Refusals(NamedTuple):
+    """The statuses that the service answers, as a transport's ``abort`` takes them."""
 
-    def __init__(self) -> None:
+    not_found: Any = StatusCode.NOT_FOUND
+    invalid_argument: Any = StatusCode.INVALID_ARGUMENT
+
+
+_BY_NUMBER = Refusals()
+"""As `grpc_h2` takes them."""
+
+
+class Health:
+    """The service, for both transports."""
+
+    def __init__(self, refusals: Refusals = _BY_NUMBER) -> None:
+        self._refusals = refusals
         self._states: dict[str, int] = {}
         self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
         """Watches that wait for a change → service, and the state that they have sent."""
@@ -61,30 +81,52 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._states[FRESHNESS] = _SERVING if fresh else _NOT_SERVING
         self._wake_all()
 
-    async def List(self, request: health_pb2.HealthListRequest, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def handlers(self) -> Mapping[str, MethodHandler]:
+        """Method → handler, from request octets to answer octets, on a ``grpc.aio.Server`` or `grpc_h2.Server`."""
+        return {
+            "Check": MethodHandler.unary(self.check, bytes, bytes),
+            "List": MethodHandler.unary(self.list_states, bytes, bytes),
+            "Watch": MethodHandler.streaming(self.watch, bytes, bytes),
+        }
+
+    async def list_states(self, request: bytes, context: Any) -> bytes:
         """The state of every service."""
-        states = {name: health_pb2.HealthCheckResponse(status=state) for name, state in self._states.items()}
-        return health_pb2.HealthListResponse(statuses=states)
+        try:
+            check_empty(request)
+        except WireError as error:
+            await context.abort(self._refusals.invalid_argument, str(error))
+        return b"".join(
+            field(_STATUSES, field(_KEY, name.encode()) + field(_VALUE, _response(state)))
+            for name, state in self._states.items()
+        )
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """The state of ``request.service``, or NOT_FOUND."""
-        state = self._states.get(request.service)
+    async def check(self, request: bytes, context: Any) -> bytes:
+        """The state of the requested service, or NOT_FOUND."""
+        state = self._states.get(await self._service(request, context))
         if state is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "No such service")
-        return health_pb2.HealthCheckResponse(status=state)
+            await context.abort(self._refusals.not_found, "No such service")
+        return _response(state or _UNKNOWN)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
-        """Stream the state of ``request.service`` until the client leaves or `end_watches`."""
-        service, sent = request.service, -1
+    async def watch(self, request: bytes, context: Any) -> None:
+        """Stream the state of the requested service until the client leaves or `end_watches`."""
+        service, sent = await self._service(request, context), -1
         while True:
             state = self._states.get(service, _UNKNOWN)
             if state != sent:
                 sent = state
-                await self._write(context, health_pb2.HealthCheckResponse(status=state))
+                await self._write(context, _response(state))
             elif self._ending:
                 return
             else:
                 await self._change(service, sent)
+
+    async def _service(self, request: bytes, context: Any) -> str:
+        """The service that ``request`` names; a request that names none correctly is refused."""
+        try:
+            return text_of(request).decode()
+        except WireError as error:
+            await context.abort(self._refusals.invalid_argument, str(error))
+            raise
 
     def end_watches(self) -> None:
         """End every watch with status OK, soon and from now on. One whose client does not read is cancelled."""
@@ -97,7 +139,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         if task in self._writing:
             task.cancel()
 
-    async def _write(self, context: Any, message: health_pb2.HealthCheckResponse) -> None:
+    async def _write(self, context: Any, message: bytes) -> None:
         """Send ``message``. A write that has begun is finished, although the watch ends during it: C-core never
         completes a call whose write was cancelled, and a stop would wait for its whole grace period."""
         task = asyncio.current_task()
@@ -140,3 +182,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._waking = bool(self._to_wake)
         if self._waking:
             asyncio.get_running_loop().call_soon(self._wake_some)
+
+
+def _response(state: int) -> bytes:
+    """A ``HealthCheckResponse``."""
+    return bytes((_STATUS << 3 | VARINT, state))

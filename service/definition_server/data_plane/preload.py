@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from definition_server.ipc.messages import Configure
+
 _EVERY_TRANSPORT = ("threading",)
 _TRANSPORT = {
     "native": ("definition_server.data_plane.transports.native",),
-    "grpcio": ("definition_server.data_plane.transports.grpcio",),
+    "grpcio": ("definition_server.data_plane.transports.grpcio", "grpc._utilities"),
 }
+_REFLECTION = ("definition_server.data_plane.reflection", "grpc._utilities")
 
 
-def preload(transport: str) -> None:
-    """Import everything that a worker with this transport may need."""
-    for name in (*_EVERY_TRANSPORT, *_TRANSPORT[transport]):
+def preload(config: Configure) -> None:
+    """Import everything that a worker with this configuration may need."""
+    for name in (*_EVERY_TRANSPORT, *_TRANSPORT[config.transport], *(_REFLECTION if config.reflection else ())):
         import_module(name)

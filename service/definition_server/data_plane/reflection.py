@@ -13,7 +13,10 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_health.v1 import health_pb2  # noqa: F401 - its descriptors are in the pool from then on
 from grpc_reflection.v1alpha import reflection_pb2
+
+from definition_server.rpc import avap_pb2  # noqa: F401 - the same
 
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 V1 = "grpc.reflection.v1.ServerReflection"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from google.protobuf.message import DecodeError, Message
-
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.catalog.wire import NAME
+from definition_server.catalog.wire import NAME, WireError
 from definition_server.data_plane.failure import CallFailed, Status
-from definition_server.rpc import avap_pb2
-
-MessageType = TypeVar("MessageType", bound=Message)
+from definition_server.data_plane.requests import check_empty, text_of
 
 SERVICE = "avap.DefinitionEngine"
 
@@ -76,7 +70,10 @@ class DefinitionEngine:
         """
         snapshot = self._current()
         if request:
-            _parse(avap_pb2.Empty, request)
+            try:
+                check_empty(request)
+            except WireError as error:
+                raise _invalid("avap.Empty") from error
         return snapshot.body
 
     def _current(self) -> Snapshot:
@@ -89,19 +86,18 @@ class DefinitionEngine:
 def _requested_name(request: bytes) -> bytes:
     """The name in a serialized ``CommandRequest``, as UTF-8.
 
-    Every client library writes a name below 128 octets as tag, length and octets. Other forms go through the protobuf
-    parser, which also validates the encoding.
+    Every client library writes a name below 128 octets as tag, length and octets. Other forms are read field by field,
+    which also validates the encoding.
     """
     if len(request) > 2 and request[0] == _NAME_TAG and request[1] == len(request) - 2 < 128:
         name = request[2:]
         if name.isascii():
             return name
-    return _parse(avap_pb2.CommandRequest, request).name.encode()
-
-
-def _parse(cls: type[MessageType], request: bytes) -> MessageType:
     try:
-        return cls.FromString(request)
-    except DecodeError as error:
-        reason = f"The request is not a valid {cls.DESCRIPTOR.full_name}"
-        raise CallFailed(Status.INVALID_ARGUMENT, reason) from error
+        return text_of(request)
+    except WireError as error:
+        raise _invalid("avap.CommandRequest") from error
+
+
+def _invalid(message: str) -> CallFailed:
+    return CallFailed(Status.INVALID_ARGUMENT, f"The request is not a valid {message}")

@@ -18,17 +18,15 @@ import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
-from definition_server.data_plane.health import Health
-from definition_server.data_plane.reflection import Reflection, add_reflection
+from definition_server.data_plane.health import HEALTH_SERVICE, Health, Refusals
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE
 from definition_server.data_plane.swap import Swap
 from definition_server.data_plane.transports import CannotListen
@@ -36,6 +34,9 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 from grpc_h2 import RateLimitedLog
+
+if TYPE_CHECKING:
+    from definition_server.data_plane.reflection import Reflection
 
 log = get_logger(__name__)
 
@@ -60,7 +61,7 @@ class GrpcioTransport:
         self._engine = endpoint.engine
         self._address = _address(config.host, config.port)
         self._certificate: grpc.ServerCertificateConfiguration | None = None
-        self._health = Health()
+        self._health = Health(Refusals(grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT))
         self._client_log = RateLimitedLog(logging.getLogger(__name__))
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
         self._pool = ThreadPoolExecutor(config.threadpool_size, "handler")
@@ -70,10 +71,13 @@ class GrpcioTransport:
             for name, handler in endpoint.handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health: Any = self._health.handlers()  # they have the attributes of gRPC's own
+        self._server.add_registered_method_handlers(HEALTH_SERVICE, health)
         self._reflection: Reflection | None = None
         if config.reflection:
-            self._reflection = add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
+            from definition_server.data_plane.reflection import add_reflection  # needs protobuf's library
+
+            self._reflection = add_reflection((SERVICE, HEALTH_SERVICE), self._server)
 
     async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""
@@ -122,13 +126,13 @@ class GrpcioTransport:
         async with grpc.aio.insecure_channel(self._address) as channel:
             get: Any = channel.unary_unary(f"/{SERVICE}/GetCommand")
             sync: Any = channel.unary_unary(f"/{SERVICE}/SyncCatalog")
-            check = health_pb2_grpc.HealthStub(channel).Check
+            check: Any = channel.unary_unary(f"/{HEALTH_SERVICE}/Check")
             for call, request, presented in (
                 (get, found, key),
                 (get, missing, key),
                 (get, found, "wrong"),
                 (sync, b"", key),
-                (check, health_pb2.HealthCheckRequest(), key),
+                (check, b"", key),
             ):
                 with suppress(grpc.aio.AioRpcError):
                     await call(request, metadata=((METADATA_KEY, presented),), timeout=5)

@@ -7,7 +7,7 @@ authorize every open connection anew. And answers are counted: each carries an *
 and status, the engine hands back the ids of a whole batch, and they are added to the stats page at once.
 
 Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
-accepts one. Health and reflection are servicers as for grpcio, registered as on a ``grpc.aio.Server``.
+accepts one. Health and reflection are the same as for grpcio, registered as on a ``grpc.aio.Server``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
-from grpc_health.v1 import health_pb2_grpc
-
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.balance import Balancer
 from definition_server.data_plane.endpoint import STATUS_INDEX, CallCounter, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
-from definition_server.data_plane.health import Health
-from definition_server.data_plane.reflection import Reflection, add_reflection
+from definition_server.data_plane.health import HEALTH_SERVICE, Health
 from definition_server.data_plane.services import MAX_REQUEST, SERVICE, DefinitionEngine, Version
 from definition_server.data_plane.swap import Swap, SwapTimes
 from definition_server.data_plane.transports import CannotListen
@@ -49,6 +46,7 @@ from grpc_h2 import (
 )
 
 if TYPE_CHECKING:
+    from definition_server.data_plane.reflection import Reflection
     from grpc_h2 import Authorize, Lookup, Metadata
 
 log = get_logger(__name__)
@@ -61,7 +59,7 @@ _FIRST_CALL_SECONDS = 30.0
 """A connection on which no authorized call and no health check was begun by then is drained. An honest client that
 connects ahead of time (Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again with its next call.
 nginx gives a client 60 s for its first request, HAProxy and Envoy 10 s and more."""
-_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+_HEALTH_PREFIX = f"/{HEALTH_SERVICE}/"
 
 _StaticMethods = Sequence[tuple[Method, StaticUnary]]
 
@@ -103,10 +101,12 @@ class NativeTransport:
             for method in endpoint.methods
         ]
         endpoint.keys.on_change(self._server.forget_authorizations)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_registered_method_handlers(HEALTH_SERVICE, self._health.handlers())
         self._reflection: Reflection | None = None
         if config.reflection:
-            self._reflection = add_reflection((SERVICE, "grpc.health.v1.Health"), self._server)
+            from definition_server.data_plane.reflection import add_reflection  # needs gRPC's and protobuf's libraries
+
+            self._reflection = add_reflection((SERVICE, HEALTH_SERVICE), self._server)
 
     async def start(self, tls: TlsFiles | None = None) -> int:
         """See `Transport.start`."""

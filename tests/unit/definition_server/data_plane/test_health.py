@@ -15,13 +15,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.leftovers import nothing_left
 from tests.support.loop import promptly
 
-from definition_server.data_plane.health import LIVENESS, Health
+from definition_server.data_plane.health import FRESHNESS, HEALTH_SERVICE, LIVENESS, Health, Refusals
 
 State = health_pb2.HealthCheckResponse
 SERVICES = ["", "avap.DefinitionEngine"]
 each_service = pytest.mark.parametrize("service", SERVICES)
 
 GRACE = 60.0
+GRPCIO = Refusals(grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def register(health: Health, server: grpc.aio.Server) -> None:
+    server.add_registered_method_handlers(HEALTH_SERVICE, dict(health.handlers()))
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +37,13 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def health() -> Health:
-    return Health()
+    return Health(GRPCIO)
 
 
 @pytest.fixture
 async def server(health: Health) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     server = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    register(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield server, port
@@ -121,9 +126,7 @@ async def test_a_change_reaches_many_watches_a_few_in_each_iteration_of_the_loop
             sent[0] += 1
 
     await health.report(False)
-    watches = [
-        asyncio.create_task(health.Watch(health_pb2.HealthCheckRequest(service=""), Context())) for _ in range(1000)
-    ]
+    watches = [asyncio.create_task(health.watch(b"", Context())) for _ in range(1000)]
     while sent[0] < 1000:  # noqa: ASYNC110 - iterations are counted
         await asyncio.sleep(0)
     for _ in range(3):
@@ -149,6 +152,30 @@ async def test_a_watch_that_waits_when_its_state_changes_twice_gets_the_last_one
     while await next_state(call) != State.NOT_SERVING:
         pass
     call.cancel()
+
+
+# -- List and odd requests --------------------------------------------------------------------------------------------
+
+
+async def test_the_list_has_the_state_of_every_service(health: Health, stub: Any) -> None:
+    await health.report(True)
+    answer = await stub.List(health_pb2.HealthListRequest(), timeout=10)
+    states = {name: each.status for name, each in answer.statuses.items()}
+    assert states == {
+        "": State.SERVING,
+        "avap.DefinitionEngine": State.SERVING,
+        LIVENESS: State.SERVING,
+        FRESHNESS: State.NOT_SERVING,
+    }
+
+
+@pytest.mark.parametrize("method", ["Check", "List", "Watch"])
+async def test_a_request_that_is_no_message_is_refused_by_each_method(
+    server: tuple[grpc.aio.Server, int], method: str
+) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server[1]}") as channel:
+        call: Any = channel.unary_stream(f"/{HEALTH_SERVICE}/{method}")(b"\x0a\x05cut", timeout=10)
+        assert await end_of(call) is grpc.StatusCode.INVALID_ARGUMENT
 
 
 # -- ending watches --------------------------------------------------------------------------------------------------
@@ -194,10 +221,10 @@ async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
     begun = 0
 
     class Counted(Health):
-        async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        async def watch(self, request: bytes, context: Any) -> None:
             nonlocal begun
             begun += 1
-            await super().Watch(request, context)
+            await super().watch(request, context)
 
     ended = 0
     for turns in chain(
@@ -205,8 +232,8 @@ async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
     ):  # iterations of the loop between the two; a slow machine needs more
         if turns >= 60 and begun > 60:
             break
-        health, server = Counted(), grpc.aio.server()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        health, server = Counted(GRPCIO), grpc.aio.server()
+        register(health, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         await health.report(True)

@@ -7,10 +7,9 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from grpc_health.v1 import health_pb2_grpc
 from tests.support.loop import eventually
 
-from definition_server.data_plane.health import Health
+from definition_server.data_plane.health import HEALTH_SERVICE, Health
 from grpc_h2 import Server, encode_block, frames
 
 CALLS = range(1, 41, 2)
@@ -46,7 +45,7 @@ async def test_ended_calls_and_connections_are_freed_without_a_collection(
     method: bytes, ending: str, without_collections: None
 ) -> None:
     server, health = Server(), Health()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_registered_method_handlers(HEALTH_SERVICE, health.handlers())
     await health.report(True)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -1,0 +1,90 @@
+"""What a process has imported when it serves: each module costs every start CPU time, and the process memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+NOWHERE = ("pydantic", "pydantic_core", "pydantic_settings", "rich", "structlog.twisted")
+NOT_IN_A_WORKER = (
+    *NOWHERE,
+    "importlib.metadata",
+    "click",
+    "definition_server.cli",
+    "definition_server.control_plane",
+    "definition_server.environment",
+    "definition_server.settings",
+    "google.protobuf",
+    "grpc_health.v1",
+    "grpc_reflection.v1alpha",
+    "h11",
+    "prometheus_client",
+    "psycopg",
+)
+NOT_IN_A_NATIVE_WORKER = (*NOT_IN_A_WORKER, "grpc")
+NOT_IN_A_MASTER = (
+    *NOWHERE,
+    "definition_server.control_plane.control_server",
+    "definition_server.control_plane.control_service",
+    "definition_server.data_plane",
+    "definition_server.observability.metrics",
+    "definition_server.observability.status_page",
+    "google.protobuf",
+    "grpc",
+    "grpc_h2.aio",
+    "grpc_h2.connection.connection",
+    "grpc_health",
+    "prometheus_client",
+    "uvloop",
+)
+
+
+def loaded_by(program: str) -> set[str]:
+    """The modules of a fresh interpreter after ``program``."""
+    shown = f"import sys\n{program}\nimport json\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-P", "-c", shown], stdout=subprocess.PIPE, check=True, timeout=60)
+    return set(json.loads(run.stdout))
+
+
+def found(forbidden: tuple[str, ...], loaded: set[str]) -> list[str]:
+    """Those of ``loaded`` that are one of ``forbidden``, or in its package."""
+    return sorted(name for name in loaded if any(name == each or name.startswith(f"{each}.") for each in forbidden))
+
+
+def worker(**changes: object) -> str:
+    """A program that imports what a worker with this configuration imports until it is confined."""
+    config = {
+        "host": "",
+        "port": 0,
+        "transport": "native",
+        "reflection": False,
+        "max_connection_age_seconds": 0.0,
+        "threadpool_size": 1,
+        "app_env": "production",
+        "log_level": "INFO",
+        "drain_timeout_seconds": 1.0,
+    } | changes
+    return (
+        "import definition_server.data_plane.worker\n"
+        "from definition_server.data_plane.preload import preload\n"
+        "from definition_server.ipc.messages import Configure\n"
+        f"preload(Configure(**{config!r}))"
+    )
+
+
+@pytest.mark.parametrize(("transport", "forbidden"), [("native", NOT_IN_A_NATIVE_WORKER), ("grpcio", NOT_IN_A_WORKER)])
+def test_a_worker_imports_only_what_it_uses(transport: str, forbidden: tuple[str, ...]) -> None:
+    assert found(forbidden, loaded_by(worker(transport=transport))) == []
+
+
+def test_a_worker_with_reflection_has_imported_its_libraries_before_it_is_confined() -> None:
+    loaded = loaded_by(worker(reflection=True))
+    assert {"grpc._utilities", "grpc_reflection.v1alpha.reflection_pb2", "google.protobuf.descriptor_pool"} <= loaded
+
+
+def test_a_master_that_starts_imports_only_what_it_uses() -> None:
+    program = "import definition_server.cli.main, definition_server.control_plane.master"
+    assert found(NOT_IN_A_MASTER, loaded_by(program)) == []
