@@ -37,8 +37,8 @@ TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
 RETURNING_SLICE = 0.0002
-"""The same for new connections from addresses of clients, which strangers cannot multiply: in an iteration that is long,
-because strangers' handshakes are in it, one piece of their work would not keep pace with 40 of them a second."""
+"""The same for new connections from addresses of clients, which strangers cannot multiply: in an iteration that is
+long, because strangers' handshakes are in it, one piece of their work would not keep pace with 40 of them a second."""
 
 RETURNING_LARGE = 3
 """Large pieces of work (`turn`) in such a slice: over TLS, each leads to a handshake of some 0.6 ms."""
