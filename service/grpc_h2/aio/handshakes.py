@@ -1,4 +1,5 @@
-"""TLS handshakes in progress, of which a listener has a limited number at a time.
+"""TLS handshakes in progress, of which a listener has a limited number at a time: of strangers, and beside them as many
+of addresses of which a client is known.
 
 A handshake that its peer does not finish holds some 50 kB, which OpenSSL and the transport allocate and no connection's
 share of a `Budget` knows, until `Limits.preface_timeout` ends it: ten seconds in which an attacker begins thousands. An
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 MOST: Final = 256
-"""Some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a quarter of one."""
+"""Of either kind: some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a quarter of one."""
 
 
 class Handshakes:

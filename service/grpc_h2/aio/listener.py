@@ -36,7 +36,7 @@ from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
-from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import BACKLOG
 from grpc_h2.wire.errors import ErrorCode
@@ -143,7 +143,8 @@ class Listener:
         """Those that have not had their turn yet."""
         self._silent: set[Http2Protocol] = set()
         """Those of which nothing has arrived that would begin a handshake."""
-        self._handshakes = Handshakes()
+        self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
+        """Those of clients' addresses do not give way to those of strangers."""
         self._exhausted_logged = False
 
     @property
@@ -298,12 +299,13 @@ class Listener:
                 await self._scheduler.turn(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
             if tls:
-                self._handshakes.begin(protocol, protocol.network, functools.partial(self._give_way, protocol))
+                give_way = functools.partial(self._give_way, protocol)
+                self._handshakes[protocol.arrival].begin(protocol, protocol.network, give_way)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
             self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
         finally:
-            self._handshakes.end(protocol, protocol.network)
+            self._handshakes[protocol.arrival].end(protocol, protocol.network)
 
     def _give_way(self, protocol: Http2Protocol) -> None:
         self._log(logging.INFO, "A connection was not established", protocol.peer, error=_TOO_MANY)

@@ -71,6 +71,11 @@ async def test_beside_handshakes_that_are_never_finished_a_client_is_served(
             held = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.9.0.1", 0)))
             held.sendall(hello)
         await eventually(lambda: gave_way() and server.admission.held == 8, "40 have begun, and 8 are left")
+        server.admission._known["127.9.0.2"] = None
+        for _ in range(8):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.9.0.2", 0)))
+            held.sendall(hello)
+        await eventually(lambda: server.admission.held == 16, "those of a client's address are counted apart")
         context = ssl.create_default_context(cafile=str(authority.cert))
         context.set_alpn_protocols(["h2"])
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
