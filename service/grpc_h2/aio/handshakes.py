@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 MOST: Final = 256
-"""Of either kind: some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a quarter of one."""
+"""Of either kind: some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a
+quarter of one."""
 
 
 class Handshakes:
