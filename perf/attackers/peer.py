@@ -12,6 +12,7 @@ from hpack.exceptions import HPACKError
 from hpack.hpack import Decoder
 from tests.support import wire
 
+CLOSE_SECONDS = 0.1
 CONNECT_SECONDS = 10.0
 FRAME = 16_384
 _SETTINGS_WINDOW = (0x4).to_bytes(2, "big")
@@ -54,7 +55,8 @@ class Peer:
                 name = "127.0.0.1" if tls else None
                 reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=name, limit=_READ)
         except BaseException:
-            sock.close()
+            # A transport that fails in its handshake still uses the descriptor for a moment.
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, sock.close)
             raise
         if opening:
             writer.write(wire.opening())

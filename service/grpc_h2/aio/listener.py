@@ -31,11 +31,12 @@ from typing import Any, Protocol
 from grpc_h2.aio.admission import REASONS, Admission, Refusal, Trust
 from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
+from grpc_h2.aio.handshakes import Handshakes
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
-from grpc_h2.aio.scheduler import FairScheduler
+from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import TlsCredentials
 from grpc_h2.connection.limits import BACKLOG
 from grpc_h2.wire.errors import ErrorCode
@@ -57,6 +58,8 @@ connections, of which one is set up in an iteration: the kernel's queue, which k
 _PEEKED = 16 * 1024
 """Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
 
+
+_TOO_MANY = "its handshake was not finished when there was no room for the next"
 
 Objection = Callable[[socket.socket], str | None]
 """Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
@@ -140,6 +143,8 @@ class Listener:
         """Those that have not had their turn yet."""
         self._silent: set[Http2Protocol] = set()
         """Those of which nothing has arrived that would begin a handshake."""
+        self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
+        """Those of clients' addresses do not give way to those of strangers."""
         self._exhausted_logged = False
 
     @property
@@ -293,9 +298,18 @@ class Listener:
             if not self._scheduler.claim_setup(self._loop, protocol.arrival):
                 await self._scheduler.turn(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
+            if tls:
+                give_way = functools.partial(self._give_way, protocol)
+                self._handshakes[protocol.arrival].begin(protocol, protocol.network, give_way)
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
             self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
+        finally:
+            self._handshakes[protocol.arrival].end(protocol, protocol.network)
+
+    def _give_way(self, protocol: Http2Protocol) -> None:
+        self._log(logging.INFO, "A connection was not established", protocol.peer, error=_TOO_MANY)
+        self.abandon(protocol)
 
     async def _speaks_tls(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> bool:
         """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer has

@@ -36,6 +36,13 @@ from grpc_h2.aio.fair_queue import FairQueue
 TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
+RETURNING_SLICE = 0.0002
+"""The same for new connections from addresses of clients, which strangers cannot multiply: in an iteration that is
+long, because strangers' handshakes are in it, one piece of their work would not keep pace with 40 of them a second."""
+
+RETURNING_LARGE = 3
+"""Large pieces of work (`turn`) in such a slice: over TLS, each leads to a handshake of some 0.6 ms."""
+
 BUSY_LIMIT = 0.00006
 """Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
 is put off by one iteration, so that the loop polls its sockets first. It is never put off twice in succession."""
@@ -179,12 +186,16 @@ class FairScheduler:
             return
         self._put_off = False
         self._slices += 1
-        end = now + TIME_SLICE
-        waiting = next(queue for share in _ROTA[self._slices % len(_ROTA)] if (queue := self._queues[share]))
+        share = next(share for share in _ROTA[self._slices % len(_ROTA)] if self._queues[share])
+        returning = share is Share.RETURNING
+        end, large = (now + RETURNING_SLICE, RETURNING_LARGE) if returning else (now + TIME_SLICE, 1)
+        waiting = self._queues[share]
         try:
             # Work that is deferred again meanwhile runs in the next iteration of the loop at the earliest.
             for _ in range(len(waiting)):
-                if waiting.take()() or perf_counter() >= end:
+                if waiting.take()():
+                    large -= 1
+                if not large or perf_counter() >= end:
                     break
         finally:
             self._scheduled = any(self._queues)

@@ -110,6 +110,32 @@ async def test_work_that_returns_true_ends_its_time_slice() -> None:
     assert seen == [2, 3, 6]
 
 
+async def test_a_few_returning_connections_are_set_up_in_one_time_slice() -> None:
+    """Strangers cannot multiply them, and in iterations that strangers make long one at a time would not suffice."""
+    scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
+    for number in range(8):
+        scheduler.defer(loop, lambda number=number: taken.append(number) or True, Share.RETURNING)  # type: ignore[misc]
+    seen = []
+    for _ in range(3):
+        await asyncio.sleep(0)
+        seen.append(len(taken))
+    assert seen == [3, 6, 8]
+
+
+async def test_a_time_slice_of_returning_connections_is_longer_and_ends(clock: Clock) -> None:
+    scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
+
+    def work() -> None:
+        clock.now += module.TIME_SLICE
+        taken.append(None)
+
+    for _ in range(20):
+        scheduler.defer(loop, work, Share.RETURNING)
+    await asyncio.sleep(0)
+    most = module.RETURNING_SLICE / module.TIME_SLICE
+    assert 1 < len(taken) <= most + 1
+
+
 async def test_one_closing_connection_is_read_per_loop_iteration() -> None:
     """The read may end the connection at once, outside of any time slice."""
     server = Server()

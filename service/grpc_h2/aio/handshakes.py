@@ -1,0 +1,56 @@
+"""TLS handshakes in progress, of which a listener has a limited number at a time: of strangers, and beside them as many
+of addresses of which a client is known.
+
+A handshake that its peer does not finish holds some 50 kB, which OpenSSL and the transport allocate and no connection's
+share of a `Budget` knows, until `Limits.preface_timeout` ends it: ten seconds in which an attacker begins thousands. An
+honest one takes two round trips. So where `MOST` are in progress, the oldest of the network that has most of them gives
+way to the next, whatever network that comes from: a peer with one handshake is not affected by the crowd of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+MOST: Final = 256
+"""Of either kind: some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a
+quarter of one."""
+
+
+class Handshakes:
+    """Those in progress, by network. No clock, no loop."""
+
+    __slots__ = ("_count", "_most", "_networks")
+
+    def __init__(self, most: int = MOST) -> None:
+        assert most > 0
+        self._most = most
+        self._count = 0
+        self._networks: dict[str, dict[object, Callable[[], None]]] = {}
+        """Network → handshake → what ends it, the oldest first."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def begin(self, handshake: object, network: str, give_way: Callable[[], None]) -> None:
+        """``handshake`` begins. ``give_way`` is called once if it has to make room, and may be called during a `begin`
+        of another one; it counts no longer then."""
+        if self._count >= self._most:
+            self._make_room()
+        self._networks.setdefault(network, {})[handshake] = give_way
+        self._count += 1
+
+    def end(self, handshake: object, network: str) -> None:
+        """It is done, or failed. No effect where it has given way."""
+        begun = self._networks.get(network)
+        if begun is None or begun.pop(handshake, None) is None:
+            return
+        self._count -= 1
+        if not begun:
+            del self._networks[network]
+
+    def _make_room(self) -> None:
+        network = max(self._networks, key=lambda each: len(self._networks[each]))
+        handshake, give_way = next(iter(self._networks[network].items()))
+        self.end(handshake, network)
+        give_way()
