@@ -5,6 +5,7 @@ one.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -29,6 +30,33 @@ PAGES = (PAGE, DOCS / "kubernetes.md")
 SCRIPT_SECONDS = 120
 MARK = "@@ line"
 ROWS = 30
+
+
+def questions() -> list[Block]:
+    """The commands of the table of questions, in order, between two versions of the catalogue that they are about."""
+    text = PAGE.read_text(encoding="utf-8")
+    start, end = text.index("<!-- questions -->"), text.index("<!-- /questions -->")
+    line = text.count("\n", 0, start) + 4  # behind the mark, the head of the table and its rule
+    rows = text[start:end].splitlines()[3:]
+    found = [Block("sh", ANOTHER_VERSION, line - 1)]
+    for number, row in enumerate(rows, line):
+        command = re.fullmatch(r"\| [^|`]+\? \| `((?:[^`|]|\\\|)+)` \| .+ \|", row)
+        assert command, row
+        found.append(Block("sh", command[1].replace("\\|", "|") + "\n", number))
+    return [*found, Block("sh", VERSION_BEFORE, line + len(rows))]
+
+
+ANOTHER_VERSION = """
+psql -q "$ADMIN_DATABASE_URL" -c "UPDATE obex_dapl_functions SET code = code || '#' WHERE id = 1"
+definition-server sync
+versions=$(definition-server history --json | python3 -c 'import json, sys
+for version in json.load(sys.stdin)["versions"]: print(version["version_hash"][:8])')
+NEW=$(head -n 1 <<< "$versions") OLD=$(sed -n 2p <<< "$versions")
+"""
+VERSION_BEFORE = """
+psql -q "$ADMIN_DATABASE_URL" -c "UPDATE obex_dapl_functions SET code = left(code, -1) WHERE id = 1"
+definition-server sync
+"""
 
 
 def script(parts: list[Block]) -> str:
@@ -101,7 +129,7 @@ def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str,
     table = Table(database)
     table.add_commands(ROWS)
     before = rows(database)
-    parts = blocks(PAGE, "sh")
+    parts = sorted([*blocks(PAGE, "sh"), *questions()], key=lambda part: part.line)
     done = run(script(parts), environment(database, tmp_path, signed), tmp_path)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout
@@ -109,7 +137,7 @@ def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str,
     # The last command on that page that writes to the table makes the rows from a served catalogue.
     assert rows(database) == before
     log = (tmp_path / "server.log").read_text()
-    for message in ("Serving", "Syncing at once", "Rolling the workers", "Stopped"):
+    for message in ("Serving", "Syncing at once", "Rolling the workers", "Catalogue pinned", "Stopped"):
         assert f'"msg": "{message}"' in log, log
     assert '"msg": "Sync failed"' not in log
     assert '"msg": "Serving the last-known-good snapshot' in (tmp_path / "rehearsal.log").read_text()

@@ -126,7 +126,7 @@ def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) ->
             "",
             "[bold]AVAP Definition Server, demo[/bold]",
             f"  gRPC      {settings.host}:{settings.port}, metadata x-avap-auth: {key}",
-            f"  metrics   http://{settings.host}:{settings.metrics_port}/metrics, also /readyz and /statusz",
+            f"  status    http://{settings.host}:{settings.metrics_port}/ in a browser; also /metrics and /readyz",
             f"  catalogue {count} commands in PostgreSQL at {postgres.url}",
             f"  signing   {_signing(settings)}",
             "",

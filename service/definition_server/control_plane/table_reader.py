@@ -79,10 +79,11 @@ class TableReader:
         check = begin("check")
         try:
             async with self._source.read() as reading:
-                unchanged = reading.fingerprint == self._fingerprint
-                check.set(changed=not unchanged)
+                check.set(changed=reading.fingerprint != self._fingerprint)
                 check.end()
-                return None if unchanged and not due else await self._read_rows(reading, signer, begun, serving=serving)
+                if reading.fingerprint == self._fingerprint and not due:
+                    return None
+                return await self._read_rows(reading, signer, begun, serving=serving)
         finally:
             check.end()
 

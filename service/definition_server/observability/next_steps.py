@@ -118,8 +118,10 @@ def _serving(status: ServiceStatus) -> Iterator[Step]:
 def _reading(status: ServiceStatus) -> Iterator[Step]:
     sync = status.sync
     held = sync.held_version
+    # Where nothing is served, what keeps the table from being read is what keeps clients from being served.
+    urgency = Urgency.BAD if status.catalog is None else Urgency.WARN
     if sync.last_error is not None and held is None:
-        yield Step(Urgency.WARN, *BY_REASON[sync.last_error])
+        yield Step(urgency, *BY_REASON[sync.last_error])
     elif held is None and status.freshness.reason in ("check_late", "restored"):
         yield Step(Urgency.WARN, "What is served may be out of date.", "runbooks/stale.md")
     if held is not None:
@@ -127,7 +129,7 @@ def _reading(status: ServiceStatus) -> Iterator[Step]:
         served = "" if status.catalog is None else f"{status.catalog.version_hash[:SHOWN_DIGITS]} "
         see = f" See it: `definition-server diff {served}{held[:SHOWN_DIGITS]}`." if served else ""
         accept = f"`definition-server accept {held[:SHOWN_DIGITS]}`"
-        yield Step(Urgency.WARN, f"{why}{see} An accident: mend the table. Intended: {accept}.", _HELD)
+        yield Step(urgency, f"{why}{see} An accident: mend the table. Intended: {accept}.", _HELD)
     if sync.store_error is not None and sync.store_error is not sync.last_error:
         yield Step(Urgency.WARN, *BY_REASON[sync.store_error])
 

@@ -125,13 +125,15 @@ def _headline(status: ServiceStatus, steps: Sequence[Step]) -> tuple[str, str]:
     if status.stopping:
         return "warn", "Shutting down"
     if not status.ready:
-        return "bad", "Not ready"
+        return "bad", "Not ready: nothing is served yet" if status.catalog is None else "Not ready"
     if any(step.urgency is Urgency.BAD for step in steps):
         return "bad", "Serving, act now"
     if not status.freshness.fresh:
         return "warn", "Serving, perhaps out of date"
     if any(step.urgency is Urgency.WARN for step in steps):
         return "warn", "Serving, see below"
+    if status.sync.pinned is not None:
+        return "warn", "Serving a pinned version"
     return "good", "Serving, up to date"
 
 

@@ -26,6 +26,7 @@ def with_sync(**changes: Any) -> ServiceStatus:
 
 
 GOOD = with_sync()
+UNREADABLE = with_sync(last_error=Reason.DATABASE_REFUSED_LOGIN)
 CRASHING = WorkerStatus(0, None, "down", 0, "", 0, None, 9, True)
 
 
@@ -37,11 +38,12 @@ def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
     ("status", "urgency", "words"),
     [
         (replace(GOOD, ready=False, catalog=None), Urgency.BAD, "No catalogue"),
+        (replace(UNREADABLE, ready=False, catalog=None), Urgency.BAD, "refuses the login"),
         (replace(GOOD, ready=False, full=True), Urgency.BAD, "MAX_CONNECTIONS"),
         (replace(GOOD, ready=False), Urgency.BAD, "No worker serves"),
         (replace(GOOD, ready=False, stopping=True), Urgency.NOTE, "shuts down"),
         (replace(GOOD, restart=RestartStatus(False, "no_source")), Urgency.WARN, "Do not restart"),
-        (with_sync(last_error=Reason.DATABASE_REFUSED_LOGIN), Urgency.WARN, "refuses the login"),
+        (UNREADABLE, Urgency.WARN, "refuses the login"),
         (replace(GOOD, freshness=FreshnessStatus(False, "check_late")), Urgency.WARN, "out of date"),
         (with_sync(**HELD), Urgency.WARN, "`definition-server accept cdcdcdcdcdcdcdcd`"),
         (with_sync(**HELD), Urgency.WARN, "`definition-server diff abababababababab cdcdcdcdcdcdcdcd`"),

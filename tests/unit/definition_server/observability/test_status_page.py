@@ -145,6 +145,11 @@ def test_the_size_of_the_page_is_bounded() -> None:
         (service_status(), "Serving, up to date"),
         (service_status(stopping=True, ready=False), "Shutting down"),
         (service_status(ready=False), "Not ready"),
+        (service_status(ready=False, catalog=None), "Not ready: nothing is served yet"),
+        (
+            service_status(sync=replace(service_status().sync, pinned="command", pinned_version="ab" * 32)),
+            "Serving a pinned version",
+        ),
         (service_status(freshness=FreshnessStatus(False, "check_late")), "Serving, perhaps out of date"),
         (service_status(certificates_expire={"server": NOW - 1}), "Serving, act now"),
         (service_status(certificates_expire={"server": NOW + 1000}), "Serving, see below"),
