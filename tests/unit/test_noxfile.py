@@ -74,7 +74,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("pyproject.toml", "constraints.txt", "noxfile.py"):
         (project / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(project)
-    monkeypatch.delenv("NOX_ENVIRONMENT", raising=False)
+    for name in ("NOX_ENVIRONMENT", "UNIT_COVERAGE", "CI_BESIDE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", os.devnull)  # no uv
     return project
 
@@ -322,7 +323,6 @@ class Judged(Session):
 
 def test_in_ci_failed_tests_run_again_alone(noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
-    monkeypatch.delenv("CI_BESIDE", raising=False)
     stale = folder / ".pytest_cache/a session/v/cache/lastfailed"
     stale.parent.mkdir(parents=True)
     stale.write_text('{"tests/of_an_earlier_run.py": true}')
