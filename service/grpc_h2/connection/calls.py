@@ -304,6 +304,7 @@ class Calls:
                 self._requests.settle(stream)
                 if not stream.closed:
                     self.fail(stream, _TOO_LATE)
+        self._closing.end_overdue_rests()
         for stream in self._answers.overdue():
             self._closing.cut_off(stream, "an answer not read in time")
 

@@ -83,10 +83,26 @@ class Closing:
     # -- streams --------------------------------------------------------------------------------------------------
 
     def response_ended(self, stream: Stream) -> None:
-        """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
+        """END_STREAM was sent. A client that still sends has a moment to end, and is then asked to stop: see
+        `deadlines`."""
         if stream.state is _HALF_CLOSED_LOCAL:
-            self._reset(stream.id, ErrorCode.NO_ERROR)
+            self._streams.note_reset(stream.id)
+            self._ask_to_stop(self._requests.await_rest(stream.id))
         self._close(stream)
+
+    def rest_received(self, stream_id: int, octets: int = 0, *, end_stream: bool) -> None:
+        """A frame came on a stream that had ended for us. It is thrown away."""
+        if self._requests.rest_received(stream_id, octets, end_stream=end_stream):
+            self._ask_to_stop(stream_id)
+
+    def end_overdue_rests(self) -> None:
+        """Wait no longer for rests of requests that have not come in time: a few at once."""
+        for stream_id in self._requests.overdue_rests():
+            self._ask_to_stop(stream_id)
+
+    def _ask_to_stop(self, stream_id: int | None) -> None:
+        if stream_id is not None:
+            self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def refuse(self, stream_id: int, fault: StreamFault) -> None:
         """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671.
@@ -186,6 +202,8 @@ class Closing:
 
     def _leave_if_done(self) -> None:
         if not self._streams.open and not self._fast_path.pending:
+            while (stream_id := self._requests.give_up_rest()) is not None:
+                self._ask_to_stop(stream_id)
             self._lifecycle.enter(ConnectionState.CLOSED)
             self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 
