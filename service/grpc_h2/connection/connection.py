@@ -138,51 +138,14 @@ class Connection:
         self._requests = requests = RequestDeadlines(limits, lifecycle, timers, streams, fast_path)
         self._answers = answers = AnswerDeadlines(limits, timers)
         self._closing = closing = Closing(
-            lifecycle,
-            buffer,
-            timers,
-            abuse,
-            streams,
-            outbound,
-            bodies,
-            fast_path,
-            requests,
-            answers,
-            self._events,
-            self.reports,
-        )
+            lifecycle, buffer, timers, abuse, streams, outbound, bodies, fast_path, requests, answers, self._events,
+            self.reports)  # fmt: skip
         self._calls = calls = Calls(
-            limits,
-            timers,
-            abuse,
-            flow,
-            streams,
-            outbound,
-            bodies,
-            fast_path,
-            requests,
-            answers,
-            closing,
-            self.answered,
-            self._events,
-        )
+            limits, timers, abuse, flow, streams, outbound, bodies, fast_path, requests, answers, closing,
+            self.answered, self._events)  # fmt: skip
         self._inbound = Inbound(
-            limits,
-            router,
-            lifecycle,
-            buffer,
-            timers,
-            abuse,
-            flow,
-            streams,
-            outbound,
-            headers,
-            bodies,
-            fast_path,
-            closing,
-            calls,
-            self.answered,
-        )
+            limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
+            closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
         """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
         self._written = 0
@@ -219,7 +182,7 @@ class Connection:
         return self._streams.open_calls
 
     @property
-    def forgotten(self) -> dict[int, Stream]:
+    def released(self) -> dict[int, Stream]:
         """Streams that were open when the connection ended, to be freed a few at a time."""
         return self._closing.released
 
