@@ -34,7 +34,7 @@ def create_server(transport: str, max_header_list: int | None = None) -> Any:
 
 
 async def serve(server: Any, port: int, tls: TlsCredentials | None) -> None:
-    """Until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT comes."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -70,7 +70,7 @@ _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 
 
 class Room(IntEnum):
-    """What room a worker has for another connection."""
+    """Whether a worker has room for another connection."""
 
     FREE = 0
     FULL = 1

@@ -567,7 +567,7 @@ class Http2Protocol(asyncio.Protocol):
 
     def _release_streams(self) -> None:
         """Release the streams that were open when the connection ended, a few at a time."""
-        released = self.connection.forgotten
+        released = self.connection.released
         for _ in range(min(_STREAMS_RELEASED_AT_ONCE, len(released))):
             released.popitem()
         if released:

@@ -1,7 +1,7 @@
-"""How calls begin, are answered and end, and how the connection ends with them.
+"""How calls begin, and how they are answered.
 
-The only place where a stream is opened or closed, and where GOAWAY and RST_STREAM are sent. It acts on the outcomes of
-the other parts, which it composes; it reads no frames (``inbound.py`` does) and knows no time of its own.
+It opens streams, judges requests once they are whole, and queues responses. It reads no frames (``inbound.py`` does)
+and closes no stream (``closing.py`` does).
 """
 
 from __future__ import annotations
@@ -10,22 +10,14 @@ from typing import Final
 
 from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies, Fed
+from grpc_h2.connection.closing import Closing
 from grpc_h2.connection.deadlines import AnswerDeadlines, RequestDeadlines
-from grpc_h2.connection.events import (
-    AnswerCutOff,
-    CallCancelled,
-    CallStarted,
-    ConnectionClosing,
-    Event,
-    HalfClosed,
-    MessageReceived,
-)
+from grpc_h2.connection.events import CallCancelled, CallStarted, Event, HalfClosed, MessageReceived
 from grpc_h2.connection.fast_path import FastPath, Opened
 from grpc_h2.connection.flow_control import FlowControl
-from grpc_h2.connection.input_buffer import InputBuffer
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.outbound import Outbound
-from grpc_h2.connection.state import ConnectionState, Lifecycle, StreamState, StreamStatus
+from grpc_h2.connection.state import StreamState
 from grpc_h2.connection.stream import Piece, Stream
 from grpc_h2.connection.streams import Streams
 from grpc_h2.connection.timers import Timers
@@ -38,44 +30,35 @@ from grpc_h2.static.routes import Router
 from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
-DRAIN_PING: Final = b"draining"
 _REFUSED_AT_ONCE: Final = 8
 """Calls that are refused in one go before their bodies have come: some 80 µs."""
 _TOO_LATE: Final = CallFault(StatusCode.DEADLINE_EXCEEDED, "The request was not complete in time")
-_HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
-_CLOSED: Final = StreamState.CLOSED
 _OPEN: Final = StreamState.OPEN
-_LEAVING: Final = ConnectionState.LEAVING
 
 
 class Calls:
-    """The calls of one connection, and its end."""
+    """The calls of one connection."""
 
     __slots__ = (
         "_abuse",
         "_answered",
         "_answers",
         "_bodies",
-        "_buffer",
+        "_closing",
+        "_events",
         "_fast_path",
         "_flow",
-        "_lifecycle",
         "_limits",
         "_outbound",
         "_refusable",
-        "_reports",
         "_requests",
         "_streams",
         "_timers",
-        "events",
-        "released",
     )
 
     def __init__(
         self,
         limits: Limits,
-        lifecycle: Lifecycle,
-        buffer: InputBuffer,
         timers: Timers,
         abuse: Abuse,
         flow: FlowControl,
@@ -85,15 +68,12 @@ class Calls:
         fast_path: FastPath,
         requests: RequestDeadlines,
         answers: AnswerDeadlines,
+        closing: Closing,
         answered: list[int],
-        reports: list[tuple[str, str]],
+        events: list[Event],
     ) -> None:
-        """``answered``: the list to which the ids of static answers are appended. ``reports``: the same for what the
-        operator should know about the peer."""
-        self._reports = reports
+        """``answered``: the list to which the ids of static answers are appended. ``events``: the same for events."""
         self._limits = limits
-        self._lifecycle = lifecycle
-        self._buffer = buffer
         self._timers = timers
         self._abuse = abuse
         self._flow = flow
@@ -103,23 +83,11 @@ class Calls:
         self._fast_path = fast_path
         self._requests = requests
         self._answers = answers
+        self._closing = closing
         self._answered = answered
+        self._events = events
         self._refusable: list[Stream] = []
         """Streams whose headers alone decide the answer, and whose bodies have not come."""
-        self.events: list[Event] = []
-        self.released: dict[int, Stream] = {}
-        """Streams that were open when the connection ended, to be freed a few at a time."""
-
-    # -- events ---------------------------------------------------------------------------------------------------
-
-    def take_events(self) -> list[Event]:
-        """Events that have come about since the last call."""
-        events, self.events = self.events, []
-        return events
-
-    def note(self, event: Event) -> None:
-        """Add an event that another part has caused."""
-        self.events.append(event)
 
     # -- begin ----------------------------------------------------------------------------------------------------
 
@@ -152,7 +120,7 @@ class Calls:
         self._streams.add(stream)
         self._abuse.stream_begun(handled=stream.handled)
         if stream.handled:
-            self.events.append(CallStarted(stream))
+            self._events.append(CallStarted(stream))
         if end_stream:
             self.end_of_request(stream)
         elif route.refused:
@@ -232,7 +200,7 @@ class Calls:
                 return
             stream.body_read()
         if stream.handled:
-            self.events.append(HalfClosed(stream))
+            self._events.append(HalfClosed(stream))
         elif stream.message is None:
             self.fail(stream, CallFault(StatusCode.UNIMPLEMENTED, "No message in a unary request"))
         elif route.answer_payload is not None:
@@ -246,32 +214,21 @@ class Calls:
         """Act on the outcome of a DATA frame."""
         messages, free, fault = fed
         for message in messages:
-            self.events.append(MessageReceived(stream, message))
+            self._events.append(MessageReceived(stream, message))
         if free:
-            self.give_back(free)
+            self._outbound.give_back(free)
         if fault is not None:
             self.fail(stream, fault)
         elif free:
-            self._credit(stream)
+            self._outbound.credit(stream)
 
     def consumed(self, stream: Stream, octets: int) -> None:
         """A handler has taken a message of ``octets``: the windows grow again."""
         free = self._bodies.consume(stream, octets)
         if free:
-            self.give_back(free)
+            self._outbound.give_back(free)
             if stream.credit * 2 >= self._limits.initial_window:
-                self._credit(stream)
-
-    def give_back(self, octets: int) -> None:
-        """``octets`` of DATA may be given back to the window."""
-        increment = self._flow.give_back(octets)
-        if increment:
-            self._outbound.control(frames.window_update(0, increment))
-
-    def _credit(self, stream: Stream) -> None:
-        increment = stream.window_due()
-        if increment:
-            self._outbound.control(frames.window_update(stream.id, increment))
+                self._outbound.credit(stream)
 
     # -- responses ------------------------------------------------------------------------------------------------
 
@@ -310,10 +267,10 @@ class Calls:
     def fail(self, stream: Stream, fault: CallFault) -> None:
         """The client's messages make no call: answer with a status, and take the call from its handler."""
         taken = stream.handled and not stream.closed
-        self._drop_output(stream)
+        self._closing.drop_output(stream)
         self.send_status(stream, fault.status, fault.message, ())
         if taken:
-            self.events.append(CallCancelled(stream, ErrorCode.CANCEL))
+            self._events.append(CallCancelled(stream, ErrorCode.CANCEL))
 
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
@@ -330,91 +287,14 @@ class Calls:
             self._answers.completed(stream)
             return
         self._outbound.headers(stream, block, end_stream=True)
-        self.response_ended(stream)
+        self._closing.response_ended(stream)
 
     def output_taken(self, stream: Stream) -> None:
         """Some of what waited on ``stream`` was sent."""
         if not stream.unsent:
             self._answers.settle(stream)
 
-    def _drop_output(self, stream: Stream) -> None:
-        self._outbound.drop(stream)
-        self._answers.settle(stream)
-
-    def response_ended(self, stream: Stream) -> None:
-        """END_STREAM was sent. A client that still sends has a moment to end, and is then asked to stop: see
-        `deadlines`."""
-        if stream.state is _HALF_CLOSED_LOCAL:
-            self._streams.note_reset(stream.id)
-            self._ask_to_stop(self._requests.await_rest(stream.id))
-        self._close(stream)
-
-    def rest_received(self, stream_id: int, octets: int = 0, *, end_stream: bool) -> None:
-        """A frame came on a stream that had ended for us. It is thrown away."""
-        if self._requests.rest_received(stream_id, octets, end_stream=end_stream):
-            self._ask_to_stop(stream_id)
-
-    def _ask_to_stop(self, stream_id: int | None) -> None:
-        if stream_id is not None:
-            self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
-
-    # -- ends of streams ------------------------------------------------------------------------------------------
-
-    def refuse(self, stream_id: int, fault: StreamFault) -> None:
-        """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671.
-
-        Raises:
-            ConnectionFault: where it is one too many.
-        """
-        self._abuse.glitch("frames that break a stream's rules")
-        self._reports.append(("refused", fault.reason))
-        waited = stream_id in self._fast_path.pending
-        if waited:
-            self._fast_path.release(stream_id)
-        stream = self._streams.open.get(stream_id)
-        if stream is None and self._streams.status(stream_id) is StreamStatus.RESET:
-            return
-        if stream_id <= self._streams.last_id:
-            self._reset(stream_id, fault.code)
-        else:
-            self._outbound.control(frames.rst_stream(stream_id, fault.code))
-        if stream is not None:
-            self.abandon(stream, fault.code)
-        elif waited and self._lifecycle.state is _LEAVING:  # it may have been the last stream
-            self._leave_if_done()
-
-    def cancel(self, stream: Stream, code: int) -> None:
-        """The handler resets ``stream``: send RST_STREAM. No effect where the stream or the connection has ended."""
-        if stream.state is StreamState.CLOSED or self._lifecycle.closed:
-            return
-        self._reset(stream.id, code)
-        self.abandon(stream, code, by_handler=True)
-
-    def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
-        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler has ended it."""
-        report = stream.handled and not stream.closed and not by_handler
-        self._drop_output(stream)
-        self._close(stream)
-        if report:
-            self.events.append(CallCancelled(stream, code))
-
-    def _reset(self, stream_id: int, code: int) -> None:
-        self._outbound.control(frames.rst_stream(stream_id, code))
-        self._streams.note_reset(stream_id)
-
-    def _close(self, stream: Stream) -> None:
-        if stream.state is not _CLOSED:
-            stream.close()
-        if not self._streams.remove(stream):
-            return
-        self._requests.settle(stream)
-        if stream.partial or stream.unread or stream.owed:
-            owed = self._bodies.discard(stream)
-            if owed:  # messages that no handler will take any more
-                self.give_back(owed)
-        self._timers.stream_ended()
-        if self._lifecycle.state is _LEAVING:
-            self._leave_if_done()
+    # -- ends ----------------------------------------------------------------------------------------------------
 
     def end_overdue(self) -> None:
         """End calls whose requests were not whole, or whose answers were not read, in time: a few at once."""
@@ -424,74 +304,16 @@ class Calls:
                 self._requests.settle(stream)
                 if not stream.closed:
                     self.fail(stream, _TOO_LATE)
-        for stream_id in self._requests.overdue_rests():
-            self._ask_to_stop(stream_id)
+        self._closing.end_overdue_rests()
         for stream in self._answers.overdue():
-            self._cut_off(stream, "an answer not read in time")
-
-    def cut_answers(self, before: float) -> None:
-        """Give up complete answers that have waited to be read since ``before``, or longer."""
-        for stream in self._answers.since(before):
-            if stream.closed:
-                self._cut_off(stream, "an answer from data that was replaced long ago")
-
-    def _cut_off(self, stream: Stream, reason: str) -> None:
-        self._reset(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
-        self.events.append(AnswerCutOff(stream, reason))
-        self.abandon(stream, ErrorCode.ENHANCE_YOUR_CALM)
-
-    # -- the end of the connection --------------------------------------------------------------------------------
-
-    def drain(self) -> None:
-        """Leave in order: see `Connection.drain`."""
-        if self._lifecycle.state is ConnectionState.OPEN:
-            self._lifecycle.enter(ConnectionState.DRAINING)
-            self._timers.drain_begun()
-            self._requests.hasten()
-            self._outbound.control(
-                frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR, b"draining"),
-                frames.ping(DRAIN_PING, ack=False),
-            )
-        elif self._lifecycle.state in (ConnectionState.AWAITS_PREFACE, ConnectionState.AWAITS_SETTINGS):
-            self.close(ErrorCode.NO_ERROR, "draining")
-
-    def final_goaway(self) -> None:
-        """The client knows of the drain, or has had its time: name the last stream that is served."""
-        self._lifecycle.enter(ConnectionState.LEAVING)
-        self._timers.drain_announced()
-        self._streams.name_last()
-        self._outbound.control(frames.goaway(self._streams.last_for_goaway, ErrorCode.NO_ERROR))
-        self._leave_if_done()
-
-    def _leave_if_done(self) -> None:
-        if not self.open_streams:
-            while (stream_id := self._requests.give_up_rest()) is not None:
-                self._ask_to_stop(stream_id)
-            self._lifecycle.enter(ConnectionState.CLOSED)
-            self.events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
+            self._closing.cut_off(stream, "an answer not read in time")
 
     def close(self, code: int, reason: str) -> None:
         """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
-        if self._lifecycle.closed:
-            return
-        self.abandon_all()
-        self._outbound.control(frames.goaway(self._streams.last_for_goaway, code, reason.encode()))
-        self.events.append(ConnectionClosing(code, reason))
+        self._closing.close(code, reason)
+        self._refusable.clear()
 
     def abandon_all(self) -> None:
-        """End every stream: nothing more can be sent or is read.
-
-        Only streams whose handler is at work are ended one by one: the others need no event, and to close 256 of them
-        takes half a millisecond.
-        """
-        if not self._lifecycle.closed:
-            self._lifecycle.enter(ConnectionState.CLOSED)
-        for stream in [each for each in self._streams.open.values() if not each.finished]:
-            self.abandon(stream, ErrorCode.CANCEL)
-        self.released = self._streams.release() or self.released
-        self._fast_path.drop_all()
-        self._outbound.drop_all()
-        self._requests.drop_all()
-        self._answers.drop_all()
+        """The transport has closed: end every stream."""
+        self._closing.abandon_all()
         self._refusable.clear()
-        self._buffer.clear()

@@ -3,7 +3,7 @@
 **Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
 frame. Replies that wait for nothing (acknowledgements, resets, static answers) are queued; what concerns a handler
 becomes an event. `Connection.data_to_send` hands out what may be written. Neither raises on any input: a peer's fault
-ends its stream (`Calls.refuse`) or the connection (`Calls.close`), each in one place.
+ends its stream (`Closing.refuse`) or the connection (`Closing.close`), each in one place.
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
 neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
@@ -17,7 +17,8 @@ through its methods. A part knows the parts before it in this list, and returns 
     Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
     Bodies       DATA to messages              FastPath     known calls, alone or in batches
     RequestDeadlines, AnswerDeadlines          what must have moved on by when
-    Calls        begin and end of calls        Inbound      frames in
+    Closing      ends of streams, and its own  Calls        begin and answers of calls
+    Inbound      frames in
 
 **Memory.** A connection reports to the server's `Budget` what it holds for its peer, after everything that may change
 it. A call on the fast path holds nothing.
@@ -33,6 +34,7 @@ from grpc_h2.connection.abuse import Abuse
 from grpc_h2.connection.bodies import Bodies
 from grpc_h2.connection.budget import Budget, Share
 from grpc_h2.connection.calls import Calls
+from grpc_h2.connection.closing import Closing
 from grpc_h2.connection.deadlines import AnswerDeadlines, RequestDeadlines
 from grpc_h2.connection.events import ConnectionClosing, Event, Writable
 from grpc_h2.connection.fast_path import FastPath
@@ -69,6 +71,8 @@ class Connection:
         "_bodies",
         "_buffer",
         "_calls",
+        "_closing",
+        "_events",
         "_fast_path",
         "_flow",
         "_headers",
@@ -117,6 +121,8 @@ class Connection:
         self.reports: list[tuple[str, str]] = []
         """What the operator should know about the peer: ("unauthorized", path) for a call that its static method has
         refused, ("refused", reason) for a stream that was reset. The reader clears the list."""
+        self._events: list[Event] = []
+        """What the caller should do, until it takes them."""
         self._lifecycle = lifecycle = Lifecycle()
         self._buffer = buffer = InputBuffer()
         self._timers = timers = Timers(limits, now, jitter)
@@ -131,38 +137,15 @@ class Connection:
         )
         self._requests = requests = RequestDeadlines(limits, lifecycle, timers, streams, fast_path)
         self._answers = answers = AnswerDeadlines(limits, timers)
+        self._closing = closing = Closing(
+            lifecycle, buffer, timers, abuse, streams, outbound, bodies, fast_path, requests, answers, self._events,
+            self.reports)  # fmt: skip
         self._calls = calls = Calls(
-            limits,
-            lifecycle,
-            buffer,
-            timers,
-            abuse,
-            flow,
-            streams,
-            outbound,
-            bodies,
-            fast_path,
-            requests,
-            answers,
-            self.answered,
-            self.reports,
-        )
+            limits, timers, abuse, flow, streams, outbound, bodies, fast_path, requests, answers, closing,
+            self.answered, self._events)  # fmt: skip
         self._inbound = Inbound(
-            limits,
-            router,
-            lifecycle,
-            buffer,
-            timers,
-            abuse,
-            flow,
-            streams,
-            outbound,
-            headers,
-            bodies,
-            fast_path,
-            calls,
-            self.answered,
-        )
+            limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
+            closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
         """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
         self._written = 0
@@ -199,9 +182,9 @@ class Connection:
         return self._streams.open_calls
 
     @property
-    def forgotten(self) -> dict[int, Stream]:
+    def released(self) -> dict[int, Stream]:
         """Streams that were open when the connection ended, to be freed a few at a time."""
-        return self._calls.released
+        return self._closing.released
 
     @property
     def unsent(self) -> int:
@@ -233,16 +216,18 @@ class Connection:
             except ConnectionFault as fault:
                 self._calls.close(fault.code, fault.reason)
         self._report()
-        return self._calls.take_events() if self._calls.events else []
+        return self.take_events() if self._events else []
 
     @property
     def eventful(self) -> bool:
         """Whether `take_events` has any."""
-        return bool(self._calls.events)
+        return bool(self._events)
 
     def take_events(self) -> list[Event]:
         """Events that calls other than `receive_data` and `tick` have caused."""
-        return self._calls.take_events()
+        events = self._events.copy()
+        self._events.clear()
+        return events
 
     # -- output -------------------------------------------------------------------------------------------------------
 
@@ -265,9 +250,9 @@ class Connection:
             for stream in sent:
                 self._calls.output_taken(stream)
                 if stream.state in _SENT_ALL:
-                    self._calls.response_ended(stream)
+                    self._closing.response_ended(stream)
                 elif stream.note_sent(self.limits.low_water):
-                    self._calls.note(Writable(stream))
+                    self._events.append(Writable(stream))
             self._report()
             pieces += outbound.take_out()
         return pieces
@@ -333,7 +318,7 @@ class Connection:
 
     def cancel(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
         """RST_STREAM. No effect on a stream that has ended."""
-        self._calls.cancel(stream, code)
+        self._closing.cancel(stream, code)
         self._report()
 
     def expect_one_message(self, stream: Stream) -> None:
@@ -344,7 +329,7 @@ class Connection:
     def cut_answers(self, before: float) -> None:
         """Give up answers that are complete and have waited to be read since the instant ``before``, or longer: what
         they consist of is to be released. Leaves events."""
-        self._calls.cut_answers(before)
+        self._closing.cut_answers(before)
         self._report()
 
     def consumed(self, stream: Stream, octets: int) -> None:
@@ -371,7 +356,7 @@ class Connection:
         answered the PING that followed the first.
         """
         self.advance(now)
-        self._calls.drain()
+        self._closing.drain()
         self._report()
 
     def connection_lost(self) -> list[Event]:
@@ -416,7 +401,7 @@ class Connection:
         return self._outbound.paused or self._outbound.unsent > 0
 
     def _do(self, due: Due) -> None:
-        timers, calls = self._timers, self._calls
+        timers, calls, closing = self._timers, self._calls, self._closing
         if due is Due.PREFACE:
             calls.close(ErrorCode.SETTINGS_TIMEOUT, "no preface in time")
         elif due is Due.HEADER_BLOCK:
@@ -428,12 +413,12 @@ class Connection:
             calls.close(ErrorCode.NO_ERROR, "keepalive timeout")
         elif due is Due.AGE:
             timers.grace_begun()
-            calls.drain()
+            closing.drain()
         elif due is Due.IDLE:
             timers.idleness_noted()
-            calls.drain()
+            closing.drain()
         elif due is Due.FINAL_GOAWAY:
-            calls.final_goaway()
+            closing.final_goaway()
         elif due is Due.GRACE:
             calls.close(ErrorCode.NO_ERROR, "max_age")
         else:

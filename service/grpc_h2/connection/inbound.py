@@ -11,7 +11,8 @@ from typing import Final
 
 from grpc_h2.connection.abuse import FRAME_WORK, Abuse
 from grpc_h2.connection.bodies import Bodies
-from grpc_h2.connection.calls import DRAIN_PING, Calls
+from grpc_h2.connection.calls import Calls
+from grpc_h2.connection.closing import DRAIN_PING, Closing
 from grpc_h2.connection.fast_path import FastPath, Opened, Refused
 from grpc_h2.connection.flow_control import FlowControl
 from grpc_h2.connection.headers import Headers
@@ -54,6 +55,7 @@ class Inbound:
         "_bodies",
         "_buffer",
         "_calls",
+        "_closing",
         "_fast_path",
         "_flow",
         "_headers",
@@ -81,6 +83,7 @@ class Inbound:
         headers: Headers,
         bodies: Bodies,
         fast_path: FastPath,
+        closing: Closing,
         calls: Calls,
         answered: list[int],
     ) -> None:
@@ -96,6 +99,7 @@ class Inbound:
         self._headers = headers
         self._bodies = bodies
         self._fast_path = fast_path
+        self._closing = closing
         self._calls = calls
         self._answered = answered
         self._settings_unacked = 1
@@ -165,7 +169,7 @@ class Inbound:
         if isinstance(left, Opened):
             self._calls.open(left)
         else:
-            self._calls.refuse(left.stream_id, left.fault)
+            self._closing.refuse(left.stream_id, left.fault)
 
     # -- frames of streams ----------------------------------------------------------------------------------------
 
@@ -201,7 +205,7 @@ class Inbound:
             else:  # GOAWAY (the peer will open no more streams: nothing to do), and unknown types
                 self._abuse.glitch("frames without effect")
         except StreamFault as fault:
-            self._calls.refuse(stream_id, fault)
+            self._closing.refuse(stream_id, fault)
 
     def _begin_block(self, flags: int, stream_id: int, payload: bytes) -> None:
         fragment, self_dependent = without_priority(flags, stream_id, unpadded(flags, payload))
@@ -246,7 +250,7 @@ class Inbound:
         try:
             self._block(done.stream_id, done.whole, end_stream=done.end_stream, self_dependent=done.self_dependent)
         except StreamFault as fault:
-            self._calls.refuse(done.stream_id, fault)
+            self._closing.refuse(done.stream_id, fault)
 
     def _block(self, stream_id: int, block: bytes, *, end_stream: bool, self_dependent: bool) -> None:
         """Process a whole header block. It is decoded even if its stream is refused (section 4.3)."""
@@ -263,7 +267,7 @@ class Inbound:
             if status is StreamStatus.CLOSED:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
             self._abuse.late_frame(streams.opened)
-            self._calls.rest_received(stream_id, end_stream=end_stream)
+            self._closing.rest_received(stream_id, end_stream=end_stream)
             return
         streams.use(stream_id)
         self._abuse.stream_opened()
@@ -298,11 +302,11 @@ class Inbound:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
         self._flow.receive(size)
         if stream is None:
-            self._calls.give_back(size)
+            self._outbound.give_back(size)
             if status is StreamStatus.CLOSED:
                 raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
             self._abuse.late_frame(self._streams.opened)
-            self._calls.rest_received(stream_id, size, end_stream=bool(flags & frames.END_STREAM))
+            self._closing.rest_received(stream_id, size, end_stream=bool(flags & frames.END_STREAM))
             return
         end_stream = bool(flags & frames.END_STREAM)
         if not content and not end_stream:
@@ -310,7 +314,7 @@ class Inbound:
         try:
             stream.receive(size, len(content), end_stream=end_stream)
         except StreamFault:
-            self._calls.give_back(size)
+            self._outbound.give_back(size)
             raise
         self._read(stream, content, size, end_stream=end_stream)
 
@@ -327,7 +331,7 @@ class Inbound:
             elif end_stream:
                 self._calls.judge_request(stream)
         except StreamFault as fault:
-            self._calls.refuse(stream.id, fault)
+            self._closing.refuse(stream.id, fault)
 
     def _rst_stream(self, stream_id: int, code: int) -> None:
         stream = self._calls.find(stream_id)
@@ -335,10 +339,10 @@ class Inbound:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
         if stream is None:  # its answer has crossed with this, so it takes no work from us
             self._abuse.late_frame(self._streams.opened)
-            self._calls.rest_received(stream_id, end_stream=True)
+            self._closing.rest_received(stream_id, end_stream=True)
             return
         self._abuse.glitch("resets")  # CVE-2023-44487
-        self._calls.abandon(stream, code)
+        self._closing.abandon(stream, code)
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         self._abuse.window_update()
@@ -402,7 +406,7 @@ class Inbound:
     def _ping(self, flags: int, payload: bytes) -> None:
         if flags & frames.ACK:
             if payload == DRAIN_PING and self._lifecycle.state is ConnectionState.DRAINING:
-                self._calls.final_goaway()
+                self._closing.final_goaway()
             elif payload != KEEPALIVE_PING:
                 self._abuse.glitch("answers to no PING")
             return

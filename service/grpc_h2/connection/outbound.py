@@ -115,6 +115,18 @@ class Outbound:
         self.waiting.clear()
         self.unsent = self.held = 0
 
+    def give_back(self, octets: int) -> None:
+        """``octets`` of DATA may be given back to the window."""
+        increment = self._flow.give_back(octets)
+        if increment:
+            self.control(frames.window_update(0, increment))
+
+    def credit(self, stream: Stream) -> None:
+        """WINDOW_UPDATE for ``stream``, where one is due."""
+        increment = stream.window_due()
+        if increment:
+            self.control(frames.window_update(stream.id, increment))
+
     # -- what goes out --------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:

@@ -70,7 +70,7 @@ def test_bytecode_counts_for_the_size_of_a_piece() -> None:
         ("$$ 😀", "'$$ 😀'"),
     ],
 )
-def test_a_literal(text: str, sql: str) -> None:
+def test_a_text_with_a_backslash_or_a_control_character_becomes_an_escape_string(text: str, sql: str) -> None:
     assert literal(text) == sql
 
 

@@ -420,7 +420,9 @@ def test_an_answer_is_not_lost_although_the_request_has_content_that_nobody_read
         assert b" 405 " in all_of(client)
 
 
-def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_holds_most(server: AdminServer) -> None:
+def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_holds_most(
+    server: AdminServer, capfd: pytest.CaptureFixture[str]
+) -> None:
     crowd = [connected(server) for _ in range(admin_port.MOST_CONNECTIONS)]
     try:
         with socket.create_connection(("127.0.0.1", server.port), 10, ("127.0.0.2", 0)) as neighbour:
@@ -433,6 +435,8 @@ def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_h
     finally:
         for each in crowd:
             each.close()
+    reported = capfd.readouterr()
+    assert "The admin port is full; its oldest connection was closed" in reported.out + reported.err
 
 
 def get(server: AdminServer, source: str) -> bytes:

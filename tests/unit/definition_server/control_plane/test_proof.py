@@ -153,7 +153,19 @@ def test_only_the_last_fifty_events_are_remembered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (180, "3 min"), (7200, "2 h"), (864000, "10 days")]
+    ("seconds", "text"),
+    [
+        (3.4, "3 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (180, "3 min"),
+        (5399, "90 min"),
+        (5400, "2 h"),
+        (7200, "2 h"),
+        (172799, "48 h"),
+        (172800, "2 days"),
+        (864000, "10 days"),
+    ],
 )
 def test_a_duration_has_a_readable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -161,3 +161,9 @@ def test_the_measured_delay_of_a_hundred_changes_is_an_upper_bound(seed: int, fa
     found = list(changes(seed, failing))
     assert len(found) == 100
     assert all(0.0 <= measured - true <= most for true, measured in found)
+
+
+def test_the_bounds_of_the_histogram_are_those_that_dashboards_and_alerts_name() -> None:
+    """Stated here: who changes them changes the stored series of every Prometheus."""
+    seconds = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300, 900, 3600]
+    assert list(BOUNDS) == seconds

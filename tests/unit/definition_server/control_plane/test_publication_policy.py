@@ -133,3 +133,9 @@ async def test_the_old_policy_stays_and_one_error_says_so(tmp_path: Path, damage
     await watched.read_twice()
     assert watched.policy.problem is None
     assert len(watched.found) == 2
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, 80), (81, 80), (5000, 80)])
+def test_a_value_that_cannot_be_used_is_shown_up_to_eighty_characters(length: int, shown: int) -> None:
+    with pytest.raises(PolicyUnusable, match=f"^accept: '{'z' * shown}' is not"):
+        parse(f'accept = ["{"z" * length}"]'.encode())

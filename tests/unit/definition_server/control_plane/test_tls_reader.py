@@ -34,7 +34,7 @@ def shown(authority: Authority) -> Certificate:
 
 @pytest.fixture
 def settings(authority: Authority, shown: Certificate) -> Settings:
-    """Valid ones, with the files as they are now."""
+    """Valid settings, which name the files as they are now."""
     return load_settings(
         Settings,
         DATABASE_URL="postgresql://h/d",

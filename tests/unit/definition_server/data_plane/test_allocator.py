@@ -139,3 +139,13 @@ def test_freed_blocks_of_input_are_not_resident_any_more() -> None:
     kept, left = map(int, done.stdout.split())
     assert kept > 50, "otherwise giving back is superfluous"
     assert left < 33
+
+
+@pytest.mark.parametrize(("growth", "still"), [(MB - 1, True), (MB, False), (MB // 2, True)])
+def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_filled(
+    process: Process, growth: int, still: bool
+) -> None:
+    process.resident += 90 * MB
+    assert not process.check(), "it has just grown"
+    process.resident += growth
+    assert process.check() == still

@@ -276,3 +276,22 @@ def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:
     assert (reading.accepting, reading.connections, reading.opened) == (True, 2, 3)
     fleet.balancers[0].stop()
     assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds what it holds"
+
+
+def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(fleet: Fleet) -> None:
+    fleet.hold(32, 32, 32, 32)
+    assert fleet.balancers[0].may_accept()
+    for _ in range(2):
+        fleet.balancers[0].opened()
+    while fleet.clock.now - 10**12 < 0.015 * 1e9:
+        fleet.clock.advance(0.001)
+        fleet.balancers[1].opened()  # the queue moves, so patience plays no part
+        fleet.balancers[1].closed()
+        accepts = fleet.balancers[0].may_accept()
+    assert accepts
+    fleet.balancers[0].opened()
+    assert not fleet.balancers[0].may_accept(), "three ahead of 32 are more"
+
+
+def test_a_refused_connection_is_asked_about_again_long_before_patience_ends(fleet: Fleet) -> None:
+    assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4

@@ -148,6 +148,7 @@ async def test_reflection_answers_what_it_does_not_know_with_not_found(serve: Se
         ):
             answer = await reflected(client, version, **wanted)
             assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0], wanted
+            assert answer.error_response.error_message == "not found", wanted
 
 
 async def test_reflection_that_asks_for_nothing_is_an_invalid_argument(serve: Serve) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+
+from definition_server.data_plane import warmup
+from definition_server.ipc.messages import Configure
 
 # In a process of its own: the collector is the whole process's.
 PROGRAM = """
@@ -56,3 +60,28 @@ def test_warm_up_makes_every_kind_of_first_call_once(name: str) -> None:
     shown = warmed_up(name)
     assert shown["requests"] == {"200": 2, "404": 1, "401": 1}
     assert shown["methods"] == {"GetCommand": 3, "SyncCatalog": 1}
+
+
+class Broken:
+    """A transport that cannot start, and notes how it was stopped."""
+
+    def __init__(self) -> None:
+        self.stopped: list[float] = []
+
+    async def start(self) -> None:
+        raise OSError("no descriptor is left")
+
+    async def stop(self, timeout: float) -> None:
+        self.stopped.append(timeout)
+
+
+async def test_a_warm_up_that_fails_stops_its_transport_and_lets_messages_be_logged_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = Broken()
+    monkeypatch.setattr(warmup, "create_transport", lambda *_: broken)
+    config = Configure("127.0.0.1", 0, "grpcio", False, 0.0, 4, "production", "INFO", 5.0)
+    with pytest.raises(OSError, match="no descriptor"):
+        await warmup.WarmUp(config).run()
+    assert broken.stopped == [0]
+    assert logging.root.manager.disable == logging.NOTSET

@@ -306,7 +306,7 @@ async def test_long_work_is_spread_over_loop_iterations() -> None:
         assert len(taken) - before <= 1, "no more than a slice in a turn of the loop"
         before = len(taken)
     assert taken == list(range(50))
-    assert served >= 49, "a connection with leftovers has every other turn"
+    assert served >= 49, "a connection with deferred work has every other turn of the queue"
 
 
 async def test_short_steps_share_a_time_slice() -> None:
@@ -498,11 +498,11 @@ async def test_the_streams_of_an_ended_connection_are_released_a_few_at_a_time()
     protocol.data_received(begun)
     await loop_until(lambda: protocol.connection._streams.last_id == 399 and not protocol.connection.backlog)
     protocol.close()
-    left = len(protocol.connection.forgotten)
+    left = len(protocol.connection.released)
     assert left == 200 - 32, "some at once"
     for _ in range(10):
         await asyncio.sleep(0)
-        now = len(protocol.connection.forgotten)
+        now = len(protocol.connection.released)
         assert left - now <= 32
         left = now
     assert left == 0

@@ -130,7 +130,7 @@ def request(method: bytes, *extra: tuple[bytes, bytes], stream: int = 1) -> byte
 
 
 def windows(octets: int) -> bytes:
-    """The client takes so much of each stream, and of all together."""
+    """Frames by which the client allows ``octets`` more of all streams together, and ``octets`` of each stream."""
     return frames.window_update(0, octets) + frames.settings(((frames.INITIAL_WINDOW_SIZE, octets),))
 
 

@@ -31,7 +31,7 @@ def test_every_required_scenario_exists_and_states_its_reason() -> None:
     assert all(each.why and each.title for each in found.values())
 
 
-def test_the_sets_contain_each_other() -> None:
+def test_a_scenario_of_a_smaller_set_is_in_every_larger_set_too() -> None:
     for each in load().values():
         assert each.sets == SETS[-len(each.sets) :], f"{each.name} is in {each.sets}"
 

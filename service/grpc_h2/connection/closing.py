@@ -1,0 +1,233 @@
+"""How streams end, and how the connection ends with them: the only place where a stream is closed, and where RST_STREAM
+and GOAWAY are sent.
+
+It acts on the outcomes of the other parts, which it composes; it reads no frames (``inbound.py`` does), judges no
+request (``calls.py`` does) and knows no time of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grpc_h2.connection.abuse import Abuse
+from grpc_h2.connection.bodies import Bodies
+from grpc_h2.connection.deadlines import AnswerDeadlines, RequestDeadlines
+from grpc_h2.connection.events import AnswerCutOff, CallCancelled, ConnectionClosing, Event
+from grpc_h2.connection.fast_path import FastPath
+from grpc_h2.connection.input_buffer import InputBuffer
+from grpc_h2.connection.outbound import Outbound
+from grpc_h2.connection.state import ConnectionState, Lifecycle, StreamState, StreamStatus
+from grpc_h2.connection.stream import Stream
+from grpc_h2.connection.streams import Streams
+from grpc_h2.connection.timers import Timers
+from grpc_h2.wire import frames
+from grpc_h2.wire.errors import ErrorCode, StreamFault
+
+DRAIN_PING: Final = b"draining"
+_HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
+_CLOSED: Final = StreamState.CLOSED
+_LEAVING: Final = ConnectionState.LEAVING
+
+
+class Closing:
+    """The ends of one connection's streams, and its own."""
+
+    __slots__ = (
+        "_abuse",
+        "_answers",
+        "_bodies",
+        "_buffer",
+        "_events",
+        "_fast_path",
+        "_lifecycle",
+        "_outbound",
+        "_reports",
+        "_requests",
+        "_streams",
+        "_timers",
+        "released",
+    )
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        buffer: InputBuffer,
+        timers: Timers,
+        abuse: Abuse,
+        streams: Streams,
+        outbound: Outbound,
+        bodies: Bodies,
+        fast_path: FastPath,
+        requests: RequestDeadlines,
+        answers: AnswerDeadlines,
+        events: list[Event],
+        reports: list[tuple[str, str]],
+    ) -> None:
+        """``events``: the list to which events for handlers are appended. ``reports``: the same for what the operator
+        should know about the peer."""
+        self._lifecycle = lifecycle
+        self._buffer = buffer
+        self._timers = timers
+        self._abuse = abuse
+        self._streams = streams
+        self._outbound = outbound
+        self._bodies = bodies
+        self._fast_path = fast_path
+        self._requests = requests
+        self._answers = answers
+        self._events = events
+        self._reports = reports
+        self.released: dict[int, Stream] = {}
+        """Streams that were open when the connection ended, to be freed a few at a time."""
+
+    # -- streams --------------------------------------------------------------------------------------------------
+
+    def response_ended(self, stream: Stream) -> None:
+        """END_STREAM was sent. A client that still sends has a moment to end, and is then asked to stop: see
+        `deadlines`."""
+        if stream.state is _HALF_CLOSED_LOCAL:
+            self._streams.note_reset(stream.id)
+            self._ask_to_stop(self._requests.await_rest(stream.id))
+        self._close(stream)
+
+    def rest_received(self, stream_id: int, octets: int = 0, *, end_stream: bool) -> None:
+        """A frame came on a stream that had ended for us. It is thrown away."""
+        if self._requests.rest_received(stream_id, octets, end_stream=end_stream):
+            self._ask_to_stop(stream_id)
+
+    def end_overdue_rests(self) -> None:
+        """Wait no longer for rests of requests that have not come in time: a few at once."""
+        for stream_id in self._requests.overdue_rests():
+            self._ask_to_stop(stream_id)
+
+    def _ask_to_stop(self, stream_id: int | None) -> None:
+        if stream_id is not None:
+            self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+
+    def refuse(self, stream_id: int, fault: StreamFault) -> None:
+        """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671.
+
+        Raises:
+            ConnectionFault: where it is one too many.
+        """
+        self._abuse.glitch("frames that break a stream's rules")
+        self._reports.append(("refused", fault.reason))
+        waited = stream_id in self._fast_path.pending
+        if waited:
+            self._fast_path.release(stream_id)
+        stream = self._streams.open.get(stream_id)
+        if stream is None and self._streams.status(stream_id) is StreamStatus.RESET:
+            return
+        if stream_id <= self._streams.last_id:
+            self._reset(stream_id, fault.code)
+        else:
+            self._outbound.control(frames.rst_stream(stream_id, fault.code))
+        if stream is not None:
+            self.abandon(stream, fault.code)
+        elif waited and self._lifecycle.state is _LEAVING:  # it may have been the last stream
+            self._leave_if_done()
+
+    def cancel(self, stream: Stream, code: int) -> None:
+        """The handler resets ``stream``: send RST_STREAM. No effect where the stream or the connection has ended."""
+        if stream.state is StreamState.CLOSED or self._lifecycle.closed:
+            return
+        self._reset(stream.id, code)
+        self.abandon(stream, code, by_handler=True)
+
+    def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
+        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler has ended it."""
+        report = stream.handled and not stream.closed and not by_handler
+        self.drop_output(stream)
+        self._close(stream)
+        if report:
+            self._events.append(CallCancelled(stream, code))
+
+    def _reset(self, stream_id: int, code: int) -> None:
+        self._outbound.control(frames.rst_stream(stream_id, code))
+        self._streams.note_reset(stream_id)
+
+    def _close(self, stream: Stream) -> None:
+        if stream.state is not _CLOSED:
+            stream.close()
+        if not self._streams.remove(stream):
+            return
+        self._requests.settle(stream)
+        if stream.partial or stream.unread or stream.owed:
+            owed = self._bodies.discard(stream)
+            if owed:  # messages that no handler will take any more
+                self._outbound.give_back(owed)
+        self._timers.stream_ended()
+        if self._lifecycle.state is _LEAVING:
+            self._leave_if_done()
+
+    def drop_output(self, stream: Stream) -> None:
+        """Drop what ``stream`` has queued."""
+        self._outbound.drop(stream)
+        self._answers.settle(stream)
+
+    def cut_answers(self, before: float) -> None:
+        """Give up complete answers that have waited to be read since ``before``, or longer."""
+        for stream in self._answers.since(before):
+            if stream.closed:
+                self.cut_off(stream, "an answer from data that was replaced long ago")
+
+    def cut_off(self, stream: Stream, reason: str) -> None:
+        """Give up the answer of ``stream``, which waits to be read."""
+        self._reset(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
+        self._events.append(AnswerCutOff(stream, reason))
+        self.abandon(stream, ErrorCode.ENHANCE_YOUR_CALM)
+
+    # -- the end of the connection --------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Leave in order: see `Connection.drain`."""
+        if self._lifecycle.state is ConnectionState.OPEN:
+            self._lifecycle.enter(ConnectionState.DRAINING)
+            self._timers.drain_begun()
+            self._requests.hasten()
+            self._outbound.control(
+                frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR, b"draining"),
+                frames.ping(DRAIN_PING, ack=False),
+            )
+        elif self._lifecycle.state in (ConnectionState.AWAITS_PREFACE, ConnectionState.AWAITS_SETTINGS):
+            self.close(ErrorCode.NO_ERROR, "draining")
+
+    def final_goaway(self) -> None:
+        """The client knows of the drain, or has had its time: name the last stream that is served."""
+        self._lifecycle.enter(ConnectionState.LEAVING)
+        self._timers.drain_announced()
+        self._streams.name_last()
+        self._outbound.control(frames.goaway(self._streams.last_for_goaway, ErrorCode.NO_ERROR))
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if not self._streams.open and not self._fast_path.pending:
+            while (stream_id := self._requests.give_up_rest()) is not None:
+                self._ask_to_stop(stream_id)
+            self._lifecycle.enter(ConnectionState.CLOSED)
+            self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
+
+    def close(self, code: int, reason: str) -> None:
+        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        if self._lifecycle.closed:
+            return
+        self.abandon_all()
+        self._outbound.control(frames.goaway(self._streams.last_for_goaway, code, reason.encode()))
+        self._events.append(ConnectionClosing(code, reason))
+
+    def abandon_all(self) -> None:
+        """End every stream: nothing more can be sent or is read.
+
+        Only streams whose handler is at work are ended one by one: the others need no event, and to close 256 of them
+        takes half a millisecond.
+        """
+        if not self._lifecycle.closed:
+            self._lifecycle.enter(ConnectionState.CLOSED)
+        for stream in [each for each in self._streams.open.values() if not each.finished]:
+            self.abandon(stream, ErrorCode.CANCEL)
+        self.released = self._streams.release() or self.released
+        self._fast_path.drop_all()
+        self._outbound.drop_all()
+        self._requests.drop_all()
+        self._answers.drop_all()
+        self._buffer.clear()

@@ -1,0 +1,71 @@
+"""Small parts of a worker that only a process with a master uses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+
+from definition_server.data_plane import confine, worker
+from definition_server.data_plane.transports import grpcio
+from definition_server.ipc.messages import Configure
+from definition_server.jail.confinement import Extent
+
+CONFIG = Configure("127.0.0.1", 0, "grpcio", False, 0.0, 4, "production", "INFO", 5.0)
+
+
+def test_the_listening_socket_of_the_master_is_inherited_by_no_further_process() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        descriptor = os.dup(listening.fileno())
+        os.set_inheritable(descriptor, True)
+        with worker._inherited_listener(descriptor) as inherited:
+            assert inherited.fileno() == descriptor
+            assert not os.get_inheritable(descriptor)
+            assert inherited.getsockname() == listening.getsockname()
+
+
+class Jail:
+    """Enters as far as a test says, without a complaint of the kernel."""
+
+    def __init__(self, extent: Extent) -> None:
+        self.reached = self
+        self.extent = extent
+
+    def enter(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize("jail", ["auto", "require"])
+@pytest.mark.parametrize("extent", [each for each in Extent if each is not Extent.NONE])
+def test_only_jail_require_refuses_to_serve_where_the_confinement_is_not_complete(
+    jail: str, extent: Extent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confine, "preload", lambda _: None)
+    monkeypatch.setattr(confine, "Jail", lambda *_, **__: Jail(extent))
+    made = confine.Confinement(replace(CONFIG, jail=jail), tls=False)
+    if jail == "require" and extent is not Extent.FULL:
+        with pytest.raises(confine.CannotConfine, match="JAIL is require"):
+            made.enter()
+    else:
+        made.enter()
+        assert made.extent is extent
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "milliseconds"),
+    [
+        ("grpc.max_connection_idle_ms", {"max_connection_idle_seconds": 1.5}, 1500),
+        ("grpc.max_connection_age_ms", {"max_connection_age_seconds": 2.25}, 2250),
+        ("grpc.max_connection_age_grace_ms", {"max_connection_age_seconds": 1.0, "drain_timeout_seconds": 5.5}, 5500),
+        ("grpc.keepalive_time_ms", {"keepalive_time_seconds": 7.5}, 7500),
+        ("grpc.keepalive_timeout_ms", {"keepalive_timeout_seconds": 3.5}, 3500),
+    ],
+    ids=["idle", "age", "grace", "keepalive", "keepalive timeout"],
+)
+def test_a_setting_in_seconds_reaches_grpcio_in_milliseconds(
+    option: str, setting: dict[str, float], milliseconds: int
+) -> None:
+    assert dict(grpcio._options(replace(CONFIG, **setting)))[option] == milliseconds  # type: ignore[arg-type]
