@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from errno import EISDIR
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
 
-from definition_server.declaration import Declaration, Fault, FieldInfo, Refused, SecretStr
+from pydantic import AliasChoices, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 EX_CONFIG = 78
 """Exit code for an invalid environment (sysexits.h EX_CONFIG), to distinguish it from a crash."""
@@ -95,24 +97,41 @@ def advice(
     return {"remedy": text, "secret": secret, "unless": unless, "computed": computed}
 
 
-class EnvironmentSettings(Declaration):
+class EnvironmentSettings(BaseSettings):
     """Settings that are read once from the environment, or from files where they are secret. Immutable."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
 
     without_counterpart: ClassVar[Mapping[str, str]] = {}
     """Variables that other servers of the kind read and this one does not → what serves their purpose here."""
 
     @classmethod
-    def _read(cls, field: FieldInfo, text: str) -> str:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load_settings` reads the environment
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: object, info: ValidationInfo) -> object:
         """The same rules for every text, whatever the setting: see `_number`, `_flag`, `_choice`."""
+        field = cls.model_fields[str(info.field_name)]
+        if not isinstance(value, str):
+            return value
         if is_secret(field):
-            _check_secret(text)
+            _check_secret(value)
         elif field.annotation in (int, float):
-            return _number(text, whole=field.annotation is int)
+            return _number(value, whole=field.annotation is int)
         elif field.annotation is bool:
-            return _flag(text)
+            return _flag(value)
         elif get_origin(field.annotation) is Literal:
-            return _choice(text, get_args(field.annotation))
-        return text
+            return _choice(value, get_args(field.annotation))
+        return value
 
 
 AnySettings = TypeVar("AnySettings", bound=EnvironmentSettings)
@@ -157,8 +176,8 @@ def load_settings(
     settings = None
     try:
         settings = cls(**values)
-    except Refused as error:
-        found = [_problem(cls, fault, values) for fault in error.faults]
+    except ValidationError as error:
+        found = [_problem(cls, dict(detail), values) for detail in error.errors()]
         problems += [problem for problem in found if problem.variable not in unreadable]
     problems += _alternatives_missing(cls, values, unreadable)
     problems += _refused_by(checks or {}, cls, values, {problem.variable for problem in problems} | unreadable)
@@ -169,23 +188,28 @@ def load_settings(
 
 def variables(field: FieldInfo) -> tuple[str, ...]:
     """The environment variables that set ``field``, in order of precedence."""
-    return field.validation_alias
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (str(alias),)
 
 
 def remedy(field: FieldInfo) -> str:
     """What to write when the value of ``field`` is refused."""
-    return str(field.json_schema_extra["remedy"])
+    extra = field.json_schema_extra
+    return str(extra["remedy"]) if isinstance(extra, dict) else ""
 
 
 def is_secret(field: FieldInfo) -> bool:
     """Whether the value must never be shown, and may come from a file."""
-    return bool(field.json_schema_extra["secret"])
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra["secret"])
 
 
 def alternative(field: FieldInfo) -> str | None:
     """The variable without which ``field`` is required; None if there is none."""
-    other = field.json_schema_extra["unless"]
-    return None if other is None else str(other)
+    extra = field.json_schema_extra
+    return str(extra["unless"]) if isinstance(extra, dict) and extra.get("unless") else None
 
 
 def default_text(field: FieldInfo) -> str:
@@ -195,7 +219,8 @@ def default_text(field: FieldInfo) -> str:
     if other := alternative(field):
         return f"required unless {other} is set"
     if field.default_factory is not None:
-        return str(field.json_schema_extra["computed"])
+        extra = field.json_schema_extra
+        return str(extra["computed"]) if isinstance(extra, dict) else "computed"
     if field.default is None:
         return "unset"
     if isinstance(field.default, bool):
@@ -420,8 +445,15 @@ def _meant(name: str, names: set[str]) -> str | None:
     return close[0] if close else None
 
 
-def _problem(cls: type[EnvironmentSettings], fault: Fault, values: Mapping[str, str | None]) -> Problem:
-    field = cls.model_fields[fault.field]
+def _problem(cls: type[EnvironmentSettings], detail: dict[str, Any], values: Mapping[str, str | None]) -> Problem:
+    location = str(detail["loc"][0])
+    field = next(f for name, f in cls.model_fields.items() if location in (name, *variables(f)))
     variable = next((v for v in variables(field) if values.get(v)), variables(field)[0])
-    value = None if fault.missing else _shown(field, fault.value)
-    return Problem(variable, value, fault.reason, remedy(field))
+    value = None if detail["type"] == "missing" else _shown(field, detail.get("input"))
+    reason = "it is required" if detail["type"] == "missing" else _lower_first(str(detail["msg"]))
+    return Problem(variable, value, reason, remedy(field))
+
+
+def _lower_first(message: str) -> str:
+    text = message.removeprefix("Value error, ").replace("Input should", "it should")
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]  # a variable's name keeps its capitals

@@ -9,9 +9,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
+
 from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
 from definition_server.cpus import granted_cpus
-from definition_server.declaration import Bounds, Field, SecretStr, ValidationInfo, field_validator
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.memory_limit import default_catalogue_bytes
 from definition_server.tls_checks import Pem, check_client_authorities, check_pair, check_pem
@@ -19,11 +20,11 @@ from definition_server.tls_checks import Pem, check_client_authorities, check_pa
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
 
-Port = Annotated[int, Bounds(ge=0, le=65535)]
-Seconds = Annotated[float, Bounds(gt=0, le=86_400)]
-Percent = Annotated[float, Bounds(ge=0, le=100)]
-Growth = Annotated[float, Bounds(ge=0, le=1_000_000)]
-SecondsOrZero = Annotated[float, Bounds(ge=0, le=86_400)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 _MOST_WORKERS = 512
 SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
@@ -306,7 +307,7 @@ class Settings(EnvironmentSettings):
     )
     app_env: Literal["production", "development"] = Field(
         "production",
-        validation_alias=("APP_ENV", "NODE_ENV"),
+        validation_alias=AliasChoices("APP_ENV", "NODE_ENV"),
         description="production: JSON logs and no traceback. development: readable logs and tracebacks. "
         "Also read as NODE_ENV.",
         json_schema_extra=advice("Give production or development"),
@@ -328,7 +329,7 @@ class Settings(EnvironmentSettings):
         64,
         ge=1,
         le=1024,
-        validation_alias=("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
+        validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
         description="Most threads for blocking handlers in a worker (none of the server's own RPCs blocks). "
         "Also read as UV_THREADPOOL_SIZE.",
         json_schema_extra=advice("Give a whole number from 1 to 1024"),

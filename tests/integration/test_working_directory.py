@@ -18,7 +18,7 @@ STRANGE = (
     "uvloop",
     "json",
     "asyncio",
-    "click",
+    "pydantic",
     "selectors",
     "grpc",
     "definition_server",

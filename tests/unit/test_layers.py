@@ -46,7 +46,6 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "": "settings",
         "api_keys": "settings",
         "cpus": "settings",
-        "declaration": "settings",
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",

@@ -6,7 +6,8 @@ import ssl
 from pathlib import Path
 from typing import Literal
 
-from definition_server.declaration import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.settings import SOCKET_REMEDY, Port, check_api_key, control_path
 from definition_server.tls_checks import check_pair, check_regular, first_line
@@ -35,6 +36,7 @@ class ClientSettings(EnvironmentSettings):
     )
     ca_file: Literal["system"] | Path | None = Field(
         None,
+        union_mode="left_to_right",
         validation_alias="DEFINITION_SERVER_CA_FILE",
         description="PEM file of the authorities that verify the server's certificate: call over TLS. "
         "`system`: this machine's authorities. Unset: cleartext.",

@@ -10,6 +10,7 @@ import sys
 from typing import NoReturn
 
 import click
+from pydantic import SecretStr
 from rich.console import Console
 
 from definition_server.cli.embedded_postgres import (
@@ -22,7 +23,6 @@ from definition_server.cli.embedded_postgres import (
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.cli.sample_catalogue import COLUMNS, CREATE_TABLE_SQL, as_csv, load_sample_catalogue
-from definition_server.declaration import SecretStr
 from definition_server.environment import forget_libpq_variables
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.settings import Settings

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Any
 
+from pydantic import SecretStr
+
 from definition_server.control_plane.tls_reader import read_tls_files
-from definition_server.declaration import SecretStr
 from definition_server.environment import Check, SettingsError, load_settings, named_file, variables
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger

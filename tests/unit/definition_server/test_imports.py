@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-NOWHERE = ("pydantic", "pydantic_core", "pydantic_settings", "rich", "structlog.twisted")
+NOWHERE = ("rich", "structlog.twisted")
+SETTINGS = ("pydantic", "pydantic_core", "pydantic_settings")
 NOT_IN_A_WORKER = (
     *NOWHERE,
+    *SETTINGS,
     "importlib.metadata",
     "click",
     "definition_server.cli",
