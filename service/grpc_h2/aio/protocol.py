@@ -318,7 +318,7 @@ class Http2Protocol(asyncio.Protocol):
         """The peer has shown that it deserves ``trust``."""
         if trust <= self.trust:
             return
-        if self.trust is Trust.STRANGER:
+        if self.trust is Trust.STRANGER and self.established:
             self.connection.count_in(self._host.budget)
         self.trust = trust
         self._prompt = trust is Trust.CLIENT and not self.closing
