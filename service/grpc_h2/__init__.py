@@ -32,6 +32,7 @@ package is internal and may change at any time.
 
 **Of both**:
 
+- `ENGINE`: the form that runs, ``pure`` Python or ``compiled`` (docs/engine.md).
 - `BACKLOG`: how many connections may wait to be accepted.
 - `Limits`: the limits of one connection, each with its reason.
 - `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
@@ -42,7 +43,8 @@ package is internal and may change at any time.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKLOG",
+    "ENGINE",
     "REMEMBERED_ANSWERS",
     "AnswerCutOff",
     "Authorize",
@@ -114,6 +117,8 @@ __all__ = [
     "frame_message",
     "frames",
 ]
+
+ENGINE: Final = "pure" if isinstance(Connection.receive_data, FunctionType) else "compiled"
 
 _ASYNCIO = {
     "CertificateFault": "grpc_h2.aio.tls",

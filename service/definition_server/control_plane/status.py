@@ -87,6 +87,7 @@ class StatusReader:
         return ServiceStatus(
             version=__version__,
             hostname=self._hostname,
+            engine=self._engine,
             started_at=self._started_at,
             ready=not self.stopping and self._supervisor.serving > 0 and not full,
             control_socket=self._control_socket(),
