@@ -36,6 +36,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WITH_UNIT = re.compile(r"[+-]?[0-9][0-9.,_]*\s*[a-zA-Z%µ]+")
 _SEPARATED = re.compile(r"[+-]?[0-9][0-9.,_' ]*")
+_USER_INFORMATION = re.compile(r"//[^/?#\s]*@")
 _FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
 
 _SIMILARITY = 0.85
@@ -243,7 +244,12 @@ def _shown(field: FieldInfo, value: object) -> str | None:
         return "********"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else without_user_information(str(value))
+
+
+def without_user_information(text: str) -> str:
+    """``text`` without the user and password of URLs in it."""
+    return _USER_INFORMATION.sub("//********@", text)
 
 
 def _given(variable: str, field: FieldInfo) -> str | None:
@@ -410,8 +416,8 @@ def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
 
 def _meant(name: str, names: set[str]) -> str | None:
     """The one of ``names`` that somebody who wrote ``name`` probably meant."""
-    # libpq's own, those that the client commands read, and what Kubernetes sets for every Service.
-    if name.startswith(("PG", "DEFINITION_SERVER_")) or "://" in os.environ.get(name, ""):
+    # Those that libpq, the client commands or OpenTelemetry's SDK read, and what Kubernetes sets for every Service.
+    if name.startswith(("PG", "DEFINITION_SERVER_", "OTEL_")) or "://" in os.environ.get(name, ""):
         return None
     upper = name.upper().replace("-", "_")
     if upper in names:

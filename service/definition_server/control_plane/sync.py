@@ -33,8 +33,11 @@ from definition_server.control_plane.table_reader import ReadTable, TableReader
 from definition_server.control_plane.wishes import Policy, WishesFile
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
+from definition_server.observability.tracing import span
 
 log = get_logger(__name__)
+
+_NAMES_SHOWN = 10
 
 
 class Gate(Protocol):
@@ -176,6 +179,15 @@ class Synchronizer:
             next_attempt_in: Called once, with the outcome; returns the seconds until the next cycle, for the log.
             unconditional: Read the table, whether its fingerprint has changed or not.
         """
+        with span("sync cycle", unconditional=unconditional) as step:
+            outcome = await self._cycle(next_attempt_in, unconditional=unconditional)
+            served, reason = self.catalogue.served, self.state.last_reason
+            step.set(outcome=outcome, reason=reason, generation=None if served is None else served.generation)
+            if outcome is Outcome.FAILED:
+                step.fail(reason or outcome)
+        return outcome
+
+    async def _cycle(self, next_attempt_in: Callable[[Outcome], float], *, unconditional: bool) -> Outcome:
         now = asyncio.get_running_loop().time
         started = now()
         self.state.last_attempt = self._clock()
@@ -242,7 +254,13 @@ class Synchronizer:
     async def _judge_rows(self, builder: SnapshotBuilder) -> AbstractSet[bytes]:
         if self._gate is None:
             return frozenset()
-        return await self._gate.apply(builder, await self.catalogue.last_good())
+        with span("gate") as step:
+            held = await self._gate.apply(builder, await self.catalogue.last_good())
+            step.set(held=len(held), left_out=builder.findings.unserved.total())
+            if held:
+                names = sorted(held)[:_NAMES_SHOWN]
+                step.event("commands held", names=", ".join(name.decode(errors="replace") for name in names))
+        return held
 
     async def _after_failure(self) -> None:
         """Nothing new was published. What operators ask for counts nonetheless, and so does a rotated signing key."""

@@ -11,7 +11,8 @@ from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.source import DefinitionSource
+from definition_server.control_plane.source import DefinitionSource, Reading
+from definition_server.observability.tracing import begin, span
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,25 @@ class TableReader:
         """
         begun = asyncio.get_running_loop().time()
         due = unconditional or begun - self._read_at >= self._full_read_interval
-        async with self._source.read() as reading:
-            if reading.fingerprint == self._fingerprint and not due:
-                return None
-            if self._on_change is not None:
-                self._on_change()
+        check = begin("check")
+        try:
+            async with self._source.read() as reading:
+                unchanged = reading.fingerprint == self._fingerprint
+                check.set(changed=not unchanged)
+                check.end()
+                return None if unchanged and not due else await self._read_rows(reading, signer, begun, serving=serving)
+        finally:
+            check.end()
+
+    async def _read_rows(self, reading: Reading, signer: Signer | None, begun: float, *, serving: bool) -> ReadTable:
+        if self._on_change is not None:
+            self._on_change()
+        with span("read") as step:
             builder = SnapshotBuilder(signer)
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)
-            return ReadTable(builder, reading.fingerprint, begun)
+            step.set(rows=builder.findings.source_rows)
+        return ReadTable(builder, reading.fingerprint, begun)
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""
