@@ -69,7 +69,8 @@ import sys
 from mypyc.build import mypycify
 from setuptools import setup
 group, *modules = sys.argv[1:]
-extensions = mypycify(["--python-executable", sys.executable, *modules], group_name=group, opt_level="3", debug_level="0")
+options = ["--python-executable", sys.executable]
+extensions = mypycify([*options, *modules], group_name=group, opt_level="3", debug_level="0")
 for each in extensions:
     each.extra_compile_args.append("-g0")
     each.extra_link_args.append("-s")
