@@ -15,6 +15,7 @@ import difflib
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from errno import EISDIR
@@ -52,6 +53,16 @@ def forget_libpq_variables() -> None:
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+
+
+def end_with_the_exit_code() -> None:
+    """Start this program anew without ``PYTHONINSPECT``, where that is set.
+
+    With it, Python does not end with the exit code that `sys.exit` gives, but prints a traceback and ends with 1, or
+    waits for a reader at a terminal. It is judged before the first line of a program, which therefore cannot undo it.
+    """
+    if sys.flags.inspect and os.environ.pop("PYTHONINSPECT", None) is not None:
+        os.execv(sys.executable, sys.orig_argv)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import compress
+from operator import ne
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import (
@@ -37,8 +38,6 @@ from definition_server.catalog.validation import (
 _NO_ID = -(2**63) - 1
 """Stands for the id of a row without one: below every other."""
 
-_DIGEST = itemgetter(1)
-"""The content hash of an entry."""
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 
 
@@ -80,12 +79,23 @@ class SnapshotBuilder:
     Between the two, `hold` and `leave_out` change what is served for one name.
     """
 
-    def __init__(self, signer: Signer | None = None) -> None:
+    def __init__(self, signer: Signer | None = None, known: Mapping[bytes, bytes] | None = None) -> None:
+        """
+        Args:
+            signer: Signs the code.
+            known: The content hashes, by name, with which `differing` will compare the rows. Each is then compared when
+                it is encoded, while it is in the processor's cache: of 100,000 rows that saves 30 to 60 ms.
+        """
         self._signer = signer
+        self._known = known or None
+        # The names whose row differed from `_known` when it was added.
+        self._differed: dict[bytes, None] = {}
         # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
-        # name → (id of its row, content hash, encoded CommandResponse)
-        self._entries: dict[bytes, tuple[int, bytes, bytes]] = {}
+        # name → (id of its row, encoded CommandResponse)
+        self._entries: dict[bytes, tuple[int, bytes]] = {}
+        # name → content hash. A table of its own, because to copy it takes a tenth of the time of making it.
+        self._digests: dict[bytes, bytes] = {}
         self._suspicions: dict[bytes, list[Suspect]] = {}
         self.findings = Findings()
 
@@ -117,7 +127,10 @@ class SnapshotBuilder:
             for suspicion in self._suspicions.pop(name, ()):
                 self.findings.withdraw(suspicion, loser)
         digest, message = self._encode(row)
-        self._entries[name] = (_order(row), digest, message)
+        self._entries[name] = (_order(row), message)
+        self._digests[name] = digest
+        if self._known is not None and self._known.get(name) != digest:
+            self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
             self._suspicions[name] = [Suspect.LARGER_THAN_4_MIB]
             self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
@@ -148,8 +161,16 @@ class SnapshotBuilder:
 
     def digests(self) -> dict[bytes, bytes]:
         """Name → content hash (64 hexadecimal digits) of what `build` would serve. A new table at each call."""
-        # Without a step of the interpreter for each row: half the time of a comprehension.
-        return dict(zip(self._entries, map(_DIGEST, self._entries.values()), strict=True))
+        return self._digests.copy()
+
+    def differing(self, known: Mapping[bytes, bytes]) -> list[bytes]:
+        """The names whose content hash, as `digests` has it, is another one than in ``known``, or is not there."""
+        digests = self._digests
+        if known is self._known:
+            # `known` may have changed meanwhile, and of rows with one name another one may be served.
+            return [name for name in self._differed if name in digests and digests[name] != known.get(name)]
+        # Without a step of the interpreter for each row that is as it was.
+        return list(compress(digests, map(ne, digests.values(), map(known.get, digests))))
 
     def faults(self) -> Mapping[bytes, Unserved]:
         """The names of which no row can be served → why not. Of several rows of a name the highest id's reason."""
@@ -161,7 +182,7 @@ class SnapshotBuilder:
         Raises:
             KeyError: where it would serve none.
         """
-        order, _, message = self._entries[name]
+        order, message = self._entries[name]
         definition = parse_definition(memoryview(message))
         code = definition.code if self._signer is None else payload_of(definition.code)
         return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
@@ -181,13 +202,14 @@ class SnapshotBuilder:
         is not served is withdrawn; the caller reports it as held, for ``reason``.
         """
         self._withdraw(name)
-        self._entries[name] = (_NO_ID, bytes(message[-64:]), bytes(message))
+        self._entries[name] = (_NO_ID, bytes(message))
+        self._digests[name] = bytes(message[-64:])
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count its row under ``reason``."""
         order = self._entries[name][0]
         self._withdraw(name)
-        del self._entries[name]
+        del self._entries[name], self._digests[name]
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
@@ -210,12 +232,12 @@ class SnapshotBuilder:
             CatalogTooLarge: where the body would exceed 2 GiB.
         """
         names = sorted(self._entries)
-        version = _version_hash((name, self._entries[name][1]) for name in names)
+        version = _version_hash((name, self._digests[name]) for name in names)
         pieces: list[bytes] = []
         slots = _Slots(slot_count(len(names)))
         position = 0
         for name in names:
-            message = self._entries[name][2]
+            message = self._entries[name][1]
             prefix = b"\x0a" + wire.varint(len(message))
             slots.put(name_hash(name), position + len(prefix), len(message))
             position += len(prefix) + len(message)

@@ -40,6 +40,7 @@ from definition_server.control_plane.listener import (
 )
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.process_limits import raise_process_limits
 from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
@@ -95,7 +96,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
     Returns:
         The exit code: 0 (also where a signal asked for the end before the start), 1 after a bug, 69 where a port is
-        taken, 78 where ``JAIL`` requires what the kernel lacks, or the limit of open files is too low.
+        taken, 78 where ``JAIL`` requires what the kernel lacks, or a limit of the process is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
@@ -109,7 +110,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return EX_CONFIG
     _log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
-    problem = too_few(raise_descriptor_limit(wanted), settings.workers)
+    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits()
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG

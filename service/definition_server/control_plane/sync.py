@@ -8,9 +8,10 @@ they have, the log says what failed and when the next attempt is, and the next c
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -45,6 +46,10 @@ class Gate(Protocol):
 
     unsure: bool
     """Whether the last verdicts must be asked for again, although the table does not change."""
+
+    @property
+    def passed(self) -> Mapping[bytes, bytes]:
+        """Name → content hash of the rows that are served and were judged good."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -127,6 +132,7 @@ class Synchronizer:
             source,
             self._background,
             on_change=None if gate is None else gate.prepare,
+            known=None if gate is None else lambda: gate.passed,
             full_read_interval=full_read_interval,
         )
         self.catalogue = ServedCatalogue(
@@ -198,7 +204,7 @@ class Synchronizer:
         try:
             outcome = await self._run(lambda: now() - started, unconditional=unconditional)
         except (SourceError, OSError, CatalogTooLarge) as failure:
-            outcome, error, reason = Outcome.FAILED, str(failure), _reason(failure)
+            outcome, error, reason = Outcome.FAILED, _text(failure), _reason(failure)
         except Held as held:
             outcome, error, reason = Outcome.HELD, str(held), held.held.reason
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
@@ -312,6 +318,13 @@ def _limit_met(failure: Exception) -> str | None:
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
         return "no thread can be started: memory, or the number of processes, is limited"
     return None
+
+
+def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
+    """For the log: what happened, and what to do where the kernel's word does not say it."""
+    if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
+        return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
+    return str(failure)
 
 
 def _reason(failure: SourceError | OSError | CatalogTooLarge) -> Reason:

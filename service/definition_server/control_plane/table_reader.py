@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -35,6 +35,7 @@ class TableReader:
         background: Background,
         *,
         on_change: Callable[[], None] | None = None,
+        known: Callable[[], Mapping[bytes, bytes]] | None = None,
         full_read_interval: float = math.inf,
     ) -> None:
         """
@@ -42,9 +43,11 @@ class TableReader:
             source: Has the rows.
             background: The thread that encodes them.
             on_change: Called when rows are about to be read.
+            known: Gives the content hashes, by name, with which the rows will be compared.
             full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
         """
         self._on_change = on_change
+        self._known = known
         self._source = source
         self._background = background
         self._full_read_interval = full_read_interval
@@ -87,7 +90,7 @@ class TableReader:
         if self._on_change is not None:
             self._on_change()
         with span("read") as step:
-            builder = SnapshotBuilder(signer)
+            builder = SnapshotBuilder(signer, None if self._known is None else self._known())
             async for rows in reading.batches():
                 await self._encode(builder, rows, serving=serving)
             step.set(rows=builder.findings.source_rows)

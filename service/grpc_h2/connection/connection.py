@@ -408,7 +408,8 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        return self._lifecycle.state in INTRODUCED
+        # What the peer has sent and we have not processed may be its introduction: it does not pay for our delay.
+        return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property
     def _unread_by_peer(self) -> bool:
@@ -464,6 +465,13 @@ class Connection:
             held = self.held
             if held != share.octets:
                 share.hold(held)
+
+    def count_in(self, budget: Budget) -> None:
+        """What the connection holds counts in ``budget`` from now on, and in no other."""
+        if self._share is not None:
+            self._share.leave()
+            self._share = budget.join(self._evict)
+            self._report()
 
     def _evict(self) -> None:
         self._calls.close(ErrorCode.ENHANCE_YOUR_CALM, "the server is short of memory, and this connection holds most")
