@@ -117,7 +117,10 @@ CANNOT = {
 }
 
 
-@pytest.mark.parametrize("why", [pytest.param(each, marks=can_compile) for each in CANNOT])
+@can_compile
+@pytest.mark.parametrize(
+    "why", ["missing", *(pytest.param(each, marks=pytest.mark.slow) for each in ("failing", "silent"))]
+)
 def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_says_so(project: Path, why: str) -> None:
     text, reason = CANNOT[why]
     compiler = program(project, "cc", text) if text else "/nonexistent/cc"
@@ -135,6 +138,7 @@ def test_a_build_that_requires_the_compiled_form_fails_without_a_compiler(projec
     assert "COMPILED_ENGINE=required: there is no C compiler '/nonexistent/cc'" in printed
 
 
+@pytest.mark.slow
 @can_compile
 def test_modules_that_mypyc_refuses_leave_the_wheel_pure(project: Path) -> None:
     (project / "src/tiny/doubled.py").write_text("def doubled(number: int) -> int:\n    return 'two'\n")
