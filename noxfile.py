@@ -25,7 +25,7 @@ SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
 COMPILED_TESTS = (
-    "tests/unit/grpc_h2",
+    *(f"tests/unit/grpc_h2/{room}" for room in ("connection", "rpc", "static", "wire")),
     "tests/fuzz",
     "tests/simulation/engine",
     "tests/judges/test_h2spec.py",
