@@ -1,13 +1,25 @@
-"""What a build takes from its environment: the project's public address, `PROJECT_URL`, for the links of an index."""
+"""What a build takes from its environment.
+
+``PROJECT_URL``: the project's public address, for the links of an index. ``COMPILED_ENGINE=1``: the wheel gets the
+modules that `pyproject.toml` lists compiled by mypyc, too; ``COMPILED_ENGINE=required``: or there is no wheel.
+docs/releasing.md describes both.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PAGES = {
@@ -49,3 +61,97 @@ def with_absolute_links(text: str, address: str) -> str:
     return _LINK.sub(
         lambda found: f"{found[1]}{found[2]}({address}/{'raw' if found[1] else 'blob'}/HEAD/{found[3]})", text
     )
+
+
+COMPILE_SECONDS = 900
+_COMPILE = """
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+group, *modules = sys.argv[1:]
+options = ["--python-executable", sys.executable]
+extensions = mypycify([*options, *modules], group_name=group, opt_level="3", debug_level="0")
+for each in extensions:
+    each.extra_compile_args.append("-g0")
+    each.extra_link_args.append("-s")
+setup(name=group, py_modules=[], ext_modules=extensions, script_args=["-q", "build_ext", "--inplace"])
+"""
+"""In a process of its own, because mypyc ends its process where something fails."""
+
+
+class CompiledEngine(BuildHookInterface[Any]):
+    """Adds compiled modules to the wheel, beside their sources.
+
+    Another Python than that of the build, which cannot load them, runs the sources. Where they cannot be compiled, one
+    line says why, and the wheel is the pure one.
+    """
+
+    PLUGIN_NAME = "custom"
+
+    def dependencies(self) -> list[str]:
+        """What only a compiled build needs."""
+        return list(self.config["requires"]) if self._wanted("wheel") else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and add the files to ``build_data``. Not for an editable installation, whose sources change.
+
+        Raises:
+            RuntimeError: where they cannot be compiled, with ``COMPILED_ENGINE=required``.
+        """
+        if version == "editable" or not self._wanted(self.target_name):
+            return
+        self._folder = tempfile.mkdtemp(prefix="compiled-engine-")
+        try:
+            files = compiled(Path(self.root) / self.config["sources"], self.config["modules"], Path(self._folder))
+        except CannotCompile as reason:
+            if os.environ["COMPILED_ENGINE"] == "required":
+                raise RuntimeError(f"COMPILED_ENGINE=required: {reason}") from None
+            self.app.display_warning(f"COMPILED_ENGINE: {reason}; the wheel has the pure Python form")
+            return
+        build_data["force_include"].update({str(path): name for name, path in files.items()})
+        build_data.update(infer_tag=True, pure_python=False)
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled."""
+        if folder := getattr(self, "_folder", None):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _wanted(self, target: str) -> bool:
+        return target == "wheel" and os.environ.get("COMPILED_ENGINE", "") not in ("", "0")
+
+
+class CannotCompile(Exception):
+    """The reason, in one line."""
+
+
+def compiled(sources: Path, patterns: list[str], folder: Path) -> dict[str, Path]:
+    """Compile the modules below ``sources`` that ``patterns`` (globs) name, in ``folder``. Returns path in the wheel →
+    file.
+
+    Raises:
+        CannotCompile: where a tool is missing or fails, or the result cannot be loaded.
+    """
+    compiler = shlex.split(os.environ.get("CC") or str(sysconfig.get_config_var("CC") or "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise CannotCompile(f"there is no C compiler {compiler[0]!r}")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise CannotCompile("Python's C headers are missing (Debian: python3-dev)")
+    modules = sorted(str(path.relative_to(sources)) for pattern in patterns for path in sources.glob(pattern))
+    package = modules[0].partition("/")[0]
+    shutil.copytree(sources / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    _run(folder, "-c", _COMPILE, package, *modules)
+    loads = "".join(f"import {module[:-3].replace('/', '.')}\n" for module in modules)
+    _run(folder, "-c", loads)
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.so")) if "build" not in path.parts}
+
+
+def _run(folder: Path, *arguments: str) -> None:
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=COMPILE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotCompile(f"the modules are not compiled after {COMPILE_SECONDS} s") from None
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
+        raise CannotCompile(said[-1].strip()[:300] if said else f"the compiler ends with exit code {done.returncode}")

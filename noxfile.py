@@ -24,6 +24,18 @@ DRILLS = ("*/test_drill*.py", "*/test_soak.py")
 SUITES = ("unit", "fuzz", "simulation", "integration", "chaos")
 SIDE_BY_SIDE = ("-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal")
 """pytest's options; one process more than CPUs, since many tests wait."""
+COMPILED_TESTS = (
+    *(f"tests/unit/grpc_h2/{room}" for room in ("connection", "rpc", "static", "wire")),
+    "tests/fuzz",
+    "tests/simulation/engine",
+    "tests/judges/test_h2spec.py",
+    "tests/judges/test_differential.py",
+    "tests/integration/test_serving.py",
+    "tests/integration/test_jail.py",
+    "tests/integration/test_key_rotation.py",
+)
+COMPILED_MARKS = "not slow and not quiet and not thorough and not interpreted"
+"""What the session ``compiled`` runs: the engine whole, and some tests of the whole server."""
 MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
 """What only the session ``mutants`` needs."""
 TESTS_FAILED, NOTHING_COLLECTED = 1, 5
@@ -324,6 +336,41 @@ def judges(session: nox.Session) -> None:
 def deploy(session: nox.Session) -> None:
     """Tests of manifests, SQL, alerts, dashboard, operations guide and runbooks. Needs Go, prometheus and jq."""
     run_suites(session, "deploy")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build two wheels into dist/: with the compiled engine, for this Python and system, and pure, for every Python."""
+    install(session)
+    for wanted in ("required", "0"):
+        build_wheel(session, Path("dist"), compiled_engine=wanted)
+
+
+def build_wheel(session: nox.Session, folder: Path, *, compiled_engine: str) -> None:
+    """``compiled_engine``: see hatch_build.py."""
+    arguments = ("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
+    run(session, "python", *arguments, env={"COMPILED_ENGINE": compiled_engine})
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """Build the compiled engine and test it: unit tests, fuzzing, simulation, h2spec, the differential run, whole
+    servers. Needs a C compiler and Go. Arguments after `--` replace the tests.
+    """
+    install(session)
+    tree = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-compiled").resolve()
+    run(session, "python", "-m", "venv", "--clear", "--without-pip", str(tree))
+    build_wheel(session, tree / "wheel", compiled_engine="required")
+    packages = Path("lib", f"python{VERSION}", "site-packages")
+    for wheel in (tree / "wheel").glob("*.whl"):  # none under `nox --install-only`
+        run(session, "python", "-m", "zipfile", "-e", str(wheel), str(tree / packages))
+        # The rest comes from the environment. Its own .pth file, that of the editable installation, has no effect.
+        (tree / packages / "others.pth").write_text(f"{ENVIRONMENT.resolve() / packages}\n")
+    tests = session.posargs or [*COMPILED_TESTS, "-q", "-m", COMPILED_MARKS, *SIDE_BY_SIDE]
+    session.run(
+        str(tree / "bin/python"), "-m", "pytest", "-p", "no:cacheprovider", "--engine=compiled",
+        "--one-transport=alternate", *tests, external=True,
+    )  # fmt: skip
 
 
 @nox.session

@@ -24,6 +24,7 @@ from tests.support.server import ServerProcess
 from tests.support.table import Table
 
 from definition_server.settings import DEFAULT_TRANSPORT
+from grpc_h2 import ENGINE
 
 _numbers = itertools.count()
 
@@ -86,6 +87,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "half of them on each, not on all: with `other` on the one that they do not run on with `alternate`",
     )
     parser.addoption(
+        "--engine",
+        choices=("pure", "compiled"),
+        help="fail at once unless the engine has this form: `nox -s compiled` tests the other one",
+    )
+    parser.addoption(
         "--cpu-limit",
         type=float,
         metavar="SECONDS",
@@ -94,6 +100,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (wanted := config.getoption("engine")) not in (None, ENGINE):
+        raise pytest.UsageError(f"the engine is {ENGINE}, and is to be {wanted}")
+    config.addinivalue_line("markers", "interpreted: replaces parts of the engine, which is possible in its pure form")
     config.addinivalue_line("markers", "slow: takes a second or more; `nox -s quick` leaves it out")
     config.addinivalue_line("markers", "quiet: needs the machine to itself; all others run side by side")
     config.addinivalue_line(
@@ -134,6 +143,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:
         raise pytest.UsageError(f"test ids must be printable ASCII; rename these, or give them an id: {odd!a}")
+    if ENGINE == "compiled":
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="parts of a compiled engine cannot be replaced"))
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
 

@@ -33,6 +33,7 @@ sans-IO part needs no event loop, and a program that uses a constant no engine.
 
 **Of both**:
 
+- `ENGINE`: the form that runs, ``pure`` Python or ``compiled`` (docs/engine.md).
 - `BACKLOG`: how many connections may wait to be accepted.
 - `Limits`: the limits of one connection, each with its reason.
 - `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
@@ -43,7 +44,8 @@ sans-IO part needs no event loop, and a program that uses a constant no engine.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 from grpc_h2.connection.limits import BACKLOG, Limits
 from grpc_h2.wire import frames
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKLOG",
+    "ENGINE",
     "REMEMBERED_ANSWERS",
     "AnswerCutOff",
     "Authorize",
@@ -115,6 +118,9 @@ __all__ = [
     "frame_message",
     "frames",
 ]
+
+# Of a module that is imported here anyway; all of the list in pyproject.toml are compiled, or none.
+ENGINE: Final = "pure" if isinstance(frames.frame, FunctionType) else "compiled"
 
 _HOMES = {
     "AnswerCutOff": "grpc_h2.connection.events",

@@ -20,6 +20,7 @@ from tests.support.table import Table
 
 from definition_server.control_plane.database_address import NameResolver
 from definition_server.control_plane.postgres import PostgresSource
+from grpc_h2 import ENGINE
 
 pytestmark = pytest.mark.any_transport
 
@@ -213,6 +214,7 @@ def test_a_server_shows_which_database_it_reads_and_with_which_role(
     assert (line["host"], line["database"], line["role"]) == (second, name, role)
     line = server.wait_log("Starting")
     assert (line["database"], line["role"]) == (f"{first},{second}/{name}", role)
+    assert line["engine"] == server.statusz()["engine"] == (ENGINE if line["transport"] == "native" else "grpcio")
     expected = {"hosts": [first, second], "name": name, "role": role, "connected_to": second}
     assert server.statusz()["database"] == expected
     assert MARK not in server.http("/statusz")[1] + str(server.lines)

@@ -54,6 +54,8 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
     safe = answer.safe_to_restart
     state = "stopping" if answer.stopping else "ready" if answer.ready else "not ready"
     facts = [("server", f"{state}, version {answer.server_version}, pid {answer.pid}, since {iso(answer.started_at)}")]
+    if answer.engine:  # an older server does not say it
+        facts.append(("engine", answer.engine))
     if served is None:
         facts.append(("serves", "nothing yet"))
     else:

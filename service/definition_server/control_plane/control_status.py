@@ -78,6 +78,7 @@ def held_message(held: HeldCommand) -> pb.HeldCommand:
 def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
     """``status`` without history and notices. ``sync`` has the texts of errors, which the admin port does not show."""
     message = pb.Status(server_version=status.version, pid=os.getpid(), ready=status.ready, stopping=status.stopping)
+    message.engine = status.engine
     set_time(message.started_at, status.started_at)
     if status.catalog is not None:
         catalog = status.catalog

@@ -61,12 +61,11 @@ from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
+from grpc_h2 import ENGINE
 
 if TYPE_CHECKING:
     from definition_server.control_plane.control_server import ControlServer
     from grpc_h2 import MethodHandler
-
-if TYPE_CHECKING:
     from definition_server.control_plane.telemetry import Telemetry
 
 log = get_logger(__name__)
@@ -212,6 +211,7 @@ class _Master:
             self._synchronizer.state,
             self._supervisor,
             self._proof,
+            engine=_engine(settings),
             keys=self._key_usage.last_used,
             certificates=lambda: self._certificates_expire,
             control_socket=lambda: "off" if self._control is None else self._control.state,
@@ -301,6 +301,7 @@ class _Master:
             metrics_port=self._admin.port,
             workers=settings.workers,
             transport=settings.transport,
+            engine=_engine(settings),
             signed=settings.avap_internal_key is not None,
             database="" if (database := self._source.address) is None else str(database),
             role="" if database is None else database.role,
@@ -521,6 +522,11 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
 def _database(source: PostgresSource) -> DatabaseStatus | None:
     address = source.address
     return None if address is None else DatabaseStatus(address.hosts, address.name, address.role, source.connected_to)
+
+
+def _engine(settings: Settings) -> str:
+    """See `ServiceStatus.engine`."""
+    return ENGINE if settings.transport == "native" else "grpcio"
 
 
 def _signer(settings: Settings) -> Signer | None:

@@ -50,6 +50,7 @@ class StatusReader:
         supervisor: Supervisor,
         proof: Proof,
         *,
+        engine: str = "",
         keys: Callable[[], dict[str, float]] = dict,
         certificates: Callable[[], dict[str, float]] = dict,
         control_socket: Callable[[], str] = lambda: "off",
@@ -57,9 +58,11 @@ class StatusReader:
         held_commands: Callable[[], Sequence[Held]] = tuple,
         history: Callable[[], Sequence[HistoryEntry]] = tuple,
     ) -> None:
-        """``keys``: see `ServiceStatus.keys_last_used`. ``certificates``: see `ServiceStatus.certificates_expire`.
+        """``engine``: see `ServiceStatus.engine`. ``keys``: see `ServiceStatus.keys_last_used`.
+        ``certificates``: see `ServiceStatus.certificates_expire`.
         ``control_socket``: see `ServiceStatus.control_socket`. ``database``: see `ServiceStatus.database`.
         ``held_commands``: those of which an earlier version is served. ``history``: the catalogues on disk."""
+        self._engine = engine
         self._held_commands = held_commands
         self._history = history
         self._database = database
@@ -87,6 +90,7 @@ class StatusReader:
         return ServiceStatus(
             version=__version__,
             hostname=self._hostname,
+            engine=self._engine,
             started_at=self._started_at,
             ready=not self.stopping and self._supervisor.serving > 0 and not full,
             control_socket=self._control_socket(),

@@ -207,6 +207,8 @@ class ServiceStatus:
     requests: RequestStatus
     hostname: str = ""
     """Of the machine, container or pod."""
+    engine: str = ""
+    """What serves the clients: ``pure`` or ``compiled``, the form of the native engine; ``grpcio``."""
     freshness: FreshnessStatus = FreshnessStatus(True, None)
     restart: RestartStatus = RestartStatus(True, "stored")
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)

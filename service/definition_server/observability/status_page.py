@@ -96,7 +96,7 @@ def status_page(status: ServiceStatus, now: float) -> bytes:
                 "header",
                 (
                     element("h1", "AVAP Definition Server"),
-                    element("p", f"{status.hostname} · version {status.version}"),
+                    element("p", f"{status.hostname} · version {status.version} · engine: {status.engine}"),
                     element("p", "", id="live", role="status"),
                 ),
             ),

@@ -60,6 +60,7 @@ class Status(_message.Message):
     NOTICES_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     pid: _builtins.int
     ready: _builtins.bool
@@ -67,6 +68,8 @@ class Status(_message.Message):
     fresh: _builtins.bool
     """Whether what is served is as new as the table, as far as is known; else why not."""
     freshness_reason: _builtins.str
+    engine: _builtins.str
+    """What serves the clients: pure or compiled, the form of the native engine; grpcio with TRANSPORT=grpcio."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -138,10 +141,11 @@ class Status(_message.Message):
         notices: _abc.Iterable[_builtins.str] | None = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
         database: Global___Database | None = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "held_catalogue", b"held_catalogue", "pin", b"pin", "safe_to_restart", b"safe_to_restart", "served", b"served", "started_at", b"started_at", "sync", b"sync"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "database", b"database", "events", b"events", "fresh", b"fresh", "freshness_reason", b"freshness_reason", "held_catalogue", b"held_catalogue", "held_commands", b"held_commands", "history", b"history", "keys", b"keys", "notices", b"notices", "pid", b"pid", "pin", b"pin", "ready", b"ready", "safe_to_restart", b"safe_to_restart", "served", b"served", "server_version", b"server_version", "started_at", b"started_at", "stopping", b"stopping", "sync", b"sync", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "database", b"database", "engine", b"engine", "events", b"events", "fresh", b"fresh", "freshness_reason", b"freshness_reason", "held_catalogue", b"held_catalogue", "held_commands", b"held_commands", "history", b"history", "keys", b"keys", "notices", b"notices", "pid", b"pid", "pin", b"pin", "ready", b"ready", "safe_to_restart", b"safe_to_restart", "served", b"served", "server_version", b"server_version", "started_at", b"started_at", "stopping", b"stopping", "sync", b"sync", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,7 +149,8 @@ def interpret(fields: tuple[Field, ...]) -> Request:
     metadata: list[tuple[str, str | bytes]] = []
     regular = False
     timeout = length = host = fault = content_type = None
-    encoding, accepts, is_grpc = "identity", (), True
+    accepts: tuple[str, ...] = ()
+    encoding, is_grpc = "identity", True
     for field in fields:
         kind, meaning = _verdicts.get(field) or _read(field)
         if kind <= _AUTHORITY:

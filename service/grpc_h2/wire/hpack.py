@@ -81,25 +81,26 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
     raise HpackError("integer too large, too long or cut short")
 
 
+_REMEMBERED_STRINGS = 1024
+_LONGEST_REMEMBERED_STRING = 64
+"""Octets of a coded string. Longer ones are rarely seen twice outside blocks that are remembered whole."""
+
+
 class _HuffmanMemo(TwoGenerations[bytes, bytes]):
     """Huffman-coded string → octets."""
 
     __slots__ = ()
 
-    LONGEST = 64
-    """Octets of the coded string. Longer ones are rarely seen twice outside blocks that are remembered whole."""
-
     def __missing__(self, coded: bytes) -> bytes:
         text = self.recall(coded)
         if text is None:
             text = huffman.decode(coded)
-            if len(coded) > self.LONGEST:
+            if len(coded) > _LONGEST_REMEMBERED_STRING:
                 return text
         self.remember(coded, text)
         return text
 
 
-_REMEMBERED_STRINGS = 1024
 _remembered = _HuffmanMemo(_REMEMBERED_STRINGS).__getitem__
 
 

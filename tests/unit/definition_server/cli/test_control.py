@@ -87,6 +87,7 @@ def test_a_pin_needs_exactly_one_end() -> None:
 def full_status() -> pb.Status:
     now = 1_764_460_800
     status = pb.Status(server_version="1.2.3", pid=7, ready=True)
+    status.engine = "compiled"
     status.started_at.seconds = now
     status.served.version_hash, status.served.definitions, status.served.generation = "ab" * 32, 189, 4
     status.served.created_at.seconds = now
@@ -128,6 +129,11 @@ def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None
         assert text in shown
     assert "\x1b" not in shown
     assert "2025-11-30T00:00:00Z" in shown
+
+
+def test_status_shows_which_form_of_the_engine_runs() -> None:
+    assert dict(_status_facts(full_status()))["engine"] == "compiled"
+    assert "engine" not in dict(_status_facts(pb.Status(server_version="1.2.3"))), "an older server does not say it"
 
 
 def test_status_shows_which_database_is_read_and_with_which_role() -> None:

@@ -32,7 +32,7 @@ SHOWN = '<img src=x onerror="alert(1)">\'</script><script>alert(2)</script><!--\
 
 def hostile() -> ServiceStatus:
     """A status in which every text is hostile."""
-    status = service_status(hostname=EVIL, version=EVIL)
+    status = service_status(hostname=EVIL, version=EVIL, engine=EVIL)
     sync = replace(
         status.sync, pinned=EVIL, pinned_version=EVIL, held_version=EVIL, held_definitions=1, held_names=(EVIL,),
         last_outcome=EVIL, last_error=Reason.TABLE_EMPTY, unserved={EVIL: 1}, suspect={EVIL: 1}, rows_held={EVIL: 1},

@@ -324,6 +324,7 @@ def test_long_trailers_are_decoded_in_several_reads(feed: Feed):
     assert peer.turns > before
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("B-long-reads")
 @pytest.mark.parametrize("block", [MANY, MANY * 7, plain(b"n", b"v" * 30) * 400], ids=["many", "tiny", "small"])
 def test_no_read_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatch: pytest.MonkeyPatch):
@@ -347,6 +348,7 @@ def test_no_read_decodes_more_than_its_share_of_a_block(block: bytes, monkeypatc
     assert sum(done) >= 90
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("B-long-reads")
 def test_the_last_piece_of_a_block_and_its_request_are_processed_in_different_turns(monkeypatch: pytest.MonkeyPatch):
     done: list[list[str]] = [[]]

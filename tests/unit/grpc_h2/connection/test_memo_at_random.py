@@ -101,6 +101,7 @@ class StandingEpoch(engine_hpack.Decoder):
         pass
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("D1", "D2")
 @pytest.mark.parametrize("mutant", [NeverChanged, StandingEpoch])
 def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
@@ -141,7 +142,7 @@ def _blind_to(unseen: str) -> type[engine_hpack.Decoder]:
 @pytest.mark.parametrize(
     ("unseen", "emptying"), [("size update", size_update(0) + size_update(4096)), ("oversize insertion", OVERSIZE)]
 )
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("blind", [False, pytest.param(True, marks=pytest.mark.interpreted)])
 def test_a_memo_that_misses_one_kind_of_change_gives_a_wrong_answer(
     monkeypatch: pytest.MonkeyPatch, unseen: str, emptying: bytes, blind: bool
 ):

@@ -269,6 +269,7 @@ def test_blocks_of_every_size_get_the_right_answers(feed: Feed, size: int):
         oracle.call(atoms)
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("D1")
 def test_a_repeated_block_is_decoded_once(monkeypatch: pytest.MonkeyPatch):
     decoded: list[bytes] = []
@@ -346,6 +347,7 @@ def test_requests_with_different_metadata_do_not_share_a_route():
     assert [peer.result(stream).status for stream in (1, 3, 5, 7, 9)] == [0, 16, 0, 16, 16]
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("D1")
 @pytest.mark.parametrize(("length", "routed"), [(384, 1), (385, 2)], ids=["short", "long"])
 def test_a_block_of_up_to_384_octets_is_remembered_and_no_longer_one(

@@ -194,6 +194,7 @@ WITNESSES: list[tuple[str, type[Memo], type[Decoder], list[Step]]] = [
 ]
 
 
+@pytest.mark.interpreted
 @pytest.mark.requirement("D1", "D2")
 @pytest.mark.parametrize(("_what", "memo", "decoder", "steps"), WITNESSES, ids=[row[0] for row in WITNESSES])
 def test_a_memo_or_decoder_that_breaks_a_rule_gives_a_wrong_result(
