@@ -65,8 +65,8 @@ from grpc_h2 import ENGINE
 
 if TYPE_CHECKING:
     from definition_server.control_plane.control_server import ControlServer
-    from grpc_h2 import MethodHandler
     from definition_server.control_plane.telemetry import Telemetry
+    from grpc_h2 import MethodHandler
 
 log = get_logger(__name__)
 
