@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-MOST: Final = 256
-"""Of either kind: some 13 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had a
-quarter of one."""
+MOST: Final = 512
+"""Of either kind: some 27 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had half
+a second: also where a crowd of clients behind one address connects at once, over a path of 200 ms."""
 
 
 class Handshakes:
