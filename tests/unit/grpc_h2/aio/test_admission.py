@@ -233,9 +233,11 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
         ServerThread(loop, prepare, max_connections=3, trust=trust) as server,
         ExitStack() as stack,
     ):
-        idle = [stack.enter_context(RawClient(server.port)) for _ in range(3)]
-        for one in idle:
+        idle = []
+        for _ in range(3):  # one after the other: the first has been idle for the longest time
+            one = stack.enter_context(RawClient(server.port))
             one.until(lambda one=one: one.replies.settings_acks)  # type: ignore[misc]
+            idle.append(one)
         probe, client = (stack.enter_context(RawClient(server.port)) for _ in range(2))
         ask(probe, 1, b"/t.S/health")
         ask(client, 1, b"/t.S/Get", (b"key", b"right"))
