@@ -65,6 +65,7 @@ def outcomes(path: Path) -> dict[str, dict[str, Any]]:
     return {each["fault"]: each for each in json.loads(path.read_text())}
 
 
+@pytest.mark.thorough  # whole drills
 @pytest.mark.timeout(300)
 def test_without_a_fault_option_only_harmless_faults_run(served: tuple[ServerProcess, Table], tmp_path: Path) -> None:
     server, _ = served
@@ -115,6 +116,7 @@ def test_harmful_faults_need_a_confirmation(served: tuple[ServerProcess, Table])
     assert not server.logged("Sync failed")
 
 
+@pytest.mark.thorough  # whole drills
 @pytest.mark.transports
 @pytest.mark.parametrize(("typed", "code"), [("yes", 2), ("the target's name", 0)])
 def test_at_a_terminal_the_confirmation_is_the_targets_name(
@@ -152,6 +154,7 @@ def test_a_wrong_database_is_detected_before_any_fault(served: tuple[ServerProce
         drop_database(database_url, "drill_other")
 
 
+@pytest.mark.thorough  # whole drills
 @pytest.mark.transports
 def test_ctrl_c_ends_the_fault_and_prints_the_finished_drills(served: tuple[ServerProcess, Table]) -> None:
     server, table = served

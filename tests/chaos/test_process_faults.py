@@ -60,6 +60,7 @@ def test_a_rolling_replacement_costs_clients_that_retry_no_call(server: ServerPr
     assert_nothing_failed(load)
 
 
+@pytest.mark.thorough  # seconds of load
 @pytest.mark.transports("native")
 def test_a_rolling_replacement_costs_no_call_and_no_retry(server: ServerProcess) -> None:
     """Two GOAWAYs: the first asks for no more calls, the second is sent when the calls under way are known."""
