@@ -354,10 +354,12 @@ def build_wheel(session: nox.Session, folder: Path, *, compiled_engine: str) -> 
 
 @nox.session
 def compiled(session: nox.Session) -> None:
-    """Build the compiled engine and test it: unit tests, fuzzing, simulation, h2spec, the differential run, whole
-    servers. Needs a C compiler and Go. Arguments after `--` replace the tests.
+    """Build the compiled engine, and test it and its build: unit tests, fuzzing, simulation, h2spec, the differential
+    run, whole servers. Needs a C compiler and Go. Arguments after `--` replace the tests.
     """
     install(session)
+    if not session.posargs:
+        run(session, "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_compiled_engine.py")
     tree = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-compiled").resolve()
     run(session, "python", "-m", "venv", "--clear", "--without-pip", str(tree))
     build_wheel(session, tree / "wheel", compiled_engine="required")
