@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+METADATA_KEY = "x-avap-auth"
+"""The metadata that carries a call's key."""
+
 DEFAULT_ID = "default"
 """The id of the key in ``API_KEY``."""
 

@@ -10,12 +10,12 @@ import click
 import grpc
 from google.protobuf.message import Message
 
+from definition_server.api_keys import METADATA_KEY
 from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit, unusable_environment, visible
 from definition_server.cli.tls import Tls, advice, tls_of
 from definition_server.environment import Problem
 
-_METADATA_KEY = "x-avap-auth"
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a catalogue easily exceeds the default of 4 MiB
     ("grpc.enable_retries", 0),
@@ -67,7 +67,7 @@ class Server:
                     request_serializer=type(request).SerializeToString,
                     response_deserializer=read,
                 )
-                answer: T = callable_(request, timeout=self.timeout, metadata=((_METADATA_KEY, self.api_key),))
+                answer: T = callable_(request, timeout=self.timeout, metadata=((METADATA_KEY, self.api_key),))
                 return answer
         except grpc.RpcError as error:
             raise self.failure(error) from None

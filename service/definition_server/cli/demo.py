@@ -13,6 +13,7 @@ import click
 from pydantic import SecretStr
 from rich.console import Console
 
+from definition_server.api_keys import METADATA_KEY
 from definition_server.cli.embedded_postgres import (
     EmbeddedPostgres,
     PostgresBinariesNotFound,
@@ -125,7 +126,7 @@ def _introduction(settings: Settings, postgres: EmbeddedPostgres, count: int) ->
         [
             "",
             "[bold]AVAP Definition Server, demo[/bold]",
-            f"  gRPC      {settings.host}:{settings.port}, metadata x-avap-auth: {key}",
+            f"  gRPC      {settings.host}:{settings.port}, metadata {METADATA_KEY}: {key}",
             f"  status    http://{settings.host}:{settings.metrics_port}/ in a browser; also /metrics and /readyz",
             f"  catalogue {count} commands in PostgreSQL at {postgres.url}",
             f"  signing   {_signing(settings)}",

@@ -10,9 +10,8 @@ import hmac
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 
+from definition_server.api_keys import METADATA_KEY
 from definition_server.data_plane.failure import CallFailed, Status
-
-METADATA_KEY = "x-avap-auth"
 
 
 class KeyRing:

@@ -9,7 +9,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from definition_server.data_plane.authentication import METADATA_KEY
+from definition_server.api_keys import METADATA_KEY
 from definition_server.data_plane.services import SERVICE
 from definition_server.observability.logs import get_logger
 from grpc_h2 import encode_block, frames

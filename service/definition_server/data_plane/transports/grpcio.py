@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from definition_server.api_keys import METADATA_KEY
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.data_plane.authentication import METADATA_KEY
 from definition_server.data_plane.endpoint import Endpoint, Handler
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import HEALTH_SERVICE, Health, Refusals

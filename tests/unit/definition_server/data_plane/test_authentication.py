@@ -6,7 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from definition_server.data_plane.authentication import METADATA_KEY, KeyRing
+from definition_server.api_keys import METADATA_KEY
+from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.failure import CallFailed, Status
 
 
