@@ -24,6 +24,9 @@ the first table.
 `tests/containers` checks that none is missing.
 """
 
+OPTIONAL = {"definition_server.observability.otlp": "opentelemetry"}
+"""Modules of the package that need a library which the image has only where it is asked for (``EXTRAS``)."""
+
 
 def main() -> int:
     """Import all modules and compile them. Returns the exit code: 1 if bytecode would be written beside the sources."""
@@ -36,7 +39,8 @@ def main() -> int:
     sys.addaudithook(lambda event, told: wanted.add(str(told[0])) if event == "import" else None)
     package = import_module("definition_server")
     for module in pkgutil.walk_packages(package.__path__, "definition_server."):
-        import_module(module.name)
+        if find_spec(OPTIONAL.get(module.name, "sys")) is not None:
+            import_module(module.name)
     for name in LATE:
         import_module(name)
     wanted |= set(sys.modules)  # parents are imported without an event
