@@ -165,7 +165,7 @@ LANDLOCK = "444,445,446"
 def start_without(calls: str, table: Table, servers: ExitStack, transport: str, **settings: str) -> ServerProcess:
     """A server for which ``calls`` do not exist."""
     table.add_commands(1)
-    server = ServerProcess(table.url, WORKERS="1", TRANSPORT=transport, **settings)
+    server = ServerProcess(table.url, **({"WORKERS": "1", "JAIL": "auto", "TRANSPORT": transport} | settings))
     server.command = [sys.executable, "-c", OLD_CONTAINER, calls, *server.command]
     return servers.enter_context(server)
 
