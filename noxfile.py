@@ -301,7 +301,7 @@ def coverage(session: nox.Session) -> None:
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
     recorded = os.environ.get("UNIT_COVERAGE")
     if recorded and not Path(recorded).is_file():
-        session.error(f"UNIT_COVERAGE={recorded}: there is no such file")
+        session.error(f"UNIT_COVERAGE names {recorded}, which is not a file: run the unit tests under coverage first")
     run(session, "coverage", "erase")
     covering = ("integration", "chaos") if recorded else ("unit", "integration", "chaos")
     options = ("--one-transport=other", "--ignore=tests/unit/perf")

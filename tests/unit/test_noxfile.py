@@ -220,7 +220,7 @@ def test_ci_runs_the_unit_tests_completely_on_debians_newest_python_and_takes_th
     assert stages.index("sid .ci/newest-python") < stages.index(recorded)
     session = Session()
     monkeypatch.setenv("UNIT_COVERAGE", "unit data")
-    with pytest.raises(SessionFailed, match="unit data: there is no such file"):
+    with pytest.raises(SessionFailed, match="unit data, which is not a file"):
         noxfile.coverage(session)
     assert session.running == []
     (folder / "unit data").touch()

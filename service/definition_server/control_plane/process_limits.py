@@ -1,10 +1,10 @@
 """The kernel's limits of a process (getrlimit(2)) beside that of open files: raised, judged and named at the start.
 
 The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
-or maims a server that lasts: the size of files counts for memory without a name too (memfd_create(2)), in which
-snapshots go to the workers; CPU time ends the process for good; address space keeps the checker from compiling rows. A
-soft limit is raised to the hard one, which needs no right. What is left is refused where nothing could be served, and
-logged else.
+a server after some time, or takes a function from it: the size of files counts for memory without a name too
+(memfd_create(2)), in which snapshots go to the workers; CPU time ends the process for good; address space keeps the
+checker from compiling rows. A soft limit is raised to the hard one, which needs no right. What is left is refused where
+nothing could be served, and otherwise logged.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ class Health:
         state = self._states.get(await self._service(request, context))
         if state is None:
             await context.abort(self._refusals.not_found, "No such service")
-        return _response(state or _UNKNOWN)
+            raise LookupError(request)  # not reached: `abort` raises
+        return _response(state)
 
     async def watch(self, request: bytes, context: Any) -> None:
         """Stream the state of the requested service until the client leaves or `end_watches`."""
@@ -126,7 +127,7 @@ class Health:
             return text_of(request).decode()
         except WireError as error:
             await context.abort(self._refusals.invalid_argument, str(error))
-            raise
+            raise  # not reached: `abort` raises
 
     def end_watches(self) -> None:
         """End every watch with status OK, soon and from now on. One whose client does not read is cancelled."""

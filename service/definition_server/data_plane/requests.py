@@ -27,7 +27,7 @@ def text_of(request: bytes) -> bytes:
     """The text of a message with one text field: valid UTF-8, empty where there is none.
 
     Raises:
-        WireError: where ``request`` is no such message.
+        WireError: where ``request`` is not such a message.
     """
     text = b""
     for number, kind, content in _fields(request):

@@ -21,6 +21,7 @@ This module reads no clock: the present instant is that of `Timers`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -58,7 +59,8 @@ class RequestDeadlines:
         self._marks: list[tuple[float, int]] = []
         """When streams of the fast path up to an id are overdue."""
         self._rests: dict[int, tuple[float, int]] = {}
-        """Streams that are answered and whose rest may come: until when, and how many octets of it have come."""
+        """Streams that are answered and whose rest may come: until when, and how many octets of it have come. The one
+        that has waited longest first."""
 
     @property
     def _allowance(self) -> float:
@@ -89,14 +91,16 @@ class RequestDeadlines:
     def rest_received(self, stream_id: int, octets: int, *, end_stream: bool) -> bool:
         """A frame came on a stream that is answered. Returns whether the rest is to be waited for no longer, although
         it has not ended."""
-        rest = self._rests.pop(stream_id, None)
-        if rest is None or end_stream:
+        rest = self._rests.get(stream_id)
+        if rest is None:
             return False
         until, before = rest
-        if before + octets > _REST_OCTETS:
-            return True
-        self._rests[stream_id] = until, before + octets
-        return False
+        too_long = before + octets > _REST_OCTETS
+        if end_stream or too_long:
+            del self._rests[stream_id]
+        else:
+            self._rests[stream_id] = until, before + octets
+        return too_long and not end_stream
 
     def give_up_rest(self) -> int | None:
         """The stream that has waited longest for its rest, which is waited for no longer; None if there is none."""
@@ -108,7 +112,8 @@ class RequestDeadlines:
     def overdue_rests(self) -> list[int]:
         """A few of the streams whose rest has not come in time. They are waited for no longer."""
         now = self._timers.now
-        late = [stream_id for stream_id, (until, _) in self._rests.items() if until <= now][:ENDED_AT_ONCE]
+        oldest = islice(self._rests.items(), ENDED_AT_ONCE)
+        late = [stream_id for stream_id, (until, _) in oldest if until <= now]
         for stream_id in late:
             del self._rests[stream_id]
         return late
@@ -124,7 +129,7 @@ class RequestDeadlines:
         self._mark()
         due = min(self._expected.values(), default=inf)
         if self._rests:
-            due = min(due, min(until for until, _ in self._rests.values()))
+            due = min(due, next(iter(self._rests.values()))[0])
         if self._fast_path.pending:
             due = min(due, min((instant for instant, _ in self._marks), default=inf), self._fast_path.next_timeout())
         return due
@@ -160,6 +165,8 @@ class RequestDeadlines:
             assert open_streams.get(stream.id) is stream, "a closed stream is waited for"
         assert len(self._marks) <= 2 * _MARKS + 4
         assert len(self._rests) <= _RESTS
+        ends = [until for until, _ in self._rests.values()]
+        assert ends == sorted(ends), "the rest that has waited longest does not come first"
         assert not self._rests.keys() & open_streams.keys(), "the rest of an open stream is waited for"
 
 

@@ -28,7 +28,7 @@ def test_the_listening_socket_of_the_master_is_inherited_by_no_further_process()
 
 
 class Jail:
-    """Enters as far as a test says, without a complaint of the kernel."""
+    """Reaches the extent that a test names; the kernel refuses nothing."""
 
     def __init__(self, extent: Extent) -> None:
         self.reached = self
