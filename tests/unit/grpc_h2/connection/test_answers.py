@@ -188,6 +188,19 @@ def test_a_rest_that_does_not_end_is_stopped_and_holds_nothing():
 
 
 @pytest.mark.requirement("A45")
+def test_a_part_of_a_rest_gives_it_no_more_time():
+    peer = Peer().send(handled(1, end_stream=False), handled(3, end_stream=False))
+    peer.answer(1, status=5)
+    peer.advance(0.5)
+    peer.answer(3, status=5)
+    peer.send(data(1, BODY))
+    peer.advance(0.6)
+    assert resets(peer) == [1]
+    peer.advance(0.5)
+    assert resets(peer) == [1, 3]
+
+
+@pytest.mark.requirement("A45")
 def test_of_many_rests_the_first_are_stopped():
     peer = Peer()
     for stream in range(1, 601, 2):
