@@ -81,4 +81,6 @@ async def test_beside_handshakes_that_are_never_finished_a_client_is_served(
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
         writer.close()
     await eventually(lambda: not server.admission.held, "all are gone")
+    [listener] = server._listeners
+    assert [len(each) for each in listener._handshakes.values()] == [0, 0], "none counts that is over"
     await server.stop(None)
