@@ -56,6 +56,8 @@ def ours(request: bytes) -> bytes | None:
 @given(messages)
 @example(b"")
 @example(b"\x0a\x02if\x0a\x04else")
+@example(b"\x0a\x01\xff")
+@example(b"\x0a\x03\xed\xa0\x80")
 @example(b"\x0a\x81\x80\x80\x80\x80\x00a")
 @example(b"\x1b" * 100 + b"\x1c" * 100)
 @example(b"\x1b" * 101 + b"\x1c" * 101)
