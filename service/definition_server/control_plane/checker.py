@@ -3,6 +3,11 @@
 It is not trusted. Its answers are validated; one that is late or invalid ends it. The row that it was judging then is
 judged once more, alone in a fresh process, unless it had used up its CPU time: so no row is refused for what the rows
 before it have left behind. A row that ends the checker twice is refused, as a client would be ended by it too.
+
+A *patient* checker judges rows that nobody waits for, beside workers that serve. Its process has the scheduling policy
+SCHED_IDLE: a worker that wakes up takes the CPU from it at once, where a nice value alone lets it finish its time slice
+of milliseconds (sched(7)). And its answers wake nobody: they are collected every `POLL_SECONDS`, so the master's event
+loop takes no CPU time from the workers for each of them, and the process pauses until the next rows are sent.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ _WALL_PER_CPU_SECOND = 10
 _MOST_OCTETS = 256 * 1024 * 1024
 """Of source that one process judges. Names that it has compiled stay in its memory."""
 _NICENESS = 10
+_LOWEST = 19
+POLL_SECONDS = 0.02
 WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
 """Rows, and about how many octets, that are sent before an answer is awaited."""
 _PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
@@ -80,6 +87,7 @@ class Checker:
         self,
         jail: str = "auto",
         *,
+        patient: bool = False,
         program: Callable[[int, str], list[str]] = command,
         idle_seconds: float = IDLE_SECONDS,
         wall_per_cpu_second: float = _WALL_PER_CPU_SECOND,
@@ -87,11 +95,13 @@ class Checker:
         """
         Args:
             jail: The setting ``JAIL``.
+            patient: Whether nobody waits for its judgements.
             program: The command line of the process, by its descriptor and ``jail``.
             idle_seconds: It is stopped after this time without work.
             wall_per_cpu_second: Seconds that a row may take for each second of CPU time that it has.
         """
         self._jail = jail
+        self._patient = patient
         self._program = program
         self._idle_seconds = idle_seconds
         self._wall = wall_per_cpu_second
@@ -177,7 +187,9 @@ class Checker:
         if self._process is None or self._process.ended:
             self._stop()
             self.started += 1
-            self._process = await _CheckerProcess.start(self._program, self._jail, self._wall)
+            self._process = await _CheckerProcess.start(
+                self._program, self._jail, self._wall, patient=self._patient
+            )
             if self._low_priority:
                 self._process.lower_priority()
         return self._process
@@ -198,9 +210,10 @@ class Checker:
 class _CheckerProcess:
     """One process."""
 
-    def __init__(self, process: Process, end: socket.socket, wall_per_cpu_second: float) -> None:
+    def __init__(self, process: Process, end: socket.socket, wall_per_cpu_second: float, *, patient: bool) -> None:
         self._process = process
         self._end = end
+        self._poll_seconds = POLL_SECONDS if patient else None
         self._wall = wall_per_cpu_second
         self._received = bytearray()
         """Answers that were not taken yet."""
@@ -210,7 +223,9 @@ class _CheckerProcess:
         """Of source that it has been sent."""
 
     @classmethod
-    async def start(cls, program: Callable[[int, str], list[str]], jail: str, wall: float) -> _CheckerProcess:
+    async def start(
+        cls, program: Callable[[int, str], list[str]], jail: str, wall: float, *, patient: bool
+    ) -> _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
@@ -239,7 +254,7 @@ class _CheckerProcess:
             raise
         finally:
             theirs.close()
-        started = cls(process, ours, wall)
+        started = cls(process, ours, wall, patient=patient)
         try:
             answer = await started._receive([START_SECONDS])
         except BaseException as error:
@@ -250,6 +265,8 @@ class _CheckerProcess:
         if answer != READY[0]:
             await started.end()
             raise CannotCheck("the checker process answered something else at its start")
+        if patient:  # not before: on busy CPUs it would not start in time
+            started.give_way_at_once()
         return started
 
     @property
@@ -266,6 +283,16 @@ class _CheckerProcess:
         """Give way to others, for good."""
         with suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+
+    def give_way_at_once(self) -> None:
+        """Run only while no other process needs the CPU, for good; where that is refused, have the lowest priority."""
+        try:
+            os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+        except ProcessLookupError:
+            return
+        except OSError:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.pid, _LOWEST)
 
     async def end(self) -> None:
         """Kill and reap it."""
@@ -360,9 +387,13 @@ class _CheckerProcess:
             else:
                 timer = loop.call_at(deadline, check_time)
 
-        loop.add_reader(self._end, take)
         try:
-            await done
+            if self._poll_seconds is None:
+                loop.add_reader(self._end, take)
+                await done
+            while not done.done():
+                await asyncio.sleep(self._poll_seconds or 0)
+                take()
         finally:
             loop.remove_reader(self._end)
             timer.cancel()

@@ -181,7 +181,10 @@ class _Master:
         )
         background = Background()
         self._gate = RowGate(
-            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+            Gate(settings.gate_code, settings.gate_interface),
+            Checker(settings.jail),
+            patient=Checker(settings.jail, patient=True),
+            background=background,
         )
         self._policy = (
             None

@@ -257,3 +257,54 @@ def test_the_process_finds_bytecode_where_the_master_has_it(
     monkeypatch.setattr(sys, "pycache_prefix", prefix)
     arguments = command(3, "auto")
     assert [each for each in arguments if each.startswith("pycache_prefix")] == option
+
+
+# -- a patient one -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_and_judges_the_same() -> None:
+    with nothing_left():
+        checker = Checker(patient=True)
+        rows = [GOOD, content(b"if"), content(b"-" * 100_000 + b"1"), content(b"", b"[NaN]"), GOOD] * 40
+        judged = [each.flaws for each in await checker.check(rows)]
+        assert judged == [Flaw.NONE, Flaw.CODE, Flaw.CODE, Flaw.NOT_STRICT_JSON, Flaw.NONE] * 40
+        assert checker.pid is not None
+        assert os.sched_getscheduler(checker.pid) == os.SCHED_IDLE
+        await checker.close()
+
+
+async def test_where_that_policy_is_refused_a_patient_checker_has_the_lowest_priority(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with nothing_left():
+        checker = Checker(patient=True)
+        assert await checker.check([GOOD, content(b"if")]) == [FINE, BAD]
+        assert os.getpriority(os.PRIO_PROCESS, checker.pid or 0) == 19
+        await checker.close()
+
+
+async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then_and_not_for_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, readers = asyncio.get_running_loop(), []
+    add_reader = loop.add_reader
+    monkeypatch.setattr(loop, "add_reader", lambda file, *rest: (readers.append(file), add_reader(file, *rest)))
+    with nothing_left():
+        checker = Checker(patient=True)
+        await checker.check([GOOD])
+        assert checker._process is not None
+        assert checker._process._end not in readers
+        await checker.close()
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str) -> None:
+    with nothing_left():
+        checker = Checker(patient=True, program=program(body), wall_per_cpu_second=0.5)
+        judged = await checker.check([GOOD, content(b"bad"), GOOD])
+        assert [each.flaws for each in judged] == [Flaw.NONE, Flaw.CODE, Flaw.NONE]
+        await checker.close()
