@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from definition_server.catalog.content_check import ANSWER, READY, Flaw
-from definition_server.control_plane.checker_process import HEADER, command, cpu_seconds
+from definition_server.control_plane.checker_process import CODINGS, HEADER, command, cpu_seconds
 from definition_server.environment import inherited_environment
 from definition_server.inherited import signals_held_back
 
@@ -80,6 +80,10 @@ class _Ended(Exception):
         self.lasting = lasting
 
 
+class _LacksCoding(Exception):
+    """A row names a coding that the process has not loaded."""
+
+
 class Checker:
     """Judges contents, in order. One call at a time; others wait."""
 
@@ -106,6 +110,8 @@ class Checker:
         self._idle_seconds = idle_seconds
         self._wall = wall_per_cpu_second
         self._low_priority = False
+        self._codings = False
+        """Whether a row has named a coding that few sources have: from then on all are loaded."""
         self._process: _CheckerProcess | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._busy = asyncio.Lock()
@@ -154,7 +160,7 @@ class Checker:
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _judge(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
-        """Append judgements until all are there or the process has ended at one that is then judged alone."""
+        """Append judgements until all are there or a row needs another process: one that ended this is judged alone."""
         process = await self._running()
         first = not process.octets
         begun = len(judged)
@@ -162,6 +168,9 @@ class Checker:
             await process.ask(contents[begun:], judged)
             if process.octets > _MOST_OCTETS:
                 self._stop()
+            return
+        except _LacksCoding:
+            self._load_codings()
             return
         except _Ended as ended:
             self._stop()
@@ -176,9 +185,16 @@ class Checker:
         process = await self._running()
         try:
             await process.ask([content], judged)
+        except _LacksCoding:
+            self._load_codings()
         except _Ended as ended:
             self._stop()
             judged.append(Judgement(Flaw.CODE, ended.lasting))
+
+    def _load_codings(self) -> None:
+        """Have the next process load all codings, and judge on there."""
+        self._codings = True
+        self._stop()
 
     async def _running(self) -> _CheckerProcess:
         if self._idle is not None:
@@ -188,7 +204,7 @@ class Checker:
             self._stop()
             self.started += 1
             self._process = await _CheckerProcess.start(
-                self._program, self._jail, self._wall, patient=self._patient
+                self._program, self._jail, self._wall, patient=self._patient, codings=self._codings
             )
             if self._low_priority:
                 self._process.lower_priority()
@@ -210,8 +226,11 @@ class Checker:
 class _CheckerProcess:
     """One process."""
 
-    def __init__(self, process: Process, end: socket.socket, wall_per_cpu_second: float, *, patient: bool) -> None:
+    def __init__(
+        self, process: Process, end: socket.socket, wall_per_cpu_second: float, *, patient: bool, codings: bool
+    ) -> None:
         self._process = process
+        self._codings = codings
         self._end = end
         self._poll_seconds = POLL_SECONDS if patient else None
         self._wall = wall_per_cpu_second
@@ -224,7 +243,7 @@ class _CheckerProcess:
 
     @classmethod
     async def start(
-        cls, program: Callable[[int, str], list[str]], jail: str, wall: float, *, patient: bool
+        cls, program: Callable[[int, str], list[str]], jail: str, wall: float, *, patient: bool, codings: bool
     ) -> _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
@@ -240,6 +259,7 @@ class _CheckerProcess:
             with signals_held_back():
                 process = await asyncio.create_subprocess_exec(
                     *program(theirs.fileno(), jail),
+                    *((CODINGS,) if codings else ()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.DEVNULL,
@@ -254,7 +274,7 @@ class _CheckerProcess:
             raise
         finally:
             theirs.close()
-        started = cls(process, ours, wall, patient=patient)
+        started = cls(process, ours, wall, patient=patient, codings=codings)
         try:
             answer = await started._receive([START_SECONDS])
         except BaseException as error:
@@ -307,6 +327,7 @@ class _CheckerProcess:
 
         Raises:
             _Ended: the process ended at the first row without a judgement, or what it answered is not to be trusted.
+            _LacksCoding: that row names a coding that the process has not loaded.
         """
         for window in _windows(contents):
             await self._ask_window(window, judged)
@@ -319,12 +340,14 @@ class _CheckerProcess:
                 fresh = not self.octets
                 self.octets += content.size + 1
                 octet = await self._receive(limits[number:] if not self._received else ())
-                if not ANSWER <= octet < ANSWER + 2 * Flaw.EXHAUSTED:
+                if not ANSWER <= octet < ANSWER + 2 * Flaw.UNKNOWN_CODING:
                     raise _Ended(own_fault=False, lasting=True)
                 flaws = Flaw(octet - ANSWER)
                 if flaws & Flaw.EXHAUSTED and not fresh:
                     raise _Ended(own_fault=False, lasting=True)
-                judged.append(Judgement(flaws & ~Flaw.EXHAUSTED))
+                if flaws & Flaw.UNKNOWN_CODING and not self._codings:
+                    raise _LacksCoding
+                judged.append(Judgement(flaws & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING)))
             if self._received:  # then the last answer, too, was none to this question
                 judged.pop()
                 raise _Ended(own_fault=False, lasting=False)
