@@ -354,6 +354,7 @@ def test_each_of_100_changes_has_one_measured_delay_that_is_the_true_one_and_at_
     assert is_at_most_a_second_more(excesses), sorted(excesses)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variant", "promise"),
     [
