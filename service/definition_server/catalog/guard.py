@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from definition_server.catalog import wire
+from definition_server.catalog.definition import shown
 from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 
@@ -226,4 +227,4 @@ def _percent(part: int, whole: int) -> float:
 
 
 def _examples(names: AbstractSet[bytes]) -> tuple[str, ...]:
-    return tuple(name.decode() for name in sorted(names)[:_NAMES])
+    return tuple(shown(name) for name in sorted(names)[:_NAMES])

@@ -1,5 +1,5 @@
-"""A full disk, at each step of each file: what is published is served, one line says what is not kept, and once there is
-room again everything is kept, without a change of the table.
+"""A full disk, at each step of each file: what is published is served, one line says what is not kept, and once there
+is room again everything is kept, without a change of the table.
 """
 
 from __future__ import annotations
