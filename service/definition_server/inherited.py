@@ -33,16 +33,36 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 """Signals that the master acts on, and its workers do not."""
 
 
+class NoNullDevice(Exception):
+    """/dev/null cannot be opened. The message says why, and what to do."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"{os.devnull} cannot be opened for reading and writing ({error.strerror}): workers and closed standard "
+            f"streams need it. Make it with `mknod -m 666 {os.devnull} c 1 3`, on a file system without nodev."
+        )
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError as error:
+        raise NoNullDevice(error) from error
+
+
 def reserve_standard_descriptors() -> None:
     """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before anything is opened.
 
     Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
+
+    Raises:
+        NoNullDevice: where one is closed, and /dev/null cannot be opened.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
+            opened = _open_null()
             if opened != number:  # a lower one is free: it comes first in this loop, so this cannot be
                 os.dup2(opened, number)
                 os.close(opened)
@@ -89,9 +109,14 @@ _UMASK = 0o077
 
 def prepare() -> None:
     """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
-    its children and keep its files to itself."""
+    its children and keep its files to itself.
+
+    Raises:
+        NoNullDevice: where /dev/null is needed, and cannot be opened.
+    """
     reserve_standard_descriptors()
     if sys.argv[1:2] and sys.argv[1] in _SERVERS:
+        os.close(_open_null())
         early_signals.install()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(_UMASK)

@@ -111,7 +111,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return EX_CONFIG
     _log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
-    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits()
+    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits(settings.workers)
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
