@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 UNUSED = frozenset(
     {
@@ -109,14 +109,17 @@ _UMASK = 0o077
 
 def prepare() -> None:
     """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
-    its children and keep its files to itself.
-
-    Raises:
-        NoNullDevice: where /dev/null is needed, and cannot be opened.
-    """
-    reserve_standard_descriptors()
-    if sys.argv[1:2] and sys.argv[1] in _SERVERS:
-        os.close(_open_null())
+    its children and keep its files to itself. Ends the process with 78 where it needs /dev/null, and there is none."""
+    server = bool(sys.argv[1:2]) and sys.argv[1] in _SERVERS
+    try:
+        reserve_standard_descriptors()
+        if server:
+            os.close(_open_null())
+    except NoNullDevice as error:
+        with suppress(OSError):  # stderr may be what is closed
+            os.write(2, f"Error: {error}\n".encode())
+        sys.exit(os.EX_CONFIG)
+    if server:
         early_signals.install()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(_UMASK)

@@ -116,6 +116,14 @@ def test_without_dev_null_a_start_is_refused_with_its_remedy(name: str, closed: 
     assert not ended.stdout
 
 
+def test_grpcio_is_refused_without_dev_urandom() -> None:
+    devices = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
+    ended = run(devices, {"DATABASE_URL": NOWHERE, "TRANSPORT": "grpcio"}, *namespaces("--mount"))
+    assert ended.returncode == 78
+    assert "/dev/urandom" in ended.stdout
+    assert "TRANSPORT=native" in ended.stdout
+
+
 @pytest.mark.parametrize("name", sample(NETWORKS))
 def test_a_server_serves_on_a_host_without_ipv4(name: str, table: Table, database_url: str, tmp_path: Path) -> None:
     apart = namespaces("--net")

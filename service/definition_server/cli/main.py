@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -14,8 +12,8 @@ import click
 from definition_server import __version__
 from definition_server.cli.exits import readable_errors, server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
-from definition_server.environment import EX_CONFIG, end_with_the_exit_code
-from definition_server.inherited import NoNullDevice, prepare
+from definition_server.environment import end_with_the_exit_code
+from definition_server.inherited import prepare
 from definition_server.settings import Settings
 
 _COMMANDS = {
@@ -99,12 +97,7 @@ def serve() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        prepare()
-    except NoNullDevice as error:
-        with suppress(OSError):  # stderr may be what is closed
-            os.write(2, f"Error: {error}\n".encode())
-        sys.exit(EX_CONFIG)
+    prepare()
     end_with_the_exit_code()
     cli(prog_name="definition-server")
 
