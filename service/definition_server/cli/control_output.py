@@ -87,14 +87,14 @@ def yes_or_no(yes: bool, reason: str) -> str:
 
 
 def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table at a terminal, lines with tabs in a pipe; nothing where there are no rows."""
+    """A table at a terminal, lines with tabs in a pipe, the names of the columns first; nothing without rows."""
     if not rows:
         return
     cells = [[visible(cell) for cell in row] for row in rows]
     if not on_terminal():
         if title is not None:
             click.echo(f"\n{title}:")
-        for row in cells:
+        for row in [list(columns), *cells]:
             click.echo("\t".join(row))
         return
     table = Table(box=None, title=title, title_justify="left", title_style="bold")

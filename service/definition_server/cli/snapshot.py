@@ -141,7 +141,10 @@ def _listing(opened: Snapshot) -> list[dict[str, Any]]:
 
 
 def _print_listing(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
     if not on_terminal():
+        click.echo("name\ttype\tcode bytes\thash")
         for row in rows:
             click.echo("\t".join(visible(str(value)) for value in row.values()))
         return

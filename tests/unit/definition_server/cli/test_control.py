@@ -131,6 +131,16 @@ def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None
     assert "2025-11-30T00:00:00Z" in shown
 
 
+def test_every_table_in_a_pipe_begins_with_the_names_of_its_columns(answering: None) -> None:
+    blocks = run("status", "--socket", "x").output.split("\n\n")[1:]
+    heads = {block.splitlines()[0]: block.splitlines()[1].split("\t") for block in blocks}
+    assert heads["workers:"] == ["worker", "pid", "state", "version", "connections", "restarts", "jail"]
+    assert heads["held commands:"] == ["name", "reason", "since", "served", "refused"]
+    assert heads["history:"] == ["", "version", "published", "definitions", "changes"]
+    assert heads["keys:"] == ["id", "last used"]
+    assert heads["certificates:"] == ["name", "expires"]
+
+
 def test_status_shows_which_form_of_the_engine_runs() -> None:
     assert dict(_status_facts(full_status()))["engine"] == "compiled"
     assert "engine" not in dict(_status_facts(pb.Status(server_version="1.2.3"))), "an older server does not say it"
