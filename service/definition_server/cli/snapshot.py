@@ -148,7 +148,9 @@ def _print_listing(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             click.echo("\t".join(visible(str(value)) for value in row.values()))
         return
-    table = Table("name", "type", box=None)
+    table = Table(box=None)
+    table.add_column("name", overflow="fold")
+    table.add_column("type", overflow="fold")
     table.add_column("code bytes", justify="right")
     table.add_column("hash", overflow="fold")
     for row in rows:
