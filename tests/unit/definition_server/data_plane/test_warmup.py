@@ -49,7 +49,8 @@ def warmed_up(transport: str, before: str = "") -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # and no log line: the calls are no client's
-    assert not done.stderr
+    # gRPC's core may say how the warm-up's own connection ended.
+    assert [line for line in done.stderr.splitlines() if "chttp2_transport.cc" not in line] == []
     shown: dict[str, Any] = json.loads(line)
     return shown
 
