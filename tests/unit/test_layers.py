@@ -1,4 +1,5 @@
-"""Who may import whom: the rules of docs/architecture.md for every import of service/, tests/ and perf/.
+"""Who may import whom: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And how long a
+function of service/ may be, because that is read from the same sources.
 
 - `definition_server`: a room imports only rooms below it, never another room on its floor. psycopg, gRPC and the
   environment are each touched only in their own files; the catalogue uses no process, no socket and no database.
@@ -49,6 +50,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",
+        "setting_types": "settings",
         "tls_checks": "settings",
         "__main__": "cli",
     },
@@ -86,6 +88,19 @@ NOT_IN: dict[tuple[str, str], tuple[str, ...]] = {
 
 NATIVE = "definition_server/data_plane/transports/native.py"
 """It uses the servicers of health and reflection as they are, and no gRPC but our own carries them."""
+
+MOST_LINES = 50
+LONG_FUNCTIONS = {
+    (
+        "grpc_h2/connection/fast_path.py",
+        "answer_batch",
+    ): "runs for every known request, in one loop",
+    ("grpc_h2/connection/inbound.py", "work"): "runs for every frame that the fast path leaves; its state is in locals",
+    ("grpc_h2/rpc/requests.py", "interpret"): "runs for every header list that is not remembered, such as one with a "
+    "fresh deadline; one pass over the fields with local names",
+    ("grpc_h2/wire/hpack.py", "decode_some"): "runs for every field of a header block that is not remembered",
+}
+"""Functions whose statements take more than `MOST_LINES` lines, and why they are not divided."""
 
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 ENVIRONMENT_HOME = "definition_server/environment.py"
@@ -301,6 +316,20 @@ def cycles(sources: Sources) -> list[str]:
     return []
 
 
+def long_functions(sources: Sources) -> Iterator[tuple[str, str]]:
+    """Functions of service/ whose statements, without the docstring, take more than `MOST_LINES` lines."""
+    for path, tree in sources.trees.items():
+        waiting: list[ast.stmt] = [*tree.body] if inside(module_of(path), *SERVICE) else []
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                statements = node.body[ast.get_docstring(node, clean=False) is not None :]
+                if statements and node.body[-1].end_lineno - statements[0].lineno >= MOST_LINES:  # type: ignore[operator]
+                    yield path, node.name
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                waiting += node.body
+
+
 @pytest.fixture(scope="module")
 def sources() -> Sources:
     roots = {"definition_server": "service", "grpc_h2": "service", "tests": ".", "perf": "."}
@@ -336,6 +365,16 @@ def test_the_sources_are_really_read(sources: Sources) -> None:
     assert ("perf.harness.memory", "tests.support.table") in arrows
     assert {"Server", "Connection", "Limits", "TlsCredentials"} <= sources.exported
     assert reads_environment(sources.trees["definition_server/environment.py"])
+
+
+def test_a_function_is_longer_than_50_lines_only_for_a_reason_of_speed(sources: Sources) -> None:
+    assert sorted(long_functions(sources)) == sorted(LONG_FUNCTIONS)
+
+
+def test_a_function_of_51_lines_is_found_and_one_of_50_is_not() -> None:
+    body = "    x = 1\n"
+    text = f'class A:\n  def long(self):\n    """One line\n    more."""\n{body * 51}\ndef short():\n{body * 50}'
+    assert list(long_functions(Sources({"grpc_h2/x.py": text, "perf/x.py": text}))) == [("grpc_h2/x.py", "long")]
 
 
 def test_every_folder_of_a_package_is_a_room_with_a_floor(sources: Sources) -> None:
