@@ -1,6 +1,6 @@
-"""What the values of settings may be: the types that `settings` and `cli.client_settings` declare them with.
+"""The types of settings: the values that `settings` and `cli.client_settings` allow.
 
-A check of one value alone is here. What relates several settings to each other is checked where they are declared.
+A check of one value alone is here. Relations between settings are checked where those are declared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _check_http_url(value: str) -> str:
 
 
 def _check_postgres_url(value: SecretStr) -> SecretStr:
-    # What follows the scheme is judged by libpq: `control_plane.postgres.url_fault`.
+    # libpq judges the rest of the URL: `control_plane.postgres.url_fault`.
     scheme, separator, _ = value.get_secret_value().partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         lower = separator and scheme.lower() in ("postgresql", "postgres")

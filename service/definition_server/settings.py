@@ -1,6 +1,6 @@
 """The settings of the server. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
 ``definition-server config`` and ``docs/settings.md``. Those of the client commands are in `cli.client_settings`, and
-what a value may be in `setting_types`.
+the types of the values in `setting_types`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Settings(EnvironmentSettings):
         le=1000,
         validation_alias="HISTORY_SNAPSHOTS",
         description="How many of the catalogues that were published last are kept in `SNAPSHOT_DIR/history`, to be "
-        "compared and pinned. What is served and what is pinned are kept beyond that.",
+        "compared and pinned. The served and the pinned catalogue are kept beyond that.",
         json_schema_extra=advice("Give a whole number from 0 to 1000"),
     )
     transport: Literal["native", "grpcio"] = Field(

@@ -112,7 +112,7 @@ INSIDE_THE_ENGINE = ("tests.unit.grpc_h2", "tests.simulation.engine")
 TESTS_OF_PERF = (
     "tests.unit.perf", "tests.judges.test_peers", "tests.judges.test_report_page", "tests.judges.test_witness",
 )  # fmt: skip
-"""The only tests that import `perf`. Those among the judges need programs that others have written."""
+"""The only tests that import `perf`. Three of them are judges, because they need programs of other projects."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def test_what_is_excused_for_now_is_still_a_violation(sources: Sources) -> None:
 
 
 def test_the_sources_are_really_read(sources: Sources) -> None:
-    """A reader that finds nothing forbidden because it finds nothing at all proves nothing."""
+    """If no import were read, no violation would be found."""
     arrows = {(arrow.source, arrow.target) for path in sources.trees for arrow in sources.arrows(path)}
     for package, least in {"definition_server": 60, "grpc_h2": 25, "tests": 100, "perf": 45}.items():
         assert sum(path.startswith(f"{package}/") for path in sources.trees) > least

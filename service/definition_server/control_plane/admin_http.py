@@ -89,7 +89,7 @@ class Exchange:
         """That it is HTTP/1, as far as the beginning tells."""
         self._method = ""
         self.fault: str | None = None
-        """What the client did wrong, for the log."""
+        """The client's fault, for the log."""
 
     def receive(self, data: bytes) -> Request | bytes | None:
         """Take octets from the client; empty octets are the end of what it sends.

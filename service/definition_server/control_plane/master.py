@@ -81,7 +81,7 @@ _CONTROL_SECONDS = 2.0
 """The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
 _DEMONSTRATION_DESCRIPTORS = 1024
-"""What every Linux grants by default."""
+"""The limit that every Linux grants by default."""
 
 
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -311,7 +311,7 @@ class _Master:
         )
 
     def _forever(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """What the master does until it stops. The sync loop comes first."""
+        """The tasks of the master until it stops. The sync loop comes first."""
         yield self._sync_loop.run()
         yield self._supervisor.watch()
         yield self._loop_watch.run()

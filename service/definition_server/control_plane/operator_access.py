@@ -51,7 +51,7 @@ class OperatorAccess:
             supervisor: Rolls the workers.
             policy: The policy file; None: there is none.
             signer: The present key.
-            status: What ``status`` shows.
+            status: The status that ``status`` shows.
             held_commands: The rows that the gate holds.
         """
         self._settings = settings
@@ -115,7 +115,7 @@ class OperatorAccess:
         return service.handlers()
 
     def _notices(self) -> list[str]:
-        """What an operator should know, for ``status``."""
+        """Sentences for the operator, beside ``status``."""
         error = self._synchronizer.state.store_error
         notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
         if self._settings.snapshot_dir is None:

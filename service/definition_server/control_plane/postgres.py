@@ -2,7 +2,7 @@
 
 All reads happen in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same
 moment: a concurrent write affects the next cycle, not this one. The only lock taken is the ACCESS SHARE of a SELECT.
-What is read, and how, is in `table_reading`.
+The statements and the order of reading are in `table_reading`.
 
 A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
@@ -119,7 +119,8 @@ def url_fault(url: str) -> str | None:
 
 
 def redaction(url: str) -> Redaction:
-    """What masks the secrets of ``url``, and those that libpq adds from ``PGPASSWORD`` and the service file."""
+    """A redaction that masks the secrets of ``url``, and those that libpq adds from ``PGPASSWORD`` and the service
+    file."""
     try:
         return Redaction(url, (conninfo_to_dict(url), _effective(url)))
     except (psycopg.Error, UnicodeError):
@@ -273,7 +274,7 @@ class PostgresSource:
             for address, share in shares(addresses, end, clock):
                 try:
                     connection = await self._connect_to(host, address, session, share)
-                except Exception as error:  # noqa: BLE001 - of the libraries; its text may hold the password
+                except Exception as error:  # noqa: BLE001 - any error of libpq; its text may hold the password
                     where = f"{host} at {address}: " if len(passes) > 1 or len(addresses) > 1 else ""
                     faults.append(where + self._text(error, None))
                     reasons.add(_reason_of_attempt(error))

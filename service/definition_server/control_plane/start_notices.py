@@ -1,4 +1,4 @@
-"""What a start warns of: settings that are allowed, and are probably not meant."""
+"""The warnings of a start: settings that are allowed, and are probably not meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from definition_server.settings import Settings
 log = get_logger(__name__)
 
 NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
-"""What follows where ``SNAPSHOT_DIR`` is not set."""
+"""The effect of a missing ``SNAPSHOT_DIR``."""
 
 
 def log_notices(settings: Settings, *, lasting: bool) -> None:

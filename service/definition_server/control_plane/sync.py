@@ -77,7 +77,7 @@ class CycleObserver(Protocol):
         """The table is about to be checked."""
 
     def change_read(self) -> None:
-        """It has changed, and was read. What is published until the cycle ends is that change."""
+        """It has changed, and was read. A publication until the end of the cycle is that change."""
 
     def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
         """The cycle is over: why it failed, and the seconds until the next."""
@@ -269,7 +269,7 @@ class Synchronizer:
         return held
 
     async def _after_failure(self) -> None:
-        """Nothing new was published. What operators ask for counts nonetheless, and so does a rotated signing key."""
+        """Nothing new was published. The wishes of operators count nonetheless, and so does a rotated signing key."""
         try:
             if self.catalogue.served is not None:
                 await self.catalogue.follow()
@@ -312,7 +312,7 @@ class Synchronizer:
 
 
 def _limit_met(failure: Exception) -> str | None:
-    """What the machine has no more of, where Python reports that by something other than an `OSError`."""
+    """The resource that the machine lacks, where Python reports that by something other than an `OSError`."""
     if isinstance(failure, MemoryError):
         return "no memory is left"
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):

@@ -1,4 +1,4 @@
-"""What of the settings a worker is given: everything that it needs, and no secret."""
+"""The part of the settings that a worker gets: everything that it needs, and no secret."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Swap:
 
     def __init__(self, engine: DefinitionEngine, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        """What is to be served."""
+        """The snapshot that is to be served."""
         self.state = SwapState.NEW
         self._engine = engine
 

@@ -1,10 +1,9 @@
 """The status as a page for people: ``/`` of the admin port. One answer, complete without scripts or other files.
 
 A script asks for the page again every few seconds and replaces what has changed; without it the browser loads the page
-again. What the page holds is bounded: lists are cut, and names are cut where the status is read. The content security
-policy allows this script and this style by their digests, and nothing else: even a script that was not escaped would
-not run.
-"""
+again. The content of the page is bounded: lists are cut, and names are cut where the status is read. The content
+security policy allows this script and this style by their digests, and nothing else: even a script that was not escaped
+would not run."""
 
 from __future__ import annotations
 

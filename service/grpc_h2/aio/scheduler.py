@@ -55,7 +55,7 @@ SETUPS = 1
 
 
 class Share(IntEnum):
-    """Whose deferred work it is."""
+    """The share that a piece of deferred work belongs to."""
 
     ARRIVALS = 0
     """A new connection: it is set up, and its first octets are processed."""

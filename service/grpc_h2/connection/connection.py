@@ -393,7 +393,7 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        # What the peer has sent and we have not processed may be its introduction: it does not pay for our delay.
+        # Octets that we have not processed yet may be the peer's introduction: it does not pay for our delay.
         return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property

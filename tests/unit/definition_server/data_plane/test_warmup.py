@@ -13,7 +13,7 @@ import pytest
 from definition_server.data_plane import warmup
 from definition_server.ipc.messages import Configure
 
-# In a process of its own: the collector is the whole process's.
+# It runs in another process, because there is one garbage collector for a whole process.
 PROGRAM = """
 import asyncio, gc, json, sys
 from definition_server.data_plane import warmup
