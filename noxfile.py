@@ -177,7 +177,7 @@ def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytes
     try:
         run(session, *by, *arguments, **options)
     except nox.command.CommandFailed as failed:
-        # Every other code tells of a run that was not finished.
+        # Every other code means that the run was not finished.
         finished = getattr(failed, "return_code", None) == TESTS_FAILED
         if os.environ.get("CI") and not finished:
             last.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ class CatalogueDisk:
         latest_generation: Callable[[], int],
         disk: OnDisk = on_disk,
     ) -> None:
-        """``latest_generation``: the number of the newest snapshot, to tell whether a late write is still of use."""
+        """``latest_generation``: the number of the newest snapshot, to decide whether a late write is still of use."""
         self._state = state
         self._store = store
         self._history = history

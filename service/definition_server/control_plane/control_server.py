@@ -28,7 +28,7 @@ MAX_CALLS = 16
 _MAX_HELD = 4 * 1024 * 1024
 """Octets that all clients together may leave with us."""
 _CHECK_SECONDS = 5.0
-"""Between two looks at the file, or two attempts to make it."""
+"""Between two checks of the file, or two attempts to make it."""
 _DISK_SECONDS = 10.0
 """How long an attempt is waited for: a disk may hang."""
 _STOP_SECONDS = 0.2

@@ -94,7 +94,7 @@ _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
 
 
 def url_fault(url: str) -> str | None:
-    """Why libpq would not connect to ``url``, without quoting it; None where only trying can tell.
+    """Why libpq would not connect to ``url``, without quoting it; None where only an attempt can show it.
 
     libpq itself judges, its service file included, by a connection to a socket that does not exist: all parameters are
     checked before the first octet is sent.
@@ -128,7 +128,8 @@ def redaction(url: str) -> Redaction:
 
 
 def database_address(url: str) -> DatabaseAddress | None:
-    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be told from a secret."""
+    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be distinguished from a
+    secret."""
     try:
         parameters = conninfo_to_dict(url)
         return None if misplaced_fault(parameters) else address_of({**parameters, **_effective(url)})
@@ -142,7 +143,7 @@ def _effective(url: str) -> dict[str, str]:
     Raises:
         psycopg.Error: where ``url`` cannot be parsed.
     """
-    # libpq tells them of a connection only. This one is refused for its sslmode, before any name is resolved.
+    # libpq reports them for a connection only. This one is refused for its sslmode, before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
     connection = pq.PGconn.connect_start(text.encode())
     try:

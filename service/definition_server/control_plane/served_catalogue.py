@@ -4,7 +4,7 @@ Three catalogues matter. The *newest* is the last one that passed the guard. The
 names another. The *held* one was read and did not pass; it waits until an operator accepts it, or the table changes.
 The served catalogue changes under one lock, which no disk holds up: so no catalogue is published after a newer one,
 except by a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers
-and clients tell publications apart by it."""
+and clients distinguish publications by it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Gate(Protocol):
         """Rows are being read, and `apply` follows."""
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
-        """Judge rows of ``newest`` that were let pass unjudged, beside serving."""
+        """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
 
 
 class CycleObserver(Protocol):
@@ -321,7 +321,7 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """For the log: what happened, and what to do where the kernel's word does not say it."""
+    """The text for the log. Where the kernel's word does not name a remedy, ours is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
         return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)

@@ -67,8 +67,8 @@ class Jail:
         offered: The protections that the kernel offers; a missing one is left out.
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 where it adopts the master's socket.
         opens_memory: Memory without a name, of which it gets descriptors, may be opened by its path in
-            ``/proc/self/fd``. seccomp cannot tell such a path from others; Landlock does. Without Landlock nothing is
-            opened once the worker has started.
+            ``/proc/self/fd``. seccomp cannot distinguish such a path from others; Landlock can. Without Landlock
+            nothing is opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:

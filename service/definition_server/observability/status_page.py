@@ -374,7 +374,7 @@ def _documentation() -> str | None:
 
 @cache
 def _assets() -> tuple[str, str, str]:
-    """The style, the script, and what tells this build's from another's."""
+    """The style, the script, and a text that differs between builds."""
     folder = Path(__file__).parent
     style, script = ((folder / f"status_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return style, script, hashlib.sha256((style + script).encode()).hexdigest()[:SHOWN_DIGITS]

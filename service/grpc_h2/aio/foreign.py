@@ -91,8 +91,8 @@ class FirstOctets:
         """``data`` has arrived; with ``secure``, through TLS.
 
         Returns:
-            All that has arrived, which the connection is to judge; or what the peer speaks instead; None where that is
-            too little to tell.
+            All that has arrived, which the connection is to judge; or the protocol that the peer speaks instead; None
+            where too little has arrived.
         """
         octets = self._octets + data
         preface = frames.PREFACE
