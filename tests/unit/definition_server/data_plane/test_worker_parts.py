@@ -83,3 +83,19 @@ async def test_a_heartbeat_carries_the_number_of_lost_log_lines(monkeypatch: pyt
     beating.cancel()
     await asyncio.wait((beating,))
     assert noted == [7]
+
+
+async def test_sampled_calls_are_sent_to_the_master_and_nothing_where_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken, sent = iter((None, "the calls")), list[str]()
+    worker_of_a_test = SimpleNamespace(
+        _sampled=SimpleNamespace(take=lambda: next(taken, None)), _channel=SimpleNamespace(send=sent.append)
+    )
+    monkeypatch.setattr(worker, "_CALLS_REPORT_SECONDS", 0)
+    reporting = asyncio.create_task(worker.Worker._report_calls(cast(Any, worker_of_a_test)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    reporting.cancel()
+    await asyncio.wait((reporting,))
+    assert sent == ["the calls"]
