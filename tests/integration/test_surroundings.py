@@ -1,5 +1,5 @@
-"""What a server inherits beside descriptors and signals: Python's own variables, locale, limits of the process, file
-systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
+"""The inheritance of a server beside descriptors and signals: Python's own variables, locale, limits of the process,
+file systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The servers that ours is measured beside keep the contract: a figure about one that answers wrongly says nothing.
 
-What the catalogue says comes from our own snapshot; the client is grpcio, and it compares octets.
+The content of the catalogue comes from our own snapshot; the client is grpcio, and it compares octets.
 """
 
 from __future__ import annotations

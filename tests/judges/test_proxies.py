@@ -110,7 +110,7 @@ def fleet(port: int) -> str:
 
 
 def refusals(server: ServerProcess, after: int) -> list[str]:
-    """What the server says about limits: log lines about peers, and metrics that are not 0."""
+    """The server's reports about limits: log lines about peers, and metrics that are not 0."""
     lines = [str(line) for line in server.lines[after:] if line.get("peer") and line.get("msg") != ON_PURPOSE]
     samples = (line.split() for line in server.http("/metrics")[1].splitlines() if not line.startswith("#"))
     counted = [

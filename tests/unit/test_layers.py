@@ -1,5 +1,5 @@
-"""Who may import whom: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And how long a
-function of service/ may be, because that is read from the same sources.
+"""Which module may import which: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And
+how long a function of service/ may be, because that is read from the same sources.
 
 - `definition_server`: a room imports only rooms below it, never another room on its floor. psycopg, gRPC and the
   environment are each touched only in their own files; the catalogue uses no process, no socket and no database.
@@ -122,7 +122,7 @@ class Arrow:
     source: str
     target: str
     name: str
-    """What is imported from ``target``; empty where that is the module itself."""
+    """The name that is imported from ``target``; empty where that is the module itself."""
     deferred: bool
     """Inside a function: it runs when that is called."""
 
@@ -240,7 +240,7 @@ def between_rooms(package: str, arrow: Arrow) -> Iterator[str]:
 
 
 def of_service(path: str, arrow: Arrow) -> Iterator[str]:
-    """What no module of service/ may import, or only a certain one."""
+    """The imports that no module of service/ may make, or only a certain one."""
     if inside(arrow.target, "tests", "perf"):
         yield f"service may not know {arrow.target}"
     if path.startswith("grpc_h2/") and inside(arrow.target, "definition_server"):
@@ -252,7 +252,7 @@ def of_service(path: str, arrow: Arrow) -> Iterator[str]:
 
 
 def of_tests_and_perf(arrow: Arrow) -> Iterator[str]:
-    """What tests and `perf` may import of each other."""
+    """The imports that tests and `perf` may make of each other."""
     source, target = arrow.source, arrow.target
     if inside(source, SHARED):
         if inside(target, "perf", "tests") and not inside(target, SHARED):
@@ -271,7 +271,7 @@ def of_tests_and_perf(arrow: Arrow) -> Iterator[str]:
 
 
 def past_the_interface(arrow: Arrow, exported: frozenset[str]) -> Iterator[str]:
-    """What is used of `grpc_h2` that its ``__init__.py`` does not export."""
+    """The names of `grpc_h2` that are used and that its ``__init__.py`` does not export."""
     if arrow.target.startswith("grpc_h2."):
         yield f"{arrow.target} is inside grpc_h2"
     elif arrow.target == "grpc_h2" and arrow.name and arrow.name not in exported:
@@ -551,7 +551,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("path", "text"), ALLOWED.values(), ids=ALLOWED)
-def test_an_allowed_arrow_is_let_pass(path: str, text: str) -> None:
+def test_an_allowed_import_is_no_violation(path: str, text: str) -> None:
     assert violations(Sources({**OTHERS, path: text})) == []
 
 

@@ -152,7 +152,7 @@ class Handler:
 
 
 class SimulatedProtocol:
-    """What an event loop's protocol does with a connection: reads, writes, time slices, pauses."""
+    """The part of an event loop's protocol for a connection: reads, writes, time slices, pauses."""
 
     def __init__(self, world: World, plan: ClientPlan) -> None:
         self.world = world

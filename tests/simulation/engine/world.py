@@ -343,7 +343,7 @@ class World:
         return found
 
     def happenings(self) -> set[str]:
-        """What has happened that depends on times and limits."""
+        """The events that depend on times and limits."""
         found: set[str] = set()
         for link in self.links:
             found |= link.protocol.reasons

@@ -35,7 +35,7 @@ print(json.dumps({
 
 
 def warmed_up(transport: str) -> dict[str, Any]:
-    """What a process shows after the warm-up of ``transport``."""
+    """The output of a process after the warm-up of ``transport``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, transport], capture_output=True, text=True, timeout=60, check=False
     )
