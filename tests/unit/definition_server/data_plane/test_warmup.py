@@ -13,7 +13,7 @@ import pytest
 from definition_server.data_plane import warmup
 from definition_server.ipc.messages import Configure
 
-# It runs in another process, because there is one garbage collector for a whole process.
+# In a process of its own: the collector is the whole process's.
 PROGRAM = """
 import asyncio, gc, json, sys
 from definition_server.data_plane import warmup
@@ -35,7 +35,7 @@ print(json.dumps({
 
 
 def warmed_up(transport: str) -> dict[str, Any]:
-    """The output of a process after the warm-up of ``transport``."""
+    """What a process shows after the warm-up of ``transport``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, transport], capture_output=True, text=True, timeout=60, check=False
     )
