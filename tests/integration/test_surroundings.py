@@ -73,7 +73,7 @@ def in_shell(server: ServerProcess, prelude: str, *wrapper: str) -> ServerProces
     return server
 
 
-@pytest.mark.parametrize("variable", sample(VARIABLES, ("PYTHONINSPECT", "PYTHONOPTIMIZE")))
+@pytest.mark.parametrize("variable", sample(VARIABLES, ("PYTHONINSPECT",)))
 def test_a_server_serves_whatever_a_variable_of_python_or_of_the_system_says(
     variable: str, table: Table, database_url: str
 ) -> None:
@@ -102,6 +102,7 @@ def test_a_limit_under_which_nothing_can_be_served_is_refused_with_its_remedy() 
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_limit_of_cpu_time_is_named_and_does_not_make_rows_bad(table: Table, database_url: str) -> None:
     table.add_commands(3)
     with in_shell(ServerProcess(database_url, WORKERS="1"), "ulimit -t 30") as server:
@@ -113,6 +114,7 @@ def test_a_limit_of_cpu_time_is_named_and_does_not_make_rows_bad(table: Table, d
         assert not server.logged("Commands are left out: no good version is known")
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_catalogue_larger_than_the_file_size_limit_fails_the_cycle_and_the_log_names_the_limit(
     table: Table, database_url: str
 ) -> None:
@@ -130,6 +132,7 @@ def test_an_invalid_environment_ends_with_78_although_python_is_asked_to_stay() 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_master_and_its_workers_write_no_core_dump(table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
     server = in_shell(ServerProcess(database_url, WORKERS="1", JAIL="auto"), "ulimit -c unlimited")

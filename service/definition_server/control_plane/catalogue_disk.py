@@ -58,6 +58,8 @@ class CatalogueDisk:
         self._disk = disk
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
+        self._missing: str | None = None
+        """Path of the last-known-good file, where there is none."""
         self._saving_generation = 0
         self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
@@ -117,11 +119,20 @@ class CatalogueDisk:
                 remedy="take that right away (chmod o-w), unless no other user can reach it",
             )
         if publication is None:
-            log.warning("No last-known-good snapshot", path=str(self._store.path))
+            self._missing = str(self._store.path)
             return None
         os.close(publication.descriptor)
         self._stored = _identity(publication.snapshot)
         return publication.snapshot
+
+    def report_missing(self) -> None:
+        """Log that there is no last-known-good file. At a first start that is normal; beside a history it is not."""
+        if self._missing is None:
+            return
+        if self.entries:
+            log.warning("No last-known-good snapshot", path=self._missing, first_start=False)
+        else:
+            log.info("No last-known-good snapshot", path=self._missing, first_start=True)
 
     def has_stored(self, snapshot: Snapshot) -> bool:
         """Whether ``snapshot``, signed as it is, is last-known-good on disk; True without a disk."""
