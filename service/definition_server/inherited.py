@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 UNUSED = frozenset(
     {
@@ -33,16 +33,36 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 """Signals that the master acts on, and its workers do not."""
 
 
+class NoNullDevice(Exception):
+    """/dev/null cannot be opened. The message says why, and what to do."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"{os.devnull} cannot be opened for reading and writing ({error.strerror}): workers and closed standard "
+            f"streams need it. Make it with `mknod -m 666 {os.devnull} c 1 3`, on a file system without nodev."
+        )
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError as error:
+        raise NoNullDevice(error) from error
+
+
 def reserve_standard_descriptors() -> None:
     """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before anything is opened.
 
     Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
+
+    Raises:
+        NoNullDevice: where one is closed, and /dev/null cannot be opened.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
+            opened = _open_null()
             if opened != number:  # a lower one is free: it comes first in this loop, so this cannot be
                 os.dup2(opened, number)
                 os.close(opened)
@@ -89,9 +109,17 @@ _UMASK = 0o077
 
 def prepare() -> None:
     """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
-    its children and keep its files to itself."""
-    reserve_standard_descriptors()
-    if sys.argv[1:2] and sys.argv[1] in _SERVERS:
+    its children and keep its files to itself. Ends the process with 78 where it needs /dev/null, and there is none."""
+    server = bool(sys.argv[1:2]) and sys.argv[1] in _SERVERS
+    try:
+        reserve_standard_descriptors()
+        if server:
+            os.close(_open_null())
+    except NoNullDevice as error:
+        with suppress(OSError):  # stderr may be what is closed
+            os.write(2, f"Error: {error}\n".encode())
+        sys.exit(os.EX_CONFIG)
+    if server:
         early_signals.install()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(_UMASK)

@@ -16,8 +16,10 @@ from tests.chaos.drills.table import text_table, to_json
 BEFORE = Usage(100 << 20, 200 << 20, 80, 9, 1, 3)
 
 
-def failure(sent: float, ended: float) -> Failure:
-    return Failure("GetCommand", 4, "UNAVAILABLE", "Socket closed", sent, ended)
+def failure(sent: float, ended: float, answered: float | None = None) -> Failure:
+    """A call that failed; on its connection a call was answered that was sent just before it, or at ``answered``."""
+    last = sent - 0.01 if answered is None else answered
+    return Failure("GetCommand", 4, "UNAVAILABLE", "Socket closed", sent, ended, last)
 
 
 def offered(count: int, *failures: Failure, worst_ms: float = 12.4) -> SetReport:
@@ -143,6 +145,19 @@ def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, ended))
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered", "allowed"),
+    [(2.3, 0.9, True), (2.3, 1.5, True), (2.3, 0.0, True), (6.9, 0.9, True), (2.3, 2.1, False), (7.1, 0.9, False)],
+)
+def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connection_is_lost(
+    sent: float, answered: float, allowed: bool
+) -> None:
+    outcome = sound(IN_FLIGHT)
+    outcome.wounds = [(1.0, 2.0)]
+    outcome.load.plain = offered(1000, failure(sent, sent + 0.1, answered))
     assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 

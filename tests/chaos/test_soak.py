@@ -102,7 +102,7 @@ def test_the_summary_has_availability_and_the_usage_before_and_after() -> None:
 def test_a_record_keeps_some_failures_and_the_judge_gets_all() -> None:
     from tests.chaos.drills.model import Allowance, Failure, LoadReport, Loss, Outcome, SetReport
 
-    failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0) for _ in range(7000)]
+    failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0, answered=0.9) for _ in range(7000)]
     plain = SetReport(500_000, 493_000, {"UNAVAILABLE": 7000}, failures)
     load = LoadReport(plain=plain, retrying=SetReport(500_000, 500_000), seconds=100, rate=10_000)
     allowed = Allowance(plain=Loss.IN_FLIGHT)

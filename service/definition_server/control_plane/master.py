@@ -80,6 +80,7 @@ _POLICY_SECONDS = 1.0
 _CONTROL_SECONDS = 2.0
 """The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
+_RANDOM = "/dev/urandom"
 _DEMONSTRATION_DESCRIPTORS = 1024
 """The limit that every Linux grants by default."""
 
@@ -111,7 +112,11 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return EX_CONFIG
     log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
-    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits()
+    problem = (
+        too_few(raise_descriptor_limit(wanted), settings.workers)
+        or raise_process_limits(settings.workers)
+        or _missing_device(settings.transport)
+    )
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
@@ -132,6 +137,15 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
             log.critical("Cannot start", error=str(error))
             return EX_UNAVAILABLE
         return asyncio.run(master.run())
+
+
+def _missing_device(transport: str) -> str | None:
+    """Why ``transport`` cannot start on this machine; None where it can."""
+    if transport == "grpcio" and not os.access(_RANDOM, os.R_OK):
+        return (
+            f"TRANSPORT=grpcio ends where it cannot read {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
+        )
+    return None
 
 
 class _Master:

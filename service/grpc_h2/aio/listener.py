@@ -33,6 +33,7 @@ from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.handshakes import Handshakes
 from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.listening_options import set_listening_options
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
@@ -46,12 +47,6 @@ log = logging.getLogger("grpc_h2")
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _PAUSE = 0.1
 """Seconds without accepting after the kernel has reported that descriptors or memory are exhausted."""
-_RECEIVE_BUFFER = 128 * 1024
-"""Octets of a connection that the kernel buffers for us (it doubles that for its own needs). Its default goes up to 6
-MB (``tcp_rmem``, tcp(7)); to read those in one go, or to free them at the end, takes milliseconds in which no other
-connection is served. A request takes hundreds of octets."""
-_KEEPALIVE_SECONDS = 60
-"""Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
 ACCEPT_SLICE = 0.0001
 """Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About four
 connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
@@ -120,12 +115,8 @@ class Listener:
             client_log: For what is logged about clients.
         """
         listening.setblocking(False)
-        if listening.family in (socket.AF_INET, socket.AF_INET6):
-            # Accepted connections inherit these options.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+        with suppress(PermissionError):  # a confined process: the one that made the socket has set them
+            set_listening_options(listening)
         self.socket = listening
         self._policy = policy
         self._tls = tls

@@ -44,6 +44,8 @@ class Connection:
     channel: grpc.aio.Channel
     retrying: bool
     version: str | None = None
+    answered: float = 0.0
+    """When the newest of the calls that were answered was sent."""
     calls: dict[str, Any] = field(default_factory=dict)
 
 
@@ -112,15 +114,20 @@ class Load:
         """``GetCommand(name)``, or ``SyncCatalog`` without a name."""
         counts = self._counts[connection.retrying]
         method, request = (_GET, self._requests[name]) if name else (_SYNC, b"")
-        sent = time.monotonic()
+        sent, answered = time.monotonic(), connection.answered
         try:
             answer = await connection.calls[method](
                 request, metadata=self._metadata, timeout=self._job.deadline_seconds
             )
         except grpc.aio.AioRpcError as error:
-            self._failed(counts, connection, method, error, sent)
+            code, details = error.code().name, (error.details() or "")[:200]
+            self._failed(
+                counts,
+                Failure(method.rpartition("/")[2], connection.number, code, details, sent, time.monotonic(), answered),
+            )
             return
         now = time.monotonic()
+        connection.answered = max(connection.answered, sent)
         counts.latencies.append(now - due)
         try:
             version = self._checker.definition(name, answer) if name else self._checker.catalogue(answer)
@@ -132,15 +139,10 @@ class Load:
         if version is not None:
             self._seen(connection, version, sent, now)
 
-    def _failed(
-        self, counts: Counts, connection: Connection, method: str, error: grpc.aio.AioRpcError, sent: float
-    ) -> None:
-        code = error.code().name
-        counts.failed[code] += 1
+    def _failed(self, counts: Counts, failure: Failure) -> None:
+        counts.failed[failure.code] += 1
         if len(counts.failures) < self._job.most_failures:
-            details = (error.details() or "")[:200]
-            short = method.rpartition("/")[2]
-            counts.failures.append(Failure(short, connection.number, code, details, sent, time.monotonic()))
+            counts.failures.append(failure)
 
     def _seen(self, connection: Connection, version: str, sent: float, now: float) -> None:
         """Note that an answer to a call sent at ``sent`` was of ``version``."""
