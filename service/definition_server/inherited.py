@@ -1,4 +1,4 @@
-"""What a process inherits from the one that starts it: descriptors 0 to 2, what signals do, and the mode of new files.
+"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files.
 
 Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
 opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
@@ -104,7 +104,7 @@ early_signals = EarlySignals()
 
 _SERVERS = ("serve", "demo")
 _UMASK = 0o077
-"""What a server writes is its own."""
+"""Files that a server writes are its own."""
 
 
 def prepare() -> None:

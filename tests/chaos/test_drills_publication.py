@@ -338,7 +338,7 @@ def is_never_less(excesses: list[float]) -> bool:
 
 
 def is_at_most_a_second_more(excesses: list[float]) -> bool:
-    """What it may exceed is the time between two checks. On a machine that others use, some checks come late."""
+    """It may exceed the time between two checks. On a machine that others use, some checks come late."""
     return sum(excess <= 1.0 for excess in excesses) >= 0.95 * len(excesses)
 
 
