@@ -96,8 +96,8 @@ def unusable_environment(problems: Iterable[Problem | str]) -> CommandFailed:
 def readable_errors() -> Iterator[None]:
     """Around the whole command line: wraps errors of usage at a terminal, and reports refused output in one line.
 
-    Ctrl-C ends with `Exit.INTERRUPTED`. Refused output is output that a full disk or a broken device refuses (`Exit.FAILED`). A reader that has closed the pipe is
-    left to click, which exits silently.
+    Ctrl-C ends with `Exit.INTERRUPTED`. Refused output is output that a full disk or a broken device refuses
+    (`Exit.FAILED`). A reader that has closed the pipe is left to click, which exits silently.
     """
     try:
         yield
