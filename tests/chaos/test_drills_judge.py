@@ -162,6 +162,19 @@ def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connec
     assert (verdict(outcome) == "held") is allowed, told(outcome)
 
 
+@pytest.mark.parametrize(("details", "sent"), [("Socket closed", 2.3), ("Failed to connect to all addresses", 2.15)])
+def test_a_call_may_not_fail_that_was_sent_after_its_client_noticed_that_the_connection_is_lost(
+    details: str, sent: float
+) -> None:
+    outcome = sound(IN_FLIGHT)
+    outcome.wounds = [(1.0, 2.0)]
+    first = failure(2.1, 2.2, 0.9)
+    outcome.load.plain = offered(1000, first)
+    assert verdict(outcome) == "held"
+    outcome.load.plain = offered(1000, first, replace(failure(sent, sent + 0.1, 0.9), details=details))
+    assert verdict(outcome) == "BROKEN"
+
+
 @pytest.mark.parametrize(("kind", "held"), [("late", True), ("thrown out", False), ("not connected", False)])
 def test_of_a_crowd_only_clients_that_were_late_themselves_may_lack_an_answer(kind: str, held: bool) -> None:
     assert (all_answered(10, {"grpc-status 0": 9, kind: 1}) is None) is held
