@@ -1,5 +1,5 @@
-"""What a process inherits from the one that starts it: descriptors 0 to 2, what signals do, the mode of new files, and
-its own name.
+"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files,
+and its name.
 
 Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
 opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
@@ -119,7 +119,7 @@ early_signals = EarlySignals()
 
 _SERVERS = ("serve", "demo")
 _UMASK = 0o077
-"""What a server writes is its own."""
+"""Files that a server writes are its own."""
 
 
 def prepare() -> None:

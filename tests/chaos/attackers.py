@@ -50,7 +50,7 @@ _NICENESS = 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the process does, and to which server."""
+    """The work of the process, and the server that it attacks."""
 
     kind: str
     """One of `KINDS`."""

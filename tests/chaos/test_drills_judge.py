@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.chaos.drills.judge import doubts, judge, told, verdict
+from tests.chaos.drills.judge import doubts, explained, judge, verdict
 from tests.chaos.drills.model import NOTHING, Allowance, Failure, LoadReport, Loss, Outcome, SetReport, Sighting, Usage
 from tests.chaos.drills.table import text_table, to_json
 from tests.chaos.faults_client import all_answered
@@ -40,7 +40,7 @@ def sound(allows: Allowance = NOTHING) -> Outcome:
 
 def test_an_outcome_without_faults_is_held() -> None:
     assert judge(sound()) == doubts(sound()) == []
-    assert verdict(sound()) == told(sound()) == "held"
+    assert verdict(sound()) == explained(sound()) == "held"
 
 
 def plain_fails(outcome: Outcome) -> None:
@@ -130,7 +130,7 @@ def test_a_broken_promise_is_reported(breach: Callable[[Outcome], None]) -> None
 def test_an_allowed_loss_breaks_no_promise(allows: Allowance, breach: Callable[[Outcome], None]) -> None:
     outcome = sound(allows)
     breach(outcome)
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 IN_FLIGHT = Allowance(plain=Loss.IN_FLIGHT)
@@ -146,7 +146,7 @@ def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, ended))
-    assert (verdict(outcome) == "held") is allowed, told(outcome)
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connec
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, sent + 0.1, answered))
-    assert (verdict(outcome) == "held") is allowed, told(outcome)
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 
 @pytest.mark.parametrize(("details", "sent"), [("Socket closed", 2.3), ("Failed to connect to all addresses", 2.15)])
@@ -192,7 +192,7 @@ def test_with_the_default_retry_calls_may_fail_if_the_fault_allows_it(sent: floa
     outcome = sound(Allowance(plain=Loss.IN_FLIGHT, retried=Loss.IN_FLIGHT))
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.retrying = offered(1000, failure(sent, ended))
-    assert (verdict(outcome) == "held") is allowed, told(outcome)
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 
 def test_failures_without_details_are_not_considered_allowed() -> None:
@@ -256,7 +256,7 @@ def test_values_that_were_not_measured_are_not_judged() -> None:
     outcome = sound()
     outcome.written, outcome.before, outcome.after = [], None, None
     outcome.fresh_seconds = outcome.fresh_cycles = outcome.fresh_limit_seconds = None
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 def test_the_table_shows_every_drill_and_its_broken_promises() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.drills.catalogue import every_fault
-from tests.chaos.drills.judge import judge, told
+from tests.chaos.drills.judge import explained, judge
 from tests.chaos.drills.model import Usage
 from tests.chaos.soak import AIM, Options, Played, Soak, soak, summary
 from tests.chaos.soak_plan import LEFT_OUT, LEFT_OUT_ON_GRPCIO, eligible, plan
@@ -66,7 +66,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
 def test_a_soak_of_a_server_with_a_defect_fails(fault: str, variant: str, tells: str) -> None:
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     found = soak(Options(0.1, 1, faults=(fault,), settings=settings), lambda line: None)
-    assert any(tells in sentence for sentence in judge(found.outcome)), told(found.outcome)
+    assert any(tells in sentence for sentence in judge(found.outcome)), explained(found.outcome)
     assert "verdict: BROKEN" in summary(found)
 
 

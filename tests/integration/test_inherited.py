@@ -1,4 +1,5 @@
-"""What a server inherits: closed standard descriptors, and signals to its whole process group or during its start."""
+"""The inheritance of a server: closed standard descriptors, and signals to its whole process group or during its
+start."""
 
 from __future__ import annotations
 

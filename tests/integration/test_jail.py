@@ -77,7 +77,7 @@ def test_a_confined_worker_logs_an_exception_with_its_traceback(table: Table, st
 def test_a_confined_worker_imports_nothing_and_does_all_its_work(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """What is imported late needs a file to be opened, and fails in a worker that has not met it before."""
+    """A late import opens a file, and fails in a worker that has not imported the module before."""
     table.add_commands(3)
     key = tmp_path / "key"
     key.write_text(KEY)
@@ -118,7 +118,7 @@ def test_with_tls_a_confined_worker_reads_no_file_and_its_certificate_can_be_rep
         "TLS_CLIENT_CA_FILE": str(authority.cert),
     }
     own = authority.sign("client")
-    # What is tried on the stored snapshot is tried on the key.
+    # Each attempt on the stored snapshot is made on the key, too.
     server = start_server(table.url, PYTHON_TEST_STORED=str(shown.key), **files).wait_ready()
     authority.sign("shown")  # another key and certificate, in the same files
     before = len(server.lines)

@@ -1,4 +1,4 @@
-"""What operators ask for by command and by policy file, on a real server: pinned, accepted, released, exported."""
+"""Wishes of operators, by command and by policy file, on a real server: pinned, accepted, released, exported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a server inherits beside descriptors and signals: Python's own variables, locale, limits of the process, file
-systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
+"""The inheritance of a server beside descriptors and signals: Python's own variables, locale, limits of the process,
+file systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_limit_of_cpu_time_is_named_and_does_not_make_rows_bad(table: Table, d
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_catalogue_beyond_the_size_of_a_file_fails_its_cycle_and_says_what_to_raise(
+def test_a_catalogue_larger_than_the_file_size_limit_fails_the_cycle_and_the_log_names_the_limit(
     table: Table, database_url: str
 ) -> None:
     table.add_commands(3, 1_000_000)

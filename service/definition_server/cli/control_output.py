@@ -108,7 +108,7 @@ def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[st
         return
     table = Table(box=None, title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        # The first columns are names, which may be long: they fold, and no time and no hash does.
+        # Names may be long, so their columns fold. Columns of times or hashes do not.
         whole = any(_WHOLE.fullmatch(row[number]) for row in cells) or _short_words(column, cells, number)
         table.add_column(column, no_wrap=whole, overflow="fold")
     for row in cells:

@@ -7,8 +7,8 @@ once.
 The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
 a server after some time, or takes a function from it: the size of files counts for memory without a name too
 (memfd_create(2)), in which snapshots go to the workers; CPU time ends the process for good; address space keeps the
-checker from compiling rows. A soft limit is raised to the hard one, which needs no right. What is left is refused where
-nothing could be served, and otherwise logged.
+checker from compiling rows. A soft limit is raised to the hard one, which needs no right. A limit that is too low even
+so ends the start where nothing could be served, and otherwise is logged.
 """
 
 from __future__ import annotations

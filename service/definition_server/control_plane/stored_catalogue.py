@@ -1,4 +1,5 @@
-"""What an earlier run has stored in SNAPSHOT_DIR: read once, beside the cycles, because a disk may hang."""
+"""The catalogue that an earlier run has stored in SNAPSHOT_DIR: read once, beside the cycles, because a disk may
+hang."""
 
 from __future__ import annotations
 

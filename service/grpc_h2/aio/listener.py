@@ -8,8 +8,8 @@ Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`)
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
 connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once and then, unless it comes alone, waits for its turn in the scheduler, where
-the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
+an accepted connection is counted at once and then, unless it comes alone, waits for a time slice of the scheduler,
+where the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
 
 Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
 costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
@@ -110,7 +110,7 @@ class Listener:
             objection: Says why a connection is refused; None: none is.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
-            scheduler: Gives accepted connections their turns.
+            scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
             client_log: For what is logged about clients.
         """
@@ -131,7 +131,7 @@ class Listener:
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._queued: set[Http2Protocol] = set()
-        """Those that have not had their turn yet."""
+        """Those that wait for their time slice."""
         self._silent: set[Http2Protocol] = set()
         """Those of which nothing has arrived that would begin a handshake."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
@@ -287,7 +287,7 @@ class Listener:
                     "ssl_shutdown_timeout": LINGER,
                 }
             if not self._scheduler.claim_setup(self._loop, protocol.arrival):
-                await self._scheduler.turn(protocol.arrival, protocol.network)
+                await self._scheduler.time_slice(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
             if tls:
                 give_way = functools.partial(self._give_way, protocol)

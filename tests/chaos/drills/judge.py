@@ -25,7 +25,7 @@ def verdict(outcome: Outcome) -> Verdict:
     return "invalid" if doubts(outcome) else "held"
 
 
-def told(outcome: Outcome) -> str:
+def explained(outcome: Outcome) -> str:
     """All broken promises and doubts, for the message of a failing test."""
     return "\n".join([verdict(outcome), *judge(outcome), *doubts(outcome)])
 
@@ -62,15 +62,15 @@ def _calls(outcome: Outcome) -> list[str]:
     ]
 
 
-def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], told: str) -> list[str]:
+def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], which: str) -> list[str]:
     if allowed is Loss.NONE:
-        return [f"{calls.lost} calls {told}: {_examples(calls.failures)}"] if calls.lost else []
+        return [f"{calls.lost} calls {which}: {_examples(calls.failures)}"] if calls.lost else []
     found = []
     outside = [each for each in calls.failures if not _under_way(each, wounds, calls.failures)]
     if outside:
-        found.append(f"{len(outside)} calls {told} that were not in flight at the fault: {_examples(outside)}")
+        found.append(f"{len(outside)} calls {which} that were not in flight at the fault: {_examples(outside)}")
     if calls.lost > len(calls.failures):
-        found.append(f"{calls.lost} calls {told}, too many to judge each")
+        found.append(f"{calls.lost} calls {which}, too many to judge each")
     return found
 
 

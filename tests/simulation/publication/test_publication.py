@@ -82,7 +82,7 @@ class Mutant:
     """A regular expression for the line without its indentation."""
     instead: str
     broken: str
-    """What the failure says: the promise that is broken."""
+    """The text of the failure: the promise that is broken."""
 
 
 PLANE = "control_plane/"

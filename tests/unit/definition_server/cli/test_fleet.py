@@ -35,7 +35,8 @@ def replica(number: int, version: str = OLD, **changes: Any) -> ServiceStatus:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Serve statuses on 127.0.0.1, 127.0.0.2 … under one port, as the pods of a headless service do; the port."""
+    """Serve statuses on 127.0.0.1, 127.0.0.2 … under one port, as the pods of a headless service do. Yields the
+    port."""
     with ExitStack() as stack:
 
         def start(*statuses: ServiceStatus) -> int:

@@ -1,4 +1,4 @@
-"""What the commands write: to a full disk, to a closed pipe, and to terminals that are narrow."""
+"""The output of the commands: to a full disk, to a closed pipe, and to terminals that are narrow."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()
-    gc.disable()  # it comes when it likes
+    gc.disable()  # it could run at any moment
     try:
         for name in ("if", "else", "end"):
             source.replace(row(name))

@@ -24,7 +24,7 @@ HEADERS = {X86_64: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", AARCH64: "/u
 
 
 def run(written: list[seccomp.Instruction], number: int, arguments: tuple[int, ...], audit: int) -> int:
-    """What the kernel would answer (``net/core/filter.c``, as far as these programs use it)."""
+    """The answer that the kernel would give (``net/core/filter.c``, as far as these programs use it)."""
     padded = [each & (2**64 - 1) for each in (*arguments, *[0] * 6)][:6]
     data = struct.pack("<IIQ6Q", number, audit, 0, *padded)
     accumulator, at = 0, 0
