@@ -36,6 +36,9 @@ FIRST_SECONDS, FIRST_ROWS = 0.2, 500
 """Before the first publication rows are judged until both are passed."""
 _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
+_PAUSES = 3.0
+"""Seconds of pause for each second in which rows are judged beside serving. A scheduler that divides CPUs among groups
+of processes (cgroups, sessions) charges the workers' group for what the checker uses, whatever its priority there."""
 
 Row = tuple[bytes, RowFacts, bytes]
 """Name, content, key."""
@@ -205,7 +208,7 @@ class RowGate:
             self._rest = asyncio.create_task(self._judge_rest(newest))
 
     async def _judge_rest(self, newest: Snapshot) -> None:
-        gate, bad = self._gate, 0
+        gate, bad, now = self._gate, 0, asyncio.get_running_loop().time
 
         def note(name: bytes, flaws: Flaw) -> None:
             nonlocal bad
@@ -228,7 +231,10 @@ class RowGate:
                     else:
                         note(name, known)
                 for batch in _batches(unknown):
+                    began = now()
                     await self._judge_batch(batch, note, self._check_patiently)
+                    # Where CPUs are busy a batch takes longer, and so does the pause.
+                    await asyncio.sleep(_PAUSES * (now() - began))
             self._note_checking("")
         except CannotCheck as error:
             self._note_checking(str(error))
