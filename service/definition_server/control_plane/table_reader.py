@@ -1,17 +1,27 @@
-"""The first step of a sync cycle: check the table for changes; where there are any, read and encode its rows."""
+"""The first step of a sync cycle: check the table for changes; where there are any, read and encode its rows.
+
+Where the last reading was dealt with, and little has changed since, only the ranges of the source that changed are
+read; the rest is taken over from the snapshot that was built then. Every other reading is a full one: the first, one
+that an operator or the interval asks for, one with another signing key, and one after a failure of any kind.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.catalog.signing import Signer
+from definition_server.catalog.previous_build import PreviousBuild
+from definition_server.catalog.signing import UNSIGNED, Signer
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.source import DefinitionSource
+from definition_server.control_plane.source import DefinitionSource, Ranges
+
+_PART = 4
+"""Where more than this part of the ranges must be read, all rows are: to compare would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,31 @@ class ReadTable:
     fingerprint: str
     begun: float
     """When the reading began, in seconds of the loop's clock."""
+    ranges: Ranges | None = None
+    """Those of the source at that moment."""
+    ranges_read: int | None = None
+    """How many of them were read; None: all rows were."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Previous:
+    """The last reading that was dealt with: what the next may take over of it."""
+
+    build: PreviousBuild
+    ranges: Ranges
+
+    def changed(self, ranges: Ranges, signer: Signer | None) -> set[int] | None:
+        """Which of ``ranges`` must be read; None where all rows must be."""
+        key_id = UNSIGNED if signer is None else signer.key_id
+        if ranges.basis != self.ranges.basis or key_id != self.build.snapshot.footer.key_id:
+            return None
+        kept, versions = self.build.ranges, self.ranges.versions
+        read = {
+            number
+            for number, version in ranges.versions.items()
+            if number not in kept or versions.get(number) != version
+        }
+        return read if len(read) * _PART <= len(ranges.versions) else None
 
 
 class TableReader:
@@ -49,15 +84,25 @@ class TableReader:
         self._full_read_interval = full_read_interval
         self._fingerprint: str | None = None
         self._read_at = -math.inf
+        self._previous: _Previous | None = None
 
-    def remember(self, table: ReadTable) -> None:
-        """``table`` was dealt with: it is not read again until it changes."""
+    async def remember(self, table: ReadTable, snapshots: Iterable[Snapshot | None]) -> None:
+        """``table`` was dealt with: it is not read again until it changes.
+
+        Args:
+            table: What `read` has given.
+            snapshots: One of them may be what was built of it.
+        """
         self._fingerprint = table.fingerprint
-        self._read_at = table.begun
+        if table.ranges_read is None:
+            self._read_at = table.begun
+        if table.ranges is not None:
+            self._previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
 
     def forget(self) -> None:
-        """Read the table in the next cycle, changed or not."""
+        """Read the table in the next cycle, all of it, changed or not."""
         self._fingerprint = None
+        self._previous = None
 
     async def read(self, signer: Signer | None, *, serving: bool, unconditional: bool = False) -> ReadTable | None:
         """The table, signed by ``signer``; None where it has not changed.
@@ -77,10 +122,20 @@ class TableReader:
                 return None
             if self._on_change is not None:
                 self._on_change()
+            # It is remembered again only where this cycle succeeds.
+            previous, self._previous = self._previous, None
+            ranges = await reading.ranges(None if previous is None else previous.ranges)
             builder = SnapshotBuilder(signer)
-            async for rows in reading.batches():
+            changed = None
+            if previous is not None and ranges is not None and not due:
+                changed = previous.changed(ranges, signer)
+            if previous is not None and ranges is not None and changed is not None:
+                await self._background.run(builder.take_over, previous.build, ranges.versions.keys() - changed)
+            batches = reading.batches() if changed is None else reading.batches(changed)
+            async for rows in batches:
                 await self._encode(builder, rows, serving=serving)
-            return ReadTable(builder, reading.fingerprint, begun)
+            number = None if changed is None else len(changed)
+            return ReadTable(builder, reading.fingerprint, begun, ranges, number)
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""
@@ -89,3 +144,12 @@ class TableReader:
         else:
             # No calls are answered yet that could be delayed, and in this thread it is a quarter of a second faster.
             builder.add(rows)
+
+
+def _previous(builder: SnapshotBuilder, ranges: Ranges, snapshots: Iterable[Snapshot | None]) -> _Previous | None:
+    """What the next reading may take over; None where none of ``snapshots`` is what was built."""
+    for snapshot in snapshots:
+        build = None if snapshot is None else builder.as_previous(snapshot)
+        if build is not None:
+            return _Previous(build, ranges)
+    return None
