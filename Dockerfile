@@ -15,8 +15,11 @@ WORKDIR /src
 RUN python3 -m venv --without-pip /opt/venv
 # The dependencies alone, in a layer that is reused until they change. Wheels only: the base image has no compiler.
 COPY pyproject.toml constraints.txt ./
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        > requirements.txt \
+# EXTRAS=otel: with the export to OpenTelemetry.
+ARG EXTRAS=
+RUN python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+        extras = (project["optional-dependencies"][name] for name in sys.argv[1:]); \
+        print(*project["dependencies"], *sum(extras, []), sep="\n")' ${EXTRAS} > requirements.txt \
  && python3 -m pip --python /opt/venv/bin/python install -q --no-compile --only-binary=:all: \
         -r requirements.txt -c constraints.txt
 COPY README.md LICENSE hatch_build.py ./

@@ -15,6 +15,7 @@ import difflib
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from errno import EISDIR
@@ -36,6 +37,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WITH_UNIT = re.compile(r"[+-]?[0-9][0-9.,_]*\s*[a-zA-Z%µ]+")
 _SEPARATED = re.compile(r"[+-]?[0-9][0-9.,_' ]*")
+_USER_INFORMATION = re.compile(r"//[^/?#\s]*@")
 _FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
 
 _SIMILARITY = 0.85
@@ -51,6 +53,16 @@ def forget_libpq_variables() -> None:
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+
+
+def end_with_the_exit_code() -> None:
+    """Start this program anew without ``PYTHONINSPECT``, where that is set.
+
+    With it, Python does not end with the exit code that `sys.exit` gives, but prints a traceback and ends with 1, or
+    waits for a reader at a terminal. It is judged before the first line of a program, which therefore cannot undo it.
+    """
+    if sys.flags.inspect and os.environ.pop("PYTHONINSPECT", None) is not None:
+        os.execv(sys.executable, sys.orig_argv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +255,12 @@ def _shown(field: FieldInfo, value: object) -> str | None:
         return "********"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else without_user_information(str(value))
+
+
+def without_user_information(text: str) -> str:
+    """``text`` without the user and password of URLs in it."""
+    return _USER_INFORMATION.sub("//********@", text)
 
 
 def _given(variable: str, field: FieldInfo) -> str | None:
@@ -410,8 +427,8 @@ def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
 
 def _meant(name: str, names: set[str]) -> str | None:
     """The one of ``names`` that somebody who wrote ``name`` probably meant."""
-    # libpq's own, those that the client commands read, and what Kubernetes sets for every Service.
-    if name.startswith(("PG", "DEFINITION_SERVER_")) or "://" in os.environ.get(name, ""):
+    # Those that libpq, the client commands or OpenTelemetry's SDK read, and what Kubernetes sets for every Service.
+    if name.startswith(("PG", "DEFINITION_SERVER_", "OTEL_")) or "://" in os.environ.get(name, ""):
         return None
     upper = name.upper().replace("-", "_")
     if upper in names:

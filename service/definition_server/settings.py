@@ -28,6 +28,7 @@ SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 _MOST_WORKERS = 512
 SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
+_OTLP_REMEDY = "Give a URL, for example http://127.0.0.1:4318, or leave it unset"
 _SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
@@ -395,6 +396,75 @@ class Settings(EnvironmentSettings):
         description="A worker that is not READY this long after its start is killed and replaced.",
         json_schema_extra=advice(_SECONDS_REMEDY.format("60")),
     )
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="Base URL of an OpenTelemetry collector that takes OTLP over HTTP, for example "
+        "`http://collector:4318`: the master exports traces and metrics to it. It needs the extra `otel`. Unset: "
+        "nothing is exported.",
+        json_schema_extra=advice(_OTLP_REMEDY),
+    )
+    otel_exporter_otlp_traces_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="Whole URL for traces alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`.",
+        json_schema_extra=advice(_OTLP_REMEDY),
+    )
+    otel_exporter_otlp_metrics_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        description="Whole URL for metrics alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/metrics`.",
+        json_schema_extra=advice(_OTLP_REMEDY),
+    )
+    otel_exporter_otlp_headers: SecretStr | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_HEADERS",
+        description="Header fields of each export, `name=value` with commas between, for example `authorization=Bearer "
+        "…`.",
+        json_schema_extra=advice("Give name=value pairs with commas between, or leave it unset", secret=True),
+    )
+    otel_exporter_otlp_protocol: str = Field(
+        "http/protobuf",
+        validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL",
+        description="The one protocol that is exported by is `http/protobuf`; with another nothing is exported, and a "
+        "log line says so.",
+        json_schema_extra=advice("Give http/protobuf"),
+    )
+    otel_traces_exporter: Literal["otlp", "none"] = Field(
+        "otlp",
+        validation_alias="OTEL_TRACES_EXPORTER",
+        description="none: no traces are exported.",
+        json_schema_extra=advice("Give otlp or none"),
+    )
+    otel_metrics_exporter: Literal["otlp", "none"] = Field(
+        "otlp",
+        validation_alias="OTEL_METRICS_EXPORTER",
+        description="none: no metrics are exported; `/metrics` stays.",
+        json_schema_extra=advice("Give otlp or none"),
+    )
+    otel_metric_export_interval: int = Field(
+        60_000,
+        ge=100,
+        le=86_400_000,
+        validation_alias="OTEL_METRIC_EXPORT_INTERVAL",
+        description="Milliseconds between two exports of the metrics.",
+        json_schema_extra=advice("Give a whole number of milliseconds, for example 60000"),
+    )
+    otel_sdk_disabled: bool = Field(
+        False,
+        validation_alias="OTEL_SDK_DISABLED",
+        description="true: nothing is exported, whatever else is set.",
+        json_schema_extra=advice("Give true or false"),
+    )
+    trace_one_call_in: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        validation_alias="TRACE_ONE_CALL_IN",
+        description="Where traces are exported: one of this many calls becomes a span, at most 50 a second and worker. "
+        "0: none.",
+        json_schema_extra=advice("Give a whole number, for example 10000, or 0 for none"),
+    )
 
     @field_validator("metrics_host")
     @classmethod
@@ -404,6 +474,15 @@ class Settings(EnvironmentSettings):
                 ip_address(value.removeprefix("[").removesuffix("]"))
             except ValueError:
                 raise ValueError("it is not an IP address") from None
+        return value
+
+    @field_validator(
+        "otel_exporter_otlp_endpoint", "otel_exporter_otlp_traces_endpoint", "otel_exporter_otlp_metrics_endpoint"
+    )
+    @classmethod
+    def _check_otlp_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not value.lower().startswith(("http://", "https://")):
+            raise ValueError("it is no URL of HTTP")
         return value
 
     @field_validator("database_url")
@@ -468,6 +547,19 @@ class Settings(EnvironmentSettings):
     def control_path(self) -> Path | None:
         """The path of the control socket; None: there is none."""
         return control_path(self.control_socket, self.snapshot_dir)
+
+    @property
+    def otlp_endpoints(self) -> tuple[str | None, str | None]:
+        """The URLs that traces and metrics are exported to; None: they are not."""
+        base = self.otel_exporter_otlp_endpoint
+        found = []
+        for signal, exporter, own in (
+            ("traces", self.otel_traces_exporter, self.otel_exporter_otlp_traces_endpoint),
+            ("metrics", self.otel_metrics_exporter, self.otel_exporter_otlp_metrics_endpoint),
+        ):
+            url = own or (None if base is None else f"{base.rstrip('/')}/v1/{signal}")
+            found.append(None if self.otel_sdk_disabled or exporter == "none" else url)
+        return found[0], found[1]
 
     def keys_by_id(self) -> dict[str, str]:
         """The accepted API keys: id → key."""

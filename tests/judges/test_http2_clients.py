@@ -90,6 +90,16 @@ def test_curl_gets_the_reason_of_a_refusal(native: int, body: str, extra: tuple[
     assert len(text) >= 16
 
 
+@pytest.mark.requirement("A33", "A45")
+def test_curl_gets_the_reason_of_a_refusal_that_comes_before_it_has_sent_its_body(native: int) -> None:
+    url = f"http://127.0.0.1:{native}{PATHS['handler']}"
+    arguments = ["-sS", "--http2-prior-knowledge", "-X", "POST", "-T", "-", "-w", "\n%{http_code}", url]
+    script = '(printf a; sleep 0.3; printf b) | "$@"'
+    done = run(["sh", "-c", script, "sh", command("curl", "Debian curl"), *arguments], seconds=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n415")
+
+
 @pytest.mark.requirement("C-h2load-first-flight")
 @paths
 def test_h2load_gets_every_answer(native: int, body: str, path: str) -> None:

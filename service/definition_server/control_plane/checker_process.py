@@ -60,15 +60,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _limit() -> None:
-    """Limit memory, processes, files; and offer this process first to a kernel that needs memory."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """Limit memory, processes, files; and offer this process first to a kernel that needs memory. Limits that are lower
+    already stay: only root may raise them."""
     for limit, most in (
+        (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, _DESCRIPTORS),
     ):
-        resource.setrlimit(limit, (most, most))
+        _lower(limit, most)
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(descriptor, b"1000")
@@ -77,8 +78,22 @@ def _limit() -> None:
         pass  # it only makes a choice of the kernel better
 
 
+def _lower(limit: int, most: int) -> None:
+    """Set a limit to ``most``, or to its hard value where that is lower."""
+    hard = resource.getrlimit(limit)[1]
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(limit, (least, least))
+
+
+def _allow(size: int) -> None:
+    """The next row, of ``size`` octets, has its seconds of CPU time from now on; less where the process has no more."""
+    soft, hard = int(time.process_time()) + 1 + cpu_seconds(size), resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
 def _works() -> bool:
     """Whether this process judges right."""
+    _allow(0)
     everything = FUNCTION | INTERFACE
     good = flaws_of(everything, b"self-test", b"[]", b'# coding: utf-8\n\xc3\xb1 = "\\N{BULLET}"\nreturn 1\n')
     bad = flaws_of(everything, b"self-test", b"{", b"if")
@@ -98,8 +113,7 @@ def _serve(end: socket.socket) -> None:
     while header := stream.read(HEADER.size):
         checks, *lengths = HEADER.unpack(header)
         parts = [stream.read(length) for length in lengths]
-        soft = int(time.process_time()) + 1 + cpu_seconds(sum(lengths))
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+        _allow(sum(lengths))
         end.sendall(bytes((ANSWER | flaws_of(checks, *parts),)))
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from definition_server import __version__
 from definition_server.catalog.gate import Gate
@@ -40,6 +40,7 @@ from definition_server.control_plane.listener import (
 )
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
+from definition_server.control_plane.process_limits import raise_process_limits
 from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publication_policy import PublicationPolicy
 from definition_server.control_plane.publications import Publications
@@ -56,12 +57,15 @@ from definition_server.control_plane.tls_reader import read_tls_files
 from definition_server.control_plane.wishes import Policy, WishesFile
 from definition_server.environment import EX_CONFIG, SettingsError, notices
 from definition_server.inherited import MASTERS, early_signals
-from definition_server.ipc.messages import Configure
+from definition_server.ipc.messages import CallsSampled, Configure
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
 from grpc_h2 import MethodHandler
+
+if TYPE_CHECKING:
+    from definition_server.control_plane.telemetry import Telemetry
 
 log = get_logger(__name__)
 
@@ -92,7 +96,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
     Returns:
         The exit code: 0 (also where a signal asked for the end before the start), 1 after a bug, 69 where a port is
-        taken, 78 where ``JAIL`` requires what the kernel lacks, or the limit of open files is too low.
+        taken, 78 where ``JAIL`` requires what the kernel lacks, or a limit of the process is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
@@ -106,7 +110,7 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return EX_CONFIG
     _log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
-    problem = too_few(raise_descriptor_limit(wanted), settings.workers)
+    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits()
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
@@ -213,6 +217,7 @@ class _Master:
             held_commands=lambda: self._gate.held,
             history=lambda: self._synchronizer.catalogue.disk.entries,
         )
+        self._telemetry = self._make_telemetry()
         self._control = self._make_control_server()
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
@@ -254,9 +259,22 @@ class _Master:
             start_timeout=settings.start_timeout_seconds,
             listener=self._holder if settings.transport == "native" else None,
             on_keys_used=self._key_usage.used,
+            on_calls_sampled=self._on_calls_sampled,
             propagation=self._proof.propagation,
             lend=self._reserve.lent,
         )
+
+    def _make_telemetry(self) -> Telemetry | None:
+        settings = self._settings
+        if settings.otlp_endpoints == (None, None):
+            return None
+        from definition_server.control_plane.telemetry import create_telemetry  # only where it is asked for
+
+        return create_telemetry(settings, self._status.read)
+
+    def _on_calls_sampled(self, worker: int, calls: CallsSampled) -> None:
+        if self._telemetry is not None:
+            self._telemetry.calls_sampled(worker, calls)
 
     def _make_control_server(self) -> ControlServer | None:
         path = self._settings.control_path()
@@ -301,6 +319,8 @@ class _Master:
         ]
         if self._control is not None:
             forever.append(asyncio.create_task(self._serve_control(self._control)))
+        if self._telemetry is not None:
+            forever.append(asyncio.create_task(self._export(self._telemetry)))
         if self._policy is not None:
             forever.append(asyncio.create_task(self._policy.run()))
         if os.getpid() == 1:
@@ -335,6 +355,8 @@ class _Master:
         await self._gate.close()
         if self._control is not None:
             await self._control.close()
+        if self._telemetry is not None:
+            await self._telemetry.stop()
         self._synchronizer.close()
         await self._source.close()
         self._admin.close()
@@ -397,12 +419,22 @@ class _Master:
 
         Never returns.
         """
+        await self._workers_serve()
+        await control.run()
+
+    async def _export(self, telemetry: Telemetry) -> None:
+        """Export traces and metrics, once the workers serve, for the same reason. Never returns."""
+        await self._workers_serve()
+        telemetry.start()
+        await asyncio.Event().wait()
+
+    async def _workers_serve(self) -> None:
+        """Wait until every worker serves, and not for long."""
         deadline = time.monotonic() + _CONTROL_SECONDS
         while self._supervisor.serving < self._settings.workers:
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(_ANNOUNCE_SECONDS)
-        await control.run()
 
     async def _follow_policy(self) -> None:
         """Serve what the policy file asks for now."""
@@ -518,4 +550,5 @@ def _worker_config(settings: Settings, port: int) -> Configure:
         jail=settings.jail,
         version_metadata=settings.version_metadata == "on"
         or (settings.version_metadata == "auto" and settings.transport == "native"),
+        trace_one_call_in=0 if settings.otlp_endpoints[0] is None else settings.trace_one_call_in,
     )

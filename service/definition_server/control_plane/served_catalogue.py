@@ -24,7 +24,7 @@ from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.catalogue_disk import CatalogueDisk
-from definition_server.control_plane.catalogue_guard import CatalogueGuard
+from definition_server.control_plane.catalogue_guard import REASONS, CatalogueGuard
 from definition_server.control_plane.delayed_release import DelayedRelease
 from definition_server.control_plane.held_candidate import HeldCandidate
 from definition_server.control_plane.operator_wishes import OperatorWishes
@@ -41,6 +41,7 @@ from definition_server.control_plane.stored_catalogue import StoredCatalogue
 from definition_server.control_plane.sync_state import SyncState
 from definition_server.control_plane.wishes import Merged, Pin, Policy
 from definition_server.observability.logs import get_logger
+from definition_server.observability.tracing import span
 
 log = get_logger(__name__)
 
@@ -236,10 +237,12 @@ class ServedCatalogue:
         """
         await self._pinned.find()
         async with self._lock:
-            built = await self._background.run(
-                builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
-            )
-            footer = built.footer
+            with span("build") as step:
+                built = await self._background.run(
+                    builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
+                )
+                footer = built.footer
+                step.set(definitions=footer.count)
             if self._newest is not None and _same(self._newest, footer):
                 version = self._newest.version_hash
                 self._held.release("the table has the served content again")
@@ -261,14 +264,18 @@ class ServedCatalogue:
         version = candidate.version_hash
         if self.wishes().accepts(version):
             return
-        judgement = await self._guard.judge(
-            candidate,
-            self.newest,
-            held=rows_held,
-            held_before=0 if self.newest is None else self._wishes.rows_held_in(self.newest.version_hash),
-            now=asyncio.get_running_loop().time(),
-            excused=self.knows,
-        )
+        with span("guard") as step:
+            judgement = await self._guard.judge(
+                candidate,
+                self.newest,
+                held=rows_held,
+                held_before=0 if self.newest is None else self._wishes.rows_held_in(self.newest.version_hash),
+                now=asyncio.get_running_loop().time(),
+                excused=self.knows,
+            )
+            step.set(passed=judgement is None)
+            if judgement is not None:
+                step.event("catalogue held", version_hash=version, reason=REASONS[judgement.concern])
         if judgement is not None:
             self._held.hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
 
@@ -325,8 +332,9 @@ class ServedCatalogue:
         """Store and log what `_advance` did. Returns whether it was published. Without the lock: a disk may hang."""
         snapshot = advance.to_keep.snapshot
         try:
-            self.disk.add(advance.to_keep, self._signer, self._spare())
-            await self.disk.save(advance.to_keep, self._signer)
+            with span("store"):
+                self.disk.add(advance.to_keep, self._signer, self._spare())
+                await self.disk.save(advance.to_keep, self._signer)
         finally:
             os.close(advance.to_keep.descriptor)
         await self._wishes.note_passed(snapshot.version_hash, accepted=advance.accepted, rows_held=advance.rows_held)
@@ -460,10 +468,12 @@ class ServedCatalogue:
         return True
 
     def _publish(self, publication: Publication) -> None:
-        previous = self._publisher.current
-        self._publisher.publish(publication)
+        previous, snapshot = self._publisher.current, publication.snapshot
+        with span("publish") as step:
+            step.set(generation=snapshot.generation, version_hash=snapshot.version_hash, definitions=snapshot.count)
+            self._publisher.publish(publication)
         self._background.lower_priority()
-        self._note_version(publication.snapshot.version_hash)
+        self._note_version(snapshot.version_hash)
         if previous is not None:
             self._delayed_release.take(previous.snapshot)
 

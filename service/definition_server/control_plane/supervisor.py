@@ -22,9 +22,10 @@ from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.schedule import Backoff, CrashLoop, Heartbeat
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.control_plane.worker_stats import FleetStats
-from definition_server.ipc.messages import Certificate, Configure, Drain, Freshness, Keys
+from definition_server.ipc.messages import CallsSampled, Certificate, Configure, Drain, Freshness, Keys
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
+from definition_server.observability.tracing import Step, begin
 
 log = get_logger(__name__)
 
@@ -62,6 +63,7 @@ class Supervisor:
         start_timeout: float,
         listener: socket.socket | None = None,
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        on_calls_sampled: Callable[[int, CallsSampled], None] = lambda *_: None,
         propagation: Propagation | None = None,
         lend: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -81,6 +83,7 @@ class Supervisor:
         self._rolled_for = Certificate(0)
         """The newest certificate for which workers were replaced that cannot load another."""
         self._on_keys_used = on_keys_used
+        self._on_calls_sampled = on_calls_sampled
         self._publisher = publisher
         self._keys = keys
         self._freshness = Freshness(False)
@@ -95,6 +98,8 @@ class Supervisor:
         self._rolling = asyncio.Lock()
         self._keepers: list[asyncio.Task[None]] = []
         self._arrived: tuple[int, float] | None = None
+        self._hand_over: Step | None = None
+        """That of the present publication."""
         publisher.on_publish(self._on_publish)
 
     def start(self) -> None:
@@ -126,6 +131,8 @@ class Supervisor:
         workers = [slot.worker for slot in self.slots]
         if all(worker is not None and worker.generation >= generation for worker in workers):
             self._arrived = generation, time.time()
+            if self._hand_over is not None:
+                self._hand_over.end()
 
     @property
     def worker_pids(self) -> frozenset[int]:
@@ -309,6 +316,7 @@ class Supervisor:
                     self._listener,
                     on_mapped=self._reconcile,
                     on_keys_used=self._on_keys_used,
+                    on_calls_sampled=self._on_calls_sampled,
                     on_ready=self._on_ready,
                 )
             except BaseException:
@@ -371,6 +379,9 @@ class Supervisor:
             worker.kill()
 
     def _on_publish(self, publication: Publication) -> None:
+        if self._hand_over is not None:
+            self._hand_over.end()  # another publication has overtaken it, if not every worker has it
+        self._hand_over = begin("hand over", generation=publication.snapshot.generation, workers=len(self.slots))
         if self._propagation is not None:
             serving = [worker.pid for worker in self._workers if worker.knows_a_catalogue and not worker.draining]
             self._propagation.published(publication.snapshot.generation, serving)

@@ -8,6 +8,7 @@ they have, the log says what failed and when the next attempt is, and the next c
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
 from collections.abc import Callable
@@ -33,8 +34,11 @@ from definition_server.control_plane.table_reader import ReadTable, TableReader
 from definition_server.control_plane.wishes import Policy, WishesFile
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
+from definition_server.observability.tracing import span
 
 log = get_logger(__name__)
+
+_NAMES_SHOWN = 10
 
 
 class Gate(Protocol):
@@ -176,6 +180,15 @@ class Synchronizer:
             next_attempt_in: Called once, with the outcome; returns the seconds until the next cycle, for the log.
             unconditional: Read the table, whether its fingerprint has changed or not.
         """
+        with span("sync cycle", unconditional=unconditional) as step:
+            outcome = await self._cycle(next_attempt_in, unconditional=unconditional)
+            served, reason = self.catalogue.served, self.state.last_reason
+            step.set(outcome=outcome, reason=reason, generation=None if served is None else served.generation)
+            if outcome is Outcome.FAILED:
+                step.fail(reason or outcome)
+        return outcome
+
+    async def _cycle(self, next_attempt_in: Callable[[Outcome], float], *, unconditional: bool) -> Outcome:
         now = asyncio.get_running_loop().time
         started = now()
         self.state.last_attempt = self._clock()
@@ -186,7 +199,7 @@ class Synchronizer:
         try:
             outcome = await self._run(lambda: now() - started, unconditional=unconditional)
         except (SourceError, OSError, CatalogTooLarge) as failure:
-            outcome, error, reason = Outcome.FAILED, str(failure), _reason(failure)
+            outcome, error, reason = Outcome.FAILED, _text(failure), _reason(failure)
         except Held as held:
             outcome, error, reason = Outcome.HELD, str(held), held.held.reason
         except Exception as bug:  # a bug of ours fails this cycle, but does not end the master
@@ -242,7 +255,13 @@ class Synchronizer:
     async def _judge_rows(self, builder: SnapshotBuilder) -> AbstractSet[bytes]:
         if self._gate is None:
             return frozenset()
-        return await self._gate.apply(builder, await self.catalogue.last_good())
+        with span("gate") as step:
+            held = await self._gate.apply(builder, await self.catalogue.last_good())
+            step.set(held=len(held), left_out=builder.findings.unserved.total())
+            if held:
+                names = sorted(held)[:_NAMES_SHOWN]
+                step.event("commands held", names=", ".join(name.decode(errors="replace") for name in names))
+        return held
 
     async def _after_failure(self) -> None:
         """Nothing new was published. What operators ask for counts nonetheless, and so does a rotated signing key."""
@@ -294,6 +313,13 @@ def _limit_met(failure: Exception) -> str | None:
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
         return "no thread can be started: memory, or the number of processes, is limited"
     return None
+
+
+def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
+    """For the log: what happened, and what to do where the kernel's word does not say it."""
+    if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
+        return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
+    return str(failure)
 
 
 def _reason(failure: SourceError | OSError | CatalogTooLarge) -> Reason:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
@@ -18,7 +18,8 @@ from definition_server.catalog.previous_build import PreviousBuild
 from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.source import DefinitionSource, Ranges
+from definition_server.control_plane.source import DefinitionSource, Ranges, Reading
+from definition_server.observability.tracing import begin, span
 
 _PART = 4
 """Where more than this part of the ranges must be read, all rows are: to compare would cost more than it saves."""
@@ -97,7 +98,9 @@ class TableReader:
         if table.ranges_read is None:
             self._read_at = table.begun
         if table.ranges is not None:
-            self._previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
+            previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
+            if self._fingerprint == table.fingerprint:  # it was not to be forgotten meanwhile
+                self._previous = previous
 
     def forget(self) -> None:
         """Read the table in the next cycle, all of it, changed or not."""
@@ -117,25 +120,39 @@ class TableReader:
         """
         begun = asyncio.get_running_loop().time()
         due = unconditional or begun - self._read_at >= self._full_read_interval
-        async with self._source.read() as reading:
-            if reading.fingerprint == self._fingerprint and not due:
-                return None
-            if self._on_change is not None:
-                self._on_change()
-            # It is remembered again only where this cycle succeeds.
-            previous, self._previous = self._previous, None
-            ranges = await reading.ranges(None if previous is None else previous.ranges)
-            builder = SnapshotBuilder(signer)
-            changed = None
-            if previous is not None and ranges is not None and not due:
-                changed = previous.changed(ranges, signer)
-            if previous is not None and ranges is not None and changed is not None:
-                await self._background.run(builder.take_over, previous.build, ranges.versions.keys() - changed)
-            batches = reading.batches() if changed is None else reading.batches(changed)
-            async for rows in batches:
+        check = begin("check")
+        try:
+            async with self._source.read() as reading:
+                unchanged = reading.fingerprint == self._fingerprint
+                check.set(changed=not unchanged)
+                check.end()
+                if unchanged and not due:
+                    return None
+                # It is remembered again only where this cycle succeeds.
+                previous, self._previous = self._previous, None
+                if self._on_change is not None:
+                    self._on_change()
+                ranges = await reading.ranges(None if previous is None else previous.ranges)
+                table = ReadTable(SnapshotBuilder(signer), reading.fingerprint, begun, ranges)
+                changed = None if previous is None or ranges is None or due else previous.changed(ranges, signer)
+                if previous is not None and ranges is not None and changed is not None:
+                    await self._background.run(
+                        table.builder.take_over, previous.build, ranges.versions.keys() - changed
+                    )
+                    table = replace(table, ranges_read=len(changed))
+                await self._read_rows(reading, table.builder, changed, serving=serving)
+                return table
+        finally:
+            check.end()
+
+    async def _read_rows(
+        self, reading: Reading, builder: SnapshotBuilder, ranges: set[int] | None, *, serving: bool
+    ) -> None:
+        """Give the rows of ``ranges`` to ``builder``; None: all."""
+        with span("read") as step:
+            async for rows in reading.batches() if ranges is None else reading.batches(ranges):
                 await self._encode(builder, rows, serving=serving)
-            number = None if changed is None else len(changed)
-            return ReadTable(builder, reading.fingerprint, begun, ranges, number)
+            step.set(rows=builder.findings.source_rows)
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""

@@ -85,11 +85,13 @@ class WorkerProcess:
         loads_by_path: bool = False,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None],
+        on_calls_sampled: Callable[[int, messages.CallsSampled], None],
         on_ready: Callable[[WorkerProcess], None],
     ) -> None:
         """``loads_by_path``: its transport needs to open TLS files, which are in memory."""
         self.number = number
         self._on_keys_used = on_keys_used
+        self._on_calls_sampled = on_calls_sampled
         self._on_ready = on_ready
         self.stats = stats
         self.started = asyncio.get_running_loop().time()
@@ -130,6 +132,7 @@ class WorkerProcess:
         *,
         on_mapped: Callable[[], None],
         on_keys_used: Callable[[tuple[str, ...]], None] = lambda _: None,
+        on_calls_sampled: Callable[[int, messages.CallsSampled], None] = lambda *_: None,
         on_ready: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
@@ -176,6 +179,7 @@ class WorkerProcess:
             loads_by_path=config.transport == "native",
             on_mapped=on_mapped,
             on_keys_used=on_keys_used,
+            on_calls_sampled=on_calls_sampled,
             on_ready=on_ready,
         )
 
@@ -306,6 +310,10 @@ class WorkerProcess:
             self._on_ready(self)
         elif isinstance(message, messages.KeysUsed) and self.mapped:
             self._on_keys_used(message.digests)
+        elif isinstance(message, messages.CallsSampled) and self.mapped:
+            if not message.plausible:
+                raise messages.MessageError("calls were sampled that cannot be")
+            self._on_calls_sampled(self.number, message)
         else:
             raise messages.MessageError(f"{type(message).__name__} is out of order")
 

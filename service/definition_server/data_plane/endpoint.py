@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns
+from typing import Protocol
 
 from definition_server.data_plane.authentication import KeyRing
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.services import SERVICE, DefinitionEngine
-from definition_server.ipc.stats import METHODS, STATUSES, Slot
+from definition_server.ipc.stats import METHODS, STATUSES
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
@@ -69,10 +70,20 @@ class Method:
         return CallFailed(Status.INTERNAL, "Internal error")
 
 
+class CallCounter(Protocol):
+    """Counts calls; `ipc.stats.Slot` is one."""
+
+    def count(self, method: int, status: int, elapsed_ns: int) -> None:
+        """See `Slot.count`."""
+
+    def count_many(self, method: int, status: int, number: int, elapsed_ns: int) -> None:
+        """See `Slot.count_many`."""
+
+
 class Endpoint:
     """The unary methods of `DefinitionEngine` behind authentication, and the counters of one worker."""
 
-    def __init__(self, engine: DefinitionEngine, keys: KeyRing, slot: Slot) -> None:
+    def __init__(self, engine: DefinitionEngine, keys: KeyRing, slot: CallCounter) -> None:
         self.engine = engine
         self.keys = keys
         self.slot = slot

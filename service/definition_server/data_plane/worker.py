@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -42,6 +43,9 @@ from definition_server.ipc.stats import Slot, map_own, map_peer
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, dropped_lines, get_logger, release_logs
 
+if TYPE_CHECKING:
+    from definition_server.data_plane.call_sampling import CallSampling
+
 log = get_logger(__name__)
 
 EXIT_CANNOT_START = 3
@@ -54,6 +58,7 @@ _BEAT_SECONDS = 0.25
 _EXIT_MARGIN_SECONDS = 5.0
 
 _KEYS_REPORT_SECONDS = 1.0
+_CALLS_REPORT_SECONDS = 1.0
 _KEYS_SEEN_AGAIN_SECONDS = 10.0
 _CONNECTIONS_PER_SECOND = 100
 """A key is seen when a call is authorized. The native transport remembers that for each connection, so that calls cost
@@ -75,7 +80,10 @@ class Worker:
         warm_up: WarmUp,
         freed: FreedMemory | None,
         tls: TlsFiles | None,
+        sampled: CallSampling | None,
     ) -> None:
+        self._sampled = sampled
+        """Counts in place of the slot where calls are sampled."""
         self._freed = freed
         self._tls = tls
         """TLS files that came and are not loaded yet."""
@@ -106,7 +114,7 @@ class Worker:
         try:
             self._receive()
             await self._warm_up.run()
-            endpoint = Endpoint(self._engine, self._keys, self._slot)
+            endpoint = Endpoint(self._engine, self._keys, self._slot if self._sampled is None else self._sampled)
             transport = create_transport(self._config, endpoint, self._listener, self._balancer)
             self._begin_swap = transport.begin_swap
             self._receive()  # the pages of the other workers, before the first connection is accepted
@@ -132,6 +140,7 @@ class Worker:
             self._report_freshness(transport),
             self._swap_published(),
             self._report_keys(),
+            self._report_calls(),
             self._return_memory(),
         )
         tasks = [asyncio.create_task(work) for work in works]
@@ -301,6 +310,15 @@ class Worker:
                 with suppress(ChannelClosed):  # the reader of the channel notices it, too
                     self._channel.send(messages.KeysUsed(used))
 
+    async def _report_calls(self) -> None:
+        """Report the calls that were sampled to the master, at most once a second."""
+        while self._sampled is not None:
+            await asyncio.sleep(_CALLS_REPORT_SECONDS)
+            calls = self._sampled.take()
+            if calls is not None:
+                with suppress(ChannelClosed):  # the reader of the channel notices it, too
+                    self._channel.send(calls)
+
     async def _return_memory(self) -> None:
         """Give freed memory back to the kernel where there is much of it: see `allocator`."""
         while self._freed is not None:
@@ -384,8 +402,17 @@ async def _run(
     warm_up: WarmUp,
     freed: FreedMemory | None,
     tls: TlsFiles | None,
+    sampled: CallSampling | None,
 ) -> int:
-    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls).run()
+    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls, sampled).run()
+
+
+def _sampling(slot: Slot, config: messages.Configure) -> CallSampling | None:
+    if not config.trace_one_call_in:
+        return None
+    from definition_server.data_plane.call_sampling import CallSampling  # only where it is asked for
+
+    return CallSampling(slot, config.trace_one_call_in)
 
 
 def main(arguments: list[str]) -> int:
@@ -407,14 +434,16 @@ def main(arguments: list[str]) -> int:
         channel.send(messages.Mapped())
         configure_logs(config.app_env, config.log_level)
         # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
-        warm_up, freed = WarmUp(config), freed_memory()
+        warm_up, freed, sampled = WarmUp(config), freed_memory(), _sampling(slot, config)
         confinement = Confinement(config, tls=tls is not None)
         confinement.enter()
         release_logs()
         _leave_at_the_latest(channel.fileno(), config.drain_timeout_seconds + _EXIT_MARGIN_SECONDS)
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls))
+            return runner.run(
+                _run(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls, sampled)
+            )
     except CannotConfine as error:
         log.critical("Worker cannot start", error=str(error))
         return EXIT_CANNOT_START

@@ -2,8 +2,8 @@
 
 Master to worker: `Configure` (once, first), `Keys`, `Freshness`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`;
 beside some travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and
-again after every swap, and `KeysUsed`. A message is one datagram of JSON: messages are rare and small, and JSON is
-readable in ``strace``. They arrive in the order in which they are sent.
+again after every swap, `KeysUsed` and `CallsSampled`. A message is one datagram of JSON: messages are rare and small,
+and JSON is readable in ``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
 exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn, get_type_hints
+
+from definition_server.ipc.stats import METHODS, STATUSES
 
 
 class MessageError(ValueError):
@@ -50,6 +52,8 @@ class Configure:
     """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
     version_metadata: bool = True
     """Whether answers name the catalogue."""
+    trace_one_call_in: int = 0
+    """One call of this many is reported by `CallsSampled`; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,30 @@ class KeysUsed:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsSampled:
+    """Calls that the worker has answered, a few of many; one such message a second at most. The lists have one length.
+
+    ``methods`` and ``statuses`` are indices into `ipc.stats.METHODS` and `STATUSES`; ``ended_ns`` are instants of
+    CLOCK_REALTIME and ``elapsed_ns`` times, in nanoseconds.
+    """
+
+    methods: tuple[int, ...]
+    statuses: tuple[int, ...]
+    ended_ns: tuple[int, ...]
+    elapsed_ns: tuple[int, ...]
+
+    @property
+    def plausible(self) -> bool:
+        """Whether the lists are of one length, and every index and time is one that can be."""
+        return (
+            len(self.methods) == len(self.statuses) == len(self.ended_ns) == len(self.elapsed_ns)
+            and all(index < len(METHODS) for index in self.methods)
+            and all(index < len(STATUSES) for index in self.statuses)
+            and all(elapsed <= ended for ended, elapsed in zip(self.ended_ns, self.elapsed_ns, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
 
@@ -129,11 +157,11 @@ class Ready:
 
 
 FromMaster = Configure | Keys | Freshness | Certificate | Publish | Peer | PeerGone | Drain
-FromWorker = Mapped | Ready | KeysUsed
+FromWorker = Mapped | Ready | KeysUsed | CallsSampled
 Message = FromMaster | FromWorker
 
 FROM_MASTER: tuple[type[Message], ...] = (Configure, Keys, Freshness, Certificate, Publish, Peer, PeerGone, Drain)
-FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready, KeysUsed)
+FROM_WORKER: tuple[type[Message], ...] = (Mapped, Ready, KeysUsed, CallsSampled)
 
 _MOST_INTEGER = 2**64 - 1
 _MOST_TEXT = 4096
@@ -209,6 +237,12 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _integers(value: object) -> tuple[int, ...]:
+    if type(value) is not list or len(value) > _MOST_ITEMS:
+        raise ValueError("a list is none, or too long")
+    return tuple(_integer(item) for item in value)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
@@ -219,6 +253,7 @@ _CHECK_OF: dict[object, Callable[[object], object]] = {
     bool: _boolean,
     str: _text,
     tuple[str, ...]: _texts,
+    tuple[int, ...]: _integers,
 }
 
 

@@ -420,5 +420,6 @@ def _timer_slack(limits: Limits) -> float:
         limits.stall_timeout,
         limits.drain_timeout,
         limits.drain_body_timeout,
+        limits.rest_timeout,
         limits.read_grace,
     )

@@ -342,10 +342,21 @@ class Calls:
         self._answers.settle(stream)
 
     def response_ended(self, stream: Stream) -> None:
-        """END_STREAM was sent. A client that still sends is asked to stop (RFC 9113 section 8.1)."""
+        """END_STREAM was sent. A client that still sends has a moment to end, and is then asked to stop: see
+        `deadlines`."""
         if stream.state is _HALF_CLOSED_LOCAL:
-            self._reset(stream.id, ErrorCode.NO_ERROR)
+            self._streams.note_reset(stream.id)
+            self._ask_to_stop(self._requests.await_rest(stream.id))
         self._close(stream)
+
+    def rest_received(self, stream_id: int, octets: int = 0, *, end_stream: bool) -> None:
+        """A frame came on a stream that had ended for us. It is thrown away."""
+        if self._requests.rest_received(stream_id, octets, end_stream=end_stream):
+            self._ask_to_stop(stream_id)
+
+    def _ask_to_stop(self, stream_id: int | None) -> None:
+        if stream_id is not None:
+            self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     # -- ends of streams ------------------------------------------------------------------------------------------
 
@@ -413,6 +424,8 @@ class Calls:
                 self._requests.settle(stream)
                 if not stream.closed:
                     self.fail(stream, _TOO_LATE)
+        for stream_id in self._requests.overdue_rests():
+            self._ask_to_stop(stream_id)
         for stream in self._answers.overdue():
             self._cut_off(stream, "an answer not read in time")
 
@@ -452,6 +465,8 @@ class Calls:
 
     def _leave_if_done(self) -> None:
         if not self.open_streams:
+            while (stream_id := self._requests.give_up_rest()) is not None:
+                self._ask_to_stop(stream_id)
             self._lifecycle.enter(ConnectionState.CLOSED)
             self.events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 

@@ -408,7 +408,8 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        return self._lifecycle.state in INTRODUCED
+        # What the peer has sent and we have not processed may be its introduction: it does not pay for our delay.
+        return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property
     def _unread_by_peer(self) -> bool:

@@ -6,6 +6,12 @@ lengthen a shutdown. Streams that wait on the fast path have no object and no ti
 made from time to time: the instant, and the last stream id that was used by then; once the time from a mark on is over,
 every stream up to its id is overdue. So their time is exact to `_MARKS`, and costs a call nothing.
 
+**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. RFC 9113 section 8.1
+lets the server ask for the rest not to be sent, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
+whose RST_STREAM they read before they have sent their body (curl: error 92) or passed the answer on (Envoy issue
+30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest comes meanwhile, as it does from
+every client that sends its request at once. Only ids are kept, `_RESTS` at the most.
+
 **Answers.** A client must read what waits for it at `Limits.min_read_rate`, after `Limits.read_grace`. What a handler
 adds later prolongs the time by as much; a complete answer has `Limits.max_read_time` in all.
 
@@ -29,12 +35,16 @@ _MARKS: Final = 8
 """Marks made while `Limits.body_timeout` goes by."""
 ENDED_AT_ONCE: Final = 8
 """Calls that are ended in one go because their time is over: some 100 µs."""
+_RESTS: Final = 256
+"""Streams of a connection whose rest is waited for; for one more, the first is reset."""
+_REST_OCTETS: Final = 64 * 1024
+"""Octets of a rest after which it is not waited for any more."""
 
 
 class RequestDeadlines:
     """When the requests of one connection must be whole."""
 
-    __slots__ = ("_expected", "_fast_path", "_lifecycle", "_limits", "_marks", "_streams", "_timers")
+    __slots__ = ("_expected", "_fast_path", "_lifecycle", "_limits", "_marks", "_rests", "_streams", "_timers")
 
     def __init__(
         self, limits: Limits, lifecycle: Lifecycle, timers: Timers, streams: Streams, fast_path: FastPath
@@ -47,6 +57,8 @@ class RequestDeadlines:
         self._expected: dict[Stream, float] = {}
         self._marks: list[tuple[float, int]] = []
         """When streams of the fast path up to an id are overdue."""
+        self._rests: dict[int, tuple[float, int]] = {}
+        """Streams that are answered and whose rest may come: until when, and how many octets of it have come."""
 
     @property
     def _allowance(self) -> float:
@@ -69,15 +81,50 @@ class RequestDeadlines:
         if self._fast_path.pending:
             self._marks.append((latest, self._streams.last_id))
 
+    def await_rest(self, stream_id: int) -> int | None:
+        """A call was answered before its request was whole. Returns a stream whose rest is not waited for any more."""
+        self._rests[stream_id] = self._timers.now + self._limits.rest_timeout, 0
+        return self.give_up_rest() if len(self._rests) > _RESTS else None
+
+    def rest_received(self, stream_id: int, octets: int, *, end_stream: bool) -> bool:
+        """A frame came on a stream that is answered. Returns whether the rest is to be waited for no longer, although
+        it has not ended."""
+        rest = self._rests.pop(stream_id, None)
+        if rest is None or end_stream:
+            return False
+        until, before = rest
+        if before + octets > _REST_OCTETS:
+            return True
+        self._rests[stream_id] = until, before + octets
+        return False
+
+    def give_up_rest(self) -> int | None:
+        """The stream that has waited longest for its rest, which is waited for no longer; None if there is none."""
+        first = next(iter(self._rests), None)
+        if first is not None:
+            del self._rests[first]
+        return first
+
+    def overdue_rests(self) -> list[int]:
+        """A few of the streams whose rest has not come in time. They are waited for no longer."""
+        now = self._timers.now
+        late = [stream_id for stream_id, (until, _) in self._rests.items() if until <= now][:ENDED_AT_ONCE]
+        for stream_id in late:
+            del self._rests[stream_id]
+        return late
+
     def drop_all(self) -> None:
         """No request is waited for any more."""
         self._expected.clear()
+        self._rests.clear()
         self._marks.clear()
 
     def next_deadline(self) -> float:
         """The first instant at which a request may be overdue; ``inf`` if none is waited for."""
         self._mark()
         due = min(self._expected.values(), default=inf)
+        if self._rests:
+            due = min(due, min(until for until, _ in self._rests.values()))
         if self._fast_path.pending:
             due = min(due, min((instant for instant, _ in self._marks), default=inf), self._fast_path.next_timeout())
         return due
@@ -112,6 +159,8 @@ class RequestDeadlines:
         for stream in self._expected:
             assert open_streams.get(stream.id) is stream, "a closed stream is waited for"
         assert len(self._marks) <= 2 * _MARKS + 4
+        assert len(self._rests) <= _RESTS
+        assert not self._rests.keys() & open_streams.keys(), "the rest of an open stream is waited for"
 
 
 class AnswerDeadlines:

@@ -263,6 +263,7 @@ class Inbound:
             if status is StreamStatus.CLOSED:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
             self._abuse.late_frame(streams.opened)
+            self._calls.rest_received(stream_id, end_stream=end_stream)
             return
         streams.use(stream_id)
         self._abuse.stream_opened()
@@ -301,6 +302,7 @@ class Inbound:
             if status is StreamStatus.CLOSED:
                 raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
             self._abuse.late_frame(self._streams.opened)
+            self._calls.rest_received(stream_id, size, end_stream=bool(flags & frames.END_STREAM))
             return
         end_stream = bool(flags & frames.END_STREAM)
         if not content and not end_stream:
@@ -333,6 +335,7 @@ class Inbound:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
         if stream is None:  # its answer has crossed with this, so it takes no work from us
             self._abuse.late_frame(self._streams.opened)
+            self._calls.rest_received(stream_id, end_stream=True)
             return
         self._abuse.glitch("resets")  # CVE-2023-44487
         self._calls.abandon(stream, code)

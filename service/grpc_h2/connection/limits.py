@@ -53,6 +53,11 @@ class Limits:
     drain_body_timeout: float = 1.0
     """The same while the connection drains: a stream without its body lengthens a shutdown by no more than this."""
 
+    rest_timeout: float = 1.0
+    """How long the rest of a request may come after its answer, before RST_STREAM with NO_ERROR asks the client to stop
+    (nginx reads on for 5 s, ``lingering_timeout``; grpc-go and C-core send RST_STREAM at once, which costs some clients
+    behind Envoy their answers). Worst case: 64 KiB of each of 256 streams are read and thrown away."""
+
     max_header_list: int = 16 * 1024
     """Sum of name + value + 32 of a request. PROTOCOL-HTTP2 advises 8 KiB; C-core 8 soft, 16 hard. Checked per field
     while decoding, so the memory amplification of HPACK (CVE-2016-6581) ends here."""

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.balance import Balancer
-from definition_server.data_plane.endpoint import STATUS_INDEX, Endpoint, Method
+from definition_server.data_plane.endpoint import STATUS_INDEX, CallCounter, Endpoint, Method
 from definition_server.data_plane.failure import CallFailed, Status
 from definition_server.data_plane.health import Health
 from definition_server.data_plane.reflection import Reflection, add_reflection
@@ -33,7 +33,7 @@ from definition_server.data_plane.transports import CannotListen
 from definition_server.data_plane.transports.first_calls import make_first_calls
 from definition_server.ipc.handover import PREPARATION_SECONDS
 from definition_server.ipc.messages import Configure
-from definition_server.ipc.stats import STATUSES, Slot
+from definition_server.ipc.stats import STATUSES
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import get_logger
 from grpc_h2 import (
@@ -250,7 +250,7 @@ def _answer_id(method: Method, status: Status) -> int:
     return method.index * len(STATUSES) + STATUS_INDEX[status]
 
 
-def _observer(slot: Slot) -> Callable[[list[int], float], None]:
+def _observer(slot: CallCounter) -> Callable[[list[int], float], None]:
     """Adds a batch to the counters. Each call took as long as its batch: they were read and answered together."""
     kinds = len(STATUSES)
 

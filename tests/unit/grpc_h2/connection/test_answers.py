@@ -16,6 +16,7 @@ from tests.support.h2_wire import (
     data,
     grpc_message,
     headers,
+    plain,
     request_block,
     rst_stream,
     settings,
@@ -126,16 +127,90 @@ def _percent_decoded(wire: bytes) -> str:
     return unquote_to_bytes(wire).decode(errors="ignore")
 
 
+def resets(peer: Peer) -> list[int]:
+    """The streams that were reset, in order."""
+    return [got.stream for got in peer.replies.frames if got.kind == RST_STREAM]
+
+
 @pytest.mark.requirement("A45")
 @three_ways
-def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error(feed: Feed):
+def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_rest_does_not_come(feed: Feed):
     peer = Peer(feed).send(handled(1, end_stream=False))
     peer.answer(1, status=5)
-    assert (peer.result(1).status, peer.result(1).reset) == (5, NO_ERROR)
+    peer.advance(0.9)
+    assert (peer.result(1).status, peer.result(1).reset) == (5, None)
+    peer.advance(0.2)
+    assert peer.result(1).reset == NO_ERROR
     kinds = [got.kind for got in peer.replies.frames if got.stream == 1]
     assert kinds == [HEADERS, RST_STREAM]
     peer.send(data(1, BODY), data(1, end_stream=True)).assert_alive()
-    assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
+    peer.advance(5)
+    assert resets(peer) == [1]
+
+
+@pytest.mark.requirement("A45")
+@pytest.mark.parametrize(
+    "rest",
+    [data(1, BODY, end_stream=True), data(1, BODY) + data(1, b"", end_stream=True), rst_stream(1, CANCEL)],
+    ids=["one frame", "two frames", "a reset"],
+)
+def test_a_client_that_sends_the_rest_of_its_request_gets_no_reset_behind_its_status(rest: bytes):
+    peer = Peer().send(handled(1, end_stream=False), handled(3, end_stream=False))
+    peer.answer(1, status=5)
+    peer.answer(3, status=5)
+    peer.send(rest)
+    peer.advance(5)
+    assert (peer.result(1).status, peer.result(1).reset) == (5, None)
+    assert resets(peer) == [3]
+    peer.assert_alive()
+
+
+@pytest.mark.requirement("A45")
+def test_a_trailer_ends_the_rest_too():
+    peer = Peer().send(headers(1, request_block(REFUSING)), handled(3, end_stream=False))
+    peer.answer(3, status=5)
+    peer.send(headers(3, plain(b"x-last", b"1"), end_stream=True))
+    peer.advance(2)
+    assert 3 not in resets(peer)
+
+
+@pytest.mark.requirement("A45")
+def test_a_rest_that_does_not_end_is_stopped_and_holds_nothing():
+    peer = Peer().send(handled(1, end_stream=False))
+    peer.answer(1, status=5)
+    for _ in range(4):
+        peer.send(data(1, bytes(16_000)))
+    assert resets(peer) == []
+    peer.send(data(1, bytes(16_000)))
+    assert resets(peer) == [1]
+    assert peer.connection.held < 4096
+    peer.assert_alive()
+
+
+@pytest.mark.requirement("A45")
+def test_of_many_rests_the_first_are_stopped():
+    peer = Peer()
+    for stream in range(1, 601, 2):
+        peer.send(handled(stream, end_stream=False))
+        peer.answer(stream, status=5)
+    assert resets(peer) == [*range(1, 89, 2)]
+    peer.advance(2)
+    for _ in range(40):
+        peer.advance(0.01)
+    assert resets(peer) == [*range(1, 601, 2)]
+    peer.assert_alive()
+
+
+@pytest.mark.requirement("A45")
+def test_a_connection_that_leaves_stops_the_rests_first():
+    peer = Peer().send(handled(1, end_stream=False))
+    peer.answer(1, status=5)
+    peer.connection.drain(peer.now)
+    peer.read()
+    peer.advance(1.1)
+    peer.advance(1.1)
+    assert resets(peer) == [1]
+    peer.assert_closed(NO_ERROR)
 
 
 @pytest.mark.requirement("A45")
@@ -143,8 +218,10 @@ def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error(feed: Fee
 def test_an_early_status_behind_queued_data_resets_after_the_data(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2)), handled(1, end_stream=False))
     peer.answer(1, b"abc")
+    peer.advance(1.1)
     assert peer.result(1).reset is None
     peer.send(window_update(1, 100))
+    peer.advance(1.1)
     assert (peer.result(1).messages, peer.result(1).status, peer.result(1).reset) == ([b"abc"], 0, NO_ERROR)
 
 
@@ -153,8 +230,9 @@ def test_a_large_early_answer_is_followed_by_one_reset():
     large = 2**20
     peer = Peer().send(settings((INITIAL_WINDOW_SIZE, large)), window_update(0, large), handled(1, end_stream=False))
     peer.answer(1, bytes(150_000))
+    peer.advance(1.1)
     assert (peer.result(1).status, peer.result(1).reset) == (0, NO_ERROR)
-    assert len([got for got in peer.replies.frames if got.kind == RST_STREAM]) == 1
+    assert resets(peer) == [1]
 
 
 @pytest.mark.requirement("A46")

@@ -401,6 +401,19 @@ def test_a_connection_without_a_complete_preface_ends_after_the_timeout(opening:
     assert peer.closing is not None
 
 
+@pytest.mark.requirement("B-slow-client")
+def test_a_preface_that_waits_for_the_server_is_not_late():
+    peer = Peer(hello=None)
+    peer.replies.note_sent(HELLO)
+    peer.connection.hold(HELLO, peer.now)
+    peer.advance(11)
+    assert peer.closing is None, "the client has sent it in time"
+    peer.connection.receive_data(b"", peer.now)
+    peer.read()
+    peer.send(SETTINGS_ACK).advance(11)
+    peer.send(call(1)).assert_answered(1, ANSWER)
+
+
 @pytest.mark.requirement("B-slow-client", "B-continuation-flood")
 @three_ways
 def test_an_unfinished_header_block_ends_the_connection_after_the_timeout(feed: Feed):
