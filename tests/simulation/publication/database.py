@@ -103,8 +103,8 @@ class Faults:
     slow: bool = False
 
 
-def _id(name: bytes) -> int:
-    return crc32(name) & 0x7FFF_FFFF
+def _range(name: bytes) -> int:
+    return crc32(name) % _RANGES
 
 
 class SimulatedReading:
@@ -118,13 +118,11 @@ class SimulatedReading:
         """Each row's range follows from its name."""
         rows: dict[int, list[tuple[bytes, bytes]]] = {}
         for name, code in sorted(self._rows):
-            rows.setdefault(_id(name) % _RANGES, []).append((name, code))
+            rows.setdefault(_range(name), []).append((name, code))
         return Ranges("", {number: repr(found) for number, found in rows.items()})
 
     async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """All rows, or those of ``ranges``, or a part of them and an error."""
-        if ranges is not None:
-            self._rows = [(name, code) for name, code in self._rows if _id(name) % _RANGES in ranges]
         self._random.shuffle(self._rows)
         for start in range(0, len(self._rows), _BATCH):
             if self._faults.slow:
@@ -132,8 +130,9 @@ class SimulatedReading:
             if self._faults.breaks and self._random.random() < 0.4:
                 raise SourceError("simulated: the connection is lost in the midst of the rows")
             yield [
-                Row(_id(name), name, b"function", b"[]", code, range=_id(name) % _RANGES)
-                for name, code in self._rows[start : start + _BATCH]
+                Row(number, name, b"function", b"[]", code, range=_range(name))
+                for number, (name, code) in enumerate(self._rows[start : start + _BATCH], start)
+                if ranges is None or _range(name) in ranges
             ]
 
 
