@@ -104,7 +104,7 @@ MUTANTS = {
     ),
     "a change is not noticed": Mutant(
         PLANE + "table_reader.py",
-        r"if reading\.fingerprint == self\._fingerprint and not due:",
+        r"if unchanged and not due:",
         "if self._fingerprint is not None and not unconditional:",
         "not served as it is|does not have|never good",
     ),
