@@ -154,15 +154,22 @@ def types(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytest",), **options: Any) -> None:
-    """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone."""
-    last = Path(".pytest_cache/v/cache/lastfailed")
+    """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone:
+    at once, or after this session where ``CI_BESIDE`` says that another one runs beside it.
+    """
+    cache = Path(".pytest_cache", session.name)  # of its own: two sessions may run at the same time
+    last = cache / "v/cache/lastfailed"
     if os.environ.get("CI"):
         last.unlink(missing_ok=True)
+        arguments += ("-o", f"cache_dir={cache}")
     try:
         run(session, *by, *arguments, **options)
     except nox.command.CommandFailed as failed:
         # Every other code tells of a run that was not finished.
-        if not os.environ.get("CI") or getattr(failed, "return_code", None) != TESTS_FAILED:
+        finished = getattr(failed, "return_code", None) == TESTS_FAILED
+        if os.environ.get("CI") and not finished:
+            last.unlink(missing_ok=True)
+        if not os.environ.get("CI") or not finished or os.environ.get("CI_BESIDE"):
             raise
         run(session, "python", ".ci/failed-alone", str(last))
 
@@ -275,15 +282,20 @@ def tests(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Unit, integration and chaos tests with coverage of every process (at least 95 %), with all Hypothesis examples.
     Tests with whole servers run on the transport on which `nox -s tests` does not run them, and thorough ones on both;
-    tests of perf cover nothing of the server.
+    tests of perf cover nothing of the server. `UNIT_COVERAGE=FILE`: the unit tests have run elsewhere, and FILE holds
+    their coverage.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
+    recorded = os.environ.get("UNIT_COVERAGE")
+    if recorded and not Path(recorded).is_file():
+        session.error(f"UNIT_COVERAGE={recorded}: there is no such file")
     run(session, "coverage", "erase")
-    covering = ("unit", "integration", "chaos")
+    covering = ("integration", "chaos") if recorded else ("unit", "integration", "chaos")
     options = ("--one-transport=other", "--ignore=tests/unit/perf")
     run_all(session, "coverage", "run", "-m", "pytest", suites=covering, options=options, thorough=True)
-    run(session, "coverage", "combine", "-q")
+    # `combine` takes the records of this folder by itself, unless it is given others.
+    run(session, "coverage", "combine", "-q", *((".", recorded) if recorded else ()))
     run(session, "coverage", "report")
 
 

@@ -60,6 +60,10 @@ COMMANDS: dict[str, Command] = {
         "perf.benches.catalogue_100k", "measure 100,000 definitions of 2 kB against their limits", "about 1 min",
         f"{_QUIET}; a PostgreSQL provider of the tests",
     ),
+    "gate": Command(
+        "perf.benches.row_gate", "measure the row gate, and a victim beside the first check of 100,000 rows",
+        "about 2 min", f"{_QUIET}; a PostgreSQL provider of the tests",
+    ),
     "memory": Command(
         "perf.harness.memory", "measure the memory of whole servers by definitions and workers", "about 5 min",
         "a PostgreSQL provider of the tests",

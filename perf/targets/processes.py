@@ -102,9 +102,18 @@ def children(pid: int) -> list[int]:
     """All processes that descend from ``pid``, itself included; without the definition server's checker."""
     found = [pid]
     for parent in found:
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split() if not _is_checker(child)]
+        found += [int(child) for child in _children(parent) if not _is_checker(child)]
     return found
+
+
+def checkers(pid: int) -> list[int]:
+    """The processes that judge rows for the master ``pid``: one, or none."""
+    return [int(child) for child in _children(pid) if _is_checker(child)]
+
+
+def _children(pid: int) -> list[str]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _is_checker(pid: str) -> bool:

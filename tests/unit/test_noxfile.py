@@ -36,6 +36,8 @@ class SessionFailed(Exception):
 class Session:
     """Notes the commands that a session runs; ``venv`` makes what noxfile.py looks for."""
 
+    name = "a session"
+
     def __init__(self, fails: Callable[[list[str]], bool] = lambda command: False) -> None:
         self.env: dict[str, str | None] = {}
         self.posargs: list[str] = []
@@ -204,11 +206,35 @@ def test_what_the_fast_session_leaves_out_runs_in_ci(noxfile: Any) -> None:
     assert "--one-transport=alternate" in left_out
     assert "thorough" not in complete
     assert "--one-transport=other" in complete
-    assert "nox -s coverage" in (ROOT / ".ci/run").read_text()
-    # Coverage is measured without the tests of perf: their thorough cases run here.
+
+
+def test_ci_runs_the_unit_tests_completely_on_debians_newest_python_and_takes_their_coverage_from_there(
+    noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (line,) = [each for each in (ROOT / ".ci/newest-python").read_text().splitlines() if "pytest tests/unit" in each]
-    assert " -m pytest " in line
-    assert "-m not" not in line
+    assert "coverage run -m pytest tests/unit" in line
+    assert '-m "not' not in line
+    stages = (ROOT / ".ci/run").read_text()
+    recorded = "UNIT_COVERAGE=$copy/.coverage nox -s coverage"
+    assert stages.index("sid .ci/newest-python") < stages.index(recorded)
+    session = Session()
+    monkeypatch.setenv("UNIT_COVERAGE", "unit data")
+    with pytest.raises(SessionFailed, match="unit data: there is no such file"):
+        noxfile.coverage(session)
+    assert session.running == []
+    (folder / "unit data").touch()
+    noxfile.coverage(session)
+    suites = [each for command in session.running for each in command if each.startswith("tests/")]
+    assert suites[:2] == ["tests/integration", "tests/chaos"]
+    assert not any(each.startswith("tests/unit") for each in suites)
+    assert [command[-3:] for command in session.running if "combine" in command] == [["-q", ".", "unit data"]]
+    assert session.running[-1][1:] == ["report"]
+
+
+def test_unit_tests_that_need_root_are_not_left_to_the_stage_of_an_ordinary_user() -> None:
+    needs_root = [path for path in (ROOT / "tests/unit").rglob("test_*.py") if "uid() != 0" in path.read_text()]
+    assert needs_root
+    assert [path for path in needs_root if path != Path(__file__) and "thorough" in path.read_text()] == []
 
 
 def test_only_suites_that_ci_runs_completely_have_thorough_tests() -> None:
@@ -296,13 +322,15 @@ class Judged(Session):
 
 def test_in_ci_failed_tests_run_again_alone(noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
-    stale = folder / ".pytest_cache/v/cache/lastfailed"
+    monkeypatch.delenv("CI_BESIDE", raising=False)
+    stale = folder / ".pytest_cache/a session/v/cache/lastfailed"
     stale.parent.mkdir(parents=True)
     stale.write_text('{"tests/of_an_earlier_run.py": true}')
     session = Judged(1)
     noxfile.run_tests(session, "tests/unit")
     assert not stale.exists()
-    assert session.running[1][1:] == [".ci/failed-alone", ".pytest_cache/v/cache/lastfailed"]
+    assert session.running[0][-2:] == ["-o", "cache_dir=.pytest_cache/a session"]
+    assert session.running[1][1:] == [".ci/failed-alone", ".pytest_cache/a session/v/cache/lastfailed"]
 
 
 @pytest.mark.parametrize(("ci", "code"), [("", 1), ("true", 2), ("true", 3), ("true", 5), ("true", -9)])
@@ -314,6 +342,27 @@ def test_a_run_that_was_not_finished_or_is_not_in_ci_fails_at_once(
     with pytest.raises(CommandFailed):
         noxfile.run_tests(session, "tests/unit")
     assert len(session.running) == 1
+
+
+@pytest.mark.parametrize(("code", "kept"), [(1, True), (2, False), (-9, False)])
+def test_beside_another_session_failed_tests_are_left_to_ci_and_an_unfinished_run_leaves_none(
+    noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: bool
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("CI_BESIDE", "true")
+    listed = folder / ".pytest_cache/a session/v/cache/lastfailed"
+    session = Judged(code)
+
+    def run(*command: str, **options: Any) -> None:
+        listed.parent.mkdir(parents=True)
+        listed.write_text('{"tests/test_of_this_run.py": true}')
+        Judged.run(session, *command, **options)
+
+    monkeypatch.setattr(session, "run", run)
+    with pytest.raises(CommandFailed):
+        noxfile.run_tests(session, "tests/judges")
+    assert len(session.running) == 1
+    assert listed.exists() == kept
 
 
 @pytest.mark.parametrize(

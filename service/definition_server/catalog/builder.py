@@ -15,8 +15,8 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
-from operator import is_, itemgetter
+from itertools import chain, compress, islice, repeat
+from operator import is_, itemgetter, ne
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import (
@@ -46,6 +46,7 @@ _NO_ID = -(2**63) - 1
 
 _DIGEST = itemgetter(1)
 """The content hash of an entry."""
+
 _HASHED_TOGETHER = 512
 """Pieces that are joined before they are hashed, where they are short: a call for each costs more than the copy."""
 _SHORT_OCTETS = 1 << 20
@@ -91,11 +92,22 @@ class SnapshotBuilder:
     Between the two, `hold` and `leave_out` change what is served for one name.
     """
 
-    def __init__(self, signer: Signer | None = None) -> None:
+    def __init__(self, signer: Signer | None = None, known: Mapping[bytes, bytes] | None = None) -> None:
+        """
+        Args:
+            signer: Signs the code.
+            known: The content hashes, by name, with which `differing` will compare the rows. Each is then compared when
+                it is encoded, while it is in the processor's cache: of 100,000 rows that saves 30 to 60 ms.
+        """
         self._signer = signer
+        self._known = known or None
+        # The names whose row differed from `_known` when it was added.
+        self._differed: dict[bytes, None] = {}
         # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
         self._entries: dict[bytes, Entry] = {}
+        # name → content hash. A table of its own, because to copy it takes a tenth of the time of making it.
+        self._digests: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
         # The rows that were served when they were added, by range: names and entries.
         self._ranges: dict[int, tuple[list[bytes], list[Entry]]] = {}
@@ -116,6 +128,9 @@ class SnapshotBuilder:
         self._kept = {number: previous.ranges[number] for number in ranges}
         for names, entries in self._kept.values():
             self._entries.update(zip(names, entries, strict=True))
+            self._digests.update(zip(names, map(_DIGEST, entries), strict=True))
+        if self._known is not None:
+            self._differed = dict.fromkeys(self._compare(self._known))
         self.findings.source_rows += len(self._entries)
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -149,7 +164,10 @@ class SnapshotBuilder:
                 self.findings.withdraw(suspicion, loser)
         digest, message = self._encode(row)
         entry = self._entries[name] = (_order(row), digest, message)
+        self._digests[name] = digest
         self._note_range(row.range, name, entry)
+        if self._known is not None and self._known.get(name) != digest:
+            self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
             self._suspicions[name] = [Suspect.LARGER_THAN_4_MIB]
             self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
@@ -190,8 +208,19 @@ class SnapshotBuilder:
 
     def digests(self) -> dict[bytes, bytes]:
         """Name → content hash (64 hexadecimal digits) of what `build` would serve. A new table at each call."""
-        # Without a step of the interpreter for each row: half the time of a comprehension.
-        return dict(zip(self._entries, map(_DIGEST, self._entries.values()), strict=True))
+        return self._digests.copy()
+
+    def differing(self, known: Mapping[bytes, bytes]) -> list[bytes]:
+        """The names whose content hash, as `digests` has it, is another one than in ``known``, or is not there."""
+        digests = self._digests
+        if known is self._known:
+            # `known` may have changed meanwhile, and of rows with one name another one may be served.
+            return [name for name in self._differed if name in digests and digests[name] != known.get(name)]
+        return list(self._compare(known))
+
+    def _compare(self, known: Mapping[bytes, bytes]) -> Iterator[bytes]:
+        """`differing`, of all rows so far. Without a step of the interpreter for each row that is as it was."""
+        return compress(self._digests, map(ne, self._digests.values(), map(known.get, self._digests)))
 
     def faults(self) -> Mapping[bytes, Unserved]:
         """The names of which no row can be served → why not. Of several rows of a name the highest id's reason."""
@@ -231,13 +260,14 @@ class SnapshotBuilder:
         is not served is withdrawn; the caller reports it as held, for ``reason``.
         """
         self._withdraw(name)
-        self._entries[name] = (_NO_ID, bytes(message[-64:]), bytes(message))
+        digest = self._digests[name] = bytes(message[-64:])
+        self._entries[name] = (_NO_ID, digest, bytes(message))
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count its row under ``reason``."""
         order = self._entries[name][0]
         self._withdraw(name)
-        del self._entries[name]
+        del self._entries[name], self._digests[name]
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
@@ -261,7 +291,7 @@ class SnapshotBuilder:
         """
         pieces, arrangement, body = self._arrange()
         names = arrangement.names
-        version = _version_hash(names, map(_DIGEST, map(self._entries.__getitem__, names)))
+        version = _version_hash(names, map(self._digests.__getitem__, names))
         tail = _catalog_tail(len(names), version)
         body_length = body + len(tail)
         if body_length > wire.MAX_MESSAGE:

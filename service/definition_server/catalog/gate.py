@@ -22,8 +22,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import compress
-from operator import ne
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, Flaw
@@ -171,12 +169,12 @@ class Review:
         self._new: list[bytes] = []
 
     def find_changed(self) -> None:
-        """Find the rows that did not pass before. O(rows); may run in another thread than the rest."""
+        """Find the rows that did not pass before. O(rows), unless the builder compared them with `Gate.passed`; may run
+        in another thread than the rest.
+        """
         gate, digests = self._gate, self._digests
         tolerated, pending = gate.tolerated.get, gate.pending.get
-        # Without a step of the interpreter for each row that is as it was.
-        others = compress(digests, map(ne, digests.values(), map(gate.passed.get, digests)))
-        self._changed = [name for name in others if digests[name] != tolerated(name)]
+        self._changed = [name for name in self._builder.differing(gate.passed) if digests[name] != tolerated(name)]
         for name in self._changed:
             digest = self._digests[name]
             if gate.found.get(name, _NOTHING)[0] == digest:

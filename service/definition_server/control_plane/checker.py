@@ -31,6 +31,8 @@ _MOST_OCTETS = 256 * 1024 * 1024
 _NICENESS = 10
 WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
 """Rows, and about how many octets, that are sent before an answer is awaited."""
+_PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
+"""Answers for which the next ones need not be judged in another way."""
 
 
 class Content(NamedTuple):
@@ -200,7 +202,10 @@ class _CheckerProcess:
         self._process = process
         self._end = end
         self._wall = wall_per_cpu_second
-        self._received = b""
+        self._received = bytearray()
+        """Answers that were not taken yet."""
+        self._closed = self._late = False
+        """Whether no more will come: the socket is closed, or one did not come in time."""
         self.octets = 0
         """Of source that it has been sent."""
 
@@ -236,13 +241,13 @@ class _CheckerProcess:
             theirs.close()
         started = cls(process, ours, wall)
         try:
-            answer = await started._receive(START_SECONDS)
+            answer = await started._receive([START_SECONDS])
         except BaseException as error:
             await started.end()
             if isinstance(error, _Ended):
                 raise CannotCheck("the checker process ended or hung at its start") from None
             raise
-        if answer != READY:
+        if answer != READY[0]:
             await started.end()
             raise CannotCheck("the checker process answered something else at its start")
         return started
@@ -281,11 +286,12 @@ class _CheckerProcess:
 
     async def _ask_window(self, window: Sequence[Content], judged: list[Judgement]) -> None:
         sending = asyncio.ensure_future(self._send(window))
+        limits = [self._wall * cpu_seconds(content.size) for content in window]
         try:
-            for content in window:
+            for number, content in enumerate(window):
                 fresh = not self.octets
                 self.octets += content.size + 1
-                octet = (await self._receive(self._wall * cpu_seconds(content.size)))[0]
+                octet = await self._receive(limits[number:] if not self._received else ())
                 if not ANSWER <= octet < ANSWER + 2 * Flaw.EXHAUSTED:
                     raise _Ended(own_fault=False, lasting=True)
                 flaws = Flaw(octet - ANSWER)
@@ -308,20 +314,58 @@ class _CheckerProcess:
         with suppress(OSError):  # it has ended, which the receiving side notices
             await loop.sock_sendall(self._end, b"".join(pieces))
 
-    async def _receive(self, seconds: float) -> bytes:
-        """The next octet, within ``seconds``."""
+    async def _receive(self, limits: Sequence[float]) -> int:
+        """The next octet. ``limits``: the seconds for each of the answers that are awaited, this one first."""
         if not self._received:
+            if not self._late and not self._closed:
+                await self._await_answers(limits)
+            if not self._received:
+                raise _Ended(own_fault=True, lasting=False) if self._late else await self._how_it_ended()
+        return self._received.pop(0)
+
+    async def _await_answers(self, limits: Sequence[float]) -> None:
+        """Wait until all awaited answers are here, or one that needs attention, or no more will come.
+
+        The waiting task is woken once for all answers: each wake-up costs the event loop more than the answer does.
+        """
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        deadline = loop.time() + limits[0]
+        timer = loop.call_at(deadline, lambda: check_time())
+
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def take() -> None:
+            nonlocal deadline
             try:
-                async with asyncio.timeout(seconds):
-                    self._received = await asyncio.get_running_loop().sock_recv(self._end, 4096)
-            except TimeoutError:
-                raise _Ended(own_fault=True, lasting=False) from None
+                octets = self._end.recv(4096)
+            except BlockingIOError:
+                return
             except OSError:
-                self._received = b""
-        if not self._received:
-            raise await self._how_it_ended()
-        octet, self._received = self._received[:1], self._received[1:]
-        return octet
+                octets = b""
+            self._closed = not octets
+            self._received += octets
+            if not octets or len(self._received) >= len(limits) or not _PLAIN.issuperset(octets):
+                finish()
+            else:
+                deadline = loop.time() + limits[len(self._received)]
+
+        def check_time() -> None:
+            nonlocal timer
+            self._late = loop.time() >= deadline
+            if self._late:
+                finish()
+            else:
+                timer = loop.call_at(deadline, check_time)
+
+        loop.add_reader(self._end, take)
+        try:
+            await done
+        finally:
+            loop.remove_reader(self._end)
+            timer.cancel()
 
     async def _how_it_ended(self) -> _Ended:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -97,6 +97,11 @@ class RowGate:
     def held(self) -> tuple[Held, ...]:
         """The commands that are held at their last good version, in name order."""
         return tuple(self._gate.held.values())
+
+    @property
+    def passed(self) -> Mapping[bytes, bytes]:
+        """Name → content hash of the rows that are served and were judged good. Replaced by each `apply`."""
+        return self._gate.passed
 
     @property
     def pending(self) -> int:

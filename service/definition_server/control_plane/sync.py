@@ -11,7 +11,7 @@ import asyncio
 import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -46,6 +46,10 @@ class Gate(Protocol):
 
     unsure: bool
     """Whether the last verdicts must be asked for again, although the table does not change."""
+
+    @property
+    def passed(self) -> Mapping[bytes, bytes]:
+        """Name → content hash of the rows that are served and were judged good."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -128,6 +132,7 @@ class Synchronizer:
             source,
             self._background,
             on_change=None if gate is None else gate.prepare,
+            known=None if gate is None else lambda: gate.passed,
             full_read_interval=full_read_interval,
         )
         self.catalogue = ServedCatalogue(

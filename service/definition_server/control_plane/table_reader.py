@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -70,6 +70,7 @@ class TableReader:
         background: Background,
         *,
         on_change: Callable[[], None] | None = None,
+        known: Callable[[], Mapping[bytes, bytes]] | None = None,
         full_read_interval: float = math.inf,
     ) -> None:
         """
@@ -77,9 +78,11 @@ class TableReader:
             source: Has the rows.
             background: The thread that encodes them.
             on_change: Called when rows are about to be read.
+            known: Gives the content hashes, by name, with which the rows will be compared.
             full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
         """
         self._on_change = on_change
+        self._known = known
         self._source = source
         self._background = background
         self._full_read_interval = full_read_interval
@@ -133,7 +136,8 @@ class TableReader:
                 if self._on_change is not None:
                     self._on_change()
                 ranges = await reading.ranges(None if previous is None else previous.ranges)
-                table = ReadTable(SnapshotBuilder(signer), reading.fingerprint, begun, ranges)
+                builder = SnapshotBuilder(signer, None if self._known is None else self._known())
+                table = ReadTable(builder, reading.fingerprint, begun, ranges)
                 changed = None if previous is None or ranges is None or due else previous.changed(ranges, signer)
                 if previous is not None and ranges is not None and changed is not None:
                     await self._background.run(

@@ -72,6 +72,9 @@ class Host(Protocol):
     """What a protocol needs of its server."""
 
     budget: Budget
+    """Of connections that have made a call which the server admits."""
+    strangers: Budget
+    """Of those that have not."""
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -199,7 +202,7 @@ class Http2Protocol(asyncio.Protocol):
             self._host.limits,
             self._loop.time(),
             random.uniform(-1, 1),
-            budget=self._host.budget,
+            budget=self._host.strangers,
             on_eviction=self.wake,
         )
         self.established = True
@@ -315,6 +318,8 @@ class Http2Protocol(asyncio.Protocol):
         """The peer has shown that it deserves ``trust``."""
         if trust <= self.trust:
             return
+        if self.trust is Trust.STRANGER:
+            self.connection.count_in(self._host.budget)
         self.trust = trust
         self._prompt = trust is Trust.CLIENT and not self.closing
         if self._acceptor is not None:

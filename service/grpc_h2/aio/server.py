@@ -95,6 +95,7 @@ class Server:
         self.router = Router()
         self.timer_slack = _timer_slack(limits)
         self.budget = Budget(limits.max_held)
+        self.strangers = Budget(min(limits.max_held, limits.max_held_by_strangers))
         self._interceptors = tuple(interceptors)
         self._max_calls = max_concurrent_calls
         self.admission = Admission(

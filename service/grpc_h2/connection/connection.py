@@ -466,6 +466,13 @@ class Connection:
             if held != share.octets:
                 share.hold(held)
 
+    def count_in(self, budget: Budget) -> None:
+        """What the connection holds counts in ``budget`` from now on, and in no other."""
+        if self._share is not None:
+            self._share.leave()
+            self._share = budget.join(self._evict)
+            self._report()
+
     def _evict(self) -> None:
         self._calls.close(ErrorCode.ENHANCE_YOUR_CALM, "the server is short of memory, and this connection holds most")
         self._report()

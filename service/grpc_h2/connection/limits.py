@@ -181,6 +181,10 @@ class Limits:
     output that waits, streams. Beyond it the connection that holds most is ended. Envoy's overload manager and C-core's
     resource quota do the same; neither has a default. 10,000 connections with one `Watch` each hold some 40 MiB."""
 
+    max_held_by_strangers: int = 32 * 1024 * 1024
+    """The same of connections that have made no call yet which the server admits, and beside `max_held`: beyond it the
+    heaviest of these is ended, and no client's. 10,000 that connect at once hold some 10 MiB."""
+
     def __post_init__(self) -> None:
         """Check each limit, and those that rely on each other.
 
@@ -252,6 +256,7 @@ _LEAST = {
     "replies_per_turn": 1,
     "min_read_rate": 1,
     "max_held": 64 * 1024,
+    "max_held_by_strangers": 64 * 1024,
 }
 """The least value of a limit, where that is not 0. No window is smaller than the one that every connection starts with
 (RFC 9113 section 6.9.2), because only SETTINGS can make one smaller, and the connection's not even they."""

@@ -347,6 +347,24 @@ def test_digests_are_the_hashes_of_what_would_be_served() -> None:
     }
 
 
+def test_rows_that_differ_are_the_same_whether_they_are_compared_when_added_or_afterwards() -> None:
+    old = SnapshotBuilder()
+    old.add([Row(number, name, None, b"[]", b"pass") for number, name in enumerate((b"a", b"b", b"c", b"d", b"gone"))])
+    known = old.digests()
+    builders = SnapshotBuilder(SIGNER), SnapshotBuilder(SIGNER, known)
+    for builder in builders:
+        builder.add([Row(number, name, None, b"[]", b"pass") for number, name in enumerate((b"a", b"b", b"c", b"new"))])
+        builder.add([Row(9, b"a", None, b"[]", b"x = 1"), Row(9, b"b", None, b"[]", b"x = 2")])
+        builder.add([Row(10, b"b", None, b"[]", b"pass"), Row(10, b"d", None, b"[1]", b"pass")])
+        assert sorted(builder.differing(known)) == [b"a", b"d", b"new"]
+        assert sorted(builder.differing({})) == [b"a", b"b", b"c", b"d", b"new"]
+        builder.leave_out(b"d", Unserved.CODE_INVALID)
+        builder.hold(b"a", old.encode(Row(0, b"a", None, b"[]", b"pass")), Unserved.CODE_INVALID)
+        known[b"new"] = builder.digests()[b"new"]
+        assert builder.differing(known) == []
+        del known[b"new"]
+
+
 @pytest.mark.parametrize("signer", [None, SIGNER])
 def test_the_facts_of_a_row_are_those_that_would_be_served_and_the_unsigned_code(signer: Signer | None) -> None:
     builder = SnapshotBuilder(signer)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from random import Random
+from time import thread_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +40,7 @@ class Bench:
 
     def read(self, *rows: Row, judging: bool = True) -> Change:
         """Let a reading pass the gate. Without ``judging`` no checker can be started."""
-        builder = SnapshotBuilder(self.signer)
+        builder = SnapshotBuilder(self.signer, self.gate.passed)
         builder.add(rows)
         review = Review(self.gate, builder, self.last)
         review.find_changed()
@@ -162,6 +165,28 @@ def test_only_changed_rows_are_judged_and_the_same_content_once() -> None:
     for _ in range(2):
         bench.read(row("a", "if"), row("b", "x = 1"), row("c", "x = 3"))
     assert bench.judged == [b"c", b"a"]
+
+
+def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
+    """Judged by CPU time in one run: of 20,000 rows in another order than before, none of which has changed."""
+    rows = [row(f"command{n}", f"x = {n}\n" * 40) for n in range(20_000)]
+    gate, encoding, reviewing, kept = Gate(), [], [], []
+    for seed in range(4):
+        Random(seed).shuffle(rows)
+        builder = SnapshotBuilder(None, gate.passed)
+        started = thread_time()
+        builder.add(rows)
+        encoded = thread_time()
+        kept.append(gate.passed)  # so that the time of releasing it does not count
+        review = Review(gate, builder, None)
+        review.find_changed()
+        for name, _, _ in review.unjudged():
+            review.note(name, Flaw.NONE)
+        review.settle(1.0)
+        encoding.append(encoded - started)
+        reviewing.append(thread_time() - encoded)
+    # Measured: 2 to 3 %; 9 to 11 % where each row is looked up once more.
+    assert min(reviewing[1:]) < 0.06 * min(encoding)
 
 
 def test_verdicts_are_not_shared_between_modes_and_are_bounded() -> None:

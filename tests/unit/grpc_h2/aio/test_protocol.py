@@ -20,6 +20,7 @@ from tests.support.h2_wire import (
     PROTOCOL_ERROR,
     SETTINGS_ACK,
     call,
+    continuation,
     data,
     grpc_message,
     headers,
@@ -526,3 +527,31 @@ async def test_a_handler_that_answers_after_a_long_silence_gives_its_client_the_
     assert sum(map(len, transport.writes)) > 60_000, "as much as the window allows"
     assert not protocol.connection.terminated
     protocol.connection_lost(None)
+
+
+@pytest.mark.requirement("B-held-octets")
+async def test_strangers_that_hold_too_much_end_each_other_and_no_client() -> None:
+    limits = Limits(max_held_by_strangers=400 * 1024)
+    server, client, _ = await connected(limits=limits)
+    client.data_received(call(1))
+    client.data_received(headers(3, request_block(b"/t.S/echo")) + data(3, grpc_message(bytes(200_000))[:16_000]))
+    for _ in range(8):
+        client.data_received(data(3, bytes(16_000)))
+    await loop_until(lambda: server.budget.held > 100_000)
+    block = request_block(b"/t.S/Get", (b"x-long", b"a" * 46_000))
+    begun = headers(1, block[:16_000], end_headers=False)
+    more = [continuation(1, block[at : at + 10_000]) for at in range(16_000, 46_000, 10_000)]
+    strangers = []
+    for _ in range(4):
+        protocol, transport = Http2Protocol(server, asyncio.get_running_loop()), FakeTransport()
+        protocol.connection_made(transport)
+        protocol.data_received(HELLO + SETTINGS_ACK + begun + b"".join(more))
+        strangers.append(protocol)
+        await loop_until(lambda protocol=protocol: not protocol.connection.backlog)  # type: ignore[misc]
+        assert server.strangers.held <= 400 * 1024
+    assert 0 < sum(protocol.connection.terminated for protocol in strangers) < 4
+    assert not client.connection.terminated
+    for protocol in (client, *strangers):
+        protocol.connection_lost(None)
+    assert (server.budget.held, server.strangers.held) == (0, 0)
+    await server.stop(None)

@@ -159,6 +159,21 @@ def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_a
     assert 0 < sum(not peer.connection.terminated for peer in peers) < 600
 
 
+@pytest.mark.requirement("B-held-octets")
+def test_a_connection_that_changes_its_budget_counts_in_the_new_one_alone():
+    strangers, clients = Budget(64 * KIB), Budget(1024 * KIB)
+    peer = sharing(strangers).send(partly(1, 40 * KIB))
+    held = strangers.held
+    assert held >= 40 * KIB
+    peer.connection.count_in(clients)
+    assert (strangers.held, clients.held) == (0, held)
+    peer.send(partly(3, 60 * KIB)).assert_alive()
+    peer.connection.connection_lost()
+    assert clients.held == 0
+    for each in (strangers, clients):
+        each.check_invariants()
+
+
 def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_nothing_more():
     budget = Budget(1024 * KIB)
     connection = Connection(some_router(), QUIET, 0.0, budget=budget)

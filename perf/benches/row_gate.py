@@ -1,0 +1,177 @@
+"""The cost of the row gate, and what a first check of a large catalogue costs other clients.
+
+    python -m perf gate [--rows N] [--pairs N] [--seconds S] [--one-cpu]
+
+*Cost*: 100 of the rows have changed. Given are the CPU time of the master's part and the time until all are judged.
+*Beside*: a server with one worker has just started, and judges its rows while it serves. The checker process is stopped
+and continued by turns, so that a victim is measured alone and beside the check in the same run. The record goes to
+``perf/results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tests.support import wire
+from tests.support.client import Client
+from tests.support.polling import until
+from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.server import KEY, ServerProcess
+from tests.support.table import Table
+
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.content_check import MODULE
+from definition_server.catalog.definition import Row as TableRow
+from definition_server.catalog.gate import Gate
+from definition_server.control_plane.background import Background
+from definition_server.control_plane.checker import Checker, Content
+from definition_server.control_plane.row_gate import RowGate
+from perf.benches.attack_stage import Child, child
+from perf.benches.figures import Figures, Row
+from perf.generator.victim import VictimJob
+from perf.targets.processes import checkers, on_cpu
+from perf.targets.target import SERVER_CPU, TargetFailed
+
+CODE_OCTETS = 2000
+CHANGED = 100
+ROUNDS = 7
+GATE_MS = 50.0
+P99_RATIO = 1.5
+_PAUSE = 0.3
+_START_SECONDS = 120.0
+NAME = "command7"
+
+
+def rows(count: int, round_: int) -> list[TableRow]:
+    """A table of which `CHANGED` rows are others in each round."""
+    line = "value = args.get('target')\n" * (CODE_OCTETS // 28)
+    every = max(1, count // CHANGED)
+    return [
+        TableRow(
+            number + 1, b"command%d" % number, b"function", b'[{"item": "target", "type": "var"}]',
+            f"# {number} {0 if number % every else round_}\n{line}".encode(),
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+async def cost(count: int) -> list[tuple[float, float]]:
+    """CPU time of this process, and time, in ms, that the gate takes in each of `ROUNDS`."""
+    gate, checker, background = Gate(), Checker(), Background()
+    row_gate = RowGate(gate, checker, background=background, logs=False)
+    first = SnapshotBuilder()
+    first.add(rows(count, 0))
+    gate.passed, gate.first = first.digests(), False
+    await checker.check([Content(MODULE, b"warm", b"[]", b"pass")])
+    taken = []
+    try:
+        for number in range(1, ROUNDS + 1):
+            builder = SnapshotBuilder(None, row_gate.passed)
+            builder.add(rows(count, number))
+            cpu, began = time.process_time(), time.monotonic()
+            await row_gate.apply(builder, None)
+            taken.append(((time.process_time() - cpu) * 1000, (time.monotonic() - began) * 1000))
+    finally:
+        await row_gate.close()
+        background.close()
+    return taken
+
+
+def measure_cost(count: int, figures: Figures) -> None:
+    """Note what the gate costs."""
+    taken = asyncio.run(cost(count))
+    what = f"gate, {CHANGED} of {count:,} rows changed"
+    cpu, whole = zip(*taken, strict=True)
+    figures.note(f"{what}: CPU time of the master, least", min(cpu), "ms")
+    figures.note(f"{what}: CPU time of the master, median", statistics.median(cpu), "ms", GATE_MS)
+    figures.note(f"{what}: until all are judged, least", min(whole), "ms")
+    figures.note(f"{what}: until all are judged, median", statistics.median(whole), "ms")
+
+
+def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures: Figures) -> None:
+    """Note the victim's latencies, alone and beside the check."""
+    (checker,) = until(lambda: checkers(server.pid), "the checker runs")
+    with Client(server.port) as client:
+        content = client.raw("GetCommand", wire.command_request(NAME.encode()))
+    job = VictimJob(server.port, KEY, NAME, content.hex())
+    with child("perf.generator.victim", job.to_json()) as victim:
+        if not victim.read(_START_SECONDS):
+            raise TargetFailed("the victim does not start")
+        try:
+            pairs = _pairs(server, checker, victim, arguments)
+        finally:
+            os.kill(checker, signal.SIGCONT)
+        result = victim.end()["result"]
+    figures.note("pairs of measurements while rows were judged", pairs, "")
+    for kind in ("steady", "connect"):
+        calm, beside = ([result[f"{phase}{pair}"][kind] for pair in range(pairs)] for phase in ("calm", "beside"))
+        figures.note(f"{kind}: failed", sum(each["failed"] for each in (*calm, *beside)), "", 0)
+        for name in ("p50", "p99"):
+            alone, other = (statistics.median(each[name] for each in found) for found in (calm, beside))
+            figures.note(f"{kind}: {name} alone, median", alone, "ms")
+            figures.note(f"{kind}: {name} beside the check, median", other, "ms")
+            most = P99_RATIO if (kind, name) == ("steady", "p99") else None
+            figures.note(f"{kind}: {name} beside ÷ alone", other / alone, "×", most)
+
+
+def _pairs(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> int:
+    """Let the victim measure by turns. Returns how often, before all rows were judged."""
+    for pair in range(arguments.pairs):
+        for phase, number in (("calm", signal.SIGSTOP), ("beside", signal.SIGCONT)):
+            victim.say(f"measure before-{phase}{pair}")
+            os.kill(checker, number)
+            time.sleep(_PAUSE)
+            victim.say(f"measure {phase}{pair}")
+            time.sleep(arguments.seconds)
+        if server.metric("avap_rows_unchecked") == 0:
+            if pair < 2:
+                raise TargetFailed("all rows were judged before the victim was measured; give more --rows")
+            return pair
+    return int(arguments.pairs)
+
+
+def measure(url: str, arguments: argparse.Namespace, figures: Figures) -> None:
+    """All figures."""
+    measure_cost(arguments.rows, figures)
+    table = Table(url)
+    table.add_commands(arguments.rows, CODE_OCTETS)
+    table.run("VACUUM ANALYZE obex_dapl_functions")
+    server = ServerProcess(url, WORKERS="1", STATEMENT_TIMEOUT_SECONDS="30", SYNC_INTERVAL_SECONDS="600")
+    if arguments.one_cpu:
+        server.command = on_cpu(SERVER_CPU, server.command)
+    with server:
+        server.wait_ready(_START_SECONDS)
+        try:
+            measure_beside(server, arguments, figures)
+        except (TargetFailed, OSError, ValueError) as error:
+            figures.add(Row("a first check beside serving", "", most=P99_RATIO, error=str(error)))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, print the figures and store the record."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--pairs", type=int, default=8, help="measurements alone and beside (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each (default: %(default)s)")
+    parser.add_argument("--one-cpu", action="store_true", help="the whole server on one CPU")
+    arguments = parser.parse_args(given)
+    details: dict[str, Any] = vars(arguments) | {"code_octets": CODE_OCTETS}
+    figures = Figures("the row gate", details)
+    database = any_provider_or_skip()
+    try:
+        measure(create_database(database.url, "row_gate"), arguments, figures)
+    finally:
+        database.close()
+    figures.finish()
+    figures.show()
+    print(f"stored in {figures.save('row-gate')}")
+    return 0 if figures.kept else 1
