@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 from hypothesis import example, given
@@ -19,7 +20,7 @@ from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
 
-PLACES, OF_A_RANGE = 24, 3
+PLACES, OF_A_RANGE = 15, 3
 """The places that rows may be in, and those of a range."""
 
 BAD = b"bad"
@@ -129,11 +130,21 @@ def built(
     # The winner of a name goes, and the loser, whose range did not change, is served.
     [
         [("put", 0, Row(None, b"a", None, None, b"old"), 1), ("put", 9, Row(None, b"a", None, None, b"new"), 2)],
-        [("put", 20, Row(None, b"b", None, None, b"other"), 3)],
+        [("put", 14, Row(None, b"b", None, None, b"other"), 3)],
         [("delete", 9)],
     ],
     None,
-    __import__("random").Random(1),
+    Random(1),
+)
+@example(
+    # A range with a fault beside a sound row, which nothing touches afterwards.
+    [
+        [("put", 0, Row(None, b"a", None, None, None), 1), ("put", 1, Row(None, b"b", None, None, b"sound"), 2)],
+        [("put", 14, Row(None, b"z", None, None, b"other"), 3)],
+        [("put", 14, Row(None, b"z", None, None, b"changed"), 3)],
+    ],
+    Signer("key"),
+    Random(1),
 )
 def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
     table, previous, last = Table(), None, None
@@ -195,17 +206,17 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
         Row(7000, b"name0007", None, None, b"wins", range=70),
         Row(-7, b"name0007", None, None, b"loses", range=70),
         Row(7000, b"other", None, None, None, range=70),
+        Row(7000, b"other", None, None, None, range=9),
         Row(7000, None, None, None, b"code", range=70),
         Row(7000, b"other", None, None, bytes(LARGE_DEFINITION), range=70),
     ],
-    ids=["winner", "loser", "no code", "no name", "large"],
+    ids=["winner", "loser", "no code", "no code beside others", "no name", "large"],
 )
 def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) -> None:
     previous, _ = previous_of([*some(100), row])
     # The winner's own range may be kept: as long as it does not change, its row is the one that is served.
-    assert previous.ranges.keys() == set(range(10)) - ({0} if row.code == b"wins" else set()) | (
-        {70} if row.code == b"wins" else set()
-    )
+    read_again, kept = ({0}, {70}) if row.code == b"wins" else ({row.range}, set())
+    assert previous.ranges.keys() == set(range(10)) - read_again | kept
 
 
 def test_rows_without_ranges_are_not_taken_over() -> None:
