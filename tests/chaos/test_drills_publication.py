@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from tests.conftest import StartServer
+from tests.support import wire
 from tests.support.client import Client
 from tests.support.polling import until
 from tests.support.server import ServerProcess
@@ -312,13 +314,25 @@ def test_a_pin_by_a_policy_that_is_swapped_by_symlink_holds_under_load(
     assert client.failures == []
 
 
-def test_each_change_has_one_measured_delay_of_at_least_an_interval(filled: Table, start_server: StartServer) -> None:
-    server = start_server(filled.url).wait_ready()
-    with strict_client(server) as client:
-        for number in range(8):
-            update(filled, 7, f"x = {number}")
-            until(lambda number=number: client.catalogue["command7"] == f"x = {number}", server.tail)  # type: ignore[misc]
+@pytest.mark.thorough  # half a minute of waiting for cycles
+def test_each_of_100_changes_has_one_measured_delay_that_is_the_true_one_and_at_most_a_second_more(
+    filled: Table, start_server: StartServer
+) -> None:
+    server = start_server(filled.url, WORKERS="1", SYNC_INTERVAL_SECONDS="0.2").wait_ready()
+    request = wire.command_request(b"command7")
+    excesses = []
+    with Client(server.port) as client:
+        for number in range(100):
+            code = f"x = {number} # changed"
+            update(filled, 7, code)
+            committed = old = time.monotonic()
+            while code.encode() not in client.raw("GetCommand", request):
+                old = time.monotonic()
+                assert old < committed + LATE_SECONDS, server.tail()
+                time.sleep(0.005)
             until(lambda number=number: sum(server.statusz()["propagation"]["counts"]) == number + 1, server.tail)  # type: ignore[misc]
-            measured = server.statusz()["propagation"]["last_seconds"]
-            assert measured >= INTERVAL * 0.9
-    assert client.failures == []
+            # The old code was served until `old` at least, so the true delay is no less than the difference.
+            excesses.append(server.statusz()["propagation"]["last_seconds"] - (old - committed))
+    assert min(excesses) >= 0
+    # What it may exceed is the time between two checks. On a machine that others use, some checks come late.
+    assert sum(excess <= 1.0 for excess in excesses) >= 95, sorted(excesses)

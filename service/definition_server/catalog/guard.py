@@ -2,7 +2,8 @@
 
 A row that is wrong by itself is dealt with row by row. A table that lost or doubled its rows has nothing wrong in any
 of them; so the catalogues are compared, and a change that is too large waits for an operator, who accepts it by its
-hash. A change of a few rows never waits, whatever share of a small table they are.
+hash. A change of a few rows never waits, whatever share of a small table they are. A command whose code becomes blank
+is as good as gone: it counts as one that vanishes.
 
 A loss in small steps would pass a comparison of each step. So a step is also compared with the *baseline*, the
 catalogue that was in force at some earlier time: a step that by itself removes more than a few commands is held where
@@ -26,6 +27,10 @@ SMALL_GROWTH = 1 << 20
 """By so many octets a catalogue may always grow at once."""
 
 _NAMES = 10
+
+_CODE_TAG = wire.CODE << 3 | wire.LENGTH_DELIMITED
+_LONGEST_BLANK = 1024
+"""Octets of code that are looked at: more of them are no accident."""
 
 
 class Concern(StrEnum):
@@ -60,16 +65,37 @@ class Contents:
     names: AbstractSet[bytes]
     octets: int
     """Without signatures: a change of the signing key is no change of the content."""
+    blank: AbstractSet[bytes] = frozenset()
+    """Those of `names` whose code is empty, or white space."""
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Contents:
         """Those of ``snapshot``. O(commands)."""
-        names = []
+        overhead = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD
+        names, blank = [], []
         for message in snapshot.messages():
             length, start = wire.read_varint(message, 1)
-            names.append(bytes(message[start : start + length]))
-        signatures = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD * len(names)
-        return cls(snapshot.version_hash, frozenset(names), len(snapshot.body) - signatures)
+            name = bytes(message[start : start + length])
+            names.append(name)
+            if _is_blank(message, start + length, overhead):
+                blank.append(name)
+        octets = len(snapshot.body) - overhead * len(names)
+        return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank))
+
+    def lost_in(self, later: Contents) -> AbstractSet[bytes]:
+        """The commands that are not in ``later``, or whose code is blank there and is not here."""
+        return (self.names - later.names) | ((self.names & later.blank) - self.blank)
+
+
+def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
+    """Whether the code of a ``CommandResponse`` is blank. ``position``: behind the name, where the type begins."""
+    for _ in range(2):  # type and interface, of which neither is ever left out
+        length, start = wire.read_varint(message, position + 1)
+        position = start + length
+    if position >= len(message) or message[position] != _CODE_TAG:
+        return True
+    length, start = wire.read_varint(message, position + 1)
+    return length - overhead <= _LONGEST_BLANK and not bytes(message[start + overhead : start + length]).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +142,25 @@ def judge(
 
 
 def _shrunk(candidate: Contents, served: Contents, baseline: Contents | None, limits: Thresholds) -> Judgement | None:
-    if len(served.names - candidate.names) <= FEW_COMMANDS:
+    if len(served.lost_in(candidate)) <= FEW_COMMANDS:
         return None
     for before, since in ((served, "are served"), (baseline, "were served at the guard's baseline")):
         if before is None:
             continue
-        removed = before.names - candidate.names
+        removed = before.lost_in(candidate)
         if _percent(len(removed), len(before.names)) > limits.removed_percent:
             text = (
-                f"{len(removed)} of {len(before.names)} commands that {since} would vanish, more than "
-                f"{limits.removed_percent:g} % (GUARD_MAX_REMOVED_PERCENT)"
+                f"{len(removed)} of {len(before.names)} commands that {since} would vanish"
+                f"{_of_which_blank(removed, candidate)}, more than {limits.removed_percent:g} % "
+                "(GUARD_MAX_REMOVED_PERCENT)"
             )
             return Judgement(Concern.SHRUNK, text, _examples(removed))
     return None
+
+
+def _of_which_blank(removed: AbstractSet[bytes], candidate: Contents) -> str:
+    blank = len(removed & candidate.blank)
+    return f" ({blank} of them by blank code)" if blank else ""
 
 
 def _grown(candidate: Contents, served: Contents, baseline: Contents | None, limits: Thresholds) -> Judgement | None:

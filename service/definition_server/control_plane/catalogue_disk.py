@@ -62,6 +62,8 @@ class CatalogueDisk:
         self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
         self._to_add: Callable[[], list[HistoryEntry]] | None = None
+        self._rotating = asyncio.Lock()
+        self._rotations: set[asyncio.Task[None]] = set()
         self._discard: Callable[[], None] | None = None
         self._wishes_unsaved: Wishes | None = None
         self._wishes_on_disk = Wishes()
@@ -74,6 +76,8 @@ class CatalogueDisk:
 
     def close(self) -> None:
         """Write nothing more. A write that has begun is not waited for."""
+        for task in self._rotations:
+            task.cancel()
         if self._discard is not None:
             self._discard()
         self._to_add = self._discard = None
@@ -215,6 +219,25 @@ class CatalogueDisk:
         else:
             self._listed(adding.result())
         self._add_next()
+
+    def rotate(self, old: Signer | None, new: Signer | None) -> None:
+        """The signing key was rotated: give the history's files the MAC of the ``new`` one, without waiting.
+
+        Files without a MAC get none: they count only for as long as there is no key.
+        """
+        if self._history is None or old is None or new is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._sign_history_again(self._history, old, new))
+        self._rotations.add(task)
+        task.add_done_callback(self._rotations.discard)
+
+    async def _sign_history_again(self, history: History, old: Signer, new: Signer) -> None:
+        async with self._rotating:  # one rotation after the other
+            try:
+                await self._on_disk(partial(history.sign_again, old, new))
+            except StoreError as error:
+                self._report_history(str(error))
+            self._take_problems()
 
     def lacks(self, version: str) -> bool:
         """Whether ``version`` should be in the history and is not, and nothing is being written."""

@@ -2,7 +2,9 @@
 
 The files have the format of the last-known-good file and pass the same checks before anything in them is served: owner,
 mode, checksums and, with AVAP_INTERNAL_KEY, the MAC. The name must be the hash of the content. A file's time of
-modification is when the catalogue was last published. Everything here blocks; run it in a thread of `disk`.
+modification is when the catalogue was last published. Where the key is rotated under a running server, it checks the
+files with the old key a last time, and gives them the MAC of the new one. Everything here blocks; run it in a thread of
+`disk`.
 """
 
 from __future__ import annotations
@@ -146,6 +148,30 @@ class History:
             os.close(loaded[1])
             raise StoreError(f"{store.path} is not used: it holds another catalogue ({loaded[0].version_hash})")
         return loaded
+
+    def sign_again(self, old: Signer, new: Signer) -> None:
+        """Give each file that has the MAC of ``old`` that of ``new``: it can then be served after a rotation.
+
+        A file without the MAC of ``old`` stays as it is. What cannot be written is noted in `problems`.
+
+        Raises:
+            StoreError: where the directory cannot be read.
+        """
+        for entry in self.entries():
+            try:
+                loaded = self.load(entry.version_hash, old)
+            except StoreError:
+                continue
+            if loaded is None:
+                continue
+            _, descriptor = loaded
+            try:
+                self._store(entry.version_hash).save(descriptor, new)
+                os.utime(self._path(entry.version_hash), (entry.published_at, entry.published_at))
+            except (StoreError, OSError) as error:
+                self.problems.append(str(error))
+            finally:
+                os.close(descriptor)
 
     def _store(self, version: str) -> SnapshotStore:
         return SnapshotStore(self.directory, version + _SUFFIX)

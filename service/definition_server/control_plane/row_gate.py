@@ -14,7 +14,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol
+from itertools import islice
+from typing import ParamSpec, Protocol, TypeVar
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import Flaw
@@ -27,6 +28,9 @@ from definition_server.control_plane.checker import CannotCheck, Content, Judgem
 from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FIRST_SECONDS, FIRST_ROWS = 0.2, 500
 """Before the first publication rows are judged until both are passed."""
@@ -132,10 +136,7 @@ class RowGate:
         self._findings = builder.findings
         review = Review(gate, builder, last_good)
         if gate.checks:
-            if self._background is None:
-                review.find_changed()
-            else:
-                await self._background.run(review.find_changed)
+            await self._in_background(review.find_changed)
             try:
                 await self._judge(review.unjudged(), review.note, limited=gate.first)
                 await self._judge(review.doubtful(), review.note_last)
@@ -185,22 +186,21 @@ class RowGate:
             self._findings.unchecked = len(gate.pending)
 
         waiting = dict(gate.pending)
-        signed = newest.footer.key_id != UNSIGNED
-
-        def rows() -> Iterator[Row]:
-            for name, digest in waiting.items():
-                message = newest.answer(name)
-                if message is not None and message[-64:] == digest and gate.pending.get(name) == digest:
-                    facts = facts_of(message, signed=signed)
-                    key = gate.key(name, facts.interface, facts.code)
+        try:
+            for names in _slices(waiting):
+                # In the thread of lower priority: this must not delay the workers.
+                rows = await self._in_background(_served_rows, newest, names, waiting, gate.key)
+                unknown = []
+                for row in rows:
+                    name, _, key = row
                     known = gate.known(key)
+                    if gate.pending.get(name) != waiting[name]:
+                        continue
                     if known is None:
-                        yield name, facts, key
+                        unknown.append(row)
                     else:
                         note(name, known)
-
-        try:
-            await self._judge(rows(), note)
+                await self._judge(unknown, note)
             self._note_checking("")
         except CannotCheck as error:
             self._note_checking(str(error))
@@ -211,6 +211,11 @@ class RowGate:
         log.info("Rows that were served unchecked are checked", bad=bad, unchecked=len(gate.pending) - bad)
         if bad:
             self._on_bad_rows_served()
+
+    async def _in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._background is None:
+            return work(*args, **kwargs)
+        return await self._background.run(work, *args, **kwargs)
 
     async def close(self) -> None:
         """End the checker."""
@@ -231,6 +236,30 @@ class RowGate:
         elif self._unchecked and not error:
             log.info("Rows are checked again")
         self._unchecked = error
+
+
+def _slices(names: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """``names`` in pieces of `_BATCH_ROWS`."""
+    left = iter(names)
+    while piece := list(islice(left, _BATCH_ROWS)):
+        yield piece
+
+
+def _served_rows(
+    newest: Snapshot,
+    names: Iterable[bytes],
+    digests: Mapping[bytes, bytes],
+    key: Callable[[bytes, bytes, bytes], bytes],
+) -> list[Row]:
+    """Those of ``names`` that ``newest`` serves with these content hashes."""
+    signed = newest.footer.key_id != UNSIGNED
+    found = []
+    for name in names:
+        message = newest.answer(name)
+        if message is not None and message[-64:] == digests[name]:
+            facts = facts_of(message, signed=signed)
+            found.append((name, facts, key(name, facts.interface, facts.code)))
+    return found
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

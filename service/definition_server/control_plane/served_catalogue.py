@@ -126,6 +126,7 @@ class ServedCatalogue:
 
     def use_signer(self, signer: Signer | None) -> None:
         """Sign with another key from now on."""
+        self.disk.rotate(self._signer, signer)
         self._signer = signer
 
     @property

@@ -19,6 +19,7 @@ from tests.simulation.publication.database import BAD, CLOCK, State, Table
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import parse_definition
+from definition_server.catalog.signing import UNSIGNED, payload_of
 from definition_server.catalog.snapshot import Snapshot
 
 SMALL_GROWTH = 4096
@@ -33,14 +34,14 @@ class Broken(AssertionError):
 
 
 def content_of(snapshot: Snapshot) -> State:
-    """Name → code. Read from the octets; those that were read before are remembered."""
-    return _read(bytes(snapshot.buffer[: len(snapshot.body)]))
+    """Name → unsigned code. Read from the octets; those that were read before are remembered."""
+    return _read(bytes(snapshot.buffer[: len(snapshot.body)]), snapshot.footer.key_id != UNSIGNED)
 
 
 @lru_cache(maxsize=64)
-def _read(body: bytes) -> State:
+def _read(body: bytes, signed: bool) -> State:
     return {
-        definition.name.encode(): definition.code
+        definition.name.encode(): payload_of(definition.code) if signed else definition.code
         for number, _, message in wire.fields(memoryview(body))
         if number == wire.COMMANDS
         for definition in (parse_definition(message),)

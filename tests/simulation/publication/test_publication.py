@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.simulation.publication.promises import Promises
-from tests.simulation.publication.world import Failure, run_seed
+from tests.simulation.publication.world import Failure, run_seed, signer_of
 from tests.support.leftovers import nothing_left
 
 ROOT = Path(__file__).parents[3]
@@ -36,6 +36,11 @@ def test_a_seed_replays_exactly() -> None:
             run_seed(seed, trace.append)
         assert traces[0] == traces[1]
         assert len(traces[0]) > 50
+
+
+def test_days_with_and_without_a_signing_key_are_simulated() -> None:
+    signed = [signer_of(seed) is not None for seed in range(20)]
+    assert 5 <= sum(signed) <= 15
 
 
 def test_a_killed_master_leaves_no_descriptor() -> None:

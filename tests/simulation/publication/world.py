@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.simulation.publication.database import BAD, Faults, SimulatedSource, Table
-from tests.simulation.publication.promises import SMALL_GROWTH, Broken, Promises
+from tests.simulation.publication.promises import SMALL_GROWTH, Broken, Promises, content_of
 from tests.simulation.publication.surroundings import (
     DiskFaults,
     Fleet,
@@ -30,6 +30,7 @@ from tests.simulation.publication.virtual_time import VirtualLoop
 from definition_server.catalog import guard
 from definition_server.catalog.content_check import Flaw
 from definition_server.catalog.gate import Gate
+from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release, supervisor
 from definition_server.control_plane.checker import CannotCheck, Judgement
@@ -52,6 +53,8 @@ _CONFIGURE = Configure(
 EPOCH = 1_800_000_000.0
 _TICK_SECONDS = 60.0
 _WORKERS = 2
+_SIGNED = 0.5
+"""The share of runs with a signing key."""
 _SOON = 1.0
 """Seconds in which a pin, its end and an accepted catalogue reach every worker."""
 _SETTLED_SECONDS = 600.0
@@ -71,6 +74,11 @@ class Ran:
     publications: int
     checks: int
     lives: int
+
+
+def signer_of(seed: int) -> Signer | None:
+    """The signing key of a run. Of another sequence than all else, so that it does not change what happens in it."""
+    return Signer("simulated") if Random(f"signer {seed}").random() < _SIGNED else None
 
 
 def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Ran:
@@ -164,6 +172,7 @@ class Master:
         self.synchronizer = Synchronizer(
             SimulatedSource(world.table, world.faults, random),
             self.publisher,
+            signer=world.signer,
             store=SnapshotStore(directory),
             history=History(directory, 10, clock),
             wishes=WishesFile(directory),
@@ -177,7 +186,7 @@ class Master:
         )
         self.gate.on_bad_rows_served(self._read_again)
         self.publications = Publications(
-            self.synchronizer.catalogue, signer=lambda: None, sync_soon=self.loop.sync_soon, clock=clock
+            self.synchronizer.catalogue, signer=lambda: world.signer, sync_soon=self.loop.sync_soon, clock=clock
         )
         SimulatedWorker.fleet = self.fleet = Fleet(random, world.on_worker)
         self.supervisor = Supervisor(
@@ -231,6 +240,7 @@ class World:
         self.faults, self.disk_faults = Faults(), DiskFaults()
         self.checker_unavailable = False
         self.interval = self.random.choice([60.0, 300.0, 900.0])
+        self.signer = signer_of(seed)
         self.promises = Promises(self.table, loop.time)
         self._ever_good: dict[bytes, set[bytes]] = {}
         self._generation = 0
@@ -324,9 +334,9 @@ class World:
         gate = self.master.gate
         self.promises.unjudged |= self.master.checker.failed or gate.pending > 0
         for name in gate._gate.tolerated:
-            definition = snapshot.get(name.decode())
-            if definition is not None:
-                self.promises.tolerated.add(definition.code)
+            code = content_of(snapshot).get(name)
+            if code is not None:
+                self.promises.tolerated.add(code)
 
     def _on_publish(self, publication: Publication) -> None:
         snapshot = publication.snapshot

@@ -7,6 +7,7 @@ import os
 import pytest
 from tests.support.snapshots import opened, published, row
 
+from definition_server.catalog.definition import Row
 from definition_server.catalog.guard import (
     FEW_COMMANDS,
     SMALL_GROWTH,
@@ -131,3 +132,27 @@ def test_signatures_are_no_content() -> None:
     assert (bare.version, bare.names) == (with_packages.version, with_packages.names)
     assert len(signed.snapshot.body) - len(plain.body) > 20 * OVERHEAD // 2
     assert with_packages.octets - bare.octets <= 20 * 2, "nothing but longer length fields"
+
+
+@pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("blank", ["", " \n\t\n"], ids=["empty", "white space"])
+@pytest.mark.parametrize(("emptied", "held"), [(37, False), (38, True), (189, True)])
+def test_commands_whose_code_becomes_blank_count_as_vanished(
+    signer: Signer | None, blank: str, emptied: int, held: bool
+) -> None:
+    rows = [row(f"c{number:03}", "x = 1") for number in range(189)]
+    before = _contents_of(*rows, signer=signer)
+    after = _contents_of(*(row(f"c{n:03}", blank) for n in range(emptied)), *rows[emptied:], signer=signer)
+    judgement = judge(after, before)
+    assert concern(judgement) == (Concern.SHRUNK if held else None)
+    if judgement is not None:
+        assert f"({emptied} of them by blank code)" in judgement.text
+    assert judge(before, after) is None
+    more = _contents_of(*(row(f"c{n:03}", blank) for n in range(emptied)), *rows[emptied:-1], signer=signer)
+    assert judge(more, after) is None, "what was blank before does not count"
+
+
+def _contents_of(*rows: Row, signer: Signer | None) -> Contents:
+    publication = published(*rows, signer=signer)
+    os.close(publication.descriptor)
+    return Contents.of(publication.snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -186,3 +187,40 @@ def test_a_directory_that_cannot_be_read_or_written_is_an_error(tmp_path: Path, 
         history.entries()
     with pytest.raises(StoreError, match="cannot write"):
         keep(history, "1", clock)
+
+
+def test_after_a_rotation_files_of_the_old_key_have_the_mac_of_the_new_one(history: History, clock: FakeClock) -> None:
+    new = Signer("new key")
+    ours = [keep(history, code, clock, signer=KEY) for code in ("1", "2")]
+    listed = history.entries()
+    unsigned = keep(history, "3", clock)
+    already = keep(history, "4", clock, unsigned, *ours, signer=new)
+    path_of(history, ours[0]).chmod(0o600)
+    history.sign_again(KEY, new)
+    for version in (*ours, already):
+        loaded = history.load(version, new)
+        assert loaded is not None
+        os.close(loaded[1])
+    with pytest.raises(NotOurs, match="no MAC"):
+        history.load(unsigned, new)
+    with pytest.raises(NotOurs, match="MAC is not ours"):
+        history.load(ours[0], KEY)
+    assert [entry for entry in history.entries() if entry.version_hash in ours] == listed
+    assert history.take_problems() == []
+
+
+def test_a_full_disk_leaves_files_of_the_old_key_as_they_are_and_is_noted(
+    history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = keep(history, "1", clock, signer=KEY)
+    monkeypatch.setattr(os, "sendfile", _no_space)
+    history.sign_again(KEY, Signer("new key"))
+    assert [problem for problem in history.take_problems() if "No space left" in problem]
+    loaded = history.load(version, KEY)
+    assert loaded is not None
+    os.close(loaded[1])
+    assert [path.suffix for path in history.directory.iterdir()] == [".avapsnap"]
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -166,6 +166,31 @@ async def test_a_key_rotated_under_a_pin_leaves_pin_pinned_and_newest_on_disk_un
     assert server.version == new
 
 
+async def test_older_versions_can_be_pinned_after_rotations_and_a_restart(server: Server) -> None:
+    server.signer = Signer("key 0")
+    server.restart()
+    await server.cycle()
+    oldest = server.version
+    await change(server, "new")
+    newest = await change(server, "newest")
+    for number in (1, 2):  # the second one while the first is under way
+        server.signer = Signer(f"key {number}")
+        server.synchronizer.use_signer(server.signer)
+    await server.cycle()
+    await server.written()
+    await server.publications.pin(oldest, None)
+    definition = server.served.get("c00")
+    assert definition is not None
+    assert server.signer.unpack(definition.code) == b"pass"
+    await server.publications.unpin()
+    await server.written()
+    server.restart()
+    await server.cycle()
+    assert server.version == newest
+    await server.publications.pin(oldest, None)
+    assert server.version == oldest
+
+
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
 async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
     server: Server, logs: LogLines, key: str | None
