@@ -42,6 +42,8 @@ class Row(NamedTuple):
     """The version of ``avbc_code``, 32 bits with a sign."""
     fault: Unserved | None = None
     """What the source found wrong with the row, so that it could not or did not read it as it is."""
+    range: int | None = None
+    """The range of the source that has the row, where the source was asked for its ranges."""
 
 
 @dataclass(frozen=True, slots=True)
