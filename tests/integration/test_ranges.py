@@ -4,6 +4,7 @@ and of the previous snapshot is what a reading of all rows gives, in a real Post
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -33,10 +34,14 @@ def fill(table: Table, more: str = "WITH (fillfactor=20, autovacuum_enabled=fals
 class Master:
     """A reader that deals with what it reads, and one that always reads all rows."""
 
-    def __init__(self, url: str, limits: ReadLimits | None = None) -> None:
+    def __init__(
+        self, url: str, limits: ReadLimits | None = None, *, on_change: Callable[[], None] | None = None
+    ) -> None:
         self.sources = [PostgresSource(url, connect_timeout=5, statement_timeout=30, limits=limits) for _ in range(2)]
         self.background = Background()
-        self.reader, self.whole = (TableReader(source, self.background) for source in self.sources)
+        self.built = b""
+        self.reader = TableReader(self.sources[0], self.background, on_change=on_change)
+        self.whole = TableReader(self.sources[1], self.background)
 
     async def __aenter__(self) -> Master:
         return self
@@ -50,18 +55,20 @@ class Master:
         """Read what changed, and compare it with all rows. Returns the ranges that were read; None: all rows were."""
         found = await self.reader.read(None, serving=True)
         assert found is not None
-        octets = self._octets(found)
+        octets = self.octets(found)
         whole = await self.whole.read(None, serving=True, unconditional=True)
         assert whole is not None
-        assert octets == self._octets(whole)
+        assert octets == self.octets(whole)
         assert found.builder.findings.source_rows == whole.builder.findings.source_rows
         assert found.builder.findings.unserved == whole.builder.findings.unserved
         assert found.builder.faults() == whole.builder.faults()
         await self.reader.remember(found, [None, Snapshot(octets)])
+        self.built = octets
         return found.ranges_read
 
     @staticmethod
-    def _octets(table: ReadTable) -> bytes:
+    def octets(table: ReadTable) -> bytes:
+        """What is built of ``table``."""
         return table.builder.build(generation=1, created_at_ns=1).to_bytes()
 
 
@@ -126,6 +133,82 @@ async def test_all_rows_are_read_where_more_than_a_few_changed(table: Table, sta
         assert await master.read() is None
         table.run(statement)
         assert await master.read() is None
+
+
+BYTECODE = (
+    "CREATE TABLE avap_bytecode (command_name text UNIQUE, source_hash text, avbc_bytecode bytea, avbc_version int); "
+    "INSERT INTO avap_bytecode SELECT name, encode(sha256(code::bytea), 'hex'), 'first', 1 FROM obex_dapl_functions"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "statement"),
+    [
+        (
+            "CREATE TYPE kind AS ENUM ('function'); "
+            "ALTER TABLE obex_dapl_functions ALTER type TYPE kind USING type::kind",
+            "ALTER TYPE kind RENAME VALUE 'function' TO 'procedure'",
+        ),
+        ("", "ALTER TABLE obex_dapl_functions DROP type, ADD type text DEFAULT 'procedure'"),
+        (
+            "CREATE TABLE other (LIKE obex_dapl_functions) WITH (fillfactor=20); "
+            "INSERT INTO other SELECT id, name, 'procedure', interface, code FROM obex_dapl_functions",
+            "ALTER TABLE obex_dapl_functions RENAME TO old; ALTER TABLE other RENAME TO obex_dapl_functions",
+        ),
+        (
+            "",
+            "ALTER TABLE obex_dapl_functions RENAME TO old; "
+            "CREATE VIEW obex_dapl_functions AS SELECT * FROM old WHERE id < 700",
+        ),
+        (BYTECODE, "UPDATE avap_bytecode SET avbc_bytecode = 'second' WHERE command_name = 'command7'"),
+        (BYTECODE, "DROP TABLE avap_bytecode"),
+        ("", BYTECODE),
+    ],
+    ids=[
+        "enum label",
+        "default",
+        "another table",
+        "view",
+        "bytecode",
+        "no more bytecode",
+        "bytecode for the first time",
+    ],
+)
+async def test_all_rows_are_read_where_something_else_than_rows_changed(
+    table: Table, before: str, statement: str
+) -> None:
+    fill(table)
+    for each in before, "UPDATE obex_dapl_functions SET code = 'changed' WHERE id = 700":
+        table.run(each)
+    async with Master(table.url) as master:
+        assert await master.read() is None
+        octets = master.built
+        # One row too, so that there is something to read by ranges.
+        table.run(f"UPDATE obex_dapl_functions SET code = 'changed' WHERE id = 700; {statement}")
+        assert await master.read() is None
+        assert master.built != octets
+
+
+async def test_a_row_that_changes_while_the_table_is_read_is_read_in_the_next_cycle(table: Table) -> None:
+    def write_meanwhile() -> None:
+        if writes:
+            table.run(writes.pop())
+
+    fill(table)
+    writes: list[str] = []
+    async with Master(table.url, on_change=write_meanwhile) as master:
+        assert await master.read() is None
+        table.run("UPDATE obex_dapl_functions SET code = 'first' WHERE id = 700")
+        writes = ["UPDATE obex_dapl_functions SET code = 'second' WHERE id IN (700, 900)"]
+        found = await master.reader.read(None, serving=True)
+        assert found is not None
+        assert not writes
+        snapshot = Snapshot(master.octets(found))
+        codes = [definition.code for definition in snapshot if definition.code in (b"first", b"second")]
+        assert codes == [b"first"], "fingerprint, ranges and rows are of one moment"
+        await master.reader.remember(found, [snapshot])
+        assert await master.read() is not None
+        assert master.built.count(b"second") == 2
 
 
 async def test_a_partitioned_table_has_no_ranges(table: Table) -> None:

@@ -148,22 +148,23 @@ class SnapshotBuilder:
 
     def _note_fault(self, name: bytes, reason: Unserved, row: Row) -> None:
         earlier = self._faults.get(name)
-        if earlier is None or _order(earlier[1]) < _order(row):
+        if earlier is None or (_order(earlier[1]), earlier[0]) < (_order(row), reason):
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
         name = row.name or b""
         earlier = self._entries.get(name)
+        order, (digest, message) = _order(row), self._encode(row)
         if earlier is not None:
-            loser = row if _order(row) < earlier[0] else row._replace(id=_id(earlier[0]))
+            # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
+            loser = row if (order, digest) < earlier[:2] else row._replace(id=_id(earlier[0]))
             self.findings.note(Unserved.DUPLICATE, loser)
             if loser is row:
                 self._not_kept.add(row.range)
                 return
             for suspicion in self._suspicions.pop(name, ()):
                 self.findings.withdraw(suspicion, loser)
-        digest, message = self._encode(row)
-        entry = self._entries[name] = (_order(row), digest, message)
+        entry = self._entries[name] = (order, digest, message)
         self._digests[name] = digest
         self._note_range(row.range, name, entry)
         if self._known is not None and self._known.get(name) != digest:

@@ -51,7 +51,7 @@ CHANGES = st.one_of(
 
 @dataclass
 class Table:
-    """Rows at places. Each id is unique."""
+    """Rows at places. Nothing says that an id, or a name, is unique."""
 
     rows: dict[int, Row] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)
@@ -63,8 +63,6 @@ class Table:
             row, number = values
             assert isinstance(row, Row)
             assert isinstance(number, int)
-            if any(other.id == number for at, other in self.rows.items() if at != place):
-                return
             self._set(place, row._replace(id=number))
         elif kind == "delete":
             self._set(place, None)
@@ -217,6 +215,18 @@ def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) ->
     # The winner's own range may be kept: as long as it does not change, its row is the one that is served.
     read_again, kept = ({0}, {70}) if row.code == b"wins" else ({row.range}, set())
     assert previous.ranges.keys() == set(range(10)) - read_again | kept
+
+
+@pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
+def test_of_two_rows_with_one_name_and_one_id_the_same_is_served_in_any_order(code: bytes | None) -> None:
+    rows = [Row(7, b"name", None, None, code), Row(7, b"name", None, b"[]", code and b"code", fault=None)]
+    rows[1] = rows[1] if code else rows[1]._replace(fault=Unserved.TOO_LARGE)
+    made = set()
+    for order in (rows, rows[::-1]):
+        builder = SnapshotBuilder()
+        builder.add(order)
+        made.add((builder.build(generation=1, created_at_ns=1).to_bytes(), repr(builder.faults())))
+    assert len(made) == 1
 
 
 def test_rows_without_ranges_are_not_taken_over() -> None:
