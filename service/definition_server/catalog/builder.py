@@ -12,8 +12,9 @@ built from all rows.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress, islice, repeat
 from operator import is_, itemgetter, ne
@@ -115,6 +116,8 @@ class SnapshotBuilder:
         self._not_kept: set[int | None] = set()
         self._kept: dict[int, Kept] = {}
         self._built: tuple[Footer, Arrangement] | None = None
+        # The names whose command is not copied from the previous snapshot, as soon as it is built.
+        self._renewed: list[bytes] = []
         self._suspicions: dict[bytes, list[Suspect]] = {}
         self.findings = Findings()
 
@@ -298,7 +301,7 @@ class SnapshotBuilder:
         if body_length > wire.MAX_MESSAGE:
             raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
         slots = slot_count(len(names))
-        pieces += [tail, bytes(_index(slots, arrangement))]
+        pieces += [tail, memoryview(_index(slots, arrangement))]
         footer = Footer(
             generation=generation,
             created_at_ns=created_at_ns,
@@ -318,8 +321,8 @@ class SnapshotBuilder:
         entries = self._entries
         before = Arrangement() if self._previous is None else self._previous.arrangement
         old = None if self._previous is None else self._previous.snapshot.body
-        made = Arrangement()
-        names, offsets, lengths, hashes = made.names, made.offsets, made.lengths, made.hashes
+        names: list[bytes] = []
+        offsets, lengths, hashes = array("Q"), array("Q"), array("Q")
         pieces: list[bytes | memoryview] = []
         position = 0  # in the new body
         done = 0  # commands of the previous snapshot
@@ -338,7 +341,8 @@ class SnapshotBuilder:
             offsets.extend([offset + shift for offset in moved] if shift else moved)
             position += after - begin
 
-        for name in self._changed(before):
+        self._renewed = self._changed(before)
+        for name in self._renewed:
             if old is not None:
                 number = bisect_left(before.names, name, done)
                 copy(number)
@@ -357,9 +361,11 @@ class SnapshotBuilder:
             pieces.append(message)
             position += length
         copy(len(before.names))
-        same_names = old is not None and names == before.names
-        made.slots.extend(before.slots if same_names else _slots(slot_count(len(names)), hashes))
-        return pieces, made, position
+        if old is not None and names == before.names:  # one list and one array in memory
+            names, slots = before.names, before.slots
+        else:
+            slots = array("Q", _slots(slot_count(len(names)), hashes))
+        return pieces, Arrangement(names, offsets, lengths, hashes, slots), position
 
     def _changed(self, before: Arrangement) -> list[bytes]:
         """The names whose command is not as in the previous snapshot: new, changed or gone. In name order."""
@@ -368,6 +374,12 @@ class SnapshotBuilder:
         changed.sort()
         return changed
 
+    def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
+        """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
+        if self._previous is None or snapshot is None or not _same(snapshot.footer, self._previous.snapshot.footer):
+            return None
+        return self._renewed
+
     def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
         """What the next build may take over from ``snapshot``, where `build` has made the same octets. O(rows).
 
@@ -375,8 +387,7 @@ class SnapshotBuilder:
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
-        same = (footer.content_digest, footer.key_id) == (snapshot.footer.content_digest, snapshot.footer.key_id)
-        if not same or None in self._not_kept:
+        if not _same(footer, snapshot.footer) or None in self._not_kept:
             return None
         entries = self._entries
 
@@ -389,6 +400,11 @@ class SnapshotBuilder:
             if number not in self._not_kept and served(names, found) and suspects.isdisjoint(names):
                 kept[number] = names, [(order, digest, None) for order, digest, _ in found]
         return PreviousBuild(snapshot, arrangement, kept)
+
+
+def _same(one: Footer, other: Footer) -> bool:
+    """Whether two snapshots have the same body and index."""
+    return (one.content_digest, one.key_id) == (other.content_digest, other.key_id)
 
 
 def _order(row: Row) -> int:

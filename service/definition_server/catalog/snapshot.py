@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from mmap import mmap
 
@@ -164,10 +164,16 @@ class Difference:
     changed: tuple[str, ...]
 
 
-def diff(old: Snapshot | None, new: Snapshot) -> Difference:
-    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change."""
-    before = {} if old is None else _hashes(old)
-    after = _hashes(new)
+def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = None) -> Difference:
+    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change.
+
+    Args:
+        old: What was served.
+        new: What replaces it.
+        names: The only names that may differ, where that is known: no others are compared.
+    """
+    before = {} if old is None else _hashes(old, names)
+    after = _hashes(new, names)
     return Difference(
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
@@ -175,8 +181,11 @@ def diff(old: Snapshot | None, new: Snapshot) -> Difference:
     )
 
 
-def _hashes(snapshot: Snapshot) -> dict[str, bytes]:
-    """Name → hash. Does not read the code: the hash is the last field, and its value has 64 octets."""
+def _hashes(snapshot: Snapshot, names: Iterable[bytes] | None) -> dict[str, bytes]:
+    """Name → hash, in name order. Does not read the code: the hash is the last field, and its value has 64 octets."""
+    if names is not None:
+        found = ((name, snapshot.answer(name)) for name in sorted(names))
+        return {name.decode(): message[-64:] for name, message in found if message is not None}
     hashes = {}
     for message in snapshot.messages():
         length, start = wire.read_varint(message, 1)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row, Unserved
+from definition_server.catalog.guard import Contents
 from definition_server.catalog.previous_build import PreviousBuild
 from definition_server.catalog.signing import Signer
-from definition_server.catalog.snapshot import Snapshot
+from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
 
 PLACES, OF_A_RANGE = 15, 3
@@ -28,7 +29,7 @@ BAD = b"bad"
 
 NAMES = st.sampled_from([b"a", b"ab", b"b", "ñ".encode(), b"n" * 200, b"z", b"", None])
 TEXTS = st.sampled_from([None, b"", b"x", b"\xff", "é".encode(), b"long " * 60])
-CODES = TEXTS | st.sampled_from([BAD, b"c" * 20_000]) | st.integers(0, 5).map(lambda number: b"%d" % number)
+CODES = TEXTS | st.sampled_from([BAD, b" \n", b"c" * 20_000]) | st.integers(0, 5).map(lambda number: b"%d" % number)
 FAULTS = st.sampled_from([None] * 9 + [Unserved.TOO_LARGE])
 ROWS = st.builds(
     Row,
@@ -161,8 +162,14 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
         part = built(builder, read, last, known)
         assert part[:2] == whole[:2]
         assert part[2].to_bytes() == whole[2].to_bytes()
-        last = Snapshot(part[2].to_bytes())
+        before, last = last, Snapshot(part[2].to_bytes())
         last.verify()
+        changed = builder.changed_since(before)
+        assert (changed is None) == (previous is None)
+        if before is not None and changed is not None:
+            # What is known of the names that changed is what a comparison of all finds.
+            assert diff(before, last, changed) == diff(before, last)
+            assert Contents.of(before).after(last, changed) == Contents.of(last)
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
@@ -233,6 +240,27 @@ def test_rows_without_ranges_are_not_taken_over() -> None:
     builder = SnapshotBuilder()
     builder.add([*some(10), Row(77, b"elsewhere", None, None, b"")])
     assert builder.as_previous(Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())) is None
+
+
+def test_what_changed_since_another_snapshot_is_not_known() -> None:
+    previous, snapshot = previous_of(some(10))
+    _, other = previous_of(some(11))
+    builder = SnapshotBuilder()
+    builder.take_over(previous, previous.ranges)
+    builder.add([Row(77, b"new", None, None, b"", range=70)])
+    builder.build(generation=2, created_at_ns=2)
+    assert builder.changed_since(snapshot) == [b"new"]
+    assert builder.changed_since(other) is None
+    assert builder.changed_since(None) is None
+
+
+def test_contents_with_the_same_names_share_them_in_memory() -> None:
+    before, after = previous_of(some(10))[1], previous_of([*some(9), Row(9, b"name0009", None, None, b" ", range=0)])[1]
+    known = Contents.of(before)
+    later = known.after(after, [b"name0009"])
+    assert later == Contents.of(after)
+    assert later.names is known.names
+    assert known.lost_in(later) == {b"name0009"}
 
 
 def test_nothing_is_taken_over_from_another_snapshot() -> None:
