@@ -34,10 +34,10 @@ def log_findings(findings: Findings, snapshot: Snapshot) -> None:
 
 
 def log_broadcast(
-    previous: Snapshot | None, snapshot: Snapshot, duration: float, names: Iterable[bytes] | None
+    previous: Snapshot | None, snapshot: Snapshot, duration: float, may_differ: Iterable[bytes] | None
 ) -> ChangeCounts:
     """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: all of both, or
-    ``names``, the only ones that may differ.
+    the names that ``may_differ``, where these are known.
 
     Returns:
         What was changed.
@@ -46,7 +46,7 @@ def log_broadcast(
     numbers = (snapshot.count, 0, 0)
     examples: list[str] = []
     if previous is not None:
-        difference = diff(previous, snapshot, names)
+        difference = diff(previous, snapshot, may_differ)
         numbers = (len(difference.added), len(difference.removed), len(difference.changed))
         for kind, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
             names = getattr(difference, kind)
