@@ -141,7 +141,7 @@ class Snapshot:
                 yield content
 
     def _find(self, name: bytes) -> tuple[int, int] | None:
-        # An answer starts with its name field, tag and length included, so one comparison of prefixes tells whether
+        # An answer starts with its name field, tag and length included, so one comparison of prefixes shows whether
         # the slot belongs to this name or to another name with the same 64-bit hash.
         prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
         wanted = name_hash(name)
