@@ -10,7 +10,6 @@ next publication moves it aside.
 from __future__ import annotations
 
 import errno
-import hmac
 import os
 import stat
 import time
@@ -118,11 +117,14 @@ class SnapshotStore:
             number = os.open(self.path, OPEN_FLAGS)
             try:
                 self._check_owner(os.fstat(number))
+                _footer(number)  # before it is copied to memory: a file of another kind may have any size
                 descriptor, mac = _read(number)
             finally:
                 os.close(number)
         except FileNotFoundError:
             return None
+        except SnapshotError as error:
+            raise StoreError(f"{self.path} is not usable: {error}") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._refused("it is a symbolic link") from None
@@ -151,7 +153,7 @@ class SnapshotStore:
             return
         if mac is None:
             raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
-        if not hmac.compare_digest(mac, signer.file_mac(bytes(snapshot.buffer[-FOOTER_SIZE:]))):
+        if not signer.made_file_mac(mac, bytes(snapshot.buffer[-FOOTER_SIZE:])):
             raise self._refused("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
 
     def _refused(self, reason: str) -> NotOurs:
@@ -200,11 +202,37 @@ def read_footer(path: Path) -> tuple[Footer, float]:
         fault = fault_of_owner(found)
         if fault is not None:
             raise NotOurs(fault)
-        end = os.pread(number, FOOTER_SIZE + _MAC_SIZE, max(0, found.st_size - FOOTER_SIZE - _MAC_SIZE))
+        return _footer(number), found.st_mtime
     finally:
         os.close(number)
+
+
+def _footer(file: int) -> Footer:
+    """The footer of the stored snapshot in the open ``file``, whose size it must give.
+
+    Raises:
+        SnapshotError: where it is no snapshot, or its size or footer is damaged.
+    """
+    size = os.fstat(file).st_size
+    end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))
     octets = without_mac(end)
-    return Footer.unpack_end(octets[-FOOTER_SIZE:], found.st_size - (len(end) - len(octets))), found.st_mtime
+    return Footer.unpack_end(octets[-FOOTER_SIZE:], size - (len(end) - len(octets)))
+
+
+def has_mac_of(path: Path, signer: Signer) -> bool:
+    """Whether the stored snapshot at ``path`` has the MAC of ``signer``, or of its key of before. Reads the end alone.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    number = os.open(path, OPEN_FLAGS)
+    try:
+        size = FOOTER_SIZE + _MAC_SIZE
+        end = os.pread(number, size, max(0, os.fstat(number).st_size - size))
+    finally:
+        os.close(number)
+    footer, magic, mac = end[:FOOTER_SIZE], end[FOOTER_SIZE:-32], end[-32:]
+    return len(end) == size and magic == _MAC_MAGIC and signer.made_file_mac(mac, footer)
 
 
 def without_mac(octets: bytes | mmap) -> memoryview:

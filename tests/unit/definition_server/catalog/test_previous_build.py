@@ -169,7 +169,9 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
         if before is not None and changed is not None:
             # What is known of the names that changed is what a comparison of all finds.
             assert diff(before, last, changed) == diff(before, last)
-            assert Contents.of(before).after(last, changed) == Contents.of(last)
+            for counted in (False, True):
+                known_before = Contents.of(before, with_hashes=counted)
+                assert known_before.after(last, changed) == Contents.of(last, with_hashes=counted)
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
