@@ -91,7 +91,7 @@ class Contents:
         octets = len(snapshot.body) - overhead * len(names)
         return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank), hashes)
 
-    def after(self, later: Snapshot, changed: Iterable[bytes]) -> Contents:
+    def after(self, later: Snapshot, changed: Iterable[bytes], *, with_hashes: bool = False) -> Contents:
         """Those of ``later``, in which no other names than ``changed`` differ. O(changed), and O(names) where any came
         or went.
         """
@@ -104,9 +104,9 @@ class Contents:
         blank = {
             name for name, message in found.items() if message is not None and _has_blank_code(message, overhead)
         } | (self.blank - found.keys())
-        hashes = self.hashes
-        if hashes:
-            hashes = {name: digest for name, digest in hashes.items() if name not in found}
+        hashes: dict[bytes, bytes] = {}
+        if with_hashes:
+            hashes = {name: digest for name, digest in self.hashes.items() if name not in found}
             hashes |= {name: message[-64:] for name, message in found.items() if message is not None}
         return Contents(later.version_hash, names, len(later.body) - overhead * later.count, blank, hashes)
 

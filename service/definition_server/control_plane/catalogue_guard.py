@@ -38,7 +38,8 @@ class CatalogueGuard:
         self._background = background
         self._limits = limits
         # A table of all hashes is made only where a limit needs it.
-        self._contents_of = partial(Contents.of, with_hashes=limits.changed_percent < _ALL_PERCENT)
+        self._with_hashes = limits.changed_percent < _ALL_PERCENT
+        self._contents_of = partial(Contents.of, with_hashes=self._with_hashes)
         self._allow_empty = allow_empty
         # Contents and no snapshots: a snapshot that was replaced must not be kept in memory.
         self._newest: Contents | None = None
@@ -77,7 +78,7 @@ class CatalogueGuard:
         if changed is None:
             contents = await self._background.run(self._contents_of, candidate)
         else:
-            contents = await self._background.run(served.after, candidate, changed)
+            contents = await self._background.run(served.after, candidate, changed, with_hashes=self._with_hashes)
         self._weighed = contents
         return judge(
             contents,

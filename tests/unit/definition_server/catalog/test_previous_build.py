@@ -171,7 +171,7 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
             assert diff(before, last, changed) == diff(before, last)
             for counted in (False, True):
                 known_before = Contents.of(before, with_hashes=counted)
-                assert known_before.after(last, changed) == Contents.of(last, with_hashes=counted)
+                assert known_before.after(last, changed, with_hashes=counted) == Contents.of(last, with_hashes=counted)
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
