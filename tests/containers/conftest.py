@@ -18,7 +18,9 @@ from tests.containers.engine import (
     HARDENED,
     Running,
     Secrets,
+    base_image,
     build,
+    build_image,
     engine_or_skip,
     need_image,
     user_network,
@@ -59,7 +61,9 @@ def engine() -> Iterator[docker.DockerClient]:
 @pytest.fixture(scope="session")
 def image(engine: docker.DockerClient) -> str:
     """Id of the image, built once from this working tree."""
-    return build(engine)
+    need_image(engine, base_image(), "BASE_IMAGE")
+    need_image(engine, build_image(), "BUILD_IMAGE")
+    return build(engine)[0]
 
 
 @pytest.fixture(scope="session")
