@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from tests.containers.engine import (
     ADMIN,
+    BUILD_SECONDS,
     COMMANDS,
     GRPC,
     HARDENED,
@@ -42,6 +43,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Figures measured by the tests."""
     for line in config.stash.get(_FIGURES, []):
         terminalreporter.write_line(f"figure: {line}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the image waits for its build, which compiles the engine."""
+    for item in items:
+        if "image" in getattr(item, "fixturenames", ()):
+            limit = item.get_closest_marker("timeout")
+            seconds = limit.args[0] if limit else float(item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds + BUILD_SECONDS), append=False)
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def without_compiler(engine: docker.DockerClient) -> Iterator[str]:
     engine.images.remove(WITHOUT_COMPILER)
 
 
+@pytest.mark.timeout(400)
 def test_without_a_compiler_the_image_is_pure_and_one_line_says_so(
     engine: docker.DockerClient, without_compiler: str
 ) -> None:
