@@ -1,4 +1,4 @@
-"""What a build takes from its environment.
+"""The variables that a build reads.
 
 ``PROJECT_URL``: the project's public address, for the links of an index. ``COMPILED_ENGINE=1``: the wheel gets the
 modules that `pyproject.toml` lists compiled by mypyc, too; ``COMPILED_ENGINE=required``: or there is no wheel.
@@ -89,7 +89,7 @@ class CompiledEngine(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """What only a compiled build needs."""
+        """The packages that only a compiled build needs."""
         return list(self.config["requires"]) if self._wanted("wheel") else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -35,9 +35,9 @@ COMPILED_TESTS = (
     "tests/integration/test_key_rotation.py",
 )
 COMPILED_MARKS = "not slow and not quiet and not thorough and not interpreted"
-"""What the session ``compiled`` runs: the engine whole, and some tests of the whole server."""
+"""The tests of the session ``compiled``: the engine whole, and some tests of the whole server."""
 MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
-"""What only the session ``mutants`` needs."""
+"""The packages that only the session ``mutants`` needs."""
 TESTS_FAILED, NOTHING_COLLECTED = 1, 5
 """pytest's exit codes if tests failed, and if none was selected."""
 
@@ -99,7 +99,7 @@ def _lock(session: nox.Session) -> Iterator[None]:
 
 
 def _read_stamp(stamp: Path) -> dict[str, str]:
-    """What is installed; nothing where the file is missing or cut off."""
+    """The installed packages; nothing where the file is missing or cut off."""
     try:
         return dict(json.loads(stamp.read_text()))
     except (OSError, ValueError, TypeError):
@@ -177,7 +177,7 @@ def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytes
     try:
         run(session, *by, *arguments, **options)
     except nox.command.CommandFailed as failed:
-        # Every other code tells of a run that was not finished.
+        # Every other code means that the run was not finished.
         finished = getattr(failed, "return_code", None) == TESTS_FAILED
         if os.environ.get("CI") and not finished:
             last.unlink(missing_ok=True)

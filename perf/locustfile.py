@@ -72,7 +72,7 @@ def check_before_test(environment: Any, **_: Any) -> None:
 
 
 def _wrong(given: Any) -> str:
-    """What is wrong with these options; empty if they are valid."""
+    """The fault of these options; empty if they are valid."""
     if not given.api_key:
         return "a key is needed: set API_KEY, or give --api-key"
     if not (given.unknown >= 0 and given.bad_key >= 0 and given.unknown + given.bad_key <= 1):

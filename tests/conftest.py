@@ -135,10 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if which and on_one_transport(item):
             # By its name alone: whatever else is selected, `alternate` and `other` together run it on both.
             number = crc32(item.nodeid.partition("[")[0].encode()) + (which == "other")
-            its = TRANSPORTS[number % len(TRANSPORTS)]
-            # Sessions with `alternate` leave thorough tests out. About the master, one transport is enough for them.
-            both = item.get_closest_marker("thorough") and not item.get_closest_marker("any_transport")
-            return transport == its or (which == "other" and bool(both))
+            return transport == TRANSPORTS[number % len(TRANSPORTS)]
         return True
 
     if odd := [item.nodeid for item in items if not is_portable_id(item.nodeid)]:

@@ -20,7 +20,8 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the process does, and to which server. The attackers' own address is 127.8.0.1, or several from there on."""
+    """The work of the process, and the server that it attacks. The attackers' own address is 127.8.0.1, or several from
+    there on."""
 
     kind: str
     """One of `perf.attackers.process.KINDS`."""

@@ -121,5 +121,5 @@ def _attack(entry: dict[str, Any], always: tuple[Limit, ...], seconds: float) ->
     if made.action not in ACTIONS:
         raise ValueError(f"{made.name}: the action {made.action!r} is not one of {ACTIONS}")
     if ("grpcio" not in made.transports) != bool(made.why_not):
-        raise ValueError(f"{made.name}: why_not tells why the limits are not judged on a transport")
+        raise ValueError(f"{made.name}: why_not says why the limits are not judged on a transport")
     return made

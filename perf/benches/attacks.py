@@ -1,4 +1,4 @@
-"""What attackers may cost other clients: ``python -m perf attacks [--only NAME] [--transport …] [--short] …``.
+"""The cost of attackers for other clients: ``python -m perf attacks [--only NAME] [--transport …] [--short] …``.
 
 Each attack of ``perf/attacks.toml`` is made on a whole server with one worker, by processes of their own, from other
 addresses than the victim's. The victim is measured alone and beside the attack in the same run: steady calls on an open

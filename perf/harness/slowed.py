@@ -39,9 +39,9 @@ def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float]
     """``receive`` that burns, for each second of CPU time of the thread, ``share`` of a second more."""
     last, batches = clock(), 0
 
-    def slowed(shell: Http2Protocol, data: bytes) -> None:
+    def slowed(protocol: Http2Protocol, data: bytes) -> None:
         nonlocal last, batches
-        receive(shell, data)
+        receive(protocol, data)
         batches += 1
         if batches % _BATCHES:
             return
@@ -58,23 +58,23 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
     held: dict[int, list[bytes]] = {}
     batches = 0
 
-    def release(shell: Http2Protocol) -> None:
-        waiting = b"".join(held.pop(id(shell)))
-        if not shell.closing:
-            receive(shell, waiting)
+    def release(protocol: Http2Protocol) -> None:
+        waiting = b"".join(held.pop(id(protocol)))
+        if not protocol.closing:
+            receive(protocol, waiting)
 
-    def slowed(shell: Http2Protocol, data: bytes) -> None:
+    def slowed(protocol: Http2Protocol, data: bytes) -> None:
         nonlocal batches
-        waiting = held.get(id(shell))
+        waiting = held.get(id(protocol))
         if waiting is not None:
             waiting.append(data)
             return
         batches += 1
         if batches % one_in:
-            receive(shell, data)
+            receive(protocol, data)
             return
-        held[id(shell)] = [data]
-        shell._loop.call_later(seconds, release, shell)  # the reference keeps its id from being reused meanwhile
+        held[id(protocol)] = [data]
+        protocol._loop.call_later(seconds, release, protocol)  # the reference keeps its id from being reused meanwhile
 
     return slowed
 
@@ -84,14 +84,14 @@ def held(receive: Receive, seconds: float = HELD_SECONDS) -> Receive:
     waiting: deque[tuple[Http2Protocol, bytes]] = deque()
 
     def release() -> None:
-        shell, data = waiting.popleft()
-        if not shell.closing:
-            receive(shell, data)
+        protocol, data = waiting.popleft()
+        if not protocol.closing:
+            receive(protocol, data)
 
-    def slowed(shell: Http2Protocol, data: bytes) -> None:
+    def slowed(protocol: Http2Protocol, data: bytes) -> None:
         # All wait equally long: whichever timer is called first, the oldest batch is due.
-        waiting.append((shell, data))
-        shell._loop.call_later(seconds, release)
+        waiting.append((protocol, data))
+        protocol._loop.call_later(seconds, release)
 
     return slowed
 

@@ -312,7 +312,7 @@ class Cell:
 
 
 def _in_steps(runs: Sequence[Run]) -> bool:
-    """Whether the runs were offered different loads. What was offered is measured, so equal loads differ a little."""
+    """Whether the runs were offered different loads. The offered load is measured, so equal loads differ a little."""
     offered = [run.offered_rate for run in runs if run.offered_rate]
     return 0 < len(offered) < len(runs) or (bool(offered) and max(offered) > _SAME_LOAD * min(offered))
 

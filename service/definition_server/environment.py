@@ -195,7 +195,7 @@ def variables(field: FieldInfo) -> tuple[str, ...]:
 
 
 def remedy(field: FieldInfo) -> str:
-    """What to write when the value of ``field`` is refused."""
+    """The remedy where the value of ``field`` is refused."""
     extra = field.json_schema_extra
     return str(extra["remedy"]) if isinstance(extra, dict) else ""
 
@@ -409,7 +409,7 @@ class Notice:
 
 
 def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
-    """What an operator should know about the environment, secrets left out."""
+    """Warnings about the environment for the operator, without secrets."""
     known = {name: field for field in cls.model_fields.values() for name in variables(field)}
     found = [
         Notice(name, "line ends, or a byte order mark, around the value were dropped")

@@ -1,4 +1,4 @@
-"""What a process inherits from the one that starts it: descriptors 0 to 2, what signals do, and the mode of new files.
+"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files.
 
 Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
 opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 UNUSED = frozenset(
     {
@@ -33,16 +33,36 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 """Signals that the master acts on, and its workers do not."""
 
 
+class NoNullDevice(Exception):
+    """/dev/null cannot be opened. The message says why, and what to do."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"{os.devnull} cannot be opened for reading and writing ({error.strerror}): workers and closed standard "
+            f"streams need it. Make it with `mknod -m 666 {os.devnull} c 1 3`, on a file system without nodev."
+        )
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError as error:
+        raise NoNullDevice(error) from error
+
+
 def reserve_standard_descriptors() -> None:
     """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before anything is opened.
 
     Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
+
+    Raises:
+        NoNullDevice: where one is closed, and /dev/null cannot be opened.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
+            opened = _open_null()
             if opened != number:  # a lower one is free: it comes first in this loop, so this cannot be
                 os.dup2(opened, number)
                 os.close(opened)
@@ -84,14 +104,22 @@ early_signals = EarlySignals()
 
 _SERVERS = ("serve", "demo")
 _UMASK = 0o077
-"""What a server writes is its own."""
+"""Files that a server writes are its own."""
 
 
 def prepare() -> None:
     """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
-    its children and keep its files to itself."""
-    reserve_standard_descriptors()
-    if sys.argv[1:2] and sys.argv[1] in _SERVERS:
+    its children and keep its files to itself. Ends the process with 78 where it needs /dev/null, and there is none."""
+    server = bool(sys.argv[1:2]) and sys.argv[1] in _SERVERS
+    try:
+        reserve_standard_descriptors()
+        if server:
+            os.close(_open_null())
+    except NoNullDevice as error:
+        with suppress(OSError):  # stderr may be what is closed
+            os.write(2, f"Error: {error}\n".encode())
+        sys.exit(os.EX_CONFIG)
+    if server:
         early_signals.install()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(_UMASK)

@@ -1,49 +1,41 @@
 """The settings of the server. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
-``definition-server config`` and ``docs/settings.md``. Those of the client commands are in `cli.client_settings`.
+``definition-server config`` and ``docs/settings.md``. Those of the client commands are in `cli.client_settings`, and
+the types of the values in `setting_types`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 
-from definition_server.api_keys import DEFAULT_ID, key_fault, parse_keys
+from definition_server.api_keys import DEFAULT_ID, parse_keys
 from definition_server.cpus import granted_cpus
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.memory_limit import default_catalogue_bytes
+from definition_server.setting_types import (
+    MOST_WORKERS,
+    SECONDS_REMEDY,
+    SOCKET_REMEDY,
+    ApiKey,
+    CertificateFile,
+    Growth,
+    HttpUrl,
+    IpAddress,
+    Percent,
+    Port,
+    PostgresUrl,
+    Seconds,
+    SecondsOrZero,
+    Workers,
+)
 from definition_server.tls_checks import Pem, check_client_authorities, check_pair, check_pem
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-
-_MOST_WORKERS = 512
-SOCKET_REMEDY = "Give a path of at most 107 octets in a directory that the server may write to, or leave it unset"
 _OTLP_REMEDY = "Give a URL, for example http://127.0.0.1:4318, or leave it unset"
-_SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
-
-
-def check_api_key(value: SecretStr) -> SecretStr:
-    """``value``, which a header can carry.
-
-    Raises:
-        ValueError: the reason where it cannot.
-    """
-    fault = key_fault(value.get_secret_value())
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
 _NO_POOL = (
     "the server has no pool: its master keeps one connection, and workers use no database. For more calls a second add "
     "CPUs and WORKERS (definition-server capacity)"
@@ -58,7 +50,7 @@ class Settings(EnvironmentSettings):
         "NODE_OPTIONS": "the server is no Node.js program; docs/runtime-flags.md has the counterpart of each flag",
     }
 
-    database_url: SecretStr = Field(
+    database_url: PostgresUrl = Field(
         validation_alias="DATABASE_URL",
         description="PostgreSQL connection URL of the database that holds `obex_dapl_functions`. "
         "The role needs SELECT on that table and nothing else.",
@@ -68,7 +60,7 @@ class Settings(EnvironmentSettings):
             secret=True,
         ),
     )
-    api_key: SecretStr | None = Field(
+    api_key: ApiKey | None = Field(
         None,
         validation_alias="API_KEY",
         description="Key that every call must carry as metadata `x-avap-auth`. Its id is `default`.",
@@ -123,16 +115,14 @@ class Settings(EnvironmentSettings):
         description="HTTP port of /metrics, /livez, /readyz and /statusz. 0 takes a free one.",
         json_schema_extra=advice("Give a number from 0 to 65535"),
     )
-    metrics_host: str | None = Field(
+    metrics_host: IpAddress | None = Field(
         None,
         validation_alias="METRICS_HOST",
         description="Address that the metrics port is bound to. Unset: that of `HOST`.",
         json_schema_extra=advice("Give an IP address of this machine, 127.0.0.1, 0.0.0.0 or ::, or leave it unset"),
     )
-    workers: int = Field(
-        default_factory=lambda: min(_MOST_WORKERS, granted_cpus()),
-        ge=1,
-        le=_MOST_WORKERS,
+    workers: Workers = Field(
+        default_factory=lambda: min(MOST_WORKERS, granted_cpus()),
         validation_alias="WORKERS",
         description="Worker processes. Default: the CPUs granted (cgroup quota, then affinity).",
         json_schema_extra=advice("Give a whole number from 1 to 512, or leave it unset", computed="CPUs granted"),
@@ -141,7 +131,7 @@ class Settings(EnvironmentSettings):
         60.0,
         validation_alias="SYNC_INTERVAL_SECONDS",
         description="Time between the starts of two sync cycles, each of which checks the table for changes.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("60 or 0.5")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("60 or 0.5")),
     )
     snapshot_dir: Path | None = Field(
         None,
@@ -213,7 +203,7 @@ class Settings(EnvironmentSettings):
         le=1000,
         validation_alias="HISTORY_SNAPSHOTS",
         description="How many of the catalogues that were published last are kept in `SNAPSHOT_DIR/history`, to be "
-        "compared and pinned. What is served and what is pinned are kept beyond that.",
+        "compared and pinned. The served and the pinned catalogue are kept beyond that.",
         json_schema_extra=advice("Give a whole number from 0 to 1000"),
     )
     transport: Literal["native", "grpcio"] = Field(
@@ -222,7 +212,7 @@ class Settings(EnvironmentSettings):
         description="gRPC implementation of the workers. native: the server's own, which is faster. grpcio: Google's.",
         json_schema_extra=advice("Give native or grpcio"),
     )
-    tls_cert_file: Path | None = Field(
+    tls_cert_file: CertificateFile | None = Field(
         None,
         validation_alias="TLS_CERT_FILE",
         description="PEM file of the certificate chain: serve TLS. Unset: cleartext. Read again on SIGHUP.",
@@ -260,13 +250,13 @@ class Settings(EnvironmentSettings):
         validation_alias="MAX_CONNECTION_AGE_SECONDS",
         description="Age (with jitter) at which a client is asked to reconnect, so that connections spread over added "
         "replicas. 0: never.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("3600, or 0 for never")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("3600, or 0 for never")),
     )
     max_connection_idle_seconds: SecondsOrZero = Field(
         0.0,
         validation_alias="MAX_CONNECTION_IDLE_SECONDS",
         description="Time without a call after which a connection is closed in order. 0: never.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("900, or 0 for never")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("900, or 0 for never")),
     )
     max_connections: int = Field(
         16_384,
@@ -290,20 +280,20 @@ class Settings(EnvironmentSettings):
         7200.0,
         validation_alias="KEEPALIVE_TIME_SECONDS",
         description="Time without data from a client after which the server sends it a ping.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("7200")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("7200")),
     )
     keepalive_timeout_seconds: Seconds = Field(
         20.0,
         validation_alias="KEEPALIVE_TIMEOUT_SECONDS",
         description="Time for the answer to that ping. Without one the connection is closed.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("20")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("20")),
     )
     keepalive_min_time_seconds: Seconds = Field(
         10.0,
         validation_alias="KEEPALIVE_MIN_TIME_SECONDS",
         description="Shortest time between a client's pings, with or without calls. A client that pings faster on "
         "average is disconnected (too_many_pings).",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("10")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("10")),
     )
     app_env: Literal["production", "development"] = Field(
         "production",
@@ -339,19 +329,19 @@ class Settings(EnvironmentSettings):
         validation_alias="CONNECT_TIMEOUT_SECONDS",
         description="Longest time to connect to the database; also the time that a start waits for the "
         "database before it serves the last-known-good snapshot.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("5")),
     )
     statement_timeout_seconds: Seconds = Field(
         30.0,
         validation_alias="STATEMENT_TIMEOUT_SECONDS",
         description="Longest time of each database statement (the change check, and each batch of rows).",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("30")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("30")),
     )
     full_read_interval_seconds: Seconds = Field(
         3600.0,
         validation_alias="FULL_READ_INTERVAL_SECONDS",
         description="Time after which the table is read whole although the change check has found nothing.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("3600")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("3600")),
     )
     max_definition_bytes: int = Field(
         4 * 1024 * 1024,
@@ -376,7 +366,7 @@ class Settings(EnvironmentSettings):
         validation_alias="DRAIN_WAIT_SECONDS",
         description="On shutdown, time between reporting NOT_SERVING and closing the port, so that load balancers "
         "notice it.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("5")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("5")),
     )
     drain_timeout_seconds: Seconds = Field(
         25.0,
@@ -388,15 +378,15 @@ class Settings(EnvironmentSettings):
         10.0,
         validation_alias="HEARTBEAT_TIMEOUT_SECONDS",
         description="A worker whose event loop has not run for this long is killed and replaced.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("10")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("10")),
     )
     start_timeout_seconds: Seconds = Field(
         60.0,
         validation_alias="START_TIMEOUT_SECONDS",
         description="A worker that is not READY this long after its start is killed and replaced.",
-        json_schema_extra=advice(_SECONDS_REMEDY.format("60")),
+        json_schema_extra=advice(SECONDS_REMEDY.format("60")),
     )
-    otel_exporter_otlp_endpoint: str | None = Field(
+    otel_exporter_otlp_endpoint: HttpUrl | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
         description="Base URL of an OpenTelemetry collector that takes OTLP over HTTP, for example "
@@ -404,13 +394,13 @@ class Settings(EnvironmentSettings):
         "nothing is exported.",
         json_schema_extra=advice(_OTLP_REMEDY),
     )
-    otel_exporter_otlp_traces_endpoint: str | None = Field(
+    otel_exporter_otlp_traces_endpoint: HttpUrl | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         description="Whole URL for traces alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`.",
         json_schema_extra=advice(_OTLP_REMEDY),
     )
-    otel_exporter_otlp_metrics_endpoint: str | None = Field(
+    otel_exporter_otlp_metrics_endpoint: HttpUrl | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
         description="Whole URL for metrics alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/metrics`.",
@@ -466,40 +456,6 @@ class Settings(EnvironmentSettings):
         json_schema_extra=advice("Give a whole number, for example 10000, or 0 for none"),
     )
 
-    @field_validator("metrics_host")
-    @classmethod
-    def _check_metrics_host(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ip_address(value.removeprefix("[").removesuffix("]"))
-            except ValueError:
-                raise ValueError("it is not an IP address") from None
-        return value
-
-    @field_validator(
-        "otel_exporter_otlp_endpoint", "otel_exporter_otlp_traces_endpoint", "otel_exporter_otlp_metrics_endpoint"
-    )
-    @classmethod
-    def _check_otlp_endpoint(cls, value: str | None) -> str | None:
-        if value is not None and not value.lower().startswith(("http://", "https://")):
-            raise ValueError("it is no URL of HTTP")
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _check_database_url(cls, value: SecretStr) -> SecretStr:
-        # What follows is judged by libpq: `control_plane.postgres.url_fault`.
-        scheme, separator, _ = value.get_secret_value().partition("://")
-        if not separator or scheme not in ("postgresql", "postgres"):
-            lower = separator and scheme.lower() in ("postgresql", "postgres")
-            raise ValueError("the scheme must be postgresql://" + (", in small letters" if lower else ""))
-        return value
-
-    @field_validator("api_key")
-    @classmethod
-    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else check_api_key(value)
-
     @field_validator("api_keys")
     @classmethod
     def _check_api_keys(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -510,12 +466,6 @@ class Settings(EnvironmentSettings):
                 raise ValueError(f"the id {DEFAULT_ID} is that of API_KEY")
             if single is not None and single.get_secret_value() in keys.values():
                 raise ValueError("it holds the key of API_KEY, under another id")
-        return value
-
-    @field_validator("tls_cert_file")
-    @classmethod
-    def _check_certificate(cls, value: Path | None) -> Path | None:
-        check_pem(value, Pem.CERTIFICATE)
         return value
 
     @field_validator("tls_key_file")

@@ -15,7 +15,7 @@ _PLACE_IN_THE_LIBRARY = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
 class Pem(Enum):
-    """What a file is to hold."""
+    """The kind of content that a file must hold."""
 
     CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
     PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")

@@ -12,6 +12,7 @@ sans-IO part needs no event loop, and a program that uses a constant no engine.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
 - `Trust`: what a connection's peer has shown. `Refusal`: why a connection is closed that did nothing wrong.
+- `set_listening_options`: for a socket that processes share of which some are confined, before it listens.
 - `RateLimitedLog`: a log of clients' faults that no client can make grow without end.
 - `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from grpc_h2.aio.admission import Refusal, Trust
     from grpc_h2.aio.call import ServicerContext
     from grpc_h2.aio.handlers import MethodHandler
+    from grpc_h2.aio.listening_options import set_listening_options
     from grpc_h2.aio.protocol import Http2Protocol
     from grpc_h2.aio.rate_limited_log import RateLimitedLog
     from grpc_h2.aio.server import Server
@@ -117,6 +119,7 @@ __all__ = [
     "encode_block",
     "frame_message",
     "frames",
+    "set_listening_options",
 ]
 
 # Of a module that is imported here anyway; all of the list in pyproject.toml are compiled, or none.
@@ -155,6 +158,7 @@ _HOMES = {
     "Writable": "grpc_h2.connection.events",
     "encode_block": "grpc_h2.wire.hpack",
     "frame_message": "grpc_h2.rpc.messages",
+    "set_listening_options": "grpc_h2.aio.listening_options",
 }
 """Name → the module that has it."""
 

@@ -17,6 +17,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from dataclasses import asdict, dataclass
 from hpack.hpack import Decoder
 from tests.support import wire
 from tests.support.attacks import ATTACKS, HONEST, PIECE, Attack, Blocks
+
+from grpc_h2 import Limits
 
 CONNECT_SECONDS = 60.0
 """Time for opening one connection: when thousands are opened at once, the kernel sends some SYNs three or four
@@ -39,6 +42,7 @@ _SLOW_CALLS = 32
 _SLOW_OCTETS = 256
 _SLOW_SECONDS = 0.1
 _RETRY_SECONDS = 0.1
+_PREFACE_SECONDS = Limits().preface_timeout
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FINISHED = b"finished"
 _NICENESS = 5
@@ -46,7 +50,7 @@ _NICENESS = 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the process does, and to which server."""
+    """The work of the process, and the server that it attacks."""
 
     kind: str
     """One of `KINDS`."""
@@ -146,7 +150,12 @@ class Attackers:
             _say(started=self.done)
 
     async def one(self, act: Act, *, receive_buffer: int = 0) -> None:
-        """Open a connection and run ``act`` on it. An error that ends the connection is counted and ends this call."""
+        """Open a connection and run ``act`` on it. An error that ends the connection is counted and ends this call.
+
+        A client is ``late`` where this process, which shares a busy machine, has left its connection without a preface
+        for longer than the server waits for one.
+        """
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await self._connect(receive_buffer)
@@ -155,10 +164,11 @@ class Attackers:
             await asyncio.sleep(_RETRY_SECONDS)
             return
         self.done["connected"] += 1
+        late = time.monotonic() - begun >= _PREFACE_SECONDS
         try:
             await act(reader, writer)
         except (OSError, EOFError):
-            self.done["thrown out"] += 1
+            self.done["late" if late else "thrown out"] += 1
         finally:
             writer.transport.abort()
 

@@ -104,8 +104,8 @@ def list_faults() -> None:
     width = max(map(len, known))
     for fault in known.values():
         asks = "asks first" if fault.harms else "by default"
-        wants = ", wants --database" if fault.kind == "database" else ""
-        click.echo(f"{fault.id:{width}}  {asks}{wants}: {fault.title}")
+        needs = ", needs --database" if fault.kind == "database" else ""
+        click.echo(f"{fault.id:{width}}  {asks}{needs}: {fault.title}")
     click.echo("\nRun by `nox -s chaos` on its own servers, never on a target:")
     for fault in every_fault().values():
         if fault.id not in known:

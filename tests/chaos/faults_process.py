@@ -37,10 +37,23 @@ FIRST_DELAY_SECONDS = 0.1
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Send SIGKILL to the processes that still run."""
-    for pid in pids:
+    """Send SIGKILL to the processes that still run, and wait until they are gone and their connections are closed: on a
+    busy machine a process dies when it gets a core.
+    """
+    killed = list(pids)
+    for pid in killed:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(_lives, killed)), "killed processes are gone", seconds=20)
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs, or a thread of it has not released its files yet."""
+    try:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return _lives(pid)  # one of its threads has just ended
+    return any(state != "Z" for state in states)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ LEFT_OUT = {
     "db-standby-behind": "goes back to an older version, as intended",
     "db-truncated-mid-read": _LARGE,
     "db-read-cancelled": _LARGE,
-    "db-network-disconnected": "wants a container",
+    "db-network-disconnected": "needs a container",
     "worker-oom-killed": "needs a worker that touches new pages; after a crowd it has free ones",
     "bad-build": _ENVIRONMENT,
     "clock-forward": _ENVIRONMENT,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.conftest import MakeStage
-from tests.chaos.drills.judge import judge, told, verdict
+from tests.chaos.drills.judge import explained, judge, verdict
 from tests.chaos.drills.model import Allowance, Fault, Outcome
 from tests.chaos.drills.run import DESCRIPTORS, PLAYED, play, play_red
 from tests.chaos.drills.stage import Stage
@@ -59,7 +59,7 @@ def test_a_fault_of_clients_costs_the_others_nothing(fault: str, make_stage: Mak
     if transport == "grpcio" and fault == "client-attacks":
         pytest.skip("the known attacks cost calls on grpcio: judged by the test below")
     outcome = played(on_transport(BY_ID[fault], transport), stage_for(fault, make_stage))
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
     assert left_behind(outcome) <= DESCRIPTORS, "also on grpcio, where memory is not judged"
 
 
@@ -74,14 +74,14 @@ def test_a_flood_on_grpcio_costs_calls_and_no_worker(fault: str, make_stage: Mak
     workers = stage.server.worker_pids()
     outcome = play(replace(BY_ID[fault], allows=Allowance(memory=False)), stage)
     PLAYED.remove(outcome)  # the tests above check the promises
-    assert outcome.trouble is None, told(outcome)
-    assert {*outcome.load.plain.failed, *outcome.load.retrying.failed} <= {"CANCELLED"}, told(outcome)
-    assert not outcome.load.wrong, told(outcome)
-    assert outcome.fresh_seconds is not None, told(outcome)
+    assert outcome.trouble is None, explained(outcome)
+    assert {*outcome.load.plain.failed, *outcome.load.retrying.failed} <= {"CANCELLED"}, explained(outcome)
+    assert not outcome.load.wrong, explained(outcome)
+    assert outcome.fresh_seconds is not None, explained(outcome)
     assert stage.server.worker_pids() == workers
     assert left_behind(outcome) <= DESCRIPTORS
     after = played(replace(BY_ID["client-crowd-gentle"], allows=Allowance(memory=False)), stage)
-    assert verdict(after) == "held", told(after)
+    assert verdict(after) == "held", explained(after)
 
 
 @pytest.mark.transports("native")
@@ -101,4 +101,4 @@ def test_a_server_with_a_defect_breaks_its_drill(fault: str, variant: str, tells
     """On the native transport only: on grpcio the code that accepts, reads and writes is C-core's."""
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     outcome = play_red(BY_ID[fault], stage_for(fault, make_stage, **settings), variant)
-    assert any(re.search(tells, sentence) for sentence in judge(outcome)), told(outcome)
+    assert any(re.search(tells, sentence) for sentence in judge(outcome)), explained(outcome)

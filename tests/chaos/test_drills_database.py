@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.conftest import MakeStage
-from tests.chaos.drills.judge import judge, told, verdict
+from tests.chaos.drills.judge import explained, judge, verdict
 from tests.chaos.drills.run import play_red, play_until_valid
 from tests.chaos.drills.stage import Stage
 from tests.chaos.faults_database import FAULTS
@@ -62,7 +62,7 @@ def test_a_fault_of_an_embedded_database_costs_nothing(
     frail: DatabaseServer, make_stage: MakeStage, fault: str
 ) -> None:
     outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 @pytest.mark.transports
@@ -72,7 +72,7 @@ def test_a_fault_of_a_database_in_a_container_costs_nothing(
     frail: DatabaseServer, make_stage: MakeStage, fault: str
 ) -> None:
     outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 BREAKS = {
@@ -103,8 +103,8 @@ def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str
     stage = on_stage(make_stage, database, fault, broken=bug)
     stage.job = replace(stage.default_job(), deadline_seconds=3)  # many of its calls are never answered
     outcome = play_red(BY_ID[fault], stage, bug, 1.0)
-    assert verdict(outcome) == "BROKEN", told(outcome)
-    assert sentence in "\n".join(judge(outcome)), told(outcome)
+    assert verdict(outcome) == "BROKEN", explained(outcome)
+    assert sentence in "\n".join(judge(outcome)), explained(outcome)
 
 
 @pytest.mark.transports

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.chaos.drills.judge import doubts, judge, told, verdict
+from tests.chaos.drills.judge import doubts, explained, judge, verdict
 from tests.chaos.drills.model import NOTHING, Allowance, Failure, LoadReport, Loss, Outcome, SetReport, Sighting, Usage
 from tests.chaos.drills.table import text_table, to_json
 
 BEFORE = Usage(100 << 20, 200 << 20, 80, 9, 1, 3)
 
 
-def failure(sent: float, ended: float) -> Failure:
-    return Failure("GetCommand", 4, "UNAVAILABLE", "Socket closed", sent, ended)
+def failure(sent: float, ended: float, answered: float | None = None) -> Failure:
+    """A call that failed; on its connection a call was answered that was sent just before it, or at ``answered``."""
+    last = sent - 0.01 if answered is None else answered
+    return Failure("GetCommand", 4, "UNAVAILABLE", "Socket closed", sent, ended, last)
 
 
 def offered(count: int, *failures: Failure, worst_ms: float = 12.4) -> SetReport:
@@ -37,7 +39,7 @@ def sound(allows: Allowance = NOTHING) -> Outcome:
 
 def test_an_outcome_without_faults_is_held() -> None:
     assert judge(sound()) == doubts(sound()) == []
-    assert verdict(sound()) == told(sound()) == "held"
+    assert verdict(sound()) == explained(sound()) == "held"
 
 
 def plain_fails(outcome: Outcome) -> None:
@@ -127,7 +129,7 @@ def test_a_broken_promise_is_reported(breach: Callable[[Outcome], None]) -> None
 def test_an_allowed_loss_breaks_no_promise(allows: Allowance, breach: Callable[[Outcome], None]) -> None:
     outcome = sound(allows)
     breach(outcome)
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 IN_FLIGHT = Allowance(plain=Loss.IN_FLIGHT)
@@ -143,7 +145,20 @@ def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, ended))
-    assert (verdict(outcome) == "held") is allowed, told(outcome)
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered", "allowed"),
+    [(2.3, 0.9, True), (2.3, 1.5, True), (2.3, 0.0, True), (6.9, 0.9, True), (2.3, 2.1, False), (7.1, 0.9, False)],
+)
+def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connection_is_lost(
+    sent: float, answered: float, allowed: bool
+) -> None:
+    outcome = sound(IN_FLIGHT)
+    outcome.wounds = [(1.0, 2.0)]
+    outcome.load.plain = offered(1000, failure(sent, sent + 0.1, answered))
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 
 def test_with_the_default_retry_not_even_a_call_in_flight_may_fail() -> None:
@@ -158,7 +173,7 @@ def test_with_the_default_retry_calls_may_fail_if_the_fault_allows_it(sent: floa
     outcome = sound(Allowance(plain=Loss.IN_FLIGHT, retried=Loss.IN_FLIGHT))
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.retrying = offered(1000, failure(sent, ended))
-    assert (verdict(outcome) == "held") is allowed, told(outcome)
+    assert (verdict(outcome) == "held") is allowed, explained(outcome)
 
 
 def test_failures_without_details_are_not_considered_allowed() -> None:
@@ -222,7 +237,7 @@ def test_values_that_were_not_measured_are_not_judged() -> None:
     outcome = sound()
     outcome.written, outcome.before, outcome.after = [], None, None
     outcome.fresh_seconds = outcome.fresh_cycles = outcome.fresh_limit_seconds = None
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 def test_the_table_shows_every_drill_and_its_broken_promises() -> None:

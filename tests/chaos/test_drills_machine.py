@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.chaos import promises
 from tests.chaos.conftest import MakeStage
-from tests.chaos.drills.judge import told, verdict
+from tests.chaos.drills.judge import explained, verdict
 from tests.chaos.drills.run import play_red, play_until_valid
 from tests.chaos.faults_machine import FAULTS, NEEDS, on_transport
 from tests.chaos.machine import Clock, have
@@ -46,7 +46,7 @@ def test_a_fault_of_the_machine_costs_nothing(
 ) -> None:
     have(NEEDS.get(fault))
     outcome = play_until_valid(on_transport(BY_ID[fault], transport), patient(make_stage(**settings_for(fault))))
-    assert verdict(outcome) == "held", told(outcome)
+    assert verdict(outcome) == "held", explained(outcome)
 
 
 @pytest.mark.transports
@@ -72,4 +72,4 @@ def test_a_server_with_a_defect_breaks_its_drill(
     have(NEEDS.get(fault))
     monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # a missing effect costs the whole waiting time
     outcome = play_red(BY_ID[fault], make_stage(**broken(variant, settings_for(fault))), variant)
-    assert verdict(outcome) == "BROKEN", told(outcome)
+    assert verdict(outcome) == "BROKEN", explained(outcome)

@@ -334,5 +334,5 @@ def test_each_of_100_changes_has_one_measured_delay_that_is_the_true_one_and_at_
             # The old code was served until `old` at least, so the true delay is no less than the difference.
             excesses.append(server.statusz()["propagation"]["last_seconds"] - (old - committed))
     assert min(excesses) >= 0
-    # What it may exceed is the time between two checks. On a machine that others use, some checks come late.
+    # It may exceed the time between two checks. On a machine that others use, some checks come late.
     assert sum(excess <= 1.0 for excess in excesses) >= 95, sorted(excesses)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.drills.catalogue import every_fault
-from tests.chaos.drills.judge import judge, told
+from tests.chaos.drills.judge import explained, judge
 from tests.chaos.drills.model import Usage
 from tests.chaos.soak import AIM, Options, Played, Soak, soak, summary
 from tests.chaos.soak_plan import LEFT_OUT, LEFT_OUT_ON_GRPCIO, eligible, plan
@@ -66,7 +66,7 @@ def test_a_soak_of_a_minute_loses_nothing_and_leaks_nothing(tmp_path: Path) -> N
 def test_a_soak_of_a_server_with_a_defect_fails(fault: str, variant: str, tells: str) -> None:
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     found = soak(Options(0.1, 1, faults=(fault,), settings=settings), lambda line: None)
-    assert any(tells in sentence for sentence in judge(found.outcome)), told(found.outcome)
+    assert any(tells in sentence for sentence in judge(found.outcome)), explained(found.outcome)
     assert "verdict: BROKEN" in summary(found)
 
 
@@ -102,7 +102,7 @@ def test_the_summary_has_availability_and_the_usage_before_and_after() -> None:
 def test_a_record_keeps_some_failures_and_the_judge_gets_all() -> None:
     from tests.chaos.drills.model import Allowance, Failure, LoadReport, Loss, Outcome, SetReport
 
-    failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0) for _ in range(7000)]
+    failures = [Failure("GetCommand", 1, "UNAVAILABLE", "", sent=1.0, ended=2.0, answered=0.9) for _ in range(7000)]
     plain = SetReport(500_000, 493_000, {"UNAVAILABLE": 7000}, failures)
     load = LoadReport(plain=plain, retrying=SetReport(500_000, 500_000), seconds=100, rate=10_000)
     allowed = Allowance(plain=Loss.IN_FLIGHT)

@@ -31,7 +31,7 @@ QUERIES = [pytest.param(panel, target, id=f"{panel['title']}-{target['refId']}")
 RULES = shipped_rules()
 COMMANDS = [f"command{number}" for number in range(150)]
 NATIVE_ONLY = ("avap_connections",)
-"""What the names of metrics begin with that only the native transport has."""
+"""The prefix of the metrics that only the native transport has."""
 TLS_ONLY = "avap_certificate_expiry_timestamp_seconds"
 """This server has no TLS; `tests/integration/test_key_rotation.py` reads it of one that has."""
 NOT_OURS = ("kube_", "job:avap_cache_size:expected")

@@ -178,7 +178,7 @@ class Machine:
 
     environment: dict[str, str]
     values: dict[str, str]
-    """What a page has in place of a value → the value."""
+    """Placeholder on a page → the value."""
 
     def run(self, block: str) -> subprocess.CompletedProcess[str]:
         """Run a block of a page as an operator would, with the values of this machine."""

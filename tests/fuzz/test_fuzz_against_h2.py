@@ -45,7 +45,7 @@ class Call:
         self.ended = False
         self.reset: int | None = None
         self.replied: bytes | None = None
-        """What the handler has sent; its status is 7."""
+        """The message that the handler has sent; its status is 7."""
         self.replied_early = False
 
 

@@ -1,4 +1,4 @@
-"""What the tests of reading from a real PostgreSQL share."""
+"""The common part of the tests that read from a real PostgreSQL."""
 
 from __future__ import annotations
 

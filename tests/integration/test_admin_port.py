@@ -111,6 +111,7 @@ def connections_of(server: ServerProcess) -> int:
     )
 
 
+@pytest.mark.thorough  # a thousand connections
 @pytest.mark.any_transport
 @pytest.mark.parametrize("beginning", sample([BEGINNING, b""]), ids=["trickling", "silent"])
 def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fails(
@@ -139,6 +140,7 @@ def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fa
     assert len(server.logged("The admin port is full; its oldest connection was closed")) < 100
 
 
+@pytest.mark.thorough  # replaces workers
 @pytest.mark.any_transport
 def test_a_master_with_few_descriptors_syncs_and_replaces_workers_although_strangers_come(
     table: Table, transport: str

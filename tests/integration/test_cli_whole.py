@@ -227,6 +227,7 @@ def test_config_in_a_pipe_cuts_no_value_off(table: Table, tmp_path: Path) -> Non
     assert long in done.stdout
 
 
+@pytest.mark.thorough  # starts a server
 def test_snapshot_inspect_reads_the_stored_file(table: Table, start_server: StartServer, tmp_path: Path) -> None:
     table.add_commands(4)
     server = start_server(table.url, SNAPSHOT_DIR=str(tmp_path)).wait_ready()

@@ -88,6 +88,7 @@ def test_without_a_directory_for_snapshots_log_and_status_say_that_nothing_is_st
     assert "nothing is stored, because SNAPSHOT_DIR is not set" in " ".join(shown.stdout.split())
 
 
+@pytest.mark.thorough  # starts a server
 def test_with_a_directory_for_snapshots_nothing_is_said_about_storing(server: ServerProcess, directory: Path) -> None:
     assert not server.logged("Nothing is stored: SNAPSHOT_DIR is not set")
     assert "nothing is stored" not in run("status", directory=directory).stdout
@@ -200,6 +201,7 @@ def test_a_client_of_another_account_is_refused_and_reported(server: ServerProce
     assert "uid 65534" in server.wait_log("A connection was refused")["error"]
 
 
+@pytest.mark.thorough  # starts many commands
 def test_unknown_versions_and_wrong_arguments_are_refused_with_a_reason(server: ServerProcess, directory: Path) -> None:
     for arguments, code in (
         (("accept", "00000000"), 3),

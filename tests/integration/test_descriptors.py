@@ -93,6 +93,7 @@ def test_at_the_lowest_limit_a_master_works_although_strangers_fill_its_admin_po
         assert not server.logged("Open files run out: the reserve for workers and cycles is not complete")
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_master_without_a_free_descriptor_works_with_its_reserve(
     table: Table, transport: str, tmp_path: Path
 ) -> None:

@@ -248,7 +248,7 @@ def test_a_name_that_needs_quoting_and_settings_are_honoured() -> None:
             assert connection.execute("SELECT current_database()").fetchone() == ('a "b" c',)
 
 
-@pytest.mark.parametrize("state", ["running", "connected", "paused", "killed"])
+@pytest.mark.parametrize("state", sample(["killed", "running", "connected", "paused"]))
 def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Path]) -> None:
     server = EmbeddedPostgres().start()
     processes, segments = family(server), shared_memory(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,33 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
             assert client.get("command0").name == "command0"
         assert _descriptors(server) <= descriptors + 4
         assert not server.other_output, "no traceback"
+
+
+def test_a_worker_that_makes_the_shared_socket_wait_costs_the_others_no_connection(
+    table: Table, database_url: str, tmp_path: Path
+) -> None:
+    """O_NONBLOCK is of all that share the listening socket, and no filter can judge what FIONBIO points to."""
+    table.add_commands(1)
+    armed = tmp_path / "armed"
+    attack = """
+    while True:
+        fcntl.fcntl(int(sys.orig_argv[-1]), fcntl.F_SETFL, 0)
+        time.sleep(0.0001)
+"""
+    path = take_over(tmp_path, armed, attack)
+    settings = {"START_TIMEOUT_SECONDS": "60", "HEARTBEAT_TIMEOUT_SECONDS": "2"}
+    with ServerProcess(database_url, PYTHONPATH=path, **settings) as server:
+        server.wait_ready()
+        first, second = server.worker_pids()
+        armed.touch()
+        os.kill(first, 9)
+        until(lambda: (tmp_path / "used").exists(), "the next worker attacks")
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends:
+            with Client(server.port, KEY) as client:
+                assert client.get("command0", timeout=5).name == "command0"
+        assert second in server.worker_pids()
+        assert not server.logged("Worker hangs; killed")
 
 
 @pytest.mark.parametrize("port", sample(["chosen", "0"]))

@@ -1,4 +1,5 @@
-"""What a server inherits: closed standard descriptors, and signals to its whole process group or during its start."""
+"""The inheritance of a server: closed standard descriptors, and signals to its whole process group or during its
+start."""
 
 from __future__ import annotations
 
@@ -151,6 +152,7 @@ def test_a_signal_during_the_start_is_handled(
         assert not server.other_output, "no traceback"
 
 
+@pytest.mark.thorough  # starts two servers
 @pytest.mark.parametrize("umask", sample([0o777, 0o000, 0o277]), ids="{:03o}".format)
 def test_whatever_the_umask_the_files_of_a_server_are_its_own_and_the_next_start_reads_them(
     umask: int, table: Table, database_url: str, tmp_path: Path

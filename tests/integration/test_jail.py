@@ -77,7 +77,7 @@ def test_a_confined_worker_logs_an_exception_with_its_traceback(table: Table, st
 def test_a_confined_worker_imports_nothing_and_does_all_its_work(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """What is imported late needs a file to be opened, and fails in a worker that has not met it before."""
+    """A late import opens a file, and fails in a worker that has not imported the module before."""
     table.add_commands(3)
     key = tmp_path / "key"
     key.write_text(KEY)
@@ -118,7 +118,7 @@ def test_with_tls_a_confined_worker_reads_no_file_and_its_certificate_can_be_rep
         "TLS_CLIENT_CA_FILE": str(authority.cert),
     }
     own = authority.sign("client")
-    # What is tried on the stored snapshot is tried on the key.
+    # Each attempt on the stored snapshot is made on the key, too.
     server = start_server(table.url, PYTHON_TEST_STORED=str(shown.key), **files).wait_ready()
     authority.sign("shown")  # another key and certificate, in the same files
     before = len(server.lines)
@@ -188,6 +188,7 @@ def test_where_landlock_does_not_exist_auto_warns_and_confines_by_seccomp(
         assert client.get("command0").name == "command0"
 
 
+@pytest.mark.thorough  # takes seconds
 def test_with_tls_and_without_landlock_a_worker_opens_no_file_and_another_certificate_is_served(
     table: Table, servers: ExitStack, transport: str, tmp_path: Path
 ) -> None:
@@ -226,6 +227,7 @@ def test_where_landlock_does_not_exist_require_does_not_start(table: Table, serv
     assert "set JAIL to auto" in line["remedy"]
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_worker_that_is_refused_what_the_kernel_offered_is_confined_by_the_rest_and_says_so(
     table: Table, servers: ExitStack, transport: str
 ) -> None:
@@ -241,6 +243,7 @@ def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_ser
     assert server.metric("avap_worker_jailed", worker="0") == 1
 
 
+@pytest.mark.thorough  # takes seconds
 def test_with_jail_off_the_status_says_so_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
     """Otherwise the alert could not tell a missing jail from one that is switched off."""
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true", JAIL="off").wait_ready()

@@ -119,6 +119,7 @@ def test_the_longest_key_that_is_allowed_reaches_the_server(table: Table, start_
         assert refused(client)
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_a_certificate_that_does_not_fit_its_key_holds_up_no_rotation_of_keys(
     table: Table, start_server: StartServer, tmp_path: Path

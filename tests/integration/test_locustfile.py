@@ -57,6 +57,7 @@ def server(table: Table, start_server: StartServer) -> ServerProcess:
     return start_server(table.url).wait_ready()
 
 
+@pytest.mark.thorough  # locust takes seconds to start
 def test_users_call_in_the_configured_mix(server: ServerProcess) -> None:
     before = {status: server.metric("avap_requests_total", status=status) for status in ("404", "401")}
     for seconds in (3, 10, 30):  # a machine that is busy with other tests takes longer for 100 calls

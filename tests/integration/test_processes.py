@@ -91,6 +91,7 @@ def test_a_hung_worker_is_killed_and_replaced(server: ServerProcess) -> None:
     until(lambda: victim not in server.worker_pids() and _serving(server) == 2, server.tail)
 
 
+@pytest.mark.thorough  # seconds of load
 def test_a_roll_replaces_every_worker_and_no_call_fails(server: ServerProcess) -> None:
     before = server.worker_pids()
     stop = threading.Event()
@@ -129,6 +130,7 @@ def test_workers_exit_when_their_master_is_killed(server: ServerProcess) -> None
     assert len(server.logged("The master is gone; leaving")) == 2
 
 
+@pytest.mark.thorough  # starts two servers
 def test_a_new_server_binds_the_port_of_a_killed_one(
     server: ServerProcess, table: Table, start_server: StartServer
 ) -> None:

@@ -1,4 +1,4 @@
-"""What operators ask for by command and by policy file, on a real server: pinned, accepted, released, exported."""
+"""Wishes of operators, by command and by policy file, on a real server: pinned, accepted, released, exported."""
 
 from __future__ import annotations
 
@@ -196,6 +196,7 @@ def test_a_held_command_is_named_with_its_reason_and_hashes(
     assert "command1" in run("status", directory=directory).stdout
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(
     assert "wishes.json" in pinned["note"]
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_version_of_the_history_restores_the_table(server: ServerProcess, table: Table, directory: Path) -> None:
     before, _ = publish(
         server, lambda: table.run("UPDATE obex_dapl_functions SET code = 'pass' WHERE name = 'command3'")

@@ -1,4 +1,4 @@
-"""What `PostgresSource` reads from a real PostgreSQL: a bad row costs itself alone, and no table takes more memory than
+"""`PostgresSource` on a real PostgreSQL: a bad row costs itself alone, and no table takes more memory than
 there is.
 """
 

@@ -77,6 +77,7 @@ def test_a_log_pipe_that_is_not_read_stops_neither_calls_nor_supervision_nor_the
         until(lambda: server.statusz()["logs"]["waiting_lines"] == 0, "all lines are written")
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_a_server_whose_log_is_never_read_ends_on_sigterm(table: Table, transport: str) -> None:
     table.add_commands(1)

@@ -116,7 +116,6 @@ def stored(postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -
             (lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:], "footer checksum"),
             (lambda data: data + b"x", "magic"),
         ],
-        2,
         unpack=True,
     ),
 )
@@ -314,6 +313,7 @@ def test_the_table_is_not_read_during_a_drain(start_server: StartServer) -> None
     assert "Sync failed" not in messages[messages.index("Draining") :]
 
 
+@pytest.mark.thorough  # waits for cycles
 def test_a_snapshot_that_could_not_be_stored_is_stored_when_the_disk_is_repaired(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
-"""What a server inherits beside descriptors and signals: Python's own variables, locale, limits of the process, file
-systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
+"""The inheritance of a server beside descriptors and signals: Python's own variables, locale, limits of the process,
+file systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from tests.support.client import Client
 from tests.support.families import sample
+from tests.support.polling import until
 from tests.support.server import FAST, KEY, ServerProcess
 from tests.support.table import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.transports("native")]
 
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 VARIABLES = {
     "PYTHONINSPECT": "1",
     "PYTHONOPTIMIZE": "2",
@@ -53,6 +55,15 @@ MOUNTS = {
     "no device but /dev/null": "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3",
     "a host without a name": "echo > /proc/sys/kernel/hostname",
 }
+WITHOUT_NULL = {
+    "missing": "mount -t tmpfs none /dev",
+    "on a file system without devices": "mount -t tmpfs -o nodev none /dev && mknod -m 666 /dev/null c 1 3",
+}
+NETWORKS = {
+    "IPv6 alone": "ip link set lo up && ip address del 127.0.0.1/8 dev lo",
+    "no interface that is up": ":",
+}
+TOO_LOW = {"ulimit -f 64": "LimitFSIZE", "ulimit -v 300000": "LimitAS", "ulimit -d 50000": "LimitDATA"}
 
 
 def serves_and_ends(server: ServerProcess, table: Table) -> None:
@@ -73,7 +84,7 @@ def in_shell(server: ServerProcess, prelude: str, *wrapper: str) -> ServerProces
     return server
 
 
-@pytest.mark.parametrize("variable", sample(VARIABLES, ("PYTHONINSPECT", "PYTHONOPTIMIZE")))
+@pytest.mark.parametrize("variable", sample(VARIABLES, ("PYTHONINSPECT",)))
 def test_a_server_serves_whatever_a_variable_of_python_or_of_the_system_says(
     variable: str, table: Table, database_url: str
 ) -> None:
@@ -89,19 +100,64 @@ def test_a_server_serves_whatever_a_shell_leaves_it(name: str, table: Table, dat
 
 @pytest.mark.parametrize("name", sample(MOUNTS, ("no /proc",)))
 def test_a_server_serves_without_file_systems_that_others_have(name: str, table: Table, database_url: str) -> None:
-    apart = ("unshare", "--mount", "--uts")
-    if not shutil.which("unshare") or subprocess.run((*apart, "true"), capture_output=True, check=False).returncode:
-        pytest.skip("this account may make no namespace")
+    apart = namespaces("--mount", "--uts")
     serves_and_ends(in_shell(ServerProcess(database_url, WORKERS="1"), MOUNTS[name], *apart), table)
 
 
-def test_a_limit_under_which_nothing_can_be_served_is_refused_with_its_remedy() -> None:
-    ended = run("ulimit -f 64", {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"})
+@pytest.mark.parametrize("closed", ["", "<&-", ">&- 2>&-"], ids=["open", "stdin closed", "stdout and stderr closed"])
+@pytest.mark.parametrize("name", sample(WITHOUT_NULL))
+def test_without_dev_null_a_start_is_refused_with_its_remedy(name: str, closed: str) -> None:
+    ended = run(f"{WITHOUT_NULL[name]}; exec {closed}", {"DATABASE_URL": NOWHERE}, *namespaces("--mount"))
     assert ended.returncode == 78
-    assert "LimitFSIZE" in ended.stdout
+    if "2>&-" not in closed:
+        assert ended.stderr.startswith("Error: /dev/null cannot be opened")
+        assert "mknod" in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+    assert not ended.stdout
+
+
+def test_grpcio_is_refused_without_dev_urandom() -> None:
+    devices = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
+    ended = run(devices, {"DATABASE_URL": NOWHERE, "TRANSPORT": "grpcio"}, *namespaces("--mount"))
+    assert ended.returncode == 78
+    assert "/dev/urandom" in ended.stdout
+    assert "TRANSPORT=native" in ended.stdout
+
+
+@pytest.mark.parametrize("name", sample(NETWORKS))
+def test_a_server_serves_on_a_host_without_ipv4(name: str, table: Table, database_url: str, tmp_path: Path) -> None:
+    apart = namespaces("--net")
+    if not shutil.which("ip"):
+        pytest.skip("there is no ip(8) to make such a host")
+    table.add_commands(1)
+    settings = {"SNAPSHOT_DIR": str(tmp_path), "WORKERS": "1"}
+    with ServerProcess(database_url, **settings):
+        until((tmp_path / "last-known-good.avapsnap").exists, "it is stored")
+    server = in_shell(ServerProcess(NOWHERE, HOST="::", **settings), NETWORKS[name], *apart)
+    with server:
+        server.wait_ready()
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+    assert not server.logged("Worker failed")
+
+
+@pytest.mark.parametrize("limit", sample(TOO_LOW, 2))
+def test_a_limit_under_which_nothing_can_be_served_is_refused_with_its_remedy(limit: str) -> None:
+    ended = run(limit, {"DATABASE_URL": NOWHERE})
+    assert ended.returncode == 78
+    assert TOO_LOW[limit] in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="the kernel does not limit the processes of root")
+def test_a_limit_of_processes_under_which_no_worker_starts_is_refused_with_its_remedy() -> None:
+    ended = run("ulimit -u 1 2>/dev/null || ulimit -p 1", {"DATABASE_URL": NOWHERE})
+    assert ended.returncode == 78
+    assert "TasksMax" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.thorough  # takes seconds
 def test_a_limit_of_cpu_time_is_named_and_does_not_make_rows_bad(table: Table, database_url: str) -> None:
     table.add_commands(3)
     with in_shell(ServerProcess(database_url, WORKERS="1"), "ulimit -t 30") as server:
@@ -113,7 +169,8 @@ def test_a_limit_of_cpu_time_is_named_and_does_not_make_rows_bad(table: Table, d
         assert not server.logged("Commands are left out: no good version is known")
 
 
-def test_a_catalogue_beyond_the_size_of_a_file_fails_its_cycle_and_says_what_to_raise(
+@pytest.mark.thorough  # takes seconds
+def test_a_catalogue_larger_than_the_file_size_limit_fails_the_cycle_and_the_log_names_the_limit(
     table: Table, database_url: str
 ) -> None:
     table.add_commands(3, 1_000_000)
@@ -130,6 +187,7 @@ def test_an_invalid_environment_ends_with_78_although_python_is_asked_to_stay() 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_master_and_its_workers_write_no_core_dump(table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
     server = in_shell(ServerProcess(database_url, WORKERS="1", JAIL="auto"), "ulimit -c unlimited")
@@ -142,10 +200,18 @@ def test_a_master_and_its_workers_write_no_core_dump(table: Table, database_url:
     assert not [*tmp_path.iterdir()]
 
 
-def run(prelude: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def namespaces(*which: str) -> tuple[str, ...]:
+    """The command that starts another one in namespaces of its own; skips the test where this account may make none."""
+    apart = ("unshare", *which)
+    if not shutil.which("unshare") or subprocess.run((*apart, "true"), capture_output=True, check=False).returncode:
+        pytest.skip("this account may make no namespace")
+    return apart
+
+
+def run(prelude: str, settings: dict[str, str], *wrapper: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in FAST and name != "DATABASE_URL"}
     return subprocess.run(
-        ["sh", "-c", f'{prelude}; exec "$@"', "sh", sys.executable, "-m", "definition_server", "serve"],
+        [*wrapper, "sh", "-c", f'{prelude}; exec "$@"', "sh", sys.executable, "-m", "definition_server", "serve"],
         env=kept | {"API_KEY": KEY, "HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0"} | settings,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -78,6 +78,7 @@ def test_with_a_client_authority_a_client_needs_a_certificate_of_it(
             assert failure(refused.get, "command1")[0] == "UNAVAILABLE"
 
 
+@pytest.mark.thorough  # starts many commands
 def test_the_client_commands_call_a_server_with_tls(
     table: Table, start_server: StartServer, authority: Authority
 ) -> None:

@@ -19,7 +19,7 @@ REASONS: dict[str, dict[str, str]] = {
         "A19 a window that grows beyond 2^31-1": "open",
         "A21 the connection's window beyond 2^31-1": "open",
     },
-    "RFC 9113 makes it an error of the stream, and a client that errs this way should hear of it. C-core "
+    "RFC 9113 makes it an error of the stream, and a client that errs this way should be informed. C-core "
     "overlooks it.": {
         "A3 PRIORITY of 4 octets": "open",
         "A8 a stream that depends on itself": "open",

@@ -73,7 +73,7 @@ async def half_duplex_call(requests: AsyncIterable[Any], context: Context) -> As
 
 
 def interop_handler() -> grpc.GenericRpcHandler:
-    """What a server registers to serve all of it."""
+    """The handlers that a server registers to serve all of it."""
 
     def coded(make: Any, behavior: Any, request: str, response: str) -> Any:
         return make(behavior, message_class(request).FromString, message_class(response).SerializeToString)

@@ -77,7 +77,7 @@ def test_every_call_of_a_stack_gets_what_the_catalogue_says(
 
 
 def _ask(stack: str, port: int, descriptors: Path, calls: int) -> tuple[Any, set[bytes]]:
-    """What the client printed, and its ends of the connections that it was seen to have."""
+    """The output of the client, and its ends of the connections that it was seen to have."""
     arguments = [*STACKS[stack](), f"127.0.0.1:{port}", KEY, str(descriptors), str(calls)]
     seen = set()
     with ThreadPoolExecutor(1) as pool:

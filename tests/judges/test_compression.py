@@ -1,4 +1,4 @@
-"""What is compressed on the wire: no client library shows it, so the frames are read."""
+"""Compression on the wire: no client library shows it, so the frames are read."""
 
 from __future__ import annotations
 

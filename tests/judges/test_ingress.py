@@ -30,7 +30,7 @@ uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
 {text}
 }}
 """
-"""What surrounds the page's text in a configuration of nginx."""
+"""The lines around the page's text in a configuration of nginx."""
 
 Start = Callable[[Path, str], Sequence[str]]
 

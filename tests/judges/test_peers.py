@@ -1,6 +1,6 @@
 """The servers that ours is measured beside keep the contract: a figure about one that answers wrongly says nothing.
 
-What the catalogue says comes from our own snapshot; the client is grpcio, and it compares octets.
+The content of the catalogue comes from our own snapshot; the client is grpcio, and it compares octets.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ def _measure_and_kill(name: str, catalogue: Served, pids: list[int]) -> None:
     with peers.start(name, catalogue) as target:
         pids += target.pids
         os.kill(target.pid, signal.SIGKILL)
-        # Not by /proc: it shows a zombie as soon as the first thread is gone, the parent hears of it after the last.
+        # Not by /proc: it shows a zombie as soon as the first thread is gone, the parent is notified after the last.
         exited = os.WEXITED | os.WNOHANG | os.WNOWAIT
         until(lambda: os.waitid(os.P_PID, target.pid, exited), "it lives on")
 

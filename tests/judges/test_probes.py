@@ -1,4 +1,4 @@
-"""What operators point at a gRPC server works on a real definition server: grpc-health-probe, as Kubernetes runs it,
+"""Operators' tools for gRPC servers work on a real definition server: grpc-health-probe, as Kubernetes runs it,
 and grpcurl, which finds out by reflection what there is to call.
 """
 

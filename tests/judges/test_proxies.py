@@ -73,7 +73,7 @@ def descriptors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def catalogue(program: list[str], port: int, descriptors: Path) -> str:
-    """A stack reads the catalogue and makes calls; what went wrong, if anything did."""
+    """Let the client ``program`` read the catalogue and make calls. Returns what went wrong; empty if nothing did."""
     done = run([*program, f"127.0.0.1:{port}", KEY, str(descriptors), str(CALLS)], seconds=SECONDS)
     equal = json.loads(done.stdout)["equal"] if done.returncode == 0 else done.stderr
     return "" if equal == CALLS else f"{program}: {equal}"
@@ -110,7 +110,7 @@ def fleet(port: int) -> str:
 
 
 def refusals(server: ServerProcess, after: int) -> list[str]:
-    """What the server says about limits: log lines about peers, and metrics that are not 0."""
+    """The server's reports about limits: log lines about peers, and metrics that are not 0."""
     lines = [str(line) for line in server.lines[after:] if line.get("peer") and line.get("msg") != ON_PURPOSE]
     samples = (line.split() for line in server.http("/metrics")[1].splitlines() if not line.startswith("#"))
     counted = [

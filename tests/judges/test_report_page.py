@@ -59,7 +59,7 @@ wait();
 
 
 def look(tmp_path: Path, html: str, *options: str) -> dict[str, Any]:
-    """What the probe sees of the page."""
+    """The part of the page that the probe sees."""
     path = tmp_path / "page.html"
     path.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     out = chromium(tmp_path, "--dump-dom", *options, path.as_uri())

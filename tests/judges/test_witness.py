@@ -104,7 +104,7 @@ HELD = 20.0
         # Ours is wrong, and ghz has time enough to show it.
         (0.09, 5.1, (20.4, 21.0), "disagrees"),
         (0.8, 25.0, (21.0, 27.5), "disagrees"),
-        # A witness that is faster than ours has no excuse to give.
+        # The speed of a witness needs no explanation where it is faster than ours.
         (6.4, 0.8, (20.4, 27.5), "disagrees"),
         # Ours reads too little of the known time as well: that does not enlarge what ghz adds.
         (0.05, 1.5, (16.1, 20.6), "disagrees"),

@@ -34,7 +34,7 @@ concurrency = thread
 
 @dataclass
 class KnownTests:
-    """What is known of the tests of some files."""
+    """The results of the tests of some files."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Id of a test that passes on the unchanged code -> how long it takes."""
@@ -48,7 +48,7 @@ class KnownTests:
 
     @classmethod
     def read(cls, path: Path) -> KnownTests:
-        """What `write` has written; nothing where there is no such file."""
+        """The content of a file from `write`; empty where there is no such file."""
         if not path.exists():
             return cls()
         stored = json.loads(path.read_text("utf-8"))

@@ -21,7 +21,7 @@ from tests.support import wire
 
 PIECE = 16_384
 _CALLS = 4000
-"""Calls in one script; it starts anew on a new connection."""
+"""Calls that one connection makes; the attack continues on a new connection."""
 
 _FINISHED = wire.frame(wire.PING, 0, 0, b"finished")
 _FINISHED_ANSWER = wire.frame(wire.PING, wire.ACK, 0, b"finished")

@@ -1,4 +1,4 @@
-"""What a program under test inherits of this process's environment."""
+"""The part of this process's environment that a program under test inherits."""
 
 from __future__ import annotations
 

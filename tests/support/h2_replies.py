@@ -33,7 +33,7 @@ _LEGAL_TYPES = (DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE
 
 @dataclass
 class Result:
-    """What the server sent on one stream."""
+    """The server's frames on one stream."""
 
     headers: list[tuple[bytes, bytes]] | None = None
     trailers: list[tuple[bytes, bytes]] | None = None

@@ -13,6 +13,6 @@ with warnings.catch_warnings():
     from hdrh.histogram import HdrHistogram
 
 UNDECODABLE = (HdrCookieException, HdrHistogramSettingsException, HdrLengthException)
-"""What decoding raises for a text that is no histogram, beside the interpreter's own errors."""
+"""The errors of decoding for a text that is no histogram, beside the interpreter's own errors."""
 
 __all__ = ["UNDECODABLE", "HdrHistogram"]

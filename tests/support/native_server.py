@@ -95,8 +95,8 @@ class ServerThread:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        complaints: list[dict[str, Any]] = []
-        self.loop.set_exception_handler(lambda _, context: complaints.append(context))
+        unhandled: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: unhandled.append(context))
         self.server = Server(**self._kwargs)
         self._prepare(self.server)
         if self._listen:
@@ -107,7 +107,7 @@ class ServerThread:
         assert self.server.connections == 0
         assert self.server.open_calls == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not complaints, complaints
+        assert not unhandled, unhandled
 
 
 class RawClient:

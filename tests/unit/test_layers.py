@@ -1,4 +1,5 @@
-"""Who may import whom: the rules of docs/architecture.md for every import of service/, tests/ and perf/.
+"""Which module may import which: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And
+how long a function of service/ may be, because that is read from the same sources.
 
 - `definition_server`: a room imports only rooms below it, never another room on its floor. psycopg, gRPC and the
   environment are each touched only in their own files; the catalogue uses no process, no socket and no database.
@@ -49,6 +50,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
         "environment": "settings",
         "inherited": "settings",
         "memory_limit": "settings",
+        "setting_types": "settings",
         "tls_checks": "settings",
         "__main__": "cli",
     },
@@ -87,6 +89,19 @@ NOT_IN: dict[tuple[str, str], tuple[str, ...]] = {
 NATIVE = "definition_server/data_plane/transports/native.py"
 """It uses the servicers of health and reflection as they are, and no gRPC but our own carries them."""
 
+MOST_LINES = 50
+LONG_FUNCTIONS = {
+    (
+        "grpc_h2/connection/fast_path.py",
+        "answer_batch",
+    ): "runs for every known request, in one loop",
+    ("grpc_h2/connection/inbound.py", "work"): "runs for every frame that the fast path leaves; its state is in locals",
+    ("grpc_h2/rpc/requests.py", "interpret"): "runs for every header list that is not remembered, such as one with a "
+    "fresh deadline; one pass over the fields with local names",
+    ("grpc_h2/wire/hpack.py", "decode_some"): "runs for every field of a header block that is not remembered",
+}
+"""Functions whose statements take more than `MOST_LINES` lines, and why they are not divided."""
+
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 ENVIRONMENT_HOME = "definition_server/environment.py"
 
@@ -97,7 +112,7 @@ INSIDE_THE_ENGINE = ("tests.unit.grpc_h2", "tests.simulation.engine")
 TESTS_OF_PERF = (
     "tests.unit.perf", "tests.judges.test_peers", "tests.judges.test_report_page", "tests.judges.test_witness",
 )  # fmt: skip
-"""The only tests that import `perf`. Those among the judges need programs that others have written."""
+"""The only tests that import `perf`. Three of them are judges, because they need programs of other projects."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Arrow:
     source: str
     target: str
     name: str
-    """What is imported from ``target``; empty where that is the module itself."""
+    """The name that is imported from ``target``; empty where that is the module itself."""
     deferred: bool
     """Inside a function: it runs when that is called."""
 
@@ -225,7 +240,7 @@ def between_rooms(package: str, arrow: Arrow) -> Iterator[str]:
 
 
 def of_service(path: str, arrow: Arrow) -> Iterator[str]:
-    """What no module of service/ may import, or only a certain one."""
+    """The imports that no module of service/ may make, or only a certain one."""
     if inside(arrow.target, "tests", "perf"):
         yield f"service may not know {arrow.target}"
     if path.startswith("grpc_h2/") and inside(arrow.target, "definition_server"):
@@ -237,7 +252,7 @@ def of_service(path: str, arrow: Arrow) -> Iterator[str]:
 
 
 def of_tests_and_perf(arrow: Arrow) -> Iterator[str]:
-    """What tests and `perf` may import of each other."""
+    """The imports that tests and `perf` may make of each other."""
     source, target = arrow.source, arrow.target
     if inside(source, SHARED):
         if inside(target, "perf", "tests") and not inside(target, SHARED):
@@ -256,7 +271,7 @@ def of_tests_and_perf(arrow: Arrow) -> Iterator[str]:
 
 
 def past_the_interface(arrow: Arrow, exported: frozenset[str]) -> Iterator[str]:
-    """What is used of `grpc_h2` that its ``__init__.py`` does not export."""
+    """The names of `grpc_h2` that are used and that its ``__init__.py`` does not export."""
     if arrow.target.startswith("grpc_h2."):
         yield f"{arrow.target} is inside grpc_h2"
     elif arrow.target == "grpc_h2" and arrow.name and arrow.name not in exported:
@@ -301,6 +316,22 @@ def cycles(sources: Sources) -> list[str]:
     return []
 
 
+def long_functions(sources: Sources) -> Iterator[tuple[str, str]]:
+    """Functions of service/, generated code apart, whose statements without the docstring take more than `MOST_LINES`
+    lines."""
+    for path, tree in sources.trees.items():
+        ours = inside(module_of(path), *SERVICE) and "/rpc/avap_" not in path
+        waiting: list[ast.stmt] = [*tree.body] if ours else []
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                statements = node.body[ast.get_docstring(node, clean=False) is not None :]
+                if statements and node.body[-1].end_lineno - statements[0].lineno >= MOST_LINES:  # type: ignore[operator]
+                    yield path, node.name
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                waiting += node.body
+
+
 @pytest.fixture(scope="module")
 def sources() -> Sources:
     roots = {"definition_server": "service", "grpc_h2": "service", "tests": ".", "perf": "."}
@@ -324,7 +355,7 @@ def test_what_is_excused_for_now_is_still_a_violation(sources: Sources) -> None:
 
 
 def test_the_sources_are_really_read(sources: Sources) -> None:
-    """A reader that finds nothing forbidden because it finds nothing at all proves nothing."""
+    """If no import were read, no violation would be found."""
     arrows = {(arrow.source, arrow.target) for path in sources.trees for arrow in sources.arrows(path)}
     for package, least in {"definition_server": 60, "grpc_h2": 25, "tests": 100, "perf": 45}.items():
         assert sum(path.startswith(f"{package}/") for path in sources.trees) > least
@@ -336,6 +367,16 @@ def test_the_sources_are_really_read(sources: Sources) -> None:
     assert ("perf.harness.memory", "tests.support.table") in arrows
     assert {"Server", "Connection", "Limits", "TlsCredentials"} <= sources.exported
     assert reads_environment(sources.trees["definition_server/environment.py"])
+
+
+def test_a_function_is_longer_than_50_lines_only_for_a_reason_of_speed(sources: Sources) -> None:
+    assert sorted(long_functions(sources)) == sorted(LONG_FUNCTIONS)
+
+
+def test_a_function_of_51_lines_is_found_and_one_of_50_is_not() -> None:
+    body = "    x = 1\n"
+    text = f'class A:\n  def long(self):\n    """One line\n    more."""\n{body * 51}\ndef short():\n{body * 50}'
+    assert list(long_functions(Sources({"grpc_h2/x.py": text, "perf/x.py": text}))) == [("grpc_h2/x.py", "long")]
 
 
 def test_every_folder_of_a_package_is_a_room_with_a_floor(sources: Sources) -> None:
@@ -510,7 +551,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("path", "text"), ALLOWED.values(), ids=ALLOWED)
-def test_an_allowed_arrow_is_let_pass(path: str, text: str) -> None:
+def test_an_allowed_import_is_no_violation(path: str, text: str) -> None:
     assert violations(Sources({**OTHERS, path: text})) == []
 
 

@@ -29,6 +29,7 @@ def run_pytest(path: Path, source: str, *options: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
+@pytest.mark.thorough  # starts pytest
 def test_a_test_whose_id_is_not_portable_is_refused_at_collection(tmp_path: Path) -> None:
     done = run_pytest(tmp_path / "test_it.py", "def test_a\u00f1o(): pass\n", "-p", "no:xdist")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
@@ -36,6 +37,7 @@ def test_a_test_whose_id_is_not_portable_is_refused_at_collection(tmp_path: Path
     assert r"test_a\xf1o" in done.stderr
 
 
+@pytest.mark.thorough  # starts pytest
 def test_a_captured_lone_surrogate_does_not_abort_a_run_side_by_side(tmp_path: Path) -> None:
     source = "import logging\ndef test_it():\n    logging.warning('\\udcff')\n    assert 0, '\\udcff'\n"
     done = run_pytest(tmp_path / "test_it.py", source, "-n", "1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,19 @@ LEAST = 4
 """Letters of a part of a message that is worth looking for."""
 
 
-def texts() -> Iterator[str]:
+@cache
+def texts() -> list[str]:
     """Every string of the source, f-strings with … for what is put into them."""
+    found = []
     for path in sorted((ROOT / "service").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+                found.append(node.value)
             elif isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                )
+    return found
 
 
 def rows() -> list[list[str]]:
@@ -37,14 +42,13 @@ def rows() -> list[list[str]]:
 
 
 MESSAGES = sorted({message for row in rows() for message in re.findall("`([^`]+)`", row[0].partition(" (")[0])})
-SOURCE = list(texts())
 
 
 def in_source(message: str) -> bool:
     """Whether one text of the source has all fixed parts of ``message``, in this order."""
     parts = [part.strip() for part in message.split("…") if len(part.strip()) >= LEAST]
     pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
-    return bool(parts) and any(pattern.search(text) for text in SOURCE)
+    return bool(parts) and any(pattern.search(text) for text in texts())
 
 
 @pytest.mark.parametrize("number", range(len(MESSAGES)))

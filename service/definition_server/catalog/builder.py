@@ -64,7 +64,7 @@ class BuiltSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RowFacts:
-    """What a check of one definition looks at."""
+    """The parts of one definition that a check reads."""
 
     id: int | None
     type: bytes
@@ -198,8 +198,8 @@ class SnapshotBuilder:
     def hold(self, name: bytes, message: bytes, reason: Unserved) -> None:
         """Serve ``message``, an earlier ``CommandResponse`` of ``name``, in place of the table's row.
 
-        ``message`` comes from a snapshot that was built with the same signing key. What `findings` say of the row that
-        is not served is withdrawn; the caller reports it as held, for ``reason``.
+        ``message`` comes from a snapshot that was built with the same signing key. The `findings` about the row that is
+        not served are withdrawn; the caller reports it as held, for ``reason``.
         """
         self._withdraw(name)
         self._entries[name] = (_NO_ID, bytes(message))

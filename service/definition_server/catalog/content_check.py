@@ -13,11 +13,11 @@ from encodings.aliases import aliases
 from enum import IntFlag
 
 MODULE, FUNCTION, INTERFACE = 1, 2, 4
-"""What is checked, as bits: code as a module, code as a module that may return, the interface."""
+"""The kinds of check, as bits: code as a module, code as a module that may return, the interface."""
 
 
 class Flaw(IntFlag):
-    """What is wrong with a row's content. One octet on the checker's socket, beside `ANSWER`."""
+    """Faults of a row's content. One octet on the checker's socket, beside `ANSWER`."""
 
     NONE = 0
     CODE = 1

@@ -41,7 +41,7 @@ class Row(NamedTuple):
     avbc_version: int | None = None
     """The version of ``avbc_code``, 32 bits with a sign."""
     fault: Unserved | None = None
-    """What the source found wrong with the row, so that it could not or did not read it as it is."""
+    """The fault because of which the source could not read the row as it is, or did not try."""
 
 
 @dataclass(frozen=True, slots=True)

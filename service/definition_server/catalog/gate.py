@@ -40,7 +40,7 @@ MANY_ROWS, MANY_PERCENT = 5, 5
 
 
 class Verdict(Enum):
-    """What happens to a row."""
+    """The fate of a row."""
 
     SERVE = "serve"
     HOLD = "hold"
@@ -62,7 +62,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a review changed, to be logged."""
+    """The changes by a review, to be logged."""
 
     held: tuple[Held, ...]
     """Newly held, or for another content or reason."""
@@ -75,7 +75,7 @@ class Change:
 
 
 class Gate:
-    """What is known of the contents of rows, over all reviews. Not thread-safe."""
+    """The verdicts on contents of rows, over all reviews. Not thread-safe."""
 
     def __init__(self, code: str = "module", interface: str = "on", *, remembered: int = REMEMBERED) -> None:
         """
@@ -162,7 +162,7 @@ class Review:
         self._last = last_good
         self._digests = builder.digests()
         self._faults = builder.faults()
-        # What this review found, by name.
+        # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
         self._changed: list[bytes] = []
@@ -198,7 +198,7 @@ class Review:
                 yield name, facts, key
 
     def note(self, name: bytes, flaws: Flaw) -> None:
-        """The flaws of a row that `unjudged` gave."""
+        """Note ``flaws`` of the row ``name``, which `unjudged` has yielded."""
         self._flaws[name] = flaws
 
     def doubtful(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
@@ -306,7 +306,7 @@ class Review:
         return Held(_text(name), reason, since, message[-64:].decode(), refused)
 
     def _remember_served(self, tolerated: set[bytes]) -> None:
-        """What is served now, by what is known of it."""
+        """Remember which versions are served now: those judged good in one table, the ``tolerated`` ones in another."""
         gate = self._gate
         # The one table of all rows: it is changed to what is served now, and not copied, for speed.
         passed = self._digests

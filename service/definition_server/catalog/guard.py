@@ -34,7 +34,7 @@ _LONGEST_BLANK = 1024
 
 
 class Concern(StrEnum):
-    """What is wrong with a catalogue as a whole."""
+    """The fault of a catalogue as a whole."""
 
     EMPTIED = "emptied"
     SHRUNK = "shrunk"
@@ -59,7 +59,7 @@ DEFAULTS = Thresholds()
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the guard compares of a catalogue."""
+    """The properties of a catalogue that the guard compares."""
 
     version: str
     names: AbstractSet[bytes]

@@ -1,7 +1,7 @@
 """The signed package that language servers verify before they run a definition.
 
 Layout: ``b"AVAP"`` · version ``uint16`` big-endian · payload length ``uint32`` big-endian · HMAC-SHA-256 (32 bytes) ·
-payload. What the HMAC covers depends on the version:
+payload. The content that the HMAC covers depends on the version:
 
 - **1**: those 10 octets and the payload. So the package of one command verifies as that of every other.
 - **2**: those 10 octets, the *binding*, and the payload. The binding is name, type, interface and hash of the
@@ -35,7 +35,7 @@ class SignatureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a package of version 2 is bound to: the other fields of its ``CommandResponse``, as UTF-8."""
+    """The content that a package of version 2 is bound to: the other fields of its ``CommandResponse``, as UTF-8."""
 
     name: bytes
     type: bytes
@@ -44,7 +44,7 @@ class Binding:
     """64 hexadecimal digits."""
 
     def octets(self) -> bytes:
-        """What the HMAC covers of it."""
+        """The octets of it that the HMAC covers."""
         return b"".join(_LENGTH.pack(len(part)) + part for part in (self.name, self.type, self.interface, self.hash))
 
 

@@ -148,7 +148,7 @@ class Snapshot:
             if length == 0:
                 return None
             if found == wanted:
-                # An answer starts with its name field, tag and length included, so one comparison of prefixes tells
+                # An answer starts with its name field, tag and length included, so one comparison of prefixes shows
                 # whether the slot belongs to this name or to another name with the same 64-bit hash.
                 prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
                 if self._buffer[offset : offset + len(prefix)] == prefix:

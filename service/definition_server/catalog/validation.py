@@ -1,4 +1,4 @@
-"""What is found in the rows: those that the wire format cannot carry, and the counts of everything else.
+"""The findings about the rows: those that the wire format cannot carry, and the counts of everything else.
 
 The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served; what a
 client refuses is the gate's matter (`gate`). A row that only looks wrong is served, and counted as suspect.

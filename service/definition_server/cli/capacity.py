@@ -101,4 +101,4 @@ def _print(demand: Demand, found: Answer, figures: Figures) -> None:
         ]
     )  # fmt: skip
     print_wrapped(f"\nMeasured {figures.measured[:10]} on {figures.machine} ({figures.source}).")
-    click.echo("Other machines differ: measure yours with `nox -s perf`.")
+    print_wrapped("Other machines differ: measure yours with `nox -s perf`.")

@@ -6,10 +6,11 @@ import ssl
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from definition_server.environment import EnvironmentSettings, advice
-from definition_server.settings import SOCKET_REMEDY, Port, check_api_key, control_path
+from definition_server.setting_types import SOCKET_REMEDY, ApiKey, Port
+from definition_server.settings import control_path
 from definition_server.tls_checks import check_pair, check_regular, first_line
 
 
@@ -28,7 +29,7 @@ class ClientSettings(EnvironmentSettings):
         description="gRPC port that the client commands call.",
         json_schema_extra=advice("Give a number from 1 to 65535"),
     )
-    api_key: SecretStr | None = Field(
+    api_key: ApiKey | None = Field(
         None,
         validation_alias="API_KEY",
         description="Key sent as metadata `x-avap-auth`.",
@@ -56,11 +57,6 @@ class ClientSettings(EnvironmentSettings):
             "Name the readable PEM file of the key that belongs to DEFINITION_SERVER_CLIENT_CERT_FILE, or unset both"
         ),
     )
-
-    @field_validator("api_key")
-    @classmethod
-    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else check_api_key(value)
 
     @field_validator("ca_file")
     @classmethod

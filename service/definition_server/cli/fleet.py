@@ -1,6 +1,6 @@
 """Several servers side by side: what each serves and since when, asked over HTTP on their metrics ports, without a key.
 
-A name may have several addresses, as that of a headless service has: each is a replica. What does not answer, or
+A name may have several addresses, as that of a headless service has: each is a replica. One that does not answer, or
 answers something else, is a row too. The answers are those of strangers: their size, their time and the types in them
 are checked.
 """
@@ -53,7 +53,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What is known of one replica."""
+    """The state of one replica, as far as it is known."""
 
     at: str
     """Its address, or the name that has none."""

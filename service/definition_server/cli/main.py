@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -42,6 +43,10 @@ _FORMER_SYNC = frozenset(("--out", "--host", "--port", "--ca-file", "--client-ce
 """Options of ``fetch`` from the time when that was called ``sync``."""
 
 
+_CLICKS_LEAST_COLUMNS = 52
+"""On a narrower terminal click writes lines of 50 characters all the same."""
+
+
 class _Commands(click.Group):
     """Imports the module of a command when it is run, so that ``serve`` starts without gRPC and terminal libraries."""
 
@@ -63,6 +68,9 @@ class _Commands(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        columns = get_terminal_size().columns
+        if columns < _CLICKS_LEAST_COLUMNS:
+            extra.setdefault("terminal_width", max(20, columns - 2))
         with readable_errors():
             return super().make_context(info_name, args, parent, **extra)
 

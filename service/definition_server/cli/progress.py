@@ -1,4 +1,4 @@
-"""What the commands show on stderr while one waits, where that is a terminal."""
+"""The progress that commands show on stderr, where that is a terminal."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shutil import get_terminal_size
 from textwrap import wrap
 from types import MappingProxyType
 
@@ -13,7 +14,8 @@ from definition_server.environment import default_text, is_secret, remedy, varia
 from definition_server.settings import Settings
 
 _EPILOG_COLUMNS = 78
-"""click puts two in front of each line, and the terminal of a help page may have 80."""
+"""At most; click puts two in front of each line."""
+_LEAST_COLUMNS = 30
 
 
 def settings_epilog(*classes: type[BaseSettings], defaults: Mapping[str, str | None] = MappingProxyType({})) -> str:
@@ -23,6 +25,7 @@ def settings_epilog(*classes: type[BaseSettings], defaults: Mapping[str, str | N
         classes: The settings that the command reads.
         defaults: The command's own defaults by variable; None leaves the variable out.
     """
+    columns = max(_LEAST_COLUMNS, min(_EPILOG_COLUMNS, get_terminal_size().columns - 2))
     lines = ["\b", "Environment:"]
     for cls in classes:
         for field in cls.model_fields.values():
@@ -34,7 +37,7 @@ def settings_epilog(*classes: type[BaseSettings], defaults: Mapping[str, str | N
             lines.append(f"  {names}{file}  [{default}]")
             lines += wrap(
                 _plain(field.description),
-                _EPILOG_COLUMNS,
+                columns,
                 initial_indent=" " * 6,
                 subsequent_indent=" " * 6,
                 break_long_words=False,

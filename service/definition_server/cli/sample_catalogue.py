@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS obex_dapl_functions (
 )"""
 
 NULL = r"\N"
-"""None in the output of ``as_csv``. It has no quotes, and every text has."""
+"""None in the output of ``as_csv``. Unlike every text, it has no quotes."""
 
 _REFUSED = re.compile(r"\0|^\\\.\r?$", re.MULTILINE)
 

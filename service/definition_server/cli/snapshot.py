@@ -141,11 +141,16 @@ def _listing(opened: Snapshot) -> list[dict[str, Any]]:
 
 
 def _print_listing(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
     if not on_terminal():
+        click.echo("name\ttype\tcode bytes\thash")
         for row in rows:
             click.echo("\t".join(visible(str(value)) for value in row.values()))
         return
-    table = Table("name", "type", box=None)
+    table = Table(box=None)
+    table.add_column("name", overflow="fold")
+    table.add_column("type", overflow="fold")
     table.add_column("code bytes", justify="right")
     table.add_column("hash", overflow="fold")
     for row in rows:

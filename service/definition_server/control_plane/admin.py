@@ -1,7 +1,7 @@
 """Admin HTTP on ``METRICS_PORT``: ``/`` for people, ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
-a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. What is done for one
+a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. The work for one
 client is bounded (`admin_port`), because strangers reach this port too. For the same reason the pages show numbers,
 names and reasons from a fixed list (`observability.reasons`), and never the text of an error.
 """

@@ -30,7 +30,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.vV~_-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 # RFC 9113: the connection preface of a client (3.4); SETTINGS, which a server sends first; and GOAWAY with
-# HTTP_1_1_REQUIRED (7), which tells the client what to use instead.
+# HTTP_1_1_REQUIRED (7), which names the protocol to use instead.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0"
 _HTTP2_ANSWER = (
     b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -86,10 +86,10 @@ class Exchange:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_OCTETS)
         self._beginning = b""
         self._recognised = False
-        """That it is HTTP/1, as far as the beginning tells."""
+        """Whether the first octets are those of HTTP/1."""
         self._method = ""
         self.fault: str | None = None
-        """What the client did wrong, for the log."""
+        """The client's fault, for the log."""
 
     def receive(self, data: bytes) -> Request | bytes | None:
         """Take octets from the client; empty octets are the end of what it sends.

@@ -227,7 +227,7 @@ class _Connection:
         self.close()
 
     def _send_once(self, octets: bytes) -> None:
-        # What is not sent now is lost: the connection is closed anyway.
+        # Octets that are not sent now are lost: the connection is closed anyway.
         with suppress(OSError):
             self._socket.send(octets)
 

@@ -50,7 +50,7 @@ class CatalogueDisk:
         latest_generation: Callable[[], int],
         disk: OnDisk = on_disk,
     ) -> None:
-        """``latest_generation``: the number of the newest snapshot, to tell whether a late write is still of use."""
+        """``latest_generation``: the number of the newest snapshot, to decide whether a late write is still of use."""
         self._state = state
         self._store = store
         self._history = history
@@ -58,6 +58,8 @@ class CatalogueDisk:
         self._disk = disk
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
+        self._missing: str | None = None
+        """Path of the last-known-good file, where there is none."""
         self._saving_generation = 0
         self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
@@ -72,7 +74,7 @@ class CatalogueDisk:
         self._wishes_saving: asyncio.Future[None] | None = None
         self._reported: set[str] = set()
         self.entries: tuple[HistoryEntry, ...] = ()
-        """What the history has, as far as it is known; the newest first."""
+        """The entries of the history, as far as they are known; the newest first."""
 
     def close(self) -> None:
         """Write nothing more. A write that has begun is not waited for."""
@@ -117,11 +119,20 @@ class CatalogueDisk:
                 remedy="take that right away (chmod o-w), unless no other user can reach it",
             )
         if publication is None:
-            log.warning("No last-known-good snapshot", path=str(self._store.path))
+            self._missing = str(self._store.path)
             return None
         os.close(publication.descriptor)
         self._stored = _identity(publication.snapshot)
         return publication.snapshot
+
+    def report_missing(self) -> None:
+        """Log that there is no last-known-good file. At a first start that is normal; beside a history it is not."""
+        if self._missing is None:
+            return
+        if self.entries:
+            log.warning("No last-known-good snapshot", path=self._missing, first_start=False)
+        else:
+            log.info("No last-known-good snapshot", path=self._missing, first_start=True)
 
     def has_stored(self, snapshot: Snapshot) -> bool:
         """Whether ``snapshot``, signed as it is, is last-known-good on disk; True without a disk."""
@@ -149,7 +160,8 @@ class CatalogueDisk:
         self._state.store_error, self._state.store_reason = str(error), error.reason
 
     def _on_stored_late(self) -> None:
-        """A slow disk has finished. What it has written may be older than what is served; then that is stored next."""
+        """A slow disk has finished. It may have written an older catalogue than the served one, which is then stored
+        next."""
         self._stored = self._saving
         if self._saving_generation == self._latest_generation():
             self._state.store_error = self._state.store_reason = None
@@ -257,7 +269,7 @@ class CatalogueDisk:
     # -- wishes --------------------------------------------------------------------------------------------------------
 
     async def read_wishes(self, signer: Signer | None) -> Wishes:
-        """What operators asked for in an earlier run. A file that is damaged or not ours is logged; it is as none."""
+        """The wishes of operators in an earlier run. A file that is damaged or not ours is logged; it is as none."""
         if self._wishes is None:
             return Wishes()
         try:
@@ -349,7 +361,7 @@ _NOTHING = (b"", b"")
 
 
 def _identity(snapshot: Snapshot) -> tuple[bytes, bytes]:
-    """What distinguishes two stored files: the answers, without the generation, and the key."""
+    """The difference between two stored files: the answers, without the generation, and the key."""
     return snapshot.footer.content_digest, snapshot.footer.key_id
 
 

@@ -4,9 +4,8 @@ The baseline is the catalogue that was in force before the first change of the l
 loses a share of its commands in every cycle is held once the losses of that time pass the threshold. It is not kept
 across a restart; then the first comparison is with the stored catalogue.
 
-What passes without a comparison: a catalogue that an operator accepted, and the exact return to one in the history, so
-that a change can always be taken back.
-"""
+Two things pass without a comparison: a catalogue that an operator accepted, and the exact return to one in the history,
+so that a change can always be taken back."""
 
 from __future__ import annotations
 
@@ -82,10 +81,10 @@ class CatalogueGuard:
         """``candidate`` replaces ``before`` as the newest.
 
         Args:
-            candidate: What passed.
-            before: What it replaces.
+            candidate: The catalogue that passed.
+            before: The one that it replaces.
             now: Seconds of the loop's clock.
-            excused: It passed without a comparison, so what is compared from now on is compared with it.
+            excused: It passed without a comparison; later catalogues are compared with it.
         """
         if before is None or candidate.version_hash == before.version_hash:
             return

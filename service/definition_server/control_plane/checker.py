@@ -36,7 +36,7 @@ _PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
 
 
 class Content(NamedTuple):
-    """What is judged of one row."""
+    """The parts of one row that are judged."""
 
     checks: int
     """`content_check.MODULE` and others."""

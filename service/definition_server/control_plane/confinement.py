@@ -1,4 +1,4 @@
-"""What the master does for the confinement of its workers: it hides itself, and says what the kernel cannot do."""
+"""The master's part in the confinement of its workers: it hides itself, and logs what the kernel cannot do."""
 
 from __future__ import annotations
 

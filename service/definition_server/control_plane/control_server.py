@@ -1,8 +1,8 @@
 """Serves the operator's commands on a Unix socket, beside everything else that the master does.
 
 A socket that cannot be opened (a full disk, a read-only one, another instance) is logged with a remedy, and tried
-again: the server serves without it. So is one whose file somebody has removed. What the clients of the socket may cost
-is limited, because an account's other programs are not better than strangers: few connections, small requests, a
+again: the server serves without it. So is one whose file somebody has removed. The cost of the clients of the socket
+is limited, because other programs of the same account are strangers too: few connections, small requests, a
 deadline for each. The engine serves them in slices, as it serves clients of the gRPC port.
 """
 
@@ -28,7 +28,7 @@ MAX_CALLS = 16
 _MAX_HELD = 4 * 1024 * 1024
 """Octets that all clients together may leave with us."""
 _CHECK_SECONDS = 5.0
-"""Between two looks at the file, or two attempts to make it."""
+"""Between two checks of the file, or two attempts to make it."""
 _DISK_SECONDS = 10.0
 """How long an attempt is waited for: a disk may hang."""
 _STOP_SECONDS = 0.2

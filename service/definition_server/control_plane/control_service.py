@@ -75,7 +75,7 @@ class ControlService:
             supervisor: Knows the workers.
             sync_state: The result of the cycles.
             status: Reads the status of the service.
-            notices: What an operator should know beside it.
+            notices: Sentences for the operator, beside the status.
             sync: Runs a cycle that reads the table whole.
             seconds_to_next: The time until the next cycle; None while one runs.
             held_commands: The commands of which an earlier version is served.
@@ -159,7 +159,7 @@ class ControlService:
         return message
 
     async def _served_after(self, action: Awaitable[str | None] | Awaitable[None]) -> pb.Served:
-        """What is served after ``action``, once every worker has it."""
+        """The version that is served after ``action``, once every worker has it."""
         started = time.monotonic()
         before = self._generation()
         note = await action

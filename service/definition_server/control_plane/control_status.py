@@ -22,7 +22,7 @@ def set_time(field: Timestamp, seconds: float | None) -> None:
 
 
 def served_message(snapshot: Snapshot) -> pb.Served:
-    """What is served, without the times of the workers."""
+    """The served catalogue, without the times of the workers."""
     message = pb.Served(version_hash=snapshot.version_hash, generation=snapshot.generation, definitions=snapshot.count)
     set_time(message.created_at, snapshot.footer.created_at_ns / 1e9)
     return message
@@ -48,7 +48,7 @@ class HeldCommand(Protocol):
 
     @property
     def reason(self) -> str:
-        """What is wrong with the row."""
+        """The fault of the row."""
 
     @property
     def since(self) -> float:

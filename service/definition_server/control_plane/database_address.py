@@ -171,7 +171,7 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[Host]:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseAddress:
-    """What of a connection URL an operator may see anywhere: all that says which database it is, and no secret."""
+    """The parts of a connection URL that an operator may see anywhere: those that name the database, and no secret."""
 
     hosts: tuple[str, ...]
     """``host:port`` each, in the order in which they are tried."""

@@ -43,7 +43,7 @@ def descriptors_needed(workers: int) -> int:
 
 
 def too_few(limit: int, workers: int) -> str | None:
-    """What is wrong with ``limit``, and what to do; None where it is enough. A negative limit is none."""
+    """The fault of ``limit`` and its remedy; None where it is enough. A negative limit is none."""
     needed = descriptors_needed(workers)
     if limit < 0 or limit >= needed:
         return None

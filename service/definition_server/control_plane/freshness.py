@@ -44,10 +44,10 @@ def staleness(*, serves: bool, held: bool, restored: bool, since_check: float | 
 
 
 class RestartReason(StrEnum):
-    """What decides whether a restart is safe."""
+    """The facts that decide whether a restart is safe."""
 
     STORED = "stored"
-    """What is served, pinned and held is on disk."""
+    """The served, the pinned and the held catalogue are on disk."""
     DATABASE_REACHABLE = "database_reachable"
     """Nothing is on disk, and the table has what is served."""
     NOTHING_SERVED = "nothing_served"

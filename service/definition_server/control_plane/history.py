@@ -50,7 +50,7 @@ class History:
         self.keep = keep
         self._clock = clock
         self.problems: list[str] = []
-        """What `entries` and `add` found wrong with single files or with pruning, since the list was last taken."""
+        """The faults of single files or of pruning that `entries` and `add` have met, since the list was last taken."""
 
     def take_problems(self) -> list[str]:
         """`problems`, which is empty afterwards."""
@@ -58,7 +58,7 @@ class History:
         return taken
 
     def entries(self) -> list[HistoryEntry]:
-        """What is kept, the newest first. A damaged or foreign file is left out, and noted in `problems`.
+        """The kept catalogues, the newest first. A damaged or foreign file is left out, and noted in `problems`.
 
         Raises:
             StoreError: where the directory cannot be read.
@@ -152,7 +152,7 @@ class History:
     def sign_again(self, old: Signer, new: Signer) -> None:
         """Give each file that has the MAC of ``old`` that of ``new``: it can then be served after a rotation.
 
-        A file without the MAC of ``old`` stays as it is. What cannot be written is noted in `problems`.
+        A file without the MAC of ``old`` stays as it is. A file that cannot be written is noted in `problems`.
 
         Raises:
             StoreError: where the directory cannot be read.

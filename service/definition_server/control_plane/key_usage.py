@@ -31,7 +31,7 @@ class KeyUsage:
 
     @property
     def message(self) -> Keys:
-        """What workers are to know."""
+        """The keys, as workers get them."""
         return Keys(tuple(self._digests.values()))
 
     def used(self, digests: Iterable[str]) -> None:

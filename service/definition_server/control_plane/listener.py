@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from definition_server.observability.logs import get_logger
-from grpc_h2 import BACKLOG
+from grpc_h2 import BACKLOG, set_listening_options
 
 log = get_logger(__name__)
 
@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         PortInUse: where the address cannot be opened.
     """
-    return _bound(host, port, lambda made: made.listen(BACKLOG))
+    return _bound(host, port, _open)
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -76,6 +76,11 @@ def listen_again(listener: socket.socket, address: Any) -> None:
     with suppress(OSError):  # EINVAL: it is bound still. It is not where the kernel chose its port
         listener.bind(address)
     listener.listen(BACKLOG)
+
+
+def _open(made: socket.socket) -> None:
+    set_listening_options(made)  # workers in the jail may not
+    made.listen(BACKLOG)
 
 
 def _share_with_workers(holder: socket.socket) -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,16 +37,18 @@ from definition_server.control_plane.listener import (
     raise_descriptor_limit,
     reserve_port,
 )
+from definition_server.control_plane.loop_watch import LoopWatch
+from definition_server.control_plane.operator_access import OperatorAccess
 from definition_server.control_plane.orphans import reap_orphans
 from definition_server.control_plane.postgres import PostgresSource, url_fault
 from definition_server.control_plane.process_limits import raise_process_limits
 from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publication_policy import PublicationPolicy
-from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.reload import Reloadable, Reloader
 from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.source import ReadLimits
+from definition_server.control_plane.start_notices import log_notices
 from definition_server.control_plane.status import StatusReader
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.supervisor import TICK_SECONDS, Supervisor
@@ -54,9 +56,10 @@ from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 from definition_server.control_plane.tls_reader import read_tls_files
 from definition_server.control_plane.wishes import Policy, WishesFile
-from definition_server.environment import EX_CONFIG, SettingsError, notices
+from definition_server.control_plane.worker_config import worker_config
+from definition_server.environment import EX_CONFIG, SettingsError
 from definition_server.inherited import MASTERS, early_signals
-from definition_server.ipc.messages import CallsSampled, Configure
+from definition_server.ipc.messages import CallsSampled
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.observability.logs import configure_logs, flush_logs, get_logger
 from definition_server.observability.status import DatabaseStatus
@@ -64,24 +67,22 @@ from definition_server.settings import Settings
 from grpc_h2 import ENGINE
 
 if TYPE_CHECKING:
-    from definition_server.control_plane.control_server import ControlServer
     from definition_server.control_plane.telemetry import Telemetry
-    from grpc_h2 import MethodHandler
 
 log = get_logger(__name__)
 
 EX_UNAVAILABLE = 69
 """Exit code where a port is taken (sysexits.h EX_UNAVAILABLE)."""
 
-_LOOP_STUCK_SECONDS = 30.0
 _ANNOUNCE_SECONDS = 0.01
 _POLICY_SECONDS = 1.0
 """How long a start waits for the policy file: it may be on a disk that hangs."""
 _CONTROL_SECONDS = 2.0
 """The control socket opens after this time, whether the workers serve or not."""
 _EXIT_MARGIN_SECONDS = 5.0
+_RANDOM = "/dev/urandom"
 _DEMONSTRATION_DESCRIPTORS = 1024
-"""What every Linux grants by default."""
+"""The limit that every Linux grants by default."""
 
 
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -109,9 +110,13 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
             return 0
     if not confine_master(settings.jail):
         return EX_CONFIG
-    _log_notices(settings, lasting=not demonstration)
+    log_notices(settings, lasting=not demonstration)
     wanted = _DEMONSTRATION_DESCRIPTORS if demonstration else WANTED_DESCRIPTORS
-    problem = too_few(raise_descriptor_limit(wanted), settings.workers) or raise_process_limits()
+    problem = (
+        too_few(raise_descriptor_limit(wanted), settings.workers)
+        or raise_process_limits(settings.workers)
+        or _missing_device(settings.transport)
+    )
     if problem is not None:
         log.critical("Cannot start", error=problem)
         return EX_CONFIG
@@ -134,25 +139,13 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
         return asyncio.run(master.run())
 
 
-_NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
-
-
-def _log_notices(settings: Settings, *, lasting: bool) -> None:
-    """Log once what is allowed, and probably not meant; with ``lasting``, also what a server for others needs."""
-    for notice in notices(Settings):
-        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
-    if lasting and settings.avap_internal_key is None:
-        log.warning(
-            "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
-            effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
-            remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+def _missing_device(transport: str) -> str | None:
+    """Why ``transport`` cannot start on this machine; None where it can."""
+    if transport == "grpcio" and not os.access(_RANDOM, os.R_OK):
+        return (
+            f"TRANSPORT=grpcio ends where it cannot read {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
         )
-    if lasting and settings.snapshot_dir is None:
-        log.warning(
-            "Nothing is stored: SNAPSHOT_DIR is not set",
-            effect=_NOT_STORED,
-            remedy="set SNAPSHOT_DIR to a directory that outlives a restart",
-        )
+    return None
 
 
 class _Master:
@@ -168,26 +161,18 @@ class _Master:
         self._hangup_stops = hangup_stops
         self._port = int(holder.getsockname()[1])
         self._holder = holder
-        self._started = self._loop_ran_at = time.monotonic()
+        self._started = time.monotonic()
+        self._loop_watch = LoopWatch()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._reserve = DescriptorReserve()
         self._publisher = Publisher()
-        self._source = PostgresSource(
-            settings.database_url.get_secret_value(),
-            connect_timeout=settings.connect_timeout_seconds,
-            statement_timeout=settings.statement_timeout_seconds,
-            limits=ReadLimits(settings.max_definition_bytes, settings.max_catalog_bytes),
-        )
+        self._source = _source(settings)
         background = Background()
         self._gate = RowGate(
             Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
         )
-        self._policy = (
-            None
-            if settings.publication_policy is None
-            else PublicationPolicy(settings.publication_policy, lambda: self._spawn(self._follow_policy))
-        )
+        self._policy = self._make_policy()
         self._synchronizer = self._make_synchronizer(background)
         self._proof = self._synchronizer.observer = Proof(
             self._synchronizer.state,
@@ -206,27 +191,19 @@ class _Master:
         self._key_usage = KeyUsage(settings.keys_by_id())
         self._certificates_expire = _expiries(tls)
         self._supervisor = self._make_supervisor(tls)
-        self._status = StatusReader(
-            self._publisher,
-            self._synchronizer.state,
-            self._supervisor,
-            self._proof,
-            engine=_engine(settings),
-            keys=self._key_usage.last_used,
-            certificates=lambda: self._certificates_expire,
-            control_socket=lambda: "off" if self._control is None else self._control.state,
-            database=lambda: _database(self._source),
-            held_commands=lambda: self._gate.held,
-            history=lambda: self._synchronizer.catalogue.disk.entries,
-        )
+        self._status = self._make_status_reader()
         self._telemetry = self._make_telemetry()
-        self._control = self._make_control_server()
+        self._operators = self._make_operator_access()
         self._admin = AdminServer(
             settings.metrics_host or settings.host,
             settings.metrics_port,
             read=self._status.read,
-            alive=self._problem,
+            alive=self._loop_watch.problem,
         )
+
+    def _make_policy(self) -> PublicationPolicy | None:
+        path = self._settings.publication_policy
+        return None if path is None else PublicationPolicy(path, lambda: self._spawn(self._follow_policy))
 
     def _make_synchronizer(self, background: Background) -> Synchronizer:
         settings = self._settings
@@ -252,7 +229,7 @@ class _Master:
     def _make_supervisor(self, tls: TlsFiles | None) -> Supervisor:
         settings = self._settings
         return Supervisor(
-            _worker_config(settings, self._port),
+            worker_config(settings, self._port),
             self._publisher,
             self._key_usage.message,
             tls,
@@ -264,6 +241,34 @@ class _Master:
             on_calls_sampled=self._on_calls_sampled,
             propagation=self._proof.propagation,
             lend=self._reserve.lent,
+        )
+
+    def _make_status_reader(self) -> StatusReader:
+        return StatusReader(
+            self._publisher,
+            self._synchronizer.state,
+            self._supervisor,
+            self._proof,
+            engine=_engine(self._settings),
+            keys=self._key_usage.last_used,
+            certificates=lambda: self._certificates_expire,
+            control_socket=lambda: self._operators.state,
+            database=lambda: _database(self._source),
+            held_commands=lambda: self._gate.held,
+            history=lambda: self._synchronizer.catalogue.disk.entries,
+        )
+
+    def _make_operator_access(self) -> OperatorAccess:
+        return OperatorAccess(
+            self._settings,
+            self._synchronizer,
+            self._sync_loop,
+            self._publisher,
+            self._supervisor,
+            policy=self._policy,
+            signer=lambda: _signer(self._reloader.settings),
+            status=self._status.read,
+            held_commands=lambda: self._gate.held,
         )
 
     def _make_telemetry(self) -> Telemetry | None:
@@ -278,14 +283,6 @@ class _Master:
         if self._telemetry is not None:
             self._telemetry.calls_sampled(worker, calls)
 
-    def _make_control_server(self) -> ControlServer | None:
-        path = self._settings.control_path()
-        if path is None:
-            return None
-        from definition_server.control_plane.control_server import ControlServer  # the engine is large
-
-        return ControlServer(path, self._control_handlers, workers=lambda: self._supervisor.worker_pids)
-
     async def run(self) -> int:
         """Start everything, wait for a signal, stop everything. Returns the exit code."""
         loop = asyncio.get_running_loop()
@@ -293,6 +290,26 @@ class _Master:
             loop.add_signal_handler(number, self._on_signal, number)
         for number in early_signals.take():
             loop.call_soon(self._on_signal, number)
+        self._log_start()
+        self._admin.start()
+        self._supervisor.start()
+        if self._policy is not None:
+            # Before the first catalogue: a pin counts from the start.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
+        forever = [asyncio.create_task(work) for work in self._forever()]
+        stopped = asyncio.create_task(self._stop.wait())
+        ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        for task in ended - {stopped}:
+            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with a crash's code.
+            log.critical("The master failed; leaving", exc_info=task.exception())
+            code = 1
+        _exit_at_the_latest(self._settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
+        await self._leave(forever)
+        return code
+
+    def _log_start(self) -> None:
         settings = self._settings
         log.info(
             "Starting",
@@ -306,40 +323,22 @@ class _Master:
             database="" if (database := self._source.address) is None else str(database),
             role="" if database is None else database.role,
         )
-        self._admin.start()
-        self._supervisor.start()
-        if self._policy is not None:
-            # Before the first catalogue: a pin counts from the start.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
-        forever = [
-            asyncio.create_task(work)
-            for work in (
-                self._sync_loop.run(),
-                self._supervisor.watch(),
-                self._note_loop_runs(),
-                self._announce(),
-                self._prove(),
-            )
-        ]
-        if self._control is not None:
-            forever.append(asyncio.create_task(self._serve_control(self._control)))
+
+    def _forever(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """The tasks of the master until it stops. The sync loop comes first."""
+        yield self._sync_loop.run()
+        yield self._supervisor.watch()
+        yield self._loop_watch.run()
+        yield self._announce()
+        yield self._prove()
+        if self._operators.offered:
+            yield self._serve_operators()
         if self._telemetry is not None:
-            forever.append(asyncio.create_task(self._export(self._telemetry)))
+            yield self._export(self._telemetry)
         if self._policy is not None:
-            forever.append(asyncio.create_task(self._policy.run()))
+            yield self._policy.run()
         if os.getpid() == 1:
-            forever.append(asyncio.create_task(reap_orphans()))
-        stopped = asyncio.create_task(self._stop.wait())
-        ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
-        code = 0
-        for task in ended - {stopped}:
-            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with a crash's code.
-            log.critical("The master failed; leaving", exc_info=task.exception())
-            code = 1
-        _exit_at_the_latest(settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
-        await self._leave(forever)
-        return code
+            yield reap_orphans()
 
     async def _leave(self, forever: list[asyncio.Task[None]]) -> None:
         settings = self._settings
@@ -358,8 +357,7 @@ class _Master:
             task.cancel()
         await asyncio.gather(*forever, *self._background, return_exceptions=True)
         await self._gate.close()
-        if self._control is not None:
-            await self._control.close()
+        await self._operators.close()
         if self._telemetry is not None:
             await self._telemetry.stop()
         self._synchronizer.close()
@@ -419,13 +417,13 @@ class _Master:
             self._certificates_expire = _expiries(tls)
             self._supervisor.use_certificate(tls)
 
-    async def _serve_control(self, control: ControlServer) -> None:
+    async def _serve_operators(self) -> None:
         """Serve the operator's commands, once the workers serve: what that imports must not delay them.
 
         Never returns.
         """
         await self._workers_serve()
-        await control.run()
+        await self._operators.run()
 
     async def _export(self, telemetry: Telemetry) -> None:
         """Export traces and metrics, once the workers serve, for the same reason. Never returns."""
@@ -448,37 +446,6 @@ class _Master:
             await catalogue.follow()
             await catalogue.release(lambda: time.monotonic() - started)
 
-    def _control_handlers(self) -> Mapping[str, MethodHandler]:
-        from definition_server.control_plane.control_service import ControlService  # protobuf is large
-
-        publications = Publications(
-            self._synchronizer.catalogue,
-            signer=lambda: _signer(self._reloader.settings),
-            sync_soon=self._sync_loop.sync_soon,
-        )
-        service = ControlService(
-            publications,
-            self._publisher,
-            self._supervisor,
-            self._synchronizer.state,
-            status=self._status.read,
-            notices=self._notices,
-            sync=self._sync_loop.sync_now,
-            seconds_to_next=lambda: self._sync_loop.seconds_to_next,
-            held_commands=lambda: self._gate.held,
-        )
-        return service.handlers()
-
-    def _notices(self) -> list[str]:
-        """What an operator should know, for ``status``."""
-        error = self._synchronizer.state.store_error
-        notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
-        if self._settings.snapshot_dir is None:
-            notices.append(f"nothing is stored, because SNAPSHOT_DIR is not set: {_NOT_STORED}")
-        if self._policy is not None and self._policy.problem is not None:
-            notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
-        return notices
-
     async def _announce(self) -> None:
         """Log once that every worker serves. Never returns."""
         while self._supervisor.serving < self._settings.workers:  # noqa: ASYNC110 - a level, not an edge
@@ -495,16 +462,6 @@ class _Master:
             self._supervisor.report_freshness(fresh)
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _note_loop_runs(self) -> None:
-        """Note for /livez that the event loop runs. Never returns."""
-        while True:
-            self._loop_ran_at = time.monotonic()
-            await asyncio.sleep(TICK_SECONDS)
-
-    def _problem(self) -> str | None:
-        silent = time.monotonic() - self._loop_ran_at
-        return None if silent < _LOOP_STUCK_SECONDS else f"the master's event loop has stood still for {silent:.0f} s"
-
 
 def _exit_at_the_latest(seconds: float, code: int) -> None:
     """End the process with ``code`` after ``seconds``: a thread may hang for ever, on a disk or a resolver."""
@@ -517,6 +474,15 @@ def _exit_at_the_latest(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def _source(settings: Settings) -> PostgresSource:
+    return PostgresSource(
+        settings.database_url.get_secret_value(),
+        connect_timeout=settings.connect_timeout_seconds,
+        statement_timeout=settings.statement_timeout_seconds,
+        limits=ReadLimits(settings.max_definition_bytes, settings.max_catalog_bytes),
+    )
 
 
 def _database(source: PostgresSource) -> DatabaseStatus | None:
@@ -538,27 +504,3 @@ def _expiries(tls: TlsFiles | None) -> dict[str, float]:
     files = {} if tls is None else {"server": tls.certificate, "client_authorities": tls.client_authorities}
     found = {name: earliest_expiry(Path(path)) for name, path in files.items() if path is not None}
     return {name: expiry for name, expiry in found.items() if expiry is not None}
-
-
-def _worker_config(settings: Settings, port: int) -> Configure:
-    return Configure(
-        host=settings.host,
-        port=port,
-        transport=settings.transport,
-        reflection=settings.reflection,
-        max_connection_age_seconds=settings.max_connection_age_seconds,
-        threadpool_size=settings.threadpool_size,
-        app_env=settings.app_env,
-        log_level=settings.log_level,
-        drain_timeout_seconds=settings.drain_timeout_seconds,
-        max_connections=settings.max_connections,
-        max_connections_per_peer=settings.max_connections_per_peer,
-        max_connection_idle_seconds=settings.max_connection_idle_seconds,
-        keepalive_time_seconds=settings.keepalive_time_seconds,
-        keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
-        keepalive_min_time_seconds=settings.keepalive_min_time_seconds,
-        jail=settings.jail,
-        version_metadata=settings.version_metadata == "on"
-        or (settings.version_metadata == "auto" and settings.transport == "native"),
-        trace_one_call_in=0 if settings.otlp_endpoints[0] is None else settings.trace_one_call_in,
-    )

@@ -1,4 +1,4 @@
-"""What operators ask for now: by command, which is kept on disk, and by the policy file.
+"""The present wishes of operators: those by command, which are kept on disk, and those in the policy file.
 
 A command counts at once, in memory. The disk comes afterwards, because it may hang; and what an earlier run has written
 there is neither replaced before it was read, nor does it undo what was asked for meanwhile.
@@ -77,7 +77,7 @@ class OperatorWishes:
             Why that would not survive a restart; None where it does.
         """
         if not self._known:
-            # What an earlier run wrote must not be replaced before it was read.
+            # A file that an earlier run wrote must not be replaced before it was read.
             self._waits = True
             self._disk.note_pin_unsaved(unsaved=self._pin_is_newer)
             return "the disk has not answered yet; it is stored when it has"

@@ -74,7 +74,7 @@ class PinnedCatalogue:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What was loaded for the pin."""
+        """The catalogue that was loaded for the pin."""
         return self._snapshot
 
     def change(self, pin: Pin | None, snapshot: Snapshot | None) -> None:

@@ -2,7 +2,7 @@
 
 All reads happen in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same
 moment: a concurrent write affects the next cycle, not this one. The only lock taken is the ACCESS SHARE of a SELECT.
-What is read, and how, is in `table_reading`.
+The statements and the order of reading are in `table_reading`.
 
 A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
@@ -94,7 +94,7 @@ _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
 
 
 def url_fault(url: str) -> str | None:
-    """Why libpq would not connect to ``url``, without quoting it; None where only trying can tell.
+    """Why libpq would not connect to ``url``, without quoting it; None where only an attempt can show it.
 
     libpq itself judges, its service file included, by a connection to a socket that does not exist: all parameters are
     checked before the first octet is sent.
@@ -119,7 +119,8 @@ def url_fault(url: str) -> str | None:
 
 
 def redaction(url: str) -> Redaction:
-    """What masks the secrets of ``url``, and those that libpq adds from ``PGPASSWORD`` and the service file."""
+    """A redaction that masks the secrets of ``url``, and those that libpq adds from ``PGPASSWORD`` and the service
+    file."""
     try:
         return Redaction(url, (conninfo_to_dict(url), _effective(url)))
     except (psycopg.Error, UnicodeError):
@@ -127,7 +128,8 @@ def redaction(url: str) -> Redaction:
 
 
 def database_address(url: str) -> DatabaseAddress | None:
-    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be told from a secret."""
+    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be distinguished from a
+    secret."""
     try:
         parameters = conninfo_to_dict(url)
         return None if misplaced_fault(parameters) else address_of({**parameters, **_effective(url)})
@@ -141,7 +143,7 @@ def _effective(url: str) -> dict[str, str]:
     Raises:
         psycopg.Error: where ``url`` cannot be parsed.
     """
-    # libpq tells them of a connection only. This one is refused for its sslmode, before any name is resolved.
+    # libpq reports them for a connection only. This one is refused for its sslmode, before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
     connection = pq.PGconn.connect_start(text.encode())
     try:
@@ -273,7 +275,7 @@ class PostgresSource:
             for address, share in shares(addresses, end, clock):
                 try:
                     connection = await self._connect_to(host, address, session, share)
-                except Exception as error:  # noqa: BLE001 - of the libraries; its text may hold the password
+                except Exception as error:  # noqa: BLE001 - any error of libpq; its text may hold the password
                     where = f"{host} at {address}: " if len(passes) > 1 or len(addresses) > 1 else ""
                     faults.append(where + self._text(error, None))
                     reasons.add(_reason_of_attempt(error))

@@ -1,15 +1,20 @@
 """The kernel's limits of a process (getrlimit(2)) beside that of open files: raised, judged and named at the start.
 
+The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), and what
+else counts there is not ours: so it is tried. As many threads as the server needs tasks at a time start, and end at
+once.
+
 The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
 a server after some time, or takes a function from it: the size of files counts for memory without a name too
 (memfd_create(2)), in which snapshots go to the workers; CPU time ends the process for good; address space keeps the
-checker from compiling rows. A soft limit is raised to the hard one, which needs no right. What is left is refused where
-nothing could be served, and otherwise logged.
+checker from compiling rows. A soft limit is raised to the hard one, which needs no right. A limit that is too low even
+so ends the start where nothing could be served, and otherwise is logged.
 """
 
 from __future__ import annotations
 
 import resource
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -52,21 +57,33 @@ _LIMITS = (
         "address space",
         resource.RLIMIT_AS,
         enough=4096 * _MIB,
-        least=0,
+        least=512 * _MIB,
         effect="rows may not be checked, and larger catalogues not be published",
         remedy="raise it (ulimit -v unlimited, LimitAS=infinity) and limit the memory of the container or unit instead",
     ),
+    _Limit(
+        "data",
+        resource.RLIMIT_DATA,
+        enough=4096 * _MIB,
+        least=128 * _MIB,
+        effect="rows may not be checked, and larger catalogues not be published",
+        remedy="raise it (ulimit -d unlimited, LimitDATA=infinity)",
+    ),
 )
 
+_OWN_TASKS = 5
+"""Of the master, at one time: its log, its admin port, a cycle, its disk, and the checker."""
+_WORKER_TASKS = 4
+"""Of a worker: the process, its log, its watch of the master, and a snapshot that is released."""
+_SMALL_STACK = 64 * 1024
+"""Octets: the number is tried, and not the address space."""
 
-def raise_process_limits() -> str | None:
-    """Raise each soft limit to its hard one, and log what is still low. Returns why the server cannot start; None if it
-    can."""
+
+def raise_process_limits(workers: int) -> str | None:
+    """Raise each soft limit to its hard one, and log what is still low. Returns why a server of so many workers cannot
+    start; None if it can."""
     for limit in _LIMITS:
-        _, hard = resource.getrlimit(limit.number)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(limit.number, (hard, hard))
-        soft = resource.getrlimit(limit.number)[0]
+        soft = _raise(limit.number)
         if soft == resource.RLIM_INFINITY or soft >= limit.enough:
             continue
         if soft < limit.least:
@@ -74,4 +91,45 @@ def raise_process_limits() -> str | None:
         log.warning(
             "A limit of the process is low", what=limit.name, limit=soft, effect=limit.effect, remedy=limit.remedy
         )
-    return None
+    return _too_few_tasks(workers)
+
+
+def _raise(limit: int) -> int:
+    """Raise the soft limit to the hard one. Returns the soft limit."""
+    _, hard = resource.getrlimit(limit)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(limit, (hard, hard))
+    return resource.getrlimit(limit)[0]
+
+
+def _too_few_tasks(workers: int) -> str | None:
+    """What is wrong with the number of processes and threads, and what to do; None where there are enough."""
+    _raise(resource.RLIMIT_NPROC)
+    needed = _OWN_TASKS + _WORKER_TASKS * workers
+    started = _startable(needed)
+    if started == needed:
+        return None
+    return (
+        f"{started} more processes or threads can be started, and {needed} are needed for {workers} workers: raise the "
+        "limit of processes (ulimit -u, LimitNPROC=, TasksMax=, the container runtime's pids limit), or lower WORKERS"
+    )
+
+
+def _startable(wanted: int) -> int:
+    """How many of ``wanted`` threads can run at one time."""
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait, daemon=True) for _ in range(wanted)]
+    running = []
+    stack = threading.stack_size(_SMALL_STACK)
+    try:
+        for thread in threads:
+            thread.start()
+            running.append(thread)
+    except RuntimeError:  # "can't start new thread"
+        pass
+    finally:
+        threading.stack_size(stack)
+        over.set()
+        for thread in running:
+            thread.join()
+    return len(running)

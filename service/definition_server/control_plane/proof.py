@@ -1,5 +1,5 @@
-"""What the master knows about what is served: how fresh it is, how long changes take, what has happened, and whether a
-restart is safe. `Proof` composes the parts; each owns its numbers.
+"""The master's knowledge of the served catalogue: how fresh it is, how long changes take, what has happened, and
+whether a restart is safe. `Proof` composes the parts; each owns its numbers.
 
 The sync cycle reports to it (`CycleObserver`), and a tick compares the present state with the remembered one, so that a
 change that nobody reported is noticed too.

@@ -64,7 +64,7 @@ class Propagation:
         self._check, self._changed = self.now(), False
 
     def change_read(self) -> None:
-        """The check has found a change, and read it. What is published until the check ends is that change."""
+        """The check has found a change, and read it. A publication until the end of the check is that change."""
         self._changed = True
 
     def check_ends(self, *, read: bool) -> None:

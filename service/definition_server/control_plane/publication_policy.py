@@ -51,13 +51,13 @@ class PublicationPolicy:
         """``on_change`` is called after each change of ``current``."""
         self._path = path
         self.current = Policy()
-        """What counts: nothing until the file was read."""
+        """The policy that counts: an empty one until the file was read."""
         self._on_change = on_change
         self._reading: asyncio.Future[bytes] | None = None
         self._seen: bytes | str | None = None
-        """What was found last: a content, or why there was none."""
+        """The last finding: a content, or the reason why there was none."""
         self._judged: bytes | str | None = None
-        """What was acted upon last."""
+        """The policy that was acted upon last."""
         self.problem: str | None = None
         """Why the file as it is does not count; None where it does."""
 

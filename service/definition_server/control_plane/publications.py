@@ -1,4 +1,4 @@
-"""What an operator can do with catalogues: list, compare, accept, pin, export them. Without the database.
+"""The operator's actions on catalogues: list, compare, accept, pin, export them. Without the database.
 
 An order that has begun is carried out to its end, also where the client that gave it leaves: half of one, a pin that
 counts and is not stored, would be worse than either.

@@ -52,7 +52,7 @@ class Publisher:
 
     @property
     def recent(self) -> tuple[PublishedVersion, ...]:
-        """The last `RECENT` publications, the newest first. The same catalogue, signed again, is none of its own."""
+        """The last `RECENT` publications, the newest first. Signing the served catalogue again adds none."""
         return tuple(reversed(self._recent.copy()))
 
     @property

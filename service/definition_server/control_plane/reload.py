@@ -30,7 +30,7 @@ _READ_SECONDS = 10.0
 
 
 class Reloadable(Enum):
-    """What can be replaced, and the fields of `Settings` that belong to it."""
+    """The secrets that can be replaced, and the fields of `Settings` that belong to it."""
 
     DATABASE_URL = ("database_url",)
     API_KEYS = ("api_key", "api_keys")
@@ -52,9 +52,9 @@ class Reloader:
 
     def __init__(self, settings: Settings, checks: Mapping[str, Check], tls: TlsFiles | None = None) -> None:
         self.settings = settings
-        """What is in use: of everything the last good value."""
+        """The settings in use: of each secret the last good value."""
         self.tls = tls
-        """What the TLS files held when they were last good; None without TLS."""
+        """The content of the TLS files when they were last good; None without TLS."""
         self._checks = checks
         self._reading: set[Reloadable] = set()
 

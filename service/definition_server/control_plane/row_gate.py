@@ -170,7 +170,7 @@ class RowGate:
             note(name, judgement.flaws)
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
-        """Judge rows that were let pass unjudged, beside serving. ``newest``: the catalogue that has them."""
+        """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
         if newest is None:
             return
         self._checker.lower_priority()

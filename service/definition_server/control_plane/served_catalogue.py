@@ -2,10 +2,9 @@
 
 Three catalogues matter. The *newest* is the last one that passed the guard. The *served* one is the same, unless a pin
 names another. The *held* one was read and did not pass; it waits until an operator accepts it, or the table changes.
-What is served changes under one lock, which no disk holds up: so no catalogue is published after a newer one, except by
-a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers and
-clients tell publications apart by it.
-"""
+The served catalogue changes under one lock, which no disk holds up: so no catalogue is published after a newer one,
+except by a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers
+and clients distinguish publications by it."""
 
 from __future__ import annotations
 
@@ -154,7 +153,7 @@ class ServedCatalogue:
         return await self._background.run(work, *args, **kwargs)
 
     def wishes(self) -> Merged:
-        """What operators ask for now, by command and by policy."""
+        """The present wishes of operators, by command and by policy."""
         return self._wishes.now()
 
     def knows(self, version: str) -> bool:
@@ -429,7 +428,7 @@ class ServedCatalogue:
         return await self._wishes.save()
 
     def _target(self) -> Snapshot | None:
-        """What is to be served."""
+        """The catalogue that is to be served."""
         pin = self.wishes().pin
         pinned = None if pin is None else self._pinned.in_memory(pin)
         if pinned is not None:
@@ -438,7 +437,8 @@ class ServedCatalogue:
         return self._newest if pin is None or served is None or self._pinned.is_vain(pin) else served
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
-        """Make what is served what is to be served, under the present key. Returns whether anything was published."""
+        """Publish the catalogue that is to be served, if another is served, or the same under another key. Returns
+        whether anything was published."""
         self._pinned.show()
         target, served = self._target(), self.served
         if target is None:

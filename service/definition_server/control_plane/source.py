@@ -21,7 +21,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What is not read, so that no table takes more memory than there is."""
+    """Sizes that are not read, so that no table takes more memory than there is."""
 
     definition: int = 4 * 1024 * 1024
     """Octets of the texts of a row. A larger row is not fetched; it comes with the fault ``too_large``."""

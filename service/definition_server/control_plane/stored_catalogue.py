@@ -1,4 +1,5 @@
-"""What an earlier run has stored in SNAPSHOT_DIR: read once, beside the cycles, because a disk may hang."""
+"""The catalogue that an earlier run has stored in SNAPSHOT_DIR: read once, beside the cycles, because a disk may
+hang."""
 
 from __future__ import annotations
 
@@ -60,6 +61,7 @@ class StoredCatalogue:
         wishes, stored, _ = await asyncio.gather(
             self._disk.read_wishes(self._signer()), self._disk.load(self._signer()), self._disk.list_history()
         )
+        self._disk.report_missing()
         self._wishes.recall(wishes)
         if stored is None:
             stored = await self._newest_of_history()

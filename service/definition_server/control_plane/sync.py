@@ -67,7 +67,7 @@ class Gate(Protocol):
         """Rows are being read, and `apply` follows."""
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
-        """Judge rows of ``newest`` that were let pass unjudged, beside serving."""
+        """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
 
 
 class CycleObserver(Protocol):
@@ -77,7 +77,7 @@ class CycleObserver(Protocol):
         """The table is about to be checked."""
 
     def change_read(self) -> None:
-        """It has changed, and was read. What is published until the cycle ends is that change."""
+        """It has changed, and was read. A publication until the end of the cycle is that change."""
 
     def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
         """The cycle is over: why it failed, and the seconds until the next."""
@@ -269,7 +269,7 @@ class Synchronizer:
         return held
 
     async def _after_failure(self) -> None:
-        """Nothing new was published. What operators ask for counts nonetheless, and so does a rotated signing key."""
+        """Nothing new was published. The wishes of operators count nonetheless, and so does a rotated signing key."""
         try:
             if self.catalogue.served is not None:
                 await self.catalogue.follow()
@@ -312,7 +312,7 @@ class Synchronizer:
 
 
 def _limit_met(failure: Exception) -> str | None:
-    """What the machine has no more of, where Python reports that by something other than an `OSError`."""
+    """The resource that the machine lacks, where Python reports that by something other than an `OSError`."""
     if isinstance(failure, MemoryError):
         return "no memory is left"
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
@@ -321,7 +321,7 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """For the log: what happened, and what to do where the kernel's word does not say it."""
+    """The text for the log. Where the kernel's word does not name a remedy, ours is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
         return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)

@@ -53,7 +53,7 @@ class PinState:
 
 
 class ChangeCounts(NamedTuple):
-    """What a publication has changed."""
+    """The changes by a publication."""
 
     added: int
     removed: int

@@ -105,7 +105,7 @@ SELECT
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a column's text depends on. A domain counts as the type below it."""
+    """The settings that a column's text depends on. A domain counts as the type below it."""
 
     type: str
     kind: str

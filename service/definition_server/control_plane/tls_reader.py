@@ -14,7 +14,7 @@ _AUTHORITIES = "tls_client_ca_file"
 
 
 def read_tls_files(settings: Settings) -> TlsFiles | None:
-    """What the TLS files hold now, as memory that the caller closes; None without TLS.
+    """The present content of the TLS files, as memory that the caller closes; None without TLS.
 
     Raises:
         SettingsError: where it cannot be read, kept, or used together.

@@ -1,4 +1,4 @@
-"""What operators asked for: catalogues that they accept, and a pin. Kept on disk, so that it survives a restart.
+"""The wishes of operators: catalogues that they accept, and a pin. Kept on disk, so that it survives a restart.
 
 A pin makes the server serve one version, whatever the table says, until a time. Two places may name one: the command
 (`definition-server pin`, kept here) and the policy file of the installation. The command's goes first, because it is
@@ -61,7 +61,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the policy file of the installation declares."""
+    """The wishes that the policy file of the installation declares."""
 
     accept: tuple[str, ...] = ()
     pin: Pin | None = None
@@ -69,7 +69,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What was asked for by command. Immutable; every change makes another."""
+    """The wishes by command. Immutable; every change makes another."""
 
     accepted: tuple[str, ...] = ()
     """Whole hashes, the newest last."""
@@ -81,7 +81,7 @@ class Wishes:
     """The newest catalogue that passed the guard, a whole hash; empty where no row of it is held."""
 
     def merge(self, policy: Policy, now: float) -> Merged:
-        """What counts at ``now``, with what ``policy`` declares."""
+        """The wishes that count at ``now``, with those of ``policy``."""
         pins = [pin for pin in (self.pinned, policy.pin) if pin is not None and pin.active(now)]
         pin = pins[0] if pins else None
         if pin is not None and pin is policy.pin:
@@ -174,7 +174,7 @@ class WishesFile:
         self._not_ours = False
 
     def read(self, signer: Signer | None = None) -> Wishes:
-        """What was asked for; nothing where there is no file.
+        """The stored wishes; none where there is no file.
 
         Args:
             signer: Where given, the file must have its MAC.

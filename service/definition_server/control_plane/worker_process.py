@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.worker_stats import WorkerStats
@@ -58,13 +58,35 @@ class _MessageBudget:
 def _environment() -> dict[str, str]:
     """The environment of a worker.
 
-    Without the entries of ``PYTHONPATH`` that name a place by the working directory: a relative path, or nothing.
+    Of ``PYTHONPATH`` only absolute paths remain: a relative or an empty entry would depend on the working directory.
     """
     environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
     path = environment.pop("PYTHONPATH", "")
     if fixed := [entry for entry in path.split(os.pathsep) if entry.startswith("/")]:
         environment["PYTHONPATH"] = os.pathsep.join(fixed)
     return environment
+
+
+async def _execute(descriptors: Sequence[int]) -> Process:
+    """Start a process that runs a worker, with these descriptors.
+
+    Raises:
+        OSError: where no process can be started.
+    """
+    # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork: C-core and its
+    # threads do not survive a fork. -P: no module comes from the working directory.
+    program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+    with signals_held_back():
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-c",
+            program,
+            *map(str, descriptors),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env=_environment(),
+        )
 
 
 class WorkerProcess:
@@ -150,20 +172,7 @@ class WorkerProcess:
             descriptors.append(listener.fileno())
         try:
             channel.send(config, *([] if tls is None else tls.descriptors))
-            # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork:
-            # C-core and its threads do not survive a fork. -P: no module comes from the working directory.
-            program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
-            with signals_held_back():
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    program,
-                    *(str(descriptor) for descriptor in descriptors),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=descriptors,
-                    env=_environment(),
-                )
+            process = await _execute(descriptors)
         except BaseException:
             channel.close()
             raise

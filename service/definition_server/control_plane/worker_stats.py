@@ -30,7 +30,7 @@ _TOLERANCE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """What several workers have counted together."""
+    """The counts of several workers together."""
 
     requests: dict[str, int]
     """Status → requests."""
@@ -44,7 +44,7 @@ class RequestCounts:
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float, now: float) -> str | None:
-    """What is implausible about ``after``, read ``elapsed`` seconds later than ``before``; None where nothing is.
+    """The reason why ``after`` is implausible, read ``elapsed`` seconds later than ``before``; None where nothing is.
 
     Args:
         before: The last plausible reading.
@@ -92,7 +92,7 @@ class WorkerStats:
         """
         self.page = StatsPage()
         self.fault: str | None = None
-        """What was implausible; the page is not read any more."""
+        """The reason why a reading was implausible; the page is not read any more."""
         self._clock = clock
         self._pid = 0
         self._reading = self.page.read()

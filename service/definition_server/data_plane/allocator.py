@@ -6,9 +6,9 @@ left 70 to 110 MB resident in a worker that held no connection any more. ``mallo
 free pages in the midst, too.
 
 While it works it holds the heap's lock: 0.1 to 0.2 ms for each MB that it returns, measured at 8 to 12 ms for 90 MB. So
-it is called only where the process has grown by `NOTABLE_GROWTH`, grows no more and is mostly idle, not more often than
-every `INTERVAL_SECONDS` (less often where that returned little), and from a thread: the event loop waits only if it
-asks that heap for a block meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
+it is called only when the process has grown by `NOTABLE_GROWTH`, grows no more and is mostly idle. Two calls are at
+least `INTERVAL_SECONDS` apart, and more where the first returned little. A thread makes them: the event loop waits only
+if it asks that heap for a block meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
 
 A lower ``M_MMAP_THRESHOLD`` would return the blocks one by one and at once, but costs two system calls and page faults
 for each: a fifth of the calls under an attack with wrong keys.

@@ -46,7 +46,7 @@ class Reflection:
         self._services = sorted(services)
         self._pool = pool
         self._idle: set[asyncio.Future[None]] = set()
-        """Of each stream that waits for its client's next question: done where the stream is to end."""
+        """One for each stream that waits for its client's next question. To complete it ends the stream."""
         self._ending = False
 
     def end_streams(self) -> None:

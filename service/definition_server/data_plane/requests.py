@@ -1,8 +1,8 @@
 """Reads the requests of this server's methods: protobuf messages with one text in field 1, or with no field at all.
 
 They are read here and not by the protobuf library, which takes a worker 5 MB and a fifth of its start for messages
-that hold one name. What the library refuses is refused, and what it accepts is accepted, but for field number 0, which
-it lets pass in some places. Fields that are not known are skipped, as proto3 requires.
+that hold one name. This reader refuses and accepts the same octets as the library, except for field number 0,
+which the library lets pass in some places. Fields that are not known are skipped, as proto3 requires.
 
 Source: protobuf.dev, "Encoding". A request has at most `services.MAX_REQUEST` octets.
 """

@@ -15,8 +15,8 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.services import DefinitionEngine
 
 OLD_SNAPSHOTS = 4
-"""Replaced snapshots that answers which are still being read may keep in memory. A catalogue that is sent to a slow
-client is a view of its snapshot's memory, and more than a few of them may be more than the machine has."""
+"""Replaced snapshots that may stay in memory because clients still read answers from them. A catalogue that is sent to
+a slow client is a view of its snapshot's memory, and more than a few of them may be more than the machine has."""
 
 
 class SwapTimes:
@@ -50,7 +50,7 @@ class Swap:
 
     def __init__(self, engine: DefinitionEngine, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        """What is to be served."""
+        """The snapshot that is to be served."""
         self.state = SwapState.NEW
         self._engine = engine
 

@@ -28,7 +28,7 @@ from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
 """Objects of the youngest generation before it is collected. Calls on the native transport create none. An attacker's
-streams do: with Python's default of 700 the collector would run twenty times a second and free nothing
+streams create them: with Python's default of 700 the collector would run twenty times a second and free nothing
 (docs/runtime-flags.md)."""
 _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS = 2, 40
 """Collections of the youngest generation before the middle one is collected, and of that one before all are. Python's
@@ -43,7 +43,7 @@ class WarmUp:
         """Open the sockets.
 
         Raises:
-            OSError: where there is no loopback or no descriptor.
+            OSError: where there is no descriptor.
         """
         self._config = replace(config, host="127.0.0.1", port=0)
         self._listener: socket.socket | None = None

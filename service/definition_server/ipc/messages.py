@@ -185,7 +185,7 @@ def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
         values = json.loads(datagram, parse_constant=_refuse_constant)
         cls = _class_of(values, expected)
         return cls(**_fields_of(cls, values))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise MessageError(f"not a control message: {datagram[:_SHOWN]!r} ({error})") from None
 
 

@@ -1,8 +1,8 @@
 """The TLS files in memory: a certificate chain, its key and, for mutual TLS, the authorities of clients, as PEM.
 
 The master reads the files that an operator writes, and keeps the octets of the last set that was good. A worker gets
-them as sealed memory, by descriptors beside a message, so it needs no file, and one that is started while the files on
-disk do not match serves as the others do.
+them as sealed memory, by descriptors beside a message, so it needs no file. While the files on disk do not match, a
+worker that is started therefore serves with the last good ones, as the others do.
 
 Libraries load PEM by path. The path of a descriptor in ``/proc/self/fd`` opens its memory, inside the jail too:
 Landlock restricts what lies in a mounted file system, and this memory does not.

@@ -26,11 +26,9 @@ _FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2 = (
 _PRCTL_OPTIONS = (3, 15, 16, 38, 0x53564D41)
 """PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA."""
 
-_SOL_SOCKET, _IPPROTO_TCP = 1, 6
-_SOCKET_OPTIONS = (2, 4, 7, 8, 9, 13)
-"""SO_REUSEADDR, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_LINGER. None that attaches a program to a socket."""
-_TCP_OPTIONS = (1, 4, 5, 6, 12, 18, 25)
-"""TCP_NODELAY, _KEEPIDLE, _KEEPINTVL, _KEEPCNT, _QUICKACK, _USER_TIMEOUT, _NOTSENT_LOWAT."""
+_IPPROTO_TCP, _TCP_NODELAY = 6, 1
+"""Of a connection. Any other option of the listening socket would be one of all workers' connections: they inherit a
+buffer of hundreds of octets, for instance, or a SO_LINGER or TCP_USER_TIMEOUT that resets them."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # Name: x86-64, aarch64. The frequent ones come first, because the filter compares them in this order.
@@ -133,12 +131,7 @@ def _restricted(pid: int) -> dict[str, Rule]:
         "socketpair": Rule(when=((Test(0, _AF_UNIX),),)),
         # Reading is not shut down: that would end a listening socket for all processes that share it.
         "shutdown": Rule(when=((Test(1, _SHUT_WR),),)),
-        "setsockopt": Rule(
-            when=(
-                *((Test(1, _SOL_SOCKET), Test(2, option)) for option in _SOCKET_OPTIONS),
-                *((Test(1, _IPPROTO_TCP), Test(2, option)) for option in _TCP_OPTIONS),
-            )
-        ),
+        "setsockopt": Rule(when=((Test(1, _IPPROTO_TCP), Test(2, _TCP_NODELAY)),)),
         "fcntl": Rule(
             when=tuple(
                 (Test(1, command),)

@@ -34,7 +34,7 @@ def extent_of(text: str) -> Extent:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What the running kernel offers to this process."""
+    """The protections that the running kernel offers to this process."""
 
     landlock_abi: int
     seccomp: bool
@@ -48,7 +48,7 @@ class Support:
 
     @property
     def missing(self) -> str:
-        """What is missing, for a message; empty where nothing is."""
+        """The missing protections, for a message; empty where none is missing."""
         lacks = [] if self.landlock_abi else ["Landlock"]
         lacks += [] if self.seccomp else ["seccomp filters"]
         return " and ".join(lacks)
@@ -64,11 +64,11 @@ class Jail:
     """The confinement of the process that makes it. To be entered before the process has a second thread.
 
     Args:
-        offered: What the kernel offers; what is missing is left out.
+        offered: The protections that the kernel offers; a missing one is left out.
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 where it adopts the master's socket.
         opens_memory: Memory without a name, of which it gets descriptors, may be opened by its path in
-            ``/proc/self/fd``. seccomp cannot tell such a path from others; Landlock does. Without Landlock nothing is
-            opened once the worker has started.
+            ``/proc/self/fd``. seccomp cannot distinguish such a path from others; Landlock can. Without Landlock
+            nothing is opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:
@@ -79,13 +79,13 @@ class Jail:
         self._architecture: Architecture | None = architecture() if offered.seccomp else None
 
         self.reached = Support(0, seccomp=False)
-        """What confines the process now."""
+        """The protections that confine the process now."""
 
     def enter(self) -> list[str]:
         """Confine this process for good, as far as possible.
 
         Returns:
-            What the kernel refused although it had offered it, with its reasons.
+            The protections that the kernel refused although it had offered them, with its reasons.
         """
         return [
             failure for step in (hide_process, self._enter_landlock, self._enter_seccomp) if (failure := _try(step))

@@ -15,7 +15,7 @@ PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What seccomp needs to know of a processor architecture (``linux/audit.h``, ``asm/unistd.h``)."""
+    """The numbers of a processor architecture that seccomp needs (``linux/audit.h``, ``asm/unistd.h``)."""
 
     name: str
     audit: int

@@ -54,7 +54,8 @@ def abi_version() -> int:
 
 
 def refused_by(abi: int) -> tuple[int, int, int]:
-    """What an ABI version can refuse: file accesses, network accesses, scopes; as bits of ``linux/landlock.h``."""
+    """The accesses that an ABI version can refuse: file accesses, network accesses, scopes; as bits of
+    ``linux/landlock.h``."""
     files = _FILES_1
     if abi >= 2:
         files |= _REFER

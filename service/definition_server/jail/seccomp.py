@@ -60,7 +60,7 @@ ALWAYS: Alternatives = ((),)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one system call is answered with."""
+    """The answer to one system call."""
 
     answer: int = ALLOW
     when: Alternatives = ALWAYS

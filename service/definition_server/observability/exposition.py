@@ -1,4 +1,5 @@
-"""The metrics as a scraper wants them: format by ``Accept``, compression by ``Accept-Encoding`` (RFC 9110, 12.5).
+"""The metrics in the form that a scraper asks for: format by ``Accept``, compression by ``Accept-Encoding`` (RFC 9110,
+12.5).
 
 `prometheus_client` writes the formats, and chooses one by a part of ``Accept`` only: it ignores weights, and fails on
 a quoted or unknown version. So this module parses the field, and passes on the one media range that comes out best.
@@ -88,7 +89,7 @@ def _best_range(accept: str) -> str:
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether a client with that field ``Accept`` wants a page for people rather than JSON, which is sent otherwise.
+    """Whether a client with that field ``Accept`` asks for a page for people; otherwise it gets JSON.
 
     A browser names ``text/html``; ``*/*``, which every program sends, does not ask for it.
     """

@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 
 MOST_LINES = 10_000
 MOST_OCTETS = 8 * 1024 * 1024
-"""What waits at most in one process. A line has about 200 octets, so `MOST_LINES` is normally met first."""
+"""The most that waits in one process. A line has about 200 octets, so `MOST_LINES` is normally met first."""
 _RETRY_SECONDS = 1.0
 """Between two attempts to write to a full disk."""
 _RETRIED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS, errno.ENOMEM))

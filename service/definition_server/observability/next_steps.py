@@ -1,4 +1,4 @@
-"""What an operator should do next, judged by the status: a sentence for each fault, and the page that says more.
+"""The operator's next steps, judged by the status: a sentence for each fault, and the page that says more.
 
 The sentences are fixed texts; numbers and hashes come from the status. No text of an error and no name is in them.
 """
@@ -94,7 +94,7 @@ class Step:
 
 
 def next_steps(status: ServiceStatus, now: float) -> list[Step]:
-    """What to do, the most urgent first; nothing where nothing is to be done. ``now``: seconds since the epoch."""
+    """The next steps, the most urgent first; empty where there are none. ``now``: seconds since the epoch."""
     steps = [*_serving(status), *_reading(status), *_wishes(status), *_rows(status), *_machine(status, now)]
     order = list(Urgency)
     return sorted(steps, key=lambda step: order.index(step.urgency))

@@ -138,7 +138,7 @@ class Exporter:
                 take precedence.
             report: Called with the result of each export.
         """
-        # What the SDK logs quotes the collector's answers and addresses, and comes with each attempt: `report` says it.
+        # The SDK's log lines quote the collector's answers and addresses, and come with each attempt: `report` says it.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
         defaults = dict(attributes)
         self._resource = Resource(defaults).merge(Resource.create())

@@ -1,10 +1,9 @@
 """The status as a page for people: ``/`` of the admin port. One answer, complete without scripts or other files.
 
 A script asks for the page again every few seconds and replaces what has changed; without it the browser loads the page
-again. What the page holds is bounded: lists are cut, and names are cut where the status is read. The content security
-policy allows this script and this style by their digests, and nothing else: even a script that was not escaped would
-not run.
-"""
+again. The content of the page is bounded: lists are cut, and names are cut where the status is read. The content
+security policy allows this script and this style by their digests, and nothing else: even a script that was not escaped
+would not run."""
 
 from __future__ import annotations
 
@@ -375,7 +374,7 @@ def _documentation() -> str | None:
 
 @cache
 def _assets() -> tuple[str, str, str]:
-    """The style, the script, and what tells this build's from another's."""
+    """The style, the script, and a text that differs between builds."""
     folder = Path(__file__).parent
     style, script = ((folder / f"status_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return style, script, hashlib.sha256((style + script).encode()).hexdigest()[:SHOWN_DIGITS]

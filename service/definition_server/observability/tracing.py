@@ -115,7 +115,7 @@ class Step:
 
 
 class _NoStep(Step):
-    """What code sees where nothing is recorded."""
+    """The span that code gets where nothing is recorded."""
 
     def __init__(self) -> None:
         pass

@@ -69,7 +69,7 @@ REASONS = {
     Refusal.EVICTED: "the server needs the place of this idle connection",
     Refusal.NO_CALL: "no authorised call in time",
 }
-"""What the peer (in GOAWAY) and the operator read."""
+"""The text that the peer (in GOAWAY) and the operator read."""
 
 
 class Held(Protocol):
@@ -259,8 +259,8 @@ class Admission:
 
 
 def network_of(host: str) -> str:
-    """What counts as one peer: an IPv4 address (mapped into IPv6 or not), or the /64 network of an IPv6 address, of
-    which one machine may use every address."""
+    """The network that counts as one peer: an IPv4 address (mapped into IPv6 or not), or the /64 network of an IPv6
+    address, of which one machine may use every address."""
     if ":" not in host:
         return host
     if "." in host:

@@ -41,7 +41,8 @@ class Foreign:
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:
-    """What a peer speaks whose first octets are these; None where it is not known, or may still be what is spoken here.
+    """The protocol of a peer whose first octets are these; None where it is not known, or may still be what is spoken
+    here.
 
     Args:
         octets: The first octets.
@@ -50,7 +51,7 @@ def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | N
     """
     if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
         # Not in HTTP/2: a gRPC client that gets SETTINGS counts itself as connected, and repeats its calls until their
-        # deadlines. What looks like HTTP/1.1 ends them at once, and clients name it.
+        # deadlines. Anything like HTTP/1.1 ends them at once, and clients name it.
         return Foreign("HTTP/2 without TLS", _http1(speaks, "HTTP/2 without TLS"))
     line = _HTTP1_LINE.match(octets)
     if line is not None:
@@ -90,8 +91,8 @@ class FirstOctets:
         """``data`` has arrived; with ``secure``, through TLS.
 
         Returns:
-            All that has arrived, which the connection is to judge; or what the peer speaks instead; None where that is
-            too little to tell.
+            All that has arrived, which the connection is to judge; or the protocol that the peer speaks instead; None
+            where too little has arrived.
         """
         octets = self._octets + data
         preface = frames.PREFACE

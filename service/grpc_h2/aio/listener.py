@@ -8,8 +8,8 @@ Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`)
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
 connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once and then, unless it comes alone, waits for its turn in the scheduler, where
-the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
+an accepted connection is counted at once and then, unless it comes alone, waits for a time slice of the scheduler,
+where the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
 
 Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
 costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
@@ -33,6 +33,7 @@ from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.handshakes import Handshakes
 from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.listening_options import set_listening_options
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
@@ -46,12 +47,6 @@ log = logging.getLogger("grpc_h2")
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _PAUSE = 0.1
 """Seconds without accepting after the kernel has reported that descriptors or memory are exhausted."""
-_RECEIVE_BUFFER = 128 * 1024
-"""Octets of a connection that the kernel buffers for us (it doubles that for its own needs). Its default goes up to 6
-MB (``tcp_rmem``, tcp(7)); to read those in one go, or to free them at the end, takes milliseconds in which no other
-connection is served. A request takes hundreds of octets."""
-_KEEPALIVE_SECONDS = 60
-"""Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
 ACCEPT_SLICE = 0.0001
 """Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About four
 connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
@@ -115,17 +110,13 @@ class Listener:
             objection: Says why a connection is refused; None: none is.
             protocol: Makes the protocol of a connection that this listener accepts, from its address.
             admission: Decides whether one more connection may be held.
-            scheduler: Gives accepted connections their turns.
+            scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
             client_log: For what is logged about clients.
         """
         listening.setblocking(False)
-        if listening.family in (socket.AF_INET, socket.AF_INET6):
-            # Accepted connections inherit these options.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+        with suppress(PermissionError):  # a confined process: the one that made the socket has set them
+            set_listening_options(listening)
         self.socket = listening
         self._policy = policy
         self._tls = tls
@@ -140,7 +131,7 @@ class Listener:
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._queued: set[Http2Protocol] = set()
-        """Those that have not had their turn yet."""
+        """Those that wait for their time slice."""
         self._silent: set[Http2Protocol] = set()
         """Those of which nothing has arrived that would begin a handshake."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
@@ -296,7 +287,7 @@ class Listener:
                     "ssl_shutdown_timeout": LINGER,
                 }
             if not self._scheduler.claim_setup(self._loop, protocol.arrival):
-                await self._scheduler.turn(protocol.arrival, protocol.network)
+                await self._scheduler.time_slice(protocol.arrival, protocol.network)
             self._queued.discard(protocol)
             if tls:
                 give_way = functools.partial(self._give_way, protocol)

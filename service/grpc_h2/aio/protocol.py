@@ -2,8 +2,8 @@
 
 **Theory of operation.** The connection makes all decisions; the protocol moves octets and events between it, the
 transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write what may be
-written, hand out events, stop or continue reading. What handlers send within one iteration of the event loop is
-written together (`wake`).
+written, hand out events, stop or continue reading. All that handlers send within one iteration of the event
+loop is written together (`wake`).
 
 **Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` says that
 input is left to process, and a used-up budget says that output is. Either is deferred to the `FairScheduler`, behind
@@ -69,7 +69,7 @@ preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."
 
 
 class Host(Protocol):
-    """What a protocol needs of its server."""
+    """The part of the server that a protocol uses."""
 
     budget: Budget
     """Of connections that have made a call which the server admits."""
@@ -372,7 +372,7 @@ class Http2Protocol(asyncio.Protocol):
 
     @property
     def _share(self) -> Share:
-        """Whose deferred work it is, after the first octets."""
+        """The share that this connection's deferred work belongs to, after the first octets."""
         return Share.CLIENTS if self.trust is Trust.CLIENT else Share.STRANGERS
 
     def _do_deferred(self) -> None:
@@ -552,7 +552,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._lingering_close is None:
             defer = functools.partial(self._host.scheduler.defer, self._loop, share=self._share, network=self.network)
             self._lingering_close = LingeringClose(self._transport, self._loop, defer, flood=self._flood)
-        # What a flood has made us write is in memory until it is read.
+        # The answers to a flood are in memory until they are read.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
 

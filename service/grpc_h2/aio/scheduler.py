@@ -55,7 +55,7 @@ SETUPS = 1
 
 
 class Share(IntEnum):
-    """Whose deferred work it is."""
+    """The share that a piece of deferred work belongs to."""
 
     ARRIVALS = 0
     """A new connection: it is set up, and its first octets are processed."""
@@ -141,7 +141,7 @@ class FairScheduler:
             self._last_slice_end = perf_counter()
             loop.call_soon(self._run_slice, loop)
 
-    async def turn(self, share: Share, network: str) -> None:
+    async def time_slice(self, share: Share, network: str) -> None:
         """Wait for a time slice, which ends with it: what the caller then does is a large piece of work."""
         loop = asyncio.get_running_loop()
         come: asyncio.Future[None] = loop.create_future()

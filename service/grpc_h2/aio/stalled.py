@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Reader)
 
 
 class StalledPeers:
-    """What each peer had unread, and since when that is so. No clock of its own."""
+    """The unread octets of each peer, and the instant since which it has not read. No clock of its own."""
 
     def __init__(self) -> None:
         self._seen: dict[Reader, tuple[int, float]] = {}

@@ -29,8 +29,8 @@ OCTETS_OF_MESSAGE_PER_WORK: Final = 256
 _FORGIVEN: Final = 1.25
 """PINGs forgiven for each that `Limits.min_ping_interval` allows."""
 _LATE_GLITCH: Final = 0.25
-"""Glitches of a late frame beyond those that an honest client sends: it may have a window's worth of frames under way
-when its stream is reset."""
+"""Glitches of each frame on a reset stream, beyond the number that an honest client may have under way at the reset: a
+window's worth."""
 _UPDATES_PER_STREAM: Final = 2
 """WINDOW_UPDATEs that a stream entitles to: C-core sends two for every call."""
 _UPDATES_PER_FRAME: Final = 20

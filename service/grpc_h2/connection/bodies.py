@@ -34,7 +34,7 @@ which the connection's window is to be given back; the fault by which the call h
 
 
 class Bodies:
-    """What a connection holds of messages."""
+    """The octets of messages that a connection holds."""
 
     __slots__ = ("_abuse", "_limits", "partial", "unread")
 
@@ -97,7 +97,7 @@ class Bodies:
                 return messages[:position] if handled else [], size, fault
             if not handled:
                 stream.keep_message(message)
-        # What lies in a whole message is given back once it has been consumed; the rest at once, within bounds.
+        # The octets of a whole message are given back once it has been consumed; the rest at once, within bounds.
         delivered = octets + PREFIX_SIZE * len(messages) if handled else 0
         free = size - delivered if size > delivered else 0
         if self.partial > self._limits.max_buffered and stream.partial:

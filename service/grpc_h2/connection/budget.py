@@ -1,4 +1,4 @@
-"""What all connections of a server hold together, and which of them has to go when that is too much.
+"""The memory that all connections of a server hold together, and the one that ends when it is too much.
 
 Every limit of a connection is modest, and ten thousand connections that reach it are not. So each connection reports to
 one `Budget` what it holds for its peer: input, header blocks, bodies, output that waits, streams. When a connection
@@ -6,8 +6,8 @@ adds to it and the sum is beyond the limit, the connection that holds most is en
 another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
 
 To find the one that holds most takes no walk over all: shares are kept in classes by the binary order of magnitude of
-what they hold, and only the members of the highest class are compared, `_COMPARED` of them at the most. So the one that
-is ended holds more than half of what the heaviest does, and is the heaviest where the class is small.
+what they hold, and only the members of the highest class are compared, `_COMPARED` of them at the most. So the
+connection that is ended is the heaviest where the class is small, and otherwise holds at least half as much.
 """
 
 from __future__ import annotations

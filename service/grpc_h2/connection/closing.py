@@ -105,7 +105,7 @@ class Closing:
             self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def refuse(self, stream_id: int, fault: StreamFault) -> None:
-        """RST_STREAM, once a stream. What provokes it is cheap for the peer and not for us: CVE-2025-8671.
+        """RST_STREAM, once a stream. The cause is cheap for the peer and not for us: CVE-2025-8671.
 
         Raises:
             ConnectionFault: where it is one too many.

@@ -119,10 +119,10 @@ class Connection:
         self.answered: list[int] = []
         """The ``answer_id`` of each static answer given; the reader clears the list."""
         self.reports: list[tuple[str, str]] = []
-        """What the operator should know about the peer: ("unauthorized", path) for a call that its static method has
+        """Reports about the peer for the operator: ("unauthorized", path) for a call that its static method has
         refused, ("refused", reason) for a stream that was reset. The reader clears the list."""
         self._events: list[Event] = []
-        """What the caller should do, until it takes them."""
+        """Tasks for the caller, until it takes them."""
         self._lifecycle = lifecycle = Lifecycle()
         self._buffer = buffer = InputBuffer()
         self._timers = timers = Timers(limits, now, jitter)
@@ -393,7 +393,7 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        # What the peer has sent and we have not processed may be its introduction: it does not pay for our delay.
+        # Octets that we have not processed yet may be the peer's introduction: it does not pay for our delay.
         return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property

@@ -84,7 +84,8 @@ class RequestDeadlines:
             self._marks.append((latest, self._streams.last_id))
 
     def await_rest(self, stream_id: int) -> int | None:
-        """A call was answered before its request was whole. Returns a stream whose rest is not waited for any more."""
+        """A call was answered before its request was whole. Where too many streams wait for their rest, returns the one
+        that has waited longest, which waits no longer."""
         self._rests[stream_id] = self._timers.now + self._limits.rest_timeout, 0
         return self.give_up_rest() if len(self._rests) > _RESTS else None
 

@@ -27,7 +27,7 @@ class FlowControl:
         self.send_window = DEFAULT_WINDOW
         """Octets of DATA that we may still send."""
         self.initial_send_window = DEFAULT_WINDOW
-        """What a new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+        """The octets that a new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
 
     # -- receiving ------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,8 @@ _ORDINARY_BLOCKS: Final = 8
 _BLOCK_WEIGHT: Final = 1024
 """Octets of one remembered block, its route included."""
 _BLOCK_FACTOR: Final = 4
-"""What an unfinished block may take for each of its octets: itself, a copy, and the fields that are decoded."""
+"""The memory that an unfinished block may take for each of its octets: itself, a copy, and the fields that are
+decoded."""
 _OVERFLOW_GLITCH: Final = 5.0
 """Glitches of a list over the limit, which costs us milliseconds and the peer nothing: after two hundred, the peer is
 disconnected."""

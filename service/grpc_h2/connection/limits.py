@@ -141,7 +141,7 @@ class Limits:
 
     max_read_time: float = 600.0
     """How long a complete answer may wait to be read, however large it is. 200 MB in ten minutes are 2.7 Mbit/s. Worst
-    case: what the answer consists of is held for so long after it was replaced."""
+    case: a replaced catalogue stays in memory for this time, because an answer from it is not read."""
 
     keepalive_time: float = 7200.0
     """Silence after which a PING checks whether the peer is alive (A8: 2 h)."""
@@ -151,10 +151,10 @@ class Limits:
 
     min_ping_interval: float = 10.0
     """PINGs that come faster on average, with nothing sent by us in between, are strikes, with or without calls. gRPC
-    proposal A8 has 5 min with calls and 2 h without, as Go's and Java's servers; but 10 s is the shortest interval that
-    gRPC lets a client choose, and clients of this server do, without calls too. Strikes are forgiven a quarter faster
-    than that, because the clocks of both sides differ and networks bunch frames. Worst case: a PING and its answer,
-    some 5 µs, every 8 s on each connection."""
+    proposal A8 has 5 min with calls and 2 h without, as Go's and Java's servers. But 10 s is the shortest interval that
+    gRPC lets a client choose, and clients of this server choose it, without calls too. Strikes are forgiven a quarter
+    faster than they are counted, because the clocks of both sides differ and networks bunch frames. Worst case: a PING
+    and its answer, some 5 µs, every 8 s on each connection."""
 
     max_ping_strikes: int = 2
     """One strike more ends the connection with ``too_many_pings`` (A8)."""
@@ -196,7 +196,7 @@ class Limits:
             raise ValueError("; ".join(problems))
 
     def _ranges(self) -> list[str]:
-        """What is wrong with a limit by itself."""
+        """The fault of a limit by itself."""
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -213,7 +213,7 @@ class Limits:
         return problems
 
     def _relations(self) -> list[str]:
-        """What is wrong with limits that rely on each other."""
+        """The fault of limits that rely on each other."""
         ordered = (
             ("initial_window", "connection_window", "one stream's window must fit into the connection's"),
             ("low_water", "high_water", "a handler that waits at the second goes on at the first"),

@@ -297,8 +297,8 @@ class Stream:
     def next_frame(self, room: int) -> list[Piece]:
         """Take the content of a DATA frame of at most ``room`` octets from the queue; empty where nothing may be sent.
 
-        Neighbours share a frame where they fit whole: a message's five-octet prefix is no frame of its own.
-        """
+        Pieces that follow each other share a frame where they fit whole: a message and its five-octet prefix, for
+        example."""
         queue = self._queue
         room = min(room, self.send_window)
         parts: list[Piece] = []

@@ -21,7 +21,7 @@ DEFAULT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of a received message, as everywhere in gRPC."""
 
 ENCODINGS: Final = ("identity", "deflate", "gzip")
-"""What can be read, in the words of ``grpc-accept-encoding``; the same as grpcio."""
+"""The encodings that can be read, in the words of ``grpc-accept-encoding``; the same as grpcio's."""
 
 MESSAGES_AT_ONCE: Final = 64
 """Messages that one call of `MessageReader.feed` cuts: some 50 µs."""

@@ -255,7 +255,7 @@ def check_trailers(fields: tuple[Field, ...]) -> None:
 
 
 def _read(field: Field) -> tuple[int, Any]:
-    """What one field is and means. Raises `StreamFault` if it is malformed in itself."""
+    """The kind and the meaning of one field. Raises `StreamFault` if it is malformed in itself."""
     name, value = field
     kind = _KINDS.get(name)
     if len(value.strip(_NOT_AT_AN_END).translate(None, _NEVER_IN_A_VALUE)) != len(value):

@@ -253,7 +253,8 @@ class Decoder:
         self.overflow = False
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
-        """Octets of the last block's whole list, what was cut off included; beyond a hard limit, of its beginning."""
+        """Octets of the whole list that the last block encodes, including the fields that were cut off. Beyond a hard
+        limit: octets of the fields that were decoded."""
         self.beyond_hard_limit = False
         """Whether the last block was not decoded to its end; then this decoder must not be used again."""
 
@@ -287,8 +288,8 @@ class Decoder:
         block is decoded; until then None, and no other block may be decoded. With a ``most`` below `maxsize` the work
         of one call is bounded in octets, too.
 
-        Flat, and longer than functions should be, because each block that is not remembered comes here, such as that of
-        a call with a deadline of its own: a function call for each field would be paid for by each of them.
+        Flat, and longer than functions should be: it decodes each block that is not remembered, such as that of a call
+        with a fresh deadline, and a function call for each field would make every one of them slower.
 
         Raises:
             HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
@@ -389,7 +390,7 @@ class Decoder:
     def _long_literal(self, block: bytes, position: int, octet: int, *, whole: bool) -> tuple[Field, int, int] | None:
         """As `_literal`, of a field with long strings. None: one of them is being decoded; ``whole``: never."""
         if self._long_strings is None:
-            # What is left out of a text would fit into no list and into no table.
+            # The part of a text that is left out would fit into no list and into no table.
             self._long_strings = _LongStrings(max(self._max_list_size, self._capacity, self._allowed))
         strings = self._long_strings
         while True:

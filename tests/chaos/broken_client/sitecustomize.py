@@ -16,9 +16,9 @@ def evicts_the_oldest() -> None:
 
     connected, held = Server.connected, []
 
-    def evict(self: Any, shell: Any) -> None:
-        connected(self, shell)
-        held.append(shell)
+    def evict(self: Any, protocol: Any) -> None:
+        connected(self, protocol)
+        held.append(protocol)
         if len(held) > 400:
             held.pop(0).abort()
 
@@ -31,9 +31,9 @@ def keeps_every_connection() -> None:
 
     connected, kept = Server.connected, []
 
-    def keep(self: Any, shell: Any) -> None:
-        connected(self, shell)
-        kept.append(b"%d" % id(shell) * 2000)
+    def keep(self: Any, protocol: Any) -> None:
+        connected(self, protocol)
+        kept.append(b"%d" % id(protocol) * 2000)
 
     Server.connected = keep  # type: ignore[method-assign]
 

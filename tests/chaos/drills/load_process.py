@@ -44,11 +44,13 @@ class Connection:
     channel: grpc.aio.Channel
     retrying: bool
     version: str | None = None
+    answered: float = 0.0
+    """When the newest of the calls that were answered was sent."""
     calls: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Tally:
+class Counts:
     """The results of the calls of one set."""
 
     offered: int = 0
@@ -81,7 +83,7 @@ class Load:
             self._sync_every += 1
         self._metadata = (("x-avap-auth", job.key),)
         self._checker = Checker(job.rows, job.size)
-        self._tallies = {False: Tally(), True: Tally()}
+        self._counts = {False: Counts(), True: Counts()}
         self._pending: set[asyncio.Task[None]] = set()
         self._wrong: list[str] = []
         self._wrong_count = 0
@@ -101,7 +103,7 @@ class Load:
 
     def _offer(self, number: int, due: float) -> None:
         connection = self._connections[number % len(self._connections)]
-        self._tallies[connection.retrying].offered += 1
+        self._counts[connection.retrying].offered += 1
         whole = self._sync_every and number % self._sync_every == 0
         name = "" if whole else self._names[number % len(self._names)]
         task = asyncio.create_task(self._call(connection, name, due))
@@ -110,18 +112,23 @@ class Load:
 
     async def _call(self, connection: Connection, name: str, due: float) -> None:
         """``GetCommand(name)``, or ``SyncCatalog`` without a name."""
-        tally = self._tallies[connection.retrying]
+        counts = self._counts[connection.retrying]
         method, request = (_GET, self._requests[name]) if name else (_SYNC, b"")
-        sent = time.monotonic()
+        sent, answered = time.monotonic(), connection.answered
         try:
             answer = await connection.calls[method](
                 request, metadata=self._metadata, timeout=self._job.deadline_seconds
             )
         except grpc.aio.AioRpcError as error:
-            self._failed(tally, connection, method, error, sent)
+            code, details = error.code().name, (error.details() or "")[:200]
+            self._failed(
+                counts,
+                Failure(method.rpartition("/")[2], connection.number, code, details, sent, time.monotonic(), answered),
+            )
             return
         now = time.monotonic()
-        tally.latencies.append(now - due)
+        connection.answered = max(connection.answered, sent)
+        counts.latencies.append(now - due)
         try:
             version = self._checker.definition(name, answer) if name else self._checker.catalogue(answer)
         except WrongAnswer as error:
@@ -132,15 +139,10 @@ class Load:
         if version is not None:
             self._seen(connection, version, sent, now)
 
-    def _failed(
-        self, tally: Tally, connection: Connection, method: str, error: grpc.aio.AioRpcError, sent: float
-    ) -> None:
-        code = error.code().name
-        tally.failed[code] += 1
-        if len(tally.failures) < self._job.most_failures:
-            details = (error.details() or "")[:200]
-            short = method.rpartition("/")[2]
-            tally.failures.append(Failure(short, connection.number, code, details, sent, time.monotonic()))
+    def _failed(self, counts: Counts, failure: Failure) -> None:
+        counts.failed[failure.code] += 1
+        if len(counts.failures) < self._job.most_failures:
+            counts.failures.append(failure)
 
     def _seen(self, connection: Connection, version: str, sent: float, now: float) -> None:
         """Note that an answer to a call sent at ``sent`` was of ``version``."""
@@ -161,11 +163,11 @@ class Load:
 
     def progress(self) -> dict[str, Any]:
         """The progress so far."""
-        tallies = self._tallies.values()
+        counts_of_sets = self._counts.values()
         return {
-            "offered": sum(tally.offered for tally in tallies),
-            "answered": sum(len(tally.latencies) for tally in tallies),
-            "failed": sum(tally.failed.total() for tally in tallies),
+            "offered": sum(counts.offered for counts in counts_of_sets),
+            "answered": sum(len(counts.latencies) for counts in counts_of_sets),
+            "failed": sum(counts.failed.total() for counts in counts_of_sets),
             "wrong": self._wrong_count,
             "seen_on": sum(each.version is not None for each in self._connections),
             "everywhere": {tag: each.everywhere for tag, each in self._sightings.items() if each.everywhere},
@@ -175,8 +177,8 @@ class Load:
     def report(self) -> LoadReport:
         """The result."""
         return LoadReport(
-            plain=self._tallies[False].report(),
-            retrying=self._tallies[True].report(),
+            plain=self._counts[False].report(),
+            retrying=self._counts[True].report(),
             wrong=self._wrong,
             wrong_count=self._wrong_count,
             went_back=self._went_back,

@@ -22,7 +22,9 @@ class Loss(enum.Enum):
 
     NONE = "none"
     IN_FLIGHT = "in flight"
-    """Calls that were in flight during a wound (`Stage.wound`)."""
+    """Calls that were in flight during a wound (`Stage.wound`), or were sent on a connection that it broke before the
+    client noticed that (`judge`).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Failure:
     details: str
     sent: float
     ended: float
+    answered: float
+    """When the newest call was sent that the connection had answered by ``sent``; 0: it had answered none."""
 
     def __str__(self) -> str:
         return f"{self.method} on connection {self.channel}: {self.code} ({self.details}) after {self.seconds:.3f} s"

@@ -75,7 +75,7 @@ def play_red(fault: Fault, stage: Stage, bug: str, load_seconds: float = 2.0) ->
     """`play` on a server with the deliberate defect ``bug``. Recorded in `RED`.
 
     Raises:
-        AssertionError: where the code of the defect does not fit the server any more: then the server fails by that.
+        AssertionError: where the server fails because ``bug`` replaces code that has changed since.
     """
     outcome = play(fault, stage, load_seconds)
     PLAYED.remove(outcome)

@@ -32,12 +32,10 @@ SETTINGS = {
 BROKEN = Path(__file__).parents[1] / "broken"
 """Directory of the ``sitecustomize`` that gives a server a deliberate defect."""
 
-NOTICED_SECONDS = 0.1
-"""Time within which a client notices that its connection is lost, and opens another."""
 REFUSED_SECONDS = 1.5
-"""The same on grpcio, where every worker has a listening socket of its own: the kernel may put a client's next
-connection into the accept queue of a dying worker, and then reset it. The client tries again after 1 s ± 20 % (gRPC's
-connection backoff), and until then calls that do not wait fail at once.
+"""On grpcio, time within which a client has another connection: every worker has a listening socket of its own, and the
+kernel may put a client's next connection into the accept queue of a dying worker, and then reset it. The client tries
+again after 1 s ± 20 % (gRPC's connection backoff), and until then calls that do not wait fail at once.
 """
 
 _CLIENT_MARGIN_SECONDS = 1.0
@@ -95,14 +93,14 @@ class Stage:
 
     @contextmanager
     def wound(self) -> Iterator[None]:
-        """The block harms calls in flight while it lasts and until every client has a new connection: calls that are
-        sent meanwhile on an old connection count as in flight too.
+        """The block harms calls in flight while it lasts. Calls that a client sends on a lost connection, before it
+        notices that, count as in flight too (`judge`).
         """
         began = time.monotonic()
         try:
             yield
         finally:
-            after = NOTICED_SECONDS if self.transport == "native" else REFUSED_SECONDS
+            after = 0.0 if self.transport == "native" else REFUSED_SECONDS
             self.wounds.append((began, time.monotonic() + after))
 
     def default_job(self) -> Job:

@@ -5,7 +5,7 @@ Real are `grpc_h2`'s `Connection` (one for each client) and `FairScheduler`. Sim
 - `plan`: what clients and handlers are going to do, and the limits of the server, drawn from the seed before the run.
 - `client`: a client that obeys the rules and knows the right answer to each call. `tests.support.h2_replies` checks
   each frame of the server, including the sums of flow control.
-- `server`: the shell around a connection (reads, writes, time slices, pauses) and the handlers.
+- `server`: the protocol around a connection (reads, writes, time slices, pauses) and the handlers.
 - `world`: virtual time, one queue of events, the network: sizes of chunks, delays, capacity of transports.
 
 The oracle is the plan: a call that is not cancelled has one right outcome, however its octets are cut, delayed and

@@ -1,4 +1,4 @@
-"""What happens in one run, drawn from a seed before anything runs: limits, clients, calls, handlers."""
+"""The events of one run, drawn from a seed before anything runs: limits, clients, calls, handlers."""
 
 from __future__ import annotations
 

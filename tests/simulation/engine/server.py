@@ -1,4 +1,4 @@
-"""The server's side of a run: the shell around each connection, its transport, and the handlers of calls."""
+"""The server's side of a run: the protocol around each connection, its transport, and the handlers of calls."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ LARGEST_SENT = 40_000
 class Handler:
     """Carries out the plan of a call, step by step, each after a random delay."""
 
-    def __init__(self, shell: Shell, stream: Stream, plan: CallPlan) -> None:
-        self.shell = shell
+    def __init__(self, protocol: SimulatedProtocol, stream: Stream, plan: CallPlan) -> None:
+        self.protocol = protocol
         self.stream = stream
         self.plan = plan
         self.steps = deque(plan.handler)
@@ -85,15 +85,15 @@ class Handler:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def go_on(self, delay: float | None = None) -> None:
-        world = self.shell.world
+        world = self.protocol.world
         world.later(world.handler_delay() if delay is None else delay, self.step)
 
     def step(self) -> None:
         """The next step, unless it has to wait for an event."""
-        if self.cancelled or self.ended or self.shell.lost:
+        if self.cancelled or self.ended or self.protocol.lost:
             return
-        connection, stream = self.shell.connection, self.stream
-        connection.advance(self.shell.world.now)
+        connection, stream = self.protocol.connection, self.stream
+        connection.advance(self.protocol.world.now)
         name, amount = self.steps[0]
         if name == "hold":
             return
@@ -110,7 +110,7 @@ class Handler:
                 if name == "echo":
                     self._send(message)
                 if name != "read":
-                    self.shell.wake()
+                    self.protocol.wake()
                     self.go_on()
                     return
         self.steps.popleft()
@@ -127,32 +127,32 @@ class Handler:
                 connection.cancel(stream)
                 self.ended = True
                 self._finish_later()
-        self.shell.wake()
+        self.protocol.wake()
         self.go_on(amount / 1e6 if name == "pause" else None)
 
     def _send(self, message: bytes) -> None:
-        self.shell.connection.send_message(self.stream, message)
+        self.protocol.connection.send_message(self.stream, message)
         self.answers += 1
-        most = self.shell.world.plan.limits.high_water + LARGEST_SENT
+        most = self.protocol.world.plan.limits.high_water + LARGEST_SENT
         assert self.stream.unsent <= most, "queued beyond high water and one message"
 
     def _finish_later(self) -> None:
-        self.shell.world.later(self.plan.linger / 1e6, self._finish)
+        self.protocol.world.later(self.plan.linger / 1e6, self._finish)
 
     def _finish(self) -> None:
         if self.finished:
             return
-        connection = self.shell.connection
+        connection = self.protocol.connection
         while self.inbox:
             connection.consumed(self.stream, len(self.inbox.popleft()))
         connection.finished(self.stream)
         self.finished = True
-        self.shell.running -= 1
-        self.shell.wake()
+        self.protocol.running -= 1
+        self.protocol.wake()
 
 
-class Shell:
-    """What an event loop's protocol does with a connection: reads, writes, time slices, pauses."""
+class SimulatedProtocol:
+    """The part of an event loop's protocol for a connection: reads, writes, time slices, pauses."""
 
     def __init__(self, world: World, plan: ClientPlan) -> None:
         self.world = world

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.simulation.engine.client import REFUSED_STREAM, Call, Client
 from tests.simulation.engine.plan import TOO_LATE, ClientPlan, Plan, draw_plan
-from tests.simulation.engine.server import Shell
+from tests.simulation.engine.server import SimulatedProtocol
 
 from grpc_h2 import Budget
 from grpc_h2.aio import scheduler as scheduler_module
@@ -40,7 +40,7 @@ class Failure(AssertionError):
 
 
 class Loop:
-    """As much of an event loop as the scheduler and the shells use, on virtual time."""
+    """As much of an event loop as the scheduler and the protocols use, on virtual time."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -59,7 +59,7 @@ class Link:
 
     def __init__(self, world: World, plan: ClientPlan) -> None:
         self.world = world
-        self.shell = Shell(world, plan)
+        self.protocol = SimulatedProtocol(world, plan)
         self.client = Client(plan, world.plan.limits, world.dice, lambda: world.now, self._at_work)
         self.quiet: tuple[int, float] | None = None
         """Calls that the client has begun, and the instant since when no call is open or under way."""
@@ -72,13 +72,13 @@ class Link:
         """Whether nothing is under way in either direction and every handler has finished."""
         return (
             self.client.done
-            and (self.shell.lost or not self.shell.buffer)
-            and all(handler.finished for handler in self.shell.handlers.values())
+            and (self.protocol.lost or not self.protocol.buffer)
+            and all(handler.finished for handler in self.protocol.handlers.values())
         )
 
     def step(self) -> None:
         """An action of the client, now and then a fault."""
-        client, shell, world = self.client, self.shell, self.world
+        client, protocol, world = self.client, self.protocol, self.world
         if self.done:
             return
         if client.broken:
@@ -88,15 +88,15 @@ class Link:
         busy = True
         if self.steps == client.plan.lost_after:
             client.broken = True
-            shell.lose()
+            protocol.lose()
         elif self.steps == client.plan.drained_after and client.introduced:
-            shell.drain()
+            protocol.drain()
         else:
             busy = client.step(hurry=world.hurry)
         if world.keys_change():
-            shell.router.forget_authorizations()
+            protocol.router.forget_authorizations()
         if world.plan.timed or not self.steps % 8:
-            shell.tick()
+            protocol.tick()
         self._note_quiet()
         self.send()
         self._hang_up()
@@ -104,31 +104,31 @@ class Link:
 
     def send(self) -> None:
         """Octets for the server are in the outbox: deliver a piece of them later."""
-        if self.client.outbox and not self.uplink_busy and self.shell.reading and not self.client.broken:
+        if self.client.outbox and not self.uplink_busy and self.protocol.reading and not self.client.broken:
             self.uplink_busy = True
             self.world.later(self.world.network_delay(), self._deliver_up)
 
     def _deliver_up(self) -> None:
         self.uplink_busy = False
-        if self.client.broken or not self.shell.reading:
+        if self.client.broken or not self.protocol.reading:
             return
         size = self.world.chunk(len(self.client.outbox), whole=0.8 if self.client.plan.steady else 0.3)
         piece = bytes(self.client.outbox[:size])
         del self.client.outbox[:size]
-        self.shell.data_received(piece)
+        self.protocol.data_received(piece)
         self.send()
 
     def receive(self) -> None:
         """Octets for the client are in the transport's buffer: deliver a piece of them later."""
-        if self.shell.buffer and not self.downlink_busy:
+        if self.protocol.buffer and not self.downlink_busy:
             self.downlink_busy = True
             self.world.later(self.world.network_delay(), self._deliver_down)
 
     def _deliver_down(self) -> None:
         self.downlink_busy = False
-        if self.client.broken or self.shell.lost:
+        if self.client.broken or self.protocol.lost:
             return
-        piece = self.shell.take(self.world.chunk(len(self.shell.buffer)))
+        piece = self.protocol.take(self.world.chunk(len(self.protocol.buffer)))
         self.client.data_received(piece)
         self.receive()
         self.send()
@@ -136,27 +136,27 @@ class Link:
 
     def _hang_up(self) -> None:
         """Once the connection has ended and all its output has arrived, the client sees the end of the transport."""
-        client, shell = self.client, self.shell
-        client.drained_at, client.cut = shell.drained_at, shell.cut
-        if shell.connection.terminated and not shell.buffer and not shell.writing_paused and not shell.lost:
+        client, protocol = self.client, self.protocol
+        client.drained_at, client.cut = protocol.drained_at, protocol.cut
+        if protocol.connection.terminated and not protocol.buffer and not protocol.writing_paused and not protocol.lost:
             client.closed = True
 
     def _note_quiet(self) -> None:
         """See how long no call has been open or under way, and whether the connection has noticed."""
-        client, shell = self.client, self.shell
-        busy = client.open_calls or client.outbox or shell.buffer or shell.running or shell.connection.backlog
-        if busy or shell.lost:
+        client, protocol = self.client, self.protocol
+        busy = client.open_calls or client.outbox or protocol.buffer or protocol.running or protocol.connection.backlog
+        if busy or protocol.lost:
             self.quiet = None
         elif self.quiet is None or self.quiet[0] != len(client.calls):
             self.quiet = len(client.calls), self.world.now
         else:
-            shell.judge_idleness(self.quiet[1])
+            protocol.judge_idleness(self.quiet[1])
 
     def _at_work(self, call: Call) -> bool:
         """Whether the handler of a call is at work, or may begin yet."""
         if not call.plan.handled or self.client.result(call).reset == REFUSED_STREAM:
             return False
-        handler = self.shell.handlers.get(call.stream)
+        handler = self.protocol.handlers.get(call.stream)
         return handler is None or not handler.finished
 
 
@@ -177,11 +177,11 @@ class World:
         self.loop: Any = Loop(self)
         self.scheduler = FairScheduler()
         self.links = []
-        self._links: dict[Shell, Link] = {}
+        self._links: dict[SimulatedProtocol, Link] = {}
         for client_plan in plan.clients:
             link = Link(self, client_plan)
             self.links.append(link)
-            self._links[link.shell] = link
+            self._links[link.protocol] = link
 
     # -- time and dice ------------------------------------------------------------------------------------------------
 
@@ -227,15 +227,16 @@ class World:
             return waiting
         return min(waiting, draw.choice((1, 5, 9, 10, 17, 64, 300, 1400, 16_393)))
 
-    # -- what shells say ----------------------------------------------------------------------------------------------
+    # -- what protocols say
+    # ----------------------------------------------------------------------------------------------
 
-    def output_waits(self, shell: Shell) -> None:
-        """There is something in the shell's buffer."""
-        self._links[shell].receive()
+    def output_waits(self, protocol: SimulatedProtocol) -> None:
+        """There is something in the protocol's buffer."""
+        self._links[protocol].receive()
 
-    def input_wanted(self, shell: Shell) -> None:
-        """The shell reads again."""
-        self.later(0.0, self._links[shell].send)
+    def input_wanted(self, protocol: SimulatedProtocol) -> None:
+        """The protocol reads again."""
+        self.later(0.0, self._links[protocol].send)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +260,7 @@ class World:
 
     def _run(self) -> None:
         for link in self.links:
-            link.shell.settle()
+            link.protocol.settle()
             self.later(self.client_delay(), link.step)
         while self._queue:
             self.now, _, action = heapq.heappop(self._queue)
@@ -272,35 +273,35 @@ class World:
                 raise AssertionError(f"stalled: {self._unfinished()}")
         self._judge()
         for link in self.links:
-            link.shell.lose()
+            link.protocol.lose()
         assert self.budget.held == 0, "an ended connection holds something"
         assert not self.budget.evictions
 
     def _check(self) -> None:
         """Check the invariants after an event."""
         for link in self.links:
-            shell = link.shell
-            assert shell.connection.open_calls == shell.running, "a handler is not counted, or counted twice"
+            protocol = link.protocol
+            assert protocol.connection.open_calls == protocol.running, "a handler is not counted, or counted twice"
             if not self.events % CHECK_EVERY:
-                shell.check_invariants()
-            if shell.connection.terminated:
-                assert shell.lost or shell.reasons, f"the connection ended: {shell.closing}"
+                protocol.check_invariants()
+            if protocol.connection.terminated:
+                assert protocol.lost or protocol.reasons, f"the connection ended: {protocol.closing}"
 
     def _judge(self) -> None:
         """Check the final state."""
         for link in self.links:
             assert link.done, f"over, but not done: {self._unfinished()}"
             link.client.judge()
-            shell = link.shell
-            shell.check_invariants()
-            assert shell.connection.open_calls == 0
-            for handler in shell.handlers.values():
+            protocol = link.protocol
+            protocol.check_invariants()
+            assert protocol.connection.open_calls == 0
+            for handler in protocol.handlers.values():
                 plan = handler.plan
-                ended = shell.lost or shell.cut
+                ended = protocol.lost or protocol.cut
                 assert handler.stream.unsent == 0 or ended, f"call {plan.number}: octets are left in its queue"
                 if handler.ended and not handler.cancelled and plan.reads_all and plan.status is not None:
                     assert handler.half_closed
-            if shell.lost or link.client.last_id < 2**31 - 1:
+            if protocol.lost or link.client.last_id < 2**31 - 1:
                 continue
             # All received octets have been given back, except a remainder that is too small for a WINDOW_UPDATE.
             assert 2 * link.client.window >= self.plan.limits.connection_window, (
@@ -309,7 +310,7 @@ class World:
 
     def _state(self) -> str:
         return "; ".join(
-            f"out {len(link.client.outbox)} back {len(link.shell.buffer)} open {link.shell.connection.open_calls}"
+            f"out {len(link.client.outbox)} back {len(link.protocol.buffer)} open {link.protocol.connection.open_calls}"
             for link in self.links
         )
 
@@ -319,11 +320,11 @@ class World:
             if link.done:
                 continue
             calls = [(call.plan.number, call.sent, len(call.plan.body), call.window) for call in link.client.open_calls]
-            handlers = [h.plan.number for h in link.shell.handlers.values() if not h.finished]
+            handlers = [h.plan.number for h in link.protocol.handlers.values() if not h.finished]
             lines.append(
                 f"client {number}: calls (number, sent, octets, window) {calls}, {len(link.client.to_come)} to come, "
                 f"window {link.client.window}, handlers {handlers}, outbox {len(link.client.outbox)}, "
-                f"buffer {len(link.shell.buffer)}, reading {link.shell.reading}"
+                f"buffer {len(link.protocol.buffer)}, reading {link.protocol.reading}"
             )
         return "; ".join(lines)
 
@@ -342,10 +343,10 @@ class World:
         return found
 
     def happenings(self) -> set[str]:
-        """What has happened that depends on times and limits."""
+        """The events that depend on times and limits."""
         found: set[str] = set()
         for link in self.links:
-            found |= link.shell.reasons
+            found |= link.protocol.reasons
             for call in link.client.calls.values():
                 result = link.client.result(call)
                 if result.reset == REFUSED_STREAM:

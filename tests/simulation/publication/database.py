@@ -92,7 +92,7 @@ class Table:
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong at present."""
+    """The present faults."""
 
     refuses: bool = False
     hangs: bool = False

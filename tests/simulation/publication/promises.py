@@ -1,4 +1,5 @@
-"""What must hold after every step, whatever fails. Judged by a model that knows nothing of the server's code.
+"""The promises that must hold after every step, whatever fails. Judged by a model that knows nothing of the server's
+code.
 
 1. *Whole*: a worker serves exactly one catalogue that passed, with the content that it had when it passed.
 2. *Good*: no catalogue that passes has code that clients refuse, unless nobody could judge it.

@@ -1,4 +1,4 @@
-"""What surrounds the master: the thread for heavy work, the disk, the process that judges rows, the workers."""
+"""The surroundings of the master: the thread for heavy work, the disk, the process that judges rows, the workers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class InlineBackground:
 
 @dataclass(slots=True)
 class DiskFaults:
-    """What goes wrong with the disk at present."""
+    """The present faults of the disk."""
 
     slow: bool = False
     hangs: bool = False

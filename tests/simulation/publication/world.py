@@ -209,7 +209,7 @@ class Master:
         self._tasks = [asyncio.create_task(self.loop.run()), asyncio.create_task(self.supervisor.watch())]
 
     def failure(self) -> BaseException | None:
-        """What ended a task of the master, which none may."""
+        """The failure that ended a task of the master; none may end."""
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 return task.exception()
@@ -316,7 +316,8 @@ class World:
             add(publication, *arguments)
 
         async def judge(candidate: Snapshot, before: Snapshot | None, **options: Any) -> Any:
-            # What the guard compares with is what this master knows of; a disk that hung may have kept it back.
+            # The guard compares with a catalogue that this master knows of; a disk that hung may have kept a newer one
+            # back.
             self.promises.comparable = None if before is None else self.promises.passed.get(before.version_hash)
             self._note_excuses(candidate)
             return await guard_judge(candidate, before, **options)

@@ -1,8 +1,8 @@
 """Code of a test inside a real, confined worker: what an attacker could run who has taken it over.
 
 Only tests put this directory on ``PYTHONPATH``. On `TRY` a worker tries everything in `_attempts`, and writes a log
-line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. Its confinement is a log line
-``Confined`` with the number of its threads, and each import from then on is a log line ``Imported``.
+line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. When it is confined it writes a log line
+``Confined`` with the number of its threads, and after that a log line ``Imported`` for each import.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a process has imported when it serves: each module costs every start CPU time, and the process memory."""
+"""The modules that a process has imported when it serves: each module costs every start CPU time, and the process
+memory."""
 
 from __future__ import annotations
 

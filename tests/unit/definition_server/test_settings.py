@@ -480,7 +480,7 @@ TLS_FILES = {
     "cut": "cannot be loaded",
     "large": "it has more than 1 MiB",
 }
-"""What a file of TLS can be by mistake → a part of the reason."""
+"""Mistake in a file of TLS → a part of the reason."""
 
 
 @pytest.mark.parametrize("kind", TLS_FILES)

@@ -1,6 +1,8 @@
 """The first calls to a native transport, which its own worker makes on the loopback before it is READY (see `warmup`).
 
-They are written as octets on a TCP connection, so that gRPC's C-core need not be started in the worker.
+They are written as octets on a TCP connection, so that gRPC's C-core need not be started in the worker. A host may have
+no IPv4 loopback (IPv6 alone, an interface that is down, address families that are refused): a Unix connection then
+takes its place.
 """
 
 from __future__ import annotations
@@ -33,10 +35,28 @@ def listener_and_client() -> tuple[socket.socket, socket.socket]:
     Made before the worker is confined: then it can make no socket.
 
     Raises:
-        OSError: where there is no loopback or no descriptor.
+        OSError: where there is no descriptor.
     """
-    listening = socket.create_server(("127.0.0.1", 0))
-    return listening, socket.create_connection(listening.getsockname())
+    try:
+        listening = socket.create_server(("127.0.0.1", 0))
+        return listening, _connected(listening)
+    except OSError:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind("")  # the kernel gives it an abstract name (unix(7), "Autobind feature")
+        listening.listen(1)
+        return listening, _connected(listening)
+
+
+def _connected(listening: socket.socket) -> socket.socket:
+    """A connection to ``listening``, which is closed where there can be none."""
+    client = socket.socket(listening.family, socket.SOCK_STREAM)
+    try:
+        client.connect(listening.getsockname())
+    except OSError:
+        client.close()
+        listening.close()
+        raise
+    return client
 
 
 async def make_first_calls(client: socket.socket, key: str) -> None:

@@ -7,7 +7,7 @@ Messages pass as octets: there is no serializer, so no message object is built f
 C-core decides alone about its connections. So what the native transport does against strangers is missing here: the
 limit for each address, eviction and the reserve for probes, the time limit until the first authorized call, the share
 of accepting in each iteration of the loop, and log lines about TLS handshakes and other protocols. Connections above
-``MAX_CONNECTIONS`` are closed. What is logged about clients is wrong keys.
+``MAX_CONNECTIONS`` are closed. About clients only wrong keys are logged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PING_TOLERANCE = 0.8
 """Share of `Configure.keepalive_min_time_seconds` that C-core enforces: it counts a PING that comes a moment early."""
 
 ABSTRACT = "unix-abstract:"
-"""What a host begins with that names a Unix socket without a file, for the warm-up: a confined worker makes no TCP
+"""The prefix of a host that names a Unix socket without a file, for the warm-up: a confined worker makes no TCP
 connection."""
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]

@@ -208,7 +208,8 @@ class NativeSwap(Swap):
 
 
 def _trust(path: str) -> Trust:
-    """What a handler's call proves: a health check is a probe's; reflection needs no key, so it proves nothing."""
+    """The trust that a handler's call proves: a health check is a probe's; reflection needs no key, so it proves
+    nothing."""
     return Trust.PROBE if path.startswith(_HEALTH_PREFIX) else Trust.STRANGER
 
 

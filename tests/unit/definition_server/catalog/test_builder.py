@@ -237,7 +237,7 @@ def test_a_row_that_lost_its_name_to_another_is_not_suspect(order: int) -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_no_example_of_a_suspect_names_a_row_that_is_not_served(order: int) -> None:
+def test_of_duplicate_rows_only_the_served_one_is_an_example_of_a_suspect(order: int) -> None:
     builder = SnapshotBuilder()
     builder.add([Row(n, b"if", None, None, b"x" * LARGE_DEFINITION) for n in (1, 2, 3)][::order])
     assert builder.findings.examples[Suspect.LARGER_THAN_4_MIB] == ["id=3 name='if'"]

@@ -279,7 +279,7 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
 
 
 def test_a_version_that_nobody_has_judged_stays_pending_where_it_is_served_in_place_of_a_bad_row() -> None:
-    """To be served instead of a row without code makes no version good: it may be bad itself."""
+    """A version that is served in place of a row without code is not judged good by that: it may be bad itself."""
     bench = Bench()
     bench.read(row("a", "if"), row("b"), judging=False)
     bench.read(row("a", None), row("b"), judging=False)
@@ -407,7 +407,7 @@ def test_a_strict_client_can_refresh_whatever_the_table_holds(tables: list[list[
         codes = bench.codes
         present = {(each.name or b"").decode() for each in table}
         assert codes.keys() <= present
-        # What was served and is still in the table stays served, in this version or in an earlier one.
+        # A command that was served and is still in the table stays served, in this version or in an earlier one.
         assert before.keys() & present <= codes.keys()
         before = codes
 

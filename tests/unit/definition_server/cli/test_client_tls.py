@@ -46,7 +46,7 @@ SERVICES = {
 HANDLERS = tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in SERVICES.items())
 
 Serve = Callable[..., AbstractContextManager[int]]
-"""Runs a server, with a certificate over TLS, and with an authority for clients that show one of its own."""
+"""Runs a server: with a certificate over TLS, and with an authority only for clients with a certificate from it."""
 
 
 @contextmanager

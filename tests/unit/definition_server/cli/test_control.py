@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
@@ -129,6 +130,30 @@ def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None
         assert text in shown
     assert "\x1b" not in shown
     assert "2025-11-30T00:00:00Z" in shown
+
+
+def test_every_table_in_a_pipe_begins_with_the_names_of_its_columns(answering: None) -> None:
+    blocks = run("status", "--socket", "x").output.split("\n\n")[1:]
+    heads = {block.splitlines()[0]: block.splitlines()[1].split("\t") for block in blocks}
+    assert heads["workers:"] == ["worker", "pid", "state", "version", "connections", "restarts", "jail"]
+    assert heads["held commands:"] == ["name", "reason", "since", "served", "refused"]
+    assert heads["history:"] == ["", "version", "published", "definitions", "changes"]
+    assert heads["keys:"] == ["id", "last used"]
+    assert heads["certificates:"] == ["name", "expires"]
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_on_a_narrow_terminal_no_column_is_cut_off_and_no_word_broken(
+    answering: None, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    for module in (control_output, exits):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+    shown = run("status", "--socket", "x", COLUMNS=str(columns), TERM="dumb").output
+    _, _, tables = shown.partition("\nheld commands")
+    assert [line for line in tables.splitlines() if len(line) > columns] == []
+    for text in ("code_invalid", "efefefef", "serving", "abababababababab", "2025-11-30T00:00:00Z", "not yet", "189"):
+        assert text in tables
+    assert re.search(r"connections: +0\n" if columns == 40 else "connections", tables)
 
 
 def test_status_shows_which_form_of_the_engine_runs() -> None:

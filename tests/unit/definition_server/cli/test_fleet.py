@@ -35,7 +35,8 @@ def replica(number: int, version: str = OLD, **changes: Any) -> ServiceStatus:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Serve statuses on 127.0.0.1, 127.0.0.2 … under one port, as the pods of a headless service do; the port."""
+    """Serve statuses on 127.0.0.1, 127.0.0.2 … under one port, as the pods of a headless service do. Yields the
+    port."""
     with ExitStack() as stack:
 
         def start(*statuses: ServiceStatus) -> int:
@@ -70,6 +71,11 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["status", *arguments])
 
 
+def lines_of(result: Result) -> list[list[str]]:
+    """The lines in a pipe, the head first."""
+    return [line.split("\t") for line in result.stdout.splitlines()]
+
+
 def document(result: Result) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -82,7 +88,8 @@ def test_replicas_that_agree_are_listed_with_version_since_when_and_freshness(
     names[SERVICE] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     done = run(f"{SERVICE}:{port}")
     assert done.exit_code == 0, done.output
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    head, *rows = lines_of(done)
+    assert head == ["replica", "version", "since", "fresh", "state", "host"]
     assert rows[1] == [f"127.0.0.2:{port}", OLD, "2023-11-14T22:14:22Z", "yes", "ready", "pod-2"]
     assert len(rows) == 3
 
@@ -93,7 +100,7 @@ def test_a_replica_that_serves_another_version_is_named_and_the_exit_code_is_1(s
     assert done.exit_code == 1
     first, second, third = (f"127.0.0.{number}:{port}" for number in (1, 2, 3))
     assert f"2 versions: {OLD[:8]} by {first}, {third}; {NEW[:8]} by {second}" in done.stderr
-    states = [line.split("\t")[4] for line in done.stdout.splitlines()]
+    states = [row[4] for row in lines_of(done)[1:]]
     assert states == ["ready", "ready, differs", "ready"]
 
 
@@ -130,7 +137,7 @@ def test_a_replica_with_a_fault_is_shown_with_it_and_the_exit_code_is_1(
     done = run(f"127.0.0.1:{port}", f"127.0.0.2:{port}")
     assert done.exit_code == 1
     assert words in done.stderr
-    assert done.stdout.splitlines()[1].split("\t")[4] == state
+    assert lines_of(done)[2][4] == state
 
 
 @pytest.fixture
@@ -188,7 +195,7 @@ def test_what_is_no_definition_server_is_a_row_and_no_traceback(
     good, bad = serve(replica(1)), odd(octets)
     done = run(f"127.0.0.1:{good}", f"127.0.0.1:{bad}", "--timeout", "2")
     assert done.exit_code == 1, done.output
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    rows = lines_of(done)[1:]
     assert rows[0][4] == "ready"
     assert words in rows[1][4]
     assert f"1 of 2 do not answer: 127.0.0.1:{bad}" in done.stderr
@@ -199,7 +206,7 @@ def test_where_nothing_answers_the_exit_code_is_69(names: dict[str, list[str]]) 
         port = listener.getsockname()[1]
     done = run(f"127.0.0.1:{port}", "nowhere.example")
     assert done.exit_code == 69
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    rows = lines_of(done)[1:]
     assert rows[0][4] == "Connection refused"
     assert rows[1][0] == "nowhere.example:9464"
     assert "cannot be resolved" in rows[1][4]
@@ -207,7 +214,7 @@ def test_where_nothing_answers_the_exit_code_is_69(names: dict[str, list[str]]) 
 
 def test_a_process_with_several_addresses_is_one_row(serve: Serve) -> None:
     port = serve(replica(1), replica(1))
-    assert len(run(f"127.0.0.1:{port}", f"127.0.0.2:{port}", f"127.0.0.1:{port}").stdout.splitlines()) == 1
+    assert len(run(f"127.0.0.1:{port}", f"127.0.0.2:{port}", f"127.0.0.1:{port}").stdout.splitlines()) == 2
 
 
 def test_a_family_of_addresses_on_which_nothing_listens_is_left_out(serve: Serve, names: dict[str, list[str]]) -> None:
@@ -215,7 +222,7 @@ def test_a_family_of_addresses_on_which_nothing_listens_is_left_out(serve: Serve
     names["localhost"] = ["::1", "127.0.0.1"]
     done = run(f"localhost:{port}")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith(f"127.0.0.1:{port}")
+    assert [row[0] for row in lines_of(done)[1:]] == [f"127.0.0.1:{port}"]
 
 
 def test_a_hostile_answer_reaches_no_terminal(serve: Serve) -> None:

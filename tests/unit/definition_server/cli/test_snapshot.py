@@ -130,7 +130,8 @@ def test_an_empty_catalogue_is_undamaged(tmp_path: Path) -> None:
 
 
 def test_the_list_has_one_tab_separated_line_per_definition(file: Path) -> None:
-    lines = [line.split("\t") for line in inspect(file, "--list").stdout.splitlines()]
+    head, *lines = [line.split("\t") for line in inspect(file, "--list").stdout.splitlines()]
+    assert head == ["name", "type", "code bytes", "hash"]
     assert [line[:3] for line in lines] == [
         ["plus", "function", str(len(CODE))],
         [r"tab\tñ\x1b[2J", "task", "4"],

@@ -1,4 +1,4 @@
-"""What the commands write: to a full disk, to a closed pipe, and to terminals that are narrow."""
+"""The output of the commands: to a full disk, to a closed pipe, and to terminals that are narrow."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ def shown_at(columns: int, *arguments: str, **more: str) -> list[str]:
     [
         (80, "serve"),  # the environment lacks what it needs: a long error
         (120, "serve"),
+        (40, "serve"),
+        (40, "capacity --rps 35000 --replicas 3"),
+        (40, "pin --help"),
         (80, "capacity --rps 35000 --replicas 3"),
         (80, "capacity --rps nonsense-that-is-long-enough-to-fill-more-than-eighty-columns-with-its-explanation"),
     ],

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.leftovers import nothing_left
@@ -144,6 +145,25 @@ async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
         await checker.close()
 
 
+async def test_one_that_was_prepared_and_is_not_used_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    class Process:
+        async def end(self) -> None:
+            ended.set()
+
+    async def start(self: Any) -> None:
+        self._process = Process()
+
+    monkeypatch.setattr(Checker, "_running", start)
+    checker = Checker(idle_seconds=0.001)
+    await checker.prepare()
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert checker.pid is None
+    await checker.close()
+
+
 async def test_one_that_was_killed_is_replaced(checker: Checker) -> None:
     await checker.prepare()
     os.kill(checker.pid or 0, 9)
@@ -235,6 +255,7 @@ async def test_where_none_can_be_started_that_is_said(start: Callable[[int, str]
 
 
 async def test_a_start_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.START_SECONDS == 15.0, "what a first cycle waits at the most"
     monkeypatch.setattr(module, "START_SECONDS", 0.1)
     with nothing_left():
         checker = Checker(program=lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])

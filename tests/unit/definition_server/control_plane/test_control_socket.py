@@ -35,7 +35,7 @@ def opened(path: Path) -> Iterator[ControlSocket]:
 
 
 def dead_socket(path: Path) -> None:
-    """What a killed master leaves behind."""
+    """The file that a killed master leaves behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as once:
         once.bind(str(path))

@@ -1,4 +1,4 @@
-"""What the answers on the control socket say beside figures."""
+"""The texts in the answers on the control socket."""
 
 from __future__ import annotations
 

@@ -11,11 +11,13 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg import AsyncConnection
 from tests.support.polling import until
 
 from definition_server.control_plane.database_address import (
@@ -289,6 +291,25 @@ async def test_the_database_s_name_is_not_waited_for_longer_than_the_connect_tim
         assert time.monotonic() - started < 20, "the name service never answers"
     finally:
         deaf.released.set()
+
+
+async def test_keepalives_end_the_connection_to_a_vanished_database_after_25_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def connect(_: str, **options: Any) -> None:
+        seen.update(options)
+        raise OSError("nothing is here")
+
+    monkeypatch.setattr(AsyncConnection, "connect", connect)
+    source = PostgresSource("postgresql://u:x@127.0.0.1:1/db", connect_timeout=1, statement_timeout=2)
+    with pytest.raises(SourceError, match="nothing is here"):
+        async with source.read():
+            pass
+    assert (seen["keepalives"], seen["keepalives_idle"]) == (1, 10)
+    assert (seen["keepalives_interval"], seen["keepalives_count"]) == (5, 3)
+    assert seen["tcp_user_timeout"] == 2000, "the statement timeout, in ms"
 
 
 async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout() -> None:

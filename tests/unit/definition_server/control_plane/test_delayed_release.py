@@ -84,7 +84,7 @@ async def test_a_failed_cycles_exception_does_not_keep_a_snapshot_in_memory(
         assert kept
         return served
 
-    gc.disable()  # it comes when it likes
+    gc.disable()  # it could run at any moment
     try:
         release.take(fail(memory.snapshot()))
         await eventually(lambda: memory.freed_in, "the end")

@@ -24,6 +24,13 @@ def test_a_limit_that_suffices_is_accepted() -> None:
         assert too_few(resource.RLIM_INFINITY, workers) is None
 
 
+@pytest.mark.parametrize(("workers", "needed"), [(1, 64), (2, 73), (64, 640), (512, 4736)])
+def test_48_files_and_8_for_each_worker_are_needed_and_an_eighth_more_for_the_admin_port(
+    workers: int, needed: int
+) -> None:
+    assert descriptors_needed(workers) == needed
+
+
 def test_the_usual_limit_suffices_for_the_workers_of_a_large_machine() -> None:
     assert too_few(1024, 64) is None
 

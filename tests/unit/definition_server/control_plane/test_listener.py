@@ -289,7 +289,7 @@ def test_the_variable_to_set_is_named() -> None:
 
 
 def run(program: str) -> str:
-    """The output of a Python process of its own: limits and users cannot be restored in this one."""
+    """What ``program`` prints. It runs in another process, because limits and users cannot be restored in this one."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -108,6 +108,22 @@ async def test_a_pin_that_expired_while_the_server_was_down_does_not_count(serve
     assert server.versions == [new]
 
 
+async def test_a_pinned_version_that_the_history_has_just_removed_is_added_again(server: Server) -> None:
+    server.keep = 1
+    server.restart()
+    await server.cycle()
+    old, catalogue = server.version, server.synchronizer.catalogue
+    await server.written()
+    pinned = await catalogue.disk.load_version(old, None)
+    await change(server, "new")
+    await server.written()
+    assert catalogue.disk.lacks(old)
+    assert await catalogue.pin(Pin(old), pinned) is None
+    await server.written()
+    assert not catalogue.disk.lacks(old)
+    assert server.version == old
+
+
 async def test_what_is_held_under_a_pin_can_be_accepted_and_is_served_after_it(server: Server) -> None:
     await server.cycle()
     old = server.version

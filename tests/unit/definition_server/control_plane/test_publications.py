@@ -1,4 +1,4 @@
-"""What operators can ask for: versions are named, listed, compared and exported without the database."""
+"""The operator's actions on catalogues: versions are named, listed, compared and exported without the database."""
 
 from __future__ import annotations
 

@@ -352,3 +352,11 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
             assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
     assert snapshots() == before
     assert await server.cycle() is Outcome.PUBLISHED
+
+
+async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
+    server.keep = 0
+    server.restart()
+    await server.cycle()
+    await server.written()
+    assert not server.synchronizer.catalogue.disk.lacks(server.version)

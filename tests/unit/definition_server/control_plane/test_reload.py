@@ -1,6 +1,5 @@
-"""What can be replaced under a running server is read again by itself: one that is bad keeps its last good value and
-holds up no other.
-"""
+"""Each secret that can be replaced under a running server is read again by itself: one that is bad keeps its last good
+value and holds up no other."""
 
 from __future__ import annotations
 

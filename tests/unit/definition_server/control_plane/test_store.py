@@ -199,11 +199,11 @@ def test_a_killed_writer_leaves_a_whole_file_and_its_old_temporaries_are_removed
     writer = subprocess.run([sys.executable, "-c", KILLED_WRITER, *arguments], timeout=60, check=False)
     assert writer.returncode == -signal.SIGKILL
     assert load(store) == found
-    leftovers = [store.path.with_name(name) for name in files(store) if name != FILE_NAME]
-    assert len(leftovers) == (1 if found == OLD else 0)
+    remains = [store.path.with_name(name) for name in files(store) if name != FILE_NAME]
+    assert len(remains) == (1 if found == OLD else 0)
     save(store, NEW)
-    assert files(store) == sorted([FILE_NAME, *(path.name for path in leftovers)]), "another server may still write it"
-    for path in leftovers:
+    assert files(store) == sorted([FILE_NAME, *(path.name for path in remains)]), "another server may still write it"
+    for path in remains:
         os.utime(path, (0, 0))
     save(store, NEW)
     assert files(store) == [FILE_NAME]

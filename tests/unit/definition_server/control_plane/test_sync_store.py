@@ -24,6 +24,7 @@ from tests.support.snapshots import published, row
 from definition_server.catalog.signing import Binding, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release, last_known_good
+from definition_server.control_plane.history import History
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -184,7 +185,7 @@ async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()
-    gc.disable()  # it comes when it likes
+    gc.disable()  # it could run at any moment
     try:
         for name in ("if", "else", "end"):
             source.replace(row(name))
@@ -345,11 +346,23 @@ async def test_a_damaged_file_is_refused(
     assert "content checksum" in str(synchronizer.state.store_error)
 
 
-async def test_a_missing_file_is_logged(
-    source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines
+async def test_a_first_start_has_no_file_and_does_not_warn(make: Make, store: SnapshotStore, logs: LogLines) -> None:
+    assert not await make(store, history=History(store.path.parent, 3)).restore()
+    assert logged(logs, "No last-known-good snapshot", log_level="info", path=str(store.path), first_start=True)
+    assert [line for line in logs if line["log_level"] != "info"] == []
+
+
+async def test_a_file_that_is_missing_beside_a_history_is_a_warning(
+    make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
-    assert not await make(store).restore()
-    assert logged(logs, "No last-known-good snapshot", log_level="warning", path=str(store.path))
+    history = History(store.path.parent, 3)
+    first = make(store, history=history)
+    await cycle(first)
+    await eventually(history.entries, "the catalogue is in the history")
+    first.close()
+    store.path.unlink()
+    await make(store, history=history).catalogue.recall()
+    assert logged(logs, "No last-known-good snapshot", log_level="warning", path=str(store.path), first_start=False)
 
 
 async def test_nothing_is_restored_after_a_publication(

@@ -1,4 +1,4 @@
-"""What is judged is what was read, whatever happens to the files meanwhile; a refusal names the variable."""
+"""The octets that were read are judged, whatever happens to the files meanwhile; a refusal names the variable."""
 
 from __future__ import annotations
 

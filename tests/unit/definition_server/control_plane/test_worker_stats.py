@@ -36,7 +36,7 @@ class Worker:
         self.slot.start(PID, int(clock() * 1e9))
 
     def write(self, word: int, value: int) -> None:
-        """What only a hostile worker does."""
+        """The counts of a hostile worker."""
         self.slot._words[word] = value
 
 

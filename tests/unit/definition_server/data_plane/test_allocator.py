@@ -149,3 +149,17 @@ def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_fill
     assert not process.check(), "it has just grown"
     process.resident += growth
     assert process.check() == still
+
+
+@pytest.mark.parametrize(("returned", "seconds"), [(4 * MB, 5), (4 * MB - 1, 10)])
+def test_the_interval_doubles_where_less_than_four_mebibytes_were_returned(
+    process: Process, returned: int, seconds: int
+) -> None:
+    waited = []
+    for _ in range(3):
+        process.resident += 90 * MB
+        process.in_use = process.resident - returned
+        waited.append(1)
+        while not process.check():
+            waited[-1] += 1
+    assert waited[1:] == [5, seconds], "the first return decides how long the third one waits"

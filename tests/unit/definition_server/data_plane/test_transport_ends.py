@@ -111,7 +111,7 @@ async def open_call(client: grpc.aio.Channel, page: Pages) -> Any:
     call: Any = client.stream_unary("/avap.DefinitionEngine/GetCommand")
     opened = call(metadata=AUTHENTIC, timeout=60)
     await opened.wait_for_connection()
-    # What follows on the same connection is answered after the server has seen the headers before it.
+    # A later call on the same connection is answered after the server has seen the headers before it.
     await raw(client, "GetCommand", b"\x0a\x02if")
     return opened
 

@@ -1,4 +1,4 @@
-"""What a transport remembers: no answer outlives its snapshot or its key, and no replaced snapshot stays in memory."""
+"""The memory of a transport: no answer outlives its snapshot or its key, and no replaced snapshot stays in memory."""
 
 from __future__ import annotations
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -69,3 +72,30 @@ def test_a_setting_in_seconds_reaches_grpcio_in_milliseconds(
     option: str, setting: dict[str, float], milliseconds: int
 ) -> None:
     assert dict(grpcio._options(replace(CONFIG, **setting)))[option] == milliseconds  # type: ignore[arg-type]
+
+
+async def test_a_heartbeat_carries_the_number_of_lost_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    slot = SimpleNamespace(beat=lambda _: None, lines_dropped=noted.append)
+    monkeypatch.setattr(worker, "dropped_lines", lambda: 7)
+    beating = asyncio.create_task(worker.Worker._beat(cast(Any, SimpleNamespace(_slot=slot))))
+    await asyncio.sleep(0)
+    beating.cancel()
+    await asyncio.wait((beating,))
+    assert noted == [7]
+
+
+async def test_sampled_calls_are_sent_to_the_master_and_nothing_where_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken, sent = iter((None, "the calls")), list[str]()
+    worker_of_a_test = SimpleNamespace(
+        _sampled=SimpleNamespace(take=lambda: next(taken, None)), _channel=SimpleNamespace(send=sent.append)
+    )
+    monkeypatch.setattr(worker, "_CALLS_REPORT_SECONDS", 0)
+    reporting = asyncio.create_task(worker.Worker._report_calls(cast(Any, worker_of_a_test)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    reporting.cancel()
+    await asyncio.wait((reporting,))
+    assert sent == ["the calls"]

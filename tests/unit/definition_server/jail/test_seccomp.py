@@ -24,7 +24,7 @@ HEADERS = {X86_64: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", AARCH64: "/u
 
 
 def run(written: list[seccomp.Instruction], number: int, arguments: tuple[int, ...], audit: int) -> int:
-    """What the kernel would answer (``net/core/filter.c``, as far as these programs use it)."""
+    """The answer that the kernel would give (``net/core/filter.c``, as far as these programs use it)."""
     padded = [each & (2**64 - 1) for each in (*arguments, *[0] * 6)][:6]
     data = struct.pack("<IIQ6Q", number, audit, 0, *padded)
     accumulator, at = 0, 0
@@ -63,7 +63,7 @@ def answer(
 ALLOWED = [
     ("read", ()), ("write", ()), ("epoll_pwait", ()), ("accept4", ()), ("futex", ()), ("mmap", ()),
     ("sendto", (7, 1, 100, 0x4000, 0, 0)), ("sendmsg", (7, 1, 0x4000)), ("socketpair", (1, 1, 0)),
-    ("shutdown", (7, 1)), ("setsockopt", (7, 6, 1)), ("setsockopt", (7, 1, 8)), ("fcntl", (7, 4)), ("fcntl", (7, 1034)),
+    ("shutdown", (7, 1)), ("setsockopt", (7, 6, 1)), ("fcntl", (7, 4)), ("fcntl", (7, 1034)),
     ("ioctl", (7, 0x541B)), ("newfstatat", (7, 1, 1, 0x1000)), ("clone", (0x3D0F00,)), ("kill", (PID, 15)),
     ("tgkill", (PID, PID + 1, 6)), ("prctl", (15,)), ("prlimit64", (0,)),
 ]  # fmt: skip
@@ -71,6 +71,7 @@ REFUSED = [
     ("sendto", (7, 1, 9, 0x20000000, 0, 0)), ("sendto", (7, 1, 9, 0, 0x1000, 16)), ("sendto", (7, 1, 9, 0, 1 << 40)),
     ("sendmsg", (7, 1, 0x20000000)), ("socketpair", (2, 1, 0)), ("shutdown", (7, 0)), ("shutdown", (7, 2)),
     ("setsockopt", (7, 1, 26)), ("setsockopt", (7, 1, 50)), ("setsockopt", (7, 6, 31)), ("setsockopt", (7, 0, 8)),
+    ("setsockopt", (7, 1, 8)), ("setsockopt", (7, 1, 13)), ("setsockopt", (7, 1, 20)), ("setsockopt", (7, 6, 18)),
     ("fcntl", (7, 8)), ("fcntl", (7, 10)), ("fcntl", (7, 1033)), ("ioctl", (0, 0x5412)), ("newfstatat", (7, 1, 1, 0)),
     ("clone", (17,)), ("clone", (0x10000000,)), ("kill", (PID - 1, 0)), ("kill", (0, 1)), ("kill", (-1, 1)),
     ("tgkill", (PID - 1, PID - 1, 9)), ("tkill", (PID - 1, 9)), ("prctl", (4, 1)), ("prctl", (22, 2)),

@@ -1,4 +1,4 @@
-"""What the page tells an operator to do: a step for each fault, on a page that exists, and none without a fault."""
+"""The next steps on the page: a step for each fault, on a page that exists, and none without a fault."""
 
 from __future__ import annotations
 

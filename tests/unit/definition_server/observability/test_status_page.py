@@ -54,7 +54,7 @@ def hostile() -> ServiceStatus:
 
 
 class Reader(HTMLParser):
-    """What a browser sees: tags with attributes, and text outside scripts and styles."""
+    """The parts of a page that a browser sees: tags with attributes, and text outside scripts and styles."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__()

@@ -238,10 +238,10 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
             one = stack.enter_context(RawClient(server.port))
             one.until(lambda one=one: one.replies.settings_acks)  # type: ignore[misc]
             idle.append(one)
-        probe, client = (stack.enter_context(RawClient(server.port)) for _ in range(2))
-        ask(probe, 1, b"/t.S/health")
-        ask(client, 1, b"/t.S/Get", (b"key", b"right"))
-        for one in idle[:2]:
+        calls: tuple[tuple[Any, ...], ...] = ((b"/t.S/health",), (b"/t.S/Get", (b"key", b"right")))
+        # One after the other: until its call arrives, a new connection is an idle stranger too.
+        for one, call in zip(idle[:2], calls, strict=True):
+            ask(stack.enter_context(RawClient(server.port)), 1, *call)
             one.until_eof()
             assert b"place of this idle connection" in one.replies.goaways[0][2]
         until(lambda: server.server.connections == 3, "the others are held")

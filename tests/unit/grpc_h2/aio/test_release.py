@@ -1,4 +1,4 @@
-"""What has ended holds no memory: no timer and no task refers to it any more."""
+"""A call or connection that has ended holds no memory: no timer and no task refers to it any more."""
 
 from __future__ import annotations
 

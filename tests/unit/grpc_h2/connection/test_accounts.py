@@ -1,5 +1,5 @@
-"""What a connection holds for its calls is given back with every message and every ended call: small limits, each
-exceeded many times over by the sum of what passes through."""
+"""The octets that a connection holds for its calls are given back with every message and every ended call: small
+limits, each exceeded many times over by the sum of what passes through."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""``perf/attacks.toml``: read strictly. A limit of a time is the larger of its own and a multiple of the undisturbed
-victim's.
+"""``perf/attacks.toml``: read strictly. Of the two limits of a time, its own and a multiple of the undisturbed
+victim's, the larger counts.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ GATE = '[noise]\nn = "x"\n[[gate]]\nname = "g"\nscenario = "get-hot"\nfigure = "
         (GATE + 'noise = "n"\nleast = 1\nexpected = { python = 1, other = 1 }\n', "expected takes other if"),
         (GATE + 'noise = "n"\nleast = 1\nover = "a"\nexpected = { python = 1 }\n', "expected takes other if"),
         (GATE.replace("get-hot", "get-cold") + 'noise = "n"\nleast = 1\n', "there is no scenario 'get-cold'"),
-        ("[[door]]\n", "unknown table door"),
+        ("[[window]]\n", "unknown table window"),
         ("[[gate", "sla.toml: "),
     ],
 )

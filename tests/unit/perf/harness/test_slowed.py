@@ -27,7 +27,7 @@ def test_busy_burns_its_share_of_the_used_cpu_time(share: float) -> None:
     cpu = Cpu()
     worked = 0.0
 
-    def receive(shell: Any, data: bytes) -> None:
+    def receive(protocol: Any, data: bytes) -> None:
         nonlocal worked
         worked += 50e-6
         cpu.now += 50e-6
@@ -58,9 +58,9 @@ class Connection:
         self.octets = b""
 
 
-def receive(shell: Any, data: bytes) -> None:
+def receive(protocol: Any, data: bytes) -> None:
     """Record the octets."""
-    shell.octets += data
+    protocol.octets += data
 
 
 def test_one_batch_in_a_hundred_is_delayed_and_the_order_is_kept() -> None:

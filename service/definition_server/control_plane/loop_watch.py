@@ -1,0 +1,28 @@
+"""Whether the master's event loop runs: what ``/livez`` answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from definition_server.control_plane.supervisor import TICK_SECONDS
+
+_STUCK_SECONDS = 30.0
+
+
+class LoopWatch:
+    """Notes when the event loop last ran. `problem` may be asked from any thread."""
+
+    def __init__(self) -> None:
+        self._ran_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Note again and again that the loop runs. Never returns."""
+        while True:
+            self._ran_at = time.monotonic()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def problem(self) -> str | None:
+        """Says for how long the loop has stood still; None where it runs."""
+        silent = time.monotonic() - self._ran_at
+        return None if silent < _STUCK_SECONDS else f"the master's event loop has stood still for {silent:.0f} s"

@@ -1,0 +1,35 @@
+"""The warnings of a start: settings that are allowed, and are probably not meant."""
+
+from __future__ import annotations
+
+from definition_server.environment import notices
+from definition_server.observability.logs import get_logger
+from definition_server.settings import Settings
+
+log = get_logger(__name__)
+
+NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
+"""The effect of a missing ``SNAPSHOT_DIR``."""
+
+
+def log_notices(settings: Settings, *, lasting: bool) -> None:
+    """Log each warning once.
+
+    Args:
+        settings: The valid settings.
+        lasting: Whether others depend on the server: then a missing key or directory is warned of, too.
+    """
+    for notice in notices(Settings):
+        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
+    if lasting and settings.avap_internal_key is None:
+        log.warning(
+            "Code is served unsigned: AVAP_INTERNAL_KEY is not set",
+            effect='the AVAP language server accepts no command at all; it reports a "wrong magic number"',
+            remedy="set AVAP_INTERNAL_KEY to the key that language servers verify with",
+        )
+    if lasting and settings.snapshot_dir is None:
+        log.warning(
+            "Nothing is stored: SNAPSHOT_DIR is not set",
+            effect=NOT_STORED,
+            remedy="set SNAPSHOT_DIR to a directory that outlives a restart",
+        )
