@@ -157,7 +157,16 @@ def brief(record: Record, link: str) -> str:
     p95 = rated.latency("p95") if rated else None
     sentence = "" if p95 is None else f"P95 in the last row, native: {number(p95)} ms. "
     head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core:"
-    return "\n\n".join([head, _table(["", *servers], rows), f"{sentence}{machine_line(record)} ([record]({link})).\n"])
+    last = f"{sentence}Measured {machine_line(record)}, {_commit(record)} ([record]({link})).\n"
+    return "\n\n".join([head, _table(["", *servers], rows), last])
+
+
+def _commit(record: Record) -> str:
+    """Which sources were measured."""
+    if not record.commit:
+        return "commit unknown"
+    changed = " with changes that were not committed" if record.commit.endswith("+") else ""
+    return f"commit {record.commit.removesuffix('+')}{changed}"
 
 
 def whole(record: Record) -> str:

@@ -10,9 +10,6 @@ if not sys.flags.safe_path:
     sys.path.pop(0)
 
 if __name__ == "__main__":
-    from definition_server.inherited import prepare
+    from definition_server.cli import run
 
-    prepare()  # before the imports of the command line, which take a while
-    from definition_server.cli.main import main
-
-    main()
+    run()

@@ -1,4 +1,5 @@
-"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files.
+"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files,
+and its name.
 
 Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
 opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
@@ -15,6 +16,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 UNUSED = frozenset(
     {
@@ -31,6 +33,19 @@ UNUSED = frozenset(
 
 MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2})
 """Signals that the master acts on, and its workers do not."""
+
+
+def interpreter() -> str:
+    """The path of the Python that runs, to start others of it.
+
+    ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it.
+    """
+    if sys.executable and os.access(sys.executable, os.X_OK):
+        return sys.executable
+    try:
+        return os.fspath(Path("/proc/self/exe").readlink())
+    except OSError:
+        return sys.executable
 
 
 class NoNullDevice(Exception):

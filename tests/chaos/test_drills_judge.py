@@ -12,6 +12,7 @@ import pytest
 from tests.chaos.drills.judge import doubts, explained, judge, verdict
 from tests.chaos.drills.model import NOTHING, Allowance, Failure, LoadReport, Loss, Outcome, SetReport, Sighting, Usage
 from tests.chaos.drills.table import text_table, to_json
+from tests.chaos.faults_client import all_answered
 
 BEFORE = Usage(100 << 20, 200 << 20, 80, 9, 1, 3)
 
@@ -159,6 +160,24 @@ def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connec
     outcome.wounds = [(1.0, 2.0)]
     outcome.load.plain = offered(1000, failure(sent, sent + 0.1, answered))
     assert (verdict(outcome) == "held") is allowed, explained(outcome)
+
+
+@pytest.mark.parametrize(("details", "sent"), [("Socket closed", 2.3), ("Failed to connect to all addresses", 2.15)])
+def test_a_call_may_not_fail_that_was_sent_after_its_client_noticed_that_the_connection_is_lost(
+    details: str, sent: float
+) -> None:
+    outcome = sound(IN_FLIGHT)
+    outcome.wounds = [(1.0, 2.0)]
+    first = failure(2.1, 2.2, 0.9)
+    outcome.load.plain = offered(1000, first)
+    assert verdict(outcome) == "held"
+    outcome.load.plain = offered(1000, first, replace(failure(sent, sent + 0.1, 0.9), details=details))
+    assert verdict(outcome) == "BROKEN"
+
+
+@pytest.mark.parametrize(("kind", "held"), [("late", True), ("thrown out", False), ("not connected", False)])
+def test_of_a_crowd_only_clients_that_were_late_themselves_may_lack_an_answer(kind: str, held: bool) -> None:
+    assert (all_answered(10, {"grpc-status 0": 9, kind: 1}) is None) is held
 
 
 def test_with_the_default_retry_not_even_a_call_in_flight_may_fail() -> None:

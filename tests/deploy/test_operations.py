@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGE = DOCS / "operations.md"
 PAGES = (PAGE, DOCS / "kubernetes.md")
-SCRIPT_SECONDS = 120
+SCRIPT_SECONDS = 170
 MARK = "@@ line"
 ROWS = 30
 

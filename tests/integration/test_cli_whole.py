@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -146,6 +147,17 @@ def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> Non
     assert "PORT = 'x'" in done.stderr
     assert "WORKERS = '-1'" in done.stderr
     assert "PostgreSQL" not in done.stdout
+
+
+@pytest.mark.parametrize("variable", ["PORT", "METRICS_PORT"])
+def test_the_demo_says_that_a_port_is_taken_before_it_starts_anything(variable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = run("demo", **{"PORT": "0", "METRICS_PORT": "0", variable: str(port)})
+    assert done.returncode == 69
+    assert f"127.0.0.1:{port} is in use by another process" in done.stderr
+    assert f"set {variable} to a free port" in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,15 @@ def test_a_server_serves_whatever_a_shell_leaves_it(name: str, table: Table, dat
     serves_and_ends(in_shell(ServerProcess(database_url, WORKERS="1"), SHELL[name]), table)
 
 
+@pytest.mark.parametrize("name", sample(["/nonexistent/python", "definition-server"]))
+def test_a_server_serves_whatever_its_argv_0_is(name: str, table: Table, database_url: str) -> None:
+    """A Python that is in no virtual environment then does not know its own path."""
+    server = ServerProcess(database_url, WORKERS="1", PYTHONPATH=os.pathsep.join(filter(os.path.isabs, sys.path)))
+    renamed = "import os, sys; os.execv(sys.argv[1], [sys.argv[2], *sys.argv[4:]])"
+    server.command = [sys.executable, "-c", renamed, os.path.realpath(sys.executable), name, *server.command]
+    serves_and_ends(server, table)
+
+
 @pytest.mark.parametrize("name", sample(MOUNTS, ("no /proc",)))
 def test_a_server_serves_without_file_systems_that_others_have(name: str, table: Table, database_url: str) -> None:
     apart = namespaces("--mount", "--uts")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shlex
 import signal
+import socket
 import sys
 from typing import NoReturn
 
@@ -47,8 +49,9 @@ def demo() -> None:
     Reads PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, except DATABASE_URL. With
     SNAPSHOT_DIR or CONTROL_SOCKET, the operator's commands (`status`, `pin` and others) work on it too.
     """
-    # Before PostgreSQL is started, so that an invalid environment is reported at once.
+    # Before PostgreSQL is started, so that an invalid environment or a port that is taken is reported at once.
     settings = _settings()
+    _check_ports(settings)
     forget_libpq_variables()
     commands = load_sample_catalogue()
     for number in MASTERS:
@@ -101,6 +104,20 @@ def _settings() -> Settings:
     settings = settings_or_exit(Settings, defaults=defaults, DATABASE_URL="postgresql://demo")
     free = {name: free_port() for name in ("port", "metrics_port") if getattr(settings, name) == 0}
     return settings.model_copy(update=free)
+
+
+def _check_ports(settings: Settings) -> None:
+    """End the command where a port is taken: otherwise it would print how to call a server that is not there."""
+    from definition_server.control_plane.listener import reason_text
+
+    address = (settings.metrics_host or settings.host, settings.metrics_port)
+    for host, port, variable in ((settings.host, settings.port, "PORT"), (*address, "METRICS_PORT")):
+        host = host.removeprefix("[").removesuffix("]")
+        try:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise CommandFailed(reason_text(host, port, variable, error), Exit.UNAVAILABLE) from None
 
 
 def _line_of_status(settings: Settings, program: str) -> str:

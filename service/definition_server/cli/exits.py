@@ -96,13 +96,15 @@ def unusable_environment(problems: Iterable[Problem | str]) -> CommandFailed:
 def readable_errors() -> Iterator[None]:
     """Around the whole command line: wraps errors of usage at a terminal, and reports refused output in one line.
 
-    That is output that a full disk or a broken device refuses (`Exit.FAILED`). A reader that has closed the pipe is
-    left to click, which exits silently.
+    Ctrl-C ends with `Exit.INTERRUPTED`. Refused output is output that a full disk or a broken device refuses
+    (`Exit.FAILED`). A reader that has closed the pipe is left to click, which exits silently.
     """
     try:
         yield
     except click.UsageError as error:
         raise click.UsageError(_at_a_terminal(error.format_message()), error.ctx) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(Exit.INTERRUPTED) from None
     except OSError as error:
         if error.filename is not None or error.errno not in _OUTPUT_REFUSED:
             raise

@@ -14,7 +14,6 @@ from definition_server import __version__
 from definition_server.cli.exits import readable_errors, server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.environment import end_with_the_exit_code
-from definition_server.inherited import prepare
 from definition_server.settings import Settings
 
 _COMMANDS = {
@@ -104,8 +103,7 @@ def serve() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    prepare()
+    """Run the command line in a process that `prepare` has begun."""
     end_with_the_exit_code()
     cli(prog_name="definition-server")
 

@@ -217,7 +217,7 @@ class _Connection:
     def _too_late(self) -> None:
         """The request is not there in time."""
         if self._waiting is not None:
-            with suppress(OSError):  # what is unread would reset the connection before the answer is taken
+            with suppress(OSError):  # unread octets would reset the connection before the answer is taken
                 self._socket.recv(_CHUNK)
             self._send_once(_BUSY)
             self._port.report(self.peer, "its address has used more than its share of CPU time")

@@ -19,7 +19,7 @@ import time
 import unicodedata  # noqa: F401 - compile() imports it for names that are not ASCII; in the jail no file can be opened
 
 from definition_server.catalog.content_check import ANSWER, FUNCTION, INTERFACE, READY, Flaw, flaws_of
-from definition_server.inherited import leave_signals_to_the_master
+from definition_server.inherited import interpreter, leave_signals_to_the_master
 from definition_server.jail.confinement import Extent, Jail, support
 
 HEADER = struct.Struct("<BIII")
@@ -128,4 +128,4 @@ def command(descriptor: int, jail: str) -> list[str]:
     )
     # -I leaves out PYTHONPYCACHEPREFIX too, and without the bytecode that lies there a start takes three times as long.
     cache = [] if sys.pycache_prefix is None else ["-X", f"pycache_prefix={sys.pycache_prefix}"]
-    return [sys.executable, "-I", "-S", "-B", *cache, "-W", "ignore", "-c", program, home, str(descriptor), jail]
+    return [interpreter(), "-I", "-S", "-B", *cache, "-W", "ignore", "-c", program, home, str(descriptor), jail]

@@ -102,7 +102,7 @@ class Redaction:
                         found |= {piece for piece in re.split(r"[\s=]+", text) if len(piece) >= _SHORT_SECRET}
         userinfo = url.partition("://")[2].partition("@")[0]
         found |= {userinfo.partition(":")[2]}
-        # A password that is also the user's name cannot be masked without showing that.
+        # A password equal to the user's name is not masked: the mask would show that they are equal.
         secrets = sorted((text for text in found - shown if text), key=len, reverse=True)
         self._secrets = re.compile("|".join(map(_pattern, secrets))) if secrets else None
 

@@ -56,7 +56,7 @@ class RestartReason(StrEnum):
     HELD_NOT_STORED = "held_not_stored"
     ROWS_HELD_NOT_STORED = "rows_held_not_stored"
     NO_SOURCE = "no_source"
-    """Neither the disk nor the database has what is served."""
+    """Neither the disk nor the database has the served catalogue."""
 
 
 @dataclass(frozen=True, slots=True)

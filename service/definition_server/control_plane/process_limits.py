@@ -73,8 +73,8 @@ _LIMITS = (
 
 _OWN_TASKS = 5
 """Of the master, at one time: its log, its admin port, a cycle, its disk, and the checker."""
-_WORKER_TASKS = 4
-"""Of a worker: the process, its log, its watch of the master, and a snapshot that is released."""
+_WORKER_TASKS = 3
+"""Of a worker: the process, its log, and its watch of the master."""
 _SMALL_STACK = 64 * 1024
 """Octets: the number is tried, and not the address space."""
 

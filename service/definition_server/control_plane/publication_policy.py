@@ -31,7 +31,7 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 READ_SECONDS = 0.4
-"""Between two readings; two of them are less than a second."""
+"""Between two readings. A change counts after two readings, within less than a second."""
 _DISK_SECONDS = 10.0
 _MOST_OCTETS = 256 * 1024
 _MOST_PARTS = 100

@@ -118,11 +118,14 @@ class SnapshotStore:
             number = os.open(self.path, OPEN_FLAGS)
             try:
                 self._check_owner(os.fstat(number))
+                _footer(number)  # before it is copied to memory: a file of another kind may have any size
                 descriptor, mac = _read(number)
             finally:
                 os.close(number)
         except FileNotFoundError:
             return None
+        except SnapshotError as error:
+            raise StoreError(f"{self.path} is not usable: {error}") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._refused("it is a symbolic link") from None
@@ -200,11 +203,21 @@ def read_footer(path: Path) -> tuple[Footer, float]:
         fault = fault_of_owner(found)
         if fault is not None:
             raise NotOurs(fault)
-        end = os.pread(number, FOOTER_SIZE + _MAC_SIZE, max(0, found.st_size - FOOTER_SIZE - _MAC_SIZE))
+        return _footer(number), found.st_mtime
     finally:
         os.close(number)
+
+
+def _footer(file: int) -> Footer:
+    """The footer of the stored snapshot in the open ``file``, whose size it must give.
+
+    Raises:
+        SnapshotError: where it is no snapshot, or its size or footer is damaged.
+    """
+    size = os.fstat(file).st_size
+    end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))
     octets = without_mac(end)
-    return Footer.unpack_end(octets[-FOOTER_SIZE:], found.st_size - (len(end) - len(octets))), found.st_mtime
+    return Footer.unpack_end(octets[-FOOTER_SIZE:], size - (len(end) - len(octets)))
 
 
 def without_mac(octets: bytes | mmap) -> memoryview:

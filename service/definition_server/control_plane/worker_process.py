@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
 
 from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.worker_stats import WorkerStats
 from definition_server.environment import inherited_environment
-from definition_server.inherited import signals_held_back
+from definition_server.inherited import interpreter, signals_held_back
 from definition_server.ipc import messages
 from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.tls_files import TlsFiles
@@ -78,7 +77,7 @@ async def _execute(descriptors: Sequence[int]) -> Process:
     program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
     with signals_held_back():
         return await asyncio.create_subprocess_exec(
-            sys.executable,
+            interpreter(),
             "-P",
             "-c",
             program,

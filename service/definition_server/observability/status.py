@@ -226,7 +226,7 @@ class ServiceStatus:
     keys_last_used: dict[str, float] = field(default_factory=dict)
     """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
     database: DatabaseStatus | None = None
-    """None where ``DATABASE_URL`` is no use."""
+    """None where ``DATABASE_URL`` cannot be used."""
     certificates_expire: dict[str, float] = field(default_factory=dict)
     """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
     was last read without a fault, seconds since the epoch."""

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.stream import Stream
-from grpc_h2.rpc.faults import CallFault
+from grpc_h2.rpc.faults import CallFault, UnreadableMessage
 from grpc_h2.rpc.messages import compress_gzip
 from grpc_h2.rpc.responses import metadata_fields
 from grpc_h2.rpc.status import StatusCode
@@ -221,14 +221,18 @@ class ServicerContext:
             self._protocol.wake()  # window updates may be due
         return message
 
+    def note_refused(self, reason: str) -> None:
+        """Log that this call was refused, with the peer, and no more often than clients' faults are logged."""
+        self._protocol.note_refused(reason)
+
     def deserialize(self, message: bytes) -> Any:
-        """``message`` as the handler's request type. Raises `CallFault` (INTERNAL) where that fails."""
+        """``message`` as the handler's request type. Raises `UnreadableMessage` (INTERNAL) where that fails."""
         if self.deserializer is None:
             return message
         try:
             return self.deserializer(message)
         except Exception as error:
-            raise CallFault(StatusCode.INTERNAL, "Exception deserializing request!") from error
+            raise UnreadableMessage(StatusCode.INTERNAL, "Exception deserializing request!") from error
 
     def serialize(self, message: Any) -> bytes:
         """The octets of a handler's message. Raises `CallFault` (INTERNAL) where it cannot be serialized."""

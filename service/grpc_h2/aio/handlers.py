@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from grpc_h2.aio.call import AbortError, ServicerContext
-from grpc_h2.rpc.faults import CallFault
+from grpc_h2.rpc.faults import CallFault, UnreadableMessage
 from grpc_h2.rpc.status import StatusCode
 
 log = logging.getLogger("grpc_h2")
@@ -167,11 +167,12 @@ class Run:
             context.end()
         except AbortError:
             context.end()
+        except UnreadableMessage as fault:  # a client may send any number of them
+            context.note_refused(f"its message cannot be parsed: {type(fault.__cause__).__name__}")
+            context.end(fault.status, fault.message)
         except CallFault as fault:
             if fault.__cause__ is not None:
-                log.error(
-                    "A message could not be read or written", exc_info=fault.__cause__, extra={"details": fault.message}
-                )
+                log.error("A message could not be written", exc_info=fault.__cause__, extra={"details": fault.message})
             context.end(fault.status, fault.message)
         except Exception as error:
             if not context.done():  # an exception because the client has gone is not logged

@@ -1,5 +1,5 @@
-"""TLS handshakes in progress, of which a listener has a limited number at a time: of strangers, and beside them as many
-of addresses of which a client is known.
+"""TLS handshakes in progress. A listener has a limited number at a time: one number for strangers, and the same again
+for addresses of which a client is known.
 
 A handshake that its peer does not finish holds some 50 kB, which OpenSSL and the transport allocate and no connection's
 share of a `Budget` knows, until `Limits.preface_timeout` ends it: ten seconds in which an attacker begins thousands. An

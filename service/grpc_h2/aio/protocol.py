@@ -346,6 +346,10 @@ class Http2Protocol(asyncio.Protocol):
         self._release_streams()
         self._transport.close()
 
+    def note_refused(self, reason: str) -> None:
+        """Log that a request was refused."""
+        self._log(logging.INFO, "A request was refused", error=reason)
+
     @property
     def peer(self) -> str:
         """The peer's address as gRPC writes it: ``ipv4:127.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``."""
@@ -498,7 +502,7 @@ class Http2Protocol(asyncio.Protocol):
             if kind == "unauthorized":
                 self._log(logging.INFO, "A call was not authorized", error=about)
             else:
-                self._log(logging.INFO, "A request was refused", error=about)
+                self.note_refused(about)
         reports.clear()
 
     def _log_closing(self, event: ConnectionClosing) -> None:

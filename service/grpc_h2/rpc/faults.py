@@ -18,6 +18,10 @@ class CallFault(Http2Error):
         self.content_length = content_length
 
 
+class UnreadableMessage(CallFault):
+    """A message of the client that the method's deserializer does not take."""
+
+
 class HttpFault(Http2Error):
     """A request that is HTTP but not gRPC: ``status``, and a short ``text`` as the body."""
 

@@ -66,7 +66,7 @@ def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], wh
     if allowed is Loss.NONE:
         return [f"{calls.lost} calls {which}: {_examples(calls.failures)}"] if calls.lost else []
     found = []
-    outside = [each for each in calls.failures if not _under_way(each, wounds)]
+    outside = [each for each in calls.failures if not _under_way(each, wounds, calls.failures)]
     if outside:
         found.append(f"{len(outside)} calls {which} that were not in flight at the fault: {_examples(outside)}")
     if calls.lost > len(calls.failures):
@@ -74,19 +74,25 @@ def _lost(calls: SetReport, allowed: Loss, wounds: list[tuple[float, float]], wh
     return found
 
 
-def _under_way(call: Failure, wounds: list[tuple[float, float]]) -> bool:
-    return any(_broken_by(call, since, until) for since, until in wounds)
+def _under_way(call: Failure, wounds: list[tuple[float, float]], failures: list[Failure]) -> bool:
+    return any(_broken_by(call, since, until, failures) for since, until in wounds)
 
 
-def _broken_by(call: Failure, since: float, until: float) -> bool:
+def _broken_by(call: Failure, since: float, until: float, failures: list[Failure]) -> bool:
     """Whether the call was in flight during the wound, or sent before the client noticed that its connection was lost.
 
-    The server cannot prevent the latter. A connection on which a call was answered that was sent after the wound is
-    another one, or one that was not broken: its calls may not fail.
+    The server cannot prevent the latter. The client has noticed it when a call on the connection has failed, at the
+    latest. And a connection on which a call was answered that was sent after the wound is another one, or one that was
+    not broken: its calls may not fail.
     """
     if call.ended < since:
         return False
-    return call.sent <= until or (call.answered <= until and call.sent <= until + UNNOTICED_SECONDS)
+    if call.sent <= until:
+        return True
+    if call.answered > until or call.sent > until + UNNOTICED_SECONDS or "failed to connect" in call.details.lower():
+        return False
+    noticed = min(each.ended for each in failures if each.channel == call.channel and each.ended >= since)
+    return call.sent <= noticed
 
 
 def _examples(failures: list[Failure]) -> str:

@@ -48,6 +48,43 @@ def test_output_to_a_closed_pipe_ends_silently(command: str) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+INTERRUPTED = """
+import os, signal, sys
+
+module = sys.argv[1]
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
+sys.meta_path.insert(0, Interrupt())
+from definition_server.cli import run
+
+sys.argv[:] = ["definition-server", *sys.argv[2:]]
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("click", "--help"),
+        ("definition_server.settings", "status 127.0.0.1:1"),
+        ("definition_server.cli.client", "health --watch"),
+        ("definition_server.cli.fleet", "status 127.0.0.1:1"),
+        ("definition_server.cli.capacity", "capacity --rps 1"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_ends_silently_with_130(module: str, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, *command.split()], env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def shown_at(columns: int, *arguments: str, **more: str) -> list[str]:
     """The lines of a command whose stdout and stderr are a terminal, without colours."""
     controller, terminal = pty.openpty()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,7 +250,7 @@ def test_a_reader_beside_the_writer_never_sees_half_a_file(store: SnapshotStore)
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 DAMAGE = {
-    "empty": (lambda octets: b"", "empty"),
+    "empty": (lambda octets: b"", "truncated"),
     "shorter than a footer": (lambda octets: octets[:100], "truncated"),
     "cut at the end": (lambda octets: octets[:-1], "magic"),
     "cut at the front": (lambda octets: octets[1:], "size"),
@@ -287,6 +288,17 @@ def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, 
     module_store.path.write_bytes(flipped(NEW, position, bits))
     with pytest.raises(StoreError):
         module_store.load()
+
+
+def test_a_file_that_is_no_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
+    """A link to another file of the server's account, for instance, of any size."""
+    with store.path.open("wb") as file:
+        file.truncate(1 << 40)
+    store.path.chmod(0o600)
+    began = time.process_time()
+    with pytest.raises(StoreError, match="magic"):
+        store.load()
+    assert time.process_time() - began < 1, "a terabyte is not read"
 
 
 def test_a_damaged_file_is_replaced_by_the_next_snapshot(store: SnapshotStore) -> None:

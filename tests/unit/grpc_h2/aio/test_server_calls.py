@@ -341,6 +341,25 @@ def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_p
     assert "secret" not in caplog.text
 
 
+def test_messages_that_cannot_be_parsed_cost_no_more_log_lines_than_other_faults_of_clients(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A client needs no key to send them. (On a server of its own: the limit is the server's.)"""
+    caplog.set_level(logging.INFO, "grpc_h2")
+    with (
+        ServerThread(next(iter(LOOPS.values())), prepare, eof=grpc.aio.EOF) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        for _ in range(100):
+            assert refusal(channel, "numbers", b"no number").code() is grpc.StatusCode.INTERNAL
+    assert 1 <= len(caplog.records) < 50
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    record = next(each for each in caplog.records if each.getMessage() == "A request was refused")
+    assert record.__dict__["error"] == "its message cannot be parsed: ValueError"
+    assert record.__dict__["peer"].startswith("ipv4:127.0.0.1:")
+    assert "no number" not in caplog.text
+
+
 def test_a_handlers_exception_is_logged_and_not_sent(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "grpc_h2"):
         error = refusal(channel, "raises")

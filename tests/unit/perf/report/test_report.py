@@ -279,6 +279,20 @@ def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: P
     assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2  # the sample lacks one-by-one
     assert f"native: {text.number(record.cells['rated', 'native'].latency('p95'))} ms" in written
     assert "old" not in written
+    assert f"Measured {record.measured[:10]}, " in written
+    assert f", commit {record.commit.removesuffix('+')}" in written
+
+
+@pytest.mark.parametrize(
+    ("commit", "words"),
+    [
+        ("abc123", "commit abc123 ("),
+        ("abc123+", "commit abc123 with changes that were not committed ("),
+        ("", "commit unknown ("),
+    ],
+)
+def test_the_readme_says_which_commit_was_measured(record: Record, commit: str, words: str) -> None:
+    assert words in text.brief(record.model_copy(update={"commit": commit}), "x.json")
 
 
 def test_a_page_in_docs_links_a_record_beside_its_folder(tmp_path: Path) -> None:
