@@ -97,7 +97,7 @@ def measure_cost(count: int, figures: Figures) -> None:
 
 def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures: Figures) -> None:
     """Note the victim's latencies, alone and beside the check."""
-    (checker,) = until(lambda: checkers(server.pid), "the checker runs")
+    (checker,) = until(lambda: [each for each in checkers(server.pid) if _is_patient(each)], "the rest is judged")
     with Client(server.port) as client:
         content = client.raw("GetCommand", wire.command_request(NAME.encode()))
     job = VictimJob(server.port, KEY, NAME, content.hex())
@@ -119,6 +119,11 @@ def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures
             figures.note(f"{kind}: {name} beside the check, median", other, "ms")
             most = P99_RATIO if (kind, name) == ("steady", "p99") else None
             figures.note(f"{kind}: {name} beside ÷ alone", other / alone, "×", most)
+
+
+def _is_patient(pid: int) -> bool:
+    """Whether a checker is the one that judges beside serving."""
+    return os.sched_getscheduler(pid) == os.SCHED_IDLE
 
 
 def _pairs(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> int:

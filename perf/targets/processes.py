@@ -107,7 +107,7 @@ def children(pid: int) -> list[int]:
 
 
 def checkers(pid: int) -> list[int]:
-    """The processes that judge rows for the master ``pid``: one, or none."""
+    """The processes that judge rows for the master ``pid``: at most one for cycles and one beside serving."""
     return [int(child) for child in _children(pid) if _is_checker(child)]
 
 

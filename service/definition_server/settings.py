@@ -87,6 +87,15 @@ class Settings(EnvironmentSettings):
         "language server then accepts no command at all (it reports a wrong magic number).",
         json_schema_extra=advice("Set it to the key that language servers verify with", secret=True),
     )
+    avap_internal_key_previous: SecretStr | None = Field(
+        None,
+        validation_alias="AVAP_INTERNAL_KEY_PREVIOUS",
+        description="The `AVAP_INTERNAL_KEY` of before. What SNAPSHOT_DIR has with its MAC counts at a start, and gets "
+        "the MAC of the present key. Nothing that is served is signed with it.",
+        json_schema_extra=advice(
+            "Set it for the first start with another AVAP_INTERNAL_KEY, then remove it", secret=True
+        ),
+    )
     package_version: int = Field(
         1,
         ge=1,
@@ -175,6 +184,14 @@ class Settings(EnvironmentSettings):
         description="A row whose interface Python's `json.loads` refuses, or that is no array, does not replace a good "
         "version. off: interfaces are not checked.",
         json_schema_extra=advice("Give on or off"),
+    )
+    guard_max_changed_percent: Percent = Field(
+        100.0,
+        validation_alias="GUARD_MAX_CHANGED_PERCENT",
+        description="A catalogue in which a larger share of the commands, and more than 5, would have another code, "
+        "interface, type or bytecode is held until an operator accepts it. 100: never, since a release may change "
+        "them all.",
+        json_schema_extra=advice("Give a percentage from 0 to 100"),
     )
     guard_max_removed_percent: Percent = Field(
         20.0,

@@ -30,7 +30,8 @@ class CheckerHere:
         self.judged += contents
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [self.judgements.get(each.code) or Judgement(flaws_of(*each) & ~Flaw.EXHAUSTED) for each in contents]
+            own = ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING)
+            return [self.judgements.get(each.code) or Judgement(flaws_of(*each) & own) for each in contents]
 
     async def prepare(self) -> None:
         """Nothing has to be started."""

@@ -17,6 +17,7 @@ from definition_server.catalog import wire
 from definition_server.catalog.definition import (
     DEFAULT_INTERFACE,
     DEFAULT_TYPE,
+    LONGEST_ASKED_FOR,
     Row,
     Unserved,
     bytecode_fields,
@@ -132,8 +133,13 @@ class SnapshotBuilder:
         if self._known is not None and self._known.get(name) != digest:
             self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
-            self._suspicions[name] = [Suspect.LARGER_THAN_4_MIB]
-            self.findings.note(Suspect.LARGER_THAN_4_MIB, row)
+            self._suspect(name, Suspect.LARGER_THAN_4_MIB, row)
+        if len(name) > LONGEST_ASKED_FOR:
+            self._suspect(name, Suspect.NAME_TOO_LONG, row)
+
+    def _suspect(self, name: bytes, why: Suspect, row: Row) -> None:
+        self._suspicions.setdefault(name, []).append(why)
+        self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
         """Content hash and ``CommandResponse`` of a row that can be carried."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from encodings.aliases import aliases
 from enum import IntFlag
 
 MODULE, FUNCTION, INTERFACE = 1, 2, 4
@@ -28,6 +27,8 @@ class Flaw(IntFlag):
     """Python reads the interface, but by RFC 8259 it is no JSON: NaN or Infinity. Other clients may refuse it."""
     EXHAUSTED = 8
     """Memory ran out, which may be the fault of what was judged before."""
+    UNKNOWN_CODING = 16
+    """The source names a coding that this process does not have. Another one may have loaded it."""
 
 
 ANSWER = 0x40
@@ -38,9 +39,7 @@ READY = b"\x5a"
 _AS_TREE = 0x400
 """``PyCF_ONLY_AST``."""
 _COOKIE = re.compile(rb"[^\n]*(?:\n[^\n]*)?coding[:=]")
-_UNKNOWN_CODING = re.compile(r"(?:unknown encoding|encoding problem): ([-\w.]+)")
-_NO_TEXT = frozenset(("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"))
-"""Codecs that are no coding of a source."""
+_UNKNOWN_CODING = ("unknown encoding", "encoding problem")
 _MARK = b"\xef\xbb\xbf"
 _RETURN_OUTSIDE = "'return' outside function"
 
@@ -55,6 +54,10 @@ def flaws_of(checks: int, name: bytes, interface: bytes, code: bytes) -> Flaw:
             compile_as_client(code, name, function=bool(checks & FUNCTION))
         except MemoryError:
             found |= Flaw.CODE | Flaw.EXHAUSTED
+        except SyntaxError as error:
+            found |= Flaw.CODE
+            if (error.msg or "").startswith(_UNKNOWN_CODING):
+                found |= Flaw.UNKNOWN_CODING
         except Exception:  # noqa: BLE001 - whatever it is, a client's compile() fails with it too
             found |= Flaw.CODE
     return found
@@ -100,24 +103,9 @@ def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> No
         try:
             compile(source, name.decode(), "exec", dont_inherit=True)
         except SyntaxError as error:
-            if isinstance(source, bytes) and _is_only_not_loaded(error):
-                continue
             if not function or error.msg != _RETURN_OUTSIDE:
                 raise
             _compile_body(source, name.decode())
-
-
-def _is_only_not_loaded(error: SyntaxError) -> bool:
-    """Whether the source names a coding of Python's own, which this process cannot load: it can open no file.
-
-    The octets then stay unjudged; the text was compiled.
-    """
-    found = _UNKNOWN_CODING.match(error.msg or "")
-    if found is None:
-        return False
-    name = found[1].lower().replace("-", "_").replace(".", "_")
-    codec = aliases.get(name, name)
-    return codec in aliases.values() and codec not in _NO_TEXT
 
 
 def _compile_body(source: str | bytes, name: str) -> None:

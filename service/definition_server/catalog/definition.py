@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 from definition_server.catalog import wire
 
+LONGEST_ASKED_FOR = 4093
+"""Octets of a name that fits into a request of 4,096."""
+_LONGEST_SHOWN = 200
+
 DEFAULT_TYPE = b"function"
 DEFAULT_INTERFACE = b"[]"
 
@@ -42,6 +46,12 @@ class Row(NamedTuple):
     """The version of ``avbc_code``, 32 bits with a sign."""
     fault: Unserved | None = None
     """The fault because of which the source could not read the row as it is, or did not try."""
+
+
+def shown(name: bytes) -> str:
+    """A name as logs and pages show it. A table may hold one of a mebibyte: only its beginning is shown."""
+    text = name[: 4 * _LONGEST_SHOWN].decode(errors="replace")
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from enum import Enum
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, Flaw
-from definition_server.catalog.definition import Row, Unserved, parse_definition
+from definition_server.catalog.definition import Row, Unserved, parse_definition, shown
 from definition_server.catalog.signing import UNSIGNED, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import Suspect
@@ -245,8 +245,8 @@ class Review:
                 left_out[name] = reason
         change = Change(
             held=tuple(each for name, each in held.items() if gate.held.get(name) != each),
-            released=tuple(_text(name) for name in gate.held if name not in held),
-            left_out=tuple((_text(name), why) for name, why in left_out.items() if gate.left_out.get(name) != why),
+            released=tuple(shown(name) for name in gate.held if name not in held),
+            left_out=tuple((shown(name), why) for name, why in left_out.items() if gate.left_out.get(name) != why),
             tolerated=sum(gate.tolerated.get(name) != self._digests[name] for name in tolerated),
         )
         gate.held, gate.left_out = held, left_out
@@ -303,7 +303,7 @@ class Review:
         earlier = self._gate.held.get(name)
         same = earlier is not None and (earlier.reason, earlier.hash_refused) == (reason, refused)
         since = earlier.since if same and earlier is not None else now
-        return Held(_text(name), reason, since, message[-64:].decode(), refused)
+        return Held(shown(name), reason, since, message[-64:].decode(), refused)
 
     def _remember_served(self, tolerated: set[bytes]) -> None:
         """Remember which versions are served now: those judged good in one table, the ``tolerated`` ones in another."""
@@ -362,7 +362,3 @@ class Review:
         facts = self._last_facts(name)
         bytecode = (definition.avbc_code or None, definition.avbc_version or None)
         return Row(facts.id, name, facts.type, facts.interface, facts.code, *bytecode)
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="replace")

@@ -12,11 +12,13 @@ too many have vanished since the baseline.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from definition_server.catalog import wire
+from definition_server.catalog.definition import shown
 from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 
@@ -40,6 +42,7 @@ class Concern(StrEnum):
     SHRUNK = "shrunk"
     GROWN = "grown"
     ROWS_HELD = "rows_held"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Thresholds:
     """Share by which the octets may grow."""
     held_percent: float = 20.0
     """Share of the commands whose row may be held by the gate."""
+    changed_percent: float = 100.0
+    """Share of the commands whose content may be another. 100: all, since a release may change every command."""
 
 
 DEFAULTS = Thresholds()
@@ -67,24 +72,32 @@ class Contents:
     """Without signatures: a change of the signing key is no change of the content."""
     blank: AbstractSet[bytes] = frozenset()
     """Those of `names` whose code is empty, or white space."""
+    hashes: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Name → content hash; empty where changes are not counted."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Contents:
+    def of(cls, snapshot: Snapshot, *, with_hashes: bool = False) -> Contents:
         """Those of ``snapshot``. O(commands)."""
         overhead = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD
-        names, blank = [], []
+        names, blank, hashes = [], [], {}
         for message in snapshot.messages():
             length, start = wire.read_varint(message, 1)
             name = bytes(message[start : start + length])
             names.append(name)
+            if with_hashes:
+                hashes[name] = bytes(message[-64:])
             if _is_blank(message, start + length, overhead):
                 blank.append(name)
         octets = len(snapshot.body) - overhead * len(names)
-        return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank))
+        return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank), hashes)
 
     def lost_in(self, later: Contents) -> AbstractSet[bytes]:
         """The commands that are not in ``later``, or whose code is blank there and is not here."""
         return (self.names - later.names) | ((self.names & later.blank) - self.blank)
+
+    def changed_in(self, later: Contents) -> AbstractSet[bytes]:
+        """The commands that are in ``later`` with another content."""
+        return {name for name, digest in self.hashes.items() if later.hashes.get(name, digest) != digest}
 
 
 def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
@@ -138,6 +151,7 @@ def judge(
         _shrunk(candidate, served, baseline, limits)
         or _grown(candidate, served, baseline, limits)
         or _too_many_held(candidate, held, held_before, limits)
+        or _changed(candidate, served, baseline, limits)
     )
 
 
@@ -192,9 +206,25 @@ def _too_many_held(
     return Judgement(Concern.ROWS_HELD, text, _examples(held))
 
 
+def _changed(candidate: Contents, served: Contents, baseline: Contents | None, limits: Thresholds) -> Judgement | None:
+    if len(served.changed_in(candidate)) <= FEW_COMMANDS:
+        return None
+    for before in (served, baseline):
+        if before is None:
+            continue
+        changed = before.changed_in(candidate)
+        if _percent(len(changed), len(before.names)) > limits.changed_percent:
+            text = (
+                f"{len(changed)} of {len(before.names)} commands would have another content, more than "
+                f"{limits.changed_percent:g} % (GUARD_MAX_CHANGED_PERCENT)"
+            )
+            return Judgement(Concern.CHANGED, text, _examples(changed))
+    return None
+
+
 def _percent(part: int, whole: int) -> float:
     return 100.0 * part / max(1, whole)
 
 
 def _examples(names: AbstractSet[bytes]) -> tuple[str, ...]:
-    return tuple(name.decode() for name in sorted(names)[:_NAMES])
+    return tuple(shown(name) for name in sorted(names)[:_NAMES])

@@ -51,8 +51,14 @@ class Binding:
 class Signer:
     """Signs payloads with one key, in packages of one version."""
 
-    def __init__(self, key: str, version: int = 1) -> None:
-        """``version``: one of `VERSIONS`."""
+    def __init__(self, key: str, version: int = 1, *, previous: Signer | None = None) -> None:
+        """
+        Args:
+            key: The key.
+            version: One of `VERSIONS`.
+            previous: Has the key of before. What is on disk with its MAC still counts; nothing is signed with it.
+        """
+        self.previous = previous
         self._key = key.encode()
         self._version = version
         # Distinguishes two keys, and two versions, in a stored snapshot, and reveals nothing about the keys.
@@ -89,6 +95,18 @@ class Signer:
     def file_mac(self, footer: bytes) -> bytes:
         """The HMAC of a stored snapshot with this ``footer``, under a key of its own that is derived from the key."""
         return hmac.digest(self._file_key, footer, hashlib.sha256)
+
+    def made_file_mac(self, mac: bytes, footer: bytes) -> bool:
+        """Whether ``mac`` is the `file_mac` of ``footer``, of this key or of the one of before."""
+        if hmac.compare_digest(mac, self.file_mac(footer)):
+            return True
+        return self.previous is not None and self.previous.made_file_mac(mac, footer)
+
+    def made_wishes_mac(self, mac: bytes, octets: bytes) -> bool:
+        """Whether ``mac`` is the `wishes_mac` of ``octets``, of this key or of the one of before."""
+        if hmac.compare_digest(mac, self.wishes_mac(octets)):
+            return True
+        return self.previous is not None and self.previous.made_wishes_mac(mac, octets)
 
     def wishes_mac(self, octets: bytes) -> bytes:
         """The HMAC of what operators asked for, under another derived key: no MAC of a snapshot can take its place."""

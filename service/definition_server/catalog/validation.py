@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from definition_server.catalog.definition import Row, Unserved
+from definition_server.catalog.definition import Row, Unserved, shown
 
 LARGE_DEFINITION = 4 * 1024 * 1024
 """Octets that a gRPC client accepts by default. A larger answer reaches only clients that have raised their limit."""
@@ -26,6 +26,8 @@ class Suspect(StrEnum):
 
     INTERFACE_NOT_JSON_ARRAY = "interface_not_json_array"
     LARGER_THAN_4_MIB = "larger_than_4_mib"
+    NAME_TOO_LONG = "name_too_long"
+    """No client can ask for it: it is longer than a request may be."""
     CODE_INVALID_HERE = "code_invalid_here"
     """It does not compile with the server's Python, and neither does much of the catalogue."""
 
@@ -72,7 +74,7 @@ class Findings:
 
 
 def _example(row: Row) -> str:
-    name = None if row.name is None else row.name.decode(errors="replace")
+    name = None if row.name is None else shown(row.name)
     return f"id={row.id} name={name!r}"
 
 

@@ -122,7 +122,7 @@ class CatalogueDisk:
             self._missing = str(self._store.path)
             return None
         os.close(publication.descriptor)
-        self._stored = _identity(publication.snapshot)
+        self._stored = _identity(publication.snapshot) if self._last_known_good.loaded_as_it_is else _NOTHING
         return publication.snapshot
 
     def report_missing(self) -> None:
@@ -282,7 +282,9 @@ class CatalogueDisk:
                 )
             log.error("Pins and accepted catalogues not read", error=str(error), remedy=remedy)
             return Wishes()
-        self._wishes_on_disk, self._wishes_key = wishes, key_id_of(signer)
+        # With two keys it is not known whose MAC they have: they are written again.
+        either = signer is not None and signer.previous is not None
+        self._wishes_on_disk, self._wishes_key = wishes, UNSIGNED if either else key_id_of(signer)
         return wishes
 
     async def save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:

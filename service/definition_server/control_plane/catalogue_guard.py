@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from functools import partial
 
 from definition_server.catalog.guard import DEFAULTS, Contents, Judgement, Thresholds, judge
 from definition_server.catalog.snapshot import Snapshot
@@ -18,12 +19,14 @@ from definition_server.control_plane.background import Background
 from definition_server.observability.reasons import Reason
 
 WINDOW_SECONDS = 3600.0
+_ALL_PERCENT = 100.0
 
 REASONS = {
     "emptied": Reason.TABLE_EMPTY,
     "shrunk": Reason.CATALOGUE_SHRUNK,
     "grown": Reason.CATALOGUE_GROWN,
     "rows_held": Reason.TOO_MANY_ROWS_HELD,
+    "changed": Reason.CATALOGUE_CHANGED,
 }
 """`Concern` → why the cycle was held."""
 
@@ -34,6 +37,8 @@ class CatalogueGuard:
     def __init__(self, background: Background, *, limits: Thresholds = DEFAULTS, allow_empty: bool = False) -> None:
         self._background = background
         self._limits = limits
+        # A table of all hashes is made only where a limit needs it.
+        self._contents_of = partial(Contents.of, with_hashes=limits.changed_percent < _ALL_PERCENT)
         self._allow_empty = allow_empty
         # Contents and no snapshots: a snapshot that was replaced must not be kept in memory.
         self._newest: Contents | None = None
@@ -67,7 +72,7 @@ class CatalogueGuard:
         if before is None or candidate.version_hash == before.version_hash or excused(candidate.version_hash):
             return None
         served = await self._contents(before)
-        contents = self._weighed = await self._background.run(Contents.of, candidate)
+        contents = self._weighed = await self._background.run(self._contents_of, candidate)
         return judge(
             contents,
             served,
@@ -105,5 +110,5 @@ class CatalogueGuard:
 
     async def _contents(self, snapshot: Snapshot) -> Contents:
         if self._newest is None or self._newest.version != snapshot.version_hash:
-            self._newest = await self._background.run(Contents.of, snapshot)
+            self._newest = await self._background.run(self._contents_of, snapshot)
         return self._newest

@@ -3,6 +3,11 @@
 It is not trusted. Its answers are validated; one that is late or invalid ends it. The row that it was judging then is
 judged once more, alone in a fresh process, unless it had used up its CPU time: so no row is refused for what the rows
 before it have left behind. A row that ends the checker twice is refused, as a client would be ended by it too.
+
+A *patient* checker judges rows that nobody waits for, beside workers that serve. Its process has the scheduling policy
+SCHED_IDLE: a worker that wakes up takes the CPU from it at once, where a nice value alone lets it finish its time slice
+of milliseconds (sched(7)). And its answers wake nobody: they are collected every `POLL_SECONDS`, so the master's event
+loop takes no CPU time from the workers for each of them, and the process pauses until the next rows are sent.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from definition_server.catalog.content_check import ANSWER, READY, Flaw
-from definition_server.control_plane.checker_process import HEADER, command, cpu_seconds
+from definition_server.control_plane.checker_process import CODINGS, HEADER, command, cpu_seconds
 from definition_server.environment import inherited_environment
 from definition_server.inherited import signals_held_back
 
@@ -29,6 +34,8 @@ _WALL_PER_CPU_SECOND = 10
 _MOST_OCTETS = 256 * 1024 * 1024
 """Of source that one process judges. Names that it has compiled stay in its memory."""
 _NICENESS = 10
+_LOWEST = 19
+POLL_SECONDS = 0.02
 WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
 """Rows, and about how many octets, that are sent before an answer is awaited."""
 _PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
@@ -73,6 +80,10 @@ class _Ended(Exception):
         self.lasting = lasting
 
 
+class _LacksCoding(Exception):
+    """A row names a coding that the process has not loaded."""
+
+
 class Checker:
     """Judges contents, in order. One call at a time; others wait."""
 
@@ -80,6 +91,7 @@ class Checker:
         self,
         jail: str = "auto",
         *,
+        patient: bool = False,
         program: Callable[[int, str], list[str]] = command,
         idle_seconds: float = IDLE_SECONDS,
         wall_per_cpu_second: float = _WALL_PER_CPU_SECOND,
@@ -87,15 +99,19 @@ class Checker:
         """
         Args:
             jail: The setting ``JAIL``.
+            patient: Whether nobody waits for its judgements.
             program: The command line of the process, by its descriptor and ``jail``.
             idle_seconds: It is stopped after this time without work.
             wall_per_cpu_second: Seconds that a row may take for each second of CPU time that it has.
         """
         self._jail = jail
+        self._patient = patient
         self._program = program
         self._idle_seconds = idle_seconds
         self._wall = wall_per_cpu_second
         self._low_priority = False
+        self._codings = False
+        """Whether a row has named a coding that few sources have: from then on all are loaded."""
         self._process: _CheckerProcess | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._busy = asyncio.Lock()
@@ -144,7 +160,7 @@ class Checker:
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _judge(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
-        """Append judgements until all are there or the process has ended at one that is then judged alone."""
+        """Append judgements until all are there or a row needs another process: one that ended this is judged alone."""
         process = await self._running()
         first = not process.octets
         begun = len(judged)
@@ -152,6 +168,9 @@ class Checker:
             await process.ask(contents[begun:], judged)
             if process.octets > _MOST_OCTETS:
                 self._stop()
+            return
+        except _LacksCoding:
+            self._load_codings()
             return
         except _Ended as ended:
             self._stop()
@@ -166,9 +185,16 @@ class Checker:
         process = await self._running()
         try:
             await process.ask([content], judged)
+        except _LacksCoding:
+            self._load_codings()
         except _Ended as ended:
             self._stop()
             judged.append(Judgement(Flaw.CODE, ended.lasting))
+
+    def _load_codings(self) -> None:
+        """Have the next process load all codings, and judge on there."""
+        self._codings = True
+        self._stop()
 
     async def _running(self) -> _CheckerProcess:
         if self._idle is not None:
@@ -177,7 +203,9 @@ class Checker:
         if self._process is None or self._process.ended:
             self._stop()
             self.started += 1
-            self._process = await _CheckerProcess.start(self._program, self._jail, self._wall)
+            self._process = await _CheckerProcess.start(
+                self._program, self._jail, self._wall, patient=self._patient, codings=self._codings
+            )
             if self._low_priority:
                 self._process.lower_priority()
         return self._process
@@ -198,9 +226,13 @@ class Checker:
 class _CheckerProcess:
     """One process."""
 
-    def __init__(self, process: Process, end: socket.socket, wall_per_cpu_second: float) -> None:
+    def __init__(
+        self, process: Process, end: socket.socket, wall_per_cpu_second: float, *, patient: bool, codings: bool
+    ) -> None:
         self._process = process
+        self._codings = codings
         self._end = end
+        self._poll_seconds = POLL_SECONDS if patient else None
         self._wall = wall_per_cpu_second
         self._received = bytearray()
         """Answers that were not taken yet."""
@@ -210,7 +242,9 @@ class _CheckerProcess:
         """Of source that it has been sent."""
 
     @classmethod
-    async def start(cls, program: Callable[[int, str], list[str]], jail: str, wall: float) -> _CheckerProcess:
+    async def start(
+        cls, program: Callable[[int, str], list[str]], jail: str, wall: float, *, patient: bool, codings: bool
+    ) -> _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
@@ -225,6 +259,7 @@ class _CheckerProcess:
             with signals_held_back():
                 process = await asyncio.create_subprocess_exec(
                     *program(theirs.fileno(), jail),
+                    *((CODINGS,) if codings else ()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.DEVNULL,
@@ -239,7 +274,7 @@ class _CheckerProcess:
             raise
         finally:
             theirs.close()
-        started = cls(process, ours, wall)
+        started = cls(process, ours, wall, patient=patient, codings=codings)
         try:
             answer = await started._receive([START_SECONDS])
         except BaseException as error:
@@ -250,6 +285,8 @@ class _CheckerProcess:
         if answer != READY[0]:
             await started.end()
             raise CannotCheck("the checker process answered something else at its start")
+        if patient:  # not before: on busy CPUs it would not start in time
+            started.give_way_at_once()
         return started
 
     @property
@@ -267,6 +304,16 @@ class _CheckerProcess:
         with suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
+    def give_way_at_once(self) -> None:
+        """Run only while no other process needs the CPU, for good; where that is refused, have the lowest priority."""
+        try:
+            os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+        except ProcessLookupError:
+            return
+        except OSError:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.pid, _LOWEST)
+
     async def end(self) -> None:
         """Kill and reap it."""
         self._end.close()
@@ -280,6 +327,7 @@ class _CheckerProcess:
 
         Raises:
             _Ended: the process ended at the first row without a judgement, or what it answered is not to be trusted.
+            _LacksCoding: that row names a coding that the process has not loaded.
         """
         for window in _windows(contents):
             await self._ask_window(window, judged)
@@ -292,12 +340,14 @@ class _CheckerProcess:
                 fresh = not self.octets
                 self.octets += content.size + 1
                 octet = await self._receive(limits[number:] if not self._received else ())
-                if not ANSWER <= octet < ANSWER + 2 * Flaw.EXHAUSTED:
+                if not ANSWER <= octet < ANSWER + 2 * Flaw.UNKNOWN_CODING:
                     raise _Ended(own_fault=False, lasting=True)
                 flaws = Flaw(octet - ANSWER)
                 if flaws & Flaw.EXHAUSTED and not fresh:
                     raise _Ended(own_fault=False, lasting=True)
-                judged.append(Judgement(flaws & ~Flaw.EXHAUSTED))
+                if flaws & Flaw.UNKNOWN_CODING and not self._codings:
+                    raise _LacksCoding
+                judged.append(Judgement(flaws & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING)))
             if self._received:  # then the last answer, too, was none to this question
                 judged.pop()
                 raise _Ended(own_fault=False, lasting=False)
@@ -360,9 +410,13 @@ class _CheckerProcess:
             else:
                 timer = loop.call_at(deadline, check_time)
 
-        loop.add_reader(self._end, take)
         try:
-            await done
+            if self._poll_seconds is None:
+                loop.add_reader(self._end, take)
+                await done
+            while not done.done():
+                await asyncio.sleep(self._poll_seconds or 0)
+                take()
         finally:
             loop.remove_reader(self._end)
             timer.cancel()

@@ -3,8 +3,8 @@
 The files have the format of the last-known-good file and pass the same checks before anything in them is served: owner,
 mode, checksums and, with AVAP_INTERNAL_KEY, the MAC. The name must be the hash of the content. A file's time of
 modification is when the catalogue was last published. Where the key is rotated under a running server, it checks the
-files with the old key a last time, and gives them the MAC of the new one. Everything here blocks; run it in a thread of
-`disk`.
+files with the old key a last time, and gives them the MAC of the new one; so does one that starts with both keys.
+Everything here blocks; run it in a thread of `disk`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, SnapshotError
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.control_plane.store import SnapshotStore, StoreError, read_footer
+from definition_server.control_plane.store import SnapshotStore, StoreError, has_mac_of, read_footer
 from definition_server.observability.reasons import Reason
 
 DIRECTORY = "history"
@@ -159,8 +159,10 @@ class History:
         """
         for entry in self.entries():
             try:
-                loaded = self.load(entry.version_hash, old)
-            except StoreError:
+                # The end first: most files have the new MAC already where this is done again at each start.
+                ours = has_mac_of(self._path(entry.version_hash), old)
+                loaded = self.load(entry.version_hash, old) if ours else None
+            except (StoreError, OSError):
                 continue
             if loaded is None:
                 continue

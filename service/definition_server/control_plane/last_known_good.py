@@ -41,6 +41,8 @@ class LastKnownGood:
         self._on_stored_late = on_stored_late
         self._background = background
         self._saving: asyncio.Future[None] | None = None
+        self.loaded_as_it_is = False
+        """Whether what was loaded is on disk in just this form: under the present key."""
 
     @property
     def busy(self) -> bool:
@@ -88,9 +90,10 @@ class LastKnownGood:
         if loaded is None:
             return None
         publication = Publication(*loaded)
-        if publication.snapshot.footer.key_id == key_id_of(signer):
+        self.loaded_as_it_is = publication.snapshot.footer.key_id == key_id_of(signer)
+        if self.loaded_as_it_is:
             return publication
-        # Its MAC was ours, so the version of the packages has changed; or there is no key any more.
+        # Its MAC was ours, or of the key of before; or the version of the packages has changed; or there is no key now.
         try:
             return await self._background.run(
                 published_again, publication.snapshot, signer, publication.snapshot.generation

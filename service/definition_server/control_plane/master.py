@@ -170,7 +170,10 @@ class _Master:
         self._source = _source(settings)
         background = Background()
         self._gate = RowGate(
-            Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), background=background
+            Gate(settings.gate_code, settings.gate_interface),
+            Checker(settings.jail),
+            patient=Checker(settings.jail, patient=True),
+            background=background,
         )
         self._policy = self._make_policy()
         self._synchronizer = self._make_synchronizer(background)
@@ -218,6 +221,7 @@ class _Master:
                 removed_percent=settings.guard_max_removed_percent,
                 growth_percent=settings.guard_max_growth_percent,
                 held_percent=settings.guard_max_held_percent,
+                changed_percent=settings.guard_max_changed_percent,
             ),
             gate=self._gate,
             allow_empty=settings.allow_empty_catalog,
@@ -496,8 +500,11 @@ def _engine(settings: Settings) -> str:
 
 
 def _signer(settings: Settings) -> Signer | None:
-    key = settings.avap_internal_key
-    return None if key is None else Signer(key.get_secret_value(), settings.package_version)
+    key, before = settings.avap_internal_key, settings.avap_internal_key_previous
+    if key is None:
+        return None
+    previous = None if before is None else Signer(before.get_secret_value(), settings.package_version)
+    return Signer(key.get_secret_value(), settings.package_version, previous=previous)
 
 
 def _expiries(tls: TlsFiles | None) -> dict[str, float]:

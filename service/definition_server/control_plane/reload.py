@@ -34,7 +34,7 @@ class Reloadable(Enum):
 
     DATABASE_URL = ("database_url",)
     API_KEYS = ("api_key", "api_keys")
-    SIGNING_KEY = ("avap_internal_key",)
+    SIGNING_KEY = ("avap_internal_key", "avap_internal_key_previous")
     CERTIFICATE = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import ParamSpec, Protocol, TypeVar
@@ -65,6 +65,7 @@ class RowGate:
         gate: Gate,
         checker: RowChecker,
         *,
+        patient: RowChecker | None = None,
         background: Background | None = None,
         clock: Callable[[], float] = time.time,
         first_seconds: float = FIRST_SECONDS,
@@ -75,6 +76,7 @@ class RowGate:
         Args:
             gate: Remembers verdicts.
             checker: Judges contents.
+            patient: Judges those that nobody waits for, beside serving. None: ``checker``.
             background: The thread in which the rows of a large catalogue are compared. None: that of the event loop.
             clock: Seconds since the epoch.
             first_seconds: See `FIRST_SECONDS`.
@@ -83,6 +85,7 @@ class RowGate:
         """
         self._gate = gate
         self._checker = checker
+        self._patient = patient
         self._background = background
         self._clock = clock
         self._first_seconds = first_seconds
@@ -156,18 +159,42 @@ class RowGate:
         for batch in _batches(rows):
             if limited and judged >= self._first_rows and now() - started >= self._first_seconds:
                 return
-            await self._judge_batch(batch, note)
+            await self._judge_batch(batch, note, self._checker.check)
             judged += len(batch)
 
-    async def _judge_batch(self, batch: list[Row], note: Callable[[bytes, Flaw], None]) -> None:
+    async def _judge_batch(
+        self,
+        batch: list[Row],
+        note: Callable[[bytes, Flaw], None],
+        check: Callable[[Sequence[Content]], Awaitable[list[Judgement]]],
+    ) -> None:
         checks = self._gate.checks
         contents = [Content(checks, name, facts.interface, facts.code) for name, facts, _ in batch]
-        for (name, _, key), judgement in zip(batch, await self._checker.check(contents), strict=True):
+        for (name, _, key), judgement in zip(batch, await check(contents), strict=True):
             if judgement.lasting:
                 self._gate.remember(key, judgement.flaws)
             elif reason_of(judgement.flaws) is not None:
                 self._unsure_since = True
             note(name, judgement.flaws)
+
+    async def _check_patiently(self, contents: Sequence[Content]) -> list[Judgement]:
+        """Judge contents that nobody waits for.
+
+        On busy CPUs the patient checker may not run for long, and then be late with a row that has no flaw. What it is
+        not sure of is judged again by the other one, which has its share of the CPUs.
+        """
+        if self._patient is None:
+            return await self._checker.check(contents)
+        try:
+            judged = await self._patient.check(contents)
+        except CannotCheck:
+            return await self._checker.check(contents)
+        unsure = [number for number, judgement in enumerate(judged) if not judgement.lasting]
+        if unsure:
+            again = await self._checker.check([contents[number] for number in unsure])
+            for number, judgement in zip(unsure, again, strict=True):
+                judged[number] = judgement
+        return judged
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
         """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
@@ -200,7 +227,8 @@ class RowGate:
                         unknown.append(row)
                     else:
                         note(name, known)
-                await self._judge(unknown, note)
+                for batch in _batches(unknown):
+                    await self._judge_batch(batch, note, self._check_patiently)
             self._note_checking("")
         except CannotCheck as error:
             self._note_checking(str(error))
@@ -224,6 +252,8 @@ class RowGate:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._checker.close()
+        if self._patient is not None:
+            await self._patient.close()
 
     def _note_checking(self, error: str) -> None:
         """Log once that rows cannot be judged, and once that they can again."""

@@ -10,7 +10,6 @@ next publication moves it aside.
 from __future__ import annotations
 
 import errno
-import hmac
 import os
 import stat
 import time
@@ -154,7 +153,7 @@ class SnapshotStore:
             return
         if mac is None:
             raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
-        if not hmac.compare_digest(mac, signer.file_mac(bytes(snapshot.buffer[-FOOTER_SIZE:]))):
+        if not signer.made_file_mac(mac, bytes(snapshot.buffer[-FOOTER_SIZE:])):
             raise self._refused("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
 
     def _refused(self, reason: str) -> NotOurs:
@@ -218,6 +217,22 @@ def _footer(file: int) -> Footer:
     end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))
     octets = without_mac(end)
     return Footer.unpack_end(octets[-FOOTER_SIZE:], size - (len(end) - len(octets)))
+
+
+def has_mac_of(path: Path, signer: Signer) -> bool:
+    """Whether the stored snapshot at ``path`` has the MAC of ``signer``, or of its key of before. Reads the end alone.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    number = os.open(path, OPEN_FLAGS)
+    try:
+        size = FOOTER_SIZE + _MAC_SIZE
+        end = os.pread(number, size, max(0, os.fstat(number).st_size - size))
+    finally:
+        os.close(number)
+    footer, magic, mac = end[:FOOTER_SIZE], end[FOOTER_SIZE:-32], end[-32:]
+    return len(end) == size and magic == _MAC_MAGIC and signer.made_file_mac(mac, footer)
 
 
 def without_mac(octets: bytes | mmap) -> memoryview:

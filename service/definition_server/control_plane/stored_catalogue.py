@@ -68,6 +68,8 @@ class StoredCatalogue:
         if self._of_use:
             self._snapshot = stored
         await self._wishes.save_again()
+        if (signer := self._signer()) is not None:
+            self._disk.rotate(signer.previous, signer)
 
     async def _newest_of_history(self) -> Snapshot | None:
         """The catalogue that was published last, from the history: where the last-known-good file is not usable."""

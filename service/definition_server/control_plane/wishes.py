@@ -13,7 +13,6 @@ a MAC of that key. A file that is refused for this stays as it is until the next
 from __future__ import annotations
 
 import errno
-import hmac
 import json
 import os
 import re
@@ -254,8 +253,19 @@ class WishesFile:
 
 
 def _mac_of(document: dict[str, Any], signer: Signer) -> str:
-    """Over the content in one fixed form, so that the layout of the text does not matter."""
-    return signer.wishes_mac(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hex()
+    return signer.wishes_mac(_covered(document)).hex()
+
+
+def _covered(document: dict[str, Any]) -> bytes:
+    """The content in one fixed form, so that the layout of the text does not matter to its MAC."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _octets_of(mac: str) -> bytes:
+    try:
+        return bytes.fromhex(mac)
+    except ValueError:
+        return b""
 
 
 def _check_mac(document: dict[str, Any], signer: Signer) -> None:
@@ -263,7 +273,7 @@ def _check_mac(document: dict[str, Any], signer: Signer) -> None:
     mac = document.get("mac")
     if mac is None:
         raise NotAuthentic("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
-    if not isinstance(mac, str) or not hmac.compare_digest(mac.encode(), _mac_of(content, signer).encode()):
+    if not isinstance(mac, str) or not signer.made_wishes_mac(_octets_of(mac), _covered(content)):
         raise NotAuthentic("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
 
 

@@ -52,6 +52,7 @@ BY_REASON: dict[Reason, tuple[str, str]] = {
     Reason.TABLE_EMPTY: ("The table has nothing to serve. Restore it; the served catalogue stays.", _HELD),
     Reason.CATALOGUE_SHRUNK: ("Too many commands would vanish, so a catalogue is held.", _HELD),
     Reason.CATALOGUE_GROWN: ("The catalogue would grow too much, so it is held.", _HELD),
+    Reason.CATALOGUE_CHANGED: ("Too many commands would have another content, so the catalogue is held.", _HELD),
     Reason.TOO_MANY_ROWS_HELD: ("Too many rows are bad, so a catalogue is held.", _HELD),
     Reason.CATALOGUE_TOO_LARGE: (
         "The table is larger than MAX_CATALOG_BYTES. Raise it and the memory limit, or remove rows.",

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     TABLE_EMPTY = "table_empty"
     CATALOGUE_SHRUNK = "catalogue_shrunk"
     CATALOGUE_GROWN = "catalogue_grown"
+    CATALOGUE_CHANGED = "catalogue_changed"
     TOO_MANY_ROWS_HELD = "too_many_rows_held"
     CATALOGUE_TOO_LARGE = "catalogue_too_large"
     MACHINE_LIMIT = "machine_limit"
@@ -36,5 +37,11 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-HOLDING = (Reason.TABLE_EMPTY, Reason.CATALOGUE_SHRUNK, Reason.CATALOGUE_GROWN, Reason.TOO_MANY_ROWS_HELD)
+HOLDING = (
+    Reason.TABLE_EMPTY,
+    Reason.CATALOGUE_SHRUNK,
+    Reason.CATALOGUE_GROWN,
+    Reason.CATALOGUE_CHANGED,
+    Reason.TOO_MANY_ROWS_HELD,
+)
 """Those why a catalogue is held."""

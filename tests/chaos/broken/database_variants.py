@@ -9,7 +9,7 @@ from typing import Any
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.control_plane import postgres, served_catalogue, sync, table_reading
+from definition_server.control_plane import postgres, propagation, served_catalogue, sync, table_reading
 from definition_server.control_plane.publisher import to_shared_memory
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync_state import Outcome
@@ -170,3 +170,25 @@ def sees_rows_alone() -> None:
         return (found[0], b"") if statement is postgres.SHAPE_SQL else found
 
     postgres._Reading._row = without_state  # type: ignore[method-assign]
+
+
+def times_the_check_that_finds_a_change() -> None:
+    """Measures a change from the check that found it, and not from the last one that did not have it."""
+    change_read = propagation.Propagation.change_read
+
+    def from_this_check(self: propagation.Propagation) -> None:
+        change_read(self)
+        if self._previous is not None:
+            self._previous = self._check
+
+    propagation.Propagation.change_read = from_this_check  # type: ignore[method-assign]
+
+
+def measures_two_checks_back() -> None:
+    """Measures a change from a check long before the last one that did not have it."""
+    add = propagation.Propagation._add
+
+    def later(self: propagation.Propagation, seconds: float) -> None:
+        add(self, seconds + 2.0)
+
+    propagation.Propagation._add = later  # type: ignore[method-assign]

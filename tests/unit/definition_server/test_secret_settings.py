@@ -19,7 +19,14 @@ from definition_server.environment import (
 )
 from definition_server.settings import Settings
 
-SECRETS = ("DATABASE_URL", "API_KEY", "API_KEYS", "AVAP_INTERNAL_KEY", "OTEL_EXPORTER_OTLP_HEADERS")
+SECRETS = (
+    "DATABASE_URL",
+    "API_KEY",
+    "API_KEYS",
+    "AVAP_INTERNAL_KEY",
+    "AVAP_INTERNAL_KEY_PREVIOUS",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+)
 SINGLE = ("DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY")
 """Those that hold one value, and no list."""
 

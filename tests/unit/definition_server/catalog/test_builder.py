@@ -20,6 +20,7 @@ from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.signing import OVERHEAD, UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
+from definition_server.data_plane.services import MAX_REQUEST
 from definition_server.rpc import avap_pb2
 
 SIGNER = Signer("the key")
@@ -467,3 +468,33 @@ def test_a_snapshot_yields_the_rows_to_rebuild_it_with_another_key(
 ) -> None:
     recovered = list(rows_of(Snapshot(build(table, old).to_bytes())))
     assert body(build(recovered, new)) == body(build(table, new))
+
+
+# -- names of any kind -------------------------------------------------------------------------------------------------
+
+ALIKE = (
+    "caf\u00e9", "cafe\u0301", "if", "IF", "\ufb01", "fi", "sp", "sp ", "a\nb", "a\rb", "\u202eab", "ab\u200b",
+    "\ufeffab",
+)  # fmt: skip
+
+
+def test_names_that_only_look_alike_are_different_commands() -> None:
+    rows = [Row(number, name.encode(), None, None, b"x = %d" % number) for number, name in enumerate(ALIKE, 1)]
+    snapshot = Snapshot(build(rows).to_bytes())
+    assert snapshot.count == len(ALIKE)
+    for number, name in enumerate(ALIKE, 1):
+        definition = snapshot.get(name)
+        assert definition is not None
+        assert (definition.name, definition.code) == (name, b"x = %d" % number)
+
+
+@pytest.mark.parametrize(("octets", "suspect"), [(4093, False), (4094, True), (1 << 16, True)])
+def test_a_name_that_fits_into_no_request_is_served_and_suspect_and_shown_in_part(octets: int, suspect: bool) -> None:
+    name = b"n" * octets
+    builder = SnapshotBuilder()
+    builder.add([Row(1, name, None, None, b"pass"), Row(2, b"if", None, None, b"pass")])
+    assert builder.digests().keys() == {name, b"if"}
+    assert builder.findings.suspect == ({Suspect.NAME_TOO_LONG: 1} if suspect else {})
+    assert all(len(example) < 300 for example in builder.findings.examples.get(Suspect.NAME_TOO_LONG, ()))
+    request = avap_pb2.CommandRequest(name=name.decode()).SerializeToString()
+    assert (len(request) > MAX_REQUEST) is suspect

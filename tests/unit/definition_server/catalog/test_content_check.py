@@ -88,7 +88,13 @@ def test_code_that_compiles_passes(code: bytes, checks: int) -> None:
 def test_code_that_does_not_compile_is_refused(code: bytes, checks: int) -> None:
     if code.startswith(b"yield") and checks == FUNCTION:
         return  # a module that may return: what else a function may do is not promised
-    assert code_flaws(code, checks) & ~Flaw.EXHAUSTED == Flaw.CODE
+    assert code_flaws(code, checks) & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING) == Flaw.CODE
+
+
+def test_a_coding_that_this_process_does_not_have_is_noted() -> None:
+    assert code_flaws(b"# coding: nosuch\nx = 1") == Flaw.CODE | Flaw.UNKNOWN_CODING
+    assert code_flaws(b"# coding: hex\nx = 1") & Flaw.CODE
+    assert code_flaws(b"# coding: ascii\nif") == Flaw.CODE
 
 
 @pytest.mark.parametrize(

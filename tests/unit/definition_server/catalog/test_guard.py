@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 from tests.support.snapshots import opened, published, row
@@ -156,3 +157,44 @@ def _contents_of(*rows: Row, signer: Signer | None) -> Contents:
     publication = published(*rows, signer=signer)
     os.close(publication.descriptor)
     return Contents.of(publication.snapshot)
+
+
+# -- changes of what the names stand for -------------------------------------------------------------------------------
+
+RELEASES = {
+    "another type": lambda rows: [each._replace(type=b"class") for each in rows],
+    "another interface": lambda rows: [each._replace(interface=b'[{"item": "x", "type": "var"}]') for each in rows],
+    "another code": lambda rows: [each._replace(code=b"x = 1") for each in rows],
+    "code by turns": lambda rows: [
+        each._replace(code=other.code) for each, other in zip(rows, [*rows[1:], rows[0]], strict=True)
+    ],
+}
+
+
+def catalogue(rows: list[Row]) -> Contents:
+    return Contents.of(opened(*rows), with_hashes=True)
+
+
+@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("baseline", [False, True], ids=["", "in steps"])
+def test_a_catalogue_with_another_content_under_most_names_is_held_where_a_limit_is_set(
+    release: Callable[[list[Row]], list[Row]], baseline: bool
+) -> None:
+    rows = [row(f"c{number:03}", f"n = {number}") for number in range(40)]
+    after = release(rows)
+    served = catalogue([*after[:-8], *rows[-8:]] if baseline else rows)
+    before = catalogue(rows) if baseline else None
+    assert judge(catalogue(after), served, before) is None
+    judgement = judge(catalogue(after), served, before, limits=Thresholds(changed_percent=50))
+    assert concern(judgement) == Concern.CHANGED
+    assert judgement is not None
+    assert "GUARD_MAX_CHANGED_PERCENT" in judgement.text
+    assert len(judgement.names) == 10
+
+
+def test_a_change_of_a_few_commands_is_never_too_large_a_change() -> None:
+    rows = [row(f"c{number}", "pass") for number in range(6)]
+    changed = [each._replace(code=b"x = 1") for each in rows]
+    limits = Thresholds(changed_percent=0)
+    assert judge(catalogue([*changed[:5], rows[5]]), catalogue(rows), limits=limits) is None
+    assert concern(judge(catalogue(changed), catalogue(rows), limits=limits)) == Concern.CHANGED

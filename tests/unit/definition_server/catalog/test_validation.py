@@ -88,7 +88,7 @@ def test_the_reasons_are_the_labels_that_metrics_show() -> None:
     assert {str(label) for label in labels} == {
         "null_name", "empty_name", "null_code", "invalid_encoding", "duplicate", "invalid_id", "too_large",
         "interface_invalid", "code_invalid",
-        "interface_not_json_array", "larger_than_4_mib", "code_invalid_here",
+        "interface_not_json_array", "larger_than_4_mib", "name_too_long", "code_invalid_here",
     }  # fmt: skip
 
 

@@ -66,6 +66,19 @@ HOSTILE = {
     "a long sum": b"1+" * 200_000 + b"1",
     "a codec that is no coding": b"# coding: hex\nx = 1",
     "a sound coding of unsound code": b"# coding: cp1250\nif",
+    "a coding of another system": b"# coding: mbcs\nx = 1",
+    "octets that are none of the coding": b"# coding: iso2022_jp\nx = '\xc3\xb1'",
+    "a coding by a path": b"# coding: ../../../etc/passwd\nx = 1",
+    "a form feed before the coding": b"\x0c# coding: nosuch\nx = 1",
+    "a mark and another coding": b"\xef\xbb\xbf# coding: latin-1\nx = 1",
+    "deep attributes": b"x = a" + b".b" * 100_000,
+    "deep calls": b"x = a" + b"()" * 50_000,
+    "nested replacement fields": b"x = f'{1:" + b"{1:" * 50 + b"}" * 50 + b"}'",
+    "100,000 replacement fields": b"x = f'" + b"{a}" * 100_000 + b"'",
+    "4,301 digits": b"x = " + b"9" * 4301,
+    "an unknown character name": b"x = '\\N{" + b"A" * 100_000 + b"}'",
+    "a control character": b"x = 1\x1a",
+    "a mark of direction in a name": "x\u202ey = 1".encode(),
 }
 
 
@@ -79,7 +92,15 @@ async def test_a_list_that_would_take_gigabytes_is_refused(checker: Checker) -> 
     assert await checker.check([content(b"x = [" + b"1," * 2_000_000 + b"]"), GOOD]) == [BAD, FINE]
 
 
-@pytest.mark.parametrize("code", [b"x = 1 << 10**9", b"x = 'a' * 10**9", b"x = '\\d'", b"1 is 1", b"@a\ndef f(): pass"])
+@pytest.mark.parametrize("code", [
+        b"x = 1 << 10**9", b"x = 'a' * 10**9", b"x = '\\d'", b"1 is 1", b"@a\ndef f(): pass", b"x = 9**9**9",
+        b"x = (2**127)**10**8", b"x = ((1,) * 1000,) * 10**5", b"x = b'a' * 10**8", b"x = " + b"9" * 4300,
+        b"x = 0x" + b"f" * 10**6, b"x = a" + b".b" * 900, b"x = " + b"'a' " * 10**5,
+        b"\x0cx = 1\n\x0c\nif x:\n\x0c  y = 1",
+        b"x = 1\ry = 2", b"\n\n# coding: nosuch\nx = 1", b"x = 1 # coding: nosuch", b"f(" + b"a," * 10**5 + b")",
+        "x = '\u202e'".encode(), b"x = 1e99999", b"from __future__ import annotations",
+    ],
+)  # fmt: skip
 async def test_a_source_that_is_only_odd_passes(
     checker: Checker, code: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +113,7 @@ async def test_a_source_that_is_only_odd_passes(
     ["a\xf1o = 1", "\U0001d431 = 1", 'x = "\\N{BULLET}"', "def \u6f22(): pass"]
     + [
         f"# -*- coding: {name} -*-\nx = 1"
-        for name in ("cp1250", "ISO-8859-2", "gbk", "shift_jis", "koi8-r", "mac-roman")
+        for name in ("cp1250", "ISO-8859-2", "gbk", "koi8-r", "idna", "palmos", "raw_unicode_escape")
     ],
     ids=ascii,
 )
@@ -278,3 +299,56 @@ def test_the_process_finds_bytecode_where_the_master_has_it(
     monkeypatch.setattr(sys, "pycache_prefix", prefix)
     arguments = command(3, "auto")
     assert [each for each in arguments if each.startswith("pycache_prefix")] == option
+
+
+# -- a patient one -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_and_judges_the_same() -> None:
+    with nothing_left():
+        checker = Checker(patient=True)
+        rows = [GOOD, content(b"if"), content(b"-" * 100_000 + b"1"), content(b"", b"[NaN]"), GOOD]
+        judged = [each.flaws for each in await checker.check(rows)]
+        assert judged == [Flaw.NONE, Flaw.CODE, Flaw.CODE, Flaw.NOT_STRICT_JSON, Flaw.NONE]
+        assert checker.pid is not None
+        assert os.sched_getscheduler(checker.pid) == os.SCHED_IDLE
+        await checker.close()
+
+
+async def test_where_that_policy_is_refused_a_patient_checker_has_the_lowest_priority(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with nothing_left():
+        checker = Checker(patient=True)
+        assert await checker.check([GOOD, content(b"if")]) == [FINE, BAD]
+        assert os.getpriority(os.PRIO_PROCESS, checker.pid or 0) == 19
+        await checker.close()
+
+
+async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then_and_not_for_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, readers = asyncio.get_running_loop(), []
+    add_reader = loop.add_reader
+    monkeypatch.setattr(loop, "add_reader", lambda file, *rest: (readers.append(file), add_reader(file, *rest)))
+    with nothing_left():
+        checker = Checker(patient=True)
+        await checker.check([GOOD])
+        assert checker._process is not None
+        assert checker._process._end not in readers
+        await checker.close()
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With the short limit of this test it would be late on busy CPUs with the row that has no flaw, too.
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    with nothing_left():
+        checker = Checker(patient=True, program=program(body), wall_per_cpu_second=0.5)
+        judged = await checker.check([GOOD, content(b"bad"), GOOD])
+        assert [each.flaws for each in judged] == [Flaw.NONE, Flaw.CODE, Flaw.NONE]
+        await checker.close()

@@ -224,3 +224,16 @@ def test_a_full_disk_leaves_files_of_the_old_key_as_they_are_and_is_noted(
 
 def _no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_that_vanishes_during_a_rotation_does_not_keep_the_others_from_their_new_mac(
+    history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Signer("new")
+    older, newer = keep(history, "1", clock, signer=KEY), keep(history, "2", clock, signer=KEY)
+    load = history.load
+    monkeypatch.setattr(history, "load", lambda version, key: None if version == newer else load(version, key))
+    history.sign_again(KEY, new)
+    found = load(older, new)
+    assert found is not None
+    os.close(found[1])

@@ -169,3 +169,8 @@ def test_only_the_last_fifty_events_are_remembered() -> None:
 )
 def test_a_duration_has_a_readable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_without_a_directory_storing_is_off() -> None:
+    assert Proof(SyncState(), interval=60, stores=False).store == "off"
+    assert Proof(SyncState(), interval=60, stores=True).store == "stored"

@@ -26,9 +26,11 @@ from definition_server.control_plane import catalogue_disk, last_known_good, ser
 from definition_server.control_plane.publications import (
     InvalidRequest,
 )
+from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import StoreError
 from definition_server.control_plane.sync_state import Outcome
 from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
+from definition_server.observability.reasons import Reason
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -360,3 +362,56 @@ async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
     await server.cycle()
     await server.written()
     assert not server.synchronizer.catalogue.disk.lacks(server.version)
+
+
+# -- a start with another key ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["that_knows_the_key_of_before", "that_does_not"])
+async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, knows: bool) -> None:
+    old = Signer("old key")
+    server.signer = old
+    server.restart()
+    await server.cycle(*ALL)
+    first = server.version
+    second = await change(server, "second")
+    third = await change(server, "third")
+    await server.publications.pin(second, None)
+    await server.cycle(*FEW)
+    await server.written()
+    for _ in range(4):
+        server.source.fail(SourceError("away", Reason.DATABASE_UNREACHABLE))
+
+    server.signer = Signer("new key", previous=old if knows else None)
+    server.restart()
+    if not knows:
+        assert not await server.synchronizer.restore()
+        return
+    assert await server.synchronizer.restore()
+    assert server.version == second, "the pin counts"
+    for _ in range(2):
+        await server.cycle()
+
+    server.signer = Signer("new key")  # the key of before is taken away
+    server.restart()
+    assert await server.synchronizer.restore()
+    assert server.version == second
+    assert server.served.footer.key_id == server.signer.key_id
+    await server.publications.unpin()
+    assert server.version == third, "the last-known-good snapshot counts"
+    await server.publications.pin(first, None)
+    assert server.version == first, "the history counts"
+    assert server.directory is not None
+    assert not list(server.directory.rglob("*.refused"))
+
+
+async def test_the_key_of_before_is_no_key_of_others(server: Server) -> None:
+    server.signer = Signer("another key")
+    server.restart()
+    await server.cycle(*ALL)
+    await server.written()
+    for _ in range(4):
+        server.source.fail(SourceError("away", Reason.DATABASE_UNREACHABLE))
+    server.signer = Signer("new key", previous=Signer("old key"))
+    server.restart()
+    assert not await server.synchronizer.restore()

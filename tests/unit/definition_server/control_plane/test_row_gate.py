@@ -27,11 +27,13 @@ HELD = "Commands are held at their last good version"
 class Bench:
     """A synchronizer with a gate whose checker is this process."""
 
-    def __init__(self, *, first_rows: int = 500) -> None:
+    def __init__(self, *, first_rows: int = 500, patient: CheckerHere | None = None) -> None:
         self.source = FakeSource(row("if"), row("else"))
         self.publisher = Publisher()
         self.checker = CheckerHere()
-        self.gate = RowGate(Gate(), self.checker, clock=FakeClock(), first_seconds=0, first_rows=first_rows)
+        self.gate = RowGate(
+            Gate(), self.checker, patient=patient, clock=FakeClock(), first_seconds=0, first_rows=first_rows
+        )
         self.synchronizer = Synchronizer(self.source, self.publisher, gate=self.gate)
         self.read_again = 0
         self.gate.on_bad_rows_served(self._read_again)
@@ -127,6 +129,26 @@ async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_s
         assert logged(logs, "Rows that were served unchecked are checked")[0]["bad"] == 1
         await bench.cycle()
         assert bench.read_again == 1
+        await bench.close()
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["", "none can be started"])
+async def test_the_rest_is_judged_by_the_patient_checker_and_what_it_is_not_sure_of_by_the_other(starts: bool) -> None:
+    with nothing_left():
+        patient = CheckerHere()
+        patient.refusal = "" if starts else "no process"
+        patient.judgements[b"x = 200"] = patient.judgements[b"x = 201"] = Judgement(Flaw.CODE, lasting=False)
+        bench = Bench(first_rows=64, patient=patient)
+        bench.checker.judgements[b"x = 201"] = Judgement(Flaw.CODE)
+        bench.source.replace(*(row(f"c{n:03}", f"x = {n}") for n in range(300)))
+        await bench.cycle()
+        before = len(bench.checker.judged)
+        assert not patient.judged
+        await eventually(lambda: bench.read_again == 1, "the rest is judged")
+        assert len(bench.checker.judged) - before == (2 if starts else 300 - before)
+        assert len(patient.judged) == (300 - before if starts else 0)
+        await bench.cycle()
+        assert bench.codes.keys() == {f"c{n:03}" for n in range(300) if n != 201}
         await bench.close()
 
 

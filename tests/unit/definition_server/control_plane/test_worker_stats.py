@@ -124,3 +124,12 @@ def test_the_counts_of_ended_workers_stay_and_are_not_counted_twice() -> None:
         assert stats.read().requests["200"] == number
     counts = fleet.requests()
     assert counts.requests["200"] == sum(counts.latency[METHODS[0]]) == counts.lines_dropped == 6
+
+
+def test_counts_may_grow_with_the_time_between_two_readings(worker: Worker) -> None:
+    worker.stats.read()
+    worker.clock.now += 1000
+    worker.slot.connected(7, 5_000_000)
+    worker.slot.beat(int(worker.clock() * 1e9))
+    worker.stats.read()
+    assert worker.stats.fault is None

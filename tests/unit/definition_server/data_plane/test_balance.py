@@ -294,3 +294,11 @@ def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(
 
 def test_a_refused_connection_is_asked_about_again_long_before_patience_ends(fleet: Fleet) -> None:
     assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4
+
+
+def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 6, 4)
+    fleet.balancers[0]._doubted[1] = fleet.clock.now + 10**9
+    assert not fleet.balancers[0].may_accept()
+    fleet.balancers[3].stop()
+    assert fleet.balancers[0].may_accept()
