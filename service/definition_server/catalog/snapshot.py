@@ -141,17 +141,18 @@ class Snapshot:
                 yield content
 
     def _find(self, name: bytes) -> tuple[int, int] | None:
-        # An answer starts with its name field, tag and length included, so one comparison of prefixes shows whether
-        # the slot belongs to this name or to another name with the same 64-bit hash.
-        prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
         wanted = name_hash(name)
         position = wanted & self._mask
         while True:
             found, offset, length = SLOT.unpack_from(self._index, position * SLOT.size)
             if length == 0:
                 return None
-            if found == wanted and self._buffer[offset : offset + len(prefix)] == prefix:
-                return offset, length
+            if found == wanted:
+                # An answer starts with its name field, tag and length included, so one comparison of prefixes shows
+                # whether the slot belongs to this name or to another name with the same 64-bit hash.
+                prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
+                if self._buffer[offset : offset + len(prefix)] == prefix:
+                    return offset, length
             position = (position + 1) & self._mask
 
 
