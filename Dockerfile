@@ -1,9 +1,32 @@
 # The image of the definition server; docs/containers.md describes how to build, run and replace it, with reasons.
 #   docker build -t definition-server .
 ARG BASE_IMAGE=python:3.12-slim
+# Where the wheel is built: an image with the same Python as BASE_IMAGE. It gets a C compiler from Debian where it has none.
+ARG BUILD_IMAGE=${BASE_IMAGE}
+
+FROM ${BUILD_IMAGE} AS wheel
+# pip's own variables, for builds with another package index: --build-arg PIP_INDEX_URL. None is kept in the image.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+ARG PIP_DEFAULT_TIMEOUT
+ARG PIP_RETRIES
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+WORKDIR /src
+# The tools of the build, in layers that are reused until they change.
+COPY pyproject.toml constraints.txt deploy/image/compiler.sh ./
+RUN python3 -m venv --without-pip /opt/tools \
+ && python3 -m pip --python /opt/tools/bin/python install -q --no-compile --only-binary=:all: -c constraints.txt \
+        $(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+# 1: the engine is compiled where that is possible, and pure elsewhere, and a line says why; required: compiled, or there
+# is no image; 0: pure.
+ARG COMPILED_ENGINE=1
+RUN sh compiler.sh
+COPY README.md LICENSE hatch_build.py ./
+COPY service service
+RUN /opt/tools/bin/python -m hatchling build -t wheel -d /wheel
 
 FROM ${BASE_IMAGE} AS build
-# pip's own variables, for builds with another package index: --build-arg PIP_INDEX_URL. None is kept in the image.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
@@ -13,7 +36,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /src
 # An environment without pip: the base image's pip fills it from outside, and the server cannot install anything.
 RUN python3 -m venv --without-pip /opt/venv
-# The dependencies alone, in a layer that is reused until they change. Wheels only: the base image has no compiler.
+# The dependencies alone, in a layer that is reused until they change. Wheels only: here is no compiler.
 COPY pyproject.toml constraints.txt ./
 # EXTRAS=otel: with the export to OpenTelemetry.
 ARG EXTRAS=
@@ -22,9 +45,8 @@ RUN python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml
         print(*project["dependencies"], *sum(extras, []), sep="\n")' ${EXTRAS} > requirements.txt \
  && python3 -m pip --python /opt/venv/bin/python install -q --no-compile --only-binary=:all: \
         -r requirements.txt -c constraints.txt
-COPY README.md LICENSE hatch_build.py ./
-COPY service service
-RUN python3 -m pip --python /opt/venv/bin/python install -q --no-compile --no-deps .
+COPY --from=wheel /wheel /wheel
+RUN python3 -m pip --python /opt/venv/bin/python install -q --no-compile --no-deps --no-index /wheel/*.whl
 COPY deploy/image/precompile.py ./
 RUN PYTHONPYCACHEPREFIX=/opt/bytecode /opt/venv/bin/python precompile.py
 

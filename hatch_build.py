@@ -78,6 +78,19 @@ setup(name=group, py_modules=[], ext_modules=extensions, script_args=["-q", "bui
 """
 """In a process of its own, because mypyc ends its process where something fails."""
 
+_LOAD = """
+import os, sys
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        __import__(name)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        sys.exit(f"ImportError: {name}, imported first, ends its process with {code}")
+"""
+"""Imports each module in a process of its own: whoever uses the package may import any of them first."""
+
 
 class CompiledEngine(BuildHookInterface[Any]):
     """Adds compiled modules to the wheel, beside their sources.
@@ -140,8 +153,7 @@ def compiled(sources: Path, patterns: list[str], folder: Path) -> dict[str, Path
     package = modules[0].partition("/")[0]
     shutil.copytree(sources / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     _run(folder, "-c", _COMPILE, package, *modules)
-    loads = "".join(f"import {module[:-3].replace('/', '.')}\n" for module in modules)
-    _run(folder, "-c", loads)
+    _run(folder, "-c", _LOAD, *(module[:-3].replace("/", ".") for module in modules))
     return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.so")) if "build" not in path.parts}
 
 

@@ -257,7 +257,8 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def containers(session: nox.Session) -> None:
-    """The image: built, run, replaced under load. Needs a Docker engine; BASE_IMAGE names the base image."""
+    """The image: built, run, replaced under load. Needs a Docker engine; BASE_IMAGE and BUILD_IMAGE name the images
+    that it is made from."""
     run_suites(session, "containers")
 
 

@@ -11,6 +11,10 @@ A peer answers ``GetCommand`` and ``SyncCatalog`` from memory, with the statuses
 "Invalid Credentials", compared in constant time and before the name is looked up, and ``NOT_FOUND`` "Command '<name>'
 not found". Answers are slices of the catalogue, encoded before the measurement: no peer spends time on encoding
 protobuf, unlike production code on these stacks. So the measurement is that of the stack, with its default settings.
+
+Not a peer: pajamax 0.4 (Rust, synchronous). Of a request's header fields it reads ``:path`` alone, so a server on it
+cannot check ``x-avap-auth``; and it ignores the client's WINDOW_UPDATE frames, so it sends catalogues regardless of the
+client's windows.
 """
 
 from __future__ import annotations

@@ -13,12 +13,15 @@ import psycopg
 import pytest
 from tests.containers.engine import (
     ADMIN,
+    BUILD_SECONDS,
     COMMANDS,
     GRPC,
     HARDENED,
     Running,
     Secrets,
+    base_image,
     build,
+    build_image,
     engine_or_skip,
     need_image,
     user_network,
@@ -42,6 +45,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"figure: {line}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the image waits for its build, which compiles the engine."""
+    for item in items:
+        if "image" in getattr(item, "fixturenames", ()):
+            limit = item.get_closest_marker("timeout")
+            seconds = limit.args[0] if limit else float(item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds + BUILD_SECONDS), append=False)
+
+
 @pytest.fixture
 def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """``figure("…")`` prints a line at the end of the run."""
@@ -59,7 +71,9 @@ def engine() -> Iterator[docker.DockerClient]:
 @pytest.fixture(scope="session")
 def image(engine: docker.DockerClient) -> str:
     """Id of the image, built once from this working tree."""
-    return build(engine)
+    need_image(engine, base_image(), "BASE_IMAGE")
+    need_image(engine, build_image(), "BUILD_IMAGE")
+    return build(engine)[0]
 
 
 @pytest.fixture(scope="session")

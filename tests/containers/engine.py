@@ -55,6 +55,11 @@ def base_image() -> str:
     return os.environ.get("BASE_IMAGE") or "python:3.12-slim"
 
 
+def build_image() -> str:
+    """The image in which the wheel is built: ``BUILD_IMAGE``, or the Dockerfile's default."""
+    return os.environ.get("BUILD_IMAGE") or base_image()
+
+
 def missing(what: str) -> Any:
     """Fail in CI, skip elsewhere."""
     told = f"the image cannot be tested: {what}"
@@ -86,24 +91,29 @@ def need_image(engine: docker.DockerClient, image: str, variable: str) -> None:
         missing(f"the image {image} ({variable}) is not present and cannot be pulled: {error}")
 
 
-def build(engine: docker.DockerClient) -> str:
-    """Build the image as in docs/containers.md, with the classic builder, which every engine has. Returns its id."""
-    need_image(engine, base_image(), "BASE_IMAGE")
-    given = [name for name in _BUILD_ARGUMENTS if os.environ.get(name)]
-    arguments = ["docker", "build", "-t", IMAGE, "--build-arg", f"BASE_IMAGE={base_image()}"]
-    arguments += ["--build-arg", "REVISION=abc"]
-    for name in given:
-        arguments += ["--build-arg", name]
-    environment = os.environ | {"DOCKER_BUILDKIT": "0"}
-    try:
-        done = subprocess.run(
-            [*arguments, "."], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS
-        )
-    except FileNotFoundError:
-        missing("the docker command (Debian docker.io, docker-cli)")
+def build(engine: docker.DockerClient, tag: str = IMAGE, **arguments: str) -> tuple[str, str]:
+    """Build the image as in docs/containers.md, with the classic builder, which every engine has; ``arguments`` of the
+    build other than the default ones. Returns the id of the image, and what was printed."""
+    done = run_build(tag, REVISION="abc", **arguments)
     if done.returncode:
         pytest.fail(f"the image was not built:\n{done.stdout[-3000:]}{done.stderr[-3000:]}", pytrace=False)
-    return str(engine.images.get(IMAGE).id)
+    return str(engine.images.get(tag).id), done.stdout + done.stderr
+
+
+def run_build(tag: str, *options: str, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """``docker build`` with what this environment needs. Fails if docker is missing."""
+    given = {name: value for name in _BUILD_ARGUMENTS if (value := os.environ.get(name))}
+    given |= {"BASE_IMAGE": base_image(), "BUILD_IMAGE": build_image()} | arguments
+    command = ["docker", "build", "-t", tag, *options]
+    for name, value in given.items():
+        command += ["--build-arg", f"{name}={value}"]
+    environment = os.environ | {"DOCKER_BUILDKIT": "0"}
+    try:
+        return subprocess.run(
+            [*command, "."], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS
+        )
+    except FileNotFoundError:
+        return cast("subprocess.CompletedProcess[str]", missing("the docker command (Debian docker.io, docker-cli)"))
 
 
 class Running:

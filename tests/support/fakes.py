@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from definition_server.catalog.definition import Row
+from definition_server.control_plane.source import Ranges
 from definition_server.observability.status import (
     CatalogStatus,
     RequestStatus,
@@ -93,7 +94,10 @@ class FakeReading:
         self._error = error
         self._after_rows = after_rows
 
-    async def batches(self) -> AsyncIterator[list[Row]]:
+    async def ranges(self, before: Ranges | None) -> None:
+        """See `Reading.ranges`."""
+
+    async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""
         for number, row in enumerate(self._rows):
             if self._error is not None and number == self._after_rows:

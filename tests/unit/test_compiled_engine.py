@@ -150,6 +150,25 @@ def test_modules_that_mypyc_refuses_leave_the_wheel_pure(project: Path) -> None:
     assert "Incompatible return value" in line
 
 
+@pytest.mark.slow
+@can_compile
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import sys\nassert 'tiny.doubled' in sys.modules", "tiny.tripled, imported first, ends its process with 1"),
+        ("import os\nos.abort()", "tiny.tripled, imported first, ends its process with -6"),
+    ],
+    ids=["needs another", "aborts"],
+)
+def test_a_compiled_module_that_cannot_be_imported_first_leaves_the_wheel_pure(
+    project: Path, line: str, reason: str
+) -> None:
+    (project / "src/tiny/tripled.py").write_text(f"{line}\n")
+    wheels, printed, _ = build(project, COMPILED_ENGINE="1")
+    assert [wheel.name for wheel in wheels] == [PURE]
+    assert reason in printed
+
+
 def test_the_engine_says_which_of_its_forms_runs() -> None:
     assert (grpc_h2.ENGINE == "pure") == isinstance(Connection.receive_data, FunctionType)
     assert grpc_h2.ENGINE in ("pure", "compiled")

@@ -1,17 +1,23 @@
 """Builds a snapshot from rows.
 
-The builder keeps one encoded ``CommandResponse`` per name and nothing else, so 200 MB of code take little more than
+The builder keeps one encoded ``CommandResponse`` per name and little else, so 200 MB of code take little more than
 200 MB of memory while they are read. The result is a list of pieces, which are written to shared memory one after the
 other and never joined.
+
+A build may begin with rows of the one before (`take_over`). Their messages stay in that snapshot: the new one is made
+of slices of it, as long as the runs of commands between two changes. It is the same, octet for octet, as one that is
+built from all rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
-from operator import ne
+from itertools import chain, compress, islice, repeat
+from operator import is_, itemgetter, ne
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import (
@@ -27,6 +33,7 @@ from definition_server.catalog.definition import (
     parse_definition,
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
+from definition_server.catalog.previous_build import Arrangement, Entry, Kept, PreviousBuild
 from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
@@ -39,6 +46,13 @@ from definition_server.catalog.validation import (
 _NO_ID = -(2**63) - 1
 """Stands for the id of a row without one: below every other."""
 
+_DIGEST = itemgetter(1)
+"""The content hash of an entry."""
+
+_HASHED_TOGETHER = 512
+"""Pieces that are joined before they are hashed, where they are short: a call for each costs more than the copy."""
+_SHORT_OCTETS = 1 << 20
+
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 
 
@@ -50,7 +64,7 @@ class CatalogTooLarge(ValueError):
 class BuiltSnapshot:
     """A snapshot as its pieces, in order."""
 
-    pieces: list[bytes]
+    pieces: list[bytes | memoryview]
     footer: Footer
 
     @property
@@ -93,12 +107,35 @@ class SnapshotBuilder:
         self._differed: dict[bytes, None] = {}
         # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
-        # name → (id of its row, encoded CommandResponse)
-        self._entries: dict[bytes, tuple[int, bytes]] = {}
+        self._entries: dict[bytes, Entry] = {}
         # name → content hash. A table of its own, because to copy it takes a tenth of the time of making it.
         self._digests: dict[bytes, bytes] = {}
+        self._previous: PreviousBuild | None = None
+        # The rows that were served when they were added, by range: names and entries.
+        self._ranges: dict[int, tuple[list[bytes], list[Entry]]] = {}
+        # Ranges with a row that was not.
+        self._not_kept: set[int | None] = set()
+        self._kept: dict[int, Kept] = {}
+        self._built: tuple[Footer, Arrangement] | None = None
+        # The names whose command is not copied from the previous snapshot, as soon as it is built.
+        self._renewed: list[bytes] = []
         self._suspicions: dict[bytes, list[Suspect]] = {}
         self.findings = Findings()
+
+    def take_over(self, previous: PreviousBuild, ranges: Iterable[int]) -> None:
+        """Begin with the rows of ``ranges``, which ``previous`` keeps. Before the first `add`.
+
+        ``previous`` was built with the same signing key.
+        """
+        assert not self._entries, "rows are taken over first: none of them may replace one that was read"
+        self._previous = previous
+        self._kept = {number: previous.ranges[number] for number in ranges}
+        for names, entries in self._kept.values():
+            self._entries.update(zip(names, entries, strict=True))
+            self._digests.update(zip(names, map(_DIGEST, entries), strict=True))
+        if self._known is not None:
+            self._differed = dict.fromkeys(self._compare(self._known))
+        self.findings.source_rows += len(self._entries)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add ``rows``, in any order. Of rows with the same name the one with the highest id is served."""
@@ -108,28 +145,32 @@ class SnapshotBuilder:
             if reason is None:
                 self._add_served(row)
             else:
+                self._not_kept.add(row.range)
                 self.findings.note(reason, row)
                 if row.name:
                     self._note_fault(row.name, reason, row)
 
     def _note_fault(self, name: bytes, reason: Unserved, row: Row) -> None:
         earlier = self._faults.get(name)
-        if earlier is None or _order(earlier[1]) < _order(row):
+        if earlier is None or (_order(earlier[1]), earlier[0]) < (_order(row), reason):
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
         name = row.name or b""
         earlier = self._entries.get(name)
+        order, (digest, message) = _order(row), self._encode(row)
         if earlier is not None:
-            loser = row if _order(row) < earlier[0] else row._replace(id=_id(earlier[0]))
+            # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
+            loser = row if (order, digest) < earlier[:2] else row._replace(id=_id(earlier[0]))
             self.findings.note(Unserved.DUPLICATE, loser)
             if loser is row:
+                self._not_kept.add(row.range)
                 return
             for suspicion in self._suspicions.pop(name, ()):
                 self.findings.withdraw(suspicion, loser)
-        digest, message = self._encode(row)
-        self._entries[name] = (_order(row), message)
+        entry = self._entries[name] = (order, digest, message)
         self._digests[name] = digest
+        self._note_range(row.range, name, entry)
         if self._known is not None and self._known.get(name) != digest:
             self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
@@ -140,6 +181,16 @@ class SnapshotBuilder:
     def _suspect(self, name: bytes, why: Suspect, row: Row) -> None:
         self._suspicions.setdefault(name, []).append(why)
         self.findings.note(why, row)
+
+    def _note_range(self, number: int | None, name: bytes, entry: Entry) -> None:
+        if number is None:
+            self._not_kept.add(None)
+            return
+        found = self._ranges.get(number)
+        if found is None:
+            found = self._ranges[number] = [], []
+        found[0].append(name)
+        found[1].append(entry)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
         """Content hash and ``CommandResponse`` of a row that can be carried."""
@@ -175,8 +226,11 @@ class SnapshotBuilder:
         if known is self._known:
             # `known` may have changed meanwhile, and of rows with one name another one may be served.
             return [name for name in self._differed if name in digests and digests[name] != known.get(name)]
-        # Without a step of the interpreter for each row that is as it was.
-        return list(compress(digests, map(ne, digests.values(), map(known.get, digests))))
+        return list(self._compare(known))
+
+    def _compare(self, known: Mapping[bytes, bytes]) -> Iterator[bytes]:
+        """`differing`, of all rows so far. Without a step of the interpreter for each row that is as it was."""
+        return compress(self._digests, map(ne, self._digests.values(), map(known.get, self._digests)))
 
     def faults(self) -> Mapping[bytes, Unserved]:
         """The names of which no row can be served → why not. Of several rows of a name the highest id's reason."""
@@ -188,10 +242,18 @@ class SnapshotBuilder:
         Raises:
             KeyError: where it would serve none.
         """
-        order, message = self._entries[name]
-        definition = parse_definition(memoryview(message))
+        order = self._entries[name][0]
+        definition = parse_definition(memoryview(self._message(name)))
         code = definition.code if self._signer is None else payload_of(definition.code)
         return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
+
+    def _message(self, name: bytes) -> bytes:
+        message = self._entries[name][2]
+        if message is None:
+            assert self._previous is not None
+            message = self._previous.snapshot.answer(name)
+            assert message is not None, "what was taken over is in the previous snapshot"
+        return message
 
     def id_of(self, name: bytes) -> int | None:
         """The id of the row that is served under ``name``; None where it is held, or has none."""
@@ -208,8 +270,8 @@ class SnapshotBuilder:
         not served are withdrawn; the caller reports it as held, for ``reason``.
         """
         self._withdraw(name)
-        self._entries[name] = (_NO_ID, bytes(message))
-        self._digests[name] = bytes(message[-64:])
+        digest = self._digests[name] = bytes(message[-64:])
+        self._entries[name] = (_NO_ID, digest, bytes(message))
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count its row under ``reason``."""
@@ -237,38 +299,118 @@ class SnapshotBuilder:
         Raises:
             CatalogTooLarge: where the body would exceed 2 GiB.
         """
-        names = sorted(self._entries)
-        version = _version_hash((name, self._digests[name]) for name in names)
-        pieces: list[bytes] = []
-        slots = _Slots(slot_count(len(names)))
-        position = 0
-        for name in names:
-            message = self._entries[name][1]
-            prefix = b"\x0a" + wire.varint(len(message))
-            slots.put(name_hash(name), position + len(prefix), len(message))
-            position += len(prefix) + len(message)
-            pieces.append(prefix)
-            pieces.append(message)
+        pieces, arrangement, body = self._arrange()
+        names = arrangement.names
+        version = _version_hash(names, map(self._digests.__getitem__, names))
         tail = _catalog_tail(len(names), version)
-        body_length = position + len(tail)
+        body_length = body + len(tail)
         if body_length > wire.MAX_MESSAGE:
             raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
-        pieces += [tail, slots.to_bytes()]
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
+        slots = slot_count(len(names))
+        pieces += [tail, memoryview(_index(slots, arrangement))]
         footer = Footer(
             generation=generation,
             created_at_ns=created_at_ns,
             count=len(names),
             body_length=body_length,
-            slots=slots.count,
+            slots=slots,
             key_id=UNSIGNED if self._signer is None else self._signer.key_id,
             version_hash=version,
-            content_digest=digest.digest(),
+            content_digest=_digest(pieces),
         )
         pieces.append(footer.pack())
+        self._built = footer, arrangement
         return BuiltSnapshot(pieces, footer)
+
+    def _arrange(self) -> tuple[list[bytes | memoryview], Arrangement, int]:
+        """The commands as pieces of the body, where each is, and the octets of all."""
+        entries = self._entries
+        before = Arrangement() if self._previous is None else self._previous.arrangement
+        old = None if self._previous is None else self._previous.snapshot.body
+        names: list[bytes] = []
+        offsets, lengths, hashes = array("Q"), array("Q"), array("Q")
+        pieces: list[bytes | memoryview] = []
+        position = 0  # in the new body
+        done = 0  # commands of the previous snapshot
+
+        def copy(end: int) -> None:
+            """Copy the commands of the previous snapshot from ``done`` to ``end``: they are as they were."""
+            nonlocal position
+            if old is None or done == end:
+                return
+            begin, after = before.begin(done), before.end(end - 1)
+            pieces.append(old[begin:after])
+            names.extend(before.names[done:end])
+            lengths.extend(before.lengths[done:end])
+            hashes.extend(before.hashes[done:end])
+            shift, moved = position - begin, before.offsets[done:end]
+            offsets.extend([offset + shift for offset in moved] if shift else moved)
+            position += after - begin
+
+        self._renewed = self._changed(before)
+        for name in self._renewed:
+            if old is not None:
+                number = bisect_left(before.names, name, done)
+                copy(number)
+                done = number + (number < len(before.names) and before.names[number] == name)
+            message = entries[name][2] if name in entries else None
+            if message is None:  # it is gone
+                continue
+            length = len(message)
+            prefix = b"\x0a" + wire.varint(length)
+            position += len(prefix)
+            names.append(name)
+            offsets.append(position)
+            lengths.append(length)
+            hashes.append(name_hash(name))
+            pieces.append(prefix)
+            pieces.append(message)
+            position += length
+        copy(len(before.names))
+        if old is not None and names == before.names:  # one list and one array in memory
+            names, slots = before.names, before.slots
+        else:
+            slots = array("Q", _slots(slot_count(len(names)), hashes))
+        return pieces, Arrangement(names, offsets, lengths, hashes, slots), position
+
+    def _changed(self, before: Arrangement) -> list[bytes]:
+        """The names whose command is not as in the previous snapshot: new, changed or gone. In name order."""
+        changed = [name for name, entry in self._entries.items() if entry[2] is not None]
+        changed += [name for name in before.names if name not in self._entries]
+        changed.sort()
+        return changed
+
+    def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
+        """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
+        if self._previous is None or snapshot is None or not _same(snapshot.footer, self._previous.snapshot.footer):
+            return None
+        return self._renewed
+
+    def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
+        """What the next build may take over from ``snapshot``, where `build` has made the same octets. O(rows).
+
+        To be called after `build`. None where the snapshot is another one, or the rows came without ranges.
+        """
+        assert self._built is not None, "it was built"
+        footer, arrangement = self._built
+        if not _same(footer, snapshot.footer) or None in self._not_kept:
+            return None
+        entries = self._entries
+
+        def served(names: Iterable[bytes], expected: Iterable[Entry]) -> bool:
+            return all(map(is_, map(entries.get, names), expected))
+
+        kept = {number: found for number, found in self._kept.items() if served(*found)}
+        suspects = self._suspicions.keys()
+        for number, (names, found) in self._ranges.items():
+            if number not in self._not_kept and served(names, found) and suspects.isdisjoint(names):
+                kept[number] = names, [(order, digest, None) for order, digest, _ in found]
+        return PreviousBuild(snapshot, arrangement, kept)
+
+
+def _same(one: Footer, other: Footer) -> bool:
+    """Whether two snapshots have the same body and index."""
+    return (one.content_digest, one.key_id) == (other.content_digest, other.key_id)
 
 
 def _order(row: Row) -> int:
@@ -279,11 +421,21 @@ def _id(order: int) -> int | None:
     return None if order == _NO_ID else order
 
 
-def _version_hash(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _version_hash(names: Iterable[bytes], digests: Iterable[bytes]) -> bytes:
     """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL."""
+    return _digest(chain.from_iterable(zip(names, repeat(b"\0"), digests)))
+
+
+def _digest(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """SHA-256 of ``pieces``, one after the other."""
     digest = hashlib.sha256()
-    for name, value in pairs:
-        digest.update(b"%b\0%b" % (name, value))
+    remaining = iter(pieces)
+    while some := list(islice(remaining, _HASHED_TOGETHER)):
+        if sum(map(len, some)) <= _SHORT_OCTETS:
+            digest.update(b"".join(some))
+            continue
+        for piece in some:
+            digest.update(piece)
     return digest.digest()
 
 
@@ -292,24 +444,26 @@ def _catalog_tail(count: int, version: bytes) -> bytes:
     return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
 
 
-class _Slots:
-    """The index under construction."""
+def _slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
+    """The slot of each name in an index of ``count`` slots, in the order in which they take them."""
+    mask = count - 1
+    taken = bytearray(count)
+    for hashed in hashes:
+        slot = hashed & mask
+        while taken[slot]:
+            slot = (slot + 1) & mask
+        taken[slot] = 1
+        yield slot
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._octets = bytearray(count * SLOT.size)
-        self._taken = bytearray(count)
 
-    def put(self, hashed: int, offset: int, length: int) -> None:
-        mask = self.count - 1
-        position = hashed & mask
-        while self._taken[position]:
-            position = (position + 1) & mask
-        self._taken[position] = 1
-        SLOT.pack_into(self._octets, position * SLOT.size, hashed, offset, length)
-
-    def to_bytes(self) -> bytes:
-        return bytes(self._octets)
+def _index(count: int, arrangement: Arrangement) -> bytearray:
+    """The index, of ``count`` slots."""
+    octets = bytearray(count * SLOT.size)
+    put, size = SLOT.pack_into, SLOT.size
+    parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
+    for slot, hashed, offset, length in zip(*parts, strict=True):
+        put(octets, slot * size, hashed, offset, length)
+    return octets
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:

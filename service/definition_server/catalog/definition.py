@@ -46,6 +46,8 @@ class Row(NamedTuple):
     """The version of ``avbc_code``, 32 bits with a sign."""
     fault: Unserved | None = None
     """The fault because of which the source could not read the row as it is, or did not try."""
+    range: int | None = None
+    """The range of the source that has the row, where the source was asked for its ranges."""
 
 
 def shown(name: bytes) -> str:

@@ -12,7 +12,7 @@ too many have vanished since the baseline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -91,13 +91,38 @@ class Contents:
         octets = len(snapshot.body) - overhead * len(names)
         return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank), hashes)
 
+    def after(self, later: Snapshot, changed: Iterable[bytes], *, with_hashes: bool = False) -> Contents:
+        """Those of ``later``, in which no other names than ``changed`` differ. O(changed), and O(names) where any came
+        or went.
+        """
+        overhead = 0 if later.footer.key_id == UNSIGNED else OVERHEAD
+        found = {name: later.answer(name) for name in changed}
+        there = {name for name, message in found.items() if message is not None}
+        names = self.names
+        if not names >= there or len(names) != later.count:
+            names = (names - found.keys()) | there
+        blank = {
+            name for name, message in found.items() if message is not None and _has_blank_code(message, overhead)
+        } | (self.blank - found.keys())
+        hashes: dict[bytes, bytes] = {}
+        if with_hashes:
+            hashes = {name: digest for name, digest in self.hashes.items() if name not in found}
+            hashes |= {name: message[-64:] for name, message in found.items() if message is not None}
+        return Contents(later.version_hash, names, len(later.body) - overhead * later.count, blank, hashes)
+
     def lost_in(self, later: Contents) -> AbstractSet[bytes]:
         """The commands that are not in ``later``, or whose code is blank there and is not here."""
-        return (self.names - later.names) | ((self.names & later.blank) - self.blank)
+        gone = frozenset[bytes]() if self.names is later.names else self.names - later.names
+        return gone | ((self.names & later.blank) - self.blank)
 
     def changed_in(self, later: Contents) -> AbstractSet[bytes]:
         """The commands that are in ``later`` with another content."""
         return {name for name, digest in self.hashes.items() if later.hashes.get(name, digest) != digest}
+
+
+def _has_blank_code(message: bytes, overhead: int) -> bool:
+    length, start = wire.read_varint(message, 1)
+    return _is_blank(memoryview(message), start + length, overhead)
 
 
 def _is_blank(message: memoryview, position: int, overhead: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from mmap import mmap
 
@@ -141,17 +141,18 @@ class Snapshot:
                 yield content
 
     def _find(self, name: bytes) -> tuple[int, int] | None:
-        # An answer starts with its name field, tag and length included, so one comparison of prefixes shows whether
-        # the slot belongs to this name or to another name with the same 64-bit hash.
-        prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
         wanted = name_hash(name)
         position = wanted & self._mask
         while True:
             found, offset, length = SLOT.unpack_from(self._index, position * SLOT.size)
             if length == 0:
                 return None
-            if found == wanted and self._buffer[offset : offset + len(prefix)] == prefix:
-                return offset, length
+            if found == wanted:
+                # An answer starts with its name field, tag and length included, so one comparison of prefixes shows
+                # whether the slot belongs to this name or to another name with the same 64-bit hash.
+                prefix = b"%c%b%b" % (_NAME_TAG, wire.varint(len(name)), name)
+                if self._buffer[offset : offset + len(prefix)] == prefix:
+                    return offset, length
             position = (position + 1) & self._mask
 
 
@@ -164,10 +165,16 @@ class Difference:
     changed: tuple[str, ...]
 
 
-def diff(old: Snapshot | None, new: Snapshot) -> Difference:
-    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change."""
-    before = {} if old is None else _hashes(old)
-    after = _hashes(new)
+def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = None) -> Difference:
+    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change.
+
+    Args:
+        old: What was served.
+        new: What replaces it.
+        names: The only names that may differ, where that is known: no others are compared.
+    """
+    before = {} if old is None else _hashes(old, names)
+    after = _hashes(new, names)
     return Difference(
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
@@ -175,8 +182,11 @@ def diff(old: Snapshot | None, new: Snapshot) -> Difference:
     )
 
 
-def _hashes(snapshot: Snapshot) -> dict[str, bytes]:
-    """Name → hash. Does not read the code: the hash is the last field, and its value has 64 octets."""
+def _hashes(snapshot: Snapshot, names: Iterable[bytes] | None) -> dict[str, bytes]:
+    """Name → hash, in name order. Does not read the code: the hash is the last field, and its value has 64 octets."""
+    if names is not None:
+        found = ((name, snapshot.answer(name)) for name in sorted(names))
+        return {name.decode(): message[-64:] for name, message in found if message is not None}
     hashes = {}
     for message in snapshot.messages():
         length, start = wire.read_varint(message, 1)

@@ -80,7 +80,7 @@ def _example(row: Row) -> str:
 
 def reason_not_served(row: Row) -> Unserved | None:
     """Why ``row`` by itself cannot be served; None if it can. The builder detects duplicates."""
-    _, name, kind, interface, code, _, _, fault = row
+    _, name, kind, interface, code, _, _, fault, _ = row
     if not name:
         return Unserved.NULL_NAME if name is None else Unserved.EMPTY_NAME
     if fault is not None:

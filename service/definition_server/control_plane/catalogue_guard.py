@@ -9,7 +9,7 @@ so that a change can always be taken back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -38,7 +38,8 @@ class CatalogueGuard:
         self._background = background
         self._limits = limits
         # A table of all hashes is made only where a limit needs it.
-        self._contents_of = partial(Contents.of, with_hashes=limits.changed_percent < _ALL_PERCENT)
+        self._with_hashes = limits.changed_percent < _ALL_PERCENT
+        self._contents_of = partial(Contents.of, with_hashes=self._with_hashes)
         self._allow_empty = allow_empty
         # Contents and no snapshots: a snapshot that was replaced must not be kept in memory.
         self._newest: Contents | None = None
@@ -50,6 +51,7 @@ class CatalogueGuard:
         candidate: Snapshot,
         before: Snapshot | None,
         *,
+        changed: Iterable[bytes] | None = None,
         held: AbstractSet[bytes],
         held_before: int,
         now: float,
@@ -60,6 +62,7 @@ class CatalogueGuard:
         Args:
             candidate: What was read.
             before: The newest catalogue that passed; None where there is none.
+            changed: The only names that may differ between the two; None: any may.
             held: The commands whose row the gate holds.
             held_before: How many it held in ``before``.
             now: Seconds of the loop's clock.
@@ -72,7 +75,11 @@ class CatalogueGuard:
         if before is None or candidate.version_hash == before.version_hash or excused(candidate.version_hash):
             return None
         served = await self._contents(before)
-        contents = self._weighed = await self._background.run(self._contents_of, candidate)
+        if changed is None:
+            contents = await self._background.run(self._contents_of, candidate)
+        else:
+            contents = await self._background.run(served.after, candidate, changed, with_hashes=self._with_hashes)
+        self._weighed = contents
         return judge(
             contents,
             served,
@@ -101,6 +108,10 @@ class CatalogueGuard:
         if self._weighed is not None and self._weighed.version == candidate.version_hash:
             self._newest = self._weighed
         self._weighed = None
+
+    async def prepare(self, newest: Snapshot) -> None:
+        """Read ``newest``, with which the next catalogue will be compared, where that was not done yet."""
+        await self._contents(newest)
 
     def _baseline_at(self, now: float) -> Contents | None:
         """The baseline, unless it is too old to count."""

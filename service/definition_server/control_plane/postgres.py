@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
@@ -38,7 +38,7 @@ from definition_server.control_plane.database_address import (
     parse_fault,
     shares,
 )
-from definition_server.control_plane.source import Reading, ReadLimits, SourceError
+from definition_server.control_plane.source import Ranges, Reading, ReadLimits, SourceError
 from definition_server.control_plane.table_reading import (
     ROW_OVERHEAD,
     SETTINGS_SQL,
@@ -49,6 +49,7 @@ from definition_server.control_plane.table_reading import (
     bytecode_fault,
     classes,
     rows_of_batch,
+    runs,
 )
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
@@ -65,6 +66,9 @@ _CLIENT_MARGIN_SECONDS = 1.0
 """Seconds between the server's own timeout and ours, so that the server's clear error comes first."""
 
 _LOCK_SHARE = 0.8
+
+_TID_RANGE_SCANS = 140000
+"""The version of PostgreSQL that has them."""
 
 _NEW_CONNECTIONS = 2
 """New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
@@ -389,6 +393,9 @@ class _Reading:
         self.fingerprint = prefix
         self.plan = Plan(None, None)
         self.bytecode_fault: str | None = None
+        self._basis = ""
+        # Range → class of size → rows and octets; None: it was not asked for.
+        self._sizes: dict[int, dict[int, tuple[int, int]]] | None = None
 
     async def end(self) -> None:
         """End the transaction."""
@@ -409,6 +416,8 @@ class _Reading:
         self.plan = Plan(definitions, None if self.bytecode_fault else bytecode)
         if self.plan.mistrust is None:
             (versions,) = await self._row(self.plan.versions_sql())
+            _, _, bytecode_versions = versions.decode().partition("/")
+            self._basis = f"{self.fingerprint}/{state.decode()}/{bytecode_versions}"
             self.fingerprint += f"/{state.decode()}/{versions.decode()}"
         else:
             await self._limited(self._connection.execute(self.plan.exists_sql(), prepare=False))
@@ -420,26 +429,54 @@ class _Reading:
         await self._limited(cursor.execute(statement, prepare=False))
         return await cursor.fetchone() or ()
 
-    async def batches(self) -> AsyncIterator[list[Row]]:
+    async def ranges(self, before: Ranges | None) -> Ranges | None:
+        """See `Reading.ranges`."""
+        if self.plan.blocks is None or self._connection.info.server_version < _TID_RANGE_SCANS:
+            return None
+        width = self.plan.width(None if before is None else before.width)
+        cursor = self._connection.cursor(binary=True)
+        await self._limited(cursor.execute(self.plan.ranges_sql(self._limits.definition, width), prepare=False))
+        self._sizes = {}
+        versions: dict[int, str] = {}
+        for number, size, rows, octets, hashes in sorted(await cursor.fetchall()):
+            self._sizes.setdefault(number, {})[size] = rows, octets
+            versions[number] = f"{versions.get(number, '')}/{size}:{rows}:{hashes}"
+        self.plan.range_blocks = width
+        return Ranges(f"{self._basis}/{width}", versions, width)
+
+    async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""
-        for number in await self._classes():
+        width = self.plan.range_blocks
+        everywhere: list[list[tuple[int, int]]] = [[]]
+        parts = everywhere if ranges is None or width is None else runs(ranges, width)
+        for number in await self._classes(ranges):
             too_large = number == len(classes(self._limits.definition))
             most = rows_of_batch(number, self._limits.definition)
-            async with _raw(self._connection.cursor(name="definitions")) as cursor:
-                statement = self.plan.rows_sql(number, self._limits.definition)
-                await self._limited(cursor.execute(statement, binary=True))
-                while rows := await self._limited(cursor.fetchmany(most)):
-                    yield self.plan.rows(rows, too_large=too_large)
+            for blocks in parts:
+                async with _raw(self._connection.cursor(name="definitions")) as cursor:
+                    statement = self.plan.rows_sql(number, self._limits.definition, blocks)
+                    await self._limited(cursor.execute(statement, binary=True))
+                    while rows := await self._limited(cursor.fetchmany(most)):
+                        yield self.plan.rows(rows, too_large=too_large)
 
-    async def _classes(self) -> list[int]:
-        """The classes of size that have rows.
+    async def _classes(self, ranges: Collection[int] | None) -> list[int]:
+        """The classes of size that have rows, in ``ranges`` or at all.
 
         Raises:
             SourceError: where all rows together are above the limit.
         """
+        if self._sizes is not None:
+            self._check_size([(size, *sums) for found in self._sizes.values() for size, sums in found.items()])
+            chosen = self._sizes if ranges is None else ranges
+            return sorted({size for number in chosen for size in self._sizes[number]})
         cursor = self._connection.cursor(binary=True)
         await self._limited(cursor.execute(self.plan.sizes_sql(self._limits.definition), prepare=False))
         sizes = await cursor.fetchall()
+        self._check_size(sizes)
+        return sorted(size[0] for size in sizes)
+
+    def _check_size(self, sizes: list[tuple[int, int, int]]) -> None:
+        """Raise `SourceError` where all rows together, by class, their number and octets, are above the limit."""
         readable = len(classes(self._limits.definition))
         rows, octets = (sum(size[part] for size in sizes if size[0] < readable) for part in (1, 2))
         octets += rows * ROW_OVERHEAD
@@ -449,7 +486,6 @@ class _Reading:
                 f"({self._limits.catalogue:,}); raise it, and the memory limit with it, or remove rows",
                 Reason.CATALOGUE_TOO_LARGE,
             )
-        return sorted(size[0] for size in sizes)
 
 
 def _raw(cursor: AnyCursor) -> AnyCursor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Findings
 from definition_server.control_plane.sync_state import ChangeCounts
@@ -31,8 +33,11 @@ def log_findings(findings: Findings, snapshot: Snapshot) -> None:
         )
 
 
-def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float) -> ChangeCounts:
-    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: O(size).
+def log_broadcast(
+    previous: Snapshot | None, snapshot: Snapshot, duration: float, may_differ: Iterable[bytes] | None
+) -> ChangeCounts:
+    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: all of both, or
+    the names that ``may_differ``, where these are known.
 
     Returns:
         What was changed.
@@ -41,7 +46,7 @@ def log_broadcast(previous: Snapshot | None, snapshot: Snapshot, duration: float
     numbers = (snapshot.count, 0, 0)
     examples: list[str] = []
     if previous is not None:
-        difference = diff(previous, snapshot)
+        difference = diff(previous, snapshot, may_differ)
         numbers = (len(difference.added), len(difference.removed), len(difference.changed))
         for kind, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
             names = getattr(difference, kind)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -255,7 +255,7 @@ class ServedCatalogue:
                 advance = await self._advance(publication, elapsed, len(rows_held))
                 settled = None
         if settled is None:
-            return await self._keep(advance)
+            return await self._keep(advance, builder.changed_since(advance.served_before))
         await self._wishes.note_fewer_held(version, len(rows_held))
         return settled
 
@@ -268,6 +268,7 @@ class ServedCatalogue:
             judgement = await self._guard.judge(
                 candidate,
                 self.newest,
+                changed=builder.changed_since(self.newest),
                 held=rows_held,
                 held_before=0 if self.newest is None else self._wishes.rows_held_in(self.newest.version_hash),
                 now=asyncio.get_running_loop().time(),
@@ -328,8 +329,16 @@ class ServedCatalogue:
                 await self._settle()
         return _Advance(to_keep, served_before, published, elapsed(), accepted, rows_held)
 
-    async def _keep(self, advance: _Advance) -> bool:
-        """Store and log what `_advance` did. Returns whether it was published. Without the lock: a disk may hang."""
+    async def _keep(self, advance: _Advance, changed: Iterable[bytes] | None = None) -> bool:
+        """Store and log what `_advance` did. Without the lock: a disk may hang.
+
+        Args:
+            advance: What was done.
+            changed: The only names that may differ from what was served before; None: any may.
+
+        Returns:
+            Whether it was published.
+        """
         snapshot = advance.to_keep.snapshot
         try:
             with span("store"):
@@ -339,10 +348,13 @@ class ServedCatalogue:
             os.close(advance.to_keep.descriptor)
         await self._wishes.note_passed(snapshot.version_hash, accepted=advance.accepted, rows_held=advance.rows_held)
         if advance.published:
-            counts = await self._background.run(log_broadcast, advance.served_before, snapshot, advance.seconds)
+            counts = await self._background.run(
+                log_broadcast, advance.served_before, snapshot, advance.seconds, changed
+            )
             self._state.note_changes(snapshot.version_hash, counts)
         else:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
+        await self._guard.prepare(snapshot)
         return advance.published
 
     def _spare(self) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +29,18 @@ class ReadLimits:
     """Octets of the snapshot of all others. Where it would be larger, no row is fetched, and the cycle fails."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The rows of a source, divided into ranges, at the moment of a reading."""
+
+    basis: str
+    """What the division and the fingerprints rest on. Those of two moments can be compared where it is the same."""
+    versions: Mapping[int, str]
+    """Range → fingerprint of its rows, for all ranges that have any."""
+    width: int = 1
+    """How much of the source is in a range, in a unit of its own."""
+
+
 class Reading(Protocol):
     """One consistent view of the source: the fingerprint and the rows are of the same moment."""
 
@@ -36,8 +48,18 @@ class Reading(Protocol):
     """Differs from an earlier one if anything that would be served has changed in between. It may also differ without
     such a change; where the source cannot know, it always does. It is compared, never interpreted."""
 
-    def batches(self) -> AsyncIterator[list[Row]]:
-        """All rows, in batches, in no particular order. May be called once.
+    async def ranges(self, before: Ranges | None) -> Ranges | None:
+        """The ranges of this moment; None where the source has none. From now on each row names its range.
+
+        Args:
+            before: Those of an earlier moment, to be compared with: the division is the same where that is possible.
+
+        Raises:
+            SourceError: where reading fails.
+        """
+
+    def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
+        """All rows, or those of ``ranges``, in batches, in no particular order. May be called once.
 
         Raises:
             SourceError: where reading fails. The batches before it must then not be used.

@@ -244,16 +244,16 @@ class Synchronizer:
         try:
             published = await catalogue.offer(table.builder, elapsed, rows_held)
         except Held:
-            self._dealt_with(table, signer)
+            await self._dealt_with(table, signer)
             raise
-        self._dealt_with(table, signer)
+        await self._dealt_with(table, signer)
         return Outcome.PUBLISHED if published or released else Outcome.UNCHANGED
 
-    def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
+    async def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
         # Where the signing key was rotated meanwhile, or a verdict does not last, the next cycle must not find the
         # table unchanged.
         if signer is self._signer and (self._gate is None or not self._gate.unsure):
-            self._reader.remember(table)
+            await self._reader.remember(table, (self.catalogue.newest, self.catalogue.candidate))
         else:
             self._reader.forget()
 

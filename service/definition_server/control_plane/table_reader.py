@@ -1,18 +1,28 @@
-"""The first step of a sync cycle: check the table for changes; where there are any, read and encode its rows."""
+"""The first step of a sync cycle: check the table for changes; where there are any, read and encode its rows.
+
+Where the last reading was dealt with, and little has changed since, only the ranges of the source that changed are
+read; the rest is taken over from the snapshot that was built then. Every other reading is a full one: the first, one
+that an operator or the interval asks for, one with another signing key, and one after a failure of any kind.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.catalog.signing import Signer
+from definition_server.catalog.previous_build import PreviousBuild
+from definition_server.catalog.signing import UNSIGNED, Signer
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
-from definition_server.control_plane.source import DefinitionSource, Reading
+from definition_server.control_plane.source import DefinitionSource, Ranges, Reading
 from definition_server.observability.tracing import begin, span
+
+_PART = 4
+"""Where more than this part of the ranges must be read, all rows are: to compare would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,31 @@ class ReadTable:
     fingerprint: str
     begun: float
     """When the reading began, in seconds of the loop's clock."""
+    ranges: Ranges | None = None
+    """Those of the source at that moment."""
+    ranges_read: int | None = None
+    """How many of them were read; None: all rows were."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Previous:
+    """The last reading that was dealt with: what the next may take over of it."""
+
+    build: PreviousBuild
+    ranges: Ranges
+
+    def changed(self, ranges: Ranges, signer: Signer | None) -> set[int] | None:
+        """Which of ``ranges`` must be read; None where all rows must be."""
+        key_id = UNSIGNED if signer is None else signer.key_id
+        if ranges.basis != self.ranges.basis or key_id != self.build.snapshot.footer.key_id:
+            return None
+        kept, versions = self.build.ranges, self.ranges.versions
+        read = {
+            number
+            for number, version in ranges.versions.items()
+            if number not in kept or versions.get(number) != version
+        }
+        return read if len(read) * _PART <= len(ranges.versions) else None
 
 
 class TableReader:
@@ -53,15 +88,27 @@ class TableReader:
         self._full_read_interval = full_read_interval
         self._fingerprint: str | None = None
         self._read_at = -math.inf
+        self._previous: _Previous | None = None
 
-    def remember(self, table: ReadTable) -> None:
-        """``table`` was dealt with: it is not read again until it changes."""
+    async def remember(self, table: ReadTable, snapshots: Iterable[Snapshot | None]) -> None:
+        """``table`` was dealt with: it is not read again until it changes.
+
+        Args:
+            table: What `read` has given.
+            snapshots: One of them may be what was built of it.
+        """
         self._fingerprint = table.fingerprint
-        self._read_at = table.begun
+        if table.ranges_read is None:
+            self._read_at = table.begun
+        if table.ranges is not None:
+            previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
+            if self._fingerprint == table.fingerprint:  # it was not to be forgotten meanwhile
+                self._previous = previous
 
     def forget(self) -> None:
-        """Read the table in the next cycle, changed or not."""
+        """Read the table in the next cycle, all of it, changed or not."""
         self._fingerprint = None
+        self._previous = None
 
     async def read(self, signer: Signer | None, *, serving: bool, unconditional: bool = False) -> ReadTable | None:
         """The table, signed by ``signer``; None where it has not changed.
@@ -83,19 +130,28 @@ class TableReader:
                 check.end()
                 if reading.fingerprint == self._fingerprint and not due:
                     return None
-                return await self._read_rows(reading, signer, begun, serving=serving)
+                return await self._read_rows(reading, signer, begun, due=due, serving=serving)
         finally:
             check.end()
 
-    async def _read_rows(self, reading: Reading, signer: Signer | None, begun: float, *, serving: bool) -> ReadTable:
+    async def _read_rows(
+        self, reading: Reading, signer: Signer | None, begun: float, *, due: bool, serving: bool
+    ) -> ReadTable:
+        """The rows of ``reading``: where that is possible and not ``due``, most of them from the previous snapshot."""
+        # It is remembered again only where this cycle succeeds.
+        previous, self._previous = self._previous, None
         if self._on_change is not None:
             self._on_change()
+        ranges = await reading.ranges(None if previous is None else previous.ranges)
+        changed = None if previous is None or ranges is None or due else previous.changed(ranges, signer)
+        builder = SnapshotBuilder(signer, None if self._known is None else self._known())
+        if previous is not None and ranges is not None and changed is not None:
+            await self._background.run(builder.take_over, previous.build, ranges.versions.keys() - changed)
         with span("read") as step:
-            builder = SnapshotBuilder(signer, None if self._known is None else self._known())
-            async for rows in reading.batches():
+            async for rows in reading.batches(changed):
                 await self._encode(builder, rows, serving=serving)
             step.set(rows=builder.findings.source_rows)
-        return ReadTable(builder, reading.fingerprint, begun)
+        return ReadTable(builder, reading.fingerprint, begun, ranges, None if changed is None else len(changed))
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
         """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""
@@ -104,3 +160,12 @@ class TableReader:
         else:
             # No calls are answered yet that could be delayed, and in this thread it is a quarter of a second faster.
             builder.add(rows)
+
+
+def _previous(builder: SnapshotBuilder, ranges: Ranges, snapshots: Iterable[Snapshot | None]) -> _Previous | None:
+    """What the next reading may take over; None where none of ``snapshots`` is what was built."""
+    for snapshot in snapshots:
+        build = None if snapshot is None else builder.as_previous(snapshot)
+        if build is not None:
+            return _Previous(build, ranges)
+    return None

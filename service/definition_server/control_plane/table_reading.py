@@ -6,6 +6,11 @@ the tables. Together they are the fingerprint (decision 7). It holds only where 
 where the text of each column follows from that tuple and the catalogue alone: `mistrust` names what breaks that.
 Then there is no fingerprint, and the table is read whole in every cycle.
 
+**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes the same sums for each range, so that
+only the rows of ranges that changed need to be read, by TID range scans (PostgreSQL 14; an earlier one would scan the
+whole table for each). An UPDATE that moves a row to another block changes both ranges. Partitioned tables, tables with
+inheritance children, and all that `mistrust` names have no ranges.
+
 **Sizes before content.** `sizes_sql` counts octets, without fetching or decompressing a text. Rows are then read by
 classes of size, so that a batch has at most 8 MiB, whatever the order in which the database scans.
 """
@@ -15,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, LiteralString
@@ -32,6 +37,16 @@ _CLASSES = (1000, 100, 10, 1)
 
 ROW_OVERHEAD = 150
 """Octets that a definition adds to a snapshot beside its four texts: tags and lengths, hash, and two index slots."""
+
+_RANGES = 1024
+"""About so many ranges a table has, unless it is small: a change costs a reading of 0.1 % of it."""
+_MOST_RANGES = 8 * _RANGES
+_LEAST_BLOCKS = 8
+_LAST_BLOCK = 2**32 - 1
+"""No heap has a block of this number."""
+
+_RUNS = 64
+"""Runs of ranges that one statement reads. Each is a scan of its own in the plan."""
 
 _LONGEST_NAME = 4096
 """Octets of the name of a row that is too large; a longer one fits into no request."""
@@ -79,6 +94,8 @@ SELECT
             JOIN pg_class ON pg_class.oid = tree.relid LEFT JOIN pg_am ON pg_am.oid = relam
             WHERE tree.number = root.number),
         'rls', row_security_active(relid),
+        'tables', (SELECT count(*) FROM tree WHERE tree.number = root.number),
+        'blocks', coalesce(pg_relation_size(relid), 0) / current_setting('block_size')::int,
         'one', EXISTS (SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
             WHERE indrelid = relid AND indisunique AND indisvalid AND indpred IS NULL AND indnkeyatts = 1
             AND attname = 'command_name'),
@@ -145,6 +162,10 @@ class Relation:
     policies_apply: bool
     one_row_a_command: bool
     columns: Mapping[str, Column]
+    tables: int = 1
+    """The table, and all below it."""
+    blocks: int = 0
+    """Of its heap."""
 
     @staticmethod
     def parse(facts: str | None) -> tuple[Relation | None, Relation | None]:
@@ -164,6 +185,8 @@ class Relation:
             facts["rls"],
             facts["one"],
             {name: Column(*values) for name, values in columns.items()},
+            facts["tables"],
+            facts["blocks"],
         )
 
     def mistrust(self) -> str | None:
@@ -208,6 +231,11 @@ class Plan:
         faults = ((name, relation.mistrust()) for name, relation in relations if relation is not None)
         self.mistrust = next((f"{name}: {fault}" for name, fault in faults if fault), None)
         """Why the tables are read whole in every cycle; None where their row versions are a fingerprint."""
+        whole = self.mistrust is not None or definitions is None or (definitions.kinds, definitions.tables) != _HEAP
+        self.blocks = None if definitions is None or whole else definitions.blocks
+        """Of the table's heap; None where it has no ranges."""
+        self.range_blocks: int | None = None
+        """Blocks of a range, where rows are to name theirs."""
 
     def versions_sql(self) -> LiteralString:
         """One row: the sum over all row versions. Its cost is one scan of the heap, and no text is read."""
@@ -222,16 +250,33 @@ class Plan:
 
     def sizes_sql(self, most: int) -> LiteralString:
         """Rows of (class, rows, octets). A row above ``most`` octets is in the class behind the last."""
-        limits = [limit for _, limit in classes(most)]
-        number = " ".join(f"WHEN octets <= {limit} THEN {index}" for index, limit in enumerate(limits))
         # OFFSET 0: the sum is computed once for a row, and not again for each limit.
         return _literal(
-            f"SELECT CASE {number} ELSE {len(limits)} END, count(*), sum(octets)::bigint "
+            f"SELECT {_class('octets', most)}, count(*), sum(octets)::bigint "
             f"FROM (SELECT {self._octets(most)} AS octets {self._from()} OFFSET 0) AS sizes GROUP BY 1"
         )
 
-    def rows_sql(self, number: int, most: int) -> LiteralString:
-        """The rows of class ``number``, for `row`."""
+    def width(self, before: int | None) -> int:
+        """Blocks of a range: as many as ``before``, unless the table has become another size."""
+        assert self.blocks is not None, "it has ranges"
+        if before is not None and self.blocks <= before * _MOST_RANGES:
+            return before
+        return max(_LEAST_BLOCKS, 1 << (self.blocks // _RANGES).bit_length())
+
+    def ranges_sql(self, most: int, width: int) -> LiteralString:
+        """Rows of (range, class, rows, octets, fingerprint), for ranges of ``width`` blocks. Classes: see `sizes_sql`.
+
+        The fingerprint is that of `versions_sql`, of these rows alone. A scan, as that costs, and no text is read.
+        """
+        return _literal(
+            f"SELECT block / {width}, {_class('octets', most)}, count(*), sum(octets)::bigint, sum(hash)::text "
+            "FROM (SELECT (t.ctid::text::point)[0]::bigint AS block, "
+            "hashtextextended(t.ctid::text || ':' || t.xmin::text, t.tableoid::bigint) AS hash, "
+            f"{self._octets(most)} AS octets {self._from()} OFFSET 0) AS versions GROUP BY 1, 2"
+        )
+
+    def rows_sql(self, number: int, most: int, blocks: Collection[tuple[int, int]] = ()) -> LiteralString:
+        """The rows of class ``number``, for `row`: all, or those in ``blocks`` (first, end)."""
         limits = [limit for _, limit in classes(most)]
         octets = self._octets(most)
         within = f"{octets} <= {limits[number]}" if number < len(limits) else "true"
@@ -242,14 +287,27 @@ class Plan:
         if self._bytecode is not None and not too_large:
             fits = f"{self._plain_octets()} + {_BYTECODE_OCTETS} <= {most}"
             fields += [f"CASE WHEN {fits} THEN b.avbc_bytecode END", "b.avbc_version::bigint", "b.source_hash::text"]
-        return _literal(f"SELECT {', '.join(fields)} {self._from()} WHERE {above} AND {within}")
+        if self.range_blocks is not None:
+            fields.append("t.ctid")
+        return _literal(f"SELECT {', '.join(fields)} {self._from(blocks)} WHERE {above} AND {within}")
 
     def rows(self, results: list[tuple[Any, ...]], *, too_large: bool) -> list[Row]:
         """Results of `rows_sql` as rows."""
+        if self.range_blocks is not None:
+            return self._ranged_rows(results, self.range_blocks, too_large=too_large)
         plain = not too_large and self._bytecode is None and not self._column("name").octets
         if plain and self._column("id").whole_number:
             return [self.row(values) if values[0] is None else Row(*values) for values in results]
         return [self.row(values, too_large=too_large) for values in results]
+
+    def _ranged_rows(self, results: list[tuple[Any, ...]], width: int, *, too_large: bool) -> list[Row]:
+        """`rows`, with the range of each."""
+        made = []
+        for values in results:
+            # A tid in its binary form: the block, 32 bits, and the number within it, 16 bits.
+            number = int.from_bytes(values[-1][:4]) // width
+            made.append(self.row(values[:-1], too_large=too_large)._replace(range=number))
+        return made
 
     def row(self, values: tuple[Any, ...], *, too_large: bool = False) -> Row:
         """A result of `rows_sql` as a row."""
@@ -299,23 +357,55 @@ class Plan:
         # Bytecode that does not fit beside its definition is left out, and not the definition.
         return f"({plain} + CASE WHEN {plain} + {_BYTECODE_OCTETS} <= {most} THEN {_BYTECODE_OCTETS} ELSE 0 END)"
 
-    def _from(self) -> str:
+    def _table(self, blocks: Collection[tuple[int, int]]) -> str:
+        if not blocks:
+            return TABLE
+        # One branch for each run: PostgreSQL scans a range of TIDs, and not a union of some.
+        parts = (
+            f"SELECT ctid, id, name, type, interface, code FROM {TABLE} "
+            f"WHERE ctid >= '({first},0)'::tid AND ctid < '({end},0)'::tid"
+            for first, end in blocks
+        )
+        return f"({' UNION ALL '.join(parts)})"
+
+    def _from(self, blocks: Collection[tuple[int, int]] = ()) -> str:
+        table = self._table(blocks)
         if self._bytecode is None:
-            return f"FROM {TABLE} AS t"
+            return f"FROM {table} AS t"
         source = BYTECODE_TABLE
         if not self._bytecode.one_row_a_command:
             source = f"(SELECT DISTINCT ON (command_name) * FROM {BYTECODE_TABLE} ORDER BY command_name)"
         same = 't.name::text COLLATE "C" = b.command_name::text COLLATE "C"'
         if self._column("name").octets:
             same = "t.name = convert_to(b.command_name::text, 'UTF8')"
-        return f"FROM {TABLE} AS t LEFT JOIN {source} AS b ON {same}"
+        return f"FROM {table} AS t LEFT JOIN {source} AS b ON {same}"
 
 
 _VERSIONS_SQL = (
     "(SELECT concat_ws(':', count(*), "
     "coalesce(sum(hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint)), 0)) FROM {})"
 )
+_HEAP = (("r heap",), 1)
 _BYTECODE_OCTETS = "coalesce(octet_length(b.avbc_bytecode), 0)"
+
+
+def _class(octets: str, most: int) -> str:
+    """The class of size of a row that has ``octets``, as SQL."""
+    limits = [limit for _, limit in classes(most)]
+    number = " ".join(f"WHEN {octets} <= {limit} THEN {index}" for index, limit in enumerate(limits))
+    return f"CASE {number} ELSE {len(limits)} END"
+
+
+def runs(ranges: Collection[int], width: int) -> list[list[tuple[int, int]]]:
+    """The blocks (first, end) of ``ranges`` of ``width`` blocks, adjacent ones together; some for each statement."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(ranges):
+        first, end = number * width, min((number + 1) * width, _LAST_BLOCK)
+        if found and found[-1][1] == first:
+            found[-1] = found[-1][0], end
+        else:
+            found.append((first, end))
+    return [found[start : start + _RUNS] for start in range(0, len(found), _RUNS)]
 
 
 def classes(most: int) -> list[tuple[int, int]]:

@@ -19,8 +19,10 @@ from definition_server.observability.logs import get_logger
 
 log = get_logger(__name__)
 
-STATUS_INDEX = {status: STATUSES.index(status.http) for status in Status}
-"""Where a status is counted in a stats slot."""
+STATUS_INDEX = [STATUSES.index(Status.INTERNAL.http)] * (max(Status) + 1)
+"""Status → where it is counted in a stats slot. A list, because an `IntEnum` takes long to hash."""
+for _status in Status:
+    STATUS_INDEX[_status] = STATUSES.index(_status.http)
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Handler = Callable[[bytes, Metadata], bytes]

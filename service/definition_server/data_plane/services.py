@@ -34,6 +34,9 @@ class DefinitionEngine:
         self.names_version = names_version
         self.snapshot: Snapshot | None = None
         """What is served; None until the first one is assigned."""
+        self._version: Version = ()
+        self._version_of = b""
+        """The hash that ``_version`` was made from. Not the snapshot, which would be kept in memory."""
 
     @property
     def version(self) -> Version:
@@ -41,7 +44,11 @@ class DefinitionEngine:
         snapshot = self.snapshot
         if snapshot is None or not self.names_version:
             return ()
-        return ((VERSION_METADATA, snapshot.version_hash[:_VERSION_DIGITS]),)
+        version_hash = snapshot.footer.version_hash
+        if version_hash is not self._version_of:
+            self._version = ((VERSION_METADATA, version_hash.hex()[:_VERSION_DIGITS]),)
+            self._version_of = version_hash
+        return self._version
 
     def get_command(self, request: bytes) -> bytes:
         """``CommandRequest`` → ``CommandResponse``, both serialized.

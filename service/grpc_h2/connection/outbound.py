@@ -165,6 +165,10 @@ class Outbound:
         moved = 0
         largest = min(self._max_frame, _LARGEST_FRAME)
         while moved < quantum:
+            size = self._send_whole_frames(stream, largest, quantum - moved, small, gathered)
+            if size:
+                moved += size
+                continue
             before, own = stream.unsent, stream.own_unsent
             parts = stream.next_frame(min(largest, self._flow.send_window))
             if not parts:
@@ -190,6 +194,26 @@ class Outbound:
                 small.append(self._headers(stream, stream.trailers, end_stream=True))
             stream.response_ended()
         return moved
+
+    def _send_whole_frames(
+        self, stream: Stream, octets: int, quantum: int, small: list[bytes], gathered: list[Piece]
+    ) -> int:
+        """Move frames of ``octets`` out of one large piece at once, as many as ``quantum`` takes; their octets in all.
+        A catalogue is hundreds of frames that differ in nothing but their content."""
+        own = stream.own_unsent
+        parts = stream.whole_frames(octets, min(-(-quantum // octets), self._flow.send_window // octets))
+        if not parts:
+            return 0
+        head = frames.HEADER.pack(octets >> 16, octets & 0xFFFF, frames.DATA, 0, stream.id)
+        small.append(head)
+        gathered += (b"".join(small), parts[0])
+        small.clear()
+        for part in parts[1:]:
+            gathered += (head, part)
+        self.held -= own - stream.own_unsent
+        self._flow.spend(octets * len(parts))
+        self._data_frames += len(parts)
+        return octets * len(parts)
 
     def check_invariants(self, streams: Iterable[Stream]) -> None:
         """Assert the sums over the open ``streams``."""

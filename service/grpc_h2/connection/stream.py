@@ -318,6 +318,23 @@ class Stream:
         self.unsent -= size
         return parts
 
+    def whole_frames(self, octets: int, most: int) -> list[memoryview]:
+        """Take the contents of at most ``most`` DATA frames of exactly ``octets`` from one large piece, but not its
+        end: `next_frame` takes that. Empty where a frame would hold anything else."""
+        queue = self._queue
+        if not queue or len(queue[0]) <= octets:
+            return []
+        piece = memoryview(queue[0])
+        most = min(most, self.send_window // octets, (len(piece) - 1) // octets)
+        if most <= 0:
+            return []
+        taken = most * octets
+        queue[0] = piece[taken:]
+        self.own_unsent -= taken if _own(piece) else 0
+        self.send_window -= taken
+        self.unsent -= taken
+        return [piece[begin : begin + octets] for begin in range(0, taken, octets)]
+
     # -- what must hold -------------------------------------------------------------------------------------------
 
     def check_invariants(self) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from grpc_h2.rpc.messages import ENCODINGS
 from grpc_h2.rpc.status import StatusCode
-from grpc_h2.wire.hpack import ENTRY_OVERHEAD, encode_block, encode_field
+from grpc_h2.wire.hpack import ENTRY_OVERHEAD, encode_block, encode_field, encode_integer
 
 Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
 
@@ -66,7 +65,8 @@ def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> by
     """A whole answer in one block: a call that failed before anything else was sent. Raises as `trailers_block`."""
     if len(message) <= _SURELY_FITS and not metadata and status != StatusCode.UNIMPLEMENTED:
         text = percent_encode(message)
-        return _failed(status) + encode_field(b"grpc-message", text) if text else _failed(status)
+        begin = _FAILED[status] if 0 <= status < len(_FAILED) else _failed(status)
+        return begin + _MESSAGE_NAME + encode_integer(len(text), 0x7F, 0x00) + text if text else begin
     if status != StatusCode.UNIMPLEMENTED:
         return _HEAD + encode_block(_trailers(status, message, metadata, _HEAD_SIZE))
     # compression.md: the answer to an unknown encoding names those that are known. It harms no other UNIMPLEMENTED.
@@ -74,7 +74,6 @@ def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> by
     return _HEAD + encode_block((*fields, _ACCEPT))
 
 
-@lru_cache
 def _failed(status: int) -> bytes:
     return _HEAD + encode_field(b"grpc-status", b"%d" % status)
 
@@ -153,5 +152,9 @@ def _size(name: bytes, value: bytes) -> int:
 _ACCEPT: Final = (b"grpc-accept-encoding", ", ".join(ENCODINGS).encode())
 _HEAD_FIELDS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _HEAD: Final = encode_block(_HEAD_FIELDS)
+_MESSAGE_NAME: Final = encode_field(b"grpc-message", b"")[:-1]
+"""The field without the length of its value."""
+_FAILED: Final = tuple([_failed(int(status)) for status in StatusCode])
+"""Status → the beginning of a Trailers-Only answer: a table, because an `IntEnum` takes long to hash."""
 _HEAD_SIZE: Final = sum(_size(name, value) for name, value in _HEAD_FIELDS)
 _OK: Final = encode_block(((b"grpc-status", b"0"),))

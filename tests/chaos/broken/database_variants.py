@@ -123,9 +123,9 @@ def publishes_half() -> None:
     accepts_empty()
     batches = postgres._Reading.batches
 
-    async def as_far_as_it_goes(self: postgres._Reading) -> AsyncIterator[list[Row]]:
+    async def as_far_as_it_goes(self: postgres._Reading, *ranges: Any) -> AsyncIterator[list[Row]]:
         try:
-            async for rows in batches(self):
+            async for rows in batches(self, *ranges):
                 yield rows
         except (SourceError, postgres.psycopg.Error, TimeoutError):
             return
@@ -137,7 +137,7 @@ def reads_by_page() -> None:
     """Reads page after page, each in its own transaction, and holds nothing."""
     accepts_empty()
 
-    async def pages(self: postgres._Reading) -> AsyncIterator[list[Row]]:
+    async def pages(self: postgres._Reading, *ranges: Any) -> AsyncIterator[list[Row]]:
         connection = self._connection
         start = 0
         while True:

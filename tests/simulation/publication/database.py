@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
+from zlib import crc32
 
 from definition_server.catalog.definition import Row
-from definition_server.control_plane.source import SourceError
+from definition_server.control_plane.source import Ranges, SourceError
 
 BAD = b"x = = "
 """The beginning of code that does not compile; the simulated checker knows no other."""
@@ -18,6 +19,7 @@ CLOCK = b"clock"
 """A row whose code is the number of the table's state, so that each catalogue shows which state it comes from."""
 
 _BATCH = 8
+_RANGES = 12
 
 State = dict[bytes, bytes]
 """Name → code."""
@@ -101,6 +103,10 @@ class Faults:
     slow: bool = False
 
 
+def _range(name: bytes) -> int:
+    return crc32(name) % _RANGES
+
+
 class SimulatedReading:
     """One view of the table."""
 
@@ -108,8 +114,15 @@ class SimulatedReading:
         self.fingerprint = str(number)
         self._rows, self._faults, self._random = list(rows.items()), faults, random
 
-    async def batches(self) -> AsyncIterator[list[Row]]:
-        """All rows, or a part of them and an error."""
+    async def ranges(self, before: Ranges | None) -> Ranges:
+        """Each row's range follows from its name."""
+        rows: dict[int, list[tuple[bytes, bytes]]] = {}
+        for name, code in sorted(self._rows):
+            rows.setdefault(_range(name), []).append((name, code))
+        return Ranges("", {number: repr(found) for number, found in rows.items()})
+
+    async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
+        """All rows, or those of ``ranges``, or a part of them and an error."""
         self._random.shuffle(self._rows)
         for start in range(0, len(self._rows), _BATCH):
             if self._faults.slow:
@@ -117,8 +130,9 @@ class SimulatedReading:
             if self._faults.breaks and self._random.random() < 0.4:
                 raise SourceError("simulated: the connection is lost in the midst of the rows")
             yield [
-                Row(number, name, b"function", b"[]", code)
+                Row(number, name, b"function", b"[]", code, range=_range(name))
                 for number, (name, code) in enumerate(self._rows[start : start + _BATCH], start)
+                if ranges is None or _range(name) in ranges
             ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, Peer
 from tests.support.h2_wire import (
@@ -27,6 +29,7 @@ from tests.support.h2_wire import (
 )
 
 from grpc_h2.connection.limits import Limits
+from grpc_h2.connection.stream import Stream
 
 LARGEST_WINDOW = 2**31 - 1
 
@@ -97,6 +100,42 @@ def test_a_new_initial_window_shifts_every_stream_even_below_zero(feed: Feed):
     peer.send(settings((INITIAL_WINDOW_SIZE, 65535)))
     peer.assert_answered(1, b"a" * 20)
     peer.assert_answered(3, b"b" * 20)
+
+
+@pytest.mark.requirement("A19")
+@pytest.mark.interpreted
+@pytest.mark.parametrize("frame", [16_384, 20_000, 65_536, 1 << 20])
+@pytest.mark.parametrize("seed", range(6))
+def test_frames_that_are_cut_at_once_are_those_that_are_cut_one_by_one(
+    frame: int, seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    taken: list[int] = []
+    at_once = Stream.whole_frames
+
+    def counted(stream: Stream, octets: int, most: int) -> list[memoryview]:
+        taken.append(len(found := at_once(stream, octets, most)))
+        return found
+
+    monkeypatch.setattr(Stream, "whole_frames", counted)
+    quick = _replies_to_large_answers(random.Random(seed), frame)
+    assert frame >= 65_536 or sum(taken) > 5, "this test shows something"
+    monkeypatch.setattr(Stream, "whole_frames", lambda *_: [])
+    assert quick == _replies_to_large_answers(random.Random(seed), frame)
+
+
+def _replies_to_large_answers(chance: random.Random, frame: int) -> list[object]:
+    """The frames of three answers of up to 400 kB, within windows that open at random."""
+    window = chance.choice([65_536, 100_000, 1 << 20])
+    peer = Peer().send(settings((INITIAL_WINDOW_SIZE, window), (MAX_FRAME_SIZE, frame)), window_update(0, 1 << 20))
+    bodies = {stream: chance.randbytes(chance.randint(1, 400_000)) for stream in (1, 3)} | {5: bytes(16_384 * 8 - 5)}
+    for stream, body in bodies.items():
+        peer.send(handled(stream)).answer(stream, chance.choice([bytes, memoryview])(body))
+    for _ in range(60):
+        peer.send(window_update(chance.choice([0, 0, 1, 3, 5]), chance.choice([1, 16_384, 50_000, 200_000])))
+    peer.send(settings((INITIAL_WINDOW_SIZE, 1 << 22)), window_update(0, 1 << 22))
+    for stream, body in bodies.items():
+        peer.assert_answered(stream, body)
+    return list(peer.replies.frames)
 
 
 @pytest.mark.requirement("A19")
