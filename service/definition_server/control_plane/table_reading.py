@@ -293,20 +293,22 @@ class Plan:
 
     def rows(self, results: list[tuple[Any, ...]], *, too_large: bool) -> list[Row]:
         """Results of `rows_sql` as rows."""
-        if self.range_blocks is not None:
-            return self._ranged_rows(results, self.range_blocks, too_large=too_large)
         plain = not too_large and self._bytecode is None and not self._column("name").octets
-        if plain and self._column("id").whole_number:
-            return [self.row(values) if values[0] is None else Row(*values) for values in results]
-        return [self.row(values, too_large=too_large) for values in results]
-
-    def _ranged_rows(self, results: list[tuple[Any, ...]], width: int, *, too_large: bool) -> list[Row]:
-        """`rows`, with the range of each."""
+        plain = plain and self._column("id").whole_number
+        width = self.range_blocks
+        if width is None:
+            if plain:
+                return [self.row(values) if values[0] is None else Row(*values) for values in results]
+            return [self.row(values, too_large=too_large) for values in results]
         made = []
         for values in results:
             # A tid in its binary form: the block, 32 bits, and the number within it, 16 bits.
             number = int.from_bytes(values[-1][:4]) // width
-            made.append(self.row(values[:-1], too_large=too_large)._replace(range=number))
+            if plain and values[0] is not None:
+                row_id, name, kind, interface, code, _ = values
+                made.append(Row(row_id, name, kind, interface, code, range=number))
+            else:
+                made.append(self.row(values[:-1], too_large=too_large)._replace(range=number))
         return made
 
     def row(self, values: tuple[Any, ...], *, too_large: bool = False) -> Row:
