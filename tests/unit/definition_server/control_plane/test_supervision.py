@@ -150,7 +150,7 @@ async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     before = pid(supervisor)
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(worker_process, "interpreter", lambda: "/nowhere/python")
     await supervisor.roll()
     assert pid(supervisor) == before
     assert "No such file" in logged(logs, "Roll stopped")[0]["error"]
@@ -167,13 +167,12 @@ async def test_a_second_roll_while_one_is_under_way_is_ignored(supervisor: Super
 async def test_a_worker_that_cannot_be_started_is_retried_until_it_starts(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
-    python = sys.executable
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(worker_process, "interpreter", lambda: "/nowhere/python")
     worker = supervisor.slots[0].worker
     assert worker is not None
     worker.kill()
     await eventually(lambda: len(logged(logs, "Worker cannot be started")) >= 2, "two attempts")
-    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(worker_process, "interpreter", lambda: sys.executable)
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
     assert supervisor.slots[0].restarts >= 3
 
