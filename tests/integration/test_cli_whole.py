@@ -211,6 +211,7 @@ def test_exit_codes_are_as_documented(server: ServerProcess, arguments: tuple[st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough  # starts many commands
 def test_a_server_that_cannot_be_reached_is_reported(server: ServerProcess) -> None:
     for command in (("get", "x"), ("fetch",), ("health",)):
         assert run(*command, API_KEY=KEY, PORT="1").returncode == 69

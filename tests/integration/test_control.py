@@ -73,6 +73,7 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
     assert status["served"]["version_hash"] in plain.stdout
 
 
+@pytest.mark.thorough  # starts a server
 def test_without_a_directory_for_snapshots_log_and_status_say_that_nothing_is_stored(
     start_server: StartServer, table: Table, tmp_path: Path
 ) -> None:

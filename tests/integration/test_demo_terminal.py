@@ -116,6 +116,7 @@ ENDS: dict[str, Callable[[DemoOnATerminal], None]] = {
 }
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.parametrize(
     ("how", "when"),
     sample(

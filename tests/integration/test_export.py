@@ -186,6 +186,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.thorough  # starts servers
 @pytest.mark.parametrize("damage", sample(DAMAGE))
 def test_bytecode_comes_back_and_none_that_the_catalogue_does_not_have(
     start_server: StartServer, rows: Table, tmp_path: Path, damage: str

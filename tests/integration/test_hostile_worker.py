@@ -116,6 +116,7 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
         assert not server.other_output, "no traceback"
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_worker_that_makes_the_shared_socket_wait_costs_the_others_no_connection(
     table: Table, database_url: str, tmp_path: Path
 ) -> None:

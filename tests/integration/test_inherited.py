@@ -111,6 +111,7 @@ def test_signals_to_the_whole_group_end_no_worker(server: ServerProcess) -> None
     assert not server.logged("Worker ended; starting another")
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.parametrize("number", sample([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]))
 def test_a_stop_of_the_whole_group_waits_for_load_balancers(server: ServerProcess, number: signal.Signals) -> None:
     port = server.port
@@ -173,6 +174,7 @@ def test_whatever_the_umask_the_files_of_a_server_are_its_own_and_the_next_start
     assert not server.logged("Last-known-good snapshot not usable")
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_parent_that_ignores_sigchld_does_not_hide_how_a_worker_ended(table: Table, database_url: str) -> None:
     table.add_commands(1)
     server = ServerProcess(database_url, WORKERS="1")

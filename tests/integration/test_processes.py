@@ -82,6 +82,7 @@ def _serving(server: ServerProcess) -> int:
     return sum(worker["state"] == "serving" for worker in server.statusz()["workers"])
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
 def test_a_hung_worker_is_killed_and_replaced(server: ServerProcess) -> None:
     victim = server.worker_pids()[0]

@@ -144,6 +144,7 @@ def test_a_pin_survives_a_restart_without_a_database_and_expires_by_itself(
     away.end()
 
 
+@pytest.mark.thorough  # takes seconds
 def test_a_policy_swapped_by_symlink_pins_and_one_that_does_not_parse_changes_nothing(
     server: ServerProcess, table: Table, directory: Path, policy: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
+@pytest.mark.thorough  # starts servers
 @pytest.mark.parametrize("before", sample([{"AVAP_INTERNAL_KEY": "old"}, {}]), ids=["another key", "no key"])
 def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
     table: Table, start_server: StartServer, tmp_path: Path, before: dict[str, str]

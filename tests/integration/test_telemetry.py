@@ -141,6 +141,7 @@ def test_one_call_in_many_is_a_span_with_its_status(table: Table, transport: str
         assert len({span.trace_id for span in spans}) == len(spans)
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.parametrize("fault", sample(["silent", "down", "refusing"]))
 def test_a_collector_that_misbehaves_changes_nothing_for_clients(
     table: Table, start_server: StartServer, fault: str

@@ -365,6 +365,7 @@ def test_beside_another_session_failed_tests_are_left_to_ci_and_an_unfinished_ru
     assert listed.exists() == kept
 
 
+@pytest.mark.thorough  # starts pytest
 @pytest.mark.parametrize(
     ("failed", "code", "says"),
     [

@@ -160,6 +160,7 @@ async def test_a_publication_reaches_every_worker(supervised: Supervised, publis
     assert {reading.version_hash for reading in readings} == {publisher.current.snapshot.version_hash}  # type: ignore[union-attr]
 
 
+@pytest.mark.thorough  # takes seconds
 async def test_of_many_publications_at_once_the_last_one_is_served(
     supervised: Supervised, publisher: Publisher
 ) -> None:
@@ -210,6 +211,7 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
     assert len(logged(logs, "Worker ended; starting another", log_level="error", how="signal 9")) == WORKERS
 
 
+@pytest.mark.thorough  # takes seconds
 async def test_descriptors_do_not_grow_however_often_workers_end(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:

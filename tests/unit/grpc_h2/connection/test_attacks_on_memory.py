@@ -40,6 +40,7 @@ def ids(count: int) -> range:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.requirement("B-tiny-data")
 def test_tiny_data_frames_take_bounded_memory():
     with Beside() as attacker:
@@ -80,6 +81,7 @@ def test_unfinished_messages_of_all_streams_take_bounded_memory(path: bytes):
         assert peak_memory(lambda: attacker.flood(attack)) < 24 * MIB
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.requirement("B-unread-messages")
 def test_whole_messages_of_static_calls_that_do_not_end_take_bounded_memory():
     with Beside() as attacker:
@@ -197,6 +199,7 @@ def test_an_idle_connection_takes_less_than_8_kib():
     assert peak_memory(open_connections) / 500 < 8192
 
 
+@pytest.mark.thorough  # takes seconds
 @pytest.mark.requirement("B-made-you-reset")
 def test_the_memory_of_reset_streams_is_bounded():
     limits = Limits(glitches=10**9)

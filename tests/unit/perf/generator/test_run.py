@@ -105,6 +105,7 @@ def test_an_open_loop_offers_its_rate(served: Target, catalogue: Catalogue) -> N
     assert made["late"] <= generator.LATE_SHARE or not made["valid"]
 
 
+@pytest.mark.thorough  # takes seconds
 def test_the_latency_of_calls_that_wait_for_a_stopped_server_counts_in_full(
     mortal: Worker, catalogue: Catalogue
 ) -> None:
@@ -185,11 +186,13 @@ def test_sync_compares_whole_catalogues(served: Target, catalogue: Catalogue) ->
     assert made["octets_per_server_cpu_second"] > 1e6
 
 
+@pytest.mark.thorough  # takes seconds
 def test_idle_connections_are_held_beside_the_load(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue, kind="idle", idle=50))
     assert (made["idle"]["held"], made["idle"]["alive"]) == (50, 50)
 
 
+@pytest.mark.thorough  # takes seconds
 def test_slow_readers_read_beside_the_load(served: Target, catalogue: Catalogue) -> None:
     made = run(served, catalogue, kind="slow-reader", rate=500.0)
     assert made["fault"] in ("", "machine"), made["reason"]
@@ -197,6 +200,7 @@ def test_slow_readers_read_beside_the_load(served: Target, catalogue: Catalogue)
     assert made["slow_readers"]["octets_read"] > 0
 
 
+@pytest.mark.thorough  # starts a server
 @pytest.mark.parametrize("kind", sample(["closed", "sync"]))
 def test_calls_over_tls_are_answered(catalogue: Catalogue, tmp_path: Path, kind: str) -> None:
     with worker("native", catalogue.descriptor, catalogue.built, **self_signed(tmp_path)) as made:

@@ -157,6 +157,7 @@ def test_the_page_is_small_and_says_nothing_twice(record: Record, html: str) -> 
     assert [each for each in set(paragraphs) - titles if paragraphs.count(each) > 1] == []
 
 
+@pytest.mark.thorough  # draws charts
 def test_a_record_with_an_invalid_gate_is_not_shown_unless_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +389,7 @@ def test_text_of_a_record_does_not_become_markup(html: str) -> None:
     assert html.count("&lt;b&gt;INTERNAL") >= 2
 
 
+@pytest.mark.thorough  # draws charts
 def test_text_of_a_record_cannot_end_the_script(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     told = sample()
@@ -419,6 +421,7 @@ def test_an_invalid_point_of_the_knee_is_not_on_a_curve(charts: dict[str, Chart]
     assert 500_000 not in traces["answered"]["x"]
 
 
+@pytest.mark.thorough  # draws charts
 def test_history_has_a_line_for_each_machine(tmp_path: Path) -> None:
     other = sample(measured="2026-11-20T10:00:00+00:00")
     other["machine"]["cpus"] = 64
@@ -452,6 +455,7 @@ def test_a_record_with_only_invalid_runs_can_be_shown(tmp_path: Path) -> None:
     assert "rated on native: invalid: connection refused" in text.whole(record)
 
 
+@pytest.mark.thorough  # draws charts
 def test_a_missing_self_test_is_taken_from_another_record_of_the_same_machine(tmp_path: Path) -> None:
     proof = load(write(tmp_path, sample() | {"runs": []}, "proof.json"))
     bare = small() | {"selftest": None, "witnesses": []}
@@ -479,6 +483,7 @@ def test_a_gate_without_a_value_has_no_drawing() -> None:
 # The command line.
 
 
+@pytest.mark.thorough  # draws charts
 def test_the_page_is_written_beside_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path)
     assert run_report(file) == 0
