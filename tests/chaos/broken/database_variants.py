@@ -137,6 +137,9 @@ def reads_by_page() -> None:
     """Reads page after page, each in its own transaction, and holds nothing."""
     accepts_empty()
 
+    async def no_ranges(self: postgres._Reading, before: object) -> None:
+        pass
+
     async def pages(self: postgres._Reading, *ranges: Any) -> AsyncIterator[list[Row]]:
         connection = self._connection
         start = 0
@@ -152,6 +155,7 @@ def reads_by_page() -> None:
             start += len(rows)
             await asyncio.sleep(0.1)
 
+    postgres._Reading.ranges = no_ranges  # type: ignore[method-assign]
     postgres._Reading.batches = pages  # type: ignore[method-assign]
 
 
