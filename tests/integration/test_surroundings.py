@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def serves_and_ends(server: ServerProcess, table: Table) -> None:
     assert not [line for line in server.lines if line["level"] in ("ERROR", "FATAL")], server.tail()
 
 
+def uncovered(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` without the measurement of coverage, which starts before our first line and needs more."""
+    return {name: value for name, value in environment.items() if not name.startswith("COVERAGE_")}
+
+
 def in_shell(server: ServerProcess, prelude: str, *wrapper: str) -> ServerProcess:
     server.command = [*wrapper, "/bin/sh", "-c", f'{prelude}; exec "$@"', "sh", *server.command]
     return server
@@ -102,6 +108,7 @@ def test_a_server_serves_whatever_a_shell_leaves_it(name: str, table: Table, dat
 def test_a_server_serves_whatever_its_argv_0_is(name: str, table: Table, database_url: str) -> None:
     """A Python that is in no virtual environment then does not know its own path."""
     server = ServerProcess(database_url, WORKERS="1", PYTHONPATH=os.pathsep.join(filter(os.path.isabs, sys.path)))
+    server.environment = uncovered(server.environment)
     renamed = "import os, sys; os.execv(sys.argv[1], [sys.argv[2], *sys.argv[4:]])"
     server.command = [sys.executable, "-c", renamed, os.path.realpath(sys.executable), name, *server.command]
     serves_and_ends(server, table)
@@ -218,7 +225,8 @@ def namespaces(*which: str) -> tuple[str, ...]:
 
 
 def run(prelude: str, settings: dict[str, str], *wrapper: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in FAST and name != "DATABASE_URL"}
+    unset = (*FAST, "DATABASE_URL")
+    kept = {name: value for name, value in uncovered(os.environ).items() if name not in unset}
     return subprocess.run(
         [*wrapper, "sh", "-c", f'{prelude}; exec "$@"', "sh", sys.executable, "-m", "definition_server", "serve"],
         env=kept | {"API_KEY": KEY, "HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0"} | settings,
