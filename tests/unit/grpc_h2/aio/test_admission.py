@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import ExitStack
 from math import inf
 from typing import Any
@@ -238,6 +239,8 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
             one = stack.enter_context(RawClient(server.port))
             one.until(lambda one=one: one.replies.settings_acks)  # type: ignore[misc]
             idle.append(one)
+            begun = time.monotonic()
+            until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock, of milliseconds, goes on")  # type: ignore[misc]
         calls: tuple[tuple[Any, ...], ...] = ((b"/t.S/health",), (b"/t.S/Get", (b"key", b"right")))
         # One after the other: until its call arrives, a new connection is an idle stranger too.
         for one, call in zip(idle[:2], calls, strict=True):
