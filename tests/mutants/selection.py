@@ -48,7 +48,7 @@ class KnownTests:
 
     @classmethod
     def read(cls, path: Path) -> KnownTests:
-        """The content of a file from `write`; empty where there is no such file."""
+        """The content of the file that `write` has made for it; empty where it has made none."""
         if not path.exists():
             return cls()
         stored = json.loads(path.read_text("utf-8"))

@@ -1,0 +1,155 @@
+"""Which ranges of a source are read: those that changed, and all of them whenever less would not do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.support.snapshots import row
+
+from definition_server.catalog.definition import Row
+from definition_server.catalog.signing import Signer
+from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.background import Background
+from definition_server.control_plane.source import Ranges, SourceError
+from definition_server.control_plane.table_reader import TableReader
+
+RANGES = 10
+
+
+class RangedSource:
+    """A source of ten ranges with two rows each, and the reading of it."""
+
+    def __init__(self) -> None:
+        self.rows = {number: [f"{number}a", f"{number}b"] for number in range(RANGES)}
+        self.codes = dict.fromkeys((name for names in self.rows.values() for name in names), "old = 1")
+        self.versions = dict.fromkeys(range(RANGES), "1")
+        self.basis = "basis"
+        self.error: SourceError | None = None
+        self.read_ranges: Collection[int] | None = ()
+        """The ranges of the last reading; None: it was of all rows."""
+
+    def change(self, number: int) -> None:
+        self.versions[number] += "1"
+        self.codes[f"{number}a"] = f"new = {self.versions[number]}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.basis + "/".join(self.versions.values())
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[RangedSource]:
+        yield self
+
+    async def ranges(self, before: Ranges | None) -> Ranges:
+        return Ranges(self.basis, dict(self.versions))
+
+    async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
+        self.read_ranges = ranges
+        for number in range(RANGES) if ranges is None else ranges:
+            yield [row(name, self.codes[name])._replace(range=number) for name in self.rows[number]]
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Bench:
+    """A reader of such a source, whose readings are dealt with."""
+
+    def __init__(self) -> None:
+        self.source, self.background, self.signer = RangedSource(), Background(), Signer("key")
+        self.reader = TableReader(self.source, self.background)
+        self.snapshot: Snapshot | None = None
+
+    async def read(self, *, unconditional: bool = False) -> Collection[int] | None:
+        """The ranges that were read; None: all. What is built has every row as the source has it now."""
+        found = await self.reader.read(self.signer, serving=True, unconditional=unconditional)
+        assert found is not None
+        self.snapshot = Snapshot(found.builder.build(generation=1, created_at_ns=1).to_bytes())
+        await self.reader.remember(found, [self.snapshot])
+        return self.source.read_ranges
+
+    def answer(self, name: bytes) -> bytes | None:
+        assert self.snapshot is not None
+        return self.snapshot.answer(name)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    assert await made.read() is None
+    yield made
+    made.background.close()
+
+
+async def test_of_a_change_its_range_alone_is_read(bench: Bench) -> None:
+    bench.source.change(3)
+    assert await bench.read() == {3}
+    bench.source.change(4)
+    assert await bench.read() == {4}
+
+
+def another_basis(bench: Bench) -> None:
+    bench.source.basis = "another"
+
+
+def another_key(bench: Bench) -> None:
+    bench.signer = Signer("another key")
+
+
+def another_version_of_packages(bench: Bench) -> None:
+    bench.signer = Signer("key", 2)
+
+
+def no_memory_of_it(bench: Bench) -> None:
+    bench.reader.forget()
+
+
+def a_third_of_the_ranges(bench: Bench) -> None:
+    for number in (5, 6):
+        bench.source.change(number)
+
+
+@pytest.mark.parametrize(
+    "event", [another_basis, another_key, another_version_of_packages, no_memory_of_it, a_third_of_the_ranges]
+)
+async def test_all_rows_are_read_after(bench: Bench, event: Callable[[Bench], None]) -> None:
+    bench.source.change(3)
+    event(bench)
+    assert await bench.read() is None
+
+
+async def test_an_unconditional_reading_is_of_all_rows(bench: Bench) -> None:
+    assert await bench.read(unconditional=True) is None
+
+
+async def test_a_reading_of_ranges_does_not_put_off_the_next_full_one() -> None:
+    bench = Bench()
+    bench.reader = TableReader(bench.source, bench.background, full_read_interval=1000)
+    assert await bench.read() is None
+    bench.reader._read_at -= 900
+    bench.source.change(3)
+    assert await bench.read() == {3}
+    bench.reader._read_at -= 200
+    assert await bench.read() is None
+    bench.background.close()
+
+
+async def test_the_reading_after_a_failure_is_of_all_rows(bench: Bench) -> None:
+    bench.source.change(3)
+    bench.source.error = SourceError("gone")
+    with pytest.raises(SourceError):
+        await bench.reader.read(bench.signer, serving=True)
+    bench.source.error = None
+    assert await bench.read() is None
+
+
+async def test_a_catalogue_that_was_signed_with_another_key_is_signed_anew(bench: Bench) -> None:
+    before = bench.answer(b"7a")
+    bench.signer = Signer("another key")
+    bench.source.change(3)
+    await bench.read()
+    assert bench.answer(b"7a") != before
