@@ -22,7 +22,10 @@ from definition_server.control_plane.sync import Outcome, Synchronizer
 from definition_server.control_plane.sync_state import SyncState
 from definition_server.observability.reasons import Reason
 
-DOWN = SourceError("no route", Reason.DATABASE_UNREACHABLE)
+
+def down() -> SourceError:
+    """A new one each time: once raised, it holds the frames through which it went, and their catalogues."""
+    return SourceError("no route", Reason.DATABASE_UNREACHABLE)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ async def test_a_failure_is_remembered_after_the_recovery_which_is_logged(bench:
     await bench.cycle()
     began = bench.clock()
     for _ in range(3):
-        bench.source.fail(DOWN)
+        bench.source.fail(down())
         await bench.cycle()
         bench.advance(60.0)
     with captured_logs() as lines:
@@ -117,7 +120,7 @@ async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock
     bench.clock.advance(36000.0)
     bench.now.advance(120.0)
     assert bench.tick()
-    bench.source.fail(DOWN)
+    bench.source.fail(down())
     await bench.cycle()
     bench.now.advance(0.1)
     assert not bench.tick()

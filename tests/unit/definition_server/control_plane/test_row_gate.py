@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
@@ -15,7 +17,7 @@ from tests.support.snapshots import row
 
 from definition_server.catalog.content_check import Flaw
 from definition_server.catalog.gate import Gate
-from definition_server.control_plane.checker import Judgement
+from definition_server.control_plane.checker import Content, Judgement
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.sync import Synchronizer
@@ -149,6 +151,35 @@ async def test_the_rest_is_judged_by_the_patient_checker_and_what_it_is_not_sure
         assert len(patient.judged) == (300 - before if starts else 0)
         await bench.cycle()
         assert bench.codes.keys() == {f"c{n:03}" for n in range(300) if n != 201}
+        await bench.close()
+
+
+class SlowChecker(CheckerHere):
+    """Takes a while for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[float, float]] = []
+        """When each began and ended."""
+
+    async def check(self, contents: Sequence[Content]) -> list[Judgement]:
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        judged = await super().check(contents)
+        self.batches.append((began, time.monotonic()))
+        return judged
+
+
+async def test_each_batch_of_the_rest_is_followed_by_a_pause_of_three_times_its_duration() -> None:
+    with nothing_left():
+        patient = SlowChecker()
+        bench = Bench(first_rows=64, patient=patient)
+        bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(300)))
+        await bench.cycle()
+        await eventually(lambda: not bench.gate.pending, "the rest is judged")
+        assert len(patient.batches) >= 3
+        for (began, ended), (next_began, _) in pairwise(patient.batches):
+            assert next_began - ended > 2.9 * (ended - began)
         await bench.close()
 
 
