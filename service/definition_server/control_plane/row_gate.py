@@ -257,7 +257,7 @@ class RowGate:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._rest = self._preparing = None  # a cancelled task may hold its frame, and so the catalogue
+        self._rest = self._preparing = None  # a cancelled task holds its frame, and so the catalogue
         await self._checker.close()
         if self._patient is not None:
             await self._patient.close()
