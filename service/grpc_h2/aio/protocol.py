@@ -246,6 +246,8 @@ class Http2Protocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The peer has closed its side. As in every gRPC implementation, the connection ends: the transport closes."""
+        if self._transport.get_write_buffer_size():
+            self._abort_after(self._host.limits.stall_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -340,11 +342,9 @@ class Http2Protocol(asyncio.Protocol):
         self.connection.close(ErrorCode.NO_ERROR, REASONS[refusal])
         self._dispatch([event for event in self.connection.take_events() if not isinstance(event, ConnectionClosing)])
         self._transport.writelines(self.connection.data_to_send())
-        self.closing = True
-        self._prompt = False
-        self._set_timer(None)
         self._release_streams()
         self._transport.close()
+        self._abort_after(LINGER)
 
     def note_refused(self, reason: str) -> None:
         """Log that a request was refused."""
@@ -559,6 +559,17 @@ class Http2Protocol(asyncio.Protocol):
         # The answers to a flood are in memory until they are read.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
+
+    def _abort_after(self, seconds: float) -> None:
+        """The transport closes as soon as its buffer is empty: a peer that reads nothing has ``seconds`` until then."""
+        self._set_timer(None)
+        self.closing = True
+        self._prompt = False
+        self._timer = self._loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._log(logging.WARNING, "A client was cut off", error="it reads nothing, and its connection is to close")
+        self.abort()
 
     def _leave_foreign(self, foreign: Foreign) -> None:
         """The peer speaks something else: answer in its protocol, or by GOAWAY, and close."""
