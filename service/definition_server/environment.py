@@ -25,6 +25,8 @@ from pydantic import AliasChoices, SecretStr, ValidationError, ValidationInfo, f
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from definition_server.inherited import interpreter
+
 EX_CONFIG = 78
 """Exit code for an invalid environment (sysexits.h EX_CONFIG), to distinguish it from a crash."""
 
@@ -62,7 +64,7 @@ def end_with_the_exit_code() -> None:
     waits for a reader at a terminal. It is judged before the first line of a program, which therefore cannot undo it.
     """
     if sys.flags.inspect and os.environ.pop("PYTHONINSPECT", None) is not None:
-        os.execv(sys.executable, sys.orig_argv)
+        os.execv(interpreter(), sys.orig_argv)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,13 +38,19 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 def interpreter() -> str:
     """The path of the Python that runs, to start others of it.
 
-    ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it.
+    ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it. Python looks for it in
+    PATH, where it may find another program. Hence the path is compared with the file that the kernel executes. Where it
+    is another, the virtual environment's own Python is preferred to that file: it finds the same packages.
     """
-    if sys.executable and os.access(sys.executable, os.X_OK):
-        return sys.executable
+    running = Path("/proc/self/exe")
+    environment = Path(sys.prefix, "bin")
+    for path in (sys.executable, str(environment / "python"), str(environment / "python3")):
+        with suppress(OSError):
+            if os.access(path, os.X_OK) and running.samefile(path):
+                return path
     try:
-        return os.fspath(Path("/proc/self/exe").readlink())
-    except OSError:
+        return os.fspath(running.readlink())
+    except OSError:  # there is no /proc
         return sys.executable
 
 

@@ -21,6 +21,8 @@ from tests.support.providers import DatabaseServer, create_database
 from tests.support.server import ServerProcess
 from tests.support.table import Table, shared_table
 
+from definition_server.catalog.signing import Signer
+
 CLOSED_PORT_URL = "postgresql://nobody@127.0.0.1:1/none"
 LAST_KNOWN_GOOD = "last-known-good.avapsnap"
 
@@ -144,6 +146,25 @@ def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
     assert (tmp_path / LAST_KNOWN_GOOD).exists()
     with Client(server.port) as client:
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
+
+
+def test_a_snapshot_that_was_stored_with_the_key_of_before_is_served_and_gets_the_mac_of_the_new_key(
+    table: Table, start_server: StartServer, tmp_path: Path
+) -> None:
+    table.add_commands(5)
+    stored = store_snapshot(table, start_server, tmp_path, AVAP_INTERNAL_KEY="old")
+    file = tmp_path / LAST_KNOWN_GOOD
+    old = file.read_bytes()
+    new = {"SNAPSHOT_DIR": str(tmp_path), "AVAP_INTERNAL_KEY": "new"}
+    server = start_server(CLOSED_PORT_URL, **new, AVAP_INTERNAL_KEY_PREVIOUS="old").wait_ready()
+    with Client(server.port) as client:
+        assert client.sync().version_hash == stored
+        assert Signer("new").unpack(client.get("command1").code).startswith(b"# 1\n")
+    until(lambda: file.read_bytes() != old, server.tail)
+    server.end()
+    server = start_server(CLOSED_PORT_URL, **new).wait_ready()
+    with Client(server.port) as client:
+        assert client.sync().version_hash == stored
 
 
 @pytest.mark.parametrize("version", sample(["2", "1"]))

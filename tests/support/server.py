@@ -60,6 +60,9 @@ class ServerProcess:
 
     def start(self) -> Self:
         """Start the process; it may take a while until it serves (`wait_ready`)."""
+        assert self._process is None or self._process.poll() is not None, (
+            "it runs already: a second process would outlive the test"
+        )
         self._process = subprocess.Popen(
             self.command,
             env=self.environment,

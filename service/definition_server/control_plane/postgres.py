@@ -73,6 +73,9 @@ _TID_RANGE_SCANS = 140000
 _NEW_CONNECTIONS = 2
 """New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
 
+_EVERYWHERE: list[list[tuple[int, int]]] = [[]]
+"""No limits of blocks, in one statement."""
+
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """No Unix socket is in it, so a connection to it fails at once."""
 
@@ -394,8 +397,8 @@ class _Reading:
         self.plan = Plan(None, None)
         self.bytecode_fault: str | None = None
         self._basis = ""
-        # Range → class of size → rows and octets; None: it was not asked for.
-        self._sizes: dict[int, dict[int, tuple[int, int]]] | None = None
+        self._before: Ranges | None = None
+        self._ranges: Ranges | None = None
 
     async def end(self) -> None:
         """End the transaction."""
@@ -434,22 +437,17 @@ class _Reading:
         if self.plan.blocks is None or self._connection.info.server_version < _TID_RANGE_SCANS:
             return None
         width = self.plan.width(None if before is None else before.width)
-        cursor = self._connection.cursor(binary=True)
-        await self._limited(cursor.execute(self.plan.ranges_sql(self._limits.definition, width), prepare=False))
-        self._sizes = {}
-        versions: dict[int, str] = {}
-        for number, size, rows, octets, hashes in sorted(await cursor.fetchall()):
-            self._sizes.setdefault(number, {})[size] = rows, octets
-            versions[number] = f"{versions.get(number, '')}/{size}:{rows}:{hashes}"
+        found = await self._all(self.plan.ranges_sql(width))
+        versions = {number: f"{rows}:{hashes}" for number, rows, hashes in found}
         self.plan.range_blocks = width
-        return Ranges(f"{self._basis}/{width}", versions, width)
+        self._before, self._ranges = before, Ranges(f"{self._basis}/{width}", versions, width)
+        return self._ranges
 
     async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""
         width = self.plan.range_blocks
-        everywhere: list[list[tuple[int, int]]] = [[]]
-        parts = everywhere if ranges is None or width is None else runs(ranges, width)
-        for number in await self._classes(ranges):
+        parts = _EVERYWHERE if ranges is None or width is None else runs(ranges, width)
+        for number in await self._classes(ranges, parts):
             too_large = number == len(classes(self._limits.definition))
             most = rows_of_batch(number, self._limits.definition)
             for blocks in parts:
@@ -459,21 +457,35 @@ class _Reading:
                     while rows := await self._limited(cursor.fetchmany(most)):
                         yield self.plan.rows(rows, too_large=too_large)
 
-    async def _classes(self, ranges: Collection[int] | None) -> list[int]:
-        """The classes of size that have rows, in ``ranges`` or at all.
+    async def _classes(self, ranges: Collection[int] | None, parts: list[list[tuple[int, int]]]) -> list[int]:
+        """The classes of size that have rows, in ``ranges``, whose blocks are ``parts``, or at all.
 
         Raises:
             SourceError: where all rows together are above the limit.
         """
-        if self._sizes is not None:
-            self._check_size([(size, *sums) for found in self._sizes.values() for size, sums in found.items()])
-            chosen = self._sizes if ranges is None else ranges
-            return sorted({size for number in chosen for size in self._sizes[number]})
+        most = self._limits.definition
+        if self._ranges is None:
+            sizes = await self._all(self.plan.sizes_sql(most))
+            self._check_size(sizes)
+            return sorted(size[0] for size in sizes)
+        found: dict[int, dict[int, tuple[int, int]]] = {}
+        for blocks in parts:
+            for number, size, rows, octets in await self._all(
+                self.plan.sizes_of_ranges_sql(most, self._ranges.width, blocks)
+            ):
+                found.setdefault(number, {})[size] = rows, octets
+        known = self._ranges.sizes
+        if ranges is not None and self._before is not None:
+            known |= {number: sizes for number, sizes in self._before.sizes.items() if number in self._ranges.versions}
+        known |= found
+        self._check_size([(size, *sums) for sizes in known.values() for size, sums in sizes.items()])
+        return sorted({size for sizes in found.values() for size in sizes})
+
+    async def _all(self, statement: LiteralString) -> list[tuple[Any, ...]]:
+        """All rows of ``statement``."""
         cursor = self._connection.cursor(binary=True)
-        await self._limited(cursor.execute(self.plan.sizes_sql(self._limits.definition), prepare=False))
-        sizes = await cursor.fetchall()
-        self._check_size(sizes)
-        return sorted(size[0] for size in sizes)
+        await self._limited(cursor.execute(statement, prepare=False))
+        return await cursor.fetchall()
 
     def _check_size(self, sizes: list[tuple[int, int, int]]) -> None:
         """Raise `SourceError` where all rows together, by class, their number and octets, are above the limit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from definition_server.catalog.definition import Row
@@ -39,6 +39,8 @@ class Ranges:
     """Range → fingerprint of its rows, for all ranges that have any."""
     width: int = 1
     """How much of the source is in a range, in a unit of its own."""
+    sizes: dict[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    """The source's own note about sizes in each range. It is complete when the rows have been read."""
 
 
 class Reading(Protocol):

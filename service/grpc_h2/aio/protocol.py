@@ -38,6 +38,7 @@ from typing import Any, Protocol, cast
 
 from grpc_h2.aio.admission import REASONS, Refusal, Trust
 from grpc_h2.aio.foreign import FirstOctets, Foreign
+from grpc_h2.aio.key_updates import KeyUpdates
 from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.peer import peer_text
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
@@ -121,6 +122,7 @@ class Http2Protocol(asyncio.Protocol):
         "_early_reads",
         "_flood",
         "_host",
+        "_key_updates",
         "_lingering_close",
         "_loop",
         "_opening",
@@ -185,6 +187,7 @@ class Http2Protocol(asyncio.Protocol):
         self._tick_is_soon = False
         self._flood = False
         self._lingering_close: LingeringClose | None = None
+        self._key_updates: KeyUpdates | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.closing = False
@@ -215,6 +218,7 @@ class Http2Protocol(asyncio.Protocol):
             self._transport.close()  # with close_notify
             return
         if tls is not None:
+            self._key_updates = KeyUpdates(tls, self._on_key_updates)
             self._settle()
         # Without TLS our SETTINGS wait for the client's first octets, which may not be HTTP/2.
         self._set_timer(self.connection.next_deadline())
@@ -246,12 +250,15 @@ class Http2Protocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The peer has closed its side. As in every gRPC implementation, the connection ends: the transport closes."""
+        if self._transport.get_write_buffer_size():
+            self._abort_after(self._host.limits.stall_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
         self.closing = True
         self._prompt = False
         self._set_timer(None)
+        self._count_key_updates_no_more()
         if self._lingering_close is not None:
             self._lingering_close.cancel()
         self._dispatch(self.connection.connection_lost())
@@ -322,6 +329,8 @@ class Http2Protocol(asyncio.Protocol):
             self.connection.count_in(self._host.budget)
         self.trust = trust
         self._prompt = trust is Trust.CLIENT and not self.closing
+        if trust is Trust.CLIENT:
+            self._count_key_updates_no_more()
         if self._acceptor is not None:
             self._acceptor.vouched(self)
 
@@ -340,11 +349,9 @@ class Http2Protocol(asyncio.Protocol):
         self.connection.close(ErrorCode.NO_ERROR, REASONS[refusal])
         self._dispatch([event for event in self.connection.take_events() if not isinstance(event, ConnectionClosing)])
         self._transport.writelines(self.connection.data_to_send())
-        self.closing = True
-        self._prompt = False
-        self._set_timer(None)
         self._release_streams()
         self._transport.close()
+        self._abort_after(LINGER)
 
     def note_refused(self, reason: str) -> None:
         """Log that a request was refused."""
@@ -505,6 +512,16 @@ class Http2Protocol(asyncio.Protocol):
                 self.note_refused(about)
         reports.clear()
 
+    def _count_key_updates_no_more(self) -> None:
+        if self._key_updates is not None:
+            self._key_updates.release()
+            self._key_updates = None
+
+    def _on_key_updates(self) -> None:
+        """Octets were thrown away, so nothing can be read or said any more."""
+        self._log(logging.WARNING, "A client was cut off", error="too many KeyUpdates of TLS")
+        self._loop.call_soon(self._transport.abort)
+
     def _log_closing(self, event: ConnectionClosing) -> None:
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:
             self._flood = True
@@ -559,6 +576,17 @@ class Http2Protocol(asyncio.Protocol):
         # The answers to a flood are in memory until they are read.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
+
+    def _abort_after(self, seconds: float) -> None:
+        """The transport closes as soon as its buffer is empty: a peer that reads nothing has ``seconds`` until then."""
+        self._set_timer(None)
+        self.closing = True
+        self._prompt = False
+        self._timer = self._loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._log(logging.WARNING, "A client was cut off", error="it reads nothing, and its connection is to close")
+        self.abort()
 
     def _leave_foreign(self, foreign: Foreign) -> None:
         """The peer speaks something else: answer in its protocol, or by GOAWAY, and close."""

@@ -7,6 +7,7 @@ import os
 import ssl
 from pathlib import Path
 
+from grpc_h2.aio.key_updates import ServerContext
 from grpc_h2.wire.errors import Http2Error
 
 log = logging.getLogger("grpc_h2")
@@ -75,7 +76,7 @@ class TlsCredentials:
             raise
 
     def _build(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         # RFC 9113 section 9.2: "Implementations of HTTP/2 MUST use TLS version 1.2 or higher".
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # Section 9.2.1 forbids compression and renegotiation.

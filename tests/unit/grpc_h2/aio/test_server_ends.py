@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from tests.support.h2_wire import (
 from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
-from grpc_h2 import frames
+from grpc_h2 import Refusal, frames
 from grpc_h2.aio import server as server_module
 from grpc_h2.aio import stalled
 from grpc_h2.aio.server import Server
@@ -406,3 +407,38 @@ def test_a_call_that_begins_when_grace_is_over_is_refused(running: ServerThread,
         client.until_eof()
         client.socket.close()
         stopped.result(SECONDS)
+
+
+# --- peers that read nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("how", ["half-closes", "is evicted"])
+def test_a_peer_that_reads_nothing_and_whose_connection_is_to_close_is_dropped(
+    loop: str, how: str, work: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is written waits in the transport, which alone would wait for ever."""
+    with (
+        caplog.at_level(logging.WARNING, "grpc_h2"),
+        ServerThread(LOOPS[loop], work.register, limits=Limits(stall_timeout=0.2)) as running,
+        RawClient(running.port, receive_buffer=4096) as client,
+    ):
+        client.send(request(b"large"))
+        assert acquired(work.started)
+        (protocol,) = running.server._protocols
+        transport = protocol._transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.send(frames.settings(((frames.INITIAL_WINDOW_SIZE, 5_000_000),)))
+
+        def waits() -> bool:
+            # Little by little: a transport whose buffer is full would not see the end of what the peer sends.
+            client.send(frames.window_update(0, 20_000))
+            return running.call(transport.get_write_buffer_size) > 0
+
+        until(waits, "octets that the kernel does not take")
+        if how == "half-closes":
+            client.socket.shutdown(socket.SHUT_WR)
+        else:
+            running.call(protocol.dismiss, Refusal.EVICTED)
+        until(lambda: running.server.connections == 0, "the connection is gone", seconds=5)
+    assert "its connection is to close" in caplog.records[-1].error  # type: ignore[attr-defined]

@@ -1,0 +1,34 @@
+"""KeyUpdates of a TLS client, which the module `ssl` cannot send: OpenSSL's own function, by ctypes."""
+
+from __future__ import annotations
+
+import _ssl
+import ctypes
+import ssl
+import sys
+from typing import Any
+
+import pytest
+
+_REQUESTED = 1
+"""SSL_KEY_UPDATE_REQUESTED: the peer is to send one in return."""
+_OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
+"""In `_ssl._SSLSocket` of CPython: behind the object's head, and the socket."""
+
+
+def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
+    """Send that many, each of which asks for one in return. Skips the test where this Python's OpenSSL is not found."""
+    library = _library()
+    inner: Any = client._sslobj  # type: ignore[union-attr]
+    tls = ctypes.c_void_p.from_address(id(inner) + _OFFSET_OF_SSL)
+    for _ in range(number):
+        assert library.SSL_key_update(tls, _REQUESTED) == 1
+        if library.SSL_do_handshake(tls) != 1:  # the connection has ended
+            return
+
+
+def _library() -> ctypes.CDLL:
+    """The extension module, behind which its OpenSSL is found, whichever others this process has loaded."""
+    if sys.implementation.name != "cpython" or not hasattr(_ssl, "__file__"):
+        pytest.skip("the OpenSSL of this Python is not found")
+    return ctypes.CDLL(_ssl.__file__)
