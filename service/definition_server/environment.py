@@ -297,7 +297,7 @@ def _without_line_ends(text: str) -> str:
 
 
 def _check_secret(text: str) -> None:
-    """Refuse what would differ from what the other side has, invisibly.
+    """Refuse a secret with characters that nobody sees: the other side has most likely one without them.
 
     Raises:
         ValueError: the reason, without the value.

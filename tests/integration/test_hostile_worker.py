@@ -1,4 +1,4 @@
-"""A worker that attacks its master by every means that it has costs itself: the others serve, and it is replaced."""
+"""A worker that attacks its master, by whatever means, harms itself alone: the others serve, and it is replaced."""
 
 from __future__ import annotations
 

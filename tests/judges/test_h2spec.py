@@ -12,9 +12,9 @@ from tests.judges.tools import go_programs, may_build, run
 pytestmark = may_build
 
 CASES = 146
-"""All cases of h2spec 2.2.1, the last version that Go's module proxy serves, the strict one among them. 2.6.0 has 147:
-it makes two cases of hpack/2.3.3, an index and a name's index past the table; both are among the A23 cases of
-`test_differential.py`."""
+"""All cases of h2spec 2.2.1, the strict one among them. It is the last version that Go's module proxy serves. Version
+2.6.0 has 147, because it divides hpack/2.3.3 into two cases: an index past the table, and a name's index past it. Both
+are among the A23 cases of `test_differential.py`."""
 
 DEVIATIONS: dict[str, str] = {}
 """Case → why we answer otherwise."""

@@ -17,7 +17,7 @@ from tests.mutants.rooms import limits_of, mirror
 from tests.mutants.sampling import Mutant
 
 SECONDS_A_FAULT = 100.0
-"""Tests beyond so many seconds, the dearest ones, are left out: a fault that only they notice counts as a survivor."""
+"""Tests of one fault take so long together. The slowest are left out: a fault that only they notice is a survivor."""
 SECONDS_OF_FIRST_ROUND = 8.0
 
 _SETTINGS = """\

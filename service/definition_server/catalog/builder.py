@@ -4,8 +4,8 @@ The builder keeps one encoded ``CommandResponse`` per name and little else, so 2
 200 MB of memory while they are read. The result is a list of pieces, which are written to shared memory one after the
 other and never joined.
 
-A build may begin with rows of the one before (`take_over`). Their messages stay in that snapshot: the new one is made
-of slices of it, as long as the runs of commands between two changes. It is the same, octet for octet, as one that is
+A build may begin with rows of the one before (`take_over`). Their messages stay in that snapshot: the new one
+contains slices of it, one for each run of commands between two changes. It is the same, octet for octet, as one that is
 built from all rows.
 """
 
@@ -108,7 +108,7 @@ class SnapshotBuilder:
         # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
         self._entries: dict[bytes, Entry] = {}
-        # name → content hash. A table of its own, because to copy it takes a tenth of the time of making it.
+        # name → content hash. Beside the entries: to copy it takes a tenth of the time of making it from them.
         self._digests: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
         # The rows that were served when they were added, by range: names and entries.
@@ -233,7 +233,7 @@ class SnapshotBuilder:
         return compress(self._digests, map(ne, self._digests.values(), map(known.get, self._digests)))
 
     def faults(self) -> Mapping[bytes, Unserved]:
-        """The names of which no row can be served → why not. Of several rows of a name the highest id's reason."""
+        """The names of which no row can be served → why not. Of several rows, the one with the highest id decides."""
         return {name: reason for name, (reason, _) in self._faults.items() if name not in self._entries}
 
     def row_facts(self, name: bytes) -> RowFacts:

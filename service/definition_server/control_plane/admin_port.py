@@ -6,7 +6,7 @@ of connections, and each connection a fixed time:
 - At most `MOST_CONNECTIONS` are held, fewer where the process may open few files. A connection beyond that replaces
   another one: the oldest of the network that holds most. A probe needs its connection for milliseconds, so one that is
   new is safe, however many stand idle.
-- A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, whatever trickles.
+- A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, however slowly octets come or go.
 - A network has a share of the thread's CPU time (`admin_share`). Beyond it, its requests wait; those that have waited
   for `REQUEST_SECONDS` are answered with 429.
 - Without a free descriptor, connections wait in the kernel. The connections held here are the first to go.

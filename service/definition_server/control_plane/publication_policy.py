@@ -187,7 +187,7 @@ def _version(value: object, where: str) -> str:
 
 
 def _refuse_unknown(table: dict[str, Any], known: frozenset[str], prefix: str) -> None:
-    """A misspelled key must not be taken for nothing asked."""
+    """A misspelled key must not be ignored: the file would then seem to ask for nothing."""
     unknown = sorted(table.keys() - known)
     if unknown:
         names = ", ".join(

@@ -1,9 +1,9 @@
 """TLS handshakes in progress. A listener has a limited number at a time: one number for strangers, and the same again
 for addresses of which a client is known.
 
-A handshake that its peer does not finish holds some 50 kB, which OpenSSL and the transport allocate and no connection's
-share of a `Budget` knows, until `Limits.preface_timeout` ends it: ten seconds in which an attacker begins thousands. An
-honest one takes two round trips. So where `MOST` are in progress, the oldest of the network that has most of them gives
+A handshake that its peer does not finish holds some 50 kB until `Limits.preface_timeout` ends it: ten seconds in which
+an attacker begins thousands. OpenSSL and the transport allocate that memory, so no `Budget` counts it. An honest
+handshake takes two round trips. So where `MOST` are in progress, the oldest of the network that has most of them gives
 way to the next, whatever network that comes from: a peer with one handshake is not affected by the crowd of another.
 """
 

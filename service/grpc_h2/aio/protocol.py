@@ -63,7 +63,7 @@ from grpc_h2.wire.errors import ErrorCode
 _STREAMS_RELEASED_AT_ONCE = 32
 """Streams of a connection that has ended: some 50 µs."""
 _LARGE_READ = 16 * 1024
-"""Octets of one read that are more than a client sends that waits for its answers."""
+"""Octets. A client that waits for its answers sends less than this between two reads."""
 _EARLY_READS = 8
 """Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
 preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""

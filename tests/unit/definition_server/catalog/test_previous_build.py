@@ -175,7 +175,7 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
-        # What passed: all but one, as where a row waits to be judged.
+        # All names but one, as where one row still waits for its judgement.
         known = dict(list(builder.digests().items())[1:])
 
 

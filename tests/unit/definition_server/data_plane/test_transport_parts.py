@@ -56,7 +56,7 @@ def test_settings_are_limits_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize(("most", "of_a_peer"), [(0, 0), (100, 10)])
-def test_a_connection_has_thirty_seconds_for_its_first_call_and_no_limit_is_none(
+def test_a_connection_has_thirty_seconds_for_its_first_call_and_zero_sets_no_limit_of_connections(
     most: int, of_a_peer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}

@@ -27,7 +27,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Sink:
-    """A pipe that a test reads when it likes, and the writer at its other end."""
+    """A pipe whose reading a test controls, and the writer at its other end."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()

@@ -229,7 +229,7 @@ def large_call(stream: int) -> bytes:
 
 @pytest.mark.requirement("B-slow-read")
 @pytest.mark.parametrize(("octets", "seconds"), [(20_000, 30), (50_000, 60), (1_000_000, 100)])
-def test_an_answer_read_an_octet_at_a_time_is_given_up_in_the_time_for_its_size(octets: int, seconds: float):
+def test_an_answer_that_is_read_octet_by_octet_is_given_up_after_the_time_for_its_size(octets: int, seconds: float):
     peer, _ = reading(octets)
     peer.send(settings((INITIAL_WINDOW_SIZE, 1)), large_call(1))
     begun = peer.now

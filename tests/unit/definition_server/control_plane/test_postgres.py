@@ -1,0 +1,229 @@
+"""How a connection to the database is made and kept, without a database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psycopg
+import pytest
+from tests.support.logs import captured_logs, logged
+
+from definition_server.control_plane.postgres import PostgresSource
+from definition_server.control_plane.source import ReadLimits, SourceError
+from definition_server.observability.reasons import Reason
+
+TWO_HOSTS = "postgresql://user:secret@one,two:5433/db"
+ONE_HOST = "postgresql://user:secret@one/db"
+
+
+class Source(PostgresSource):
+    """Whose hosts have the addresses of the test, at which the test answers."""
+
+    def __init__(self, url: str, addresses: list[str]) -> None:
+        super().__init__(url, connect_timeout=10.0, statement_timeout=5.0)
+        self.addresses = addresses
+        self.attempts: list[tuple[str, str, float]] = []
+        self.connections: list[Any] = []
+        self.error: Exception = OSError("refused")
+
+    async def _addresses(self, host: Any, seconds: float) -> list[str]:
+        if not self.addresses:
+            raise OSError(f"{host.name} is not known")
+        return self.addresses
+
+    async def _connect_to(self, host: Any, address: str, session: str | None, seconds: float) -> Any:
+        self.attempts.append((str(host), address, seconds))
+        if not self.connections:
+            raise self.error
+        return self.connections.pop(0)
+
+
+class Connection:
+    """A connection of which only the end is real."""
+
+    def __init__(self, user: str = "user") -> None:
+        self.closed = False
+        self.info = SimpleNamespace(hostaddr="10.0.0.1", dbname="db", user=user)
+        self.pgconn = SimpleNamespace(finish=lambda: setattr(self, "closed", True))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+async def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's clock stands still."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1000.0)
+
+
+@pytest.mark.usefixtures("frozen")
+async def test_the_time_to_connect_is_shared_by_hosts_and_their_addresses() -> None:
+    source = Source(TWO_HOSTS, ["10.0.0.1", "10.0.0.2"])
+    with pytest.raises(SourceError):
+        await source._connect()
+    assert [(address, seconds) for _, address, seconds in source.attempts] == [
+        ("10.0.0.1", 2.5), ("10.0.0.2", 5.0), ("10.0.0.1", 5.0), ("10.0.0.2", 10.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "faults"),
+    [
+        (ONE_HOST, ["10.0.0.1"], ["refused"]),
+        (ONE_HOST, ["10.0.0.1", "10.0.0.2"], ["at 10.0.0.1: refused", "at 10.0.0.2: refused"]),
+        (TWO_HOSTS, ["10.0.0.1"], ["one", "at 10.0.0.1: refused", "two", "at 10.0.0.1: refused"]),
+        (ONE_HOST, [], ["one is not known"]),
+    ],
+    ids=["one", "two addresses", "two hosts", "no address"],
+)
+async def test_what_failed_is_named_with_its_place_where_there_are_several(
+    url: str, addresses: list[str], faults: list[str]
+) -> None:
+    with pytest.raises(SourceError) as failed:
+        await Source(url, addresses)._connect()
+    text = str(failed.value)
+    position = 0
+    for fault in faults:
+        position = text.index(fault, position)
+    assert (" at 10.0.0.1" in text) is ("at 10.0.0.1: refused" in faults)
+    assert text.endswith("(check host, port, user, password and database in DATABASE_URL)")
+    assert "secret" not in text
+
+
+async def test_the_reason_is_the_one_that_the_operator_can_do_most_about() -> None:
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    for error, reason in (
+        (OSError("refused"), Reason.DATABASE_UNREACHABLE),
+        (TimeoutError("no answer"), Reason.DATABASE_TIMEOUT),
+    ):
+        source.error = error
+        with pytest.raises(SourceError) as failed:
+            await source._connect()
+        assert failed.value.reason is reason
+    unusable = PostgresSource("not a url", connect_timeout=1.0, statement_timeout=1.0)
+    with pytest.raises(SourceError, match="DATABASE_URL cannot be used") as failed:
+        await unusable._connect()
+    assert failed.value.reason is Reason.DATABASE_URL_UNUSABLE
+
+
+async def test_where_it_is_connected_is_logged_when_that_changes() -> None:
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    source.connections = [Connection(), Connection(), Connection("other")]
+    with captured_logs() as lines:
+        for _ in range(3):
+            await source._connect()
+    found = logged(lines, "Connected to the database", address="10.0.0.1", database="db", log_level="info")
+    assert [line["role"] for line in found] == ["user", "other"]
+    assert source.connected_to is not None
+
+
+async def test_another_url_closes_the_connection_and_the_same_one_keeps_it() -> None:
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    connection = Connection()
+    source._connection = cast(Any, connection)
+    source.connected_to = "one"
+    await source.use_url(ONE_HOST)
+    assert not connection.closed
+    await source.use_url(TWO_HOSTS)
+    assert connection.closed
+    assert (source._connection, source.connected_to) == (None, None)
+    assert source.address is not None
+    assert len(source.address.hosts) == 2
+    await source.close()
+
+
+@pytest.mark.parametrize(
+    ("kept", "closes", "attempts"),
+    [(False, [True, True], 2), (True, [True, True, True], 3), (False, [False], 1), (True, [True, False], 2)],
+    ids=["new ones end", "kept and new ones end", "an error of the first", "an error of the second"],
+)
+async def test_a_connection_that_ended_meanwhile_is_replaced_twice_at_most(
+    kept: bool, closes: list[bool], attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    source.connections = [Connection() for _ in range(4)]
+    if kept:
+        source._connection = cast(Any, Connection())
+    tried: list[Any] = []
+
+    async def transaction(connection: Any) -> Any:
+        connection.closed = closes[len(tried)]
+        tried.append(connection)
+        raise psycopg.OperationalError("terminated")
+
+    monkeypatch.setattr(source, "_transaction", transaction)
+    with pytest.raises(psycopg.OperationalError):
+        await source._begin()
+    assert len(tried) == attempts
+    assert source._connections == attempts - kept
+
+
+async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(ONE_HOST, [])
+    connection = Connection()
+    source._connection = cast(Any, connection)
+    limits: list[float] = []
+    wait = asyncio.wait
+
+    async def at_once(tasks: Any, timeout: float) -> Any:
+        limits.append(timeout)
+        return await wait(tasks, timeout=0)
+
+    monkeypatch.setattr(asyncio, "wait", at_once)
+    with pytest.raises(TimeoutError, match="no answer from the database within 6 s"):
+        await source._limited(asyncio.sleep(60))
+    assert connection.closed
+    assert limits == [6.0], "the statement's own limit, and a second"
+    with pytest.raises(TimeoutError):
+        await source._limited(asyncio.sleep(60), 0.5)
+    assert limits[1:] == [0.5]
+    monkeypatch.undo()
+
+    async def answer() -> int:
+        return 5
+
+    assert await source._limited(answer()) == 5
+
+
+@pytest.mark.parametrize(("encoding", "converted"), [("UTF8", True), ("SQL_ASCII", False)])
+async def test_a_reading_sees_one_state_changes_nothing_and_takes_octets_of_a_database_without_an_encoding(
+    encoding: str, converted: bool
+) -> None:
+    steps: list[Any] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        async def note(*given: Any) -> None:
+            steps.append((name, *given))
+
+        return note
+
+    connection = SimpleNamespace(
+        info=SimpleNamespace(parameter_status={"server_encoding": encoding}.get),
+        set_autocommit=noting("autocommit"), execute=noting("execute"), set_read_only=noting("read only"),
+        set_isolation_level=noting("isolation"),
+    )  # fmt: skip
+    await Source(ONE_HOST, [])._prepare(cast(Any, connection))
+    ascii_steps = [("autocommit", True), ("execute", "SET client_encoding TO 'SQL_ASCII'"), ("autocommit", False)]
+    assert steps == ([] if converted else ascii_steps) + [
+        ("isolation", psycopg.IsolationLevel.REPEATABLE_READ), ("read only", True),
+    ]  # fmt: skip
+
+
+def test_how_the_tables_are_read_is_logged_when_that_changes() -> None:
+    source = Source(ONE_HOST, [])
+    with captured_logs() as lines:
+        for mistrust, fault in (("a view", None), ("a view", "no column"), (None, "no column"), ("a view", None)):
+            source._report(mistrust, fault)
+    assert [line["event"] for line in lines] == [
+        "The table is read whole in every cycle", "No bytecode is served", "The table is read whole in every cycle",
+    ]  # fmt: skip
+
+
+def test_limits_of_a_reading_are_those_that_are_given() -> None:
+    limits = ReadLimits()
+    given = PostgresSource(ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, limits=limits)
+    assert given._limits is limits
+    assert Source(ONE_HOST, [])._limits == ReadLimits()
