@@ -35,23 +35,30 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 """Signals that the master acts on, and its workers do not."""
 
 
+_RUNNING = Path("/proc/self/exe")
+"""The file that the kernel executes."""
+
+
 def interpreter() -> str:
     """The path of the Python that runs, to start others of it.
 
     ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it. Python looks for it in
     PATH, where it may find another program. Hence the path is compared with the file that the kernel executes. Where it
     is another, the virtual environment's own Python is preferred to that file: it finds the same packages.
+
+    Without /proc, and where that file is gone because an upgrade has replaced it, the name decides.
     """
-    running = Path("/proc/self/exe")
     environment = Path(sys.prefix, "bin")
-    for path in (sys.executable, str(environment / "python"), str(environment / "python3")):
+    paths = [sys.executable or "", str(environment / "python"), str(environment / "python3")]
+    for path in paths:
         with suppress(OSError):
-            if os.access(path, os.X_OK) and running.samefile(path):
+            if _RUNNING.samefile(path):
                 return path
-    try:
-        return os.fspath(running.readlink())
-    except OSError:  # there is no /proc
-        return sys.executable
+    with suppress(OSError):
+        if (target := _RUNNING.readlink()).exists():
+            return os.fspath(target)
+    pythons = [path for path in paths if Path(path).name.startswith("python") and os.access(path, os.X_OK)]
+    return pythons[0] if pythons else sys.executable
 
 
 class NoNullDevice(Exception):
