@@ -294,9 +294,9 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Unit, integration and chaos tests with coverage of every process (at least 95 %), with all Hypothesis examples.
-    Tests with whole servers run on the transport on which `nox -s tests` does not run them, and thorough ones on both;
-    tests of perf cover nothing of the server. `UNIT_COVERAGE=FILE`: the unit tests have run elsewhere, and FILE holds
-    their coverage.
+    Tests with whole servers run on the transport on which `nox -s tests` does not run them. The servers of thorough
+    tests run without coverage; tests of perf cover nothing of the server. `UNIT_COVERAGE=FILE`: the unit tests have run
+    elsewhere, and FILE holds their coverage.
     """
     install(session)
     session.env["HYPOTHESIS_PROFILE"] = os.environ.get("HYPOTHESIS_PROFILE") or "long"
@@ -360,7 +360,7 @@ def compiled(session: nox.Session) -> None:
     """
     install(session)
     if not session.posargs:
-        run(session, "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_compiled_engine.py")
+        run(session, "pytest", "-q", "-p", "no:cacheprovider", *SIDE_BY_SIDE, "tests/unit/test_compiled_engine.py")
     tree = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-compiled").resolve()
     run(session, "python", "-m", "venv", "--clear", "--without-pip", str(tree))
     build_wheel(session, tree / "wheel", compiled_engine="required")

@@ -7,21 +7,22 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tests.support.polling import DEADLINE_SECONDS, POLL_SECONDS
+from tests.support.polling import DEADLINE_SECONDS, pause
 
 T = TypeVar("T")
 
 
 async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, seconds: float = DEADLINE_SECONDS) -> T:
     """`polling.until` for a coroutine: the loop runs between two calls of ``what``."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         answer = what()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise AssertionError(f"not within {seconds:g} s: {told if isinstance(told, str) else told()}")
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(pause(waited))
 
 
 async def promptly(work: Awaitable[T], *, seconds: float = DEADLINE_SECONDS) -> T:

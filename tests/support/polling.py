@@ -9,6 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.02
+MOST_POLL_SECONDS = 0.1
 DEADLINE_SECONDS = 30.0
 
 
@@ -18,11 +19,19 @@ def until(what: Callable[[], T], told: str | Callable[[], str], *, seconds: floa
     Raises:
         AssertionError: after ``seconds``, saying ``told``.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         answer = what()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise AssertionError(f"not within {seconds:g} s: {told if isinstance(told, str) else told()}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause(waited))
+
+
+def pause(waited: float) -> float:
+    """Seconds until the next look after ``waited`` seconds: a tenth of them, within limits. A look often costs
+    milliseconds, in the test and in the server that it asks, and tests run side by side on few CPUs.
+    """
+    return min(MOST_POLL_SECONDS, max(POLL_SECONDS, waited / 10))

@@ -305,6 +305,20 @@ def test_a_thorough_test_runs_on_one_transport_unless_it_is_marked_for_every_one
     assert transports_of("other", "thorough", "every_transport") == ["grpcio", "native"]
 
 
+@pytest.mark.parametrize(("markers", "seen"), [(("thorough",), None), ((), "settings")], ids=["thorough", "other"])
+def test_the_servers_of_a_thorough_test_run_without_coverage(
+    monkeypatch: pytest.MonkeyPatch, markers: tuple[str, ...], seen: str | None
+) -> None:
+    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "settings")
+    item: Any = Item("native", *markers)
+    test = conftest.pytest_runtest_protocol(item)
+    next(test)
+    assert os.environ.get("COVERAGE_PROCESS_CONFIG") == seen
+    with pytest.raises(StopIteration):
+        test.send(None)
+    assert os.environ["COVERAGE_PROCESS_CONFIG"] == "settings"
+
+
 # -- tests that fail beside others -------------------------------------------------------------------------------------
 
 

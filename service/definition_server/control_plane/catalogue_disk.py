@@ -96,7 +96,7 @@ class CatalogueDisk:
         if self._last_known_good is None or self._store is None:
             return None
         try:
-            publication = await self._last_known_good.load(signer)
+            snapshot = await self._last_known_good.load(signer)
         except NotOurs as error:
             self._store_failed(error)
             log.error(
@@ -118,12 +118,11 @@ class CatalogueDisk:
                 path=str(self._store.path.parent),
                 remedy="take that right away (chmod o-w), unless no other user can reach it",
             )
-        if publication is None:
+        if snapshot is None:
             self._missing = str(self._store.path)
             return None
-        os.close(publication.descriptor)
-        self._stored = _identity(publication.snapshot) if self._last_known_good.loaded_as_it_is else _NOTHING
-        return publication.snapshot
+        self._stored = _identity(snapshot) if self._last_known_good.loaded_as_it_is else _NOTHING
+        return snapshot
 
     def report_missing(self) -> None:
         """Log that there is no last-known-good file. At a first start that is normal; beside a history it is not."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from definition_server.catalog.signing import SignatureError, Signer
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.disk import OnDisk, on_disk
 from definition_server.control_plane.publisher import Publication, key_id_of, published_again
@@ -76,7 +77,7 @@ class LastKnownGood:
         if error is not None:
             raise error
 
-    async def load(self, signer: Signer | None) -> Publication | None:
+    async def load(self, signer: Signer | None) -> Snapshot | None:
         """The stored snapshot, signed by ``signer``; None where there is none. Waits for as long as the disk hangs.
 
         Raises:
@@ -84,24 +85,21 @@ class LastKnownGood:
             StoreError: where it is not usable.
         """
         try:
-            loaded = await self._disk(partial(self.store.load, signer))
+            loaded = await self._disk(partial(_load_and_close, self.store, signer))
         except RuntimeError as error:
             raise StoreError(f"no thread can be started: {error}", Reason.MACHINE_LIMIT) from None
         if loaded is None:
             return None
-        publication = Publication(*loaded)
-        self.loaded_as_it_is = publication.snapshot.footer.key_id == key_id_of(signer)
+        self.loaded_as_it_is = loaded.footer.key_id == key_id_of(signer)
         if self.loaded_as_it_is:
-            return publication
+            return loaded
         # Its MAC was ours, or of the key of before; or the version of the packages has changed; or there is no key now.
         try:
-            return await self._background.run(
-                published_again, publication.snapshot, signer, publication.snapshot.generation
-            )
+            again = await self._background.run(published_again, loaded, signer, loaded.generation)
         except (SignatureError, OSError) as error:
             raise StoreError(f"it cannot be signed again: {error}") from error
-        finally:
-            os.close(publication.descriptor)
+        os.close(again.descriptor)
+        return again.snapshot
 
     def _on_late_end(self, saving: asyncio.Future[None]) -> None:
         """A write that no cycle waits for any more has ended."""
@@ -124,3 +122,14 @@ def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None
         store.save(descriptor, signer)
     finally:
         os.close(descriptor)
+
+
+def _load_and_close(store: SnapshotStore, signer: Signer | None) -> Snapshot | None:
+    """Closes the descriptor in the disk's thread: the disk may answer when nothing waits for the result any more, and
+    then nothing else would close it. The snapshot's mapping ends with the snapshot.
+    """
+    loaded = store.load(signer)
+    if loaded is None:
+        return None
+    os.close(loaded[1])
+    return loaded[0]

@@ -39,6 +39,8 @@ _NAMES_LOGGED = 10
 _PAUSES = 3.0
 """Seconds of pause for each second in which rows are judged beside serving. A scheduler that divides CPUs among groups
 of processes (cgroups, sessions) charges the workers' group for what the checker uses, whatever its priority there."""
+_LONGEST_PAUSE = 1.0
+"""Seconds. A batch may have waited long for a CPU, or have been stopped: it has not used one in that time."""
 
 Row = tuple[bytes, RowFacts, bytes]
 """Name, content, key."""
@@ -234,7 +236,7 @@ class RowGate:
                     began = now()
                     await self._judge_batch(batch, note, self._check_patiently)
                     # Where CPUs are busy a batch takes longer, and so does the pause.
-                    await asyncio.sleep(_PAUSES * (now() - began))
+                    await asyncio.sleep(min(_PAUSES * (now() - began), _LONGEST_PAUSE))
             self._note_checking("")
         except CannotCheck as error:
             self._note_checking(str(error))

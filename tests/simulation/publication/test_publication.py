@@ -21,10 +21,15 @@ DAYS = int(os.environ.get("SIMULATION_DAYS", "20"))
 """CI runs 420: 10,000 hours."""
 
 PIECES = 10
+EVERY_PIECE = (
+    [pytest.param(piece, marks=pytest.mark.thorough) for piece in range(PIECES)]
+    if "SIMULATION_DAYS" in os.environ
+    else sample(range(PIECES), 5)
+)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("piece", sample(range(PIECES), 5))
+@pytest.mark.parametrize("piece", EVERY_PIECE)
 def test_every_day_keeps_every_promise(piece: int) -> None:
     for seed in range(piece, DAYS, PIECES):
         run_seed(seed)

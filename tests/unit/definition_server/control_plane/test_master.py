@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 from tests.support.logs import LogLines, logged
 from tests.support.loop import end
 
 from definition_server.control_plane import master
+from definition_server.control_plane.reload import Reloadable
+from definition_server.control_plane.source import ReadLimits
 from definition_server.control_plane.supervisor import Supervisor
+from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
 
 SETTINGS = Settings.model_validate(
@@ -100,3 +106,375 @@ def test_a_master_reads_a_policy_file_only_where_there_is_one(tmp_path: Path) ->
         settings = SETTINGS.model_copy(update={"publication_policy": path})
         made = master._Master._make_policy(SimpleNamespace(_settings=settings))  # type: ignore[arg-type]
         assert (made is None) is (path is None)
+
+
+class Parts:
+    """What a master has started, and a start in which nothing is real."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[Any] = []
+        self.early: list[signal.Signals] = []
+        self.confined, self.fault, self.port_taken, self.metrics_taken = True, None, False, False
+        note = self.steps.append
+        patch = monkeypatch.setattr
+        patch(master.early_signals, "install", lambda: note("signals"))
+        patch(master.early_signals, "received", self.early)
+        patch(master, "configure_logs", lambda *given: note(("logs", *given)))
+        patch(master, "confine_master", lambda jail: self.confined)
+        patch(master, "log_notices", lambda _, lasting: note(("notices", lasting)))
+        patch(master, "raise_descriptor_limit", lambda wanted: note(("files", wanted)) or wanted)
+        patch(master, "too_few", lambda *_: self.fault)
+        patch(master, "raise_process_limits", lambda _: None)
+        patch(master, "read_tls_files", lambda _: None)
+        patch(master, "listen", lambda *given: self._open("listen", *given))
+        patch(master, "reserve_port", lambda *given: self._open("reserve", *given))
+        patch(master, "_Master", self._master)
+
+    def _open(self, *given: Any) -> Any:
+        self.steps.append(given)
+        if self.port_taken:
+            raise master.PortInUse("the port is taken")
+        return nullcontext()
+
+    def _master(self, *_: object, hangup_stops: bool) -> Any:
+        if self.metrics_taken:
+            raise master.PortInUse("the metrics port is taken")
+
+        async def run() -> int:
+            return 5 if hangup_stops else 0
+
+        return SimpleNamespace(run=run)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    return Parts(monkeypatch)
+
+
+@pytest.mark.parametrize(("demonstration", "code", "files"), [(False, 0, 65536), (True, 5, 1024)])
+def test_a_demonstration_warns_of_nothing_that_only_a_server_for_others_needs(
+    parts: Parts, demonstration: bool, code: int, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master, "WANTED_DESCRIPTORS", 65536)
+    assert master.run_master(SETTINGS, demonstration=demonstration) == code
+    assert parts.steps == [
+        "signals", ("logs", SETTINGS.app_env, SETTINGS.log_level), ("notices", not demonstration), ("files", files),
+        ("listen", SETTINGS.host, SETTINGS.port),
+    ]  # fmt: skip
+
+
+def test_grpcios_port_is_reserved_and_the_native_one_listened_on(parts: Parts) -> None:
+    master.run_master(SETTINGS.model_copy(update={"transport": "grpcio"}))
+    assert parts.steps[-1] == ("reserve", SETTINGS.host, SETTINGS.port)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"confined": False}, 78, None),
+        ({"fault": "a limit is too low"}, 78, "a limit is too low"),
+        ({"port_taken": True}, 69, "the port is taken"),
+        ({"metrics_taken": True}, 69, "the metrics port is taken"),
+    ],
+    ids=["jail", "limit", "port", "metrics port"],
+)
+def test_a_start_that_cannot_be_is_logged_and_has_an_exit_code(
+    parts: Parts, change: dict[str, Any], code: int, message: str | None, logs: LogLines
+) -> None:
+    vars(parts).update(change)
+    assert master.run_master(SETTINGS) == code
+    if message is not None:
+        assert logged(logs, "Cannot start", error=message, log_level="critical")
+
+
+def test_tls_files_that_cannot_be_read_prevent_a_start(
+    parts: Parts, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise master.SettingsError([])
+
+    monkeypatch.setattr(master, "read_tls_files", fail)
+    assert master.run_master(SETTINGS) == 78
+    assert logged(logs, "Cannot start", log_level="critical")
+
+
+@pytest.mark.parametrize(
+    ("number", "demonstration", "stops"),
+    [
+        (signal.SIGTERM, False, True), (signal.SIGINT, False, True), (signal.SIGQUIT, False, True),
+        (signal.SIGHUP, False, False), (signal.SIGHUP, True, True), (signal.SIGUSR2, True, False),
+    ],
+)  # fmt: skip
+def test_a_signal_that_came_before_the_start_stops_it(
+    parts: Parts, number: signal.Signals, demonstration: bool, stops: bool, logs: LogLines
+) -> None:
+    parts.early.append(number)
+    master.run_master(SETTINGS, demonstration=demonstration)
+    assert len(parts.steps) == (2 if stops else 5)
+    assert [line["event"] for line in logs] == (["Stopping", "Stopped"] if stops else [])
+    if stops:
+        assert logs[0]["signal"] == number.name
+
+
+@pytest.mark.parametrize(
+    ("transport", "readable", "missing"), [("native", False, False), ("grpcio", True, False), ("grpcio", False, True)]
+)
+def test_grpcio_needs_random_numbers_of_the_kernel(
+    transport: str, readable: bool, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master.os, "access", lambda *each: readable and each == ("/dev/urandom", os.R_OK))
+    assert (master._missing_device(transport) is not None) is missing
+
+
+class Supervised:
+    """A supervisor that notes what it is called for."""
+
+    def __init__(self) -> None:
+        self.serving = 0
+        self.steps: list[Any] = []
+
+    async def roll(self) -> None:
+        self.steps.append("roll")
+
+    async def drain(self, **_: Any) -> None:
+        self.steps.append("drain")
+
+    def cut_short(self) -> None:
+        self.steps.append("cut short")
+
+    def use_keys(self, keys: Any) -> None:
+        self.steps.append(("keys", keys))
+
+    def use_certificate(self, tls: Any) -> None:
+        self.steps.append(("certificate", tls))
+
+
+@pytest.fixture
+def supervised(server: Any) -> Supervised:
+    server._supervisor = Supervised()
+    made: Supervised = server._supervisor
+    return made
+
+
+async def test_signals_roll_reload_stop_and_cut_a_drain_short(
+    server: Any, supervised: Supervised, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reloads: list[Any] = []
+
+    async def read_again(apply: Any) -> None:
+        reloads.append(apply)
+
+    monkeypatch.setattr(server._reloader, "read_again", read_again)
+    monkeypatch.setattr(server._sync_loop, "sync_soon", lambda: reloads.append("sync"))
+    server._on_signal(signal.SIGUSR2)
+    server._on_signal(signal.SIGHUP)
+    assert len(server._background) == 2
+    await asyncio.sleep(0.001)
+    assert supervised.steps == ["roll"]
+    assert logged(logs, "Rolling the workers", log_level="info")
+    assert logged(logs, "Syncing at once", log_level="info")
+    assert reloads == [server._apply, "sync"]
+    assert not server._background, "what has ended is forgotten"
+    assert not server._stop.is_set()
+    server._on_signal(signal.SIGTERM)
+    assert server._stop.is_set()
+    assert logged(logs, "Stopping", signal="SIGTERM")
+    assert supervised.steps == ["roll"]
+    server._on_signal(signal.SIGTERM)
+    assert supervised.steps == ["roll", "cut short"]
+    assert logged(logs, "Second signal: calls in flight are cut", signal="SIGTERM", log_level="warning")
+
+
+async def test_a_hangup_stops_a_demonstration(server: Any, supervised: Supervised) -> None:
+    server._hangup_stops = True
+    server._on_signal(signal.SIGHUP)
+    assert server._stop.is_set()
+
+
+async def test_what_was_read_again_reaches_the_part_that_uses_it(
+    server: Any, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+
+    async def use_url(url: str) -> None:
+        used.append(url)
+
+    monkeypatch.setattr(server._source, "use_url", use_url)
+    monkeypatch.setattr(server._synchronizer, "use_signer", used.append)
+    monkeypatch.setattr(master, "_signer", lambda _: "the signer")
+    await server._apply(Reloadable.DATABASE_URL, SETTINGS)
+    await server._apply(Reloadable.SIGNING_KEY, SETTINGS)
+    assert used == [SETTINGS.database_url.get_secret_value(), "the signer"]
+    await server._apply(Reloadable.API_KEYS, SETTINGS)
+    assert supervised.steps == [("keys", server._key_usage.message)]
+    await server._apply(Reloadable.CERTIFICATE, SETTINGS)
+    assert len(supervised.steps) == 1, "there is no TLS"
+    monkeypatch.setattr(master, "_expiries", lambda tls: {"server": 5.0})
+    server._reloader = SimpleNamespace(tls="the files")
+    await server._apply(Reloadable.CERTIFICATE, SETTINGS)
+    assert supervised.steps[1:] == [("certificate", "the files")]
+    assert server._certificates_expire == {"server": 5.0}
+
+
+async def test_bad_rows_that_are_served_are_read_again_at_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(server._synchronizer, "read_again", lambda: steps.append("read again"))
+    monkeypatch.setattr(server._sync_loop, "sync_soon", lambda: steps.append("sync soon"))
+    server._read_again()
+    assert steps == ["read again", "sync soon"]
+
+
+async def test_that_every_worker_serves_is_logged_once(
+    server: Any, supervised: Supervised, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def serve_next(seconds: float) -> None:
+        slept.append(seconds)
+        supervised.serving += 1
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", serve_next)
+    announcing = asyncio.create_task(server._announce())
+    for _ in range(10):
+        await sleep(0)
+    monkeypatch.undo()
+    assert slept == [0.01, 0.01]
+    (line,) = logged(logs, "Serving", workers=2, log_level="info")
+    assert 0 <= line["seconds"] < 60
+    assert not announcing.done()
+    await end(announcing)
+
+
+async def test_telemetry_begins_once_the_workers_serve_and_gets_the_sampled_calls(
+    server: Any, supervised: Supervised
+) -> None:
+    steps: list[Any] = []
+
+    async def stop() -> None:
+        steps.append("stop")
+
+    telemetry = SimpleNamespace(
+        start=lambda: steps.append(supervised.serving), calls_sampled=lambda *each: steps.append(each), stop=stop
+    )
+    server._on_calls_sampled(1, "calls")
+    server._telemetry = telemetry
+    server._on_calls_sampled(1, "calls")
+    supervised.serving = 2
+    exporting = asyncio.create_task(server._export(telemetry))
+    await asyncio.sleep(0.001)
+    assert steps == [(1, "calls"), 2]
+    assert not exporting.done()
+    await end(exporting)
+    await server._leave([asyncio.create_task(asyncio.sleep(0))])
+    assert steps[2:] == ["stop"]
+    server._telemetry = None
+
+
+def test_only_the_first_process_of_a_container_reaps_and_only_what_there_is_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def names(pid: int, **parts: Any) -> list[str]:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        given: dict[str, Any] = {"_operators": SimpleNamespace(offered=False), "_telemetry": None, "_policy": None}
+        run = {"run": lambda: "run", "watch": lambda: "watch"}
+        made = SimpleNamespace(
+            _sync_loop=SimpleNamespace(run=lambda: "sync"), _supervisor=SimpleNamespace(**run),
+            _loop_watch=SimpleNamespace(run=lambda: "loop watch"), _announce=lambda: "announce",
+            _prove=lambda: "prove", _serve_operators=lambda: "operators", _export=lambda each: f"export {each}",
+            **given | parts,
+        )  # fmt: skip
+        return list(master._Master._forever(cast(Any, made)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(master, "reap_orphans", lambda: "reap")
+    always = ["sync", "watch", "loop watch", "announce", "prove"]
+    assert names(2) == always
+    assert names(1) == [*always, "reap"]
+    policy = SimpleNamespace(run=lambda: "policy")
+    assert names(2, _operators=SimpleNamespace(offered=True), _telemetry="t", _policy=policy) == [
+        *always, "operators", "export t", "policy",
+    ]  # fmt: skip
+
+
+async def test_a_policy_is_followed_once_something_is_served(server: Any) -> None:
+    steps: list[Any] = []
+
+    async def note(*each: Any) -> None:
+        steps.append(each)
+
+    catalogue = SimpleNamespace(served=None, follow=lambda: note("follow"), release=lambda age: note("release", age()))
+    server._synchronizer, before = SimpleNamespace(catalogue=catalogue), server._synchronizer
+    await server._follow_policy()
+    assert not steps
+    catalogue.served = "a catalogue"
+    await server._follow_policy()
+    assert steps[0] == ("follow",)
+    assert steps[1][0] == "release"
+    assert 0 <= steps[1][1] < 5
+    server._synchronizer = before
+
+
+def test_a_process_that_does_not_end_in_time_is_ended_with_its_code(
+    logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class Timer:
+        daemon, started = False, False
+
+        def __init__(self, seconds: float, end: Any) -> None:
+            self.seconds, self.end = seconds, end
+            made.append(self)
+
+        def start(self) -> None:
+            self.started = self.daemon
+
+    steps: list[Any] = []
+    monkeypatch.setattr(master.threading, "Timer", Timer)
+    monkeypatch.setattr(master, "flush_logs", lambda: steps.append("flush"))
+    monkeypatch.setattr(master.os, "_exit", steps.append)
+    master._exit_at_the_latest(7.5, 1)
+    (timer,) = made
+    assert (timer.seconds, timer.started) == (7.5, True)
+    timer.end()
+    assert steps == ["flush", 1]
+    assert logged(logs, "A thread did not end in time; leaving without it", log_level="warning")
+
+
+def test_the_key_before_the_present_one_is_that_of_clients_that_were_not_rotated_yet() -> None:
+    assert master._signer(SETTINGS) is None
+    keys = [SecretStr(letter * 32) for letter in "ab"]
+    alone = SETTINGS.model_copy(update={"avap_internal_key": keys[0]})
+    both = SETTINGS.model_copy(update={"avap_internal_key": keys[0], "avap_internal_key_previous": keys[1]})
+    before = SETTINGS.model_copy(update={"avap_internal_key": keys[1]})
+    signers = [master._signer(each) for each in (alone, both, before)]
+    assert all(signers)
+    present, rotated, previous = signers
+    assert present and rotated and previous  # noqa: PT018 - for the type checker
+    assert present.key_id == rotated.key_id != previous.key_id
+
+
+def test_the_status_names_the_database_and_the_engine() -> None:
+    source = master._source(SETTINGS)
+    assert master._database(source) == DatabaseStatus(("127.0.0.1:1",), "db", "u", None)
+    assert master._engine(SETTINGS.model_copy(update={"transport": "grpcio"})) == "grpcio"
+    assert master._engine(SETTINGS.model_copy(update={"transport": "native"})) in ("pure", "compiled")
+    unusable = master._source(SETTINGS.model_copy(update={"database_url": SecretStr("not a url")}))
+    assert master._database(unusable) is None
+    assert (source._connect_timeout, source._statement_timeout) == (
+        SETTINGS.connect_timeout_seconds, SETTINGS.statement_timeout_seconds,
+    )  # fmt: skip
+    assert source._limits == ReadLimits(SETTINGS.max_definition_bytes, SETTINGS.max_catalog_bytes)
+
+
+def test_the_earliest_end_of_each_certificate_file_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert master._expiries(None) == {}
+    ends = {Path("server"): 5.0, Path("authorities"): None}
+    monkeypatch.setattr(master, "earliest_expiry", ends.__getitem__)
+    files = cast(Any, SimpleNamespace(certificate="server", client_authorities="authorities"))
+    assert master._expiries(files) == {"server": 5.0}
+    ends[Path("authorities")] = 7.0
+    assert master._expiries(files) == {"server": 5.0, "client_authorities": 7.0}
+    files.client_authorities = None
+    assert master._expiries(files) == {"server": 5.0}

@@ -17,6 +17,7 @@ from tests.support.snapshots import row
 
 from definition_server.catalog.content_check import Flaw
 from definition_server.catalog.gate import Gate
+from definition_server.control_plane import row_gate
 from definition_server.control_plane.checker import Content, Judgement
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.row_gate import RowGate
@@ -182,6 +183,24 @@ async def test_each_batch_of_the_rest_is_followed_by_a_pause_of_three_times_its_
         assert len(patient.batches) >= 3
         for (began, ended), (next_began, _) in pairwise(patient.batches):
             assert next_began - ended > 2.9 * (ended - began)
+        await bench.close()
+
+
+async def test_a_batch_that_took_long_is_not_followed_by_a_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    with nothing_left():
+        patient, longest, slept, sleep = SlowChecker(), 0.003, [], asyncio.sleep
+
+        async def note(seconds: float) -> None:
+            slept.append(seconds)
+            await sleep(seconds)
+
+        monkeypatch.setattr(row_gate, "_LONGEST_PAUSE", longest)
+        bench = Bench(first_rows=64, patient=patient)
+        bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(300)))
+        await bench.cycle()
+        monkeypatch.setattr(row_gate.asyncio, "sleep", note)
+        await eventually(lambda: not bench.gate.pending, "the rest is judged")
+        assert slept.count(longest) == len(patient.batches) >= 3
         await bench.close()
 
 

@@ -125,7 +125,7 @@ def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         program = tmp_path / "python"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(program))
+        monkeypatch.setattr(worker_process, "interpreter", lambda: str(program))
 
     return replace
 
@@ -180,7 +180,7 @@ async def test_a_worker_that_cannot_be_started_is_retried_until_it_starts(
 async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     supervisor: Supervisor, python_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
-    python = sys.executable
+    python = worker_process.interpreter
     python_that("exec sleep 600")
     supervisor._start_timeout = 0.5
     worker = supervisor.slots[0].worker
@@ -188,14 +188,14 @@ async def test_a_worker_that_is_never_ready_is_killed_and_replaced(
     worker.kill()
     await eventually(lambda: logged(logs, "Worker is not READY in time; killed"), "the sleeper is killed")
     supervisor._start_timeout = SECONDS
-    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(worker_process, "interpreter", python)
     await eventually(lambda: supervisor.serving == 1, "the worker is back")
 
 
 async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_enough(
     supervisor: Supervisor, python_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
-    python = sys.executable
+    python = worker_process.interpreter
     python_that("exit 7")
     slot = supervisor.slots[0]
     assert slot.worker is not None
@@ -203,7 +203,7 @@ async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_eno
     await eventually(lambda: slot.crash_loop.looping, "a crash loop")
     assert logged(logs, "Worker ended; starting another")[-1]["how"] == "exit code 7"
     assert logged(logs, "Worker crash loop")[0]["worker"] == 0
-    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(worker_process, "interpreter", python)
     monkeypatch.setattr(slot.crash_loop, "_stable", 0.5)
     await eventually(lambda: supervisor.serving == 1 and not slot.crash_loop.looping, "recovery")
 

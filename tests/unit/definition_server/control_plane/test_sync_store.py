@@ -18,13 +18,15 @@ import pytest
 from tests.support.fakes import FakeClock, FakeSource
 from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, captured_logs, logged
-from tests.support.loop import eventually, promptly
+from tests.support.loop import end, eventually, promptly
 from tests.support.snapshots import published, row
 
 from definition_server.catalog.signing import Binding, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release, last_known_good
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.history import History
+from definition_server.control_plane.last_known_good import LastKnownGood
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
@@ -247,6 +249,17 @@ async def test_a_hanging_disk_does_not_block_cycles(
     assert synchronizer.state.store_error == "the disk has not finished writing an earlier snapshot"
     assert len(logged(logs, NOT_STORED, log_level="error")) == 2
     assert hanging.saves == 1, "one writer at a time"
+
+
+async def test_a_disk_that_answers_when_nothing_waits_any_more_leaves_no_descriptor(hanging: HangingStore) -> None:
+    hanging.disk_works.set()
+    keep(hanging, "old")
+    hanging.disk_works.clear()
+    background = Background()
+    load = asyncio.ensure_future(LastKnownGood(hanging, background, on_stored_late=lambda: None).load(None))
+    await asyncio.sleep(0)  # its thread is started
+    await end(load)
+    background.close()  # and the disk works again: see `hanging` and `_nothing_left`
 
 
 async def test_a_slow_disk_that_finishes_late_is_no_failing_disk(

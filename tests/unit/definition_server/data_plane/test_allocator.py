@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -163,3 +166,72 @@ def test_the_interval_doubles_where_less_than_four_mebibytes_were_returned(
         while not process.check():
             waited[-1] += 1
     assert waited[1:] == [5, seconds], "the first return decides how long the third one waits"
+
+
+@pytest.mark.parametrize(("growth", "given_back"), [(16 * MB - 1, False), (16 * MB, True)])
+def test_growth_of_sixteen_mebibytes_is_notable(process: Process, growth: int, given_back: bool) -> None:
+    process.resident += growth
+    process.check()
+    assert process.check() is given_back
+
+
+@pytest.mark.parametrize(("busy", "given_back"), [(0.499, True), (0.501, False)])
+def test_a_process_that_uses_half_a_core_is_busy(process: Process, busy: float, given_back: bool) -> None:
+    process.resident += 90 * MB
+    process.check()
+    assert process.check(busy=busy) is given_back
+
+
+def test_half_a_core_is_measured_over_the_time_since_the_last_check(process: Process) -> None:
+    process.resident += 90 * MB
+    process.check()
+    process.now += 1
+    assert process.check(busy=0.9), "in two seconds"
+
+
+def test_intervals_double_up_to_ten_minutes(process: Process) -> None:
+    process.resident += 90 * MB
+    process.in_use = process.resident
+    instants = [process.now for _ in range(3000) if process.check()]
+    waited = [later - earlier for earlier, later in pairwise(instants)]
+    assert waited == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
+
+
+def test_memory_of_its_own_is_what_is_resident_and_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = 4096
+    monkeypatch.setattr(allocator.os, "sysconf", {"SC_PAGESIZE": page}.__getitem__)
+    freed = freed_memory()
+    if freed is None:
+        pytest.skip("the C library has no malloc_trim")
+    read = [b"900 700 300 1 0 500 0\n", b"", b"900 x 300\n"]
+    monkeypatch.setattr(allocator.os, "pread", lambda *_: read.pop(0))
+    assert freed._resident() == 400 * page
+    assert freed._resident() == freed._resident() == 0, "what cannot be read is no growth"
+
+
+def test_memory_is_given_back_by_a_thread_that_does_not_hold_up_the_end_and_stays_where_none_can_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trimmed.append))
+    freed = freed_memory()
+    assert freed is not None
+    made: list[dict[str, Any]] = []
+
+    class Thread:
+        def __init__(self, **given: Any) -> None:
+            self.given = given
+
+        def start(self) -> None:
+            if made:
+                raise RuntimeError("can't start new thread")
+            made.append(self.given)
+
+    monkeypatch.setattr(allocator.threading, "Thread", Thread)
+    done: list[str] = []
+    for _ in range(2):
+        freed._give_back(lambda: done.append("done"))
+    (given,) = made
+    assert (given["name"], given["daemon"]) == ("memory-return", True)
+    given["target"](*given["args"])
+    assert (trimmed, done) == ([0], ["done"])

@@ -315,3 +315,126 @@ def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet:
     assert not fleet.balancers[0].may_accept()
     fleet.balancers[3].stop()
     assert fleet.balancers[0].may_accept()
+
+
+def ask(fleet: Fleet, number: int, *nanoseconds: int, moves: bool = False) -> list[bool]:
+    """Worker ``number`` asks at these times after the beginning; with ``moves``, another accepts in between."""
+    answers = []
+    for instant in nanoseconds:
+        fleet.clock.now = 10**12 + instant
+        fleet.beat()
+        if moves:
+            fleet.balancers[1].opened()
+            fleet.balancers[1].closed()
+        answers.append(fleet.balancers[number].may_accept())
+    return answers
+
+
+MS = 10**6
+
+
+def test_a_heartbeat_is_recent_for_a_second(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 7, 6)
+    fleet.hung = {1}
+    fleet.clock.advance(1.0)
+    fleet.beat()
+    assert not fleet.balancers[0].may_accept()
+    fleet.clock.now += 1
+    fleet.beat()
+    assert fleet.balancers[0].may_accept()
+
+
+def test_a_worker_that_does_not_accept_is_waited_for_during_fifty_milliseconds(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 7, 6)
+    assert ask(fleet, 0, 0, 15 * MS, 30 * MS, 45 * MS, 50 * MS, 50 * MS + 1) == [False] * 5 + [True]
+
+
+def test_a_worker_that_did_not_accept_is_left_out_for_a_second(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 5, 6)
+    doubted = 51 * MS
+    assert ask(fleet, 0, 0, doubted) == [False, True]
+    assert ask(fleet, 0, doubted + 10**9 - 1) == [True]
+    fleet.balancers[0].opened()
+    assert ask(fleet, 0, doubted + 10**9 - 1) == [False], "the one with as many as this one is not left out"
+    fleet.balancers[2].stop()
+    fleet.balancers[3].stop()
+    assert ask(fleet, 0, doubted + 10**9 - 1, doubted + 10**9) == [True, False]
+
+
+def test_a_worker_that_replaces_one_that_was_left_out_is_waited_for(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 7, 6)
+    assert ask(fleet, 0, 0, 51 * MS, 52 * MS) == [False, True, True]
+    fleet.balancers[0].remove(1)
+    fleet.balancers[0].add(1, fleet.page.slot(1))
+    fleet.balancers[0].opened()
+    assert ask(fleet, 0, 53 * MS) == [False]
+
+
+def test_a_worker_that_leaves_every_connection_to_others_does_so_for_a_second_at_most(fleet: Fleet) -> None:
+    fleet.hold(5, 0, 7, 6)
+    times = [number * 10 * MS for number in range(101)]
+    assert not any(ask(fleet, 0, *times, moves=True))
+    assert ask(fleet, 0, 10**9 + 1, moves=True) == [True]
+    fleet.balancers[0].opened()
+    assert ask(fleet, 0, 10**9 + 2, moves=True) == [False], "the second begins anew"
+
+
+@pytest.mark.parametrize(
+    ("times", "accepts"),
+    [
+        ((0, 10 * MS), False),
+        ((0, 10 * MS + 1), True),
+        ((0, 20 * MS), True),
+        ((0, 20 * MS + 1), False),
+    ],
+    ids=["10 ms", "longer", "20 ms", "a pause"],
+)
+def test_a_storm_has_lasted_ten_milliseconds_without_a_pause_of_twenty(
+    fleet: Fleet, times: tuple[int, ...], accepts: bool
+) -> None:
+    fleet.hold(33, 32, 32, 32)
+    assert ask(fleet, 0, *times, moves=True)[-1] is accepts
+
+
+def test_a_full_worker_accepts_nothing_in_a_storm_while_another_has_room() -> None:
+    fleet = Fleet(2, limit=33)
+    fleet.hold(33, 32)
+    with captured_logs():
+        assert ask(fleet, 0, 0, 15 * MS, moves=True) == [False, False]
+    unlimited = Fleet(2, limit=34)
+    unlimited.hold(33, 32)
+    assert ask(unlimited, 0, 0, 15 * MS, moves=True) == [False, True]
+
+
+def test_a_full_worker_is_not_waited_for() -> None:
+    fleet = Fleet(2, limit=3)
+    fleet.hold(2, 3)
+    assert fleet.balancers[0].may_accept()
+    fleet.balancers[1].closed()
+    fleet.balancers[0].opened()
+    with captured_logs():
+        assert not fleet.balancers[0].may_accept()
+
+
+def test_a_full_server_is_logged_again_when_ten_seconds_have_passed() -> None:
+    fleet = Fleet(1, limit=1)
+    fleet.hold(1)
+    with captured_logs() as lines:
+        ask(fleet, 0, 0, 10**10)
+        assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=1, clients=0)) == 1
+        ask(fleet, 0, 10**10 + 1)
+        assert len(logged(lines, "MAX_CONNECTIONS is reached")) == 2
+
+
+def test_a_refused_connection_is_asked_about_again_after_a_millisecond(fleet: Fleet) -> None:
+    assert fleet.balancers[0].retry_seconds == 0.001
+    assert fleet.balancers[0].connections == 0
+
+
+def test_connections_that_others_accepted_are_counted_where_they_accept_no_more(fleet: Fleet) -> None:
+    fleet.hold(1, 2, 3, 4)
+    fleet.balancers[3].stop()
+    assert fleet.balancers[0]._read_others(fleet.clock.now) == (2, 9)
+    fleet.balancers[0]._doubted[1] = fleet.clock.now + 1
+    assert fleet.balancers[0]._read_others(fleet.clock.now) == (3, 7)
+    assert fleet.balancers[0]._read_others(fleet.clock.now + 1) == (2, 9)

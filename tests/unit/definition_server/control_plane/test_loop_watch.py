@@ -1,0 +1,47 @@
+"""What ``/livez`` answers: whether the master's event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from definition_server.control_plane import loop_watch
+from definition_server.control_plane.loop_watch import LoopWatch
+from definition_server.control_plane.supervisor import TICK_SECONDS
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, set by the test."""
+    made = [100.0]
+    monkeypatch.setattr(loop_watch, "time", SimpleNamespace(monotonic=lambda: made[0]))
+    return made
+
+
+def test_a_loop_that_has_stood_still_for_thirty_seconds_is_a_problem(clock: list[float]) -> None:
+    watch = LoopWatch()
+    clock[0] += 29.9
+    assert watch.problem() is None
+    clock[0] += 0.1
+    assert watch.problem() == "the master's event loop has stood still for 30 s"
+
+
+async def test_a_loop_that_runs_is_noted_at_every_tick(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if len(slept) == 3:
+            raise asyncio.CancelledError
+        slept.append(seconds)
+        clock[0] += 20.0
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    watch = LoopWatch()
+    with pytest.raises(asyncio.CancelledError):
+        await watch.run()
+    assert slept == [TICK_SECONDS] * 3
+    assert watch.problem() is None
+    clock[0] += 30.0
+    assert watch.problem() is not None
