@@ -130,6 +130,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     which = config.getoption("one_transport")
 
     def wanted(item: pytest.Item) -> bool:
+        if which == "other" and alike_in_both(item):
+            return False
         transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
         if transport is None:
             return True
@@ -176,11 +178,26 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def on_one_transport(item: pytest.Item) -> bool:
     """Whether, with ``--one-transport``, the test runs on one of them: one about the master, or with a whole server."""
-    said = (mark.name for mark in item.iter_markers() if mark.name in ("any_transport", "every_transport"))
-    closest = next(said, None)  # that of a test goes before that of its module
-    return closest == "any_transport" or (
-        closest is None and any(part in WITH_WHOLE_SERVERS for part in item.path.parts)
-    )
+    closest = closest_of(item, "any_transport", "every_transport")
+    return closest == "any_transport" or (closest is None and has_whole_server(item))
+
+
+def alike_in_both(item: pytest.Item) -> bool:
+    """Whether `alternate` and `other` would run the test alike: one with a whole server, on all transports or on those
+    that it names. The session with `alternate` has it, unless it is thorough.
+    """
+    named = item.get_closest_marker("transports") is not None
+    on_all = closest_of(item, "any_transport", "every_transport") == "every_transport"
+    return has_whole_server(item) and (named or on_all) and item.get_closest_marker("thorough") is None
+
+
+def has_whole_server(item: pytest.Item) -> bool:
+    return any(part in WITH_WHOLE_SERVERS for part in item.path.parts)
+
+
+def closest_of(item: pytest.Item, *names: str) -> str | None:
+    """Which of the markers the test has; that of a test goes before that of its module."""
+    return next((mark.name for mark in item.iter_markers() if mark.name in names), None)
 
 
 def is_portable_id(node_id: str) -> bool:

@@ -16,7 +16,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EISDIR
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
@@ -248,6 +249,23 @@ def named_file(variable: str) -> str | None:
 def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> dict[str, str]:
     """The variables for a child process: those in ``names``, and those that start with one of ``prefixes``."""
     return {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
+
+
+@contextmanager
+def grpc_without_lines_of_its_own() -> Iterator[None]:
+    """gRPC, imported in this context, writes no lines of its own unless GRPC_VERBOSITY is set.
+
+    The lines are about failed connections, which a command reports itself. gRPC reads its variable when it is imported,
+    which is what the block does; a server that the command starts does not inherit it.
+    """
+    if "GRPC_VERBOSITY" in os.environ:
+        yield
+        return
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    try:
+        yield
+    finally:
+        del os.environ["GRPC_VERBOSITY"]
 
 
 def _shown(field: FieldInfo, value: object) -> str | None:

@@ -14,10 +14,11 @@ import psycopg
 import pytest
 from tests.conftest import StartServer
 from tests.support.families import sample
+from tests.support.providers import DatabaseServer, drop_database
 from tests.support.server import KEY, ServerProcess
 from tests.support.table import Table
 
-from definition_server.catalog.restore_sql import literal
+from definition_server.catalog.restore_sql import TableRow, literal, script
 
 pytestmark = pytest.mark.any_transport
 
@@ -221,6 +222,71 @@ def test_bytecode_comes_back_and_none_that_the_catalogue_does_not_have(
                 "SELECT count(*) FROM avap_bytecode WHERE command_name = 'elsewhere'"
             ).fetchall()
             assert others == 1
+
+
+OTHER_TYPES = {
+    "bytea": {"name": "bytea", "type": "bytea", "interface": "bytea", "code": "bytea"},
+    "an enum and jsonb": {"type": "kind", "interface": "jsonb"},
+    "json and blank-padded": {"type": "character(12)", "interface": "json"},
+    "ids of its own": {"id": "generated"},
+    "ids of any size": {"id": "numeric"},
+}
+
+
+@pytest.mark.parametrize("types", sample(OTHER_TYPES))
+def test_columns_of_other_types_get_their_rows_back_and_a_row_that_has_its_text_is_not_touched(
+    table: Table, types: str
+) -> None:
+    columns = {"id": "integer", "name": "text", "type": "text", "interface": "text", "code": "text"} | OTHER_TYPES[
+        types
+    ]
+    table.run("DROP TABLE obex_dapl_functions; CREATE TYPE kind AS ENUM ('function', 'other')")
+    columns["id"] = columns["id"].replace("generated", "bigint GENERATED ALWAYS AS IDENTITY")
+    table.run(
+        "CREATE TABLE obex_dapl_functions (" + ", ".join(f"{name} {kind}" for name, kind in columns.items()) + ")"
+    )
+    wanted = [
+        TableRow(1, "n1 é", "function", "[]", "\\x41 \\\\"),
+        TableRow(2, "n2", "other", '["a"]', "é\r\n"),
+        TableRow(3, "n3", "other", "[]", ""),
+        TableRow(4, "n4", "function", "[1]", "漢" * 9),
+    ]
+    text = "convert_from({}, 'UTF8')".format if types == "bytea" else "{}::text".format
+    rows = f"SELECT id, {text('name')}, {text('type')}, {text('interface')}, {text('code')} FROM obex_dapl_functions"
+    sql = "".join(script(wanted, version_hash=""))
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        for damage in (
+            "TRUNCATE obex_dapl_functions",
+            "UPDATE obex_dapl_functions SET code = NULL, type = 'other' WHERE id IN (1, 4)",
+            "DELETE FROM obex_dapl_functions WHERE id = 2",
+        ):
+            connection.execute(damage)
+            connection.execute(sql.encode())
+            found = connection.execute(f"{rows} ORDER BY id".encode()).fetchall()
+            assert [(row[0], row[1], row[2].rstrip(), *row[3:]) for row in found] == [row[:5] for row in wanted]
+        before = connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall()
+        connection.execute(sql.encode())
+        assert connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall() == before
+
+
+@pytest.mark.parametrize("encoding", sample(["LATIN1", "SQL_ASCII"]))
+def test_databases_of_other_encodings_get_their_rows_back(postgres: DatabaseServer, encoding: str) -> None:
+    name = f"restored_{encoding.lower()}_{os.getpid()}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'".encode())
+    try:
+        table = Table(postgres.url.rpartition("/")[0] + f"/{name}")
+        table.run(f"ALTER DATABASE {name} SET standard_conforming_strings = off")
+        table.run(f"ALTER DATABASE {name} SET client_encoding = 'SQL_ASCII'")
+        wanted = [TableRow(1, "é", "t", "[]", "\\'é\r\n \\"), TableRow(2, "n", "", "[]", "x")]
+        table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'old', 'x'), (2, 'n', 'y')")
+        restore(table, "".join(script(wanted, version_hash="")).encode())
+        with psycopg.connect(table.url, client_encoding="UTF8") as connection:
+            columns = "id, convert_to(name, 'UTF8'), convert_to(code, 'UTF8')"
+            found = connection.execute(f"SELECT {columns} FROM obex_dapl_functions ORDER BY id".encode()).fetchall()
+        assert found == [(row.id, row.name.encode(), row.code.encode()) for row in wanted]
+    finally:
+        drop_database(postgres.url, name)
 
 
 def test_every_literal_means_its_text_to_postgresql(table: Table) -> None:

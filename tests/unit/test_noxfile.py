@@ -290,14 +290,22 @@ def transports_of(which: str, *markers: str) -> list[str]:
     [
         ((), ["grpcio", "native"]),
         (("any_transport",), ["grpcio", "native"]),
-        (("every_transport",), ["grpcio", "grpcio", "native", "native"]),
+        (("every_transport",), ["grpcio", "native"]),
         (("any_transport", "every_transport"), ["grpcio", "native"]),  # its module has the second
+        (("transports",), ["native"]),
     ],
 )
-def test_both_sessions_run_a_test_on_both_transports_and_its_own_marker_goes_first(
+def test_both_sessions_together_run_a_test_once_on_each_transport_and_its_own_marker_goes_first(
     markers: tuple[str, ...], together: list[str]
 ) -> None:
     assert sorted(transports_of("alternate", *markers) + transports_of("other", *markers)) == together
+
+
+def test_a_test_that_says_its_transports_runs_in_the_fast_session_unless_it_is_thorough() -> None:
+    for marker in ("every_transport", "transports"):
+        assert transports_of("alternate", marker)
+        assert transports_of("other", marker) == []
+        assert transports_of("other", "thorough", marker)
 
 
 def test_a_thorough_test_runs_on_one_transport_unless_it_is_marked_for_every_one() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email import message_from_string
 from email.message import Message
@@ -20,6 +21,15 @@ from definition_server.rpc import avap_pb2
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "service/definition_server/proto/avap.proto"
+
+
+def test_uv_builds_a_clone_anew_where_a_file_of_the_wheel_has_changed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    watched = [key["file"] for key in settings["tool"]["uv"]["cache-keys"]]
+    found = {path for pattern in watched for path in ROOT.glob(pattern)}
+    code = {path for path in (ROOT / "service").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in code - found if path.suffix not in (".pyi", ".typed", ".so")} == set()
+    assert not any("__pycache__" in path.parts for path in found)
 
 
 def python(*arguments: str | Path, cwd: Path) -> str:

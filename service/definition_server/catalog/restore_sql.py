@@ -152,29 +152,57 @@ CREATE TEMPORARY TABLE restored_bytecode (number BIGINT, code BYTEA, version INT
 _TAIL = """\
 -- {rows} rows.
 ANALYZE restored;
--- A row whose id is not known: that of the row that is served under its name, or one above all others.
-UPDATE restored SET id = newest.id
-    FROM (SELECT name::TEXT COLLATE "C" AS name, max(id) AS id FROM obex_dapl_functions GROUP BY 1) AS newest
-    WHERE restored.id IS NULL AND restored.name = newest.name
-        AND NOT EXISTS (SELECT FROM restored AS taken WHERE taken.id = newest.id);
-UPDATE restored SET id = next.id FROM (
-    SELECT number, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
-        + row_number() OVER (ORDER BY number) AS id FROM restored WHERE id IS NULL) AS next
-    WHERE restored.number = next.number;
-ANALYZE restored;
-DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (
-    SELECT FROM restored WHERE restored.id = old.id AND restored.name = old.name::TEXT COLLATE "C");
--- A type or an interface that is NULL or empty is served as its default, so it stays as it is.
-UPDATE obex_dapl_functions AS old SET type = restored.type, interface = restored.interface, code = restored.code
-    FROM restored WHERE restored.id = old.id AND (
-        coalesce(nullif(old.type, ''), 'function'), coalesce(nullif(old.interface, ''), '[]'), old.code)
-        IS DISTINCT FROM (restored.type, restored.interface, restored.code);
-INSERT INTO obex_dapl_functions (id, name, type, interface, code)
-    SELECT restored.id, restored.name, restored.type, restored.interface, restored.code
-    FROM restored WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE old.id = restored.id)
-    ORDER BY restored.id;
+-- The columns may have other types that hold the same text: character types, enums, json, and bytea as UTF-8.
+DO $restore$
+DECLARE
+    old_name TEXT; restored_name TEXT; old_row TEXT; restored_row TEXT; assigned TEXT; inserted TEXT;
+BEGIN
+    -- Of each column: the text that it holds, that text of a restored row, and the value of a restored row.
+    WITH columns AS (
+        SELECT attname AS name,
+            CASE WHEN octets THEN format('encode(old.%I, ''escape'')', attname) ELSE format('old.%I::TEXT', attname)
+            END AS held,
+            CASE WHEN octets THEN format('encode(convert_to(restored.%I, ''UTF8''), ''escape'')', attname)
+            ELSE format('restored.%I', attname) END AS wanted,
+            CASE WHEN octets THEN format('convert_to(restored.%I, ''UTF8'')', attname)
+            ELSE format('restored.%I::%s', attname, format_type(atttypid, -1)) END AS value
+        FROM (SELECT *, atttypid = 'bytea'::regtype AS octets FROM pg_attribute) AS attributes
+        WHERE attrelid = 'obex_dapl_functions'::regclass AND attname IN ('name', 'type', 'interface', 'code'))
+    SELECT max(held) FILTER (WHERE name = 'name') || ' COLLATE "C"',
+        max(wanted) FILTER (WHERE name = 'name') || ' COLLATE "C"',
+        -- A type or an interface that is NULL or empty is served as its default, so it stays as it is.
+        string_agg(CASE name
+            WHEN 'type' THEN format('coalesce(nullif(%s, ''''), ''function'')', held)
+            WHEN 'interface' THEN format('coalesce(nullif(%s, ''''), ''[]'')', held)
+            ELSE held END || ' COLLATE "C"', ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
+        string_agg(wanted, ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
+        string_agg(format('%I = %s', name, value), ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
+        string_agg(value, ', ' ORDER BY name)
+    INTO old_name, restored_name, old_row, restored_row, assigned, inserted FROM columns;
+    -- A row whose id is not known: that of the row that is served under its name, or one above all others.
+    EXECUTE format('UPDATE restored SET id = newest.id
+        FROM (SELECT %s AS name, max(id) AS id FROM obex_dapl_functions AS old GROUP BY 1) AS newest
+        WHERE restored.id IS NULL AND %s = newest.name
+            AND NOT EXISTS (SELECT FROM restored AS taken WHERE taken.id = newest.id)', old_name, restored_name);
+    UPDATE restored SET id = next.id FROM (
+        SELECT number, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
+            + row_number() OVER (ORDER BY number) AS id
+        FROM restored WHERE id IS NULL) AS next
+        WHERE restored.number = next.number;
+    ANALYZE restored;
+    EXECUTE format('DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (
+        SELECT FROM restored WHERE restored.id = old.id AND %s = %s)', restored_name, old_name);
+    EXECUTE format('UPDATE obex_dapl_functions AS old SET %s FROM restored
+        WHERE restored.id = old.id AND (%s) IS DISTINCT FROM (%s)', assigned, old_row, restored_row);
+    EXECUTE format('INSERT INTO obex_dapl_functions (id, code, interface, name, type) OVERRIDING SYSTEM VALUE
+        SELECT restored.id, %s FROM restored
+        WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE old.id = restored.id)
+        ORDER BY restored.id', inserted);
+END
+$restore$;
 -- The next row that is inserted without an id gets a free one.
-SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id), 1)) FROM obex_dapl_functions;
+SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id)::BIGINT, 1))
+    FROM obex_dapl_functions;
 """
 
 _NO_BYTECODE = """\

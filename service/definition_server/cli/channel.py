@@ -78,7 +78,8 @@ class Server:
         cause = visible(call.details() or "no reason given")
         match call.code():
             case grpc.StatusCode.NOT_FOUND:
-                return CommandFailed(cause, Exit.NOT_FOUND)
+                remedy = "A name is exact, capitals too; `definition-server fetch --out DIR` writes all that are served"
+                return CommandFailed(f"{cause}. {remedy}", Exit.NOT_FOUND)
             case grpc.StatusCode.UNAUTHENTICATED:
                 text = f"the key was refused by {self.address} ({cause}); set API_KEY to the server's key"
                 return CommandFailed(text, Exit.UNAUTHENTICATED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,16 @@ class ClientSettings(EnvironmentSettings):
             "Name the readable PEM file of the key that belongs to DEFINITION_SERVER_CLIENT_CERT_FILE, or unset both"
         ),
     )
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        if ":" in value:
+            try:
+                return str(ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]")))
+            except ValueError:
+                raise ValueError("it is no IPv6 address, and a port is given by --port (PORT)") from None
+        return value
 
     @field_validator("ca_file")
     @classmethod

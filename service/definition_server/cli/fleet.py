@@ -146,7 +146,9 @@ def _print_table(replicas: Sequence[Replica]) -> None:
 
 def _judge(replicas: Sequence[Replica], versions: Counter[str]) -> None:
     if all(replica.error is not None for replica in replicas):
-        raise CommandFailed("no replica answers", Exit.UNAVAILABLE)
+        raise CommandFailed(
+            "no replica answers. HOST is asked on its metrics port: 9464, or HOST:PORT", Exit.UNAVAILABLE
+        )
     faults = []
     if len(versions) > 1:
         served = "; ".join(

@@ -13,7 +13,7 @@ import click
 from definition_server import __version__
 from definition_server.cli.exits import readable_errors, server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
-from definition_server.environment import end_with_the_exit_code
+from definition_server.environment import end_with_the_exit_code, grpc_without_lines_of_its_own
 from definition_server.settings import Settings
 
 _COMMANDS = {
@@ -80,7 +80,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        with grpc_without_lines_of_its_own():
+            command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         return command
 
 

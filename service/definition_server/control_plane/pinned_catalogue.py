@@ -84,7 +84,7 @@ class PinnedCatalogue:
         if pin is None:
             log.warning("Pin taken away")
         else:
-            log.warning("Catalogue pinned", version_hash=pin.version, until=pin.until)
+            log.warning("Catalogue pinned", version_hash=pin.version, until=pin.until_text)
 
     async def find(self) -> None:
         """Have the pinned catalogue in memory, where a pin counts and the history has it."""

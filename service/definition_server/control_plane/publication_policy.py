@@ -106,7 +106,7 @@ class PublicationPolicy:
                 "Publication policy not usable; the one before it stays",
                 path=str(self._path),
                 error=str(error),
-                remedy="mend the file; docs/operations.md shows its form",
+                remedy="mend the file; docs/control.md shows its form",
             )
             return
         self.problem = None
@@ -115,7 +115,7 @@ class PublicationPolicy:
             path=str(self._path),
             accept=list(policy.accept),
             pin=None if policy.pin is None else policy.pin.version,
-            until=None if policy.pin is None else policy.pin.until,
+            until=None if policy.pin is None else policy.pin.until_text,
         )
         self.current = policy
         self._on_change()

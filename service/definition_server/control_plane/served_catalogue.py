@@ -257,6 +257,7 @@ class ServedCatalogue:
         if settled is None:
             return await self._keep(advance, builder.changed_since(advance.served_before))
         await self._wishes.note_fewer_held(version, len(rows_held))
+        await self.store_again()
         return settled
 
     async def _judge(self, candidate: Snapshot, builder: SnapshotBuilder, rows_held: AbstractSet[bytes]) -> None:

@@ -18,6 +18,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
@@ -48,6 +49,11 @@ class Pin:
     """Seconds since the epoch; None: until it is taken away."""
     source: str = "command"
     """``command`` or ``policy``."""
+
+    @property
+    def until_text(self) -> str | None:
+        """Its end as ISO 8601 in UTC, for people; None as `until`."""
+        return None if self.until is None else datetime.fromtimestamp(self.until, UTC).isoformat(timespec="seconds")
 
     def active(self, now: float) -> bool:
         """Whether it has not expired."""

@@ -121,7 +121,8 @@ def _reading(status: ServiceStatus) -> Iterator[Step]:
     held = sync.held_version
     # Where nothing is served, what keeps the table from being read is what keeps clients from being served.
     urgency = Urgency.BAD if status.catalog is None else Urgency.WARN
-    if sync.last_error is not None and held is None:
+    # The next cycles after a catalogue was held may fail for another reason, which is then to be mended first.
+    if sync.last_error is not None and (held is None or sync.last_error is not sync.held_reason):
         yield Step(urgency, *BY_REASON[sync.last_error])
     elif held is None and status.freshness.reason in ("check_late", "restored"):
         yield Step(Urgency.WARN, "What is served may be out of date.", "runbooks/stale.md")

@@ -336,7 +336,7 @@ def _time(seconds: float) -> Html:
 
 
 def _time_and_age(seconds: float, now: float) -> Html:
-    return joined((_time(seconds), element("span", f" ({_length(max(0.0, now - seconds))} ago)", class_="soft")))
+    return joined((_time(seconds), element("span", f" ({_length(max(0.0, now - seconds))} ago)", class_="soft age")))
 
 
 def _length(seconds: float) -> str:

@@ -118,7 +118,15 @@ def test_get_of_an_unknown_name_exits_3(server: Server) -> None:
     result = server.run(client.get, "nope")
     assert result.exit_code == 3
     assert "Command 'nope' not found" in result.stderr
+    assert "fetch --out DIR" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:50051", "defs.example:50051", "[::1]:50051"])
+def test_a_host_with_a_port_exits_78_and_names_the_option_of_the_port(server: Server, host: str) -> None:
+    result = server.run(client.get, "nope", "--host", host)
+    assert result.exit_code == 78
+    assert "a port is given by --port (PORT)" in result.stderr
 
 
 def test_get_accepts_a_name_like_an_option_after_two_dashes(server: Server) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from definition_server.cli import client
 from definition_server.cli.main import cli
 from definition_server.cli.reference import settings_page
 
@@ -89,3 +93,22 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     told = run("nonsense")
     assert told.exit_code == 2
     assert "No such command" in told.output
+
+
+def test_grpc_is_imported_quiet_and_what_a_command_starts_does_not_inherit_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str | None] = []
+
+    def load(name: str) -> object:
+        seen.append(os.environ.get("GRPC_VERBOSITY"))
+        return client
+
+    monkeypatch.setattr("definition_server.cli.main.import_module", load)
+    for given, expected in ((None, "NONE"), ("DEBUG", "DEBUG")):
+        monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+        if given is not None:
+            monkeypatch.setenv("GRPC_VERBOSITY", given)
+        assert cli.get_command(click.Context(cli), "get") is client.get
+        assert seen.pop() == expected
+        assert os.environ.get("GRPC_VERBOSITY") == given

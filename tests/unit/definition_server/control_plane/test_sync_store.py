@@ -106,8 +106,8 @@ def logs() -> Iterator[LogLines]:
         yield lines
 
 
-async def cycle(synchronizer: Synchronizer) -> Outcome:
-    return await synchronizer.cycle(lambda _: 60.0)
+async def cycle(synchronizer: Synchronizer, *, unconditional: bool = False) -> Outcome:
+    return await synchronizer.cycle(lambda _: 60.0, unconditional=unconditional)
 
 
 def stored(store: SnapshotStore) -> bytes:
@@ -198,12 +198,14 @@ async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
         gc.enable()
 
 
+@pytest.mark.parametrize("unconditional", [False, True], ids=["by the interval", "as sync and SIGHUP ask"])
 async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
     store: SnapshotStore,
     logs: LogLines,
+    unconditional: bool,
 ) -> None:
     synchronizer = make(store)
     await synchronizer.catalogue.recall()
@@ -211,12 +213,12 @@ async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     await cycle(synchronizer)
     assert synchronizer.state.store_error is not None
     store.path.rmdir()
-    assert await cycle(synchronizer) is Outcome.UNCHANGED
+    assert await cycle(synchronizer, unconditional=unconditional) is Outcome.UNCHANGED
     assert stored(store) == bytes(current(publisher).buffer)
     assert synchronizer.state.store_error is None
     assert logged(logs, "Last-known-good snapshot stored again", log_level="info", generation=1)
     before = store.path.stat().st_ino
-    assert await cycle(synchronizer) is Outcome.UNCHANGED
+    assert await cycle(synchronizer, unconditional=unconditional) is Outcome.UNCHANGED
     assert store.path.stat().st_ino == before, "what is stored is not stored again"
 
 

@@ -206,10 +206,18 @@ def test_a_table_has_about_a_thousand_ranges_which_keep_their_width_until_there_
     assert plan(blocks=blocks).width(before) == width
 
 
-def test_ranges_have_class_count_octets_and_fingerprint() -> None:
-    statement = plan().ranges_sql(MB, 16)
-    assert statement.startswith("SELECT block / 16, CASE WHEN octets <= 8388 THEN 0 ")
-    assert statement.endswith("AS octets FROM obex_dapl_functions AS t OFFSET 0) AS versions GROUP BY 1, 2")
+def test_ranges_have_a_count_and_a_fingerprint_and_their_sizes_are_counted_by_class() -> None:
+    begins = "SELECT ('(' || begin || ',0)')::tid FROM generate_series(16, 100, 16) AS begin"
+    assert plan().ranges_sql(16) == (
+        f"SELECT width_bucket(ctid, ARRAY({begins})), count(*), sum(hashtidextended(ctid, xmin::text::bigint))::text "
+        "FROM obex_dapl_functions GROUP BY 1"
+    )
+    sizes = plan().sizes_of_ranges_sql(MB, 16)
+    assert sizes.startswith(f"SELECT width_bucket(place, ARRAY({begins})), CASE WHEN octets <= 8388 THEN 0 ")
+    assert sizes.endswith(
+        f"{plan()._octets(MB)} AS octets FROM obex_dapl_functions AS t OFFSET 0) AS sizes GROUP BY 1, 2"
+    )
+    assert "ctid >= '(24,0)'::tid AND ctid < '(40,0)'::tid" in plan().sizes_of_ranges_sql(MB, 16, [(24, 40)])
 
 
 def test_rows_of_a_class_are_those_above_the_one_before_and_within_its_own() -> None:

@@ -37,6 +37,11 @@ def test_a_pin_by_command_goes_before_one_of_the_policy_until_it_ends() -> None:
     assert wishes.merge(Policy(pin=Pin(B, NOW)), NOW + 1).pin is None
 
 
+def test_the_end_of_a_pin_is_shown_as_a_time_with_its_zone() -> None:
+    assert Pin(A, 1_796_058_017.47).until_text == "2026-11-30T17:00:17+00:00"
+    assert Pin(A).until_text is None
+
+
 def test_the_policy_may_shorten_a_hash_to_eight_digits_and_no_further() -> None:
     assert Wishes().merge(Policy(accept=(A[:8],)), NOW).accepts(A)
     assert not Wishes().merge(Policy(accept=(A[:7], "")), NOW).accepts(A)

@@ -67,6 +67,14 @@ def test_each_fault_has_a_step_with_its_urgency_and_a_page(status: ServiceStatus
     assert (DOCS / step.page.partition("#")[0]).exists()
 
 
+@pytest.mark.parametrize("reason", [Reason.DATABASE_UNREACHABLE, Reason.PERMISSION_DENIED, Reason.TABLE_MISSING])
+def test_a_fault_of_the_database_beside_a_held_catalogue_has_its_own_step_before_it(reason: Reason) -> None:
+    both = [step.text for step in next_steps(with_sync(**HELD | {"last_error": reason}), NOW)]
+    assert both[0] == BY_REASON[reason][0]
+    assert "definition-server accept" in both[1]
+    assert len(next_steps(with_sync(**HELD), NOW)) == 1
+
+
 def test_the_most_urgent_step_comes_first() -> None:
     status = replace(with_sync(pinned="command", rows_held={"code_invalid": 1}), ready=False, catalog=None)
     assert [step.urgency for step in next_steps(status, NOW)] == [Urgency.BAD, Urgency.WARN, Urgency.NOTE]
