@@ -371,8 +371,8 @@ class Supervisor:
                     "Worker is not READY in time; killed",
                     worker=worker.number,
                     worker_pid=worker.pid,
-                    remedy="read the worker's own lines; where it is only slow (a busy machine; PYTHONTRACEMALLOC, with "
-                    "which a start takes ten times as long), raise START_TIMEOUT_SECONDS",
+                    remedy="read the worker's own lines; where it is only slow (a busy machine; PYTHONTRACEMALLOC "
+                    "makes a start ten times as long), raise START_TIMEOUT_SECONDS",
                 )
                 worker.kill()
         elif not worker.draining and heartbeat.hangs(worker.stats.read().heartbeat_ns, now):

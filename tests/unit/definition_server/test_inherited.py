@@ -71,7 +71,7 @@ def test_where_the_file_that_runs_is_not_known_the_name_decides(
     running = tmp_path / "exe"
     if missing == "replaced by an upgrade":
         running.symlink_to(f"{REAL} (deleted)")
-    monkeypatch.setattr(inherited, "_RUNNING", running)
+    monkeypatch.setattr(inherited, "_RUNNING", str(running))
     named = {"its python": environment.python, "another program": environment.program}
     monkeypatch.setattr(sys, "executable", str(named.get(executable, executable)))
     assert interpreter() == str(environment.python)
