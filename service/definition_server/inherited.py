@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 UNUSED = frozenset(
     {
@@ -35,6 +34,9 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 """Signals that the master acts on, and its workers do not."""
 
 
+_RUNNING = "/proc/self/exe"
+
+
 def interpreter() -> str:
     """The path of the Python that runs, to start others of it.
 
@@ -42,14 +44,14 @@ def interpreter() -> str:
     PATH, where it may find another program. Hence the path is compared with the file that the kernel executes. Where it
     is another, the virtual environment's own Python is preferred to that file: it finds the same packages.
     """
-    running = Path("/proc/self/exe")
-    environment = Path(sys.prefix, "bin")
-    for path in (sys.executable, str(environment / "python"), str(environment / "python3")):
+    # Without pathlib: its import is a sixth of what a checker process imports.
+    environment = os.path.join(sys.prefix, "bin")  # noqa: PTH118
+    for path in (sys.executable, f"{environment}/python", f"{environment}/python3"):
         with suppress(OSError):
-            if os.access(path, os.X_OK) and running.samefile(path):
+            if os.access(path, os.X_OK) and os.path.samefile(_RUNNING, path):  # noqa: PTH121
                 return path
     try:
-        return os.fspath(running.readlink())
+        return os.readlink(_RUNNING)  # noqa: PTH115
     except OSError:  # there is no /proc
         return sys.executable
 

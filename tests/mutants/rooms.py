@@ -26,6 +26,11 @@ def mirror(module: Path) -> str:
     return str(Path("tests/unit") / module.relative_to("service").parent / f"test_{module.stem}")
 
 
+def limits_of(module: Path) -> str:
+    """The test file that states the limits of the modules in the folder of ``module``, where there is one."""
+    return str(Path("tests/unit") / module.relative_to("service").parent / "test_limits.py")
+
+
 _PROCESSES = ("tests/unit/definition_server", "tests/integration")
 ROOMS = (
     Room("catalog", ("definition_server/catalog",), _PROCESSES),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import coverage
-from tests.mutants.rooms import mirror
+from tests.mutants.rooms import limits_of, mirror
 from tests.mutants.sampling import Mutant
 
 SECONDS_A_FAULT = 100.0
@@ -85,9 +85,13 @@ class KnownTests:
     def of(self, mutant: Mutant, most_seconds: float = SECONDS_A_FAULT) -> list[list[str]]:
         """The tests that run the statement with the fault, in two rounds: quick ones, the others.
 
-        A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module.
+        A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module,
+        and by those that state the limits of its folder.
         """
         names = self.that_run(str(mutant.module), mutant.statement if mutant.in_function else None)
+        if not mutant.in_function:
+            stated = f"{limits_of(mutant.module)}::"
+            names |= {name for name in self.seconds if name.startswith(stated)}
         # A server that several tests of a file share counts for the first of them alone.
         files = {name.partition("::")[0] for name in names if name.startswith("tests/integration")}
         names |= {name for name in self.seconds.keys() - set(self.names) if name.partition("::")[0] in files}

@@ -44,6 +44,8 @@ class Host(Protocol):
 def f(a: A | B) -> C | D: ...
 y: E | F
 z = 1e9
+@dataclass(slots=True)
+class Point: ...
 """
 
 
@@ -121,6 +123,11 @@ def test_a_fault_is_judged_by_the_tests_that_run_its_line(runner: Runner) -> Non
     assert judged(found["ReplaceTrueWithFalse#0"]) == {"result": KILLED, "by": "test_below", "tests": 1}
     assert judged(found["NumberReplacer#0"])["result"] == KILLED, "a constant: all tests of the module"
     assert judged(found["NumberReplacer#2"]) == {"result": UNREACHED, "by": "", "tests": 0}
+    known.seconds["tests/unit/grpc_h2/test_limits.py::test_stated"] = 0.001
+    stated = [name.rpartition("::")[2] for name in known.of(found["NumberReplacer#0"])[0]]
+    assert "test_stated" in stated, "it runs no line of the module, which is imported already"
+    assert "test_stated" not in str(known.of(found["NumberReplacer#2"]))
+    del known.seconds["tests/unit/grpc_h2/test_limits.py::test_stated"]
     assert (runner.tree / module).read_text() == MODULE
     known.seconds.pop("tests/unit/test_module.py::test_at")
     assert judged(found["ReplaceComparisonOperator_Lt_LtE#0"])["result"] == SURVIVED

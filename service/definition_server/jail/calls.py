@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from definition_server.jail.kernel import X86_64, Architecture
-from definition_server.jail.seccomp import ALWAYS, Rule, Test, refuse
+from definition_server.jail.seccomp import ALWAYS, Comparison, Rule, refuse
 
 _MSG_FASTOPEN = 0x20000000
 _AT_EMPTY_PATH = 0x1000
@@ -120,21 +120,21 @@ def refused_once_started(architecture: Architecture, *, files: bool) -> dict[int
 
 def _restricted(pid: int) -> dict[str, Rule]:
     """The calls that are allowed only with certain arguments."""
-    no_address = (Test(4, 0), Test(4, 0, high=True))
-    empty_path = Test(3, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH)
-    own = Rule(when=((Test(0, pid),),))
+    no_address = (Comparison(4, 0), Comparison(4, 0, high=True))
+    empty_path = Comparison(3, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH)
+    own = Rule(when=((Comparison(0, pid),),))
     return {
         # No address, no "fast open": either makes a connection without connect(2).
-        "sendto": Rule(when=((Test(3, 0, mask=_MSG_FASTOPEN), *no_address),)),
-        "sendmsg": Rule(when=((Test(2, 0, mask=_MSG_FASTOPEN),),)),
-        "sendmmsg": Rule(when=((Test(3, 0, mask=_MSG_FASTOPEN),),)),
-        "socketpair": Rule(when=((Test(0, _AF_UNIX),),)),
+        "sendto": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN), *no_address),)),
+        "sendmsg": Rule(when=((Comparison(2, 0, mask=_MSG_FASTOPEN),),)),
+        "sendmmsg": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN),),)),
+        "socketpair": Rule(when=((Comparison(0, _AF_UNIX),),)),
         # Reading is not shut down: that would end a listening socket for all processes that share it.
-        "shutdown": Rule(when=((Test(1, _SHUT_WR),),)),
-        "setsockopt": Rule(when=((Test(1, _IPPROTO_TCP), Test(2, _TCP_NODELAY)),)),
+        "shutdown": Rule(when=((Comparison(1, _SHUT_WR),),)),
+        "setsockopt": Rule(when=((Comparison(1, _IPPROTO_TCP), Comparison(2, _TCP_NODELAY)),)),
         "fcntl": Rule(
             when=tuple(
-                (Test(1, command),)
+                (Comparison(1, command),)
                 for command in (
                     _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC, _F_GET_SEALS,
                 )
@@ -142,21 +142,21 @@ def _restricted(pid: int) -> dict[str, Rule]:
         ),
         "ioctl": Rule(
             when=tuple(
-                (Test(1, request),)
+                (Comparison(1, request),)
                 for request in (_FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2)
             )
         ),
         # A descriptor's facts, not those of a path.
         "newfstatat": Rule(when=((empty_path,),)),
-        "statx": Rule(when=((Test(2, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH),),)),
-        "open": Rule(when=((Test(1, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
-        "openat": Rule(when=((Test(2, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
+        "statx": Rule(when=((Comparison(2, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH),),)),
+        "open": Rule(when=((Comparison(1, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
+        "openat": Rule(when=((Comparison(2, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
         # Threads, no processes. The filter cannot read clone3's arguments; the C library then uses clone.
-        "clone": Rule(when=((Test(0, _CLONE_THREAD, mask=_CLONE_THREAD),),)),
+        "clone": Rule(when=((Comparison(0, _CLONE_THREAD, mask=_CLONE_THREAD),),)),
         "clone3": Rule(refuse(errno.ENOSYS), when=ALWAYS),
         "kill": own,
         "tkill": own,
         "tgkill": own,
-        "prctl": Rule(when=tuple((Test(0, option),) for option in _PRCTL_OPTIONS)),
-        "prlimit64": Rule(when=((Test(0, 0),),)),
+        "prctl": Rule(when=tuple((Comparison(0, option),) for option in _PRCTL_OPTIONS)),
+        "prlimit64": Rule(when=((Comparison(0, 0),),)),
     }  # fmt: skip

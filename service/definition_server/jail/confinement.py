@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from definition_server.jail import calls, landlock, seccomp
 from definition_server.jail.kernel import Architecture, architecture, hide_process
@@ -32,8 +32,7 @@ def extent_of(text: str) -> Extent:
     return Extent(text) if text in tuple(Extent) else Extent.NONE
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
+class Support(NamedTuple):
     """The protections that the running kernel offers to this process."""
 
     landlock_abi: int
@@ -105,7 +104,7 @@ class Jail:
         abi = self._offered.landlock_abi
         if abi:
             landlock.restrict(abi, bind_ports=(self._port,) if self._port else (), readable=self._readable)
-            self.reached = replace(self.reached, landlock_abi=abi)
+            self.reached = self.reached._replace(landlock_abi=abi)
 
     def _enter_seccomp(self) -> None:
         here = self._architecture
@@ -118,7 +117,7 @@ class Jail:
                 stacks=bool(self._port) or self._refuses_files_later,
             )
             seccomp.install(here, seccomp.program(here, allowed, seccomp.refuse(errno.EPERM)))
-            self.reached = replace(self.reached, seccomp=True)
+            self.reached = self.reached._replace(seccomp=True)
 
     @property
     def _refuses_files_later(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from definition_server.jail.kernel import PR_SET_NO_NEW_PRIVS, Architecture, call, prctl
 
@@ -39,11 +39,8 @@ def refuse(number: int) -> int:
     return _ERRNO | number
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+class Comparison(NamedTuple):
     """A condition on the low half of an argument: ``argument & mask == value``."""
-
-    __test__ = False
 
     argument: int
     value: int
@@ -52,14 +49,13 @@ class Test:
     """Whether the upper 32 bits of the argument are compared, not the lower ones. For pointers."""
 
 
-Alternatives = tuple[tuple[Test, ...], ...]
+Alternatives = tuple[tuple[Comparison, ...], ...]
 """A call is answered by its rule's answer if all tests of one of the alternatives hold; otherwise with EPERM."""
 
 ALWAYS: Alternatives = ((),)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """The answer to one system call."""
 
     answer: int = ALLOW

@@ -3,12 +3,17 @@ memory."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import definition_server
+
+SOURCES = Path(definition_server.__file__).parents[1]
 NOWHERE = ("rich", "structlog.twisted")
 SETTINGS = ("pydantic", "pydantic_core", "pydantic_settings")
 NOT_IN_A_WORKER = (
@@ -45,6 +50,20 @@ NOT_IN_A_MASTER = (
     "prometheus_client",
     "uvloop",
 )
+NOT_IN_A_CHECKER = (
+    "asyncio",
+    "ast",
+    "dataclasses",
+    "inspect",
+    "pathlib",
+    "structlog",
+    "subprocess",
+    "definition_server.observability",
+    "definition_server.settings",
+    "grpc_h2",
+)
+UNSAFE_READERS = ("marshal", "pickle", "shelve", "dbm", "_pickle")
+"""Modules whose functions run, or allocate without a bound, as the octets that they read tell them."""
 
 
 def loaded_by(program: str) -> set[str]:
@@ -93,3 +112,20 @@ def test_a_worker_with_reflection_has_imported_its_libraries_before_it_is_confin
 def test_a_master_that_starts_imports_only_what_it_uses() -> None:
     program = "import definition_server.cli.main, definition_server.control_plane.master"
     assert found(NOT_IN_A_MASTER, loaded_by(program)) == []
+
+
+def test_a_checker_imports_only_what_it_uses() -> None:
+    """It starts within a cycle, and at every start of a server."""
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.path.append(sys.argv[1])\n"]
+    command[-1] += "import definition_server.control_plane.checker_process\nprint(*sys.modules)"
+    run = subprocess.run([*command, str(SOURCES)], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert found(NOT_IN_A_CHECKER, set(run.stdout.split())) == []
+
+
+def test_no_module_of_ours_can_read_marshalled_or_pickled_octets() -> None:
+    """Bytecode from the table, and what is on disk, is served and checked as octets, and never loaded."""
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not set(names) & set(UNSAFE_READERS), f"{path}: {names}"

@@ -7,7 +7,10 @@ served are left out and counted.
 from __future__ import annotations
 
 import hashlib
+import marshal
+import pickle
 import tracemalloc
+import zlib
 from collections.abc import Iterable
 
 import pytest
@@ -327,6 +330,31 @@ def test_a_change_of_the_bytecode_or_its_version_changes_both_hashes() -> None:
     ]
     assert len({catalogue(table).version_hash for table in tables}) == len(tables)
     assert len({catalogue(table).commands[2].hash for table in tables}) == len(tables)
+
+
+BYTECODE = {
+    "code that ends the process": marshal.dumps(compile("import os; os._exit(7)", "x", "exec")),
+    "nested without end": b"\xa9\x01" * 200_000,
+    "a length of gigabytes": b"s\xff\xff\xff\x7f",
+    "cut off": marshal.dumps(compile("x = 1", "x", "exec"))[:-7],
+    "of another version": b"\x03\xf3\r\n" + bytes(12) + b"c",
+    "compressed": zlib.compress(bytes(10_000_000)),
+    "a pickle": pickle.dumps(print),
+    "no bytecode at all": "not\0code \ud800".encode(errors="surrogatepass"),
+}
+
+
+@pytest.mark.parametrize("octets", BYTECODE.values(), ids=BYTECODE)
+@pytest.mark.parametrize("signer", [None, SIGNER], ids=["unsigned", "signed"])
+def test_bytecode_is_served_octet_by_octet_whatever_it_is(octets: bytes, signer: Signer | None) -> None:
+    built = build([TABLE[0]._replace(avbc_code=octets, avbc_version=-1)], signer)
+    (command,) = avap_pb2.CatalogResponse.FromString(body(built)).commands
+    assert (command.avbc_code, command.avbc_version) == (octets, -1)
+    snapshot = Snapshot(built.to_bytes())
+    snapshot.verify()
+    found = snapshot.get(TABLE[0].name.decode())
+    assert found is not None
+    assert found.avbc_code == octets
 
 
 def test_a_version_without_bytecode_is_not_served() -> None:

@@ -275,3 +275,12 @@ def test_any_octets_get_a_request_an_answer_or_patience(pieces: list[bytes], mor
             outcome = exchange.receive(b"")
         if isinstance(outcome, Request):
             assert exchange.answer(text_answer(HTTPStatus.OK, "x")).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_ends_after_its_beginning_gets_the_answer_to_an_incomplete_request() -> None:
+    for beginning in (b"GE", b"PRI", b"PROX", b"\r\nG"):
+        exchange = Exchange()
+        assert exchange.receive(beginning) is None
+        answer = exchange.receive(b"")
+        assert isinstance(answer, bytes)
+        assert answer.startswith(b"HTTP/1.1 400 "), beginning

@@ -351,3 +351,7 @@ async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkey
         judged = await checker.check([GOOD, content(b"bad"), GOOD])
         assert [each.flaws for each in judged] == [Flaw.NONE, Flaw.CODE, Flaw.NONE]
         await checker.close()
+
+
+def test_the_size_of_a_content_is_that_of_its_parts() -> None:
+    assert Content(0, b"name", b"interface", b"cd").size == 15

@@ -114,3 +114,13 @@ def test_a_server_with_too_low_a_limit_does_not_start_and_says_what_to_do() -> N
     assert line["msg"] == "Cannot start"
     assert "the limit of open files is 40" in line["error"]
     assert "ulimit -n" in line["error"]
+
+
+@pytest.mark.parametrize(("workers", "needed"), [(1, 64), (2, 73), (8, 128), (64, 640)])
+def test_the_descriptors_that_are_needed_leave_an_eighth_to_the_admin_port(workers: int, needed: int) -> None:
+    assert descriptors_needed(workers) == needed
+    assert too_few(needed, workers) is None
+    assert too_few(-1, workers) is None
+    fault = too_few(needed - 1, workers)
+    assert fault is not None
+    assert f"the limit of open files is {needed - 1}, and {needed} are needed for {workers} workers" in fault

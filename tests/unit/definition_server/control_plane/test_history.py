@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support.fakes import FakeClock
 from tests.support.snapshots import published, row
 
+from definition_server.catalog.layout import FOOTER_SIZE, MAGIC
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane.history import History
 from definition_server.control_plane.store import NotOurs, StoreError
@@ -107,7 +109,17 @@ def make_link(path: Path) -> None:
     path.symlink_to(target)
 
 
+def change_format(path: Path) -> None:
+    """A file of a later release, whole and undamaged."""
+    octets = bytearray(path.read_bytes())
+    fields = slice(len(octets) - FOOTER_SIZE, len(octets) - 32)
+    octets[fields.start + len(MAGIC)] += 1
+    octets[-32:] = hashlib.sha256(octets[fields]).digest()
+    path.write_bytes(octets)
+
+
 FAULTS = {
+    "another version of the format": change_format,
     "empty": lambda path: path.write_bytes(b""),
     "truncated": truncate,
     "footer": flip_footer,
@@ -131,6 +143,28 @@ def test_a_damaged_or_foreign_file_is_skipped_and_named_and_the_others_stay(
     assert history.take_problems() == []
     with pytest.raises(StoreError):
         history.load(bad, None)
+
+
+def test_a_file_of_another_version_of_the_format_says_which(history: History, clock: FakeClock) -> None:
+    version = keep(history, "1", clock)
+    change_format(path_of(history, version))
+    assert versions(history) == []
+    assert "version 2 found, this program reads version 1" in history.take_problems()[0]
+    with pytest.raises(StoreError, match="version 2 found"):
+        history.load(version, None)
+    keep(history, "2", clock)
+    assert path_of(history, version).exists(), "the release that wrote it can still use it"
+
+
+def test_files_of_another_user_are_neither_listed_nor_loaded(
+    history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = keep(history, "1", clock, signer=KEY)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert versions(history) == []
+    assert "12345" in history.take_problems()[0]
+    with pytest.raises(NotOurs, match="the server runs as 12345"):
+        history.load(version, KEY)
 
 
 def test_a_damaged_body_is_found_when_it_is_loaded(history: History, clock: FakeClock) -> None:

@@ -40,6 +40,7 @@ def test_what_the_file_declares(text: str, policy: Policy) -> None:
         pytest.param(b"\xff", "UTF-8", id="no UTF-8"),
         pytest.param(b"a = " + b"[" * 5000, "nested|TOML", id="nested"),
         pytest.param(b"acept = []", "unknown: acept", id="misspelled"),
+        pytest.param(b"version = 2\naccept = []", "unknown: version", id="of another version"),
         pytest.param(b'[pin]\nversion = "3f9a0c12"\nuntill = 1', "unknown: pin.untill", id="misspelled in pin"),
         pytest.param(b"[pin]\n", "pin.version is missing", id="pin of nothing"),
         pytest.param(b'accept = "3f9a0c12"', "list", id="no list"),

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
@@ -131,7 +133,8 @@ async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_s
         assert await bench.cycle() is Outcome.PUBLISHED
         assert len(bench.codes) == 300
         assert bench.gate.pending == bench.synchronizer.state.findings.unchecked == 0
-        assert logged(logs, "Rows that were served unchecked are checked")[0]["bad"] == 1
+        (line,) = logged(logs, "Rows that were served unchecked are checked")
+        assert (line["bad"], line["unchecked"]) == (1, 0)
         await bench.cycle()
         assert bench.read_again == 1
         await bench.close()
@@ -260,3 +263,38 @@ async def test_a_cancelled_cycle_leaves_a_gate_that_works(bench: Bench) -> None:
     bench.source.answers.set()
     await bench.cycle()
     assert bench.codes == {"if": "pass", "else": "new = 1"}
+
+
+async def test_the_number_of_unchecked_rows_falls_while_the_rest_is_judged() -> None:
+    seen: list[int] = []
+
+    class Watching(CheckerHere):
+        async def check(self, contents: Sequence[Content]) -> list[Judgement]:
+            seen.append(bench.synchronizer.state.findings.unchecked)
+            return await super().check(contents)
+
+    with nothing_left():
+        patient = Watching()
+        bench = Bench(first_rows=64, patient=patient)
+        bench.source.replace(*(row(f"c{n:03}", f"x = {n}") for n in range(300)))
+        await bench.cycle()
+        unchecked = bench.synchronizer.state.findings.unchecked
+        await eventually(lambda: bench.synchronizer.state.findings.unchecked == 0, "the rest is judged")
+        assert seen == list(range(unchecked, 0, -64))
+        await bench.close()
+
+
+def test_a_batch_has_64_rows_or_a_mebibyte() -> None:
+    def rows(count: int, octets: int) -> list[Any]:
+        facts = SimpleNamespace(interface=b"i" * (octets // 4), code=b"c" * (octets - octets // 4))
+        return [(b"name", facts, b"key")] * count
+
+    def sizes(given: list[Any]) -> list[int]:
+        return [len(batch) for batch in row_gate._batches(given)]
+
+    assert sizes(rows(130, 8)) == [64, 64, 2]
+    assert sizes(rows(5, 1 << 19)) == [2, 2, 1]
+    assert sizes(rows(3, 1 << 20)) == [1, 1, 1]
+    assert sizes(rows(3, (1 << 20) - 1)) == [2, 1]
+    assert sizes([]) == []
+    assert [len(piece) for piece in row_gate._slices([b"n"] * 65)] == [64, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
@@ -47,7 +48,7 @@ class RangedSource:
 
     async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         self.read_ranges = ranges
-        for number in range(RANGES) if ranges is None else ranges:
+        for number in self.rows if ranges is None else ranges:
             yield [row(name, self.codes[name])._replace(range=number) for name in self.rows[number]]
         if self.error is not None:
             raise self.error
@@ -153,3 +154,45 @@ async def test_a_catalogue_that_was_signed_with_another_key_is_signed_anew(bench
     bench.source.change(3)
     await bench.read()
     assert bench.answer(b"7a") != before
+
+
+async def test_a_quarter_of_the_ranges_is_read_alone_and_more_is_all_rows(bench: Bench) -> None:
+    bench.source.rows |= {number: [f"{number}a", f"{number}b"] for number in (10, 11)}
+    bench.source.codes |= dict.fromkeys(("10a", "10b", "11a", "11b"), "old = 1")
+    bench.source.versions |= {10: "1", 11: "1"}
+    assert await bench.read() == {10, 11}, "ranges that were not there"
+    for number in (3, 4, 5):
+        bench.source.change(number)
+    assert await bench.read() == {3, 4, 5}, "of twelve"
+    for number in (3, 4, 5, 6):
+        bench.source.change(number)
+    assert await bench.read() is None
+
+
+async def test_what_is_read_is_announced_and_compared_with_what_is_known(bench: Bench) -> None:
+    changes: list[str] = []
+    reader = TableReader(
+        bench.source, bench.background, on_change=lambda: changes.append("change"), known=lambda: {b"if": b"hash"}
+    )
+    found = await reader.read(None, serving=False)
+    assert found is not None
+    assert (changes, found.ranges_read, found.fingerprint) == (["change"], None, bench.source.fingerprint)
+    assert found.ranges == Ranges(bench.source.basis, bench.source.versions)
+    await reader.remember(found, [None])
+    assert await reader.read(None, serving=False) is None
+    assert changes == ["change"]
+
+
+@pytest.mark.parametrize(("seconds", "reads"), [(59.0, False), (60.0, True)])
+async def test_a_table_that_has_not_changed_is_read_whole_at_its_interval(
+    bench: Bench, seconds: float, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    reader = TableReader(bench.source, bench.background, full_read_interval=60.0)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+    found = await reader.read(None, serving=False)
+    assert found is not None
+    assert found.begun == 100.0
+    await reader.remember(found, [])
+    now[0] += seconds
+    assert (await reader.read(None, serving=False) is not None) is reads

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
-from definition_server.ipc.stats import METHODS, SLOT_SIZE, Slot, Word, map_own
+from definition_server.control_plane.worker_stats import FleetStats, WorkerStats, judge
+from definition_server.ipc.stats import METHODS, SLOT_SIZE, Slot, Word, map_own, unshared_slot
 
 PID = 4711
 
@@ -133,3 +135,101 @@ def test_counts_may_grow_with_the_time_between_two_readings(worker: Worker) -> N
     worker.slot.beat(int(worker.clock() * 1e9))
     worker.stats.read()
     assert worker.stats.fault is None
+
+
+SECOND = 10**9
+NOTHING = unshared_slot().read()
+"""A page that its worker has not written yet."""
+
+
+def judged(*, before: dict[str, Any] | None = None, elapsed: float = 1.0, **after: Any) -> str | None:
+    first = replace(NOTHING, pid=PID, **(before or {}))
+    return judge(first, replace(first, **after), pid=PID, elapsed=elapsed, now=1000.0)
+
+
+def test_a_process_id_is_the_workers_or_that_of_a_page_that_was_not_begun() -> None:
+    assert judge(NOTHING, replace(NOTHING, pid=PID), pid=PID, elapsed=1.0, now=1000.0) is None
+    assert judge(NOTHING, NOTHING, pid=PID, elapsed=1.0, now=1000.0) is None
+    assert judged(pid=PID + 1) == "the process id is another one's"
+
+
+@pytest.mark.parametrize(("beat", "plausible"), [(1001 * SECOND, True), (1001 * SECOND + 1000, False), (5, True)])
+def test_a_heartbeat_may_lie_a_second_ahead(beat: int, plausible: bool) -> None:
+    assert (judged(before={"heartbeat_ns": 5}, heartbeat_ns=beat) is None) is plausible
+    assert judged(before={"heartbeat_ns": 6}, heartbeat_ns=5) == "the heartbeat goes back, or lies in the future"
+
+
+MOST = 20_000_000
+LEAPS = {
+    "opened": "the count of accepted connections goes back, or leaps",
+    "lines_dropped": "the count of dropped log lines goes back, or leaps",
+}
+
+
+@pytest.mark.parametrize("name", LEAPS)
+@pytest.mark.parametrize(("elapsed", "most"), [(0.0, MOST), (1.0, 2 * MOST), (2.5, 7 * MOST // 2)])
+def test_a_count_may_grow_by_twenty_million_a_second_and_one_second_more(name: str, elapsed: float, most: int) -> None:
+    before = {name: 7}
+    assert judged(before=before, elapsed=elapsed, **{name: 7 + most}) is None
+    assert judged(before=before, elapsed=elapsed, **{name: 7 + most + 1}) == LEAPS[name]
+    assert judged(before=before, elapsed=elapsed, **{name: 7}) is None
+    assert judged(before=before, elapsed=elapsed, **{name: 6}) == LEAPS[name]
+
+
+def test_counts_of_refused_connections_and_requests_have_the_same_limit() -> None:
+    reason, status = next(iter(NOTHING.refused)), next(iter(NOTHING.requests))
+    for growth, plausible in ((2 * MOST, True), (2 * MOST + 1, False), (-1, False)):
+        found = [
+            judged(before={"refused": NOTHING.refused | {reason: 9}}, refused=NOTHING.refused | {reason: 9 + growth}),
+            judged(
+                before={"requests": NOTHING.requests | {status: 9}}, requests=NOTHING.requests | {status: 9 + growth}
+            ),
+        ]
+        assert found == (
+            [None, None]
+            if plausible
+            else ["a count of refused connections goes back, or leaps", "a count of requests goes back, or leaps"]
+        )
+    method = METHODS[0]
+    buckets = NOTHING.latency[method]
+    assert judged(latency=NOTHING.latency | {method: (2 * MOST + 1, *buckets[1:])}) == (
+        "a count of requests goes back, or leaps"
+    )
+
+
+def test_generations_do_not_go_back_and_connections_have_a_limit() -> None:
+    assert judged(before={"generation": 3}, generation=3) is None
+    assert judged(before={"generation": 3}, generation=2) == "the generation goes back"
+    assert judged(connections=2_000_000) is None
+    assert judged(connections=2_000_001) == "2000001 connections"
+
+
+def test_the_time_of_requests_is_a_day_for_each_and_one_more() -> None:
+    method = METHODS[0]
+    one = {method: (1, *NOTHING.latency[method][1:])}
+    sums = NOTHING.latency_sum_seconds
+    day = 86_400
+    assert judged(latency=NOTHING.latency | one, latency_sum_seconds=sums | {method: 2.0 * day}) is None
+    leaps = "the time of the requests goes back, or leaps"
+    assert judged(latency=NOTHING.latency | one, latency_sum_seconds=sums | {method: 2.0 * day + 1}) == leaps
+    assert judged(before={"latency_sum_seconds": sums | {method: 1.0}}, latency_sum_seconds=sums) == leaps
+    assert judged(before={"latency_sum_seconds": sums | {method: 1.0}}) is None
+
+
+def test_the_counts_of_several_workers_are_added_word_by_word() -> None:
+    fleet = FleetStats()
+    first, second = fleet.open(), fleet.open()
+    for stats, factor in ((first, 1), (second, 10)):
+        stats.belongs_to(PID)
+        slot = map_own(os.dup(stats.page.descriptor))
+        slot.start(PID, 1)
+        slot.count_many(0, 0, 2 * factor, 60_000)
+        slot.lines_dropped(3 * factor)
+    found = fleet.requests()
+    assert (found.requests["200"], sum(found.latency[METHODS[0]]), found.lines_dropped) == (22, 22, 33)
+    fleet.retire(first)
+    fleet.retire(first)
+    assert fleet.requests() == found
+    fleet.retire(second)
+    assert fleet.requests() == found
+    assert second.read() == second.close()

@@ -1,0 +1,100 @@
+"""What was asked for by command while the disk did not answer: kept in memory, and stored when it has."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from definition_server.control_plane.operator_wishes import OperatorWishes
+from definition_server.control_plane.wishes import Pin, Policy, Wishes
+
+VERSION, OTHER = "ab" * 32, "cd" * 32
+PIN = Pin(VERSION, None, "command")
+
+
+class Disk:
+    """Notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.saved: list[Wishes] = []
+        self.steps: list[Any] = []
+
+    async def save_wishes(self, wishes: Wishes, signer: object) -> str | None:
+        self.saved.append(wishes)
+        return None
+
+    async def save_wishes_again(self, signer: object) -> None:
+        self.steps.append("again")
+
+    def note_pin_unsaved(self, *, unsaved: bool) -> None:
+        self.steps.append(unsaved)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def wishes(disk: Disk) -> OperatorWishes:
+    return OperatorWishes(cast(Any, disk), policy=Policy, signer=lambda: None, clock=lambda: 5.0)
+
+
+async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
+    wishes: OperatorWishes, disk: Disk
+) -> None:
+    wishes.accept(VERSION)
+    assert await wishes.save() == "the disk has not answered yet; it is stored when it has"
+    assert disk.steps == [False], "no pin waits"
+    wishes.pin(PIN)
+    await wishes.save()
+    assert disk.steps == [False, True]
+    await wishes.save_again()
+    assert not disk.saved
+    wishes.recall(Wishes().accept(OTHER))
+    await wishes.save_again()
+    (stored,) = disk.saved
+    assert set(stored.accepted) == {VERSION, OTHER}
+    assert stored.pinned == PIN
+    await wishes.save_again()
+    assert len(disk.saved) == 1
+    assert disk.steps == [False, True, "again"]
+
+
+async def test_what_the_disk_has_counts_where_nothing_newer_was_asked_for(wishes: OperatorWishes, disk: Disk) -> None:
+    wishes.recall(Wishes().pin(PIN).hold_rows(3, VERSION))
+    assert wishes.now().pin == PIN
+    assert wishes.rows_held_in(VERSION) == 3
+    assert wishes.rows_held_in(OTHER) == 0
+    await wishes.save_again()
+    assert (disk.saved, disk.steps) == ([], ["again"])
+    assert await wishes.save() is None
+    assert len(disk.saved) == 1
+
+
+async def test_a_pin_that_was_taken_away_meanwhile_does_not_come_back(wishes: OperatorWishes) -> None:
+    wishes.pin(None)
+    wishes.recall(Wishes().pin(PIN))
+    assert wishes.now().pin is None
+
+
+async def test_an_acceptance_that_was_used_up_meanwhile_does_not_come_back(wishes: OperatorWishes, disk: Disk) -> None:
+    await wishes.note_passed(VERSION, accepted=True, rows_held=2)
+    wishes.recall(Wishes().accept(VERSION).hold_rows(9, OTHER))
+    await wishes.save_again()
+    (stored,) = disk.saved
+    assert VERSION not in stored.accepted
+    assert (stored.rows_held, stored.rows_held_in) == (2, VERSION)
+
+
+async def test_only_a_smaller_count_of_held_rows_is_kept(wishes: OperatorWishes, disk: Disk) -> None:
+    wishes.recall(Wishes())
+    await wishes.note_passed(VERSION, accepted=False, rows_held=2)
+    await wishes.note_passed(VERSION, accepted=False, rows_held=2)
+    assert [(each.rows_held, each.rows_held_in) for each in disk.saved] == [(2, VERSION)]
+    for held in (3, 2, 1):
+        await wishes.note_fewer_held(VERSION, held)
+    await wishes.note_fewer_held(OTHER, 0)
+    assert [each.rows_held for each in disk.saved] == [2, 1]
+    assert wishes.rows_held_in(VERSION) == 1

@@ -1,0 +1,81 @@
+"""The limits and times of a worker, stated: other tests import them, and would follow any value.
+
+Each was chosen for a reason, which its module gives. A change of one is made here too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+KIB, MIB = 1024, 1024 * 1024
+
+STATED: dict[str, dict[str, object]] = {
+    "allocator": {
+        "NOTABLE_GROWTH": 16 * MIB,
+        "INTERVAL_SECONDS": 5.0,
+        "LONGEST_INTERVAL_SECONDS": 600.0,
+        "_LITTLE": 4 * MIB,
+        "CHECK_SECONDS": 1.0,
+        "_IDLE_SHARE": 0.5,
+        "_STILL": MIB,
+    },
+    "balance": {
+        "FRESH_SECONDS": 1.0,
+        "PATIENCE_SECONDS": 0.05,
+        "MOST_PATIENCE_SECONDS": 1.0,
+        "DOUBT_SECONDS": 1.0,
+        "STORM_SECONDS": 0.01,
+        "_LENIENCE": 16,
+        "_RETRY_SECONDS": 0.001,
+        "FULL_LOGGED_SECONDS": 10.0,
+        "_BREAK_SECONDS": 0.02,
+    },
+    "call_sampling": {"MOST_NOTED": 50},
+    "health": {
+        "_SERVING": 1,
+        "_NOT_SERVING": 2,
+        "_UNKNOWN": 3,
+        "_STATUS": 1,
+        "_STATUSES": 1,
+        "_KEY": 1,
+        "_VALUE": 2,
+        "_LAST_WRITE_SECONDS": 1.0,
+        "_WOKEN_AT_ONCE": 2,
+    },
+    "reflection": {"_NOT_FOUND": 5},
+    "requests": {
+        "_TEXT": 1,
+        "_FIXED64": 1,
+        "_GROUP": 3,
+        "_GROUP_END": 4,
+        "_FIXED32": 5,
+        "_SHORT_OCTETS": 5,
+        "_LARGEST_TAG": 2**32 - 1,
+        "_DEEPEST": 100,
+    },
+    "services": {"MAX_REQUEST": 4 * KIB, "_VERSION_DIGITS": 16, "_LONGEST_NAME_SHOWN": 200},
+    "swap": {"OLD_SNAPSHOTS": 4},
+    "transports.first_calls": {"_FIRST_CALLS_SECONDS": 10.0},
+    "transports.grpcio": {"_PING_TOLERANCE": 0.8},
+    "transports.native": {"_MOST_UNFINISHED": 512 * KIB, "_MOST_UNREAD": MIB, "_FIRST_CALL_SECONDS": 30.0},
+    "warmup": {"_YOUNG_OBJECTS": 5000, "_YOUNG_COLLECTIONS": 2, "_MIDDLE_COLLECTIONS": 40},
+    "worker": {
+        "EXIT_CANNOT_START": 3,
+        "EXIT_ORPHANED": 4,
+        "_BEAT_SECONDS": 0.25,
+        "_EXIT_MARGIN_SECONDS": 5.0,
+        "_KEYS_REPORT_SECONDS": 1.0,
+        "_CALLS_REPORT_SECONDS": 1.0,
+        "_KEYS_SEEN_AGAIN_SECONDS": 10.0,
+        "_CONNECTIONS_PER_SECOND": 100,
+    },
+}
+"""Module → name → value."""
+
+
+@pytest.mark.parametrize("module", STATED)
+def test_the_limits_and_times_of_a_module_have_the_stated_values(module: str) -> None:
+    found = vars(import_module(f"definition_server.data_plane.{module}"))
+    assert {name: found[name] for name in STATED[module]} == STATED[module]
