@@ -35,6 +35,7 @@ MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 
 
 _RUNNING = "/proc/self/exe"
+"""The file that the kernel executes."""
 
 
 def interpreter() -> str:
@@ -43,17 +44,24 @@ def interpreter() -> str:
     ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it. Python looks for it in
     PATH, where it may find another program. Hence the path is compared with the file that the kernel executes. Where it
     is another, the virtual environment's own Python is preferred to that file: it finds the same packages.
+
+    Without /proc, and where that file is gone because an upgrade has replaced it, the name decides.
     """
     # Without pathlib: its import is a sixth of what a checker process imports.
     environment = os.path.join(sys.prefix, "bin")  # noqa: PTH118
-    for path in (sys.executable, f"{environment}/python", f"{environment}/python3"):
+    paths = (sys.executable or "", f"{environment}/python", f"{environment}/python3")
+    for path in paths:
         with suppress(OSError):
-            if os.access(path, os.X_OK) and os.path.samefile(_RUNNING, path):  # noqa: PTH121
+            if os.path.samefile(_RUNNING, path):  # noqa: PTH121
                 return path
-    try:
-        return os.readlink(_RUNNING)  # noqa: PTH115
-    except OSError:  # there is no /proc
-        return sys.executable
+    with suppress(OSError):
+        target = os.readlink(_RUNNING)  # noqa: PTH115
+        if os.path.exists(target):  # noqa: PTH110
+            return target
+    for path in paths:
+        if os.path.basename(path).startswith("python") and os.access(path, os.X_OK):  # noqa: PTH119
+            return path
+    return sys.executable
 
 
 class NoNullDevice(Exception):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from deploy.grafana.dashboard import build
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -136,3 +137,39 @@ def test_the_data_source_and_the_address_of_the_runbooks_can_be_selected() -> No
         assert variables[name]["datasource"]["uid"] == "${datasource}"
         assert variables[name]["multi"] is variables[name]["includeAll"] is True
     assert variables["runbooks"]["type"] == "textbox"
+
+
+# -- provisioning ------------------------------------------------------------------------------------------------------
+
+OF_A_PROVIDER = {
+    "name", "orgId", "folder", "folderUid", "type", "disableDeletion", "allowUiUpdates", "updateIntervalSeconds",
+    "options",
+}  # fmt: skip
+OF_A_DATA_SOURCE = {"name", "orgId", "uid", "type", "access", "url", "isDefault", "editable", "version", "jsonData"}
+"""As pkg/services/provisioning of Grafana's source reads them; it drops other fields without a word."""
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / "deploy" / path).read_text(encoding="utf-8"))
+
+
+def test_what_is_provisioned_is_what_grafana_reads_and_compose_mounts() -> None:
+    folder = "grafana/provisioning"
+    dashboards, sources = (
+        read(f"{folder}/dashboards/definition-server.yml"),
+        read(f"{folder}/datasources/prometheus.yml"),
+    )
+    assert dashboards["apiVersion"] == sources["apiVersion"] == 1
+    (provider,), (source,) = dashboards["providers"], sources["datasources"]
+    assert provider.keys() <= OF_A_PROVIDER
+    assert source.keys() <= OF_A_DATA_SOURCE
+    scraped = read("prometheus/prometheus.yml")["global"]["scrape_interval"]
+    assert source["jsonData"] == {"timeInterval": scraped}
+    grafana = read("compose/grafana.yaml")["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    home = f"{provider['options']['path']}/{WRITTEN.name}"
+    assert mounts == {f"./{folder}": "/etc/grafana/provisioning", f"./grafana/{WRITTEN.name}": home}
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == home
+    service, _, port = source["url"].removeprefix("http://").partition(":")
+    assert service in grafana["depends_on"]
+    assert port == "9090"

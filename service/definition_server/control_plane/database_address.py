@@ -85,6 +85,10 @@ def misplaced_fault(parameters: Mapping[str, Any]) -> str | None:
     return None
 
 
+_NEXT_SENTENCE = re.compile(r"(?<=[\w)\"'])\s*\n\s*(?=[A-Z])")
+"""A line that libpq begins without having ended the sentence before it."""
+
+
 class Redaction:
     """Masks the secrets of a connection in texts of others."""
 
@@ -109,7 +113,7 @@ class Redaction:
     def clean(self, text: str) -> str:
         """``text`` in one line, its secrets masked."""
         masked = text if self._secrets is None else self._secrets.sub(MASK, text)
-        return " ".join(masked.split())
+        return " ".join(_NEXT_SENTENCE.sub(". ", masked).split())
 
 
 def _forms(value: str) -> Iterator[str]:

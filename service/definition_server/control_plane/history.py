@@ -133,7 +133,7 @@ class History:
         """Remove the files of a writer that was killed."""
         for temporary in self.directory.glob("*.tmp"):
             with suppress(OSError):
-                if self._clock() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+                if self._clock() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
 
     def load(self, version: str, signer: Signer | None) -> tuple[Snapshot, int] | None:

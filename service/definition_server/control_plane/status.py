@@ -229,7 +229,7 @@ def _worker(slot: WorkerSlot, counts_connections: bool, confined: bool) -> Worke
         generation=reading.generation,
         version_hash=reading.version_hash,
         definitions=reading.entries,
-        heartbeat_age_seconds=max(0.0, time.monotonic() - reading.heartbeat_ns / 1e9),
+        heartbeat_age_seconds=worker.stats.heartbeat_age_seconds,
         restarts=slot.restarts,
         crash_loop=slot.crash_loop.looping,
         jail=worker.jail if confined else "off",

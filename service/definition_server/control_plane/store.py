@@ -171,8 +171,8 @@ class SnapshotStore:
     def _remove_temporaries(self) -> None:
         """Remove the files of a writer that was killed. A recent one may be another server's, on the same directory."""
         for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
-            with suppress(FileNotFoundError):
-                if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+            with suppress(OSError):  # it is gone, a directory, or another account's: what is stored matters more
+                if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
 
 

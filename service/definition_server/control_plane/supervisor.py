@@ -367,7 +367,13 @@ class Supervisor:
             log.error("Worker misbehaves; killed", worker=worker.number, worker_pid=worker.pid, problem=problem)
         elif not worker.ready.is_set():
             if now - worker.started > self._start_timeout:
-                log.error("Worker is not READY in time; killed", worker=worker.number, worker_pid=worker.pid)
+                log.error(
+                    "Worker is not READY in time; killed",
+                    worker=worker.number,
+                    worker_pid=worker.pid,
+                    remedy="read the worker's own lines; where it is only slow (a busy machine; PYTHONTRACEMALLOC "
+                    "makes a start ten times as long), raise START_TIMEOUT_SECONDS",
+                )
                 worker.kill()
         elif not worker.draining and heartbeat.hangs(worker.stats.read().heartbeat_ns, now):
             log.error(

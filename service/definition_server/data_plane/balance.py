@@ -6,7 +6,7 @@ Before it accepts, a worker reads the others' connection counts from their stats
 those that hold fewer. No process stands between, no lock is taken, and nothing is read or written for a request.
 
 **Rules.** Let *least* be the fewest connections that any other worker holds that accepts, has room, and has a recent
-heartbeat (`FRESH_SECONDS`).
+heartbeat: it has changed within `FRESH_SECONDS` of this process's clock, because that of another may be another one.
 
 1. A worker with no more than *least* accepts. Workers with equal counts race, and the kernel gives each connection to
    one of them; so the counts of connections opened one after the other never differ by more than one.
@@ -60,6 +60,8 @@ class Balancer:
         """``slot``: this worker's own page. ``limit``: the most connections to hold, 0 for no limit."""
         self._slot = slot
         self._others: dict[int, Slot] = {}
+        self._beats: dict[int, tuple[int, int]] = {}
+        """Number of a worker → its last heartbeat, and when that was new here, in nanoseconds."""
         self._doubted: dict[int, int] = {}
         """Number of a worker → until when it is left out, in nanoseconds."""
         self._limit = limit
@@ -77,10 +79,12 @@ class Balancer:
     def add(self, number: int, page: Slot) -> None:
         """Leave connections to the worker with this page too."""
         self._others[number] = page
+        self._beats[number] = page.load()[3], self._clock()
 
     def remove(self, number: int) -> None:
         """That worker has ended."""
         self._others.pop(number, None)
+        self._beats.pop(number, None)
         self._doubted.pop(number, None)
 
     @property
@@ -105,6 +109,12 @@ class Balancer:
     def stop(self) -> None:
         """Leave connections to the other workers, from now on."""
         self._slot.stop_accepting()
+
+    def note_heartbeats(self) -> None:
+        """Look at the others' heartbeats. To be called several times in `FRESH_SECONDS`."""
+        now = self._clock()
+        for number, slot in self._others.items():
+            self._beats_since(number, slot.load()[3], now)
 
     def may_accept(self) -> bool:
         """Whether to accept the connection that waits. To be called once for each."""
@@ -174,21 +184,30 @@ class Balancer:
             if self._doubted.get(number, 0) > now:
                 continue
             total += opened
-            if not self._may_be_waited_for(accepting, connections, beat, now):
+            if not self._may_be_waited_for(number, accepting, connections, beat, now):
                 continue
             if least is None or connections < least:
                 least = connections
         return least, total
 
-    def _may_be_waited_for(self, accepting: bool, connections: int, beat: int, now: int) -> bool:
-        fresh = abs(now - beat) <= FRESH_SECONDS * 1e9  # a heartbeat in the future is a lie
+    def _may_be_waited_for(self, number: int, accepting: bool, connections: int, beat: int, now: int) -> bool:
+        fresh = now - self._beats_since(number, beat, now) <= FRESH_SECONDS * 1e9
         return accepting and fresh and not 0 < self._limit <= connections
+
+    def _beats_since(self, number: int, beat: int, now: int) -> int:
+        """When the heartbeat ``beat`` of worker ``number`` was new here."""
+        seen, since = self._beats[number]
+        if seen != beat:
+            since = now
+            self._beats[number] = beat, now
+        return since
 
     def _doubt(self, now: int) -> None:
         """Leave no connection to the workers that hold fewer and did not accept one."""
         for number, slot in self._others.items():
             accepting, connections, _, beat = slot.load()
-            if connections < self._connections and self._may_be_waited_for(accepting, connections, beat, now):
+            wanted = connections < self._connections
+            if wanted and self._may_be_waited_for(number, accepting, connections, beat, now):
                 self._doubted[number] = now + int(DOUBT_SECONDS * 1e9)
 
     def _log_full(self, now: int) -> None:

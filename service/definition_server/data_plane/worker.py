@@ -330,6 +330,7 @@ class Worker:
         while True:
             self._slot.beat(monotonic_ns())
             self._slot.lines_dropped(dropped_lines())
+            self._balancer.note_heartbeats()
             await asyncio.sleep(_BEAT_SECONDS)
 
 

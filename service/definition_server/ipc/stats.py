@@ -118,7 +118,7 @@ class Slot:
         self._words[Word.PID] = pid
 
     def beat(self, now_ns: int) -> None:
-        """Note that the worker's event loop runs. ``now_ns`` is CLOCK_MONOTONIC, the same for all processes."""
+        """Note that the worker's event loop runs. ``now_ns`` is CLOCK_MONOTONIC; others only see whether it changes."""
         self._words[Word.HEARTBEAT] = now_ns
 
     def serve(self, generation: int, entries: int, version_hash: bytes) -> None:

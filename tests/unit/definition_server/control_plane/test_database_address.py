@@ -324,3 +324,19 @@ async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout()
                 pass
     assert "refused" in str(caught.value)
     assert str(caught.value).count("no answer from the database within") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "failed: Connection refused\n\tIs the server running?\n",
+            "failed: Connection refused. Is the server running?",
+        ),
+        ("it ends.\nHINT:  so", "it ends. HINT: so"),
+        ("column\nof the table", "column of the table"),
+    ],
+    ids=["libpq", "ended", "one sentence"],
+)
+def test_lines_of_libpq_become_sentences_of_one_line(text: str, line: str) -> None:
+    assert Redaction("postgresql://db/avap", []).clean(text) == line

@@ -397,3 +397,18 @@ def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStor
     keep(store, SIGNER)
     assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
     assert files(store) == [FILE_NAME, FILE_NAME + ".refused"]
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a link to nothing", "a link to itself"])
+def test_what_lies_where_old_temporaries_do_does_not_keep_a_catalogue_from_being_stored(
+    store: SnapshotStore, tmp_path: Path, kind: str
+) -> None:
+    odd = tmp_path / "last-known-good.x.tmp"
+    if kind == "a directory":
+        (odd / "content").mkdir(parents=True)
+    else:
+        odd.symlink_to("nothing" if kind == "a link to nothing" else odd.name)
+    os.utime(odd, (1, 1), follow_symlinks=False)
+    save(store, NEW)
+    assert load(store) == NEW
+    assert odd.is_dir() or not odd.is_symlink(), "an old link is removed"

@@ -45,13 +45,17 @@ class Fleet:
             for other in set(range(workers)) - {number}:
                 balancer.add(other, self.page.slot(other))
         self.hung: set[int] = set()
+        self.ahead: dict[int, int] = {}
+        """Nanoseconds by which the clock of a worker differs from that of the others."""
         for balancer in self.balancers:
             balancer.start()
         self.beat()
 
     def beat(self) -> None:
         for number in set(range(len(self.balancers))) - self.hung:
-            self.page.slot(number).beat(self.clock.now)
+            self.page.slot(number).beat(self.clock.now + self.ahead.get(number, 0))
+        for number in set(range(len(self.balancers))) - self.hung:
+            self.balancers[number].note_heartbeats()
 
     def hold(self, *connections: int) -> None:
         for balancer, count in zip(self.balancers, connections, strict=True):
@@ -121,9 +125,18 @@ def test_a_worker_that_the_master_declares_dead_is_not_waited_for(fleet: Fleet) 
     assert fleet.balancers[0].may_accept()
 
 
-def test_a_worker_whose_heartbeat_lies_in_the_future_is_not_waited_for(fleet: Fleet) -> None:
-    fleet.hold(5, 3, 7, 6)
-    fleet.page.slot(1).beat(2**63)
+@pytest.mark.parametrize("ahead", [-(10**9), 10**17], ids=["behind", "ahead"])
+def test_a_worker_with_a_clock_of_its_own_is_waited_for_as_long_as_its_heartbeat_changes(
+    fleet: Fleet, ahead: int
+) -> None:
+    fleet.hold(5, 0, 7, 6)
+    fleet.ahead = {1: ahead}
+    fleet.clock.advance(100)
+    fleet.beat()
+    assert not fleet.balancers[0].may_accept()
+    fleet.hung = {1}
+    fleet.clock.advance(1.01)
+    fleet.beat()
     assert fleet.balancers[0].may_accept()
 
 
