@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress, repeat
-from operator import itemgetter, ne
+from operator import ne
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import (
@@ -145,9 +145,9 @@ class SnapshotBuilder:
         self.findings = Findings()
 
     def take_over(self, previous: PreviousBuild, ranges: Iterable[int]) -> None:
-        """Begin with the rows of ``ranges``, which ``previous`` keeps. Before the first `add`. O(other rows), and O(rows)
-        where they are to be compared with known hashes.
+        """Begin with the rows of ``ranges``, which ``previous`` keeps. Before the first `add`.
 
+        O(other rows), and O(rows) where they are to be compared with known hashes.
         ``previous`` was built with the same signing key. No other build may go on from it.
         """
         assert not self._ids, "rows are taken over first: none of them may replace one that was read"
@@ -165,8 +165,8 @@ class SnapshotBuilder:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add ``rows``, in any order. Of rows with the same name the one with the highest id is served."""
-        for row in rows:
-            self.findings.source_rows += 1
+        number = 0
+        for number, row in enumerate(rows, 1):  # noqa: B007 - the number of the last one is used
             reason = reason_not_served(row)
             if reason is None:
                 self._add_served(row)
@@ -175,6 +175,7 @@ class SnapshotBuilder:
                 self.findings.note(reason, row)
                 if row.name:
                     self._note_fault(row.name, reason, row)
+        self.findings.source_rows += number
 
     def _note_fault(self, name: bytes, reason: Unserved, row: Row) -> None:
         earlier = self._faults.get(name)
@@ -182,29 +183,23 @@ class SnapshotBuilder:
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
-        name = row.name or b""
+        row_id, given, _, _, _, _, _, _, number = row
+        name = given or b""
+        order = _NO_ID if row_id is None else row_id
+        digest, message = self._encode(row)
         earlier = self._ids.get(name)
-        order, (digest, message) = _order(row), self._encode(row)
-        if earlier is not None:
-            # Neither range is kept: whichever of the rows goes, the other one must be found.
-            self._disputed.add(name)
-            # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
-            loser = row if (order, digest) < (earlier, self._digests[name]) else row._replace(id=_id(earlier))
-            self.findings.note(Unserved.DUPLICATE, loser)
-            if loser is row:
-                self._not_kept.add(row.range)
-                return
-            for suspicion in self._suspicions.pop(name, ()):
-                self.findings.withdraw(suspicion, loser)
+        if earlier is not None and not self._replaces(row, (order, digest), (earlier, self._digests[name])):
+            return
         self._ids[name] = order
         self._digests[name] = digest
         self._messages[name] = message
-        if row.range is None:
+        if number is None:
             self._not_kept.add(None)
-        elif (found := self._ranges.get(row.range)) is None:
-            self._ranges[row.range] = [name]
         else:
-            found.append(name)
+            try:
+                self._ranges[number].append(name)
+            except KeyError:
+                self._ranges[number] = [name]
         if self._known is not None and self._known.get(name) != digest:
             self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
@@ -212,23 +207,39 @@ class SnapshotBuilder:
         if len(name) > LONGEST_ASKED_FOR:
             self._suspect(name, Suspect.NAME_TOO_LONG, row)
 
+    def _replaces(self, row: Row, new: tuple[int, bytes], earlier: tuple[int, bytes]) -> bool:
+        """Whether ``row`` is served in place of an ``earlier`` one of its name. Given are ids and hashes of both."""
+        name = row.name or b""
+        # Neither range is kept: whichever of the rows goes, the other one must be found.
+        self._disputed.add(name)
+        # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
+        if new < earlier:
+            self.findings.note(Unserved.DUPLICATE, row)
+            self._not_kept.add(row.range)
+            return False
+        loser = row._replace(id=_id(earlier[0]))
+        self.findings.note(Unserved.DUPLICATE, loser)
+        for suspicion in self._suspicions.pop(name, ()):
+            self.findings.withdraw(suspicion, loser)
+        return True
+
     def _suspect(self, name: bytes, why: Suspect, row: Row) -> None:
         self._suspicions.setdefault(name, []).append(why)
         self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
         """Content hash and ``CommandResponse`` of a row that can be carried."""
-        name, code = row.name or b"", row.code or b""
-        interface = row.interface or DEFAULT_INTERFACE
-        kind = row.type or DEFAULT_TYPE
+        row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
+        name, code = name or b"", code or b""
+        kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE
         content = content_fields(name, kind, interface, code)
-        bytecode = bytecode_fields(row.avbc_code, row.avbc_version)
+        bytecode = bytecode_fields(avbc_code, avbc_version) if avbc_code else b""
         digest = content_hash(content + bytecode if bytecode else content)
         if self._signer is not None:
             binding = Binding(name, kind, interface, digest)
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
-        return digest, b"".join((content, id_field(row.id), bytecode, _HASH_TAG, digest))
+        return digest, b"".join((content, id_field(row_id), bytecode, _HASH_TAG, digest))
 
     @property
     def key_id(self) -> bytes:
@@ -446,7 +457,8 @@ class SnapshotBuilder:
     def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
         """What the next build may take over from ``snapshot``, where `build` has made the same octets.
 
-        To be called once, after `build` and last of all: what the builder knows is handed on. None where the snapshot is another one, or the rows came without ranges.
+        To be called once, after `build` and last of all: what the builder knows is handed on. None where the snapshot
+        is another one, or the rows came without ranges.
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
@@ -550,7 +562,7 @@ def _index(count: int, arrangement: Arrangement) -> bytes:
 
 
 def _index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
-    """The index of commands that have the names of those in ``index``, the first ``unchanged`` of them where they were."""
+    """The index of commands that have the names of those in ``index``; the first ``unchanged`` are where they were."""
     octets = array("Q", bytes(index))
     if sys.byteorder == "big":  # a snapshot is little-endian
         octets.byteswap()

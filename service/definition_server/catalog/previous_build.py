@@ -21,6 +21,7 @@ from typing import Protocol, Self
 from definition_server.catalog import wire
 from definition_server.catalog.snapshot import Snapshot
 
+
 class Hash(Protocol):
     """An object of `hashlib`."""
 

@@ -132,12 +132,14 @@ def build_in_shared_memory(
     with ThreadPoolExecutor(1, "hash") as hasher:
 
         def pieces() -> Iterator[bytes | memoryview]:
-            for number, chunk in enumerate(chunks(unsealed.pieces), 1):
+            for number, chunk in enumerate(chunks(unsealed.pieces)):
+                if builder.copies_from is not None and number % _RELEASED_CHUNKS == 0:
+                    builder.copies_from.release_pages()
                 hashing = hasher.submit(digest.update, chunk)
                 yield chunk
                 hashing.result()
-                if builder.copies_from is not None and number % _RELEASED_CHUNKS == 0:
-                    builder.copies_from.release_pages()
+            if builder.copies_from is not None:
+                builder.copies_from.release_pages()
             yield seal(digest.digest()).pack()
 
         return _in_shared_memory(pieces())

@@ -287,7 +287,7 @@ class ServedCatalogue:
             self._held.hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
 
     def cycle_ended(self) -> None:
-        """Give back what is resident of the newest catalogue: rows may have been judged, or calls of operators answered."""
+        """Give back what is resident of the newest catalogue: rows of it may have been judged, or compared."""
         if self._newest is not None:
             self._background.soon(partial(give_back, self._newest, heap=False))
 
