@@ -99,47 +99,57 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     return _in_shared_memory(built.pieces)
 
 
-def build_in_shared_memory(
+def prepare(
     builder: SnapshotBuilder, newest: Footer | None, *, generation: int, created_at_ns: int
-) -> Publication | None:
-    """What ``builder`` holds, built, and written to sealed memory while it is hashed: neither waits for the other.
+) -> Callable[[], Publication] | None:
+    """What ``builder`` holds, built, and to be written to sealed memory by the function that is returned.
+
+    A large catalogue is hashed while it is written: neither waits for the other. Each message is freed then.
 
     Args:
-        builder: Has the rows. Of its messages each is freed when it was written.
+        builder: Has the rows.
         newest: The footer of the catalogue that was published last.
         generation: See `SnapshotBuilder.build`.
         created_at_ns: See there.
 
     Returns:
-        None where ``newest`` has the same octets.
+        None where ``newest`` has the same octets. The function raises `OSError` where memory or descriptors are
+        exhausted.
 
     Raises:
         CatalogTooLarge: where the body would exceed 2 GiB.
-        OSError: where memory or descriptors are exhausted.
     """
     unsealed = builder.arrange()
     seal = partial(builder.seal, unsealed, generation=generation, created_at_ns=created_at_ns)
-    digest = hashlib.sha256()
     # Where names, hashes and key are the same, so are most likely all octets: they are not written to find that out.
     likely = newest is not None and (newest.version_hash, newest.key_id) == (unsealed.version_hash, builder.key_id)
     if likely or unsealed.body_length <= _SHORT_OCTETS:
+        digest = hashlib.sha256()
         for chunk in chunks(list(unsealed.pieces)):
             digest.update(chunk)
         footer = seal(digest.digest())
         if newest is not None and same_octets(newest, footer):
             return None
-        return _in_shared_memory((*unsealed.pieces, footer.pack()))
+        return partial(_in_shared_memory, (*unsealed.pieces, footer.pack()))
+    return partial(_hashed_and_written, unsealed.pieces, seal, builder.copies_from)
+
+
+def _hashed_and_written(
+    parts: list[bytes | memoryview], seal: Callable[[bytes], Footer], source: Snapshot | None
+) -> Publication:
+    """The publication of ``parts`` and of the footer that ``seal`` makes of their hash. Some are of ``source``."""
+    digest = hashlib.sha256()
     with ThreadPoolExecutor(1, "hash") as hasher:
 
         def pieces() -> Iterator[bytes | memoryview]:
-            for number, chunk in enumerate(chunks(unsealed.pieces)):
-                if builder.copies_from is not None and number % _RELEASED_CHUNKS == 0:
-                    builder.copies_from.release_pages()
+            for number, chunk in enumerate(chunks(parts)):
+                if source is not None and number % _RELEASED_CHUNKS == 0:
+                    source.release_pages()
                 hashing = hasher.submit(digest.update, chunk)
                 yield chunk
                 hashing.result()
-            if builder.copies_from is not None:
-                builder.copies_from.release_pages()
+            if source is not None:
+                source.release_pages()
             yield seal(digest.digest()).pack()
 
         return _in_shared_memory(pieces())

@@ -32,8 +32,8 @@ from definition_server.control_plane.publication_log import log_broadcast, log_f
 from definition_server.control_plane.publisher import (
     Publication,
     Publisher,
-    build_in_shared_memory,
     key_id_of,
+    prepare,
     published_again,
     same_octets,
 )
@@ -241,20 +241,21 @@ class ServedCatalogue:
         async with self._lock:
             newest = self._newest
             with span("build") as step:
-                publication = await self._background.run(
-                    build_in_shared_memory,
+                write = await self._background.run(
+                    prepare,
                     builder,
                     None if newest is None else newest.footer,
                     generation=self._publisher.next_generation,
                     created_at_ns=int(self._clock() * 1e9),
                 )
                 step.set(definitions=builder.count)
-            if publication is None:
+            if write is None:
                 assert newest is not None
                 version = newest.version_hash
                 self._held.release("the table has the served content again")
                 settled = await self._settle()
             else:
+                publication = await self._background.run(write)
                 with _closed_on_failure(publication):
                     await self._judge(publication.snapshot, builder, rows_held)
                     log_findings(builder.findings, publication.snapshot)

@@ -15,11 +15,11 @@ from tests.support.snapshots import built, published
 
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
-from definition_server.catalog.layout import SnapshotError
+from definition_server.catalog.layout import Footer, SnapshotError
 from definition_server.control_plane.publisher import (
     Publication,
     Publisher,
-    build_in_shared_memory,
+    prepare,
     to_shared_memory,
 )
 from definition_server.control_plane.resident_memory import give_back_heap
@@ -118,6 +118,11 @@ def test_shared_memory_holds_what_was_built() -> None:
     publication = to_shared_memory(snapshot)
     os.close(publication.descriptor)
     assert bytes(publication.snapshot.buffer) == snapshot.to_bytes()
+
+
+def build_in_shared_memory(builder: SnapshotBuilder, newest: Footer | None, **of: int) -> Publication | None:
+    write = prepare(builder, newest, **of)
+    return None if write is None else write()
 
 
 def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
