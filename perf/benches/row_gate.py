@@ -73,12 +73,12 @@ async def cost(count: int) -> list[tuple[float, float]]:
     row_gate = RowGate(gate, checker, background=background, logs=False)
     first = SnapshotBuilder()
     first.add(rows(count, 0))
-    gate.passed, gate.first = first.digests(), False
+    gate.served, gate.first = first.digests(), False
     await checker.check([Content(MODULE, b"warm", b"[]", b"pass")])
     taken = []
     try:
         for number in range(1, ROUNDS + 1):
-            builder = SnapshotBuilder(None, row_gate.passed)
+            builder = SnapshotBuilder(None, row_gate.served)
             builder.add(rows(count, number))
             cpu, began = time.process_time(), time.monotonic()
             await row_gate.apply(builder, None)

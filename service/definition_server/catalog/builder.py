@@ -12,12 +12,13 @@ built from all rows.
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress, islice, repeat
-from operator import is_, itemgetter, ne
+from itertools import chain, compress, repeat
+from operator import ne
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import (
@@ -33,7 +34,7 @@ from definition_server.catalog.definition import (
     parse_definition,
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
-from definition_server.catalog.previous_build import Arrangement, Entry, Kept, PreviousBuild
+from definition_server.catalog.previous_build import Arrangement, Hash, PreviousBuild
 from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
@@ -46,12 +47,16 @@ from definition_server.catalog.validation import (
 _NO_ID = -(2**63) - 1
 """Stands for the id of a row without one: below every other."""
 
-_DIGEST = itemgetter(1)
-"""The content hash of an entry."""
+_HASHED_TOGETHER = 1024
+"""Names and hashes that are joined before they are hashed: a call for each costs more than the copy."""
 
-_HASHED_TOGETHER = 512
-"""Pieces that are joined before they are hashed, where they are short: a call for each costs more than the copy."""
-_SHORT_OCTETS = 1 << 20
+_CHUNK_OCTETS = 4 << 20
+"""Of a chunk that is hashed and written at once."""
+_LONG_OCTETS = 64 << 10
+"""A longer piece is not copied to be joined with others."""
+
+_SLOT_NUMBERS = SLOT.size // 8
+"""Numbers of 64 bits in a slot of the index."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 
@@ -75,6 +80,18 @@ class BuiltSnapshot:
     def to_bytes(self) -> bytes:
         """All octets in one object."""
         return b"".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsealed:
+    """A snapshot without its footer."""
+
+    pieces: list[bytes | memoryview]
+    """Body and index, in order."""
+    arrangement: Arrangement
+    body_length: int
+    slots: int
+    version_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +124,20 @@ class SnapshotBuilder:
         self._differed: dict[bytes, None] = {}
         # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
-        self._entries: dict[bytes, Entry] = {}
-        # name → content hash. Beside the entries: to copy it takes a tenth of the time of making it from them.
+        # name → id, and name → content hash, of what is served.
+        self._ids: dict[bytes, int] = {}
         self._digests: dict[bytes, bytes] = {}
+        # name → encoded ``CommandResponse`` of what the previous snapshot does not have.
+        self._messages: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
-        # The rows that were served when they were added, by range: names and entries.
-        self._ranges: dict[int, tuple[list[bytes], list[Entry]]] = {}
-        # Ranges with a row that was not.
+        # The names whose command may not be in the previous snapshot as it is: gone, or read again.
+        self._doubtful: set[bytes] = set()
+        # The names of rows that were served when they were added, by range.
+        self._ranges: dict[int, list[bytes]] = {}
+        # Ranges with a row that was not, and the names of rows that keep their range from being kept.
         self._not_kept: set[int | None] = set()
-        self._kept: dict[int, Kept] = {}
+        self._disputed: set[bytes] = set()
+        self._kept: dict[int, Sequence[bytes]] = {}
         self._built: tuple[Footer, Arrangement] | None = None
         # The names whose command is not copied from the previous snapshot, as soon as it is built.
         self._renewed: list[bytes] = []
@@ -125,22 +147,26 @@ class SnapshotBuilder:
     def take_over(self, previous: PreviousBuild, ranges: Iterable[int]) -> None:
         """Begin with the rows of ``ranges``, which ``previous`` keeps. Before the first `add`.
 
-        ``previous`` was built with the same signing key.
+        O(other rows), and O(rows) where they are to be compared with known hashes.
+        ``previous`` was built with the same signing key. No other build may go on from it.
         """
-        assert not self._entries, "rows are taken over first: none of them may replace one that was read"
+        assert not self._ids, "rows are taken over first: none of them may replace one that was read"
         self._previous = previous
         self._kept = {number: previous.ranges[number] for number in ranges}
-        for names, entries in self._kept.values():
-            self._entries.update(zip(names, entries, strict=True))
-            self._digests.update(zip(names, map(_DIGEST, entries), strict=True))
+        self._ids, self._digests = previous.tables()
+        self._doubtful = set(previous.others)
+        for number in previous.ranges.keys() - self._kept.keys():
+            for name in previous.ranges[number]:
+                del self._ids[name], self._digests[name]
+            self._doubtful.update(previous.ranges[number])
         if self._known is not None:
             self._differed = dict.fromkeys(self._compare(self._known))
-        self.findings.source_rows += len(self._entries)
+        self.findings.source_rows += len(self._ids)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add ``rows``, in any order. Of rows with the same name the one with the highest id is served."""
-        for row in rows:
-            self.findings.source_rows += 1
+        number = 0
+        for number, row in enumerate(rows, 1):  # noqa: B007 - the number of the last one is used
             reason = reason_not_served(row)
             if reason is None:
                 self._add_served(row)
@@ -149,6 +175,7 @@ class SnapshotBuilder:
                 self.findings.note(reason, row)
                 if row.name:
                     self._note_fault(row.name, reason, row)
+        self.findings.source_rows += number
 
     def _note_fault(self, name: bytes, reason: Unserved, row: Row) -> None:
         earlier = self._faults.get(name)
@@ -156,21 +183,23 @@ class SnapshotBuilder:
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
-        name = row.name or b""
-        earlier = self._entries.get(name)
-        order, (digest, message) = _order(row), self._encode(row)
-        if earlier is not None:
-            # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
-            loser = row if (order, digest) < earlier[:2] else row._replace(id=_id(earlier[0]))
-            self.findings.note(Unserved.DUPLICATE, loser)
-            if loser is row:
-                self._not_kept.add(row.range)
-                return
-            for suspicion in self._suspicions.pop(name, ()):
-                self.findings.withdraw(suspicion, loser)
-        entry = self._entries[name] = (order, digest, message)
+        row_id, given, _, _, _, _, _, _, number = row
+        name = given or b""
+        order = _NO_ID if row_id is None else row_id
+        digest, message = self._encode(row)
+        earlier = self._ids.get(name)
+        if earlier is not None and not self._replaces(row, (order, digest), (earlier, self._digests[name])):
+            return
+        self._ids[name] = order
         self._digests[name] = digest
-        self._note_range(row.range, name, entry)
+        self._messages[name] = message
+        if number is None:
+            self._not_kept.add(None)
+        else:
+            try:
+                self._ranges[number].append(name)
+            except KeyError:
+                self._ranges[number] = [name]
         if self._known is not None and self._known.get(name) != digest:
             self._differed[name] = None
         if len(message) > LARGE_DEFINITION:
@@ -178,33 +207,39 @@ class SnapshotBuilder:
         if len(name) > LONGEST_ASKED_FOR:
             self._suspect(name, Suspect.NAME_TOO_LONG, row)
 
+    def _replaces(self, row: Row, new: tuple[int, bytes], earlier: tuple[int, bytes]) -> bool:
+        """Whether ``row`` is served in place of an ``earlier`` one of its name. Given are ids and hashes of both."""
+        name = row.name or b""
+        # Neither range is kept: whichever of the rows goes, the other one must be found.
+        self._disputed.add(name)
+        # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
+        if new < earlier:
+            self.findings.note(Unserved.DUPLICATE, row)
+            self._not_kept.add(row.range)
+            return False
+        loser = row._replace(id=_id(earlier[0]))
+        self.findings.note(Unserved.DUPLICATE, loser)
+        for suspicion in self._suspicions.pop(name, ()):
+            self.findings.withdraw(suspicion, loser)
+        return True
+
     def _suspect(self, name: bytes, why: Suspect, row: Row) -> None:
         self._suspicions.setdefault(name, []).append(why)
         self.findings.note(why, row)
 
-    def _note_range(self, number: int | None, name: bytes, entry: Entry) -> None:
-        if number is None:
-            self._not_kept.add(None)
-            return
-        found = self._ranges.get(number)
-        if found is None:
-            found = self._ranges[number] = [], []
-        found[0].append(name)
-        found[1].append(entry)
-
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
         """Content hash and ``CommandResponse`` of a row that can be carried."""
-        name, code = row.name or b"", row.code or b""
-        interface = row.interface or DEFAULT_INTERFACE
-        kind = row.type or DEFAULT_TYPE
+        row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
+        name, code = name or b"", code or b""
+        kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE
         content = content_fields(name, kind, interface, code)
-        bytecode = bytecode_fields(row.avbc_code, row.avbc_version)
+        bytecode = bytecode_fields(avbc_code, avbc_version) if avbc_code else b""
         digest = content_hash(content + bytecode if bytecode else content)
         if self._signer is not None:
             binding = Binding(name, kind, interface, digest)
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
-        return digest, b"".join((content, id_field(row.id), bytecode, _HASH_TAG, digest))
+        return digest, b"".join((content, id_field(row_id), bytecode, _HASH_TAG, digest))
 
     @property
     def key_id(self) -> bytes:
@@ -212,9 +247,14 @@ class SnapshotBuilder:
         return UNSIGNED if self._signer is None else self._signer.key_id
 
     @property
+    def copies_from(self) -> Snapshot | None:
+        """The snapshot of which parts are copied."""
+        return None if self._previous is None else self._previous.snapshot
+
+    @property
     def count(self) -> int:
         """Definitions collected so far."""
-        return len(self._entries)
+        return len(self._ids)
 
     def digests(self) -> dict[bytes, bytes]:
         """Name → content hash (64 hexadecimal digits) of what `build` would serve. A new table at each call."""
@@ -234,7 +274,7 @@ class SnapshotBuilder:
 
     def faults(self) -> Mapping[bytes, Unserved]:
         """The names of which no row can be served → why not. Of several rows, the one with the highest id decides."""
-        return {name: reason for name, (reason, _) in self._faults.items() if name not in self._entries}
+        return {name: reason for name, (reason, _) in self._faults.items() if name not in self._ids}
 
     def row_facts(self, name: bytes) -> RowFacts:
         """The row that `build` would serve under ``name``.
@@ -242,13 +282,13 @@ class SnapshotBuilder:
         Raises:
             KeyError: where it would serve none.
         """
-        order = self._entries[name][0]
+        order = self._ids[name]
         definition = parse_definition(memoryview(self._message(name)))
         code = definition.code if self._signer is None else payload_of(definition.code)
         return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
 
     def _message(self, name: bytes) -> bytes:
-        message = self._entries[name][2]
+        message = self._messages.get(name)
         if message is None:
             assert self._previous is not None
             message = self._previous.snapshot.answer(name)
@@ -257,7 +297,7 @@ class SnapshotBuilder:
 
     def id_of(self, name: bytes) -> int | None:
         """The id of the row that is served under ``name``; None where it is held, or has none."""
-        return _id(self._entries[name][0])
+        return _id(self._ids[name])
 
     def encode(self, row: Row) -> bytes:
         """The ``CommandResponse`` of a row that was served before, signed with the builder's key."""
@@ -270,20 +310,23 @@ class SnapshotBuilder:
         not served are withdrawn; the caller reports it as held, for ``reason``.
         """
         self._withdraw(name)
-        digest = self._digests[name] = bytes(message[-64:])
-        self._entries[name] = (_NO_ID, digest, bytes(message))
+        self._disputed.add(name)
+        self._ids[name], self._digests[name], self._messages[name] = _NO_ID, bytes(message[-64:]), bytes(message)
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count its row under ``reason``."""
-        order = self._entries[name][0]
+        order = self._ids[name]
         self._withdraw(name)
-        del self._entries[name], self._digests[name]
+        self._disputed.add(name)
+        self._doubtful.add(name)
+        del self._ids[name], self._digests[name]
+        self._messages.pop(name, None)
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
         """Take back what `findings` say of the row of ``name`` that would have been served, or of its fault."""
-        if name in self._entries:
-            row = Row(_id(self._entries[name][0]), name, None, None, None)
+        if name in self._ids:
+            row = Row(_id(self._ids[name]), name, None, None, None)
             for suspicion in self._suspicions.pop(name, ()):
                 self.findings.withdraw(suspicion, row)
         elif name in self._faults:
@@ -299,33 +342,64 @@ class SnapshotBuilder:
         Raises:
             CatalogTooLarge: where the body would exceed 2 GiB.
         """
+        unsealed = self._unsealed()
+        digest = hashlib.sha256()
+        for chunk in chunks(list(unsealed.pieces)):
+            digest.update(chunk)
+        footer = self.seal(unsealed, digest.digest(), generation=generation, created_at_ns=created_at_ns)
+        return BuiltSnapshot([*unsealed.pieces, footer.pack()], footer)
+
+    def arrange(self) -> Unsealed:
+        """All of the snapshot but its footer, for which the content must be hashed: `seal` gives it.
+
+        The messages are given away: they are in memory only as long as ``pieces`` has them.
+
+        Raises:
+            CatalogTooLarge: where the body would exceed 2 GiB.
+        """
+        unsealed = self._unsealed()
+        self._messages = {}
+        return unsealed
+
+    def seal(self, unsealed: Unsealed, content_digest: bytes, *, generation: int, created_at_ns: int) -> Footer:
+        """The footer of ``unsealed``, whose pieces have the SHA-256 ``content_digest``. Arguments: see `build`."""
+        footer = Footer(
+            generation=generation,
+            created_at_ns=created_at_ns,
+            count=len(unsealed.arrangement.names),
+            body_length=unsealed.body_length,
+            slots=unsealed.slots,
+            key_id=self.key_id,
+            version_hash=unsealed.version_hash,
+            content_digest=content_digest,
+        )
+        self._built = footer, unsealed.arrangement
+        return footer
+
+    def _unsealed(self) -> Unsealed:
         pieces, arrangement, body = self._arrange()
-        names = arrangement.names
-        version = _version_hash(names, map(self._digests.__getitem__, names))
+        names, before = arrangement.names, self._before()
+        # The first commands are where they were, with the names and hashes that they had.
+        unchanged = bisect_left(before.names, self._renewed[0]) if self._renewed else len(before.names)
+        version = _version_hash(names, self._digests, arrangement.version_states, before.version_states, unchanged)
         tail = _catalog_tail(len(names), version)
         body_length = body + len(tail)
         if body_length > wire.MAX_MESSAGE:
             raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
         slots = slot_count(len(names))
-        pieces += [tail, memoryview(_index(slots, arrangement))]
-        footer = Footer(
-            generation=generation,
-            created_at_ns=created_at_ns,
-            count=len(names),
-            body_length=body_length,
-            slots=slots,
-            key_id=UNSIGNED if self._signer is None else self._signer.key_id,
-            version_hash=version,
-            content_digest=_digest(pieces),
-        )
-        pieces.append(footer.pack())
-        self._built = footer, arrangement
-        return BuiltSnapshot(pieces, footer)
+        if self._previous is not None and arrangement.slots is before.slots:
+            index = _index_after(self._previous.snapshot.index, arrangement, unchanged)
+        else:
+            index = _index(slots, arrangement)
+        pieces += [tail, index]
+        return Unsealed(pieces, arrangement, body_length, slots, version)
+
+    def _before(self) -> Arrangement:
+        return Arrangement() if self._previous is None else self._previous.arrangement
 
     def _arrange(self) -> tuple[list[bytes | memoryview], Arrangement, int]:
         """The commands as pieces of the body, where each is, and the octets of all."""
-        entries = self._entries
-        before = Arrangement() if self._previous is None else self._previous.arrangement
+        before = self._before()
         old = None if self._previous is None else self._previous.snapshot.body
         names: list[bytes] = []
         offsets, lengths, hashes = array("Q"), array("Q"), array("Q")
@@ -344,16 +418,17 @@ class SnapshotBuilder:
             lengths.extend(before.lengths[done:end])
             hashes.extend(before.hashes[done:end])
             shift, moved = position - begin, before.offsets[done:end]
-            offsets.extend([offset + shift for offset in moved] if shift else moved)
+            offsets.extend(map(shift.__add__, moved) if shift else moved)
             position += after - begin
 
-        self._renewed = self._changed(before)
+        messages = self._messages
+        self._renewed = sorted(self._doubtful | messages.keys())
         for name in self._renewed:
             if old is not None:
                 number = bisect_left(before.names, name, done)
                 copy(number)
                 done = number + (number < len(before.names) and before.names[number] == name)
-            message = entries[name][2] if name in entries else None
+            message = messages.get(name)
             if message is None:  # it is gone
                 continue
             length = len(message)
@@ -373,13 +448,6 @@ class SnapshotBuilder:
             slots = array("Q", _slots(slot_count(len(names)), hashes))
         return pieces, Arrangement(names, offsets, lengths, hashes, slots), position
 
-    def _changed(self, before: Arrangement) -> list[bytes]:
-        """The names whose command is not as in the previous snapshot: new, changed or gone. In name order."""
-        changed = [name for name, entry in self._entries.items() if entry[2] is not None]
-        changed += [name for name in before.names if name not in self._entries]
-        changed.sort()
-        return changed
-
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
         """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
         if self._previous is None or snapshot is None or not _same(snapshot.footer, self._previous.snapshot.footer):
@@ -387,25 +455,27 @@ class SnapshotBuilder:
         return self._renewed
 
     def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
-        """What the next build may take over from ``snapshot``, where `build` has made the same octets. O(rows).
+        """What the next build may take over from ``snapshot``, where `build` has made the same octets.
 
-        To be called after `build`. None where the snapshot is another one, or the rows came without ranges.
+        To be called once, after `build` and last of all: what the builder knows is handed on. None where the snapshot
+        is another one, or the rows came without ranges.
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
         if not _same(footer, snapshot.footer) or None in self._not_kept:
             return None
-        entries = self._entries
-
-        def served(names: Iterable[bytes], expected: Iterable[Entry]) -> bool:
-            return all(map(is_, map(entries.get, names), expected))
-
-        kept = {number: found for number, found in self._kept.items() if served(*found)}
-        suspects = self._suspicions.keys()
-        for number, (names, found) in self._ranges.items():
-            if number not in self._not_kept and served(names, found) and suspects.isdisjoint(names):
-                kept[number] = names, [(order, digest, None) for order, digest, _ in found]
-        return PreviousBuild(snapshot, arrangement, kept)
+        # Names of rows, and names that are served: those of one range that is read again are in both.
+        disputed = self._disputed | self._suspicions.keys()
+        others, kept = set(disputed), dict[int, Sequence[bytes]]()
+        for number, names in chain(self._kept.items(), self._ranges.items()):
+            if number in self._not_kept or not disputed.isdisjoint(names):
+                others.update(names)
+            else:
+                kept[number] = names
+        for name in others:
+            self._ids.pop(name, None)
+            self._digests.pop(name, None)
+        return PreviousBuild(snapshot, arrangement, kept, others, (self._ids, self._digests))
 
 
 def _same(one: Footer, other: Footer) -> bool:
@@ -421,22 +491,47 @@ def _id(order: int) -> int | None:
     return None if order == _NO_ID else order
 
 
-def _version_hash(names: Iterable[bytes], digests: Iterable[bytes]) -> bytes:
-    """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL."""
-    return _digest(chain.from_iterable(zip(names, repeat(b"\0"), digests)))
+def _version_hash(
+    names: Sequence[bytes],
+    digests: Mapping[bytes, bytes],
+    states: list[Hash],
+    before: Sequence[Hash],
+    unchanged: int,
+) -> bytes:
+    """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL.
 
-
-def _digest(pieces: Iterable[bytes | memoryview]) -> bytes:
-    """SHA-256 of ``pieces``, one after the other."""
-    digest = hashlib.sha256()
-    remaining = iter(pieces)
-    while some := list(islice(remaining, _HASHED_TOGETHER)):
-        if sum(map(len, some)) <= _SHORT_OCTETS:
-            digest.update(b"".join(some))
-            continue
-        for piece in some:
-            digest.update(piece)
+    Args:
+        names: In order.
+        digests: Their hashes.
+        states: An empty list, which is given the states of the computation before each `_HASHED_TOGETHER` names.
+        before: Those of another computation.
+        unchanged: So many names at the beginning had the same hashes there.
+    """
+    states += before[: unchanged // _HASHED_TOGETHER + 1]
+    digest = states[-1].copy() if states else hashlib.sha256()
+    for start in range(_HASHED_TOGETHER * max(0, len(states) - 1), len(names), _HASHED_TOGETHER):
+        if start >= _HASHED_TOGETHER * len(states):
+            states.append(digest.copy())
+        some = names[start : start + _HASHED_TOGETHER]
+        digest.update(b"".join(chain.from_iterable(zip(some, repeat(b"\0"), map(digests.__getitem__, some)))))
     return digest.digest()
+
+
+def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """``pieces``, one after the other, in chunks of some MiB. Takes each out of the list, so that it may be freed."""
+    pieces.reverse()
+    while pieces:
+        if len(pieces[-1]) > _LONG_OCTETS:
+            piece = memoryview(pieces.pop())
+            for start in range(0, len(piece), _CHUNK_OCTETS):
+                yield piece[start : start + _CHUNK_OCTETS]
+            del piece
+            continue
+        some, octets = [], 0
+        while pieces and octets < _CHUNK_OCTETS and len(pieces[-1]) <= _LONG_OCTETS:
+            some.append(pieces.pop())
+            octets += len(some[-1])
+        yield b"".join(some)
 
 
 def _catalog_tail(count: int, version: bytes) -> bytes:
@@ -456,14 +551,29 @@ def _slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
         yield slot
 
 
-def _index(count: int, arrangement: Arrangement) -> bytearray:
+def _index(count: int, arrangement: Arrangement) -> bytes:
     """The index, of ``count`` slots."""
     octets = bytearray(count * SLOT.size)
     put, size = SLOT.pack_into, SLOT.size
     parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
     for slot, hashed, offset, length in zip(*parts, strict=True):
         put(octets, slot * size, hashed, offset, length)
-    return octets
+    return bytes(octets)
+
+
+def _index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
+    """The index of commands that have the names of those in ``index``; the first ``unchanged`` are where they were."""
+    octets = array("Q", bytes(index))
+    if sys.byteorder == "big":  # a snapshot is little-endian
+        octets.byteswap()
+    parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
+    for slot, offset, length in zip(*parts, strict=True):
+        slot *= _SLOT_NUMBERS
+        octets[slot + 1] = offset
+        octets[slot + 2] = length
+    if sys.byteorder == "big":
+        octets.byteswap()
+    return octets.tobytes()
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import FUNCTION, INTERFACE, MODULE, Flaw
@@ -90,9 +91,9 @@ class Gate:
         self._remembered = remembered
         # By a hash of the content; the one used last comes last.
         self._flaws: OrderedDict[bytes, Flaw] = OrderedDict()
-        # Of the last review, by name: the content hash that is served and was judged good; rows that are served though
-        # nobody has judged them, or though their code was refused; suspicions of rows that passed.
-        self.passed: dict[bytes, bytes] = {}
+        # Of the last review, by name: the content hash of all that is served; of that, the rows that nobody has judged
+        # yet, and those whose code was refused; suspicions of rows that passed.
+        self.served: dict[bytes, bytes] = {}
         self.pending: dict[bytes, bytes] = {}
         self.tolerated: dict[bytes, bytes] = {}
         self.suspect: set[bytes] = set()
@@ -124,6 +125,10 @@ class Gate:
         if len(self._flaws) > self._remembered:
             self._flaws.popitem(last=False)
 
+    def was_judged(self, name: bytes, digest: bytes | None) -> bool:
+        """Whether ``name`` is served with this content hash, and that content was judged: as good, or tolerated."""
+        return digest is not None and self.served.get(name) == digest and name not in self.pending
+
     def note_pending(self, name: bytes, digest: bytes, flaws: Flaw) -> bool:
         """A row that is served was judged afterwards. Returns whether the next review will refuse it."""
         if self.pending.get(name) != digest:
@@ -132,7 +137,6 @@ class Gate:
             self.found[name] = digest, flaws
             return True
         del self.pending[name]
-        self.passed[name] = digest
         if flaws & Flaw.NOT_STRICT_JSON:
             self.suspect.add(name)
         return False
@@ -165,21 +169,21 @@ class Review:
         # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
+        # Those that are not served as they are; those that were served unjudged before, and are not so any more.
         self._changed: list[bytes] = []
+        self._no_longer_pending: set[bytes] = set()
         self._new: list[bytes] = []
 
     def find_changed(self) -> None:
-        """Find the rows that did not pass before. O(rows), unless the builder compared them with `Gate.passed`; may run
-        in another thread than the rest.
+        """Find the rows that are not served as they are. O(rows), unless the builder compared them with `Gate.served`;
+        may run in another thread than the rest.
         """
         gate, digests = self._gate, self._digests
-        tolerated, pending = gate.tolerated.get, gate.pending.get
-        self._changed = [name for name in self._builder.differing(gate.passed) if digests[name] != tolerated(name)]
+        self._changed = self._builder.differing(gate.served)
+        self._no_longer_pending = (gate.pending.keys() & self._changed) | (gate.pending.keys() - digests.keys())
+        self._flaws = {name: flaws for name, (digest, flaws) in gate.found.items() if digests.get(name) == digest}
         for name in self._changed:
-            digest = self._digests[name]
-            if gate.found.get(name, _NOTHING)[0] == digest:
-                self._flaws[name] = gate.found[name][1]
-            elif pending(name) != digest and not (gate.first and self._last_digest(name) == digest):
+            if name not in self._flaws and not (gate.first and self._last_digest(name) == digests[name]):
                 self._new.append(name)
 
     def unjudged(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
@@ -208,7 +212,7 @@ class Review:
         gate = self._gate
         for name in self._refused():
             digest = self._last_digest(name)
-            if digest is None or digest in (gate.passed.get(name), gate.tolerated.get(name)):
+            if digest is None or gate.was_judged(name, digest):
                 continue
             if digest == self._digests.get(name):
                 self._last_flaws[name] = self._flaws[name]
@@ -290,7 +294,8 @@ class Review:
 
     def _judged(self) -> int:
         """Rows whose content is judged by now."""
-        return len(self._digests) - len(self._changed) + len(self._flaws)
+        pending = len(self._gate.pending) - len(self._no_longer_pending)
+        return len(self._digests) - len(self._changed) - pending + len(self._flaws)
 
     def _hold(self, name: bytes, reason: Unserved, now: float) -> Held:
         assert self._last is not None
@@ -309,25 +314,25 @@ class Review:
         """Remember which versions are served now: those judged good in one table, the ``tolerated`` ones in another."""
         gate = self._gate
         # The one table of all rows: it is changed to what is served now, and not copied, for speed.
-        passed = self._digests
+        served = self._digests
         for name in gate.left_out:
-            del passed[name]
-        passed |= {name: held.hash_served.encode() for name, held in gate.held.items()}
+            del served[name]
+        served |= {name: held.hash_served.encode() for name, held in gate.held.items()}
         # A version that is served in place of a bad row may be one that nobody has judged yet.
         judged = self._flaws.keys() - gate.held.keys()
-        judged |= {
-            name
-            for name in gate.held
-            if name in self._last_flaws or passed[name] in (gate.passed.get(name), gate.tolerated.get(name))
-        }
-        gate.tolerated = {name: passed.pop(name) for name in tolerated}
-        waiting = {*self._changed, *gate.held} - judged
-        gate.pending = {name: passed.pop(name) for name in sorted(waiting & passed.keys())}
+        judged |= {name for name in gate.held if name in self._last_flaws or gate.was_judged(name, served[name])}
+        # Of those that waited to be judged most still do: of a large catalogue there are many, for minutes.
+        pending = gate.pending.copy()
+        for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
+            pending.pop(name, None)
+        waiting = {*self._changed, *gate.held} - judged - tolerated
+        pending |= {name: served[name] for name in sorted(waiting & served.keys())}
+        gate.tolerated = {name: served[name] for name in tolerated}
         gate.found = {}
-        suspect = {name for name in gate.suspect if gate.passed.get(name) == passed.get(name)}
-        suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in passed}
-        suspect -= gate.held.keys()
-        gate.passed, gate.suspect = passed, suspect
+        suspect = {name for name in gate.suspect if gate.served.get(name) == served.get(name)}
+        suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in served}
+        gate.served, gate.pending = served, pending
+        gate.suspect = suspect - gate.held.keys() - tolerated
         gate.first = gate.first and bool(gate.pending)
 
     def _report(self, change: Change) -> None:

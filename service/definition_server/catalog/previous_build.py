@@ -1,26 +1,38 @@
 """What a build may take over from the one before, instead of reading and encoding the same rows again.
 
 A source divides its rows into *ranges* and knows which of them changed. A range is kept where each of its rows is
-served, as it is, by the snapshot that was built: none has a fault, lost against another row of its name, looks wrong,
+served, as it is, by the snapshot that was built: none has a fault, shares its name with another row, looks wrong,
 or is held or left out by the gate. So whatever happens to the rows of other ranges, a kept range has all that a new
 reading of it would give: the names, the ids and the content hashes are here, the messages in the snapshot. All other
 ranges are read again, and a row that lost its name to another comes back by that.
+
+The tables of ids and hashes are handed on from build to build, and only changed where rows did: to make them anew for
+each changed row would cost more than all else that is done for it.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 from definition_server.catalog import wire
 from definition_server.catalog.snapshot import Snapshot
 
-Entry = tuple[int, bytes, bytes | None]
-"""Id, content hash and encoded ``CommandResponse`` of a row. Without the last where the previous snapshot has it."""
 
-Kept = tuple[Sequence[bytes], Sequence[Entry]]
-"""The names of a range and their entries, in the same order. The entries have no message."""
+class Hash(Protocol):
+    """An object of `hashlib`."""
+
+    def update(self, octets: bytes | memoryview, /) -> None:
+        """Hash ``octets`` too."""
+
+    def copy(self) -> Self:
+        """Another one in the same state."""
+
+    def digest(self) -> bytes:
+        """The hash so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,9 @@ class Arrangement:
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     """Of the names: `layout.name_hash`."""
     slots: array[int] = field(default_factory=lambda: array("Q"))
-    """The position of each in the index."""
+    """The slot of each in the index."""
+    version_states: list[Hash] = field(default_factory=list)
+    """States of the computation of the version hash, at equal steps."""
 
     def begin(self, number: int) -> int:
         """Where the field that holds the command ``number`` begins."""
@@ -45,10 +59,21 @@ class Arrangement:
         return self.offsets[number] + self.lengths[number]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PreviousBuild:
     """A snapshot, where it has its commands, and the ranges that may be kept."""
 
     snapshot: Snapshot
     arrangement: Arrangement
-    ranges: Mapping[int, Kept]
+    ranges: Mapping[int, Sequence[bytes]]
+    """The names in each."""
+    others: AbstractSet[bytes]
+    """The names of rows that are in none of ``ranges``; the snapshot may have a command of each, or not."""
+    _tables: tuple[dict[bytes, int], dict[bytes, bytes]] | None
+    """Of all names in ``ranges``: ids, and content hashes."""
+
+    def tables(self) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
+        """Name → id and name → content hash of the rows in `ranges`. Once: the next build changes and keeps them."""
+        tables, self._tables = self._tables, None
+        assert tables is not None, "one build goes on from a previous one"
+        return tables

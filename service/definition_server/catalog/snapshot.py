@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from mmap import mmap
+from mmap import MADV_DONTNEED, mmap
 
 from definition_server.catalog import wire
 from definition_server.catalog.definition import Definition, parse_definition
@@ -62,6 +62,11 @@ class Snapshot:
         return self._buffer[: self._body_length]
 
     @property
+    def index(self) -> memoryview:
+        """The slots: see `layout`."""
+        return self._index
+
+    @property
     def size(self) -> int:
         """Octets in all."""
         return len(self._buffer)
@@ -70,6 +75,15 @@ class Snapshot:
     def buffer(self) -> memoryview:
         """All octets, read-only."""
         return self._buffer
+
+    def release_pages(self) -> None:
+        """Give back the page tables of what was read, where the snapshot is mapped memory. It can be read as before.
+
+        Reading a catalogue makes it resident in the process that reads. The memory itself is shared, and stays.
+        """
+        mapped = self._buffer.obj
+        if isinstance(mapped, mmap):
+            mapped.madvise(MADV_DONTNEED)
 
     def verify(self) -> None:
         """Check every octet before the footer against the footer's SHA-256, and that body and index agree. O(size).

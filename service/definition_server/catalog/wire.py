@@ -25,7 +25,7 @@ MAX_MESSAGE = 2**31 - 1
 UINT64 = 2**64 - 1
 """``value & UINT64`` is the form in which a varint carries a number below 0."""
 
-_SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
+SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
 """All varints of one and two octets: nearly every length in a catalogue is one of them."""
 
 
@@ -35,8 +35,8 @@ class WireError(ValueError):
 
 def varint(value: int) -> bytes:
     """``value``, which is not negative, in base 128, least significant group first."""
-    if value < len(_SHORT):
-        return _SHORT[value]
+    if value < len(SHORT):
+        return SHORT[value]
     out = bytearray()
     while value > 127:
         out.append(value & 0x7F | 0x80)
@@ -49,7 +49,7 @@ def field(number: int, value: bytes) -> bytes:
     """A length-delimited field; empty where ``value`` is empty, because proto3 omits default values."""
     if not value:
         return b""
-    return _SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
+    return SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
 
 
 def fits_int32(value: int) -> bool:

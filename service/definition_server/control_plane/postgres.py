@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
@@ -353,7 +353,7 @@ class PostgresSource:
         text = self._redaction.clean(str(error)) or type(error).__name__
         return text if advice is None else f"{text} ({advice})"
 
-    async def _limited(self, work: Coroutine[Any, Any, T], limit: float | None = None) -> T:
+    async def _limited(self, work: Awaitable[T], limit: float | None = None) -> T:
         """Wait for ``work`` until its time limit.
 
         When the wait ends early, by timeout or cancellation, the socket is closed first. Otherwise psycopg would send
@@ -383,7 +383,7 @@ class _Reading:
     def __init__(
         self,
         connection: AsyncConnection[Any],
-        limited: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]],
+        limited: Callable[[Awaitable[Any]], Coroutine[Any, Any, Any]],
         limits: ReadLimits,
         prefix: str,
         number: int,
@@ -454,8 +454,25 @@ class _Reading:
                 async with _raw(self._connection.cursor(name="definitions")) as cursor:
                     statement = self.plan.rows_sql(number, self._limits.definition, blocks)
                     await self._limited(cursor.execute(statement, binary=True))
-                    while rows := await self._limited(cursor.fetchmany(most)):
-                        yield self.plan.rows(rows, too_large=too_large)
+                    async with aclosing(self._fetched(cursor, most)) as batches:
+                        async for rows in batches:
+                            yield self.plan.rows(rows, too_large=too_large)
+
+    async def _fetched(self, cursor: AsyncServerCursor[Any], most: int) -> AsyncGenerator[list[tuple[Any, ...]], None]:
+        """All rows of ``cursor``, up to ``most`` at a time. PostgreSQL works at the next while a batch is used."""
+        rows = await self._limited(cursor.fetchmany(most))
+        while rows:
+            following = asyncio.ensure_future(cursor.fetchmany(most))
+            try:
+                await asyncio.sleep(0)  # the statement is sent
+                yield rows
+                del rows
+                rows = await self._limited(following)
+            finally:
+                if not following.done():  # the rows are not wanted any more
+                    self._connection.pgconn.finish()
+                    following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
 
     async def _classes(self, ranges: Collection[int] | None, parts: list[list[tuple[int, int]]]) -> list[int]:
         """The classes of size that have rows, in ``ranges``, whose blocks are ``parts``, or at all.

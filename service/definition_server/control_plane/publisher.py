@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
-from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, rows_of
-from definition_server.catalog.layout import FOOTER_SIZE
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, chunks, rows_of
+from definition_server.catalog.layout import FOOTER_SIZE, Footer
 from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.ipc.memory import create_sealed, map_sealed
 
 RECENT = 10
+
+_SHORT_OCTETS = 4 << 20
+"""A smaller catalogue is hashed before it is written: to start a thread would take longer."""
+
+_RELEASED_CHUNKS = 16
+"""So many chunks of the snapshot before are resident at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,62 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     return _in_shared_memory(built.pieces)
 
 
+def prepare(
+    builder: SnapshotBuilder, newest: Footer | None, *, generation: int, created_at_ns: int
+) -> Callable[[], Publication] | None:
+    """What ``builder`` holds, built, and to be written to sealed memory by the function that is returned.
+
+    A large catalogue is hashed while it is written: neither waits for the other. Each message is freed then.
+
+    Args:
+        builder: Has the rows.
+        newest: The footer of the catalogue that was published last.
+        generation: See `SnapshotBuilder.build`.
+        created_at_ns: See there.
+
+    Returns:
+        None where ``newest`` has the same octets. The function raises `OSError` where memory or descriptors are
+        exhausted.
+
+    Raises:
+        CatalogTooLarge: where the body would exceed 2 GiB.
+    """
+    unsealed = builder.arrange()
+    seal = partial(builder.seal, unsealed, generation=generation, created_at_ns=created_at_ns)
+    # Where names, hashes and key are the same, so are most likely all octets: they are not written to find that out.
+    likely = newest is not None and (newest.version_hash, newest.key_id) == (unsealed.version_hash, builder.key_id)
+    if likely or unsealed.body_length <= _SHORT_OCTETS:
+        digest = hashlib.sha256()
+        for chunk in chunks(list(unsealed.pieces)):
+            digest.update(chunk)
+        footer = seal(digest.digest())
+        if newest is not None and same_octets(newest, footer):
+            return None
+        return partial(_in_shared_memory, (*unsealed.pieces, footer.pack()))
+    return partial(_hashed_and_written, unsealed.pieces, seal, builder.copies_from)
+
+
+def _hashed_and_written(
+    parts: list[bytes | memoryview], seal: Callable[[bytes], Footer], source: Snapshot | None
+) -> Publication:
+    """The publication of ``parts`` and of the footer that ``seal`` makes of their hash. Some are of ``source``."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1, "hash") as hasher:
+
+        def pieces() -> Iterator[bytes | memoryview]:
+            for number, chunk in enumerate(chunks(parts)):
+                if source is not None and number % _RELEASED_CHUNKS == 0:
+                    source.release_pages()
+                hashing = hasher.submit(digest.update, chunk)
+                yield chunk
+                hashing.result()
+            if source is not None:
+                source.release_pages()
+            yield seal(digest.digest()).pack()
+
+        return _in_shared_memory(pieces())
+
+
 def _in_shared_memory(pieces: Iterable[bytes | memoryview]) -> Publication:
     descriptor = create_sealed("avap-snapshot", pieces)
     try:
@@ -102,6 +167,11 @@ def _in_shared_memory(pieces: Iterable[bytes | memoryview]) -> Publication:
 def key_id_of(signer: Signer | None) -> bytes:
     """The key id that a snapshot signed by ``signer`` has."""
     return UNSIGNED if signer is None else signer.key_id
+
+
+def same_octets(one: Footer, other: Footer) -> bool:
+    """Whether every answer of both is the same octets. The version hash leaves out ids and signatures."""
+    return (one.content_digest, one.key_id) == (other.content_digest, other.key_id)
 
 
 def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) -> Publication:

@@ -111,9 +111,9 @@ class RowGate:
         return tuple(self._gate.held.values())
 
     @property
-    def passed(self) -> Mapping[bytes, bytes]:
-        """Name → content hash of the rows that are served and were judged good. Replaced by each `apply`."""
-        return self._gate.passed
+    def served(self) -> Mapping[bytes, bytes]:
+        """Name → content hash of what is served since the last `apply`, which replaces it."""
+        return self._gate.served
 
     @property
     def pending(self) -> int:

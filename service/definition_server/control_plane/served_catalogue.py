@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from definition_server.catalog.builder import SnapshotBuilder
-from definition_server.catalog.layout import Footer
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.background import Background
@@ -33,9 +33,11 @@ from definition_server.control_plane.publisher import (
     Publication,
     Publisher,
     key_id_of,
+    prepare,
     published_again,
-    to_shared_memory,
+    same_octets,
 )
+from definition_server.control_plane.resident_memory import give_back
 from definition_server.control_plane.stored_catalogue import StoredCatalogue
 from definition_server.control_plane.sync_state import SyncState
 from definition_server.control_plane.wishes import Merged, Pin, Policy
@@ -237,18 +239,23 @@ class ServedCatalogue:
         """
         await self._pinned.find()
         async with self._lock:
+            newest = self._newest
             with span("build") as step:
-                built = await self._background.run(
-                    builder.build, generation=self._publisher.next_generation, created_at_ns=int(self._clock() * 1e9)
+                write = await self._background.run(
+                    prepare,
+                    builder,
+                    None if newest is None else newest.footer,
+                    generation=self._publisher.next_generation,
+                    created_at_ns=int(self._clock() * 1e9),
                 )
-                footer = built.footer
-                step.set(definitions=footer.count)
-            if self._newest is not None and _same(self._newest, footer):
-                version = self._newest.version_hash
+                step.set(definitions=builder.count)
+            if write is None:
+                assert newest is not None
+                version = newest.version_hash
                 self._held.release("the table has the served content again")
                 settled = await self._settle()
             else:
-                publication = await self._background.run(to_shared_memory, built)
+                publication = await self._background.run(write)
                 with _closed_on_failure(publication):
                     await self._judge(publication.snapshot, builder, rows_held)
                     log_findings(builder.findings, publication.snapshot)
@@ -280,6 +287,11 @@ class ServedCatalogue:
                 step.event("catalogue held", version_hash=version, reason=REASONS[judgement.concern])
         if judgement is not None:
             self._held.hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
+
+    def cycle_ended(self) -> None:
+        """Give back what is resident of the newest catalogue: rows of it may have been judged, or compared."""
+        if self._newest is not None:
+            self._background.soon(partial(give_back, self._newest, heap=False))
 
     def still_held(self) -> None:
         """Raise `Held` where a catalogue waits: the table has not changed."""
@@ -355,6 +367,8 @@ class ServedCatalogue:
             self._state.note_changes(snapshot.version_hash, counts)
         else:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
+        # What was encoded of all rows is freed by now.
+        self._background.soon(partial(give_back, snapshot, heap=changed is None))
         await self._guard.prepare(snapshot)
         return advance.published
 
@@ -402,7 +416,7 @@ class ServedCatalogue:
         newest, current = self._newest, self._publisher.current
         assert newest is not None
         signed = newest.footer.key_id == key_id_of(self._signer)
-        if current is not None and signed and _same(current.snapshot, newest.footer):
+        if current is not None and signed and same_octets(current.snapshot.footer, newest.footer):
             return Publication(current.snapshot, os.dup(current.descriptor))
         again = await self._background.run(published_again, newest, self._signer, newest.generation)
         self._newest = again.snapshot
@@ -500,8 +514,3 @@ def _closed_on_failure(publication: Publication) -> Iterator[None]:
     except BaseException:
         os.close(publication.descriptor)
         raise
-
-
-def _same(snapshot: Snapshot, footer: Footer) -> bool:
-    """Whether every answer would be the same octets. The version hash leaves out ids and signatures."""
-    return (snapshot.footer.content_digest, snapshot.footer.key_id) == (footer.content_digest, footer.key_id)

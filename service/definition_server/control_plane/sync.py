@@ -48,8 +48,8 @@ class Gate(Protocol):
     """Whether the last verdicts must be asked for again, although the table does not change."""
 
     @property
-    def passed(self) -> Mapping[bytes, bytes]:
-        """Name → content hash of the rows that are served and were judged good."""
+    def served(self) -> Mapping[bytes, bytes]:
+        """Name → content hash of what is served since the last `apply`, which replaces it."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -132,7 +132,7 @@ class Synchronizer:
             source,
             self._background,
             on_change=None if gate is None else gate.prepare,
-            known=None if gate is None else lambda: gate.passed,
+            known=None if gate is None else lambda: gate.served,
             full_read_interval=full_read_interval,
         )
         self.catalogue = ServedCatalogue(
@@ -216,6 +216,7 @@ class Synchronizer:
             await self._after_failure()
         if self._gate is not None:
             self._gate.cycle_ended(self.catalogue.newest)
+        self.catalogue.cycle_ended()
         self.state.last_duration_seconds = now() - started
         delay = next_attempt_in(outcome)
         self._note(outcome, error, reason, delay)

@@ -23,6 +23,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any, LiteralString
 
 from definition_server.catalog import wire
@@ -312,20 +313,19 @@ class Plan:
         plain = not too_large and self._bytecode is None and not self._column("name").octets
         plain = plain and self._column("id").whole_number
         width = self.range_blocks
-        if width is None:
-            if plain:
-                return [self.row(values) if values[0] is None else Row(*values) for values in results]
-            return [self.row(values, too_large=too_large) for values in results]
-        made = []
-        for values in results:
+        if plain and None not in map(_FIRST, results):
+            # A row of a large table is made in half the time by its class's constructor with one tuple.
+            make, number_of, nothing = tuple.__new__, int.from_bytes, (None, None, None)
+            if width is None:
+                return [make(Row, (*values, *nothing, None)) for values in results]
             # A tid in its binary form: the block, 32 bits, and the number within it, 16 bits.
-            number = int.from_bytes(values[-1][:4]) // width
-            if plain and values[0] is not None:
-                row_id, name, kind, interface, code, _ = values
-                made.append(Row(row_id, name, kind, interface, code, range=number))
-            else:
-                made.append(self.row(values[:-1], too_large=too_large)._replace(range=number))
-        return made
+            return [make(Row, (*values[:5], *nothing, number_of(values[5][:4]) // width)) for values in results]
+        if width is None:
+            return [self.row(values, too_large=too_large) for values in results]
+        return [
+            self.row(values[:-1], too_large=too_large)._replace(range=int.from_bytes(values[-1][:4]) // width)
+            for values in results
+        ]
 
     def row(self, values: tuple[Any, ...], *, too_large: bool = False) -> Row:
         """A result of `rows_sql` as a row."""
@@ -399,6 +399,7 @@ class Plan:
         return f"FROM {table} AS t LEFT JOIN {source} AS b ON {same}"
 
 
+_FIRST = itemgetter(0)
 _VERSIONS_SQL = (
     "(SELECT concat_ws(':', count(*), "
     "coalesce(sum(hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint)), 0)) FROM {})"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from mmap import MAP_SHARED, PROT_READ, mmap
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _BATCH_PIECES = 1024
 """Pieces for one ``writev``: IOV_MAX of Linux."""
+_BATCH_OCTETS = 1 << 20
+"""No piece waits for more octets behind it: whoever makes the pieces may free each when the next is asked for."""
 
 
 class NotSealedError(ValueError):
@@ -30,14 +31,26 @@ def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        remaining = iter(pieces)
-        while batch := list(islice(remaining, _BATCH_PIECES)):
+        for batch in _batches(pieces):
             _write_all(descriptor, batch)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _batches(pieces: Iterable[bytes | memoryview]) -> Iterator[list[bytes | memoryview]]:
+    batch: list[bytes | memoryview] = []
+    octets = 0
+    for piece in pieces:
+        batch.append(piece)
+        octets += len(piece)
+        if len(batch) == _BATCH_PIECES or octets >= _BATCH_OCTETS:
+            yield batch
+            batch, octets = [], 0
+    if batch:
+        yield batch
 
 
 def _write_all(descriptor: int, pieces: list[bytes | memoryview]) -> None:

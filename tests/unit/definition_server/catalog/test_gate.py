@@ -40,7 +40,7 @@ class Bench:
 
     def read(self, *rows: Row, judging: bool = True) -> Change:
         """Let a reading pass the gate. Without ``judging`` no checker can be started."""
-        builder = SnapshotBuilder(self.signer, self.gate.passed)
+        builder = SnapshotBuilder(self.signer, self.gate.served)
         builder.add(rows)
         review = Review(self.gate, builder, self.last)
         review.find_changed()
@@ -173,11 +173,11 @@ def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
     gate, encoding, reviewing, kept = Gate(), [], [], []
     for seed in range(4):
         Random(seed).shuffle(rows)
-        builder = SnapshotBuilder(None, gate.passed)
+        builder = SnapshotBuilder(None, gate.served)
         started = thread_time()
         builder.add(rows)
         encoded = thread_time()
-        kept.append(gate.passed)  # so that the time of releasing it does not count
+        kept.append(gate.served)  # so that the time of releasing it does not count
         review = Review(gate, builder, None)
         review.find_changed()
         for name, _, _ in review.unjudged():

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
+from definition_server.catalog import builder as builder_module
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, chunks
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.guard import Contents
 from definition_server.catalog.previous_build import PreviousBuild
@@ -146,6 +148,12 @@ def built(
     Random(1),
 )
 def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+    with mock.patch.multiple(builder_module, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30):
+        compare(steps, signer, random)
+
+
+def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+    """Build after each of ``steps`` on the build before, and of all rows."""
     table, previous, last = Table(), None, None
     known: dict[bytes, bytes] = {b"gone": b""}
     for step in steps:
@@ -162,6 +170,7 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
         part = built(builder, read, last, known)
         assert part[:2] == whole[:2]
         assert part[2].to_bytes() == whole[2].to_bytes()
+        assert b"".join(chunks(list(part[2].pieces))) == whole[2].to_bytes()
         before, last = last, Snapshot(part[2].to_bytes())
         last.verify()
         changed = builder.changed_since(before)
@@ -216,13 +225,13 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
         Row(7000, None, None, None, b"code", range=70),
         Row(7000, b"other", None, None, bytes(LARGE_DEFINITION), range=70),
     ],
-    ids=["winner", "loser", "no code", "no code beside others", "no name", "large"],
+    ids=["wins its name", "loses its name", "no code", "no code beside others", "no name", "large"],
 )
 def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) -> None:
     previous, _ = previous_of([*some(100), row])
-    # The winner's own range may be kept: as long as it does not change, its row is the one that is served.
-    read_again, kept = ({0}, {70}) if row.code == b"wins" else ({row.range}, set())
-    assert previous.ranges.keys() == set(range(10)) - read_again | kept
+    # Of two rows with one name the ranges of both are read again: the one that loses is not asked for its range.
+    read_again = {0, 70} if row.name == b"name0007" else {row.range}
+    assert previous.ranges.keys() == set(range(10)) - read_again
 
 
 @pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
@@ -281,3 +290,24 @@ def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
     builder.add([Row(7000, b"large", None, None, bytes(LARGE_DEFINITION), range=70)])
     assert builder.findings.suspect == {Suspect.LARGER_THAN_4_MIB: 1}
     assert builder.findings.source_rows == 101
+
+
+def test_the_tables_of_a_build_are_handed_on_once() -> None:
+    previous, _ = previous_of(some(10))
+    SnapshotBuilder().take_over(previous, previous.ranges)
+    with pytest.raises(AssertionError, match="one build goes on"):
+        SnapshotBuilder().take_over(previous, previous.ranges)
+
+
+def test_a_changed_row_costs_no_step_for_each_row_that_did_not_change() -> None:
+    previous, _ = previous_of(some(1000))
+    ids, digests = previous.tables()
+    previous._tables = ids, digests
+    builder = SnapshotBuilder()
+    builder.take_over(previous, previous.ranges.keys() - {50})
+    assert builder._ids is ids
+    assert builder._digests is digests
+    assert builder.count == 990
+    builder.add(some(1000)[500:510])
+    assert builder._doubtful == {b"name%04d" % number for number in range(500, 510)}
+    assert builder._messages.keys() == builder._doubtful

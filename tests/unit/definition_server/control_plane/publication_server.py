@@ -140,7 +140,7 @@ class HoldingGate:
     unsure = False
 
     def __init__(self) -> None:
-        self.passed: dict[bytes, bytes] = {}
+        self.served: dict[bytes, bytes] = {}
         self.names: frozenset[bytes] = frozenset()
         self.last_good: list[str | None] = []
 

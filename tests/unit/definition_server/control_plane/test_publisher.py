@@ -13,8 +13,16 @@ import pytest
 from tests.support.leftovers import nothing_left, open_descriptors
 from tests.support.snapshots import built, published
 
-from definition_server.catalog.layout import SnapshotError
-from definition_server.control_plane.publisher import Publication, Publisher, to_shared_memory
+from definition_server.catalog.builder import SnapshotBuilder
+from definition_server.catalog.definition import Row
+from definition_server.catalog.layout import Footer, SnapshotError
+from definition_server.control_plane.publisher import (
+    Publication,
+    Publisher,
+    prepare,
+    to_shared_memory,
+)
+from definition_server.control_plane.resident_memory import give_back_heap
 from definition_server.ipc.memory import SEALS
 
 
@@ -110,6 +118,64 @@ def test_shared_memory_holds_what_was_built() -> None:
     publication = to_shared_memory(snapshot)
     os.close(publication.descriptor)
     assert bytes(publication.snapshot.buffer) == snapshot.to_bytes()
+
+
+def build_in_shared_memory(builder: SnapshotBuilder, newest: Footer | None, **of: int) -> Publication | None:
+    write = prepare(builder, newest, **of)
+    return None if write is None else write()
+
+
+def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
+    builder = SnapshotBuilder()
+    builder.add(Row(ids + n, b"command%d" % n, None, None, code, range=0) for n, code in enumerate(codes))
+    return builder
+
+
+@pytest.mark.parametrize("short", [0, 1 << 20], ids=["hashed beside writing", "hashed before"])
+def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)
+    monkeypatch.setattr("definition_server.control_plane.publisher._RELEASED_CHUNKS", 1)
+    monkeypatch.setattr("definition_server.catalog.builder._CHUNK_OCTETS", 1000)
+    codes = [b"a", b"long" * 30_000, b"b", *(b"c" * n for n in range(100))]
+    expected = collected(*codes).build(generation=7, created_at_ns=9)
+    first = build_in_shared_memory(collected(*codes), None, generation=7, created_at_ns=9)
+    assert first is not None
+    assert bytes(first.snapshot.buffer) == expected.to_bytes()
+    first.snapshot.verify()
+    # The next one copies what did not change from the memory of this one, and gives its pages back meanwhile.
+    builder = collected(*codes)
+    builder.build(generation=7, created_at_ns=9)
+    previous = builder.as_previous(first.snapshot)
+    assert previous is not None
+    again = SnapshotBuilder()
+    again.take_over(previous, previous.ranges)
+    again.add([Row(999, b"more", None, None, b"code", range=1)])
+    second = build_in_shared_memory(again, first.snapshot.footer, generation=8, created_at_ns=9)
+    assert second is not None
+    second.snapshot.verify()
+    assert second.snapshot.count == first.snapshot.count + 1
+    for publication in (first, second):
+        os.close(publication.descriptor)
+
+
+def test_the_same_octets_are_not_written_again_and_other_ids_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", 0)
+    known = collected(b"a", b"b").build(generation=1, created_at_ns=9).footer
+    assert build_in_shared_memory(collected(b"a", b"b"), known, generation=2, created_at_ns=10) is None
+    other = build_in_shared_memory(collected(b"a", b"b", ids=5), known, generation=2, created_at_ns=10)
+    assert other is not None
+    assert other.snapshot.version_hash == known.version_hash.hex()
+    other.snapshot.verify()
+    os.close(other.descriptor)
+
+
+def test_pages_that_were_given_back_can_be_read_again() -> None:
+    publication = published(*(f"command{n}" for n in range(100)))
+    os.close(publication.descriptor)
+    before = bytes(publication.snapshot.buffer)
+    publication.snapshot.release_pages()
+    assert bytes(publication.snapshot.buffer) == before
+    give_back_heap()
 
 
 # -- telling ---------------------------------------------------------------------------------------------------------
