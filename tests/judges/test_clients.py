@@ -103,10 +103,12 @@ def _plain(command: dict[str, str]) -> tuple[str, str, str, bytes]:
 
 @pytest.fixture(scope="module")
 def restless(postgres: DatabaseServer) -> Iterator[ServerProcess]:
-    """A definition server that asks every connection to go after a tenth of a second."""
+    """A definition server that asks every connection to go after a quarter of a second. Earlier, a busy client's next
+    connection could be old before its calls are sent, and gRPC tries a refused call only once more.
+    """
     url = create_database(postgres.url, "judges_restless")
     Table(url).add(ROWS)
-    with ServerProcess(url, TRANSPORT="native", MAX_CONNECTION_AGE_SECONDS="0.1") as process:
+    with ServerProcess(url, TRANSPORT="native", MAX_CONNECTION_AGE_SECONDS="0.25") as process:
         yield process.wait_ready()
     drop_database(postgres.url, "judges_restless")
 
