@@ -30,7 +30,7 @@ CALLS = 200
 MANY_CALLS = 5000
 SECONDS = 60
 POLL_SECONDS = 0.005
-ESTABLISHED = b"01"
+ESTABLISHED, TIME_WAIT = b"01", b"06"
 
 STACKS: dict[str, Callable[[], list[str]]] = {
     "grpc-go": lambda: [str(go_programs() / "catalogue")],
@@ -77,24 +77,32 @@ def test_every_call_of_a_stack_gets_what_the_catalogue_says(
 
 
 def _ask(stack: str, port: int, descriptors: Path, calls: int) -> tuple[Any, set[bytes]]:
-    """The output of the client, and its ends of the connections that it was seen to have."""
+    """The output of the client, and its ports of the connections that it was seen to have."""
     arguments = [*STACKS[stack](), f"127.0.0.1:{port}", KEY, str(descriptors), str(calls)]
-    seen = set()
+    before, seen = _client_ports(port), set()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, arguments, seconds=SECONDS)
         while not running.done():
-            seen |= _connections_to(port)
+            seen |= _client_ports(port)
             wait([running], POLL_SECONDS)
     done = running.result()
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), seen
+    return json.loads(done.stdout), (seen | _client_ports(port)) - before
 
 
-def _connections_to(port: int) -> set[bytes]:
-    """The clients' ends of established connections (proc_pid_net(5)); Java's sockets are IPv6 ones."""
+def _client_ports(port: int) -> set[bytes]:
+    """The clients' ports of connections to ``port`` that are established, or that either end has closed in the last
+    minute (proc_pid_net(5)): a client that is fast may have come and gone between two looks.
+    """
     lines = [line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_bytes().splitlines()[1:]]
-    ends = (line.split()[1:4] for line in lines)
-    return {local for local, remote, state in ends if state == ESTABLISHED and remote.endswith(b":%04X" % port)}
+    found = set()
+    for line in lines:
+        local, remote, state = (field.rpartition(b":")[2] for field in line.split()[1:4])
+        if remote == b"%04X" % port and state in (ESTABLISHED, TIME_WAIT):
+            found.add(local)
+        elif local == b"%04X" % port and state == TIME_WAIT:
+            found.add(remote)
+    return found
 
 
 def _plain(command: dict[str, str]) -> tuple[str, str, str, bytes]:
