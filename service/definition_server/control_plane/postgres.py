@@ -472,7 +472,7 @@ class _Reading:
                 if not following.done():  # the rows are not wanted any more
                     self._connection.pgconn.finish()
                     following.cancel()
-                    await asyncio.gather(following, return_exceptions=True)
+                await asyncio.gather(following, return_exceptions=True)
 
     async def _classes(self, ranges: Collection[int] | None, parts: list[list[tuple[int, int]]]) -> list[int]:
         """The classes of size that have rows, in ``ranges``, whose blocks are ``parts``, or at all.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 from tests.support.logs import captured_logs, logged
 
-from definition_server.control_plane.postgres import PostgresSource
+from definition_server.control_plane.postgres import PostgresSource, _Reading
 from definition_server.control_plane.source import ReadLimits, SourceError
 from definition_server.observability.reasons import Reason
 
@@ -227,3 +228,44 @@ def test_limits_of_a_reading_are_those_that_are_given() -> None:
     given = PostgresSource(ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, limits=limits)
     assert given._limits is limits
     assert Source(ONE_HOST, [])._limits == ReadLimits()
+
+
+class Cursor:
+    """A cursor with one batch of rows, and with what `afterwards` does."""
+
+    def __init__(self, afterwards: Callable[[], Awaitable[None]]) -> None:
+        self._batches = iter([[(1,), (2,)]])
+        self._afterwards = afterwards
+
+    async def fetchmany(self, size: int) -> list[tuple[int]]:
+        for batch in self._batches:
+            return batch
+        await self._afterwards()
+        return []
+
+
+async def waits() -> None:
+    await asyncio.Event().wait()
+
+
+async def fails() -> None:
+    raise OSError("the connection is lost")
+
+
+@pytest.mark.parametrize(("afterwards", "closed"), [(waits, True), (fails, False)], ids=["waiting", "failed"])
+async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
+    afterwards: Callable[[], Awaitable[None]], closed: bool
+) -> None:
+    """The next batch has been asked for, and nobody takes its rows or its error."""
+    connection, untold = Connection(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context["message"]))
+    source = Source(ONE_HOST, [])
+    reading = _Reading(cast(Any, connection), source._limited, ReadLimits(1 << 20, 1 << 20), "", 1)
+    batches = reading._fetched(cast(Any, Cursor(afterwards)), 1000)
+    assert await anext(batches) == [(1,), (2,)]
+    await asyncio.sleep(0)
+    await batches.aclose()
+    assert connection.closed is closed
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    gc.collect()
+    assert untold == []
