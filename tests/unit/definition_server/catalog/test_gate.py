@@ -232,6 +232,18 @@ def test_rows_that_equal_the_stored_catalogue_are_judged_afterwards() -> None:
     assert after.findings.unchecked == len(after.gate.pending) == 1
 
 
+def test_a_row_that_waits_to_be_judged_waits_no_more_once_it_is_gone() -> None:
+    bench = Bench()
+    bench.read(row("a"), row("b"), row("c"))
+    after = restarted(bench)
+    after.read(row("a"), row("b"), row("c"))
+    assert after.gate.pending.keys() == {b"a", b"b", b"c"}
+    after.read(row("b"), row("c", "new = 1"), judging=False)
+    assert after.gate.pending.keys() == {b"b", b"c"}
+    assert after.gate.pending[b"c"] == after.gate.served[b"c"]
+    assert after.findings.unchecked == 2
+
+
 def test_a_stored_version_that_is_bad_is_not_a_good_one() -> None:
     """A release without the gate may have stored it."""
     old = Bench("off", "off")

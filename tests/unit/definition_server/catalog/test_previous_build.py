@@ -152,6 +152,22 @@ def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) 
         compare(steps, signer, random)
 
 
+@pytest.mark.parametrize("changed", range(12))
+def test_the_version_hash_goes_on_from_what_did_not_change(changed: int) -> None:
+    """Twelve names, each in a range of its own, of which one gets another code."""
+    first = [("put", OF_A_RANGE * place, Row(None, b"%02d" % place, None, None, b"old"), place) for place in range(12)]
+    another = Row(None, b"%02d" % changed, None, None, b"new")
+    with mock.patch.object(builder_module, "_HASHED_TOGETHER", 2):
+        compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
+
+
+def test_names_of_a_range_that_is_read_again_are_not_known_any_more_once_their_rows_are_gone() -> None:
+    rows = [("put", place, Row(None, b"twice", None, None, b"%d" % place), place) for place in (0, OF_A_RANGE)]
+    other = ("put", 2 * OF_A_RANGE, Row(None, b"other", None, None, b"1"), 3)
+    gone = [("delete", 0), ("delete", OF_A_RANGE)]
+    compare([[*rows, other], gone], None, Random(1))
+
+
 def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
     """Build after each of ``steps`` on the build before, and of all rows."""
     table, previous, last = Table(), None, None
