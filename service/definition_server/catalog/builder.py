@@ -12,15 +12,14 @@ built from all rows.
 from __future__ import annotations
 
 import hashlib
-import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress, repeat
+from itertools import chain, compress
 from operator import ne
 
-from definition_server.catalog import wire
+from definition_server.catalog import assembly, wire
 from definition_server.catalog.definition import (
     DEFAULT_INTERFACE,
     DEFAULT_TYPE,
@@ -34,7 +33,7 @@ from definition_server.catalog.definition import (
     parse_definition,
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
-from definition_server.catalog.previous_build import Arrangement, Hash, PreviousBuild
+from definition_server.catalog.previous_build import Arrangement, PreviousBuild
 from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
@@ -46,17 +45,6 @@ from definition_server.catalog.validation import (
 
 _NO_ID = -(2**63) - 1
 """Stands for the id of a row without one: below every other."""
-
-_HASHED_TOGETHER = 1024
-"""Names and hashes that are joined before they are hashed: a call for each costs more than the copy."""
-
-_CHUNK_OCTETS = 4 << 20
-"""Of a chunk that is hashed and written at once."""
-_LONG_OCTETS = 64 << 10
-"""A longer piece is not copied to be joined with others."""
-
-_SLOT_NUMBERS = SLOT.size // 8
-"""Numbers of 64 bits in a slot of the index."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 
@@ -344,7 +332,7 @@ class SnapshotBuilder:
         """
         unsealed = self._unsealed()
         digest = hashlib.sha256()
-        for chunk in chunks(list(unsealed.pieces)):
+        for chunk in assembly.chunks(list(unsealed.pieces)):
             digest.update(chunk)
         footer = self.seal(unsealed, digest.digest(), generation=generation, created_at_ns=created_at_ns)
         return BuiltSnapshot([*unsealed.pieces, footer.pack()], footer)
@@ -381,16 +369,17 @@ class SnapshotBuilder:
         names, before = arrangement.names, self._before()
         # The first commands are where they were, with the names and hashes that they had.
         unchanged = bisect_left(before.names, self._renewed[0]) if self._renewed else len(before.names)
-        version = _version_hash(names, self._digests, arrangement.version_states, before.version_states, unchanged)
-        tail = _catalog_tail(len(names), version)
+        states = arrangement.version_states, before.version_states
+        version = assembly.version_hash(names, self._digests, *states, unchanged)
+        tail = assembly.catalog_tail(len(names), version)
         body_length = body + len(tail)
         if body_length > wire.MAX_MESSAGE:
             raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
         slots = slot_count(len(names))
         if self._previous is not None and arrangement.slots is before.slots:
-            index = _index_after(self._previous.snapshot.index, arrangement, unchanged)
+            index = assembly.index_after(self._previous.snapshot.index, arrangement, unchanged)
         else:
-            index = _index(slots, arrangement)
+            index = assembly.index(slots, arrangement)
         pieces += [tail, index]
         return Unsealed(pieces, arrangement, body_length, slots, version)
 
@@ -445,7 +434,7 @@ class SnapshotBuilder:
         if old is not None and names == before.names:  # one list and one array in memory
             names, slots = before.names, before.slots
         else:
-            slots = array("Q", _slots(slot_count(len(names)), hashes))
+            slots = array("Q", assembly.slots(slot_count(len(names)), hashes))
         return pieces, Arrangement(names, offsets, lengths, hashes, slots), position
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
@@ -489,91 +478,6 @@ def _order(row: Row) -> int:
 
 def _id(order: int) -> int | None:
     return None if order == _NO_ID else order
-
-
-def _version_hash(
-    names: Sequence[bytes],
-    digests: Mapping[bytes, bytes],
-    states: list[Hash],
-    before: Sequence[Hash],
-    unchanged: int,
-) -> bytes:
-    """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL.
-
-    Args:
-        names: In order.
-        digests: Their hashes.
-        states: An empty list, which is given the states of the computation before each `_HASHED_TOGETHER` names.
-        before: Those of another computation.
-        unchanged: So many names at the beginning had the same hashes there.
-    """
-    states += before[: unchanged // _HASHED_TOGETHER + 1]
-    digest = states[-1].copy() if states else hashlib.sha256()
-    for start in range(_HASHED_TOGETHER * max(0, len(states) - 1), len(names), _HASHED_TOGETHER):
-        if start >= _HASHED_TOGETHER * len(states):
-            states.append(digest.copy())
-        some = names[start : start + _HASHED_TOGETHER]
-        digest.update(b"".join(chain.from_iterable(zip(some, repeat(b"\0"), map(digests.__getitem__, some)))))
-    return digest.digest()
-
-
-def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """``pieces``, one after the other, in chunks of some MiB. Takes each out of the list, so that it may be freed."""
-    pieces.reverse()
-    while pieces:
-        if len(pieces[-1]) > _LONG_OCTETS:
-            piece = memoryview(pieces.pop())
-            for start in range(0, len(piece), _CHUNK_OCTETS):
-                yield piece[start : start + _CHUNK_OCTETS]
-            del piece
-            continue
-        some, octets = [], 0
-        while pieces and octets < _CHUNK_OCTETS and len(pieces[-1]) <= _LONG_OCTETS:
-            some.append(pieces.pop())
-            octets += len(some[-1])
-        yield b"".join(some)
-
-
-def _catalog_tail(count: int, version: bytes) -> bytes:
-    total = bytes([wire.TOTAL_COUNT << 3 | wire.VARINT]) + wire.varint(count) if count else b""
-    return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
-
-
-def _slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
-    """The slot of each name in an index of ``count`` slots, in the order in which they take them."""
-    mask = count - 1
-    taken = bytearray(count)
-    for hashed in hashes:
-        slot = hashed & mask
-        while taken[slot]:
-            slot = (slot + 1) & mask
-        taken[slot] = 1
-        yield slot
-
-
-def _index(count: int, arrangement: Arrangement) -> bytes:
-    """The index, of ``count`` slots."""
-    octets = bytearray(count * SLOT.size)
-    put, size = SLOT.pack_into, SLOT.size
-    parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
-    for slot, hashed, offset, length in zip(*parts, strict=True):
-        put(octets, slot * size, hashed, offset, length)
-    return bytes(octets)
-
-
-def _index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
-    """The index of commands that have the names of those in ``index``; the first ``unchanged`` are where they were."""
-    octets = array("Q", bytes(index))
-    if sys.byteorder == "big":  # a snapshot is little-endian
-        octets.byteswap()
-    parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
-    for slot, offset, length in zip(*parts, strict=True):
-        slot *= _SLOT_NUMBERS
-        octets[slot + 1] = offset
-        octets[slot + 2] = length
-    if sys.byteorder == "big":
-        octets.byteswap()
-    return octets.tobytes()
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:

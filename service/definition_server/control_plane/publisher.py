@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, chunks, rows_of
+from definition_server.catalog.assembly import chunks
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, rows_of
 from definition_server.catalog.layout import FOOTER_SIZE, Footer
 from definition_server.catalog.signing import UNSIGNED, Signer
 from definition_server.catalog.snapshot import Snapshot

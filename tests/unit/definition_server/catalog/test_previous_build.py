@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from definition_server.catalog import builder as builder_module
-from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder, chunks
+from definition_server.catalog import assembly
+from definition_server.catalog.assembly import chunks
+from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.guard import Contents
 from definition_server.catalog.previous_build import PreviousBuild
@@ -148,7 +149,7 @@ def built(
     Random(1),
 )
 def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
-    with mock.patch.multiple(builder_module, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30):
+    with mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30):
         compare(steps, signer, random)
 
 
@@ -157,7 +158,7 @@ def test_the_version_hash_goes_on_from_what_did_not_change(changed: int) -> None
     """Twelve names, each in a range of its own, of which one gets another code."""
     first = [("put", OF_A_RANGE * place, Row(None, b"%02d" % place, None, None, b"old"), place) for place in range(12)]
     another = Row(None, b"%02d" % changed, None, None, b"new")
-    with mock.patch.object(builder_module, "_HASHED_TOGETHER", 2):
+    with mock.patch.object(assembly, "_HASHED_TOGETHER", 2):
         compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
 
 

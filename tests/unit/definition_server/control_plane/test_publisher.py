@@ -135,7 +135,7 @@ def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
 def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)
     monkeypatch.setattr("definition_server.control_plane.publisher._RELEASED_CHUNKS", 1)
-    monkeypatch.setattr("definition_server.catalog.builder._CHUNK_OCTETS", 1000)
+    monkeypatch.setattr("definition_server.catalog.assembly._CHUNK_OCTETS", 1000)
     codes = [b"a", b"long" * 30_000, b"b", *(b"c" * n for n in range(100))]
     expected = collected(*codes).build(generation=7, created_at_ns=9)
     first = build_in_shared_memory(collected(*codes), None, generation=7, created_at_ns=9)

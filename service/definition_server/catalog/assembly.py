@@ -1,0 +1,113 @@
+"""Assembles what a snapshot has beside the messages of its commands: version hash, tail of the body and index.
+
+Each can go on from what the previous snapshot has, where the same names come first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
+
+from definition_server.catalog import wire
+from definition_server.catalog.layout import SLOT
+from definition_server.catalog.previous_build import Arrangement, Hash
+
+_HASHED_TOGETHER = 1024
+"""Names and hashes that are joined before they are hashed: a call for each costs more than the copy."""
+
+_CHUNK_OCTETS = 4 << 20
+"""Of a chunk that is hashed and written at once."""
+_LONG_OCTETS = 64 << 10
+"""A longer piece is not copied to be joined with others."""
+
+_SLOT_NUMBERS = SLOT.size // 8
+"""Numbers of 64 bits in a slot of the index."""
+
+
+def version_hash(
+    names: Sequence[bytes],
+    digests: Mapping[bytes, bytes],
+    states: list[Hash],
+    before: Sequence[Hash],
+    unchanged: int,
+) -> bytes:
+    """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL.
+
+    Args:
+        names: In order.
+        digests: Their hashes.
+        states: An empty list, which is given the states of the computation before each `_HASHED_TOGETHER` names.
+        before: Those of another computation.
+        unchanged: So many names at the beginning had the same hashes there.
+    """
+    states += before[: unchanged // _HASHED_TOGETHER + 1]
+    digest = states[-1].copy() if states else hashlib.sha256()
+    for start in range(_HASHED_TOGETHER * max(0, len(states) - 1), len(names), _HASHED_TOGETHER):
+        if start >= _HASHED_TOGETHER * len(states):
+            states.append(digest.copy())
+        some = names[start : start + _HASHED_TOGETHER]
+        digest.update(b"".join(chain.from_iterable(zip(some, repeat(b"\0"), map(digests.__getitem__, some)))))
+    return digest.digest()
+
+
+def catalog_tail(count: int, version: bytes) -> bytes:
+    """The fields of ``CatalogResponse`` behind its commands: how many there are, and the version hash."""
+    total = bytes([wire.TOTAL_COUNT << 3 | wire.VARINT]) + wire.varint(count) if count else b""
+    return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
+
+
+def slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
+    """The slot of each name in an index of ``count`` slots, in the order in which they take them."""
+    mask = count - 1
+    taken = bytearray(count)
+    for hashed in hashes:
+        slot = hashed & mask
+        while taken[slot]:
+            slot = (slot + 1) & mask
+        taken[slot] = 1
+        yield slot
+
+
+def index(count: int, arrangement: Arrangement) -> bytes:
+    """The index, of ``count`` slots."""
+    octets = bytearray(count * SLOT.size)
+    put, size = SLOT.pack_into, SLOT.size
+    parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
+    for slot, hashed, offset, length in zip(*parts, strict=True):
+        put(octets, slot * size, hashed, offset, length)
+    return bytes(octets)
+
+
+def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
+    """The index of commands that have the names of those in ``index``; the first ``unchanged`` are where they were."""
+    octets = array("Q", bytes(index))
+    if sys.byteorder == "big":  # a snapshot is little-endian
+        octets.byteswap()
+    parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
+    for slot, offset, length in zip(*parts, strict=True):
+        slot *= _SLOT_NUMBERS
+        octets[slot + 1] = offset
+        octets[slot + 2] = length
+    if sys.byteorder == "big":
+        octets.byteswap()
+    return octets.tobytes()
+
+
+def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """``pieces``, one after the other, in chunks of some MiB. Takes each out of the list, so that it may be freed."""
+    pieces.reverse()
+    while pieces:
+        if len(pieces[-1]) > _LONG_OCTETS:
+            piece = memoryview(pieces.pop())
+            for start in range(0, len(piece), _CHUNK_OCTETS):
+                yield piece[start : start + _CHUNK_OCTETS]
+            del piece
+            continue
+        some, octets = [], 0
+        while pieces and octets < _CHUNK_OCTETS and len(pieces[-1]) <= _LONG_OCTETS:
+            some.append(pieces.pop())
+            octets += len(some[-1])
+        yield b"".join(some)
