@@ -12,13 +12,13 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.hypothesis_profiles import examples
 from tests.support.leftovers import nothing_left
+from tests.support.resident import resident_octets
 
 from definition_server.catalog import builder as builder_module
 from definition_server.catalog import snapshot as snapshot_module
@@ -202,15 +202,6 @@ def sparse(size: int) -> mmap:
         os.close(descriptor)
 
 
-def resident(size: int) -> int:
-    """Octets in memory of the one mapping that is at least ``size`` long."""
-    blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-    (block,) = (block for block in blocks if "/memfd:sparse" in block.partition("\n")[0])
-    values = {name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+): +(\d+) kB$", block, flags=re.MULTILINE)}
-    assert values["Size"] >= size
-    return values["Rss"]
-
-
 def test_opening_reads_no_entry_and_a_miss_reads_no_body() -> None:
     size = 64 * 1024 * 1024
     mapping = sparse(size)
@@ -218,10 +209,10 @@ def test_opening_reads_no_entry_and_a_miss_reads_no_body() -> None:
     assert snapshot.answer(b"nothing") is None
     assert snapshot.size > size
     # The footer's page, the index's, and what a kernel with huge pages brings along.
-    assert resident(size) <= 4 * 1024 * 1024
-    before = resident(size)
+    assert resident_octets("sparse") <= 4 * 1024 * 1024
+    before = resident_octets("sparse")
     assert snapshot.body[0] == 0
-    assert resident(size) >= before + PAGESIZE, "the measure sees a touched page"
+    assert resident_octets("sparse") >= before + PAGESIZE, "the measure sees a touched page"
 
 
 def test_a_snapshot_keeps_its_memory_for_as_long_as_it_lives() -> None:

@@ -16,6 +16,7 @@ from tests.support.snapshots import built, published
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.layout import Footer, SnapshotError
+from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.publisher import (
     Publication,
     Publisher,
@@ -150,8 +151,12 @@ def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeyp
     again = SnapshotBuilder()
     again.take_over(previous, previous.ranges)
     again.add([Row(999, b"more", None, None, b"code", range=1)])
+    release, released = Snapshot.release_pages, list[Snapshot]()
+    monkeypatch.setattr(Snapshot, "release_pages", lambda each: (released.append(each), release(each)))
     second = build_in_shared_memory(again, first.snapshot.footer, generation=8, created_at_ns=9)
     assert second is not None
+    if not short:
+        assert len(released) > 100, "after each chunk"
     second.snapshot.verify()
     assert second.snapshot.count == first.snapshot.count + 1
     for publication in (first, second):

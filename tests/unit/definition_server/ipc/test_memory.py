@@ -71,6 +71,30 @@ def test_more_pieces_than_one_system_call_accepts_are_written(count: int) -> Non
         assert content(descriptor) == b"".join(pieces)
 
 
+def test_no_piece_waits_for_many_octets_behind_it() -> None:
+    """Its maker frees it when the next one is asked for: a catalogue is not in memory twice while it is written."""
+    octets, waiting = 1 << 20, 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal waiting
+        for _ in range(5):
+            waiting += 1
+            yield b"x" * octets
+            assert Path(f"/proc/self/fd/{descriptors[-1]}").stat().st_size == waiting * octets
+
+    descriptors: list[int] = []
+    create = os.memfd_create
+
+    def noted(name: str, flags: int) -> int:
+        descriptors.append(create(name, flags))
+        return descriptors[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "memfd_create", noted)
+        os.close(create_sealed("test", pieces()))
+    assert waiting == 5
+
+
 def test_pieces_may_be_views_and_come_one_by_one() -> None:
     whole = memoryview(bytes(range(256)) * 100)
     descriptor = create_sealed("test", (whole[start : start + 100] for start in range(0, len(whole), 100)))
