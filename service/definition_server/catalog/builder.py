@@ -439,7 +439,11 @@ class SnapshotBuilder:
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
         """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
-        if self._previous is None or snapshot is None or not _same(snapshot.footer, self._previous.snapshot.footer):
+        if (
+            self._previous is None
+            or snapshot is None
+            or not snapshot.footer.same_octets(self._previous.snapshot.footer)
+        ):
             return None
         return self._renewed
 
@@ -451,7 +455,7 @@ class SnapshotBuilder:
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
-        if not _same(footer, snapshot.footer) or None in self._not_kept:
+        if not footer.same_octets(snapshot.footer) or None in self._not_kept:
             return None
         # Names of rows, and names that are served: those of one range that is read again are in both.
         disputed = self._disputed | self._suspicions.keys()
@@ -465,11 +469,6 @@ class SnapshotBuilder:
             self._ids.pop(name, None)
             self._digests.pop(name, None)
         return PreviousBuild(snapshot, arrangement, kept, others, (self._ids, self._digests))
-
-
-def _same(one: Footer, other: Footer) -> bool:
-    """Whether two snapshots have the same body and index."""
-    return (one.content_digest, one.key_id) == (other.content_digest, other.key_id)
 
 
 def _order(row: Row) -> int:

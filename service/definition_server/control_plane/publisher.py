@@ -129,7 +129,7 @@ def prepare(
         for chunk in chunks(list(unsealed.pieces)):
             digest.update(chunk)
         footer = seal(digest.digest())
-        if newest is not None and same_octets(newest, footer):
+        if newest is not None and newest.same_octets(footer):
             return None
         return partial(_in_shared_memory, (*unsealed.pieces, footer.pack()))
     return partial(_hashed_and_written, unsealed.pieces, seal, builder.copies_from)
@@ -168,11 +168,6 @@ def _in_shared_memory(pieces: Iterable[bytes | memoryview]) -> Publication:
 def key_id_of(signer: Signer | None) -> bytes:
     """The key id that a snapshot signed by ``signer`` has."""
     return UNSIGNED if signer is None else signer.key_id
-
-
-def same_octets(one: Footer, other: Footer) -> bool:
-    """Whether every answer of both is the same octets. The version hash leaves out ids and signatures."""
-    return (one.content_digest, one.key_id) == (other.content_digest, other.key_id)
 
 
 def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) -> Publication:

@@ -35,7 +35,6 @@ from definition_server.control_plane.publisher import (
     key_id_of,
     prepare,
     published_again,
-    same_octets,
 )
 from definition_server.control_plane.resident_memory import give_back
 from definition_server.control_plane.stored_catalogue import StoredCatalogue
@@ -416,7 +415,7 @@ class ServedCatalogue:
         newest, current = self._newest, self._publisher.current
         assert newest is not None
         signed = newest.footer.key_id == key_id_of(self._signer)
-        if current is not None and signed and same_octets(current.snapshot.footer, newest.footer):
+        if current is not None and signed and current.snapshot.footer.same_octets(newest.footer):
             return Publication(current.snapshot, os.dup(current.descriptor))
         again = await self._background.run(published_again, newest, self._signer, newest.generation)
         self._newest = again.snapshot
