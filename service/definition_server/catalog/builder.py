@@ -439,11 +439,8 @@ class SnapshotBuilder:
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
         """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
-        if (
-            self._previous is None
-            or snapshot is None
-            or not snapshot.footer.same_octets(self._previous.snapshot.footer)
-        ):
+        before = self.copies_from
+        if before is None or snapshot is None or not snapshot.footer.same_octets(before.footer):
             return None
         return self._renewed
 
