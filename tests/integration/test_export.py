@@ -108,7 +108,8 @@ def restore(table: Table, sql: bytes) -> None:
     """Run the script as an operator does."""
     psql = shutil.which("psql")
     if psql is None:
-        table.run(sql.decode())
+        with psycopg.connect(table.url) as connection:
+            connection.execute(sql)  # as octets: the connection may have an encoding that lacks some of its characters
         return
     done = subprocess.run(
         [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-", table.url], input=sql, capture_output=True, timeout=60
