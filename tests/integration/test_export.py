@@ -108,8 +108,9 @@ def restore(table: Table, sql: bytes) -> None:
     """Run the script as an operator does."""
     psql = shutil.which("psql")
     if psql is None:
-        with psycopg.connect(table.url) as connection:
-            connection.execute(sql)  # as octets: the connection may have an encoding that lacks some of its characters
+        # All in one message, which is decoded before the script has set its encoding; psql sends one statement at a time.
+        with psycopg.connect(table.url, client_encoding="UTF8") as connection:
+            connection.execute(sql)
         return
     done = subprocess.run(
         [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-", table.url], input=sql, capture_output=True, timeout=60
