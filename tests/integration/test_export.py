@@ -108,7 +108,7 @@ def restore(table: Table, sql: bytes) -> None:
     """Run the script as an operator does."""
     psql = shutil.which("psql")
     if psql is None:
-        # All in one message, which is decoded before the script has set its encoding; psql sends one statement at a time.
+        # One message is decoded before the script has set its encoding; psql sends each statement by itself.
         with psycopg.connect(table.url, client_encoding="UTF8") as connection:
             connection.execute(sql)
         return
