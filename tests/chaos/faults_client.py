@@ -219,8 +219,17 @@ _GENTLE = (
 )  # fmt: skip
 
 
+_FIRST_TIME_MIB = {"client-crowd": 80, "client-slow-readers": 32}
+"""Python and the C library keep the memory of many connections for the next ones: some 5 kB for each of a crowd, 70 kB
+for each with 32 calls.
+"""
+
+
 def _faults(of: tuple[tuple[str, str, Misbehaviour], ...], *, harms: bool) -> tuple[Fault, ...]:
-    return tuple(Fault(name, title, "client", each.going_on, harms=harms) for name, title, each in of)
+    return tuple(
+        Fault(name, title, "client", each.going_on, harms=harms, first_time_mib=_FIRST_TIME_MIB.get(name))
+        for name, title, each in of
+    )
 
 
 FULL_FAULTS = _faults(_FULL, harms=True)

@@ -206,10 +206,12 @@ def _from_fault_to_fault(
 
 
 def _warm_up(stage: Stage, load: DrillLoad, faults: list[Fault]) -> None:
-    """Memory that a server allocates once and keeps belongs to the baseline: that of a publication, and of a crowd."""
+    """Memory that a server allocates once and keeps belongs to the baseline: that of a publication, and of the faults
+    that have a first time.
+    """
     assert stage.table is not None
     for fault in faults:
-        if fault.id == "client-crowd":
+        if fault.first_time_mib is not None:
             with fault.inject(stage):
                 load.keep(0.5)
     for _ in range(WARM_UP_VERSIONS):

@@ -24,19 +24,10 @@ EVERY_FAULT = [pytest.param(each, marks=() if each.endswith("-gentle") else QUIE
 
 
 def stage_for(fault: str, make_stage: MakeStage, **settings: str) -> Stage:
-    """A stage. For slow readers its catalogue is so large that 32 answers exceed the kernel's buffers; for a crowd it
-    has handled a crowd before.
-
-    Python keeps the memory of 10,000 connections for the next 10,000 (some 5 kB each), so the first crowd makes the
-    workers larger; later ones must not.
-    """
+    """A stage. For slow readers its catalogue is so large that 32 answers exceed the kernel's buffers."""
     size = {"rows": 500, "size": 1000} if fault.startswith("client-slow-readers") else {}
     # The default; a crowd may block a worker on a busy machine for longer than the usual 2 s of a drill.
-    stage = make_stage(**size, **{"HEARTBEAT_TIMEOUT_SECONDS": "10"} | settings)
-    if fault == "client-crowd":
-        with BY_ID[fault].inject(stage):
-            pass
-    return stage
+    return make_stage(**size, **{"HEARTBEAT_TIMEOUT_SECONDS": "10"} | settings)
 
 
 def played(fault: Fault, stage: Stage) -> Outcome:

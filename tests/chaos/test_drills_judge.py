@@ -91,6 +91,14 @@ def one_more_snapshot(outcome: Outcome) -> None:
     outcome.after = replace(BEFORE, memfds=2)
 
 
+def more_memory_of_a_first_time(outcome: Outcome) -> None:
+    outcome.first_time_mib, outcome.fresh_server = 32, replace(BEFORE, memory_bytes=67 << 20)
+
+
+def descriptors_of_a_first_time(outcome: Outcome) -> None:
+    outcome.first_time_mib, outcome.fresh_server = 32, replace(BEFORE, descriptors=75)
+
+
 BREACHES: dict[Callable[[Outcome], None], str] = {
     plain_fails: "1 calls without a retry failed: GetCommand on connection 4: UNAVAILABLE (Socket closed)",
     retrying_fails: "1 calls failed in spite of the default retry",
@@ -104,6 +112,8 @@ BREACHES: dict[Callable[[Outcome], None], str] = {
     more_descriptors: "descriptors 80 → 85",
     more_threads: "threads 9 → 12",
     one_more_snapshot: "snapshots 1 → 2",
+    more_memory_of_a_first_time: "the first time kept memory or descriptors: 67 → 100 MiB",
+    descriptors_of_a_first_time: "descriptors 75 → 80",
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tests.chaos.drills.model import Failure, Loss, Outcome, SetReport
-from tests.chaos.drills.run import PATIENCE, memory_back
+from tests.chaos.drills.model import Failure, Loss, Outcome, SetReport, Usage
+from tests.chaos.drills.run import PATIENCE, first_time_kept, memory_back
 
 Verdict = Literal["held", "BROKEN", "invalid"]
 
@@ -125,12 +125,18 @@ def _fresh(outcome: Outcome) -> list[str]:
 
 
 def _memory(outcome: Outcome) -> list[str]:
-    before, after = outcome.before, outcome.after
-    if before is None or after is None or not outcome.allows.memory or memory_back(before, after):
-        return []
-    return [
-        "memory did not come back: "
+    fresh, before, after = outcome.fresh_server, outcome.before, outcome.after
+    found = []
+    if fresh is not None and before is not None and not first_time_kept(outcome, before):
+        found.append(f"the first time kept memory or descriptors: {_grown(fresh, before)}")
+    if before is not None and after is not None and outcome.allows.memory and not memory_back(before, after):
+        found.append(f"memory did not come back: {_grown(before, after)}")
+    return found
+
+
+def _grown(before: Usage, after: Usage) -> str:
+    return (
         f"{before.memory_bytes >> 20} → {after.memory_bytes >> 20} MiB, descriptors {before.descriptors} → "
         f"{after.descriptors}, threads {before.threads} → {after.threads}, "
         f"snapshots {before.memfds} → {after.memfds}"
-    ]
+    )

@@ -70,6 +70,10 @@ class Fault:
     allows: Allowance = NOTHING
     harms: bool = True
     """Whether it may affect other users of the same server or database: on a target it needs a confirmation."""
+    first_time_mib: int | None = None
+    """Its first time makes the workers larger: by this much at the most, all together. A drill then makes it once
+    before the time that is judged by memory (`run.play`). State the reason.
+    """
     felt: Callable[[Stage], object] | None = None
     """True once the fault has had an effect; polled while the fault lasts. If it never is, the drill is invalid."""
 
@@ -206,6 +210,10 @@ class Outcome:
     """Sync cycles that ended meanwhile."""
     fresh_limit_seconds: float | None = None
     """None: freshness is not measured (the drill did not create the table)."""
+    fresh_server: Usage | None = None
+    """Before the first time of a fault that makes the workers larger."""
+    first_time_mib: int | None = None
+    """Allowed difference between ``fresh_server`` and ``before``."""
     before: Usage | None = None
     after: Usage | None = None
     felt: bool = True

@@ -90,6 +90,8 @@ def play_red(fault: Fault, stage: Stage, bug: str, load_seconds: float = 2.0) ->
 def _play(fault: Fault, stage: Stage, load: DrillLoad, load_seconds: float, outcome: Outcome) -> None:
     try:
         _warm_up(stage, load)
+        if fault.first_time_mib is not None and fault.allows.memory and stage.table is not None:
+            _first_time(fault, stage, load, load_seconds, outcome)
         outcome.before = stage.usage()
         stage.first_line = 0 if stage.server is None else len(stage.server.lines)
         began = time.monotonic()
@@ -138,6 +140,23 @@ def _felt(fault: Fault, stage: Stage) -> bool:
         until(lambda: fault.felt(stage), fault.id, seconds=FELT_SECONDS)  # type: ignore[misc]
         return True
     return False
+
+
+def _first_time(fault: Fault, stage: Stage, load: DrillLoad, load_seconds: float, outcome: Outcome) -> None:
+    """Make the fault once before its memory is judged."""
+    outcome.fresh_server, outcome.first_time_mib = stage.usage(), fault.first_time_mib
+    with fault.inject(stage):
+        load.keep(load_seconds)
+    with suppress(AssertionError):  # if it grows beyond, the judge says so
+        until(lambda: first_time_kept(outcome, stage.usage()), "memory of a first time", seconds=MEMORY_SECONDS)
+
+
+def first_time_kept(outcome: Outcome, now: Usage | None) -> bool:
+    """Whether the first time made the processes larger by no more than it may, and left no descriptors behind."""
+    fresh, mib = outcome.fresh_server, outcome.first_time_mib
+    if fresh is None or now is None or mib is None:
+        return True
+    return now.memory_bytes - fresh.memory_bytes <= mib << 20 and now.descriptors <= fresh.descriptors + DESCRIPTORS
 
 
 def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
