@@ -219,9 +219,9 @@ _GENTLE = (
 )  # fmt: skip
 
 
-_FIRST_TIME_MIB = {"client-crowd": 80, "client-slow-readers": 32}
-"""Python and the C library keep the memory of many connections for the next ones: some 5 kB for each of a crowd, 70 kB
-for each with 32 calls.
+_FIRST_TIME_MIB = {"client-crowd": 80, "client-slow-readers": 32, "client-resets": 32, "client-attacks": 32}
+"""Python and the C library keep the memory of many connections and calls for the next ones: some 5 kB for each of a
+crowd, 70 kB for each with 32 calls; 10 MiB in all after resets and after attacks.
 """
 
 
