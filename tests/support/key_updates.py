@@ -1,4 +1,4 @@
-"""KeyUpdates of a TLS client, which the module `ssl` cannot send: OpenSSL's own function, by ctypes."""
+"""KeyUpdates and renegotiation of a TLS client, by OpenSSL's own functions: the module `ssl` has none for them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ _OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
 def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
     """Send that many, each of which asks for one in return. Skips the test where this Python's OpenSSL is not found."""
     library = _library()
-    inner: Any = client._sslobj  # type: ignore[union-attr]
-    tls = ctypes.c_void_p.from_address(id(inner) + _OFFSET_OF_SSL)
+    tls = _tls(client)
     for _ in range(number):
         assert library.SSL_key_update(tls, _REQUESTED) == 1
         if library.SSL_do_handshake(tls) != 1:  # the connection has ended
             return
+
+
+def renegotiate(client: ssl.SSLSocket | ssl.SSLObject) -> None:
+    """Send a ClientHello on an established connection of TLS 1.2. Skips the test as above."""
+    library = _library()
+    assert library.SSL_renegotiate(_tls(client)) == 1
+    library.SSL_do_handshake(_tls(client))
+
+
+def _tls(client: ssl.SSLSocket | ssl.SSLObject) -> ctypes.c_void_p:
+    inner: Any = client._sslobj  # type: ignore[union-attr]
+    return ctypes.c_void_p.from_address(id(inner) + _OFFSET_OF_SSL)
 
 
 def _library() -> ctypes.CDLL:

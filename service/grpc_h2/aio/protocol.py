@@ -41,6 +41,7 @@ from grpc_h2.aio.foreign import FirstOctets, Foreign
 from grpc_h2.aio.key_updates import KeyUpdates
 from grpc_h2.aio.lingering_close import LINGER, LingeringClose
 from grpc_h2.aio.peer import peer_text
+from grpc_h2.aio.piecewise_tls import PiecewiseTls
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
@@ -132,6 +133,7 @@ class Http2Protocol(asyncio.Protocol):
         "_timer",
         "_timer_at",
         "_transport",
+        "_undecrypted",
         "_waking",
         "active_at",
         "arrival",
@@ -188,6 +190,8 @@ class Http2Protocol(asyncio.Protocol):
         self._flood = False
         self._lingering_close: LingeringClose | None = None
         self._key_updates: KeyUpdates | None = None
+        self._undecrypted = False
+        """TLS records have arrived that wait for their time slice."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.closing = False
@@ -219,6 +223,8 @@ class Http2Protocol(asyncio.Protocol):
             return
         if tls is not None:
             self._key_updates = KeyUpdates(tls, self._on_key_updates)
+            if isinstance(tls, PiecewiseTls):
+                tls.on_more = self._decrypt_later
             self._settle()
         # Without TLS our SETTINGS wait for the client's first octets, which may not be HTTP/2.
         self._set_timer(self.connection.next_deadline())
@@ -259,6 +265,9 @@ class Http2Protocol(asyncio.Protocol):
         self._prompt = False
         self._set_timer(None)
         self._count_key_updates_no_more()
+        tls = self._transport.get_extra_info("ssl_object")
+        if isinstance(tls, PiecewiseTls):
+            tls.on_more = None  # ends a reference cycle
         if self._lingering_close is not None:
             self._lingering_close.cancel()
         self._dispatch(self.connection.connection_lost())
@@ -473,6 +482,7 @@ class Http2Protocol(asyncio.Protocol):
         self._set_reading(not connection.backlog and connection.wants_read)
 
     def _set_reading(self, reading: bool) -> None:
+        reading = reading and not self._undecrypted
         if reading is not self._reading:
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
@@ -500,6 +510,40 @@ class Http2Protocol(asyncio.Protocol):
             else:
                 stream.call.writable()
 
+    # -- TLS ------------------------------------------------------------------------------------------------------
+
+    def _decrypt_later(self) -> bool:
+        """See `PiecewiseTls.on_more`."""
+        if self._transport.is_closing():
+            return False
+        self._undecrypted = True
+        self._reading = False
+        self._transport.pause_reading()
+        self._host.scheduler.defer(self._loop, self._decrypt, self._share, self.network)
+        return True
+
+    def _decrypt(self) -> bool:
+        """Continue with the records that have arrived: the transport does that when it is read again. Returns whether
+        it is, which ends the time slice."""
+        self._undecrypted = False
+        if self._transport.is_closing():
+            return False
+        if self.closing:
+            self._transport.resume_reading()
+            return True
+        self._set_reading(not self.connection.backlog and self.connection.wants_read)
+        return self._reading
+
+    def _count_key_updates_no_more(self) -> None:
+        if self._key_updates is not None:
+            self._key_updates.release()
+            self._key_updates = None
+
+    def _on_key_updates(self) -> None:
+        """Octets were thrown away, so nothing can be read or said any more."""
+        self._log(logging.WARNING, "A client was cut off", error="too many KeyUpdates of TLS")
+        self._loop.call_soon(self._transport.abort)
+
     # -- log ------------------------------------------------------------------------------------------------------
 
     def _log_reports(self) -> None:
@@ -511,16 +555,6 @@ class Http2Protocol(asyncio.Protocol):
             else:
                 self.note_refused(about)
         reports.clear()
-
-    def _count_key_updates_no_more(self) -> None:
-        if self._key_updates is not None:
-            self._key_updates.release()
-            self._key_updates = None
-
-    def _on_key_updates(self) -> None:
-        """Octets were thrown away, so nothing can be read or said any more."""
-        self._log(logging.WARNING, "A client was cut off", error="too many KeyUpdates of TLS")
-        self._loop.call_soon(self._transport.abort)
 
     def _log_closing(self, event: ConnectionClosing) -> None:
         if event.code == ErrorCode.ENHANCE_YOUR_CALM:

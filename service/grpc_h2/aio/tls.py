@@ -7,7 +7,7 @@ import os
 import ssl
 from pathlib import Path
 
-from grpc_h2.aio.key_updates import ServerContext
+from grpc_h2.aio.piecewise_tls import ServerContext
 from grpc_h2.wire.errors import Http2Error
 
 log = logging.getLogger("grpc_h2")

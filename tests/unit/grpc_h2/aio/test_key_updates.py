@@ -15,6 +15,7 @@ from tests.support.h2_wire import HELLO, SETTINGS_ACK
 from tests.support.key_updates import send_key_updates
 from tests.support.native_server import LOOPS, ServerThread
 from tests.support.polling import until
+from tests.support.tls_pair import Pair
 
 from grpc_h2 import Server, TlsCredentials, frames
 from grpc_h2.aio.admission import Trust
@@ -26,30 +27,6 @@ SECONDS = 10.0
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Authority(tmp_path_factory.mktemp("authority")).sign("server")
-
-
-class Pair:
-    """A client and a server of TLS in memory, after their handshake."""
-
-    def __init__(self, certificate: Certificate) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        self.to_server, self.to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = context.wrap_bio(self.to_client, self.to_server)
-        self.server = TlsCredentials(certificate.cert, certificate.key).context.wrap_bio(
-            self.to_server, self.to_client, server_side=True
-        )
-        for side in (self.client, self.server, self.client, self.server):
-            with suppress(ssl.SSLWantReadError):
-                side.do_handshake()
-
-    def read(self) -> bytes:
-        """What the server has of the client."""
-        try:
-            return self.server.read(1000)
-        except ssl.SSLWantReadError:
-            return b""
 
 
 def test_what_has_arrived_behind_too_many_key_updates_is_not_processed(certificate: Certificate) -> None:
