@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
 
+from perf.generator.scenarios import COMPILED
 from perf.report.record import Cell, Gate, Record, RecordError
 
 BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
@@ -14,7 +15,7 @@ BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
 BRIEF_BEGIN, BRIEF_END = "<!-- perf summary -->", "<!-- /perf summary -->"
 """Around three rows of them, in the README."""
 _BRIEF = ("get-hot", "one-by-one", "rated")
-_BRIEF_SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic")
+_BRIEF_SERVERS = ("native", "compiled", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
 """Closed loops whose latency is shown nevertheless, because another server was certified with that load."""
@@ -53,7 +54,8 @@ def machine_line(record: Record) -> str:
         f"Linux {facts.get('kernel', '?')}",
     ]
     if facts.get("python"):
-        parts.append(f"Python {facts['python']}")
+        build = facts.get("python_build")
+        parts.append(f"Python {facts['python']}" + (f" ({build})" if build else ""))
     return f"{record.measured[:10]}, {', '.join(parts)}"
 
 
@@ -156,7 +158,8 @@ def brief(record: Record, link: str) -> str:
     rated = record.cells.get(("rated", "native"))
     p95 = rated.latency("p95") if rated else None
     sentence = "" if p95 is None else f"P95 in the last row, native: {number(p95)} ms. "
-    head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core:"
+    head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core"
+    head += f"; {COMPILED}: native with the compiled engine:" if COMPILED in servers else ":"
     last = f"{sentence}Measured {machine_line(record)}, {_commit(record)} ([record]({link})).\n"
     return "\n\n".join([head, _table(["", *servers], rows), last])
 
