@@ -70,6 +70,13 @@ def latencies(record: Record) -> str:
     return _grid(record, scheduled(record), lambda cell: number(cell.latency("p95")))
 
 
+def kernel_shares(record: Record) -> str:
+    """Scenario × server: the kernel's share of the server's CPU time, which only fewer or other system calls lower."""
+    wanted = [name for name in record.measured_scenarios
+              if any(cell.kernel_share is not None for cell in _row(record, name).values())]  # fmt: skip
+    return _grid(record, wanted, lambda cell: NOTHING if cell.kernel_share is None else f"{cell.kernel_share:.0%}")
+
+
 def scheduled(record: Record) -> list[str]:
     """Scenarios whose latency is that of real clients."""
     return [
@@ -140,6 +147,11 @@ def readme(record: Record, link: str) -> str:
              rates(record)]  # fmt: skip
     if scheduled(record):
         parts += [_P95_HEAD, latencies(record)]
+    if shares := kernel_shares(record):
+        parts += [
+            "The kernel's share of a server's CPU time (what is not user time: system calls, the network):",
+            shares,
+        ]
     parts += notes(record)
     verdicts = f" {kept} of {len(record.gates)} gates kept." if record.gates else ""
     parts.append(f"{machine_line(record)}.{verdicts}")
@@ -176,7 +188,8 @@ def whole(record: Record) -> str:
     """All tables, each under a heading."""
     parts = [f"# {record.title}", f"{machine_line(record)}; commit {record.commit or 'unknown'}."]
     for heading, table in (
-        ("Answers per second of server CPU", rates(record)), ("P95, ms", latencies(record)), ("Gates", gates(record)),
+        ("Answers per second of server CPU", rates(record)), ("P95, ms", latencies(record)),
+        ("The kernel's share of server CPU", kernel_shares(record)), ("Gates", gates(record)),
         ("Knee", knee(record)), ("Memory", memory(record)), ("Cost of the harness", generator_cost(record)),
         ("Self-test", selftest(record)),
     ):  # fmt: skip

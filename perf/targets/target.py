@@ -23,7 +23,7 @@ from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.memory import create_sealed
 from definition_server.ipc.messages import Configure, Keys, Publish, Ready
 from definition_server.ipc.stats import StatsPage
-from perf.targets.processes import children, on_cpu, precise_cpu_seconds
+from perf.targets.processes import children, on_cpu, precise_cpu_seconds, user_seconds
 
 ROOT = Path(__file__).parents[2]
 SERVER_CPU, CLIENT_CPU = 0, 1
@@ -323,9 +323,10 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
     if request is not None:
         fields = ("content-type: application/grpc", "te: trailers", f"x-avap-auth: {KEY}")
         command += [f"-d{request}", *(f"-H{field}" for field in fields)]
-    before, began = target.cpu_seconds, time.monotonic()
+    before, user_before, began = target.cpu_seconds, user_seconds(target.pids), time.monotonic()
     run = subprocess.run(on_cpu(CLIENT_CPU, command), capture_output=True, text=True, timeout=120, check=False)
     seconds, server = time.monotonic() - began, target.cpu_seconds - before
+    user = min(server, user_seconds(target.pids) - user_before)
     finished, requests = _FINISHED.search(run.stdout), _REQUESTS.search(run.stdout)
     status, data = _STATUS.search(run.stdout), _DATA.search(run.stdout)
     if not (finished and requests and status and data):
@@ -335,6 +336,7 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
         raise TargetFailed(f"h2load: {counts}; {requests[0]}")
     return {
         "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 4),
+        "server_user_seconds": round(user, 4),
         "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
     }  # fmt: skip
 
