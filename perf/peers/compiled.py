@@ -7,7 +7,8 @@ import shlex
 import sys
 import sysconfig
 import zipfile
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,7 +56,9 @@ class CompiledEngine(stacks.Build):
 
     def versions(self) -> dict[str, str]:
         """Versions of mypyc, which comes with mypy, and of the C compiler."""
-        return {"mypy": version("mypy"), **stacks.tool_version(_COMPILER, "--version")}
+        with suppress(PackageNotFoundError):
+            return {"mypy": version("mypy"), **stacks.tool_version(_COMPILER, "--version")}
+        return {}
 
 
 COMPILED = CompiledEngine("compiled")
