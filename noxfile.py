@@ -402,7 +402,7 @@ def proto(session: nox.Session) -> None:
 
 @nox.session
 def perf(session: nox.Session) -> None:
-    """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`; `-- --against REV`. Needs a quiet
+    """Measure and judge by perf/sla.toml: 5 min; `-- --quick`: 1; `-- --full`: 25; `-- --against REV`. Needs a quiet
     machine.
     """
     install(session)

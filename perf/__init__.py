@@ -7,8 +7,8 @@ A room imports only rooms below it (``tests/unit/test_layers.py``)::
     benches/     report/       measurements outside the gates; records as pages and tables
     harness/                   rounds, gates, verdicts
     generator/   attackers/    the load and the victim; clients that attack
-    peers/                     servers on other gRPC stacks
-    targets/                   a worker or nghttpd, its catalogue, its processes
+    peers/                     servers on other gRPC stacks; our compiled engine
+    targets/                   a worker or a server of files, its catalogue, its processes
 
 ``tests/support`` holds the code that ``perf`` and the tests share: frames, attacks, builds, servers, PostgreSQL.
 """

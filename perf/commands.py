@@ -33,8 +33,8 @@ _QUIET = "a quiet machine with 2 CPUs"
 COMMANDS: dict[str, Command] = {
     "measure": Command(
         "perf.harness.measure", "measure the server and judge it by perf/sla.toml",
-        "about 5 min; --quick 1 min; --full 15 min; --selftest 20: half an hour",
-        f"{_QUIET}; for some scenarios h2load, nghttpd and the peers",
+        "about 5 min; --quick 1 min; --full 25 min; --selftest 20: half an hour",
+        f"{_QUIET}; for some scenarios h2load, nghttpd, nginx and the peers",
     ),
     "report": Command(
         "perf.report.command", "write a page with charts of a record, or the README's table", "seconds", "a record",
@@ -85,8 +85,9 @@ COMMANDS: dict[str, Command] = {
         "about 10 s", "a record of `database`",
     ),
     "peers": Command(
-        "perf.peers.command", "build the servers on other stacks (`peers build`), or list them (`peers list`)",
-        "some minutes, once", "npm, Go or cargo; a stack without its toolchain is skipped",
+        "perf.peers.command",
+        "build the servers on other stacks and our compiled engine (`peers build`), or list them (`peers list`)",
+        "some minutes, once", "npm, Go, cargo or a C compiler; what lacks its toolchain is skipped",
     ),
 }  # fmt: skip
 

@@ -16,12 +16,20 @@ SETS = ("quick", "standard", "full")
 NAMES = ("one", "all", "zipf")
 GENERATORS = ("own", "h2load")
 SATURATE = "saturate"
-OURS = ("native", "grpcio")
+PURE, COMPILED = "native", "compiled"
+"""The native transport with the pure engine, which the gates judge, and with the compiled one."""
+OURS = (PURE, "grpcio")
 """Our own two transports."""
-SERVERS = (*OURS, "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync", "nghttpd")
+WORKERS = (PURE, COMPILED, "grpcio")
+"""The servers that are workers of ours."""
+CONTRACT = (*WORKERS, "grpc-js", "grpc-go", "tonic", "grpcio-aio", "grpcio-sync")
+"""Every server that implements the contract."""
+YARDSTICKS = ("nghttpd", "nginx")
+"""Servers in C, which send files."""
+SERVERS = (*CONTRACT, *YARDSTICKS)
 """Every server, in the order of table columns, bars and colours."""
 ALL = "all"
-"""Every server that implements the contract: all except nghttpd, which sends files."""
+"""In the file: every server that implements the contract."""
 
 
 class ScenarioError(ValueError):
@@ -60,7 +68,7 @@ class Scenario:
     """``own``, or ``h2load``: for servers that do not implement the contract, and servers compared with them."""
     seconds: float = 2.0
     sets: tuple[str, ...] = field(default=("full",))
-    servers: tuple[str, ...] = SERVERS[:-1]
+    servers: tuple[str, ...] = CONTRACT
 
     def __post_init__(self) -> None:
         self._one_of("kind", self.kind, KINDS)
@@ -131,7 +139,7 @@ def _scenarios(table: dict[str, Any], file: str) -> list[Scenario]:
         raise ScenarioError(f"{file}: scenario {name}: {', '.join(missing)} is missing")
     values = {key: value for key, value in table.items() if key != "each"}
     servers = values.get("servers", ALL)
-    values["servers"] = SERVERS[:-1] if servers == ALL else _words(servers, name, "servers")
+    values["servers"] = CONTRACT if servers == ALL else _words(servers, name, "servers")
     values["sets"] = _words(values.get("sets", ["full"]), name, "sets")
     each = table.get("each", {})
     if not each:

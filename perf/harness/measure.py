@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--quick", action="store_true", help="only the gates for every change: under a minute")
-    made.add_argument("--full", action="store_true", help="every scenario on every server (the README's table): 15 min")
+    made.add_argument("--full", action="store_true", help="every scenario on every server (the README's table): 25 min")
     made.add_argument(
         "--only",
         action="append",

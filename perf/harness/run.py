@@ -21,7 +21,7 @@ from typing import Any
 from tests.support import machine
 
 from perf.generator.histogram import UNIT, share_above
-from perf.generator.scenarios import SATURATE, Scenario
+from perf.generator.scenarios import COMPILED, PURE, SATURATE, Scenario
 from perf.harness import reference, sla
 from perf.harness.servers import Servers, Starter
 from perf.harness.yardstick import by_h2load
@@ -48,7 +48,7 @@ class Plan:
     scenario: Scenario
     servers: tuple[str, ...]
     rounds: int
-    """Rounds for servers that a gate judges."""
+    """Rounds for servers that a gate judges, and for our other form of the engine beside one."""
     other_rounds: int
     """Rounds for the other servers."""
     extra: int = 0
@@ -63,6 +63,11 @@ class Plan:
         """Servers that a gate judges or compares with."""
         return frozenset(name for gate in self.gates for name in gate.servers)
 
+    def rounds_of(self, server: str) -> int:
+        """Rounds for ``server``. The two forms of our engine are shown side by side, so they get the same number."""
+        often = server in self.gated or (server == COMPILED and PURE in self.gated)
+        return self.rounds if often else self.other_rounds
+
     @property
     def normalised(self) -> bool:
         """Whether a gate is normalised by the speed of interpreter and kernel."""
@@ -71,7 +76,7 @@ class Plan:
     @property
     def seconds_at_least(self) -> float:
         """Estimated duration without added rounds; each run also starts a process and warms up."""
-        runs = sum(self.rounds if name in self.gated else self.other_rounds for name in self.servers)
+        runs = sum(map(self.rounds_of, self.servers))
         return (runs if self.scenario.rate != SATURATE else KNEE_STEPS) * (self.scenario.seconds + OVERHEAD_SECONDS)
 
     def next_round(self, number: int, runs: Sequence[Run], noise: Mapping[str, str]) -> list[str]:
@@ -82,11 +87,11 @@ class Plan:
         failed = {run["server"] for run in runs if sla.is_failure(run)}
         left = [name for name in self.servers if name not in failed]
         if number < max(self.rounds if self.gates else 0, self.other_rounds):
-            return [name for name in left if number < (self.rounds if name in self.gated else self.other_rounds)]
+            return [name for name in left if number < self.rounds_of(name)]
         if number >= max(self.rounds, self.other_rounds) + self.extra:
             return []
         good = {name: sum(run["valid"] for run in runs if run["server"] == name) for name in left}
-        lacking = {name for name in left if good[name] < (self.rounds if name in self.gated else self.other_rounds)}
+        lacking = {name for name in left if good[name] < self.rounds_of(name)}
         judged = [gate for gate in self.gates if set(gate.servers) <= set(left)]
         undecided = any(not sla.judge(gate, runs, noise).decided for gate in judged)
         # A pair needs both of its servers in the same round.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from perf import peers
-from perf.generator.scenarios import OURS
+from perf.generator.scenarios import COMPILED, PURE, WORKERS
 from perf.targets.catalogue import Catalogue
-from perf.targets.target import Target, TargetFailed, Worker, self_signed, worker
+from perf.targets.target import Target, TargetFailed, Worker, engine_program, self_signed, worker
 
 Starter = Callable[["Servers"], AbstractContextManager[Target]]
 """Starts a server that is neither our usual one nor a peer: a candidate or a base."""
@@ -63,10 +63,16 @@ class Servers:
     def _start(self, name: str, stack: ExitStack) -> Target:
         if name in self._others:
             return stack.enter_context(self._others[name](self))
-        if name in OURS:
-            self._workers[name] = stack.enter_context(self.worker(name))
+        if name in WORKERS:
+            self._workers[name] = stack.enter_context(self._ours(name))
             return self._workers[name].target
         return stack.enter_context(peers.start(name, self.catalogue, tls=self.tls or None))
+
+    def _ours(self, name: str) -> AbstractContextManager[Worker]:
+        """One of `WORKERS`, whose engine has the form that its figures are stored under."""
+        if name == COMPILED:
+            return self.worker(PURE, name=name, program=engine_program("compiled", peers.compiled_engine()))
+        return self.worker(name, program=engine_program("pure")) if name == PURE else self.worker(name)
 
     def worker(self, transport: str, **more: Any) -> AbstractContextManager[Worker]:
         """A worker of ours with these servers' catalogue and certificate."""
@@ -95,7 +101,7 @@ class Servers:
         self.target(name)
         published = self._workers.get(name)
         if published is None:
-            raise TargetFailed(f"{name} cannot publish: only {' and '.join(OURS)} can")
+            raise TargetFailed(f"{name} cannot publish: only {', '.join(WORKERS)} can")
         first = self._generations.get(name, self.catalogue.built.footer.generation) + 1
         self._generations[name] = first + count - 1
         made = [self.catalogue.generation(first + number) for number in range(count)]

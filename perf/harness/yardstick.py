@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.support import wire
 
-from perf.generator.scenarios import Scenario
+from perf.generator.scenarios import YARDSTICKS, Scenario
 from perf.targets.catalogue import name_of
 from perf.targets.target import Target, h2load
 
@@ -34,7 +34,7 @@ def by_h2load(target: Target, scenario: Scenario) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="definition-server-perf-") as folder:
         request = Path(folder) / "request"
         request.write_bytes(wire.message(wire.command_request(name_of(0).encode())))
-        grpc = target.name != "nghttpd"
+        grpc = target.name not in YARDSTICKS
         path = wire.GET_COMMAND.decode() if grpc else "/answer"
         run: dict[str, Any] = {"rate": 0.0}
         for seconds in (0.0, _PROBE_SECONDS, scenario.seconds):

@@ -32,11 +32,18 @@ from pathlib import Path
 from typing import Protocol
 
 from definition_server.catalog.snapshot import Snapshot
-from perf.peers.stacks import STACKS, Stack, tool_version
+from perf.peers.compiled import COMPILED
+from perf.peers.stacks import STACKS, Build, Stack, tool_version
 from perf.targets import target as targets
 
-NGHTTPD = "nghttpd"
-NAMES = (*STACKS, NGHTTPD)
+BUILDS: dict[str, Build] = {COMPILED.name: COMPILED, **STACKS}
+"""All that has to be built: beside the peers our own compiled engine."""
+_FILES = {
+    "nghttpd": ("Debian nghttp2-server", "--version", targets.nghttpd),
+    "nginx": ("Debian nginx", "-v", targets.nginx),
+}
+"""Servers of files: name → where it comes from, its option that prints the version, the function that starts it."""
+NAMES = (*STACKS, *_FILES)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _LAST_OCTETS = 2000
@@ -55,23 +62,36 @@ class Served(Protocol):
 
 
 def missing(name: str) -> str:
-    """Why the peer ``name`` cannot be started on this machine; empty if it can.
+    """Why the peer or build ``name`` cannot be started on this machine; empty if it can.
 
     Raises:
         PeerMissing: for an unknown name.
     """
-    if name == NGHTTPD:
-        return "" if shutil.which(NGHTTPD) else "missing on this machine: nghttpd (Debian nghttp2-server)"
-    return _stack(name).missing
+    if name in _FILES:
+        return "" if shutil.which(name) else f"missing on this machine: {name} ({_FILES[name][0]})"
+    return (COMPILED if name == COMPILED.name else _stack(name)).missing
 
 
 def versions(name: str) -> dict[str, str]:
-    """Versions of the peer ``name`` and of its runtime, for a record.
+    """Versions of the peer or build ``name`` and of its runtime, for a record.
 
     Raises:
         PeerMissing: for an unknown name.
     """
-    return tool_version(NGHTTPD, "--version") if name == NGHTTPD else _stack(name).versions()
+    if name in _FILES:
+        return tool_version(name, _FILES[name][1])
+    return (COMPILED if name == COMPILED.name else _stack(name)).versions()
+
+
+def compiled_engine() -> Path:
+    """The folder to import our packages with the compiled engine from.
+
+    Raises:
+        PeerMissing: if it is not built from the present sources, or cannot be.
+    """
+    if reason := COMPILED.missing:
+        raise PeerMissing(f"{COMPILED.name} cannot be started: {reason}")
+    return COMPILED.place
 
 
 @contextmanager
@@ -85,8 +105,8 @@ def start(
 ) -> Iterator[targets.Target]:
     """The peer ``name``, one of `NAMES`, serving ``catalogue`` until the block ends.
 
-    ``tls``: as `perf.targets.target.self_signed` returns it. ``cpus``: the CPUs on which it may run. nghttpd serves the
-    catalogue's first answer as the file ``/answer``, in one thread and without TLS.
+    ``tls``: as `perf.targets.target.self_signed` returns it. ``cpus``: the CPUs on which it may run. nghttpd and nginx
+    serve the catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:
         PeerMissing: if it is not built, or a tool is missing.
@@ -97,8 +117,8 @@ def start(
         raise PeerMissing(f"{name} cannot be started: {reason}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="definition-server-peer-")))
-        if name == NGHTTPD:
-            yield stack.enter_context(_yardstick(folder, catalogue, workers, tls))
+        if name in _FILES:
+            yield stack.enter_context(_yardstick(name, folder, catalogue, workers, tls))
             return
         (folder / "catalogue").write_bytes(catalogue.snapshot.body)
         port = targets.free_port()
@@ -135,13 +155,13 @@ def _stack(name: str) -> Stack:
 
 @contextmanager
 def _yardstick(
-    folder: Path, catalogue: Served, workers: int, tls: Mapping[str, str] | None
+    name: str, folder: Path, catalogue: Served, workers: int, tls: Mapping[str, str] | None
 ) -> Iterator[targets.Target]:
     if tls or workers != 1:
-        raise PeerMissing("nghttpd is measured only in one thread and without TLS")
+        raise PeerMissing(f"{name} is measured only in one thread and without TLS")
     message = bytes(next(catalogue.snapshot.messages()))
     (folder / "answer").write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
-    with targets.nghttpd(folder) as target:
+    with _FILES[name][2](folder) as target:
         yield target
 
 

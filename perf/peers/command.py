@@ -1,4 +1,6 @@
-"""The servers on other stacks: ``python -m perf peers build [NAME…]`` builds them, ``peers list`` lists them."""
+"""The servers on other stacks, and our own compiled engine: ``python -m perf peers build [NAME…]`` builds them,
+``peers list`` lists them.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,16 @@ import time
 
 from tests.support.builds import BuildFailed
 
-from perf.peers import NAMES, missing, versions
-from perf.peers.stacks import CACHE, STACKS
+from perf.peers import BUILDS, NAMES, missing, versions
+from perf.peers.compiled import COMPILED
+from perf.peers.stacks import CACHE
 
 
 def build(names: list[str]) -> int:
     """Build ``names``, except peers without their toolchain, and print a line for each. Returns 1 if a build failed."""
     failed = 0
     for name in names:
-        stack = STACKS[name]
+        stack = BUILDS[name]
         if stack.missing_tools:
             print(f"{name:<12} skipped: {stack.missing_tools}", flush=True)
             continue
@@ -35,7 +38,7 @@ def build(names: list[str]) -> int:
 def show() -> int:
     """Print a line for each peer."""
     print(f"builds are stored in {CACHE}")
-    for name in NAMES:
+    for name in (COMPILED.name, *NAMES):
         versions_of = ", ".join(f"{what} {number}" for what, number in versions(name).items())
         print(f"{name:<12} {missing(name) or 'ready':<45} {versions_of}".rstrip())
     return 0
@@ -45,12 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m perf peers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build").add_argument("names", nargs="*", metavar="NAME", help=", ".join(STACKS))
+    commands.add_parser("build").add_argument("names", nargs="*", metavar="NAME", help=", ".join(BUILDS))
     commands.add_parser("list")
     parsed = parser.parse_args(arguments)
     if parsed.command == "list":
         return show()
-    unknown = set(parsed.names) - set(STACKS)
+    unknown = set(parsed.names) - set(BUILDS)
     if unknown:
-        parser.error(f"there is no peer {', '.join(sorted(unknown))} to build; there are {', '.join(STACKS)}")
-    return build(parsed.names or list(STACKS))
+        parser.error(f"there is no peer {', '.join(sorted(unknown))} to build; there are {', '.join(BUILDS)}")
+    return build(parsed.names or list(BUILDS))

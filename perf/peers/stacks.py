@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,20 +18,26 @@ from tests.support.builds import built, make, place, run
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("PEERS_CACHE") or Path.home() / ".cache" / "definition-server-peers")
-NOT_BUILT = "not built: run `nox -s peers`"
 Tools = dict[str, str]
 """Program → how to install it."""
 _VERSION = re.compile(r"\d+\.\d+[\w.+-]*")
 
 
-class Stack(ABC):
-    """A stack whose server is a program in ``folder``."""
+class Build(ABC):
+    """A program that is built from the sources in ``source``."""
 
-    def __init__(self, name: str, folder: str, builds: Tools, runs: Tools) -> None:
-        """``builds`` and ``runs``: programs that are needed to build and to start it."""
+    not_built = "not built: run `nox -s peers`"
+
+    def __init__(self, name: str, source: Path, builds: Tools, runs: Tools, also: Sequence[Path] = ()) -> None:
+        """``builds`` and ``runs``: programs that are needed to build and to start it; ``also``: see `place`."""
         self.name = name
-        self.source = HERE / folder
-        self._builds, self._runs = builds, runs
+        self.source = source
+        self._builds, self._runs, self._also = builds, runs, also
+
+    @property
+    def cache(self) -> Path:
+        """Where its builds are stored."""
+        return CACHE
 
     @property
     def missing_tools(self) -> str:
@@ -42,12 +49,12 @@ class Stack(ABC):
         """Why it cannot be started; empty if it can."""
         if self.place.exists():
             return _lacking(self._runs)
-        return self.missing_tools or NOT_BUILT
+        return self.missing_tools or self.not_built
 
     @property
     def place(self) -> Path:
         """The directory of its build."""
-        return place(self.source, CACHE)
+        return place(self.source, self.cache, self._also)
 
     def build(self) -> Path:
         """Build it unless it is built. Returns the directory of the build.
@@ -55,19 +62,27 @@ class Stack(ABC):
         Raises:
             BuildFailed: with the output of the compiler or the package manager.
         """
-        return built(self.source, CACHE, self._fill)
+        return built(self.source, self.cache, self._fill, self._also)
 
     @abstractmethod
     def _fill(self, out: Path) -> None:
-        """Put the program that `command` starts into ``out``."""
+        """Put what is built into ``out``."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of what it consists of, for a record."""
+
+
+class Stack(Build):
+    """A stack whose server is a program in ``folder``."""
+
+    def __init__(self, name: str, folder: str, builds: Tools, runs: Tools) -> None:
+        """``builds`` and ``runs``: programs that are needed to build and to start it."""
+        super().__init__(name, HERE / folder, builds, runs)
 
     @abstractmethod
     def command(self) -> list[str]:
         """The command line that starts it once it is built."""
-
-    @abstractmethod
-    def versions(self) -> dict[str, str]:
-        """Versions of the stack and its runtime, for a record."""
 
 
 class GrpcJs(Stack):
@@ -160,7 +175,8 @@ def _lacking(tools: Tools) -> str:
 def tool_version(tool: str, argument: str) -> dict[str, str]:
     """The version of an installed program; empty if it is missing."""
     try:
-        found = _VERSION.search(run([tool, argument], seconds=30).stdout)
+        printed = run([tool, argument], seconds=30)
+        found = _VERSION.search(printed.stdout or printed.stderr)  # nginx prints its version as an error
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {tool: found[0]} if found else {}

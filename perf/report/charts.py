@@ -19,8 +19,8 @@ from perf.report.record import Cell, KneePoint, MemoryPoint, Record, in_order
 from perf.report.text import number
 
 COLOURS = {
-    "native": "#2f6fed", "grpcio": "#8b5cf6", "grpc-js": "#e08a1e", "grpc-go": "#12a3a3", "tonic": "#d6456b",
-    "grpcio-aio": "#8593a3", "grpcio-sync": "#b3a48c", "nghttpd": "#4f9d4a",
+    "native": "#2f6fed", "compiled": "#1741a6", "grpcio": "#8b5cf6", "grpc-js": "#e08a1e", "grpc-go": "#12a3a3",
+    "tonic": "#d6456b", "grpcio-aio": "#8593a3", "grpcio-sync": "#b3a48c", "nghttpd": "#4f9d4a", "nginx": "#2d6b2a",
 }  # fmt: skip
 OTHER_COLOUR = "#98a2b3"
 BAD = "#d92d20"

@@ -277,6 +277,13 @@ class Cell:
         spent = [(getattr(run, name), run.answered) for run in self.valid]
         return _middle(None if seconds is None or not count else seconds / count * 1e6 for seconds, count in spent)
 
+    @property
+    def kernel_share(self) -> float | None:
+        """The share of the server's CPU time that is not user time. Of all valid runs together: user time has steps."""
+        counted = [(run.server_user_seconds, run.server_cpu_seconds) for run in self.valid]
+        known = [(user, whole) for user, whole in counted if user is not None and whole]
+        return 1 - sum(user for user, _ in known) / sum(whole for _, whole in known) if known else None
+
     def curve(self, percentiles: Sequence[float]) -> list[tuple[float, float]]:
         """(percentile, milliseconds) of all valid runs together, at those of ``percentiles`` for which there are enough
         answers; empty if the record has no histogram.

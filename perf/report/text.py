@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
 
+from perf.generator.scenarios import COMPILED
 from perf.report.record import Cell, Gate, Record, RecordError
 
 BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
@@ -14,7 +15,7 @@ BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
 BRIEF_BEGIN, BRIEF_END = "<!-- perf summary -->", "<!-- /perf summary -->"
 """Around three rows of them, in the README."""
 _BRIEF = ("get-hot", "one-by-one", "rated")
-_BRIEF_SERVERS = ("native", "grpcio", "grpc-js", "grpc-go", "tonic")
+_BRIEF_SERVERS = ("native", "compiled", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
 """Closed loops whose latency is shown nevertheless, because another server was certified with that load."""
@@ -53,7 +54,8 @@ def machine_line(record: Record) -> str:
         f"Linux {facts.get('kernel', '?')}",
     ]
     if facts.get("python"):
-        parts.append(f"Python {facts['python']}")
+        build = facts.get("python_build")
+        parts.append(f"Python {facts['python']}" + (f" ({build})" if build else ""))
     return f"{record.measured[:10]}, {', '.join(parts)}"
 
 
@@ -66,6 +68,13 @@ def rates(record: Record) -> str:
 def latencies(record: Record) -> str:
     """Scenario × server: P95 in milliseconds, for open loops."""
     return _grid(record, scheduled(record), lambda cell: number(cell.latency("p95")))
+
+
+def kernel_shares(record: Record) -> str:
+    """Scenario × server: the kernel's share of the server's CPU time, which only fewer or other system calls lower."""
+    wanted = [name for name in record.measured_scenarios
+              if any(cell.kernel_share is not None for cell in _row(record, name).values())]  # fmt: skip
+    return _grid(record, wanted, lambda cell: NOTHING if cell.kernel_share is None else f"{cell.kernel_share:.0%}")
 
 
 def scheduled(record: Record) -> list[str]:
@@ -138,6 +147,11 @@ def readme(record: Record, link: str) -> str:
              rates(record)]  # fmt: skip
     if scheduled(record):
         parts += [_P95_HEAD, latencies(record)]
+    if shares := kernel_shares(record):
+        parts += [
+            "The kernel's share of a server's CPU time (what is not user time: system calls, the network):",
+            shares,
+        ]
     parts += notes(record)
     verdicts = f" {kept} of {len(record.gates)} gates kept." if record.gates else ""
     parts.append(f"{machine_line(record)}.{verdicts}")
@@ -156,7 +170,8 @@ def brief(record: Record, link: str) -> str:
     rated = record.cells.get(("rated", "native"))
     p95 = rated.latency("p95") if rated else None
     sentence = "" if p95 is None else f"P95 in the last row, native: {number(p95)} ms. "
-    head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core:"
+    head = "Calls that one second of a server's CPU time answers; each server in its usual form on one core"
+    head += f"; {COMPILED}: native with the compiled engine:" if COMPILED in servers else ":"
     last = f"{sentence}Measured {machine_line(record)}, {_commit(record)} ([record]({link})).\n"
     return "\n\n".join([head, _table(["", *servers], rows), last])
 
@@ -173,7 +188,8 @@ def whole(record: Record) -> str:
     """All tables, each under a heading."""
     parts = [f"# {record.title}", f"{machine_line(record)}; commit {record.commit or 'unknown'}."]
     for heading, table in (
-        ("Answers per second of server CPU", rates(record)), ("P95, ms", latencies(record)), ("Gates", gates(record)),
+        ("Answers per second of server CPU", rates(record)), ("P95, ms", latencies(record)),
+        ("The kernel's share of server CPU", kernel_shares(record)), ("Gates", gates(record)),
         ("Knee", knee(record)), ("Memory", memory(record)), ("Cost of the harness", generator_cost(record)),
         ("Self-test", selftest(record)),
     ):  # fmt: skip

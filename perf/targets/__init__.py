@@ -1,1 +1,1 @@
-"""The servers that are measured: one of our workers or nghttpd, on its own CPU, with its catalogue and processes."""
+"""What is measured: one of our workers, or a server of files, on a CPU of its own; its catalogue and processes."""

@@ -1,4 +1,4 @@
-"""Servers to measure, each on its own CPU: one of our workers, without master and database, and nghttpd."""
+"""Servers to measure, each on its own CPU: one of our workers, without master and database, and servers of files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from definition_server.ipc.channel import Channel, ChannelClosed
 from definition_server.ipc.memory import create_sealed
 from definition_server.ipc.messages import Configure, Keys, Publish, Ready
 from definition_server.ipc.stats import StatsPage
-from perf.targets.processes import children, on_cpu, precise_cpu_seconds
+from perf.targets.processes import children, on_cpu, precise_cpu_seconds, user_seconds
 
 ROOT = Path(__file__).parents[2]
 SERVER_CPU, CLIENT_CPU = 0, 1
@@ -34,10 +34,42 @@ _STARTS = 3
 _EXIT_CANNOT_START = 3
 """As in `definition_server.data_plane.worker`, which older revisions may not have."""
 _PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
+_ENGINE_PROGRAM = """
+import sys
+sys.path[:0] = {path!r}
+import grpc_h2
+if grpc_h2.ENGINE != {form!r}:
+    sys.exit(f"the engine in {{grpc_h2.__path__[0]}} is {{grpc_h2.ENGINE}}, not {form}")
+{program}
+"""
 _FINISHED = re.compile(r"finished in .*?, ([\d.]+) req/s")
 _REQUESTS = re.compile(r"(\d+) total, \d+ started, \d+ done, (\d+) succeeded, (\d+) failed, (\d+) errored")
 _STATUS = re.compile(r"status codes: (\d+) 2xx")
 _DATA = re.compile(r"\((\d+)\) data")
+_NGINX = """
+daemon off;
+worker_processes 1;
+pid {folder}/pid;
+events {{ worker_connections 20000; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/client_body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    default_type application/octet-stream;
+    # As nghttpd does: a file is opened once, and a connection lasts as long as its client wants. sendfile would give a
+    # twentieth more in batches, and less than half one call at a time.
+    open_file_cache max=16 inactive=1h;
+    open_file_cache_valid 1h;
+    keepalive_requests 1000000000;
+    server {{
+        listen 127.0.0.1:{port} http2;
+        root {folder};
+    }}
+}}
+"""
 
 
 class TargetFailed(Exception):
@@ -65,6 +97,14 @@ class Target:
     def cpu_seconds(self) -> float:
         """CPU time that it has used so far."""
         return precise_cpu_seconds(self.pids)
+
+
+def engine_program(form: str, folder: Path | None = None) -> tuple[str, ...]:
+    """A worker's program that ends at once unless its engine has the form ``pure`` or ``compiled``, so that no figure
+    is taken for that of the other form. ``folder``: import the packages from there.
+    """
+    path = [] if folder is None else [str(folder)]
+    return sys.executable, "-c", _ENGINE_PROGRAM.format(path=path, form=form, program=_PROGRAM)
 
 
 def free_port() -> int:
@@ -222,19 +262,39 @@ def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: An
 @contextmanager
 def nghttpd(folder: Path) -> Iterator[Target]:
     """nghttp2's server with one thread, serving the files of ``folder``."""
-    program = shutil.which("nghttpd")
-    if program is None:
-        raise TargetFailed("nghttpd is not installed")
     port = free_port()
-    command = on_cpu(SERVER_CPU, [program, "--no-tls", "-a", "127.0.0.1", "-d", str(folder), str(port)])
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with _serving_files(["nghttpd", "--no-tls", "-a", "127.0.0.1", "-d", str(folder), str(port)], port) as target:
+        yield target
+
+
+@contextmanager
+def nginx(folder: Path) -> Iterator[Target]:
+    """nginx with one worker, serving the files of ``folder``, in which it stores its own files, too."""
+    port = free_port()
+    config = folder / "nginx.conf"
+    # Started by root, it gives its rights up; but the folder is its user's alone.
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    config.write_text(user + _NGINX.format(folder=folder, port=port))
+    with _serving_files(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], port) as target:
+        yield target
+
+
+@contextmanager
+def _serving_files(command: list[str], port: int) -> Iterator[Target]:
+    name = command[0]
+    program = shutil.which(name)
+    if program is None:
+        raise TargetFailed(f"{name} is not installed")
+    process = subprocess.Popen(
+        on_cpu(SERVER_CPU, [program, *command[1:]]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise TargetFailed("nghttpd does not listen")
+                raise TargetFailed(f"{name} does not listen")
             time.sleep(0.01)
-        yield Target("nghttpd", port, process.pid)
+        yield Target(name, port, process.pid)
     finally:
         process.terminate()
         process.wait(10)
@@ -263,9 +323,10 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
     if request is not None:
         fields = ("content-type: application/grpc", "te: trailers", f"x-avap-auth: {KEY}")
         command += [f"-d{request}", *(f"-H{field}" for field in fields)]
-    before, began = target.cpu_seconds, time.monotonic()
+    before, user_before, began = target.cpu_seconds, user_seconds(target.pids), time.monotonic()
     run = subprocess.run(on_cpu(CLIENT_CPU, command), capture_output=True, text=True, timeout=120, check=False)
     seconds, server = time.monotonic() - began, target.cpu_seconds - before
+    user = min(server, user_seconds(target.pids) - user_before)
     finished, requests = _FINISHED.search(run.stdout), _REQUESTS.search(run.stdout)
     status, data = _STATUS.search(run.stdout), _DATA.search(run.stdout)
     if not (finished and requests and status and data):
@@ -275,6 +336,7 @@ def h2load(target: Target, path: str, count: int, connections: int, streams: int
         raise TargetFailed(f"h2load: {counts}; {requests[0]}")
     return {
         "answered": count, "seconds": round(seconds, 3), "server_cpu_seconds": round(server, 4),
+        "server_user_seconds": round(user, 4),
         "rate": float(finished[1]), "per_server_cpu_second": count / server if server else 0.0,
     }  # fmt: skip
 

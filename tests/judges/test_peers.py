@@ -239,12 +239,20 @@ def test_the_output_of_a_peer_that_does_not_start_is_reported(name: str, catalog
         pass
 
 
-def test_the_yardstick_serves_one_answer_of_the_catalogue(catalogue: Served) -> None:
-    command("nghttpd", "Debian nghttp2-server")
+@pytest.mark.parametrize(("name", "package"), [("nghttpd", "nghttp2-server"), ("nginx", "nginx")])
+def test_a_yardstick_serves_one_answer_of_the_catalogue_and_leaves_nothing(
+    name: str, package: str, catalogue: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(name, f"Debian {package}")
     nghttp = command("nghttp", "Debian nghttp2-client")
-    with peers.start("nghttpd", catalogue) as target:
+    monkeypatch.setattr(peers.tempfile, "tempdir", str(tmp_path))
+    with nothing_left(), peers.start(name, catalogue) as target:
         got = subprocess.run([nghttp, f"http://127.0.0.1:{target.port}/answer"], capture_output=True, check=True)
+        pids = target.pids
     assert got.stdout[5:] == next(catalogue.snapshot.messages())
+    assert not any(_runs(pid) for pid in pids)
+    assert list(tmp_path.iterdir()) == []
+    assert name in peers.versions(name)
 
 
 @pytest.fixture
@@ -258,6 +266,7 @@ def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_peer_whose_tools_are_missing_is_skipped_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["build"]) == 0
     told = capsys.readouterr().out
+    assert "compiled     skipped: missing on this machine: " in told
     assert "grpc-js      skipped: missing on this machine: npm (Debian npm), node (Debian nodejs)\n" in told
     assert "grpcio-aio   ready\n" in told
 
@@ -267,7 +276,9 @@ def test_the_list_names_the_missing_tools(capsys: pytest.CaptureFixture[str]) ->
     assert program.main(["list"]) == 0
     told = capsys.readouterr().out
     assert "tonic        missing on this machine: cargo (Rust 1.88 or newer)" in told
+    assert "compiled     missing on this machine: " in told
     assert "nghttpd      missing on this machine: nghttpd (Debian nghttp2-server)" in told
+    assert "nginx        missing on this machine: nginx (Debian nginx)" in told
 
 
 def test_the_error_of_a_peer_that_is_not_built_names_the_command(

@@ -46,22 +46,29 @@ def make(arguments: Sequence[str], cwd: Path) -> None:
         raise BuildFailed(f"{told}:\n{done.stdout}{done.stderr}")
 
 
-def place(source: Path, cache: Path) -> Path:
-    """Where in ``cache`` the build of ``source`` in its present state is kept; it need not be there yet."""
+def place(source: Path, cache: Path, also: Sequence[Path] = ()) -> Path:
+    """Where in ``cache`` the build of ``source`` in its present state is kept; it need not be there yet.
+
+    ``also``: files beside ``source`` that the build depends on.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+    # Python's caches in it are no sources, and come and go.
+    files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for file in sorted((*files, *also)):
         octets = file.read_bytes()
         digest.update(f"{file.relative_to(source.parent)} {len(octets)}\n".encode() + octets)
     return cache / f"{source.name}-{digest.hexdigest()[:16]}"
 
 
-def built(source: Path, cache: Path, build: Callable[[Path], None]) -> Path:
+def built(source: Path, cache: Path, build: Callable[[Path], None], also: Sequence[Path] = ()) -> Path:
     """The directory that ``build`` fills from ``source``; filled once per state of the sources.
+
+    ``also``: as for `place`.
 
     Raises:
         BuildFailed: if ``build`` raises it; the directory is then removed.
     """
-    finished = place(source, cache)
+    finished = place(source, cache, also)
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{source.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,12 +6,21 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("grpcio", "protobuf", "uvloop", "hpack", "hdrhistogram")
-PROGRAMS = {"h2load": "--version", "nghttpd": "--version", "ghz": "--version", "node": "--version", "go": "version"}
+PROGRAMS = {
+    "h2load": "--version",
+    "nghttpd": "--version",
+    "nginx": "-v",
+    "ghz": "--version",
+    "node": "--version",
+    "go": "version",
+}
 ROOT = Path(__file__).parents[2]
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -24,7 +33,8 @@ def facts() -> dict[str, Any]:
     """Facts about the machine before the measurement; `after` returns those that may have changed."""
     return {
         "cpu": cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
-        "python": platform.python_version(), "governor": governor(), "memory_mb": memory_mb(),
+        "python": platform.python_version(), "python_build": python_build(),
+        "governor": governor(), "memory_mb": memory_mb(),
         "load_before": list(os.getloadavg()), "steal_ticks_before": steal_ticks(),
     }  # fmt: skip
 
@@ -59,6 +69,17 @@ def cpu() -> str:
     told = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     numbers = f"family {told.get('cpu family', '?')}, model {told.get('model', '?')}"
     return f"{told.get('model name', platform.machine())} ({numbers})"
+
+
+def python_build() -> str:
+    """How the interpreter was built, which decides how much its bytecode costs, as far as it says.
+
+    Debian's Python is built with profile-guided optimization (PGO), which its configuration does not show.
+    """
+    if "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")):
+        return "with PGO"
+    ours = Path(sys.executable).resolve().is_relative_to("/usr/bin")
+    return "the distribution's build" if ours else "not configured with --enable-optimizations"
 
 
 def governor() -> str:

@@ -27,8 +27,8 @@ _TITLES = {
     "get-zipf": "100,000 definitions, few of them often", "saturate": "up to the limit and beyond",
 }  # fmt: skip
 _RATES = {
-    "native": 548_000, "grpcio": 9_700, "grpc-js": 23_800, "grpc-go": 41_000, "tonic": 118_000, "grpcio-aio": 8_100,
-    "grpcio-sync": 6_900, "nghttpd": 589_000,
+    "native": 548_000, "compiled": 702_000, "grpcio": 9_700, "grpc-js": 23_800, "grpc-go": 41_000,
+    "tonic": 118_000, "grpcio-aio": 8_100, "grpcio-sync": 6_900, "nghttpd": 589_000, "nginx": 211_000,
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def _made(noise: random.Random, measured: str, faster: float) -> dict[str, Any]:
     runs = [
         _run(noise, scenario, server, number, faster)
         for scenario in _SCENARIOS for number in range(ROUNDS) for server in _RATES
-        if scenario != "saturate" and (server != "nghttpd" or scenario == "get-hot")
+        if scenario != "saturate" and (server not in ("nghttpd", "nginx") or scenario == "get-hot")
     ]  # fmt: skip
     knee = [_knee(noise, step) for step in range(12)]
     knee.append(
@@ -133,7 +133,7 @@ def _run(noise: random.Random, scenario: str, server: str, number: int, faster: 
         "valid": True, "reason": "", "fault": "", "offered_rate": offered, "answered": int(rate * seconds),
         "seconds": seconds, "rate": rate, "per_server_cpu_second": per_core, "server_cpu_seconds": cpu,
         "server_user_seconds": cpu * 0.62, "server_system_seconds": cpu * 0.38,
-        "server_softirq_seconds": cpu * 0.09 if server != "nghttpd" else None,
+        "server_softirq_seconds": cpu * 0.09 if server not in ("nghttpd", "nginx") else None,
         "client_cpu_seconds": rate * seconds * 1.4e-6, "client_us_per_call": noise.gauss(1.4, 0.05),
         "latency": {name: median_ms * factor for name, factor in tail.items()}, "histogram_unit": "ns",
         "histogram": histogram(median_ms * noise.gauss(1, 0.02), 0.28),

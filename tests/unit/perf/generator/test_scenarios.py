@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from perf.generator.scenarios import OURS, SERVERS, SETS, ScenarioError, chosen, load
+from perf.generator.scenarios import (
+    COMPILED,
+    CONTRACT,
+    PURE,
+    SERVERS,
+    SETS,
+    WORKERS,
+    YARDSTICKS,
+    ScenarioError,
+    chosen,
+    load,
+)
 from perf.peers import NAMES
 
 LEAST = '[[scenario]]\nname = "a"\ntitle = "t"\nwhy = "w"\nkind = "closed"\n'
@@ -46,7 +57,7 @@ def test_each_makes_one_scenario_for_every_value(tmp_path: Path) -> None:
     file.write_text(LEAST + "each = { connections = [2, 16] }\n")
     found = load(file)
     assert {name: each.connections for name, each in found.items()} == {"a-2": 2, "a-16": 16}
-    assert found["a-2"].servers == SERVERS[:-1]
+    assert found["a-2"].servers == CONTRACT
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,7 @@ def test_each_makes_one_scenario_for_every_value(tmp_path: Path) -> None:
         ("conections = 4\n", "unknown key conections; known are"),
         ('kind = "endless"\n', "kind = 'endless' is not one of closed, open"),
         ('names = "some"\n', "names = 'some' is not one of one, all, zipf"),
-        ('servers = ["apache"]\n', "servers = 'apache' is not one of native, grpcio"),
+        ('servers = ["apache"]\n', "servers = 'apache' is not one of native, compiled, grpcio"),
         ('servers = "native"\n', "servers takes a list of names"),
         ('sets = ["nightly"]\n', "sets = 'nightly' is not one of quick, standard, full"),
         ("connections = 0\n", "connections = 0, but it must be at least 1"),
@@ -90,4 +101,11 @@ def test_only_selects_scenarios_from_all_sets() -> None:
 
 
 def test_the_list_of_servers_holds_every_peer() -> None:
-    assert (*OURS, *NAMES) == SERVERS
+    assert (*WORKERS, *NAMES) == SERVERS
+    assert (*CONTRACT, *YARDSTICKS) == SERVERS
+
+
+def test_both_forms_of_the_engine_take_part_in_the_same_scenarios() -> None:
+    found = [each for each in load().values() if PURE in each.servers or COMPILED in each.servers]
+    assert found
+    assert [each.name for each in found if {PURE, COMPILED} - {*each.servers}] == []

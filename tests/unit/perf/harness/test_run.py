@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def test_the_order_of_servers_changes_from_round_to_round() -> None:
     assert sorted(there.started) == ["other", "ours", "theirs"], "each is started once"
     assert not there.running
     assert [(each.gate.name, each.verdict) for each in done.verdicts] == [("g", sla.KEPT)]
+
+
+def test_the_compiled_form_is_measured_as_often_as_the_pure_one_that_a_gate_judges() -> None:
+    gate = replace(GATE, server=scenarios.PURE, over=None)
+    there = Machine(native=200.0, compiled=400.0, other=1.0)
+    session(there).measure([plan("native", "compiled", "other", gates=(gate,))])
+    assert [there.measured.count(name) for name in ("native", "compiled", "other")] == [6, 6, 2]
+    there.measured.clear()
+    session(there).measure([plan("native", "compiled")])
+    assert [there.measured.count(name) for name in ("native", "compiled")] == [2, 2], "no gate judges either"
 
 
 def test_a_plan_with_fresh_starts_new_processes_in_every_round() -> None:
@@ -444,7 +455,10 @@ def test_the_quick_measurement_takes_less_than_a_minute() -> None:
     planned = cli.plans(arguments, sla.load(), known)
     assert sum(each.seconds_at_least for each in planned) < 60
     assert {name for each in planned for name in each.servers} == {"native", "grpcio", "nghttpd"}
-    arguments.quick, arguments.full = False, True
+    arguments.quick = False
+    usual = cli.plans(arguments, sla.load(), known)
+    assert {name for each in usual for name in each.servers} == {"native", "grpcio", "nghttpd"}
+    arguments.full = True
     whole = cli.plans(arguments, sla.load(), known)
     assert {name for each in whole for name in each.servers} == set(scenarios.SERVERS)
     assert len(whole) == len(known)

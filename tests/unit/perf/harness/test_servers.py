@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,11 +10,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import pytest
 from perf.harness import compare, selftest, sla
 from perf.harness.compare import NoRevision
 from perf.harness.servers import Servers
+from perf.peers import PeerMissing, compiled, stacks
+from perf.peers.compiled import CompiledEngine
 from perf.targets.catalogue import Catalogue
 from perf.targets.processes import is_alive
 from perf.targets.target import ROOT, CannotListen, TargetFailed, worker
@@ -65,6 +69,73 @@ def test_a_worker_that_dies_at_its_start_is_reported_with_its_output(catalogue: 
     failing = worker("native", catalogue.descriptor, catalogue.built, program=program)
     with pytest.raises(TargetFailed, match="ended with 7: no luck today"), failing:
         pass
+
+
+@pytest.fixture
+def compiled_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the build, with our packages, whose engine says that it is compiled."""
+    folder = tmp_path / "build"
+    copytree(ROOT / "service", folder, ignore=ignore_patterns("__pycache__"))
+    front = folder / "grpc_h2" / "__init__.py"
+    written, count = re.subn(r"(?m)^ENGINE: Final = .*$", 'ENGINE: Final = "compiled"', front.read_text())
+    assert count == 1
+    front.write_text(written)
+    monkeypatch.setattr(CompiledEngine, "place", folder)
+    return folder
+
+
+def test_the_compiled_form_is_a_worker_that_imports_the_build_and_can_publish(
+    catalogue: Catalogue, compiled_form: Path
+) -> None:
+    with Servers(catalogue) as servers:
+        target = servers.target("compiled")
+        assert target.name == "compiled"
+        assert listens(target.port)
+        with servers.publications("compiled", 1) as publish:
+            publish()
+
+
+def test_a_worker_whose_engine_has_the_other_form_is_not_measured(catalogue: Catalogue, compiled_form: Path) -> None:
+    front = compiled_form / "grpc_h2" / "__init__.py"
+    front.write_text(front.read_text().replace('ENGINE: Final = "compiled"', 'ENGINE: Final = "pure"'))
+    told = rf"ended with 1: the engine in {compiled_form}/grpc_h2 is pure, not compiled"
+    with Servers(catalogue) as servers, pytest.raises(TargetFailed, match=told):
+        servers.target("compiled")
+
+
+def test_a_compiled_engine_does_not_pass_for_the_pure_one(
+    catalogue: Catalogue, compiled_form: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(compiled_form))
+    with Servers(catalogue) as servers, pytest.raises(TargetFailed, match="is compiled, not pure"):
+        servers.target("native")
+
+
+def test_a_compiled_form_that_is_not_built_is_missing_in_one_line(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "CACHE", tmp_path)
+    monkeypatch.setattr(CompiledEngine, "missing_tools", "")
+    told = "^compiled cannot be started: not built from these sources: run `python -m perf peers build compiled`$"
+    with Servers(catalogue) as servers, pytest.raises(PeerMissing, match=told):
+        servers.target("compiled")
+
+
+def test_a_build_belongs_to_the_sources_and_to_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "service" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "service" / "a.py").write_text("1")
+    (tmp_path / "hatch_build.py").write_text("")
+    (tmp_path / "pyproject.toml").write_text("")
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    build = CompiledEngine("compiled")
+    first = build.place
+    assert sys.implementation.cache_tag in str(first)
+    (tmp_path / "service" / "__pycache__" / "a.pyc").write_text("cached")
+    assert build.place == first
+    for name in ("service/a.py", "hatch_build.py", "pyproject.toml"):
+        before = build.place
+        (tmp_path / name).write_text("changed")
+        assert build.place != before, name
 
 
 def test_candidate_and_base_of_a_comparison_are_started_alike_and_none_is_left(catalogue: Catalogue) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from perf.planning import capacity_figures
 from perf.planning.capacity_figures import RecordUnusable, figures, main
+from perf.targets.target import ROOT
 
 from definition_server.cli.sizing import figures_from
 
@@ -95,3 +97,9 @@ def test_a_file_that_is_not_a_record_is_refused_in_one_line(
     told = capsys.readouterr().err
     assert told.startswith("no figures: ")
     assert told.count("\n") == 1
+
+
+def test_the_package_plans_with_the_record_that_the_readme_shows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"\[record\]\((perf/results/\S+?)\)", readme)
+    assert main([str(ROOT / shown), "--check"]) == 0, f"run `python -m perf capacity {shown}`"

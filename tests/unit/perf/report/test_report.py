@@ -223,6 +223,14 @@ def test_tables_hold_every_scenario_and_server_and_mark_invalid_cells(record: Re
     assert rows["saturate"][column].strip() == "–"
 
 
+def test_the_kernels_share_is_what_is_not_user_time_of_all_valid_runs() -> None:
+    spent = ((1.0, 0.9), (3.0, 1.1), (None, 9.0), (5.0, None))
+    runs = [one_run(server_cpu_seconds=whole, server_user_seconds=user) for whole, user in spent]
+    cell = Cell([*runs, one_run(valid=False, server_cpu_seconds=9.0, server_user_seconds=0.0)], "x")
+    assert cell.kernel_share == pytest.approx(0.5)
+    assert Cell([one_run()], "x").kernel_share is None
+
+
 def test_latencies_are_shown_for_open_loops(record: Record) -> None:
     assert text.scheduled(record) == ["rated", "upstream-stress"]
 
@@ -235,7 +243,16 @@ def test_text_of_a_record_cannot_end_a_cell_or_a_line(record: Record) -> None:
 
 def test_markdown_has_all_tables(record: Record) -> None:
     shown = text.whole(record)
-    for heading in ("Answers per second", "P95, ms", "Gates", "Knee", "Memory", "Cost of the harness", "Self-test"):
+    for heading in (
+        "Answers per second",
+        "P95, ms",
+        "The kernel's share",
+        "Gates",
+        "Knee",
+        "Memory",
+        "Cost of the harness",
+        "Self-test",
+    ):
         assert re.search(rf"^## {heading}", shown, re.MULTILINE), heading
     assert "**missed**: the median and its whole interval lie beyond" in shown
     assert "grpc-java: not measured: mvn is not installed" in shown
