@@ -169,7 +169,7 @@ class Review:
         # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
-        # Those that are not served as they are; those that were served unjudged before, and are not so any more.
+        # The rows that are not served as they are; the rows that were served unjudged before, and no longer are.
         self._changed: list[bytes] = []
         self._no_longer_pending: set[bytes] = set()
         self._new: list[bytes] = []

@@ -287,8 +287,8 @@ class CatalogueDisk:
         return wishes
 
     async def save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
-        """Keep ``wishes``, with the MAC of ``signer``. Returns why they are not kept (they count nonetheless); None
-        where they are.
+        """Keep ``wishes``, with the MAC of ``signer``. Returns why the wishes are not kept on disk (they are in force
+        nonetheless); None if they are kept.
         """
         problem = await self._save_wishes(wishes, signer)
         if problem is None:

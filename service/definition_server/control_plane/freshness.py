@@ -14,7 +14,7 @@ INTERVALS = 2.0
 
 
 class Stale(StrEnum):
-    """Why what is served may not be what the table has."""
+    """Why the served catalogue may differ from the table."""
 
     NOTHING_SERVED = "nothing_served"
     CATALOGUE_HELD = "catalogue_held"

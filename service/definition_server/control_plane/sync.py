@@ -322,7 +322,7 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """The text for the log. Where the kernel's word does not name a remedy, ours is added."""
+    """The text for the log. Where the kernel's message names no remedy, ours is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
         return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)

@@ -144,7 +144,7 @@ class Telemetry:
 
 
 def create_telemetry(settings: Settings, read: Callable[[], ServiceStatus]) -> Telemetry | None:
-    """The export that ``settings`` ask for; None, and a log line where something is wrong, where there is none."""
+    """The export that ``settings`` ask for; None if they ask for none, or if something is wrong, which is logged."""
     if settings.otlp_endpoints == (None, None):
         return None
     if settings.otel_exporter_otlp_protocol != "http/protobuf":

@@ -79,7 +79,7 @@ class SyncStatus:
     held_names: tuple[str, ...] = ()
     """Up to ten of the commands that ``held_reason`` is about, cut at 64 characters."""
     pinned: str | None = None
-    """Which asked for the pin that counts, ``command`` or ``policy``; None where none counts."""
+    """The origin of the pin that is in force: ``command`` or ``policy``; None if no pin is."""
     pinned_version: str | None = None
     """Its hash, or the beginning of it that was given."""
     pinned_until: float | None = None

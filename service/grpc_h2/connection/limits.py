@@ -259,4 +259,5 @@ _LEAST = {
     "max_held_by_strangers": 64 * 1024,
 }
 """The least value of a limit, where that is not 0. No window is smaller than the one that every connection starts with
-(RFC 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing the connection's."""
+(RFC 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing can make that of the
+connection smaller."""
