@@ -56,7 +56,7 @@ class Thresholds:
     held_percent: float = 20.0
     """Share of the commands whose row may be held by the gate."""
     changed_percent: float = 100.0
-    """Share of the commands whose content may be another. 100: all, since a release may change every command."""
+    """Share of the commands whose content may change. 100: all, since a release may change every command."""
 
 
 DEFAULTS = Thresholds()

@@ -59,7 +59,7 @@ class CatalogueDisk:
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
         self._missing: str | None = None
-        """Path of the last-known-good file, where there is none."""
+        """The path at which a last-known-good file was expected and not found."""
         self._saving_generation = 0
         self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None

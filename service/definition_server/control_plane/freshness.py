@@ -77,7 +77,7 @@ def restart_safety(
     database_reachable: bool,
     pin_lost: bool = False,
 ) -> Restart:
-    """Whether the server could be restarted now without serving anything else, or nothing.
+    """Whether a server that is restarted now would serve what it serves now, and neither another catalogue nor none.
 
     Args:
         serves: Whether there is a catalogue.

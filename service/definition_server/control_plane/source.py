@@ -55,7 +55,7 @@ class Reading(Protocol):
         """The ranges of this moment; None where the source has none. From now on each row names its range.
 
         Args:
-            before: Those of an earlier moment, to be compared with: the division is the same where that is possible.
+            before: The ranges of an earlier moment, to be compared with: the division is the same if that is possible.
 
         Raises:
             SourceError: where reading fails.

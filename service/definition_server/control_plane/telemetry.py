@@ -2,8 +2,9 @@
 
 **Off** is the default, and costs nothing: nothing of OpenTelemetry is imported, no span is made, and workers count as
 if this module did not exist. **On**, a thread of the master takes the finished spans every second and the metrics at
-their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and drop, and at
-the end it has two seconds. A collector that is down, slow or refuses costs one log line, and one when it is back.
+their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and drop what
+does not fit, and at the end it has two seconds. A collector that is down, slow or refuses costs one log line, and one
+when it is back.
 
 Workers have no network to export by. The calls that they sample come over the control socket (`CallsSampled`).
 """

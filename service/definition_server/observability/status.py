@@ -208,7 +208,8 @@ class ServiceStatus:
     hostname: str = ""
     """Of the machine, container or pod."""
     engine: str = ""
-    """What serves the clients: ``pure`` or ``compiled``, the form of the native engine; ``grpcio``."""
+    """The engine that serves the clients: ``pure`` or ``compiled``, which are the forms of the native engine, or
+    ``grpcio``."""
     freshness: FreshnessStatus = FreshnessStatus(True, None)
     restart: RestartStatus = RestartStatus(True, "stored")
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)

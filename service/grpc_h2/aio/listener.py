@@ -160,7 +160,7 @@ class Listener:
             self._setups[protocol].cancel()
 
     async def finish(self, seconds: float) -> None:
-        """Set the connections up that were accepted before `stop`, and drop those for which that takes longer."""
+        """Set up the connections that were accepted before `stop`, and drop those that are not ready in time."""
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
         for protocol, task in self._setups.items():

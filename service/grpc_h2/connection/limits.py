@@ -196,7 +196,7 @@ class Limits:
             raise ValueError("; ".join(problems))
 
     def _ranges(self) -> list[str]:
-        """The fault of a limit by itself."""
+        """The problems of limits that are out of their own range."""
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
