@@ -15,7 +15,7 @@ from perf.attackers.peer import Peer
 
 HEALTH_CHECK, HEALTH_WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
 _PAUSE_SECONDS = 0.05
-"""Before a client that could not connect, or was disconnected, connects again."""
+"""The pause before a client that could not connect, or was disconnected, connects again."""
 
 
 @dataclass(frozen=True, slots=True)

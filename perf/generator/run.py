@@ -105,7 +105,7 @@ def run(
 
 
 def _client_cpus(target: Target) -> list[int]:
-    """The CPUs on which the generator may run: never the server's."""
+    """The CPUs on which the generator may run: none that the server uses."""
     if (os.cpu_count() or 1) < 2:
         raise Spoilt("this machine has one CPU: server and generator would share it, at least 2 are needed", "machine")
     try:

@@ -89,7 +89,7 @@ def held(receive: Receive, seconds: float = HELD_SECONDS) -> Receive:
             receive(protocol, data)
 
     def slowed(protocol: Http2Protocol, data: bytes) -> None:
-        # All wait equally long: whichever timer is called first, the oldest batch is due.
+        # All batches wait equally long, so the oldest one is due, whichever timer is called first.
         waiting.append((protocol, data))
         protocol._loop.call_later(seconds, release)
 

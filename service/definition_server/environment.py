@@ -341,7 +341,8 @@ def _flag(text: str) -> str:
 
 
 def _choice(text: str, choices: tuple[str, ...]) -> str:
-    """The one of ``choices`` that ``text`` is in other letters; ``text`` itself where there is none."""
+    """The one of ``choices`` that differs from ``text`` only by upper and lower case; ``text`` itself if there is
+    none."""
     return next((choice for choice in choices if choice.lower() == text.lower()), text)
 
 
@@ -447,7 +448,8 @@ def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
 
 def _meant(name: str, names: set[str]) -> str | None:
     """The one of ``names`` that somebody who wrote ``name`` probably meant."""
-    # Those that libpq, the client commands or OpenTelemetry's SDK read, and what Kubernetes sets for every Service.
+    # Variables that libpq, the client commands or OpenTelemetry's SDK read, and those that Kubernetes sets for every
+    # Service.
     if name.startswith(("PG", "DEFINITION_SERVER_", "OTEL_")) or "://" in os.environ.get(name, ""):
         return None
     upper = name.upper().replace("-", "_")

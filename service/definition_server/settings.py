@@ -226,7 +226,8 @@ class Settings(EnvironmentSettings):
     transport: Literal["native", "grpcio"] = Field(
         DEFAULT_TRANSPORT,
         validation_alias="TRANSPORT",
-        description="gRPC implementation of the workers. native: the server's own, which is faster. grpcio: Google's.",
+        description="gRPC implementation of the workers. native: our own engine, which is faster. grpcio: Google's "
+        "C-core.",
         json_schema_extra=advice("Give native or grpcio"),
     )
     tls_cert_file: CertificateFile | None = Field(

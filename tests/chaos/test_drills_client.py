@@ -20,7 +20,7 @@ BROKEN = Path(__file__).parent / "broken_client"
 
 QUIET = pytest.mark.quiet
 EVERY_FAULT = [pytest.param(each, marks=() if each.endswith("-gentle") else QUIET) for each in BY_ID]
-"""Those of full strength need the machine to themselves."""
+"""Drills of full strength need the machine to themselves."""
 
 
 def stage_for(fault: str, make_stage: MakeStage, **settings: str) -> Stage:
@@ -93,7 +93,7 @@ def test_a_flood_on_grpcio_costs_calls_and_no_worker(fault: str, make_stage: Mak
     ],
 )
 def test_a_server_with_a_defect_breaks_its_drill(fault: str, variant: str, tells: str, make_stage: MakeStage) -> None:
-    """On the native transport only: on grpcio the code that accepts, reads and writes is C-core's."""
+    """On the native transport only: on grpcio the code that accepts, reads and writes belongs to C-core."""
     settings = {"PYTHONPATH": str(BROKEN), "PYTHON_DRILL_BROKEN": variant}
     outcome = play_red(BY_ID[fault], stage_for(fault, make_stage, **settings), variant)
     assert any(re.search(tells, sentence) for sentence in judge(outcome)), explained(outcome)

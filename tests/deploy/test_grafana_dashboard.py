@@ -23,7 +23,7 @@ DASHBOARD: dict[str, Any] = json.loads(WRITTEN.read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 UNITS = {"s", "short", "reqps", "bytes", "percentunit"}
-"""Those of Grafana's units that our metrics have: Prometheus's base units and plain counts."""
+"""Units of Grafana that our metrics have: Prometheus's base units and plain counts."""
 
 
 def test_the_dashboard_is_the_output_of_its_source() -> None:

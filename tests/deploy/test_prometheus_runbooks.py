@@ -46,7 +46,7 @@ SECTIONS = [
 ]  # fmt: skip
 KINDS = {"alert", "metric", "log", "error", "probe", "client"}
 PROGRAMS = ("grep", "python3")
-"""Those that every image with Python on Debian has, however small. Besides them, `definition-server`."""
+"""Programs that every image with Python on Debian has, however small. Besides them, `definition-server`."""
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 

@@ -1,5 +1,6 @@
-"""Where little of the table changed, the rows of the ranges that changed are read, and no others; what is built of them
-and of the previous snapshot is what a reading of all rows gives, in a real PostgreSQL and after any statements.
+"""Where little of the table changed, the rows of the ranges that changed are read, and no others; the catalogue built
+of them and of the previous snapshot equals the one that a reading of all rows gives, in a real PostgreSQL and after any
+statements.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ async def test_idle_session_timeout_costs_no_reading(table: Table) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """Octets of memory that the process has had at most."""
+    """The most octets of memory that the process has had."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     (peak,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return peak

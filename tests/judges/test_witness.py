@@ -71,7 +71,7 @@ def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, A
     [
         (ran(110_000, microseconds=9), ran(100_000, microseconds=10), "agrees"),
         (ran(116_000, microseconds=8), ran(100_000, microseconds=9), "explained"),
-        # Counted twice as many as there were: the server's own time does not say so.
+        # Twice as many calls are counted as were made: the server's CPU time does not explain the difference.
         (ran(200_000, microseconds=10), ran(100_000, microseconds=10), "disagrees"),
         (ran(50_000, microseconds=10), ran(100_000, microseconds=10), "disagrees"),
         (ran(50_000, microseconds=10, client=0.99), ran(100_000, microseconds=10), "explained"),

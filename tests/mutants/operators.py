@@ -49,7 +49,8 @@ class DeleteStatement(Operator):  # type: ignore[misc]
 
 
 def _is_statement(node: Any) -> bool:
-    """A call, an ``await`` of one, or an assignment to something that exists already: deleting it is no NameError."""
+    """A call, an ``await`` of one, or an assignment to something that exists already: deleting it causes no
+    NameError."""
     if node.type in ("atom_expr", "power"):
         return bool(node.children[-1].type == "trailer" and node.children[-1].children[0].value == "(") or (
             node.children[0].type == "keyword" and node.children[0].value == "await"

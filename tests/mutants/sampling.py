@@ -137,7 +137,7 @@ def sample(rooms: tuple[Room, ...], tree: Path, count: int, seed: int) -> dict[s
 
 
 def _compiles(mutant: Mutant, tree: Path) -> bool:
-    """False for what cosmic-ray takes for an operator and is none, as the star before keyword-only parameters."""
+    """False if cosmic-ray mistook something for an operator, such as the star before keyword-only parameters."""
     try:
         compile(mutated(mutant, (tree / mutant.module).read_text("utf-8")), str(mutant.module), "exec")
     except (SyntaxError, ValueError):

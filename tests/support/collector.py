@@ -38,7 +38,7 @@ class Collector:
         self.answers.set()
         self.spans: list[ReceivedSpan] = []
         self.metrics: dict[str, list[tuple[dict[str, Any], float]]] = {}
-        """Name → labels and value (of a histogram: its count) of each point, the newest export's."""
+        """Name → labels and value (of a histogram: its count) of each point of the newest export."""
         self.kinds: dict[str, str] = {}
         self.resource: dict[str, Any] = {}
         self.headers: list[dict[str, str]] = []

@@ -1,4 +1,5 @@
-"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing: any growth is the engine's."""
+"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing: whatever grows belongs to the
+engine."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ _huffman = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", length: int | None = None) -> bytes:
-    """One frame (RFC 9113 §4.1), legal or not: nothing is checked. ``length`` stands in place of the payload's."""
+    """One frame (RFC 9113 §4.1), legal or not: nothing is checked. ``length`` is written in place of the payload's real
+    length."""
     size = len(payload) if length is None else length
     return size.to_bytes(3, "big") + bytes((kind, flags)) + pack(">I", stream) + payload
 

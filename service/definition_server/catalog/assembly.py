@@ -40,8 +40,8 @@ def version_hash(
         names: In order.
         digests: Their hashes.
         states: An empty list, which is given the states of the computation before each `_HASHED_TOGETHER` names.
-        before: Those of another computation.
-        unchanged: So many names at the beginning had the same hashes there.
+        before: The states of another computation.
+        unchanged: The number of names at the beginning that had the same hashes there.
     """
     states += before[: unchanged // _HASHED_TOGETHER + 1]
     digest = states[-1].copy() if states else hashlib.sha256()

@@ -216,7 +216,7 @@ class SnapshotBuilder:
         self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
-        """Content hash and ``CommandResponse`` of a row that can be carried."""
+        """Content hash and ``CommandResponse`` of a row that fits into one."""
         row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
         name, code = name or b"", code or b""
         kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE

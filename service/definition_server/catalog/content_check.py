@@ -28,7 +28,7 @@ class Flaw(IntFlag):
     EXHAUSTED = 8
     """Memory ran out, which may be the fault of what was judged before."""
     UNKNOWN_CODING = 16
-    """The source names a coding that this process does not have. Another one may have loaded it."""
+    """The source names a coding that this process does not have. Another process may have loaded it."""
 
 
 ANSWER = 0x40

@@ -91,8 +91,8 @@ class Gate:
         self._remembered = remembered
         # By a hash of the content; the one used last comes last.
         self._flaws: OrderedDict[bytes, Flaw] = OrderedDict()
-        # Of the last review, by name: the content hash of all that is served; of that, the rows that nobody has judged
-        # yet, and those whose code was refused; suspicions of rows that passed.
+        # Results of the last review, by name: the content hash of everything served; among it, the rows that nobody has
+        # judged yet, and those whose code was refused; suspicions about rows that passed.
         self.served: dict[bytes, bytes] = {}
         self.pending: dict[bytes, bytes] = {}
         self.tolerated: dict[bytes, bytes] = {}
@@ -169,7 +169,7 @@ class Review:
         # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
-        # Those that are not served as they are; those that were served unjudged before, and are not so any more.
+        # The rows that are not served as they are; the rows that were served unjudged before, and no longer are.
         self._changed: list[bytes] = []
         self._no_longer_pending: set[bytes] = set()
         self._new: list[bytes] = []

@@ -23,7 +23,7 @@ from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 
 FEW_COMMANDS = 5
-"""So many commands may always vanish, or be held, at once."""
+"""The number of commands that may always vanish, or be held, at once."""
 
 SMALL_GROWTH = 1 << 20
 """By so many octets a catalogue may always grow at once."""
@@ -56,7 +56,7 @@ class Thresholds:
     held_percent: float = 20.0
     """Share of the commands whose row may be held by the gate."""
     changed_percent: float = 100.0
-    """Share of the commands whose content may be another. 100: all, since a release may change every command."""
+    """Share of the commands whose content may change. 100: all, since a release may change every command."""
 
 
 DEFAULTS = Thresholds()
@@ -92,8 +92,8 @@ class Contents:
         return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank), hashes)
 
     def after(self, later: Snapshot, changed: Iterable[bytes], *, with_hashes: bool = False) -> Contents:
-        """Those of ``later``, in which no other names than ``changed`` differ. O(changed), and O(names) where any came
-        or went.
+        """The contents of ``later``, in which only the names in ``changed`` may differ. O(changed), or O(names) if
+        names were added or removed.
         """
         overhead = 0 if later.footer.key_id == UNSIGNED else OVERHEAD
         found = {name: later.answer(name) for name in changed}
@@ -156,7 +156,7 @@ def judge(
     held_before: int = 0,
     limits: Thresholds = DEFAULTS,
 ) -> Judgement | None:
-    """Why ``candidate`` must not replace ``served`` without an operator's word; None where it may.
+    """Why ``candidate`` must not replace ``served`` before an operator accepts it; None if it may.
 
     Args:
         candidate: The catalogue that was read.

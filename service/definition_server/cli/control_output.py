@@ -61,7 +61,7 @@ def iso(stamp: Timestamp) -> str:
 
 
 def age(stamp: Timestamp, now: float) -> str:
-    """How long before ``now`` (seconds since the epoch) that was, in the largest unit that it has twice."""
+    """How long before ``now`` (seconds since the epoch) that was, in the largest unit of which it has at least two."""
     seconds = max(0.0, now - stamp.ToNanoseconds() / 1e9)
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

@@ -67,7 +67,7 @@ class Master:
             raise self._failure(cast("grpc.Call", error)) from None
 
     def _check_socket(self) -> None:
-        """Refuse what is no socket, or not this account's: its answers would be somebody else's."""
+        """Refuse a path that is no socket, or belongs to another account: somebody else would answer there."""
         try:
             status = self.path.stat()
         except FileNotFoundError:

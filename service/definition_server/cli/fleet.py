@@ -280,7 +280,8 @@ def _once(replicas: Iterable[Replica]) -> list[Replica]:
 
 
 def _compared(replicas: list[Replica]) -> list[Replica]:
-    """``replicas``, those marked that differ from what most serve; of equally many, from what was published last."""
+    """``replicas``, with a mark at those that differ from the version that most serve; on a draw, from the version
+    published last."""
     counts = Counter(replica.version_hash for replica in replicas if replica.version_hash)
     if len(counts) < 2:
         return replicas

@@ -36,7 +36,7 @@ from definition_server.cli.exits import (
 from definition_server.control_plane.store import without_mac
 
 _DEEPEST_INTERFACE = 20
-"""Levels of nesting. A real interface has two; Python's JSON writer fails at some hundreds."""
+"""Levels of nesting. A real interface has two levels; Python's JSON writer fails at some hundreds."""
 
 
 @click.group()

@@ -1,7 +1,8 @@
 """One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O: octets in, an `Exchange` out. h11 parses.
 
 Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for
-each request anyway, a scraper comes four times a minute, and what ends soon needs no accounting of what is next. A
+each request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a
+next request. A
 request's content is never read: no page has a use for it, and a server that closes need not read it (9112, 9.3).
 """
 
@@ -43,7 +44,7 @@ _TLS_ANSWER = b"\x15\x03\x01\x00\x02\x02\x0a"
 _PROXY = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
 _FOREIGN = (_HTTP2_PREFACE, _TLS_RECORD, *_PROXY)
 _MOST_UNDECIDED = 16
-"""Octets after which the protocol is known, or there were nothing but empty lines."""
+"""Octets after which the protocol is known, unless all of them were empty lines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class CatalogueDisk:
         self._latest_generation = latest_generation
         self._last_known_good = None if store is None else LastKnownGood(store, background, self._on_stored_late, disk)
         self._missing: str | None = None
-        """Path of the last-known-good file, where there is none."""
+        """The path at which a last-known-good file was expected and not found."""
         self._saving_generation = 0
         self._saving = self._stored = _NOTHING
         self._adding: asyncio.Future[list[HistoryEntry]] | None = None
@@ -287,8 +287,8 @@ class CatalogueDisk:
         return wishes
 
     async def save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
-        """Keep ``wishes``, with the MAC of ``signer``. Returns why they are not kept (they count nonetheless); None
-        where they are.
+        """Keep ``wishes``, with the MAC of ``signer``. Returns why the wishes are not kept on disk (they are in force
+        nonetheless); None if they are kept.
         """
         problem = await self._save_wishes(wishes, signer)
         if problem is None:

@@ -42,7 +42,7 @@ _PROPAGATION_SECONDS = 10.0
 """How long an answer waits for the workers: one that does not take a snapshot must not hold the operator up."""
 _POLL_SECONDS = 0.002
 _EXPORT_OCTETS = 256 * 1024
-"""Of one message of an export."""
+"""The size of one message of an export."""
 
 
 _STATUS: tuple[tuple[type[PublicationError], StatusCode], ...] = (

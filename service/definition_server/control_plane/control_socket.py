@@ -1,4 +1,5 @@
-"""The Unix socket of the operator's commands: opened beside a dead master's file, never over a living one's.
+"""The Unix socket of the operator's commands: it replaces the file of a master that has ended, never that of one that
+runs.
 
 The file is made with mode 0600, whatever the umask is, so the kernel lets only this account connect (and root). The
 peer's uid is checked again when it connects (SO_PEERCRED, unix(7)), because the mode may have been changed since.

@@ -119,7 +119,7 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
 
 
 def shortfalls(state: SyncState, held_commands: int) -> str:
-    """Why what is served is not what the table has, although a cycle succeeded; empty where it is."""
+    """Why the served catalogue differs from the table although a cycle succeeded; empty if it does not differ."""
     parts = []
     if (pin := state.pin) is not None and not pin.vain:
         parts.append("a pin counts, and its version is not known here" if pin.missing else "a pin counts")

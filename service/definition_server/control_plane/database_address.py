@@ -45,7 +45,8 @@ _CHOSEN = re.compile(
 
 
 def _harmless(name: str, value: str) -> bool:
-    """Whether the value of a parameter is no secret: it is what the parameter is for, and texts are better with it."""
+    """Whether a parameter may be shown: its value has the form that the parameter asks for, so it is not a misplaced
+    secret."""
     return (
         name in _SHOWN
         or (name in _NUMBERS and value.isdigit())

@@ -14,7 +14,7 @@ INTERVALS = 2.0
 
 
 class Stale(StrEnum):
-    """Why what is served may not be what the table has."""
+    """Why the served catalogue may differ from the table."""
 
     NOTHING_SERVED = "nothing_served"
     CATALOGUE_HELD = "catalogue_held"
@@ -77,7 +77,7 @@ def restart_safety(
     database_reachable: bool,
     pin_lost: bool = False,
 ) -> Restart:
-    """Whether the server could be restarted now without serving anything else, or nothing.
+    """Whether a server that is restarted now would serve what it serves now, and neither another catalogue nor none.
 
     Args:
         serves: Whether there is a catalogue.

@@ -1,7 +1,7 @@
 """The present wishes of operators: those by command, which are kept on disk, and those in the policy file.
 
-A command counts at once, in memory. The disk comes afterwards, because it may hang; and what an earlier run has written
-there is neither replaced before it was read, nor does it undo what was asked for meanwhile.
+A command counts at once, in memory. The disk comes afterwards, because it may hang; and the file of an earlier run is
+neither replaced before it was read, nor does it undo a wish that came meanwhile.
 """
 
 from __future__ import annotations

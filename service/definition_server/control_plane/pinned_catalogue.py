@@ -1,8 +1,8 @@
 """The catalogue that a pin names: found in memory or in the history, shown in the state, left when the pin expires.
 
 Where the version is not known, what is served stays: whoever pins does not want the table to be followed, and that is
-what can be done about it. But what a server serves that began under such a pin was chosen by nobody: to stay with it
-would be no better than the next one. There the pin is *vain*, and the table is followed until the version is known.
+what can be done about it. But nobody chose the catalogue of a server that started under such a pin, so keeping it would
+be no better than taking the next one. There the pin is *vain*, and the table is followed until the version is known.
 """
 
 from __future__ import annotations

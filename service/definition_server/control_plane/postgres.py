@@ -176,7 +176,7 @@ class PostgresSource:
         self._url = url
         self._redaction = redaction(url)
         self.address = database_address(url)
-        """Which database it is; None where the URL is no use."""
+        """The database that is read; None if the URL cannot be used."""
         self.connected_to: str | None = None
         """The host that let us connect last; None: none has yet."""
         self._logged: tuple[str, ...] | None = None

@@ -1,8 +1,7 @@
 """The kernel's limits of a process (getrlimit(2)) beside that of open files: raised, judged and named at the start.
 
-The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), and what
-else counts there is not ours: so it is tried. As many threads as the server needs tasks at a time start, and end at
-once.
+The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), and other
+processes count there too. So it is tried: as many threads as the server needs at a time are started, and end at once.
 
 The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
 a server after some time, or takes a function from it: the size of files counts for memory without a name too

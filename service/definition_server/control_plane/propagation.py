@@ -5,7 +5,7 @@ start of that check until every worker has acknowledged the new catalogue is at 
 less than the interval of the checks. The first publication after a start has no earlier check, and no sample; neither
 has one that an operator causes (`accept`, a pin, its end), whose time says nothing about the server.
 
-Judged are the workers that serve. A worker that ends, drains or is replaced meanwhile is waited for no more; one that
+Judged are the workers that serve. A worker that ends, drains or is replaced meanwhile is not awaited any more; one that
 starts gets the newest catalogue first.
 """
 

@@ -24,7 +24,7 @@ _SHORT_OCTETS = 4 << 20
 """A smaller catalogue is hashed before it is written: to start a thread would take longer."""
 
 _RELEASED_CHUNKS = 16
-"""So many chunks of the snapshot before are resident at most."""
+"""The number of chunks of the previous snapshot that are resident at most."""
 
 
 @dataclass(frozen=True, slots=True)

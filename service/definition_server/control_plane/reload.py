@@ -30,7 +30,7 @@ _READ_SECONDS = 10.0
 
 
 class Reloadable(Enum):
-    """The secrets that can be replaced, and the fields of `Settings` that belong to it."""
+    """The secrets that can be replaced, each with the fields of `Settings` that hold it."""
 
     DATABASE_URL = ("database_url",)
     API_KEYS = ("api_key", "api_keys")

@@ -12,7 +12,7 @@ class Backoff:
         self._next = first
 
     def next(self) -> float:
-        """The delay before the next attempt; each call doubles the one after."""
+        """The delay before the next attempt; the delay of the next call is twice as long."""
         delay = self._next
         self._next = min(self._most, delay * 2)
         return delay

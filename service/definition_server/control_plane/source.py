@@ -34,7 +34,8 @@ class Ranges:
     """The rows of a source, divided into ranges, at the moment of a reading."""
 
     basis: str
-    """What the division and the fingerprints rest on. Those of two moments can be compared where it is the same."""
+    """What the division and the fingerprints rest on. Values of two moments can be compared if it is the same at
+    both."""
     versions: Mapping[int, str]
     """Range → fingerprint of its rows, for all ranges that have any."""
     width: int = 1
@@ -54,7 +55,7 @@ class Reading(Protocol):
         """The ranges of this moment; None where the source has none. From now on each row names its range.
 
         Args:
-            before: Those of an earlier moment, to be compared with: the division is the same where that is possible.
+            before: The ranges of an earlier moment, to be compared with: the division is the same if that is possible.
 
         Raises:
             SourceError: where reading fails.

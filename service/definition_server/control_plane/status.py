@@ -119,7 +119,7 @@ class StatusReader:
         )
 
     def _publications(self) -> tuple[PublicationStatus, ...]:
-        """Those since the start, and before them those that the history on disk knows."""
+        """The publications since the start, preceded by older ones that the history on disk holds."""
         found = []
         recent = self._publisher.recent
         for published in recent:

@@ -77,10 +77,10 @@ class CycleObserver(Protocol):
         """The table is about to be checked."""
 
     def change_read(self) -> None:
-        """It has changed, and was read. A publication until the end of the cycle is that change."""
+        """The table has changed, and was read. If anything is published before the cycle ends, it is that change."""
 
     def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
-        """The cycle is over: why it failed, and the seconds until the next."""
+        """The cycle is over. ``reason``: why it failed; ``next_attempt_in``: seconds until the next one."""
 
 
 class Synchronizer:
@@ -322,7 +322,7 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """The text for the log. Where the kernel's word does not name a remedy, ours is added."""
+    """The text for the log. Where the kernel's message names no remedy, ours is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
         return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)

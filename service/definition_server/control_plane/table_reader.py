@@ -34,7 +34,7 @@ class ReadTable:
     begun: float
     """When the reading began, in seconds of the loop's clock."""
     ranges: Ranges | None = None
-    """Those of the source at that moment."""
+    """The ranges of the source at that moment."""
     ranges_read: int | None = None
     """How many of them were read; None: all rows were."""
 
@@ -163,7 +163,7 @@ class TableReader:
 
 
 def _previous(builder: SnapshotBuilder, ranges: Ranges, snapshots: Iterable[Snapshot | None]) -> _Previous | None:
-    """What the next reading may take over; None where none of ``snapshots`` is what was built."""
+    """The rows that the next reading may take over; None if none of ``snapshots`` was built of them."""
     for snapshot in snapshots:
         build = None if snapshot is None else builder.as_previous(snapshot)
         if build is not None:

@@ -2,8 +2,9 @@
 
 **Off** is the default, and costs nothing: nothing of OpenTelemetry is imported, no span is made, and workers count as
 if this module did not exist. **On**, a thread of the master takes the finished spans every second and the metrics at
-their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and drop, and at
-the end it has two seconds. A collector that is down, slow or refuses costs one log line, and one when it is back.
+their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and drop what
+does not fit, and at the end it has two seconds. A collector that is down, slow or refuses costs one log line, and one
+when it is back.
 
 Workers have no network to export by. The calls that they sample come over the control socket (`CallsSampled`).
 """
@@ -144,7 +145,7 @@ class Telemetry:
 
 
 def create_telemetry(settings: Settings, read: Callable[[], ServiceStatus]) -> Telemetry | None:
-    """The export that ``settings`` ask for; None, and a log line where something is wrong, where there is none."""
+    """The export that ``settings`` ask for; None if they ask for none, or if something is wrong, which is logged."""
     if settings.otlp_endpoints == (None, None):
         return None
     if settings.otel_exporter_otlp_protocol != "http/protobuf":

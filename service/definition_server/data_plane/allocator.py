@@ -37,7 +37,7 @@ CHECK_SECONDS = 1.0
 _IDLE_SHARE = 0.5
 """Of one core, below which the process counts as idle."""
 _STILL = 1024 * 1024
-"""Octets of growth between two checks that are none."""
+"""Octets by which memory may grow between two checks and still count as constant."""
 _STATM = "/proc/self/statm"
 _STATM_OCTETS = 128
 

@@ -6,14 +6,15 @@ Before it accepts, a worker reads the others' connection counts from their stats
 those that hold fewer. No process stands between, no lock is taken, and nothing is read or written for a request.
 
 **Rules.** Let *least* be the fewest connections that any other worker holds that accepts, has room, and has a recent
-heartbeat: it has changed within `FRESH_SECONDS` of this process's clock, because that of another may be another one.
+heartbeat: one that this process saw change less than `FRESH_SECONDS` ago by its own clock, because another process may
+have another clock.
 
 1. A worker with no more than *least* accepts. Workers with equal counts race, and the kernel gives each connection to
    one of them; so the counts of connections opened one after the other never differ by more than one.
 2. A worker that holds more tries again after `retry_seconds`. If it has tried for `PATIENCE_SECONDS` and no worker has
    accepted, the worker that should accept hangs, and its missing heartbeat has not been noticed yet: then any worker
-   accepts, and leaves nothing to those that held fewer for `DOUBT_SECONDS`. Pages are only their workers' word: one
-   that pretends to accept delays others by `PATIENCE_SECONDS` once in that time.
+   accepts, and leaves nothing to those that held fewer for `DOUBT_SECONDS`. A page shows what its worker claims: a
+   worker that wrongly claims to accept delays others by `PATIENCE_SECONDS`, once in `DOUBT_SECONDS`.
 3. In a storm of connections rule 1 would accept one connection per worker and retry. Once connections have been waiting
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
    geometric rate, and with up to 16 connections per worker nothing changes.
@@ -154,7 +155,7 @@ class Balancer:
         self._note_room()
 
     def vouched(self) -> None:
-        """A connection has made an authorized call: it is a client's."""
+        """A connection has made an authorized call: it belongs to a client."""
         self._clients += 1
         self._note_room()
 

@@ -31,7 +31,8 @@ _YOUNG_OBJECTS = 5000
 streams create them: with Python's default of 700 the collector would run twenty times a second and free nothing
 (docs/runtime-flags.md)."""
 _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS = 2, 40
-"""Collections of the youngest generation before the middle one is collected, and of that one before all are. Python's
+"""The number of collections of the youngest generation before the middle one is collected too, and of the middle one
+before all are. Python's
 own values are 10 and 10: the middle one then has up to 55,000 objects, which are examined in one pause (26 ms of CPU
 time beside 256 connections with wrong keys)."""
 

@@ -227,19 +227,19 @@ def _boolean(value: object) -> bool:
 
 def _text(value: object) -> str:
     if type(value) is not str or len(value) > _MOST_TEXT:
-        raise ValueError("a text is none, or too long")
+        raise ValueError("a field that must be a text is not one, or is too long")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if type(value) is not list or len(value) > _MOST_ITEMS:
-        raise ValueError("a list is none, or too long")
+        raise ValueError("a field that must be a list is not one, or is too long")
     return tuple(_text(item) for item in value)
 
 
 def _integers(value: object) -> tuple[int, ...]:
     if type(value) is not list or len(value) > _MOST_ITEMS:
-        raise ValueError("a list is none, or too long")
+        raise ValueError("a field that must be a list is not one, or is too long")
     return tuple(_integer(item) for item in value)
 
 

@@ -76,7 +76,7 @@ class Room(IntEnum):
     FULL = 1
     """It holds as many as it may; idle ones without an authorized call give way to new ones."""
     TAKEN = 2
-    """All that it holds are clients'."""
+    """All connections that it holds belong to clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Slot:
         self._words[Word.REFUSED + reason] += 1
 
     def lines_dropped(self, lines: int) -> None:
-        """So many log lines of the worker were never written, since its start."""
+        """The number of the worker's log lines that were never written, since its start."""
         self._words[Word.LINES_DROPPED] = lines
 
     def load(self) -> tuple[bool, int, int, int]:
@@ -225,7 +225,7 @@ class StatsPage:
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
     def read(self) -> SlotReading:
-        """The values now. They are the worker's word, unchecked."""
+        """The values now. They are what the worker claims, unchecked."""
         octets = os.pread(self.descriptor, SLOT_SIZE, 0)
         return read_words(memoryview(octets).cast("Q"))
 

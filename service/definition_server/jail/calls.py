@@ -90,7 +90,7 @@ def rules(
     """Call number → rule, for process ``pid``.
 
     Args:
-        architecture: Whose numbers.
+        architecture: The architecture whose numbers are meant.
         pid: The process that it may signal: itself.
         reads_files: Files may be opened for reading, as far as Landlock permits.
         opens_port: Sockets may be made, bound and connected, as far as Landlock permits.

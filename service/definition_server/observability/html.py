@@ -14,7 +14,7 @@ from definition_server.observability.visible import visible
 
 
 class Html(str):
-    """Text that is HTML. Made by this module, and from constants."""
+    """Text that is HTML. Only this module makes it, from constants and from escaped text."""
 
     __slots__ = ()
 

@@ -63,7 +63,7 @@ class LineWriter:
         self._deadline: float | None = None
 
     def begin_again(self) -> None:
-        """Forget everything: in a forked child the thread does not exist, and the lines are the parent's."""
+        """Forget everything: in a forked child the thread does not exist, and the parent writes the lines."""
         self._begin()
 
     @property

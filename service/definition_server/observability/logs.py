@@ -224,7 +224,8 @@ def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _visible(_: Any, __: str, event: EventDict) -> EventDict:
-    """Escapes control characters of the message, which may be a library's. The renderer escapes those of the fields."""
+    """Escapes control characters of the message, which may come from a library. The renderer escapes those of the
+    fields."""
     event["event"] = _escaped(str(event["event"]))
     return event
 

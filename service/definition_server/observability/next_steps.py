@@ -62,7 +62,7 @@ BY_REASON: dict[Reason, tuple[str, str]] = {
     Reason.DISK_FAILED: (f"The disk fails. {_DISK_REMEDY}", _DISK),
     Reason.DISK_HANGS: (f"The disk does not answer. {_DISK_REMEDY}", _DISK),
     Reason.SNAPSHOT_UNUSABLE: (
-        "The stored snapshot is damaged, or not this server's. The log says which.",
+        "The stored snapshot is damaged, or does not belong to this server. The log says which.",
         "runbooks/last-known-good.md",
     ),
     Reason.INTERNAL_ERROR: ("A bug of the server. Keep the log.", "observability.md#h-a-bug"),
@@ -119,7 +119,7 @@ def _serving(status: ServiceStatus) -> Iterator[Step]:
 def _reading(status: ServiceStatus) -> Iterator[Step]:
     sync = status.sync
     held = sync.held_version
-    # Where nothing is served, what keeps the table from being read is what keeps clients from being served.
+    # Where nothing is served, whatever keeps the table from being read also keeps clients from being served.
     urgency = Urgency.BAD if status.catalog is None else Urgency.WARN
     # The next cycles after a catalogue was held may fail for another reason, which is then to be mended first.
     if sync.last_error is not None and (held is None or sync.last_error is not sync.held_reason):

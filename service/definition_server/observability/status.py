@@ -79,7 +79,7 @@ class SyncStatus:
     held_names: tuple[str, ...] = ()
     """Up to ten of the commands that ``held_reason`` is about, cut at 64 characters."""
     pinned: str | None = None
-    """Which asked for the pin that counts, ``command`` or ``policy``; None where none counts."""
+    """The origin of the pin that is in force: ``command`` or ``policy``; None if no pin is."""
     pinned_version: str | None = None
     """Its hash, or the beginning of it that was given."""
     pinned_until: float | None = None
@@ -208,7 +208,8 @@ class ServiceStatus:
     hostname: str = ""
     """Of the machine, container or pod."""
     engine: str = ""
-    """What serves the clients: ``pure`` or ``compiled``, the form of the native engine; ``grpcio``."""
+    """The engine that serves the clients: ``pure`` or ``compiled``, which are the forms of the native engine, or
+    ``grpcio``."""
     freshness: FreshnessStatus = FreshnessStatus(True, None)
     restart: RestartStatus = RestartStatus(True, "stored")
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)

@@ -69,7 +69,9 @@ class Status(_message.Message):
     """Whether what is served is as new as the table, as far as is known; else why not."""
     freshness_reason: _builtins.str
     engine: _builtins.str
-    """What serves the clients: pure or compiled, the form of the native engine; grpcio with TRANSPORT=grpcio."""
+    """The engine that serves the clients: pure or compiled, which are the forms of the native engine, or grpcio with
+    TRANSPORT=grpcio.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -116,7 +118,7 @@ class Status(_message.Message):
 
     @_builtins.property
     def database(self) -> Global___Database:
-        """Which database the table is read from. Not set where DATABASE_URL is no use."""
+        """Which database the table is read from. Not set where DATABASE_URL cannot be used."""
 
     def __init__(
         self,
@@ -499,7 +501,9 @@ class Version(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def changes(self) -> Global___Changes:
-        """What its publication has changed in what was served. Not set where that was before the start of the server."""
+        """The changes that its publication made to the served catalogue. Not set where that was before the start of the
+        server.
+        """
 
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:

@@ -80,7 +80,7 @@ class CommandResponse(_message.Message):
     internal_id: _builtins.int
     """The id of the row; absent where it does not fit."""
     avbc_code: _builtins.bytes
-    """Bytecode of this code, and its version; absent where the source has none of exactly this code."""
+    """Bytecode of this code, and its version; absent if the source has no bytecode of exactly this code."""
     avbc_version: _builtins.int
     def __init__(
         self,

@@ -115,7 +115,7 @@ class Admission:
         self._unproven: OrderedDict[Held, float] = OrderedDict()
         """Connections that have shown nothing → when they are drained; in that order."""
         self._drained: OrderedDict[Held, float] = OrderedDict()
-        """Those that were drained for that → when they are closed; in that order."""
+        """Connections that were drained to make room → when they are closed; the earliest first."""
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
         self._known: OrderedDict[str, None] = OrderedDict()

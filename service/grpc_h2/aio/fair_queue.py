@@ -8,7 +8,8 @@ network, and for one piece of each other network per predecessor and itself.
 A network that comes new to the queue does not even wait for a whole round: networks that have not been served yet and
 those that have take turns. Neither kind can make the other wait for more than every second piece, so an attacker with
 many networks does not lock out those that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose
-work is done keeps its place in the round until that comes: coming back for each piece of work does not make it new.
+work is done keeps its place in the round until its turn comes, so it does not count as new when it comes back with its
+next piece of work.
 Where nothing waits any more, all are new again, so what is stored is bounded by the work that waits and one round.
 """
 

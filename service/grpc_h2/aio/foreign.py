@@ -73,7 +73,7 @@ _METHODS: Final = (b"GET /", b"POST ", b"PUT /", b"HEAD ", b"OPTIO", b"DELET", b
 
 
 def undecided(octets: bytes) -> bool:
-    """Whether more octets may make this what `recognise` knows, so that they are to be waited for."""
+    """Whether `recognise` may know these octets once more of them have come, so that they are to be awaited."""
     if _PROXY_V2.startswith(octets[: len(_PROXY_V2)]) or _TLS_HANDSHAKE.startswith(octets[:2]):
         return len(octets) < len(_PROXY_V2)
     return len(octets) < _MOST and _BEGUN_LINE.fullmatch(octets) is not None

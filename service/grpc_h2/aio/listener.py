@@ -127,15 +127,15 @@ class Listener:
         self._client_log = client_log
         self._handshake_timeout = handshake_timeout
         self._counted: dict[Http2Protocol, bool] = {}
-        """Connections that ``policy`` was informed of → whether as a client's."""
+        """Connections that ``policy`` was informed of → whether it knows them as connections of clients."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._queued: set[Http2Protocol] = set()
-        """Those that wait for their time slice."""
+        """Connections that wait for their time slice."""
         self._silent: set[Http2Protocol] = set()
-        """Those of which nothing has arrived that would begin a handshake."""
+        """Connections on which nothing has arrived that would begin a handshake."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
-        """Those of clients' addresses do not give way to those of strangers."""
+        """Connections from addresses of clients do not give way to those of strangers."""
         self._exhausted_logged = False
 
     @property
@@ -160,7 +160,7 @@ class Listener:
             self._setups[protocol].cancel()
 
     async def finish(self, seconds: float) -> None:
-        """Set the connections up that were accepted before `stop`, and drop those for which that takes longer."""
+        """Set up the connections that were accepted before `stop`, and drop those that are not ready in time."""
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
         for protocol, task in self._setups.items():

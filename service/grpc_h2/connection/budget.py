@@ -41,7 +41,7 @@ class Budget:
         return Share(self, evict)
 
     def moved(self, share: Share, before: int) -> None:
-        """``share`` held ``before`` octets and has changed."""
+        """``share`` has changed; it held ``before`` octets until now."""
         octets = share.octets
         self.held += octets - before
         old, new = before.bit_length(), octets.bit_length()

@@ -37,9 +37,9 @@ _MARKS: Final = 8
 ENDED_AT_ONCE: Final = 8
 """Calls that are ended in one go because their time is over: some 100 µs."""
 _RESTS: Final = 256
-"""Streams of a connection whose rest is waited for; for one more, the first is reset."""
+"""The number of streams of a connection whose rest is awaited; when one more comes, the first is reset."""
 _REST_OCTETS: Final = 64 * 1024
-"""Octets of a rest after which it is not waited for any more."""
+"""Octets of a rest after which it is awaited no longer."""
 
 
 class RequestDeadlines:
@@ -90,8 +90,7 @@ class RequestDeadlines:
         return self.give_up_rest() if len(self._rests) > _RESTS else None
 
     def rest_received(self, stream_id: int, octets: int, *, end_stream: bool) -> bool:
-        """A frame came on a stream that is answered. Returns whether the rest is to be waited for no longer, although
-        it has not ended."""
+        """A frame came on a stream that is answered. Returns whether to give the rest up, although it has not ended."""
         rest = self._rests.get(stream_id)
         if rest is None:
             return False
@@ -104,14 +103,14 @@ class RequestDeadlines:
         return too_long and not end_stream
 
     def give_up_rest(self) -> int | None:
-        """The stream that has waited longest for its rest, which is waited for no longer; None if there is none."""
+        """The stream whose rest has been awaited longest; it is awaited no longer. None if there is none."""
         first = next(iter(self._rests), None)
         if first is not None:
             del self._rests[first]
         return first
 
     def overdue_rests(self) -> list[int]:
-        """A few of the streams whose rest has not come in time. They are waited for no longer."""
+        """A few of the streams whose rest has not come in time. They are awaited no longer."""
         now = self._timers.now
         oldest = islice(self._rests.items(), ENDED_AT_ONCE)
         late = [stream_id for stream_id, (until, _) in oldest if until <= now]
@@ -120,13 +119,13 @@ class RequestDeadlines:
         return late
 
     def drop_all(self) -> None:
-        """No request is waited for any more."""
+        """No request is awaited any more."""
         self._expected.clear()
         self._rests.clear()
         self._marks.clear()
 
     def next_deadline(self) -> float:
-        """The first instant at which a request may be overdue; ``inf`` if none is waited for."""
+        """The first instant at which a request may be overdue; ``inf`` if none is awaited."""
         self._mark()
         due = min(self._expected.values(), default=inf)
         if self._rests:
@@ -161,7 +160,7 @@ class RequestDeadlines:
         self._marks.append((instant, last_id))
 
     def check_invariants(self, open_streams: dict[int, Stream]) -> None:
-        """Assert that only open streams are waited for."""
+        """Assert that only open streams are awaited."""
         for stream in self._expected:
             assert open_streams.get(stream.id) is stream, "a closed stream is waited for"
         assert len(self._marks) <= 2 * _MARKS + 4
@@ -215,5 +214,5 @@ class AnswerDeadlines:
         return iter([stream for stream, (since, _) in self._waiting.items() if since <= instant])
 
     def check_invariants(self, open_streams: dict[int, Stream]) -> None:
-        """Assert that exactly the streams with unsent octets are waited for."""
+        """Assert that exactly the streams with unsent octets have an entry."""
         assert {stream for stream in open_streams.values() if stream.unsent} == self._waiting.keys()

@@ -198,7 +198,7 @@ class Limits:
             raise ValueError("; ".join(problems))
 
     def _ranges(self) -> list[str]:
-        """The fault of a limit by itself."""
+        """The problems of limits that are out of their own range."""
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -261,4 +261,5 @@ _LEAST = {
     "max_held_by_strangers": 64 * 1024,
 }
 """The least value of a limit, where that is not 0. No window is smaller than the one that every connection starts with
-(RFC 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing the connection's."""
+(RFC 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing can make that of the
+connection smaller."""

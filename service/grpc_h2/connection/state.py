@@ -47,8 +47,9 @@ class StreamState(Enum):
     following: tuple[StreamState, ...]
     """Legal next states, in all enums as a tuple and not as a set, because hashing a member takes 0.2 µs.
 
-    As long takes ``StreamState.OPEN`` in Python 3.11, so what every call runs through compares with a constant of its
-    module, or reads an attribute that changes with the state (`Lifecycle.closed`, ``Stream.closed``)."""
+    Looking up ``StreamState.OPEN`` takes as long in Python 3.11. So code that runs for every call compares with a
+    constant of its own module, or reads an attribute that changes with the state (`Lifecycle.closed`,
+    ``Stream.closed``)."""
 
     IDLE = auto()
     OPEN = auto()

@@ -52,7 +52,8 @@ def initial_block(metadata: Entries, encoding: str | None) -> bytes:
 
 
 def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
-    """The end of an answer whose headers are out. The message is cut so that all is less than `MAX_TRAILERS`.
+    """The end of an answer whose headers are out. The message is cut so that all fields together stay below
+    `MAX_TRAILERS`.
 
     Raises ValueError for metadata that may not be sent.
     """

@@ -136,7 +136,7 @@ class PreparedAnswers:
     def steps(self) -> Iterator[None]:
         """Prepare one answer in each step, of about 10 µs; ends early where the preparation was installed or discarded.
 
-        At most `REMEMBERED_ANSWERS` twice and `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
+        At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
         may stop at any step.
         """
         for payload in self._served.requests():

@@ -116,7 +116,7 @@ class Route:
 
     @property
     def refused(self) -> bool:
-        """Whether the headers alone decide the answer, which need not wait for the request's body."""
+        """Whether the headers alone decide the answer, so that it need not wait for the request's body."""
         return self.fault is not None or self.refusal is not None
 
     def with_timeout(self, seconds: float) -> Route:

@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class TwoGenerations(dict[Key, Value]):
-    """The young generation, with the old one behind it. ``generation``: entries of one, at most."""
+    """The young generation, with the old one behind it. ``generation``: the most entries of one generation."""
 
     __slots__ = ("_generation", "_old")
 

@@ -189,7 +189,8 @@ def times_the_check_that_finds_a_change() -> None:
 
 
 def measures_two_checks_back() -> None:
-    """Measures a change from a check long before the last one that did not have it."""
+    """Measures the delay of a change from the wrong check: one long before the last check that did not see the
+    change."""
     add = propagation.Propagation._add
 
     def later(self: propagation.Propagation, seconds: float) -> None:

@@ -14,7 +14,7 @@ from psycopg import sql
 
 @dataclass
 class Reader:
-    """A role and its password; ``admin_url`` is a superuser's."""
+    """A role and its password; ``admin_url`` is the URL of a superuser."""
 
     admin_url: str
     name: str

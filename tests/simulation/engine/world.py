@@ -40,7 +40,7 @@ class Failure(AssertionError):
 
 
 class Loop:
-    """As much of an event loop as the scheduler and the protocols use, on virtual time."""
+    """The part of an event loop that the scheduler and the protocols use, on virtual time."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -103,7 +103,8 @@ class SimulatedDisk:
             self._fail(work)
 
     def _fail(self, work: Callable[[], object]) -> None:
-        """Have ``work`` close its descriptors, and do nothing else: a file is in the place of the directory."""
+        """Make ``work`` fail, so that it only closes its descriptors: a file takes the place of the directory
+        meanwhile."""
         elsewhere = self._directory.with_suffix(".away")
         self._directory.rename(elsewhere)
         self._directory.touch()

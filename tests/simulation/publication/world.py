@@ -209,7 +209,7 @@ class Master:
         self._tasks = [asyncio.create_task(self.loop.run()), asyncio.create_task(self.supervisor.watch())]
 
     def failure(self) -> BaseException | None:
-        """The failure that ended a task of the master; none may end."""
+        """The exception that ended a task of the master; None while all of them run, as they must."""
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 return task.exception()

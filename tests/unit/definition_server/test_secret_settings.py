@@ -126,7 +126,7 @@ def test_a_secret_given_twice_is_refused(variable: str, tmp_path: Path) -> None:
     (problem,) = failure(**{variable: "postgresql://from-variable", f"{variable}_FILE": path}).problems
     assert problem.variable == f"{variable}_FILE"
     assert problem.remedy.startswith(f"Set only one of {variable} and {variable}_FILE")
-    assert f"override it with {variable}_FILE=" in problem.remedy  # the way out where a base sets it
+    assert f"override it with {variable}_FILE=" in problem.remedy  # the remedy if a base image or manifest sets it
 
 
 def test_a_file_that_a_base_names_is_overridden_by_an_empty_variable() -> None:

@@ -64,7 +64,7 @@ async def make_first_calls(client: socket.socket, key: str) -> None:
 
     Args:
         client: Connected to the transport.
-        key: That the transport accepts.
+        key: A key that the transport accepts.
     """
     reader, writer = await asyncio.open_connection(sock=client)
     try:

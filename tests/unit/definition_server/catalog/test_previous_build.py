@@ -193,7 +193,7 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         changed = builder.changed_since(before)
         assert (changed is None) == (previous is None)
         if before is not None and changed is not None:
-            # What is known of the names that changed is what a comparison of all finds.
+            # The names that are known to have changed are those that a comparison of all finds.
             assert diff(before, last, changed) == diff(before, last)
             for counted in (False, True):
                 known_before = Contents.of(before, with_hashes=counted)

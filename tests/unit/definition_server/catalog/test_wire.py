@@ -13,7 +13,7 @@ from definition_server.catalog import wire
 from definition_server.catalog.definition import content_fields, parse_definition
 from definition_server.rpc import avap_pb2
 
-# Every length at which a varint grows by an octet, and beside it.
+# Every value at which a varint becomes an octet longer, and its two neighbours.
 EDGES = sorted({max(0, (1 << 7 * n) + d) for n in range(1, 10) for d in (-1, 0, 1)} | {0, 1, 2**64 - 1})
 
 UNSIGNED = st.one_of(st.sampled_from(EDGES), st.integers(0, 2**64 - 1))

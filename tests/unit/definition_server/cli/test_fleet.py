@@ -1,4 +1,4 @@
-"""``status HOST…``: real admin ports on several addresses, and things that are none, in one table."""
+"""``status HOST…``: real admin ports on several addresses, and things that are no admin port, in one table."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ INFINITY = resource.RLIM_INFINITY
 
 
 class Limits:
-    """Those of a process that the test stands in for."""
+    """Limits of a process that the test stands in for."""
 
     def __init__(self, hard: int = INFINITY) -> None:
         self.hard = hard

@@ -21,7 +21,7 @@ ONE_HOST = "postgresql://user:secret@one/db"
 
 
 class Source(PostgresSource):
-    """Whose hosts have the addresses of the test, at which the test answers."""
+    """A source whose hosts have the addresses at which the test answers."""
 
     def __init__(self, url: str, addresses: list[str]) -> None:
         super().__init__(url, connect_timeout=10.0, statement_timeout=5.0)

@@ -1,4 +1,5 @@
-"""No disk holds up a publication or an order, and what it kept counts once it has answered."""
+"""A disk that hangs holds up neither a publication nor an operator's command; what it holds is taken into account once
+it answers."""
 
 from __future__ import annotations
 

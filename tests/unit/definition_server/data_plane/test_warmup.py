@@ -13,7 +13,7 @@ import pytest
 from definition_server.data_plane import warmup
 from definition_server.ipc.messages import Configure
 
-# In a process of its own: the collector is the whole process's.
+# In a process of its own, because all code of a process shares one garbage collector.
 PROGRAM = """
 import asyncio, gc, json, sys
 from definition_server.data_plane import warmup

@@ -460,7 +460,7 @@ class Thread:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
-    """Those that would have been started."""
+    """Processes that would have been started."""
     Thread.made, Thread.refused = [], False
     monkeypatch.setattr(threading, "Thread", Thread)
     return Thread.made
