@@ -232,6 +232,8 @@ OTHER_TYPES = {
     "json and blank-padded": {"type": "character(12)", "interface": "json"},
     "ids of its own": {"id": "generated"},
     "ids of any size": {"id": "numeric"},
+    "ids as text": {"id": "text"},
+    "ids as floating point": {"id": "double precision"},
 }
 
 
@@ -259,16 +261,91 @@ def test_columns_of_other_types_get_their_rows_back_and_a_row_that_has_its_text_
     with psycopg.connect(table.url, autocommit=True) as connection:
         for damage in (
             "TRUNCATE obex_dapl_functions",
-            "UPDATE obex_dapl_functions SET code = NULL, type = 'other' WHERE id IN (1, 4)",
-            "DELETE FROM obex_dapl_functions WHERE id = 2",
+            "UPDATE obex_dapl_functions SET code = NULL, type = 'other' WHERE id IN ('1', '4')",
+            "DELETE FROM obex_dapl_functions WHERE id = '2'",
         ):
             connection.execute(damage)
             connection.execute(sql.encode())
             found = connection.execute(f"{rows} ORDER BY id".encode()).fetchall()
-            assert [(row[0], row[1], row[2].rstrip(), *row[3:]) for row in found] == [row[:5] for row in wanted]
+            assert [(int(row[0]), row[1], row[2].rstrip(), *row[3:]) for row in found] == [row[:5] for row in wanted]
         before = connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall()
         connection.execute(sql.encode())
         assert connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall() == before
+
+
+THREE = [
+    TableRow(1, "a", "function", "[]", "x = 1"),
+    TableRow(2, "b", "t", "[]", "y"),
+    TableRow(3, "c", "t", "[]", "z"),
+]
+
+
+def held_rows(connection: psycopg.Connection[Any]) -> list[Any]:
+    query = "SELECT id, name, type, interface, code FROM obex_dapl_functions ORDER BY id, name"
+    return connection.execute(query.encode()).fetchall()
+
+
+TRIGGER = (
+    "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {} END$$; CREATE TRIGGER meddles BEFORE "
+    "INSERT OR UPDATE ON obex_dapl_functions FOR EACH ROW EXECUTE FUNCTION meddle()"
+)
+OBSTACLES = {
+    "a trigger that changes rows": TRIGGER.format("NEW.code := NEW.code || '#'; RETURN NEW;"),
+    "a trigger that skips rows": TRIGGER.format("RETURN NULL;"),
+    "a rule that keeps rows": "CREATE RULE kept AS ON DELETE TO obex_dapl_functions DO INSTEAD NOTHING",
+    "code made of something else": (
+        "ALTER TABLE obex_dapl_functions DROP code; "
+        "ALTER TABLE obex_dapl_functions ADD code TEXT GENERATED ALWAYS AS ('of ' || name) STORED"
+    ),
+}
+
+
+@pytest.mark.parametrize("obstacle", sample(OBSTACLES))
+def test_a_table_that_does_not_take_the_rows_fails_the_script_and_stays_as_it_is(table: Table, obstacle: str) -> None:
+    table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'a', 'other'), (9, 'extra', 'pass')")
+    table.run(OBSTACLES[obstacle])
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        before = held_rows(connection)
+        with pytest.raises(psycopg.errors.RaiseException, match=r"cannot be restored: \d rows of the catalogue"):
+            connection.execute("".join(script(THREE, version_hash="")).encode())
+        connection.rollback()
+        assert held_rows(connection) == before
+
+
+def test_a_column_that_is_generated_and_agrees_does_not_stop_the_script(table: Table) -> None:
+    table.run("ALTER TABLE obex_dapl_functions DROP type")
+    table.run("ALTER TABLE obex_dapl_functions ADD type TEXT GENERATED ALWAYS AS ('function') STORED")
+    wanted = [row._replace(type="function") for row in THREE]
+    table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'a', 'other'), (9, 'extra', 'pass')")
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        connection.execute("".join(script(wanted, version_hash="")).encode())
+        assert held_rows(connection) == [row[:5] for row in wanted]
+
+
+def test_names_that_share_an_id_each_get_their_own_content(table: Table) -> None:
+    """Without a primary key nothing keeps ids apart, and a server serves both names."""
+    table.run("ALTER TABLE obex_dapl_functions DROP CONSTRAINT obex_dapl_functions_pkey")
+    wanted = [THREE[0], THREE[1]._replace(id=1)]
+    table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'a', 'y'), (1, 'b', 'x = 1'), (1, 'c', 'z')")
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        connection.execute("".join(script(wanted, version_hash="")).encode())
+        assert held_rows(connection) == [row[:5] for row in wanted]
+
+
+def test_a_database_that_was_made_read_only_is_written_by_the_script(table: Table) -> None:
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = on")
+        connection.execute("".join(script(THREE, version_hash="")).encode())
+        assert held_rows(connection) == [row[:5] for row in THREE]
+
+
+def test_a_table_of_another_schema_than_the_search_path_is_named(table: Table) -> None:
+    table.run("CREATE SCHEMA avap; ALTER TABLE obex_dapl_functions SET SCHEMA avap")
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        noticed: list[str] = []
+        connection.add_notice_handler(lambda notice: noticed.append(notice.message_primary or ""))
+        connection.execute("".join(script(THREE, version_hash="")).encode())
+        assert any("search_path lacks avap" in text for text in noticed)
 
 
 @pytest.mark.parametrize("encoding", sample(["LATIN1", "SQL_ASCII"]))

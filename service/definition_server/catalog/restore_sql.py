@@ -4,6 +4,8 @@ The script is one transaction. It puts the rows into a temporary table, and make
 are not part of the catalogue go, rows that differ are corrected where they are, so that columns which are not served
 (description, logic …) keep what they have, and missing rows are inserted under their ids. Where an id is not known, the
 row gets one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing.
+In the end the table is compared with the catalogue: a trigger or a rule may have kept or written something else, and
+then the script fails, and changes nothing either.
 
 Where the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
 bytecode that the catalogue has is put there, under the hash of the restored code; a row that would be served and that
@@ -127,10 +129,22 @@ _HEAD = """\
 -- Makes obex_dapl_functions serve this version again:
 -- {version_hash}
 -- Rows that are no part of it are deleted. For example: psql -v ON_ERROR_STOP=1 -f THIS_FILE "$ADMIN_DATABASE_URL"
+-- The table is the one that the session's search_path finds; where it finds none, one is made.
 BEGIN;
+SET TRANSACTION READ WRITE;
 SET LOCAL client_encoding = 'UTF8';
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL row_security = off;
+DO $restore$
+DECLARE
+    elsewhere TEXT;
+BEGIN
+    SELECT min(relnamespace::regnamespace::TEXT) INTO elsewhere FROM pg_class WHERE relname = 'obex_dapl_functions';
+    IF to_regclass('obex_dapl_functions') IS NULL AND elsewhere IS NOT NULL THEN
+        RAISE WARNING 'a new table obex_dapl_functions is made: search_path lacks %, which has one', elsewhere;
+    END IF;
+END
+$restore$;
 CREATE TABLE IF NOT EXISTS obex_dapl_functions (
     id SERIAL PRIMARY KEY,
     name VARCHAR(100),
@@ -155,18 +169,22 @@ ANALYZE restored;
 -- The columns may have other types that hold the same text: character types, enums, json, and bytea as UTF-8.
 DO $restore$
 DECLARE
-    old_name TEXT; restored_name TEXT; old_row TEXT; restored_row TEXT; assigned TEXT; inserted TEXT;
+    -- The number in a column of another type; NULL where it holds none.
+    old_id TEXT := $$CASE WHEN old.id::TEXT ~ '^\\s*[+-]?[0-9]+(\\.0*)?\\s*$' THEN old.id::TEXT::NUMERIC END$$;
+    old_name TEXT; restored_name TEXT; old_row TEXT; restored_row TEXT; assigned TEXT; columns TEXT; inserted TEXT;
+    same TEXT; others BIGINT; missing BIGINT;
 BEGIN
     -- Of each column: the text that it holds, that text of a restored row, and the value of a restored row.
-    WITH columns AS (
+    WITH attributes AS (
         SELECT attname AS name,
             CASE WHEN octets THEN format('encode(old.%I, ''escape'')', attname) ELSE format('old.%I::TEXT', attname)
             END AS held,
             CASE WHEN octets THEN format('encode(convert_to(restored.%I, ''UTF8''), ''escape'')', attname)
             ELSE format('restored.%I', attname) END AS wanted,
             CASE WHEN octets THEN format('convert_to(restored.%I, ''UTF8'')', attname)
-            ELSE format('restored.%I::%s', attname, format_type(atttypid, -1)) END AS value
-        FROM (SELECT *, atttypid = 'bytea'::regtype AS octets FROM pg_attribute) AS attributes
+            ELSE format('restored.%I::%s', attname, format_type(atttypid, -1)) END AS value,
+            attgenerated = '' AS can_be_set
+        FROM (SELECT *, atttypid = 'bytea'::regtype AS octets FROM pg_attribute) AS every
         WHERE attrelid = 'obex_dapl_functions'::regclass AND attname IN ('name', 'type', 'interface', 'code'))
     SELECT max(held) FILTER (WHERE name = 'name') || ' COLLATE "C"',
         max(wanted) FILTER (WHERE name = 'name') || ' COLLATE "C"',
@@ -175,34 +193,52 @@ BEGIN
             WHEN 'type' THEN format('coalesce(nullif(%s, ''''), ''function'')', held)
             WHEN 'interface' THEN format('coalesce(nullif(%s, ''''), ''[]'')', held)
             ELSE held END || ' COLLATE "C"', ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
-        string_agg(wanted, ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
-        string_agg(format('%I = %s', name, value), ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
-        string_agg(value, ', ' ORDER BY name)
-    INTO old_name, restored_name, old_row, restored_row, assigned, inserted FROM columns;
+        string_agg(CASE name
+            WHEN 'type' THEN format('coalesce(nullif(%s, ''''), ''function'')', wanted)
+            WHEN 'interface' THEN format('coalesce(nullif(%s, ''''), ''[]'')', wanted)
+            ELSE wanted END, ', ' ORDER BY name) FILTER (WHERE name <> 'name'),
+        string_agg(format('%I = %s', name, value), ', ' ORDER BY name) FILTER (WHERE name <> 'name' AND can_be_set),
+        string_agg(quote_ident(name), ', ' ORDER BY name) FILTER (WHERE can_be_set),
+        string_agg(value, ', ' ORDER BY name) FILTER (WHERE can_be_set)
+    INTO old_name, restored_name, old_row, restored_row, assigned, columns, inserted FROM attributes;
+    IF (SELECT atttypid IN ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype) FROM pg_attribute
+        WHERE attrelid = 'obex_dapl_functions'::regclass AND attname = 'id') THEN
+        old_id := 'old.id';
+    END IF;
+    same := format('restored.id = %s AND %s = %s', old_id, restored_name, old_name);
     -- A row whose id is not known: that of the row that is served under its name, or one above all others.
     EXECUTE format('UPDATE restored SET id = newest.id
-        FROM (SELECT %s AS name, max(id) AS id FROM obex_dapl_functions AS old GROUP BY 1) AS newest
+        FROM (SELECT %s AS name, max(%s) AS id FROM obex_dapl_functions AS old GROUP BY 1) AS newest
         WHERE restored.id IS NULL AND %s = newest.name
-            AND NOT EXISTS (SELECT FROM restored AS taken WHERE taken.id = newest.id)', old_name, restored_name);
-    UPDATE restored SET id = next.id FROM (
-        SELECT number, greatest((SELECT max(id) FROM obex_dapl_functions), (SELECT max(id) FROM restored), 0)
+            AND NOT EXISTS (SELECT FROM restored AS taken WHERE taken.id = newest.id)',
+        old_name, old_id, restored_name);
+    EXECUTE format('UPDATE restored SET id = next.id FROM (
+        SELECT number, greatest((SELECT max(%s) FROM obex_dapl_functions AS old), (SELECT max(id) FROM restored), 0)
             + row_number() OVER (ORDER BY number) AS id
         FROM restored WHERE id IS NULL) AS next
-        WHERE restored.number = next.number;
+        WHERE restored.number = next.number', old_id);
     ANALYZE restored;
-    EXECUTE format('DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (
-        SELECT FROM restored WHERE restored.id = old.id AND %s = %s)', restored_name, old_name);
+    EXECUTE format('DELETE FROM obex_dapl_functions AS old WHERE NOT EXISTS (SELECT FROM restored WHERE %s)', same);
     EXECUTE format('UPDATE obex_dapl_functions AS old SET %s FROM restored
-        WHERE restored.id = old.id AND (%s) IS DISTINCT FROM (%s)', assigned, old_row, restored_row);
-    EXECUTE format('INSERT INTO obex_dapl_functions (id, code, interface, name, type) OVERRIDING SYSTEM VALUE
+        WHERE %s AND (%s) IS DISTINCT FROM (%s)', assigned, same, old_row, restored_row);
+    EXECUTE format('INSERT INTO obex_dapl_functions (id, %s) OVERRIDING SYSTEM VALUE
         SELECT restored.id, %s FROM restored
-        WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE old.id = restored.id)
-        ORDER BY restored.id', inserted);
+        WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE %s)
+        ORDER BY restored.id', columns, inserted, same);
+    same := format('%s AND (%s) IS NOT DISTINCT FROM (%s)', same, old_row, restored_row);
+    EXECUTE format('SELECT count(*) FROM obex_dapl_functions AS old
+        WHERE NOT EXISTS (SELECT FROM restored WHERE %s)', same) INTO others;
+    EXECUTE format('SELECT count(*) FROM restored
+        WHERE NOT EXISTS (SELECT FROM obex_dapl_functions AS old WHERE %s)', same) INTO missing;
+    IF others + missing > 0 THEN
+        RAISE EXCEPTION 'obex_dapl_functions cannot be restored: % rows of the catalogue are missing, % are others',
+            missing, others
+            USING HINT = 'See its triggers, its rules and the types of its columns. Nothing was changed.';
+    END IF;
 END
 $restore$;
 -- The next row that is inserted without an id gets a free one.
-SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id)::BIGINT, 1))
-    FROM obex_dapl_functions;
+SELECT setval(pg_get_serial_sequence('obex_dapl_functions', 'id'), greatest(max(id), 1)) FROM restored;
 """
 
 _NO_BYTECODE = """\

@@ -61,17 +61,17 @@ class LastKnownGood:
         # A descriptor of its own: the publication's closes with the next publication.
         descriptor = os.dup(publication.descriptor)
         try:
-            self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
+            saving = self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
         except RuntimeError as fault:
             os.close(descriptor)
             raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
         # Waited for, not awaited: an exception raised through this frame would keep the publication in memory while
         # `_saving` is kept, and beyond that until the garbage collector runs.
-        done, _ = await asyncio.wait((self._saving,), timeout=PATIENCE_SECONDS)
+        done, _ = await asyncio.wait((saving,), timeout=PATIENCE_SECONDS)
         if not done:
-            self._saving.add_done_callback(self._on_late_end)
+            saving.add_done_callback(self._on_late_end)
             raise StoreError(f"the disk did not finish within {PATIENCE_SECONDS:g} s", Reason.DISK_HANGS)
-        error = self._saving.exception()
+        error = saving.exception()
         if isinstance(error, StoreError):
             raise StoreError(str(error), error.reason)
         if error is not None:

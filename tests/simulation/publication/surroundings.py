@@ -28,11 +28,26 @@ class InlineBackground:
 
     def __init__(self, random: Random) -> None:
         self._random = random
+        self._steps = 0
+        self._action: Callable[[], None] | None = None
 
     async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """The result of ``work``."""
-        await asyncio.sleep(self._random.choice([0.0, 0.0, 0.0, 0.05]))
+        delay = self._random.choice([0.0, 0.0, 0.0, 0.05])
+        if self._action is not None:
+            delay = 0.05
+            self._steps -= 1
+            if self._steps < 0:
+                action, self._action = self._action, None
+                action()
+        await asyncio.sleep(delay)
         return work(*arguments, **options)
+
+    def interrupt(self, steps: int, action: Callable[[], None]) -> None:
+        """After this many steps of work, each of which takes a while, call ``action`` and have it run beside the next
+        one.
+        """
+        self._steps, self._action = steps, action
 
     def soon(self, work: Callable[[], object]) -> None:
         """Do ``work`` now."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests.simulation.publication.database import BAD, Faults, SimulatedSource, Table
+from tests.simulation.publication.operators import SOON, Operators
 from tests.simulation.publication.promises import SMALL_GROWTH, Broken, Promises, content_of
 from tests.simulation.publication.surroundings import (
     DiskFaults,
@@ -35,7 +37,7 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release, supervisor
 from definition_server.control_plane.checker import CannotCheck, Judgement
 from definition_server.control_plane.history import History
-from definition_server.control_plane.publications import PublicationError, Publications
+from definition_server.control_plane.publications import Publications
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.row_gate import RowGate
 from definition_server.control_plane.store import SnapshotStore
@@ -55,8 +57,8 @@ _TICK_SECONDS = 60.0
 _WORKERS = 2
 _SIGNED = 0.5
 """The share of runs with a signing key."""
-_SOON = 1.0
-"""Seconds in which a pin, its end and an accepted catalogue reach every worker."""
+_RESTORED_SECONDS = 30.0
+"""After a start without a database: the stored catalogue is served by then, if it is sound."""
 _SETTLED_SECONDS = 600.0
 """After the faults have ended: what hung has failed, workers are replaced, and back-off delays have passed."""
 
@@ -167,7 +169,7 @@ class Master:
         )
         self.checker.unavailable = world.checker_unavailable
         self.publisher = Publisher()
-        background: Any = InlineBackground(random)
+        self.background: Any = InlineBackground(random)
         self.gate = RowGate(Gate(), self.checker, clock=clock, logs=False)
         self.synchronizer = Synchronizer(
             SimulatedSource(world.table, world.faults, random),
@@ -178,7 +180,7 @@ class Master:
             wishes=WishesFile(directory),
             gate=self.gate,
             clock=clock,
-            background=background,
+            background=self.background,
             disk=self.disk,
         )
         self.loop = SyncLoop(
@@ -245,10 +247,10 @@ class World:
         self._ever_good: dict[bytes, set[bytes]] = {}
         self._generation = 0
         self._cycles = self._publications = self._lives = 0
-        self._watches: list[asyncio.Task[None]] = []
         self._unhandled: list[BaseException] = []
         loop.set_exception_handler(self._on_unhandled)
         self.master: Master
+        self.operators = Operators(self.random, self.promises, lambda: self.master, self.clock, self.note)
 
     def clock(self) -> float:
         """Seconds since the epoch."""
@@ -289,10 +291,7 @@ class World:
         failure = self.master.failure()
         if failure is not None:
             raise failure
-        for watch in [watch for watch in self._watches if watch.done()]:
-            self._watches.remove(watch)
-            if not watch.cancelled():
-                watch.result()
+        self.operators.check()
         self.promises.unjudged = self.master.checker.failed or self.master.gate.pending > 0
 
     # -- the master ------------------------------------------------------------------------------------------------
@@ -356,13 +355,38 @@ class World:
         self.promises.on_worker(snapshot, announced, worker.generation)
 
     async def _crash(self) -> None:
-        self.note("the master crashes")
-        self._cycles += sum(self.master.synchronizer.state.cycles.values())
-        await self.master.crash()
+        await self._end()
         if self.random.random() < 0.3:
             self._damage()
         await asyncio.sleep(self.random.uniform(0, 300))
         self._begin()
+
+    async def _end(self) -> None:
+        self.note("the master crashes")
+        self._cycles += sum(self.master.synchronizer.state.cycles.values())
+        await self.master.crash()
+
+    async def _start_without_database(self) -> None:
+        """A start that has nothing to serve but what is stored, and that is damaged where only its digest shows it."""
+        await self._end()
+        first = SnapshotStore(self._directory).path
+        for path in sorted(self._directory.rglob("*.avapsnap")):
+            if path == first or self.random.random() < 0.5:
+                self._change_code(path)
+        refused, hung = self.faults.refuses, self.disk_faults.hangs
+        self.faults.refuses, self.disk_faults.hangs = True, False
+        self._begin()
+        await self._pass(_RESTORED_SECONDS)
+        self.faults.refuses, self.disk_faults.hangs = refused, hung
+
+    def _change_code(self, path: Path) -> None:
+        """Change one digit of the code of a command in the stored snapshot ``path``."""
+        octets = bytearray(path.read_bytes())
+        digits = [found.end() - 1 for found in re.finditer(rb"x = \d", octets)]
+        if digits:
+            self.note(f"{path.name[:20]}: another digit")
+            octets[self.random.choice(digits)] ^= 1
+            path.write_bytes(bytes(octets))
 
     def _damage(self) -> None:
         """Damage a file that no master has open."""
@@ -394,11 +418,13 @@ class World:
             self._fault_of_disk: 6,
             self._fault_of_checker: 4,
             self._worker_fails: 8,
-            self._pin: 6,
-            self._unpin: 4,
-            self._accept: 10,
-            self._crash: 4,
+            self.operators.pin: 4,
+            self.operators.unpin: 4,
+            self.operators.accept: 10,
+            self._crash: 2,
             self._ask_for_a_cycle: 4,
+            self._operator_beside_a_cycle: 5,
+            self._start_without_database: 3,
         }
         chosen = self.random.choices(list(events), list(events.values()))[0]
         result = chosen()
@@ -409,6 +435,10 @@ class World:
         for _ in range(self.random.choice([1, 1, 1, 2, 3])):
             self.note(f"table: {self.table.change()}")
             self._note_good_rows()
+
+    async def _operator_beside_a_cycle(self) -> None:
+        self._change_table()
+        await self.operators.act_beside_a_cycle()
 
     def _note_good_rows(self) -> None:
         for name, code in self.table.rows.items():
@@ -443,66 +473,6 @@ class World:
     def _ask_for_a_cycle(self) -> None:
         self.master.loop.sync_soon()
 
-    async def _accept(self) -> None:
-        held = self.master.synchronizer.state.held
-        if held is None:
-            return
-        self.note(f"accept {held.version_hash[:8]}")
-        self.promises.accepted.add(held.version_hash)
-        with suppress(PublicationError):
-            await self.master.publications.accept(held.version_hash)
-
-    async def _pin(self) -> None:
-        entries = await self.master.publications.history()
-        if not entries:
-            return
-        version = self.random.choice(sorted(entry.version_hash for entry in entries))
-        until = self.random.choice([None, self.clock() + self.random.uniform(10, 7200)])
-        self.note(f"pin {version[:8]} until {until}")
-        try:
-            await self.master.publications.pin(version, until)
-        except PublicationError:
-            return
-        # Where the pinned catalogue was served already, nothing is published; and the table may return to its state
-        # while it is pinned.
-        self.promises.served_last = None
-        if until is not None:
-            self._watches.append(asyncio.create_task(self._expect_end(version, until)))
-        if until is None or until - self.clock() > 2 * _SOON:
-            await self._expect_served(version)
-
-    async def _expect_end(self, version: str, until: float) -> None:
-        """A second after the pin has expired, it counts no more and no worker serves ``version`` because of it."""
-        await asyncio.sleep(until - self.clock() + _SOON)
-        catalogue = self.master.synchronizer.catalogue
-        newest = catalogue.newest
-        if catalogue.wishes().pin is None and newest is not None and newest.version_hash != version:
-            self._expect_nobody_serves(version)
-
-    def _expect_nobody_serves(self, version: str) -> None:
-        for worker in self.master.fleet.living:
-            if worker.draining or not worker.answers or worker.snapshot is None:
-                continue
-            if worker.snapshot.version_hash == version:
-                raise Broken(f"the pin of {version[:8]} has ended, and a worker serves it {_SOON:g} s later")
-
-    async def _expect_served(self, version: str) -> None:
-        """Every worker that answers serves ``version`` within a second."""
-        await asyncio.sleep(_SOON)
-        pin = self.master.synchronizer.catalogue.wishes().pin
-        if pin is None or not pin.names(version):
-            return
-        for worker in self.master.fleet.living:
-            if worker.answers and worker.snapshot is not None and not worker.draining:
-                found = worker.snapshot.version_hash
-                if found != version:
-                    raise Broken(f"{version[:8]} is pinned, and a worker serves {found[:8]} {_SOON:g} s later")
-
-    async def _unpin(self) -> None:
-        with suppress(PublicationError):
-            await self.master.publications.unpin()
-            self.note("unpin")
-
     # -- the end of the faults -------------------------------------------------------------------------------------
 
     async def _recover(self) -> None:
@@ -514,16 +484,16 @@ class World:
         self.checker_unavailable = self.master.checker.unavailable = False
         self.master.fleet.start_failures = 0.0
         self.master.disk.recover()
-        await self._unpin()
+        await self.operators.unpin()
         # A worker that hangs is noticed after a while, and a reading that hangs ends after its time limit.
         await self._pass(_SETTLED_SECONDS + SimulatedSource.STATEMENT_SECONDS)
         self.master.checker.failed = False
-        await self._pass(self.interval + _SOON)
+        await self._pass(self.interval + SOON)
         while self.master.synchronizer.state.held is not None:
-            await self._accept()
-            await self._pass(self.interval + _SOON)
-        await self._unpin()
-        await self._pass(2 * _SOON)
+            await self.operators.accept()
+            await self._pass(self.interval + SOON)
+        await self.operators.unpin()
+        await self._pass(2 * SOON)
         self.promises.unjudged = False
         self._expect_fresh()
 

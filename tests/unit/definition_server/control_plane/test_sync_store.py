@@ -264,6 +264,30 @@ async def test_a_disk_that_answers_when_nothing_waits_any_more_leaves_no_descrip
     background.close()  # and the disk works again: see `hanging` and `_nothing_left`
 
 
+async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_path: Path) -> None:
+    """An operator's command may store beside a cycle."""
+    writes: list[asyncio.Future[Any]] = []
+
+    def disk(work: Callable[[], Any]) -> asyncio.Future[Any]:
+        work()
+        writes.append(asyncio.get_running_loop().create_future())
+        return writes[-1]
+
+    publication = published("a")
+    with ExitStack() as stack:
+        stack.callback(os.close, publication.descriptor)
+        background = stack.enter_context(closing(Background()))
+        kept = LastKnownGood(SnapshotStore(tmp_path), background, lambda: None, disk)
+        first = asyncio.ensure_future(kept.save(publication, None))
+        await asyncio.sleep(0)
+        writes[0].set_result(None)
+        second = asyncio.ensure_future(kept.save(publication, None))
+        await promptly(first)
+        assert not second.done()
+        writes[1].set_result(None)
+        await promptly(second)
+
+
 async def test_a_slow_disk_that_finishes_late_is_no_failing_disk(
     source: FakeSource, make: Make, hanging: HangingStore, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
