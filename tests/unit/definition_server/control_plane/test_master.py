@@ -71,6 +71,31 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
     assert logged(logs, "Stopped")
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1:4711"), ("::1", "[::1]:4711")], ids=["IPv4", "IPv6"]
+)
+@pytest.mark.parametrize("known", [True, False], ids=["", "nothing known of the database"])
+async def test_the_first_line_says_where_the_server_listens_and_what_it_reads(
+    server: Any, logs: LogLines, host: str, shown: str, known: bool
+) -> None:
+    class Address:
+        role = "reader"
+
+        def __str__(self) -> str:
+            return "db.example:5432/avap"
+
+    server._settings = SETTINGS.model_copy(update={"host": host})
+    server._port = 4711
+    source = server._source
+    server._source = SimpleNamespace(address=Address() if known else None)
+    server._log_start()
+    server._source = source
+    (line,) = logged(logs, "Starting")
+    assert (line["address"], line["workers"], line["transport"]) == (shown, 2, SETTINGS.transport)
+    assert (line["database"], line["role"]) == (("db.example:5432/avap", "reader") if known else ("", ""))
+    assert line["signed"] is False
+
+
 @pytest.mark.parametrize(("serving", "any_serves"), [(0, False), (1, True), (2, True)])
 async def test_freshness_is_judged_by_whether_any_worker_serves(server: Any, serving: int, any_serves: bool) -> None:
     seen: list[dict[str, bool]] = []

@@ -244,10 +244,12 @@ async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> 
     assert bench.codes["if"] == "pass"
     await bench.cycle()
     assert bench.codes["if"] == "pass"
+    assert bench.gate.unsure
     bench.checker.judgements.clear()
     await bench.cycle()  # the table has not changed: without another question a good row would wait for an hour
     assert bench.codes["if"] == "slow = 1"
     judged = len(bench.checker.judged)
+    assert not bench.gate.unsure
     await bench.cycle()
     assert len(bench.checker.judged) == judged
 

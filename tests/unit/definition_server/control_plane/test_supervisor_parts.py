@@ -311,12 +311,13 @@ async def test_a_supervisor_without_a_socket_of_its_own_repairs_none(
     assert fleet.supervisor._roll_after_repair is None
 
 
-@pytest.mark.parametrize(("lived", "resets"), [(30.0, False), (30.1, True)])
+@pytest.mark.parametrize(("lived", "resets"), [(30.0, False), (30.125, True)])
 async def test_the_wait_before_a_restart_is_short_again_after_a_worker_that_ran_long_enough(
     fleet: Fleet, lived: float, resets: bool, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: lived))
     slot, worker = fleet.supervisor.slots[0], fleet.workers[0]
+    worker.started = 1000.0
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: 1000.0 + lived))
     first = slot.backoff.next()
     second = slot.backoff.next()
     worker.ended.set_result(-9)
@@ -325,6 +326,63 @@ async def test_the_wait_before_a_restart_is_short_again_after_a_worker_that_ran_
     assert (slot.backoff.next() <= first) is resets
     assert second > first
     assert logged(logs, "Worker ended; starting another", worker=slot.number, how="signal 9", log_level="error")
+
+
+class Pages:
+    """Stands in for the stats pages of the workers."""
+
+    def __init__(self) -> None:
+        self.opened: list[object] = []
+        self.retired: list[object] = []
+
+    def open(self) -> object:
+        self.opened.append(object())
+        return self.opened[-1]
+
+    def retire(self, page: object) -> None:
+        self.retired.append(page)
+
+
+async def test_a_process_that_cannot_be_started_gives_its_stats_page_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(*_: object, **__: object) -> Worker:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    pages = Pages()
+    monkeypatch.setattr(module.WorkerProcess, "start", start)
+    monkeypatch.setattr(fleet.supervisor, "stats", pages)
+    with pytest.raises(OSError, match="unavailable"):
+        await fleet.supervisor._spawn(0)
+    assert pages.retired == pages.opened
+    assert len(pages.opened) == 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_worker_is_told_what_counts_at_its_start_and_others_of_its_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    started, pages = Worker(13), Pages()
+
+    async def start(*given: object, **_: object) -> Worker:
+        assert given[:2] == (7, pages.opened[-1])
+        if stops:
+            fleet.supervisor._leaving.set()
+        return started
+
+    monkeypatch.setattr(module.WorkerProcess, "start", start)
+    monkeypatch.setattr(fleet.supervisor, "stats", pages)
+    assert await fleet.supervisor._spawn(7) is cast(Any, started)
+    assert (len(started.calls), started.calls[-1] == "kill") == (2 if stops else 1, stops)
+    assert fleet.supervisor.worker_pids == {11, 12, 13}
+    fleet.take()
+    if not stops:
+        started.ended.set_result(0)
+    await asyncio.sleep(0)
+    assert fleet.supervisor.worker_pids == {11, 12}
+    assert fleet.gone == [13]
+    assert pages.retired == pages.opened
+    assert [len(calls) for calls in fleet.take()] == [1, 1], "they do not read its counts any more"
 
 
 async def test_how_a_worker_ended_is_logged_by_its_exit_code(fleet: Fleet, logs: LogLines) -> None:
