@@ -19,7 +19,7 @@ from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync import Outcome, Synchronizer
-from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.sync_state import PinState, SyncState
 from definition_server.observability.reasons import Reason
 
 
@@ -156,6 +156,16 @@ async def test_each_change_between_fresh_and_stale_is_logged_once_and_nothing_at
     late, fresh = ("What is served may be out of date", Stale.CHECK_LATE), ("What is served is up to date", None)
     told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("What is served")]
     assert told == [fresh, late, fresh]
+
+
+async def test_a_state_that_changes_between_two_cycles_is_noted_by_the_next_tick(bench: Bench) -> None:
+    await bench.cycle()
+    bench.synchronizer.state.pin = PinState("ab" * 32, None, "command")
+    bench.tick()
+    assert bench.kinds() == [EventKind.PINNED]
+    bench.synchronizer.state.pin = None
+    bench.tick()
+    assert bench.kinds() == [EventKind.PINNED, EventKind.PIN_ENDED]
 
 
 async def test_the_next_attempt_is_known(bench: Bench) -> None:
