@@ -40,12 +40,16 @@ async def test_a_pin_serves_an_old_version_under_a_new_generation_and_the_newest
     assert await promptly(server.publications.pin(old[:8], None)) is None
     assert (server.version, server.served.generation) == (old, 3)
     assert logged(logs, "Catalogue pinned", version_hash=old)
+    another = "Another catalogue is served"
+    assert logged(logs, another, version_hash=old, generation=3, pinned=True, log_level="warning")
     assert await server.cycle(row("c00", "newest"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == old
     newest = server.synchronizer.state.newest_version
+    assert logged(logs, "Catalogue waits for the end of the pin", version_hash=newest, count=len(ALL))
     assert await promptly(server.publications.unpin()) is None
     assert server.version == newest != old
     assert server.generations == [1, 2, 3, 4]
+    assert logged(logs, another, version_hash=newest, generation=4, instead_of=old, pinned=False)
     with pytest.raises(PublicationError, match="nothing is pinned"):
         await server.publications.unpin()
 
