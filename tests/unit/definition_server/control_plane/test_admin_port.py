@@ -160,6 +160,21 @@ async def test_a_network_over_its_share_is_not_read_from_the_beginning(port: Por
     assert client.received() == b""
 
 
+async def test_a_fault_of_a_client_is_reported_with_its_address_and_a_page_that_is_asked_for_is_not(
+    port: Port, client: Client
+) -> None:
+    client.connection.begin()
+    client.socket.sendall(b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await eventually(lambda: (client.received() or b"").startswith(b"HTTP/1.1 501 "), "the answer")
+    assert port.faults == ["refused: 501 Only GET and HEAD are answered."]
+    other = Client(port)
+    other.connection.begin()
+    other.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await eventually(lambda: (other.received() or b"").startswith(b"HTTP/1.1 200 "), "the answer")
+    assert len(port.faults) == 1
+    other.close()
+
+
 async def test_a_connection_that_closes_leaves_no_timer(port: Port, client: Client) -> None:
     port.shares.seconds = 3600.0
     client.connection.begin()
