@@ -353,6 +353,14 @@ async def test_an_answer_that_is_late_is_the_fault_of_its_row(monkeypatch: pytes
     await peer.close()
 
 
+@pytest.mark.parametrize(("code", "ended"), [(None, False), (0, True), (-9, True)])
+async def test_a_process_has_ended_once_it_has_an_exit_code(code: int | None, ended: bool) -> None:
+    peer = Peer()
+    peer.process._process = cast(Any, SimpleNamespace(returncode=code, pid=4711, wait=peer._wait, kill=lambda: None))
+    assert peer.process.ended is ended
+    await peer.close()
+
+
 async def test_each_row_is_sent_with_the_lengths_of_its_parts() -> None:
     peer = Peer()
     row = Content(MODULE, b"name", b"[]", b"x = 1")

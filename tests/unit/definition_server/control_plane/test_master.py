@@ -57,7 +57,8 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
 
     monkeypatch.setattr(master._Master, "_forever", work)
     monkeypatch.setattr(Supervisor, "start", lambda self: None)
-    monkeypatch.setattr(master, "_exit_at_the_latest", lambda seconds, code: None)
+    latest: list[tuple[float, int]] = []
+    monkeypatch.setattr(master, "_exit_at_the_latest", lambda *given: latest.append(given))
 
     async def run() -> Any:
         with socket.create_server(("127.0.0.1", 0)) as holder:
@@ -67,6 +68,7 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
             return await server.run()
 
     assert asyncio.run(run()) == code
+    assert latest == [(SETTINGS.drain_timeout_seconds + 5.0, code)]
     assert len(logged(logs, "The master failed; leaving")) == int(bug)
     assert logged(logs, "Stopped")
 
