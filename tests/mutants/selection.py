@@ -86,12 +86,13 @@ class KnownTests:
         """The tests that run the statement with the fault, in two rounds: quick ones, the others.
 
         A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module,
-        and by those that state the limits of its folder.
+        by those of its own test file, and by those that state the limits of its folder: a test that states a constant
+        may run no line of a module that is imported already.
         """
         names = self.that_run(str(mutant.module), mutant.statement if mutant.in_function else None)
         if not mutant.in_function:
-            stated = f"{limits_of(mutant.module)}::"
-            names |= {name for name in self.seconds if name.startswith(stated)}
+            stating = (f"{limits_of(mutant.module)}::", f"{mirror(mutant.module)}.py::")
+            names |= {name for name in self.seconds if name.startswith(stating)}
         # A server that several tests of a file share counts for the first of them alone.
         files = {name.partition("::")[0] for name in names if name.startswith("tests/integration")}
         names |= {name for name in self.seconds.keys() - set(self.names) if name.partition("::")[0] in files}

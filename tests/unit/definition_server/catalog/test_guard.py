@@ -153,6 +153,12 @@ def test_commands_whose_code_becomes_blank_count_as_vanished(
     assert judge(more, after) is None, "what was blank before does not count"
 
 
+@pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
+def test_white_space_counts_as_blank_up_to_1024_octets(signer: Signer | None) -> None:
+    rows = [row("a", " " * 1024), row("b", " " * 1025), row("c", " " * 1023 + "x")]
+    assert _contents_of(*rows, signer=signer).blank == {b"a"}
+
+
 def _contents_of(*rows: Row, signer: Signer | None) -> Contents:
     publication = published(*rows, signer=signer)
     os.close(publication.descriptor)

@@ -192,6 +192,12 @@ def test_empty_lines_before_the_request_are_ignored() -> None:
     assert request(b"\r\n\r\nGET /readyz HTTP/1.1\r\nHost: a\r\n\r\n").path == "/readyz"
 
 
+@pytest.mark.parametrize(("octets", "decided"), [(15, False), (16, True), (17, True)])
+def test_of_nothing_but_empty_lines_sixteen_octets_are_read(octets: int, decided: bool) -> None:
+    empty = (b"\r\n" * 9)[:octets]
+    assert given_whole(empty)[1] == octet_by_octet(empty)[1] == (b"" if decided else None)
+
+
 def test_a_head_request_gets_the_length_and_no_content() -> None:
     exchange, found = given_whole(b"HEAD /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
     assert isinstance(found, Request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -51,6 +52,15 @@ async def test_work_runs_one_after_the_other_in_the_order_given(background: Back
     assert done == list(range(20))
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
+
+
+async def test_the_priority_is_lowered_once(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "setpriority", lambda *given: lowered.append(given))
+    for _ in range(3):
+        background.lower_priority()
+    await background.run(int)
+    assert lowered == [(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 5)]
 
 
 GIVING_WAY = """

@@ -9,7 +9,7 @@ from ssl import cert_time_to_seconds
 import pytest
 from tests.support.certificates import Authority
 
-from definition_server.control_plane.certificates import earliest_expiry
+from definition_server.control_plane.certificates import _items, earliest_expiry
 
 
 def by_openssl(path: Path) -> float:
@@ -53,3 +53,16 @@ def test_of_a_file_without_a_readable_certificate_nothing_is_known(damage: str, 
         lines = made.cert.read_text().splitlines()
         path.write_text("\n".join([*lines[:3], lines[-1]]))
     assert earliest_expiry(path) is None
+
+
+def test_a_constructed_value_is_a_list_of_tags_and_contents() -> None:
+    assert _items(b"") == []
+    assert _items(b"\x30\x02ab\x05\x00\x04\x81\x03abc\x04\x82\x00\x01d") == [
+        (0x30, b"ab"), (0x05, b""), (0x04, b"abc"), (0x04, b"d"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("octets", [b"\x30\x03ab", b"\x04\x81\x04abc", b"\x05\x00\x30\x01"])
+def test_a_value_that_is_cut_off_is_none(octets: bytes) -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        _items(octets)

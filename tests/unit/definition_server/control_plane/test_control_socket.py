@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from definition_server.control_plane import control_socket
 from definition_server.control_plane.control_socket import (
     LONGEST_PATH,
     ControlSocket,
@@ -137,3 +140,39 @@ def test_a_peer_of_another_account_is_a_stranger(opened: ControlSocket) -> None:
         assert peer.wait(20) == 0
     assert why is not None
     assert "uid 65534" in why
+
+
+@pytest.mark.parametrize(
+    ("held_until", "waited"),
+    [(0.0, 0.0), (0.5, 0.5), (9.0, 2.0)],
+    ids=["free", "held for half a second", "held for long"],
+)
+def test_a_directory_that_another_process_has_locked_is_waited_for_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_until: float, waited: float
+) -> None:
+    now, asked = [0.0], [0]
+
+    def flock(number: int, operation: int) -> None:
+        asked[0] += 1
+        assert operation == fcntl.LOCK_EX | fcntl.LOCK_NB
+        if now[0] < held_until:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with control_socket._locked(tmp_path):
+        pass
+    monkeypatch.undo()
+    assert now[0] == pytest.approx(waited, abs=0.03)
+    assert asked[0] >= 1
+
+
+def test_a_file_system_without_locks_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(time, "sleep", pytest.fail)
+    with control_socket._locked(tmp_path):
+        pass

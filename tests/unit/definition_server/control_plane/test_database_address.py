@@ -26,6 +26,7 @@ from definition_server.control_plane.database_address import (
     NameResolver,
     Redaction,
     hosts_of,
+    misplaced_fault,
     shares,
 )
 from definition_server.control_plane.postgres import PostgresSource, database_address, redaction, url_fault
@@ -340,3 +341,27 @@ async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout()
 )
 def test_lines_of_libpq_become_sentences_of_one_line(text: str, line: str) -> None:
     assert Redaction("postgresql://db/avap", []).clean(text) == line
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fault"),
+    [
+        ({}, None),
+        ({"port": "1"}, None),
+        ({"port": "65535"}, None),
+        ({"port": "5432,,5433"}, None),
+        ({"port": "0"}, "the port"),
+        ({"port": "65536"}, "the port"),
+        ({"port": "5432,0"}, "the port"),
+        ({"port": "x"}, "the port"),
+        ({"port": "\u0661"}, "the port"),
+        ({"port": "1000001"}, "the port"),
+        ({"host": "a@b"}, "the host"),
+        ({"dbname": "a@b"}, "the database's name"),
+        ({"dbname": "a@b", "user": "u"}, None),
+    ],
+    ids=str,
+)
+def test_a_piece_of_the_password_in_another_place_is_recognised(parameters: dict[str, str], fault: str | None) -> None:
+    found = misplaced_fault(parameters)
+    assert found is None if fault is None else found is not None and found.startswith(fault)

@@ -99,6 +99,16 @@ def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: 
     give_back(others)
 
 
+@pytest.mark.usefixtures("few")
+def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> None:
+    before = open_descriptors()
+    reserve = DescriptorReserve(4)
+    assert len(open_descriptors()) == len(before) + 4
+    with reserve.lent():
+        reserve.close()
+    assert open_descriptors() == before
+
+
 @pytest.mark.slow
 def test_a_server_with_too_low_a_limit_does_not_start_and_says_what_to_do() -> None:
     environment = os.environ | FAST | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}

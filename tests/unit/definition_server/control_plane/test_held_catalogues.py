@@ -165,6 +165,41 @@ async def test_the_exact_return_to_an_earlier_version_is_never_held(
     assert await server.cycle(*ALL) is Outcome.PUBLISHED
 
 
+async def test_without_a_disk_the_versions_that_were_served_since_the_start_are_known(diskless: Server) -> None:
+    catalogue = diskless.synchronizer.catalogue
+    await diskless.cycle()
+    first = diskless.version
+    second = await change(diskless, "new")
+    assert catalogue.knows(first)
+    assert catalogue.knows(second)
+    assert not catalogue.knows("ab" * 32)
+    for number in range(2):
+        catalogue._note_version(f"v{number}")
+    catalogue._note_version(first)
+    assert list(catalogue._versions) == [second, "v0", "v1", first]
+    for number in range(997):
+        catalogue._note_version(f"w{number}")
+    assert len(catalogue._versions) == 1000
+    assert not catalogue.knows(second), "the oldest is forgotten"
+    assert catalogue.knows("v0")
+
+
+async def test_the_newest_catalogue_is_signed_again_once_where_another_key_signs_by_now(server: Server) -> None:
+    catalogue = server.synchronizer.catalogue
+    assert await catalogue.last_good() is None
+    await server.cycle()
+    newest = await catalogue.last_good()
+    assert newest is catalogue.newest
+    catalogue._signer = Signer("key")
+    again = await catalogue.last_good()
+    assert again is not None
+    assert again is not newest
+    assert again.footer.key_id == Signer("key").key_id
+    assert (again.version_hash, again.generation) == (server.version, server.served.generation)
+    assert await catalogue.last_good() is again
+    del newest, again
+
+
 async def test_gradual_losses_are_held_once_they_add_up_within_the_window(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,8 +90,9 @@ STATED: dict[str, dict[str, object]] = {
     "publication_log": {"_NAMES_LOGGED": 10},
     "publication_policy": {"READ_SECONDS": 0.4, "_DISK_SECONDS": 10.0, "_MOST_OCTETS": 256 * KIB, "_MOST_PARTS": 100},
     "publications": {"_SHOWN_DIGITS": 16, "_SHOWN": 10},
-    "publisher": {"RECENT": 10},
+    "publisher": {"RECENT": 10, "_SHORT_OCTETS": 4 * MIB, "_RELEASED_CHUNKS": 16},
     "reload": {"_READ_SECONDS": 10.0},
+    "resident_memory": {"NOTABLE_OCTETS": 16 * MIB},
     "row_gate": {
         "FIRST_SECONDS": 0.2,
         "FIRST_ROWS": 500,

@@ -368,6 +368,15 @@ def test_listening_is_retried_while_workers_of_a_killed_master_end(clock: Clock)
     assert clock.naps == 1
 
 
+def test_a_taken_port_is_tried_for_two_seconds_that_moment_included(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_RETRY_EVERY", 0.5)  # a number whose multiples are exact
+    with listen("127.0.0.1", 0) as first, pytest.raises(PortInUse):
+        listen("127.0.0.1", first.getsockname()[1])
+    assert clock.now == 2.5, "the fifth attempt is at 2.0 s"
+
+
 def test_connections_in_time_wait_do_not_keep_the_next_master_from_listening(clock: Clock) -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]

@@ -57,7 +57,8 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
 
     monkeypatch.setattr(master._Master, "_forever", work)
     monkeypatch.setattr(Supervisor, "start", lambda self: None)
-    monkeypatch.setattr(master, "_exit_at_the_latest", lambda seconds, code: None)
+    latest: list[tuple[float, int]] = []
+    monkeypatch.setattr(master, "_exit_at_the_latest", lambda *given: latest.append(given))
 
     async def run() -> Any:
         with socket.create_server(("127.0.0.1", 0)) as holder:
@@ -67,8 +68,34 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
             return await server.run()
 
     assert asyncio.run(run()) == code
+    assert latest == [(SETTINGS.drain_timeout_seconds + 5.0, code)]
     assert len(logged(logs, "The master failed; leaving")) == int(bug)
     assert logged(logs, "Stopped")
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1:4711"), ("::1", "[::1]:4711")], ids=["IPv4", "IPv6"]
+)
+@pytest.mark.parametrize("known", [True, False], ids=["", "nothing known of the database"])
+async def test_the_first_line_says_where_the_server_listens_and_what_it_reads(
+    server: Any, logs: LogLines, host: str, shown: str, known: bool
+) -> None:
+    class Address:
+        role = "reader"
+
+        def __str__(self) -> str:
+            return "db.example:5432/avap"
+
+    server._settings = SETTINGS.model_copy(update={"host": host})
+    server._port = 4711
+    source = server._source
+    server._source = SimpleNamespace(address=Address() if known else None)
+    server._log_start()
+    server._source = source
+    (line,) = logged(logs, "Starting")
+    assert (line["address"], line["workers"], line["transport"]) == (shown, 2, SETTINGS.transport)
+    assert (line["database"], line["role"]) == (("db.example:5432/avap", "reader") if known else ("", ""))
+    assert line["signed"] is False
 
 
 @pytest.mark.parametrize(("serving", "any_serves"), [(0, False), (1, True), (2, True)])

@@ -40,12 +40,16 @@ async def test_a_pin_serves_an_old_version_under_a_new_generation_and_the_newest
     assert await promptly(server.publications.pin(old[:8], None)) is None
     assert (server.version, server.served.generation) == (old, 3)
     assert logged(logs, "Catalogue pinned", version_hash=old)
+    another = "Another catalogue is served"
+    assert logged(logs, another, version_hash=old, generation=3, pinned=True, log_level="warning")
     assert await server.cycle(row("c00", "newest"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == old
     newest = server.synchronizer.state.newest_version
+    assert logged(logs, "Catalogue waits for the end of the pin", version_hash=newest, count=len(ALL))
     assert await promptly(server.publications.unpin()) is None
     assert server.version == newest != old
     assert server.generations == [1, 2, 3, 4]
+    assert logged(logs, another, version_hash=newest, generation=4, instead_of=old, pinned=False)
     with pytest.raises(PublicationError, match="nothing is pinned"):
         await server.publications.unpin()
 
@@ -71,6 +75,30 @@ async def test_a_pin_survives_restarts_without_the_database_and_its_end_serves_t
     server.restart()
     await server.cycle()
     assert old not in server.versions
+
+
+async def test_a_pinned_version_is_served_without_the_database_although_all_newer_ones_are_damaged(
+    server: Server,
+) -> None:
+    assert server.directory is not None
+    await server.cycle()
+    old = server.version
+    await server.publications.pin(old, None)
+    for code in ("1", "2", "3"):
+        await server.cycle(row("c00", code), *ALL[1:])
+        await server.written()
+    server.restart()
+    stored = [SnapshotStore(server.directory).path, *server.directory.joinpath("history").iterdir()]
+    damaged = [path for path in stored if path.is_file() and old not in path.name]
+    assert len(damaged) == 4
+    for path in damaged:
+        octets = bytearray(path.read_bytes())
+        octets[100] ^= 1  # listed, for its footer is sound, and refused when it is read
+        path.write_bytes(octets)
+    server.source.fail(SourceError("down"))
+    await server.cycle()
+    assert await server.synchronizer.restore()
+    assert server.versions == [old]
 
 
 async def test_a_restart_under_a_pin_with_the_database_up_never_serves_the_table(server: Server) -> None:

@@ -216,10 +216,13 @@ async def test_a_reading_sees_one_state_changes_nothing_and_takes_octets_of_a_da
 def test_how_the_tables_are_read_is_logged_when_that_changes() -> None:
     source = Source(ONE_HOST, [])
     with captured_logs() as lines:
-        for mistrust, fault in (("a view", None), ("a view", "no column"), (None, "no column"), ("a view", None)):
+        for mistrust, fault in (
+            ("a view", None), ("a view", "no column"), (None, "no column"), ("a view", "no right"), ("a rule", None),
+        ):  # fmt: skip
             source._report(mistrust, fault)
-    assert [line["event"] for line in lines] == [
-        "The table is read whole in every cycle", "No bytecode is served", "The table is read whole in every cycle",
+    whole, without = "The table is read whole in every cycle", "No bytecode is served"
+    assert [(line["event"], line["reason"]) for line in lines] == [
+        (whole, "a view"), (without, "no column"), (whole, "a view"), (without, "no right"), (whole, "a rule"),
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import threading
 import pytest
 from tests.support.logs import LogLines, logged
 
+from definition_server.control_plane import process_limits
 from definition_server.control_plane.process_limits import raise_process_limits
 
 MIB = 1 << 20
@@ -87,3 +88,11 @@ def test_files_of_less_than_one_mib_end_the_start(limits: dict[int, tuple[int, i
     assert "1048576 are needed" in (raise_process_limits(workers=1) or "")
     limits[resource.RLIMIT_FSIZE] = (MIB, MIB)
     assert raise_process_limits(workers=1) is None
+
+
+def test_below_these_limits_a_server_cannot_serve_and_from_those_on_nothing_is_said() -> None:
+    gib, mib = 1 << 30, 1 << 20
+    assert [(each.name, each.least, each.enough) for each in process_limits._LIMITS] == [
+        ("size of a file", mib, 4 * gib), ("CPU time", 0, 1 << 40), ("address space", 512 * mib, 4 * gib),
+        ("data", 128 * mib, 4 * gib),
+    ]  # fmt: skip

@@ -19,7 +19,7 @@ from definition_server.control_plane.proof import Proof
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync import Outcome, Synchronizer
-from definition_server.control_plane.sync_state import SyncState
+from definition_server.control_plane.sync_state import PinState, SyncState
 from definition_server.observability.reasons import Reason
 
 
@@ -128,6 +128,44 @@ async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock
     assert bench.proof.verdict().restart.reason is RestartReason.NO_SOURCE
     await bench.cycle()
     assert bench.tick()
+
+
+async def test_a_change_that_a_cycle_reads_is_measured_from_the_check_before_it(bench: Bench) -> None:
+    propagation = bench.proof.propagation
+    bench.publisher.on_publish(lambda publication: propagation.published(publication.snapshot.generation, ["worker"]))
+    await bench.cycle()
+    bench.advance(60.0)
+    bench.source.replace(*bench.source.rows[1:])
+    await bench.cycle()
+    bench.advance(2.0)
+    propagation.acknowledged("worker", 2)
+    assert propagation.last_seconds == 62.0
+
+
+async def test_each_change_between_fresh_and_stale_is_logged_once_and_nothing_at_the_start(bench: Bench) -> None:
+    with captured_logs() as lines:
+        for _ in range(2):
+            bench.tick()
+        await bench.cycle()
+        bench.tick()
+        bench.now.advance(120.1)
+        for _ in range(2):
+            bench.tick()
+        await bench.cycle()
+        bench.tick()
+    late, fresh = ("What is served may be out of date", Stale.CHECK_LATE), ("What is served is up to date", None)
+    told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("What is served")]
+    assert told == [fresh, late, fresh]
+
+
+async def test_a_state_that_changes_between_two_cycles_is_noted_by_the_next_tick(bench: Bench) -> None:
+    await bench.cycle()
+    bench.synchronizer.state.pin = PinState("ab" * 32, None, "command")
+    bench.tick()
+    assert bench.kinds() == [EventKind.PINNED]
+    bench.synchronizer.state.pin = None
+    bench.tick()
+    assert bench.kinds() == [EventKind.PINNED, EventKind.PIN_ENDED]
 
 
 async def test_the_next_attempt_is_known(bench: Bench) -> None:

@@ -33,6 +33,12 @@ async def test_what_names_no_version_is_refused(server: Server, version: str) ->
             await request  # type: ignore[misc]
 
 
+async def test_of_a_long_text_that_names_no_version_eighty_characters_are_shown(server: Server) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await server.publications.accept("x" * 81)
+    assert str(caught.value).startswith(f"'{'x' * 80}' names no version")
+
+
 async def test_a_pin_of_what_is_held_names_accept_and_an_acceptance_of_what_was_published_names_pin(
     server: Server,
 ) -> None:

@@ -244,12 +244,43 @@ async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> 
     assert bench.codes["if"] == "pass"
     await bench.cycle()
     assert bench.codes["if"] == "pass"
+    assert bench.gate.unsure
     bench.checker.judgements.clear()
     await bench.cycle()  # the table has not changed: without another question a good row would wait for an hour
     assert bench.codes["if"] == "slow = 1"
     judged = len(bench.checker.judged)
+    assert not bench.gate.unsure
     await bench.cycle()
     assert len(bench.checker.judged) == judged
+
+
+async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_go_on(
+    monkeypatch: pytest.MonkeyPatch, logs: LogLines
+) -> None:
+    with nothing_left():
+        bench = Bench(first_rows=64)
+        bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(130)))
+        monkeypatch.setattr(row_gate, "_served_rows", lambda *_: 1 // 0)
+        await bench.cycle()
+        await eventually(lambda: logged(logs, "Unexpected failure in judging rows", log_level="error"), "the line")
+        assert bench.gate.pending > 0
+        assert not logged(logs, "Rows that were served unchecked are checked")
+        monkeypatch.undo()
+        await bench.cycle()
+        await eventually(lambda: not bench.gate.pending, "the rest is judged")
+        await bench.close()
+
+
+async def test_commands_without_a_good_version_are_left_out_and_ten_are_named(bench: Bench, logs: LogLines) -> None:
+    good = [row(f"c{number:02}") for number in range(40)]
+    bench.source.replace(*good)
+    await bench.cycle()
+    bench.source.replace(*good, *(row(f"new{number:02}", "if") for number in range(11)))
+    await bench.cycle()
+    (line,) = logged(logs, "Commands are left out: no good version is known", log_level="warning")
+    assert line["count"] == 11
+    assert [each["name"] for each in line["commands"]] == [f"new{number:02}" for number in range(10)]
+    assert line["commands"][0]["reason"] == "code_invalid"
 
 
 async def test_a_cancelled_cycle_leaves_a_gate_that_works(bench: Bench) -> None:

@@ -118,6 +118,11 @@ def test_a_late_observation_finds_no_worker_hung() -> None:
     assert not heartbeat.hangs(7, 3600.0)
 
 
+def test_an_observation_counts_for_a_quarter_of_the_timeout_at_most() -> None:
+    heartbeat = Heartbeat(TIMEOUT)
+    assert [heartbeat.hangs(7, number * 3600.0) for number in range(5)] == [False] * 4 + [True]
+
+
 def test_after_a_late_observation_a_hung_worker_is_still_found() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     heartbeat.hangs(7, 0.0)

@@ -267,7 +267,9 @@ def test_connections_are_reported_where_the_transport_counts_them(
     slot.start(4711, time.monotonic_ns())
     slot.connected(3, 7)
     supervisor.add(StandInWorker(stats))
-    assert reader.read().workers[0].connections == (3 if counts else None)
+    (worker,) = reader.read().workers
+    assert worker.connections == (3 if counts else None)
+    assert (worker.room is None) is not counts
 
 
 def test_a_slot_without_a_worker_reports_restarts_and_crash_loop(

@@ -23,7 +23,7 @@ from tests.support.snapshots import built
 from definition_server.catalog.layout import FOOTER_SIZE
 from definition_server.catalog.signing import Signer
 from definition_server.control_plane import store as store_module
-from definition_server.control_plane.store import FILE_NAME, NotOurs, SnapshotStore, StoreError, without_mac
+from definition_server.control_plane.store import FILE_NAME, NotOurs, SnapshotStore, StoreError, has_mac_of, without_mac
 from definition_server.ipc.memory import create_sealed
 
 OLD = built("old", generation=1).to_bytes()
@@ -334,6 +334,17 @@ def test_a_file_with_our_mac_is_loaded_and_inspected_without_it(store: SnapshotS
     assert bytes(loaded[0].buffer) == NEW == bytes(without_mac(store.path.read_bytes()))
     assert len(store.path.read_bytes()) == len(NEW) + 40
     assert load(store) == NEW, "without a key there is nothing to verify it with"
+
+
+def test_a_mac_is_recognised_at_the_end_of_a_file_of_any_length(store: SnapshotStore) -> None:
+    keep(store, SIGNER)
+    octets = store.path.read_bytes()
+    assert has_mac_of(store.path, SIGNER)
+    assert not has_mac_of(store.path, Signer("other key"))
+    end = octets[-FOOTER_SIZE - 40 :]
+    for content, recognised in ((end, True), (b"x" + end, True), (end[1:], False), (b"", False), (NEW, False)):
+        store.path.write_bytes(content)
+        assert has_mac_of(store.path, SIGNER) is recognised
 
 
 def test_the_mac_is_keyed_by_a_key_of_its_own(store: SnapshotStore) -> None:

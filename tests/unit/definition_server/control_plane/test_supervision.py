@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -106,8 +107,10 @@ def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publis
     assert ready(one, 1) is None, "the other slot has no worker yet"
     second.worker = other  # type: ignore[assignment]
     assert ready(one, 1) is None
+    began = time.time()
     since = ready(other, 1)
     assert since is not None
+    assert began <= since <= time.time()
     assert ready(other, 1) == since, "the first time"
     publish(publisher, "if", "else")
     assert supervisor.all_serve_since is None, "the next one has not arrived"

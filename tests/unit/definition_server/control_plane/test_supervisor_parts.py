@@ -311,12 +311,13 @@ async def test_a_supervisor_without_a_socket_of_its_own_repairs_none(
     assert fleet.supervisor._roll_after_repair is None
 
 
-@pytest.mark.parametrize(("lived", "resets"), [(30.0, False), (30.1, True)])
+@pytest.mark.parametrize(("lived", "resets"), [(30.0, False), (30.125, True)])
 async def test_the_wait_before_a_restart_is_short_again_after_a_worker_that_ran_long_enough(
     fleet: Fleet, lived: float, resets: bool, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: lived))
     slot, worker = fleet.supervisor.slots[0], fleet.workers[0]
+    worker.started = 1000.0
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: 1000.0 + lived))
     first = slot.backoff.next()
     second = slot.backoff.next()
     worker.ended.set_result(-9)
@@ -325,6 +326,63 @@ async def test_the_wait_before_a_restart_is_short_again_after_a_worker_that_ran_
     assert (slot.backoff.next() <= first) is resets
     assert second > first
     assert logged(logs, "Worker ended; starting another", worker=slot.number, how="signal 9", log_level="error")
+
+
+class Pages:
+    """Stands in for the stats pages of the workers."""
+
+    def __init__(self) -> None:
+        self.opened: list[object] = []
+        self.retired: list[object] = []
+
+    def open(self) -> object:
+        self.opened.append(object())
+        return self.opened[-1]
+
+    def retire(self, page: object) -> None:
+        self.retired.append(page)
+
+
+async def test_a_process_that_cannot_be_started_gives_its_stats_page_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(*_: object, **__: object) -> Worker:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    pages = Pages()
+    monkeypatch.setattr(module.WorkerProcess, "start", start)
+    monkeypatch.setattr(fleet.supervisor, "stats", pages)
+    with pytest.raises(OSError, match="unavailable"):
+        await fleet.supervisor._spawn(0)
+    assert pages.retired == pages.opened
+    assert len(pages.opened) == 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_worker_is_told_what_counts_at_its_start_and_others_of_its_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    started, pages = Worker(13), Pages()
+
+    async def start(*given: object, **_: object) -> Worker:
+        assert given[:2] == (7, pages.opened[-1])
+        if stops:
+            fleet.supervisor._leaving.set()
+        return started
+
+    monkeypatch.setattr(module.WorkerProcess, "start", start)
+    monkeypatch.setattr(fleet.supervisor, "stats", pages)
+    assert await fleet.supervisor._spawn(7) is cast(Any, started)
+    assert (len(started.calls), started.calls[-1] == "kill") == (2 if stops else 1, stops)
+    assert fleet.supervisor.worker_pids == {11, 12, 13}
+    fleet.take()
+    if not stops:
+        started.ended.set_result(0)
+    await asyncio.sleep(0)
+    assert fleet.supervisor.worker_pids == {11, 12}
+    assert fleet.gone == [13]
+    assert pages.retired == pages.opened
+    assert [len(calls) for calls in fleet.take()] == [1, 1], "they do not read its counts any more"
 
 
 async def test_how_a_worker_ended_is_logged_by_its_exit_code(fleet: Fleet, logs: LogLines) -> None:
@@ -347,6 +405,96 @@ async def test_a_drain_informs_every_worker_and_kills_those_that_are_late(fleet:
     assert fleet.gone == [11, 12]
     assert waited == [6.0, None]
     assert logged(logs, "Workers did not leave in time; killed", count=2, log_level="warning")
+
+
+class Rolling:
+    """One roll of the first slot: the successor that the test makes, and how long the leaver was waited for."""
+
+    def __init__(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.supervisor, self.old = fleet.supervisor, fleet.workers[0]
+        self.slot = fleet.supervisor.slots[0]
+        self.successor = Worker(13)
+        self.timeouts: list[float | None] = []
+        self.leaves = True
+        """Whether a worker ends when it is drained."""
+
+        async def spawn(number: int) -> Worker:
+            assert number == self.slot.number
+            return self.successor
+
+        wait = asyncio.wait
+
+        async def noting(waited: Any, **given: Any) -> Any:
+            if "return_when" not in given:
+                self.timeouts.append(given.get("timeout"))
+            for worker in (self.old, self.successor):
+                if self.leaves and worker.draining and not worker.ended.done():
+                    worker.ended.set_result(0)
+            return await wait(waited, **(given | ({"timeout": 0.001} if given.get("timeout") else {})))
+
+        monkeypatch.setattr(self.supervisor, "_spawn", spawn)
+        monkeypatch.setattr(asyncio, "wait", noting)
+
+    async def run(self) -> None:
+        await self.supervisor._roll(self.slot, cast(Any, self.old))
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_roll_replaces_a_worker_once_its_successor_is_ready(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs: LogLines, leaves: bool
+) -> None:
+    roll = Rolling(fleet, monkeypatch)
+    roll.leaves = leaves
+    await roll.run()
+    assert roll.slot.worker is cast(Any, roll.successor)
+    assert roll.old.calls[0] == Drain(False, 0.0, 5.0)
+    assert roll.old.calls[-1] == "kill", "one that has ended is not harmed by it"
+    assert roll.successor.calls == []
+    assert roll.timeouts == [7.0, None]
+    assert fleet.gone == [11]
+    assert logged(logs, "Worker rolled", worker=0, old_pid=11, new_pid=13)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_successor_leaves_again_where_the_slot_has_another_worker_meanwhile(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs: LogLines
+) -> None:
+    roll = Rolling(fleet, monkeypatch)
+    roll.slot.worker = other = cast(Any, Worker(14))
+    await roll.run()
+    assert roll.slot.worker is other
+    assert roll.successor.calls == [Drain(False, 0.0, 5.0), "kill"]
+    assert roll.old.calls == []
+    assert fleet.gone == [13]
+    assert not logged(logs, "Worker rolled")
+
+
+@pytest.mark.parametrize(
+    ("ready", "published_before", "generation", "stays"),
+    [(False, False, 0, True), (True, True, 0, True), (True, True, 1, False), (True, False, 0, False)],
+    ids=["it ends", "without the catalogue", "with it", "there is none"],
+)
+async def test_a_successor_that_is_not_ready_with_the_catalogue_does_not_replace(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ready: bool, published_before: bool, generation: int, stays: bool
+) -> None:
+    if published_before:
+        fleet.publisher.publish(published("if", generation=1))
+    roll = Rolling(fleet, monkeypatch)
+    roll.successor.generation = generation
+    if not ready:
+        roll.successor.ready.clear()
+        roll.successor.ended.set_result(1)
+    if not stays:
+        await roll.run()
+        assert roll.slot.worker is cast(Any, roll.successor)
+        return
+    with pytest.raises(TimeoutError, match="the old one stays"):
+        await roll.run()
+    assert roll.slot.worker is cast(Any, roll.old)
+    assert roll.successor.calls == ["kill"]
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_roll_ends_where_the_server_stops_and_leaves_out_empty_slots(

@@ -28,7 +28,7 @@ from definition_server.catalog import wire
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
-from definition_server.control_plane import resident_memory
+from definition_server.control_plane import resident_memory, sync
 from definition_server.control_plane.publisher import Publication, Publisher
 from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync import Synchronizer
@@ -491,3 +491,24 @@ async def test_rows_that_differ_only_in_their_ids_are_published() -> None:
     finally:
         synchronizer.close()
         publisher.close()
+
+
+def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_are_as_the_kernel_says() -> None:
+    assert "ulimit -f" in sync._text(OSError(errno.EFBIG, "File too large"))
+    assert sync._text(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
+    assert sync._text(SourceError("no route")) == "no route"
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (MemoryError(), "no memory is left"),
+        (RuntimeError("can't start new thread"), "no thread can be started: memory, or the number of processes, is"),
+        (RuntimeError("a bug"), None),
+        (ValueError("can't start new thread"), None),
+    ],
+    ids=["memory", "thread", "another fault", "another class"],
+)
+def test_a_lack_of_resources_is_told_from_a_bug(failure: Exception, text: str | None) -> None:
+    found = sync._limit_met(failure)
+    assert found is None if text is None else found is not None and found.startswith(text)

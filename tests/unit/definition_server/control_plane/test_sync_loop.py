@@ -214,6 +214,21 @@ async def test_a_cancellation_during_the_first_cycle_cancels_the_cycle(
     assert not logs
 
 
+async def test_the_seconds_to_the_next_cycle_are_known_except_while_one_runs(
+    start: StartLoop, source: FakeSource, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.answers.clear()
+    loop = start(interval=NEVER)
+    await eventually(lambda: source.looks == 1, "the first cycle begun")
+    assert loop.seconds_to_next is None
+    source.answers.set()
+    seconds = await eventually(lambda: loop.seconds_to_next, "its end")
+    assert NEVER - 60 < seconds <= NEVER
+    assert loop._next_at is not None
+    loop._next_at -= 2 * NEVER
+    assert loop.seconds_to_next == 0.0
+
+
 # -- while nothing is served -----------------------------------------------------------------------------------------
 
 

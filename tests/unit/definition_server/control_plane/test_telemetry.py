@@ -102,7 +102,7 @@ def test_a_failure_is_logged_once_until_another_or_a_success(monkeypatch: pytest
 
     monkeypatch.setattr(module, "log", Log)
     telemetry = Telemetry(load(OTEL_EXPORTER_OTLP_ENDPOINT="http://u:p4ss@c:1"), service_status)
-    for problem in ("no connection", "no connection", "status 401", None, None):
+    for problem in (None, "no connection", "no connection", "status 401", None, None):
         telemetry._report("traces", problem)
     assert [(message, fields.get("error")) for message, fields in noted] == [
         ("Telemetry is not exported", "no connection"),

@@ -220,6 +220,10 @@ def test_the_time_of_requests_is_a_day_for_each_and_one_more() -> None:
     assert judged(latency=NOTHING.latency | one, latency_sum_seconds=sums | {method: 2.0 * day}) is None
     leaps = "the time of the requests goes back, or leaps"
     assert judged(latency=NOTHING.latency | one, latency_sum_seconds=sums | {method: 2.0 * day + 1}) == leaps
+    assert judged(before={"latency": NOTHING.latency | one}, latency_sum_seconds=sums | {method: 1.0 * day}) is None
+    assert (
+        judged(before={"latency": NOTHING.latency | one}, latency_sum_seconds=sums | {method: 1.0 * day + 1}) == leaps
+    )
     assert judged(before={"latency_sum_seconds": sums | {method: 1.0}}, latency_sum_seconds=sums) == leaps
     assert judged(before={"latency_sum_seconds": sums | {method: 1.0}}) is None
 

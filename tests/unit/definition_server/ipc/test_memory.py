@@ -71,6 +71,26 @@ def test_more_pieces_than_one_system_call_accepts_are_written(count: int) -> Non
         assert content(descriptor) == b"".join(pieces)
 
 
+@pytest.mark.parametrize(
+    ("octets", "count", "calls"),
+    [(1, 1024, [1024]), (1, 2500, [1024, 1024, 452]), (1 << 19, 5, [2, 2, 1])],
+    ids=["as many as fit", "small ones", "large ones"],
+)
+def test_as_many_pieces_as_a_system_call_takes_are_written_at_once_up_to_a_mebibyte(
+    octets: int, count: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    write = os.writev
+
+    def noted(descriptor: int, pieces: list[bytes]) -> int:
+        found.append(len(pieces))
+        return write(descriptor, pieces)
+
+    monkeypatch.setattr(os, "writev", noted)
+    with sealed(*[b"x" * octets] * count):
+        assert found == calls
+
+
 def test_no_piece_waits_for_many_octets_behind_it() -> None:
     """Its maker frees it when the next one is asked for: a catalogue is not in memory twice while it is written."""
     octets, waiting = 1 << 20, 0

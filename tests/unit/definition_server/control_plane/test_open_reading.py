@@ -1,0 +1,237 @@
+"""One reading of the table on a connection that the test stands in for: its fingerprint, ranges, batches and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from definition_server.catalog.definition import Row, Unserved
+from definition_server.control_plane import postgres as module
+from definition_server.control_plane.postgres import _Reading
+from definition_server.control_plane.source import Ranges, ReadLimits, SourceError
+from definition_server.observability.reasons import Reason
+
+CLASSES = 4
+"""Classes of size where the largest definition has 4 MiB (`table_reading.classes`); rows above it are class 4."""
+
+
+class Cursor:
+    """Answers a statement with the rows that the test gives for it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rows: list[Any] = []
+        self.adapters = SimpleNamespace(register_loader=lambda *_: None)
+
+    async def __aenter__(self) -> Cursor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._connection.closed_cursors += 1
+
+    async def execute(self, statement: str, **options: Any) -> None:
+        self._connection.statements.append(statement)
+        self._rows = list(self._connection.answers.get(statement, []))
+
+    async def fetchall(self) -> list[Any]:
+        return self._rows
+
+    async def fetchone(self) -> Any:
+        return self._rows[0] if self._rows else None
+
+    async def fetchmany(self, size: int) -> list[Any]:
+        self._connection.sizes.append(size)
+        taken, self._rows = self._rows[:size], self._rows[size:]
+        return taken
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.info = SimpleNamespace(server_version=150_000)
+        self.answers: dict[str, list[Any]] = {}
+        self.statements: list[str] = []
+        self.given: list[Any] = []
+        self.sizes: list[int] = []
+        self.closed_cursors = 0
+        self.rolled_back = 0
+
+    def cursor(self, **_: object) -> Cursor:
+        return Cursor(self)
+
+    async def execute(self, statement: str, parameters: Any = None, **_: object) -> None:
+        self.statements.append(statement)
+        self.given.append(parameters)
+
+    async def rollback(self) -> None:
+        self.rolled_back += 1
+
+
+class Plan:
+    """Statements that name what they ask for."""
+
+    def __init__(self, blocks: int | None = 100, mistrust: str | None = None) -> None:
+        self.blocks, self.mistrust = blocks, mistrust
+        self.range_blocks: int | None = None
+        self.widths: list[int | None] = []
+
+    def width(self, before: int | None) -> int:
+        self.widths.append(before)
+        return 8
+
+    def ranges_sql(self, width: int) -> str:
+        return f"ranges of {width}"
+
+    def sizes_sql(self, most: int) -> str:
+        return f"sizes up to {most}"
+
+    def sizes_of_ranges_sql(self, most: int, width: int, blocks: Any) -> str:
+        return f"sizes of ranges {list(blocks)}"
+
+    def rows_sql(self, number: int, most: int, blocks: Any) -> str:
+        return f"rows of class {number} {list(blocks)}"
+
+    def versions_sql(self) -> str:
+        return "versions"
+
+    def exists_sql(self) -> str:
+        return "exists"
+
+    def rows(self, results: list[Any], *, too_large: bool) -> list[Row]:
+        return [
+            Row(1, name, b"", b"", b"", fault=Unserved.TOO_LARGE if too_large else None)
+            for (name,) in results
+        ]  # fmt: skip
+
+
+class Bench:
+    def __init__(self, plan: Plan | None = None, *, catalogue: int = 1_000_000) -> None:
+        self.connection = Connection()
+        self.plan = plan or Plan()
+        limits = ReadLimits(catalogue=catalogue)
+
+        async def limited(work: Awaitable[Any]) -> Any:
+            return await work
+
+        self.reading = _Reading(cast(Any, self.connection), limited, limits, "prefix", 7)
+        self.reading.plan = cast(Any, self.plan)
+        self.reading._basis = "basis"
+
+    async def batches(self, ranges: set[int] | None = None) -> list[list[tuple[bytes, Any]]]:
+        return [[(row.name, row.fault) for row in batch] async for batch in self.reading.batches(ranges)]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "version", "has_ranges"),
+    [(100, 140_000, True), (0, 170_000, True), (100, 139_999, False), (None, 170_000, False)],
+    ids=["PostgreSQL 14", "an empty table", "PostgreSQL 13", "a view"],
+)
+async def test_ranges_are_those_of_a_heap_from_postgresql_14_on(
+    blocks: int | None, version: int, has_ranges: bool
+) -> None:
+    bench = Bench(Plan(blocks))
+    bench.connection.info.server_version = version
+    bench.connection.answers["ranges of 8"] = [(0, 3, "11"), (5, 1, "-7")]
+    found = await bench.reading.ranges(Ranges("before", {}, 4))
+    if not has_ranges:
+        assert found is None
+        assert bench.connection.statements == []
+        assert bench.plan.range_blocks is None
+        return
+    assert found == Ranges("basis/8", {0: "3:11", 5: "1:-7"}, 8)
+    assert bench.plan.range_blocks == 8
+    assert bench.plan.widths == [4]
+    await bench.reading.ranges(None)
+    assert bench.plan.widths == [4, None]
+
+
+async def test_all_rows_come_class_by_class_and_those_that_are_too_large_with_their_fault() -> None:
+    bench = Bench()
+    bench.connection.answers = {
+        "sizes up to 4194304": [(4, 1, 9_000_000), (0, 1200, 5)],
+        "rows of class 0 []": [(b"c%d" % number,) for number in range(1200)],
+        "rows of class 4 []": [(b"large",)],
+    }
+    found = await bench.batches()
+    assert [len(batch) for batch in found] == [1000, 200, 1]
+    assert found[0][0] == (b"c0", None)
+    assert found[2] == [(b"large", Unserved.TOO_LARGE)]
+    assert bench.connection.statements == ["sizes up to 4194304", "rows of class 0 []", "rows of class 4 []"]
+    assert bench.connection.closed_cursors == 2
+    assert set(bench.connection.sizes) == {1000}
+
+
+async def test_of_ranges_only_their_blocks_are_read_and_their_sizes_noted() -> None:
+    bench = Bench()
+    bench.connection.answers = {
+        "ranges of 8": [(0, 3, "11"), (1, 1, "5"), (3, 1, "6")],
+        "sizes of ranges [(8, 16), (24, 32)]": [(1, 0, 1, 100), (3, 2, 1, 200)],
+        "rows of class 0 [(8, 16), (24, 32)]": [(b"a",)],
+        "rows of class 2 [(8, 16), (24, 32)]": [(b"b",)],
+    }
+    before = Ranges("basis/8", {0: "3:11", 9: "1:1"}, 8, {0: {0: (3, 300)}, 9: {0: (1, 50)}})
+    ranges = await bench.reading.ranges(before)
+    assert ranges is not None
+    assert await bench.batches({1, 3}) == [[(b"a", None)], [(b"b", None)]]
+    assert ranges.sizes == {0: {0: (3, 300)}, 1: {0: (1, 100)}, 3: {2: (1, 200)}}, "range 9 is gone"
+
+
+async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_and_none_of_before() -> None:
+    bench = Bench()
+    bench.connection.answers = {
+        "ranges of 8": [(0, 3, "11")],
+        "sizes of ranges []": [(0, 1, 2, 50), (0, 0, 1, 10)],
+        "rows of class 0 []": [(b"a",)],
+        "rows of class 1 []": [(b"b",), (b"c",)],
+    }
+    ranges = await bench.reading.ranges(Ranges("basis/8", {0: "1:1"}, 8, {0: {0: (9, 999)}}))
+    assert ranges is not None
+    assert [len(batch) for batch in await bench.batches()] == [1, 2]
+    assert ranges.sizes == {0: {1: (2, 50), 0: (1, 10)}}
+
+
+@pytest.mark.parametrize(("catalogue", "fits"), [(100 + 300, True), (100 + 300 - 1, False)])
+async def test_a_snapshot_has_150_octets_for_each_row_and_what_is_too_large_is_not_counted(
+    catalogue: int, fits: bool
+) -> None:
+    bench = Bench(catalogue=catalogue)
+    sizes = [(0, 1, 60), (CLASSES - 1, 1, 40), (CLASSES, 5, 50_000_000)]
+    if fits:
+        bench.reading._check_size(sizes)
+        return
+    with pytest.raises(
+        SourceError, match=r"its 2 rows would have 400 bytes, above MAX_CATALOG_BYTES \(399\)"
+    ) as caught:
+        bench.reading._check_size(sizes)
+    assert caught.value.reason is Reason.CATALOGUE_TOO_LARGE
+
+
+@pytest.mark.parametrize("mistrust", [None, "a view"])
+async def test_the_fingerprint_is_that_of_the_row_versions_or_of_this_reading_alone(
+    mistrust: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, relations = Bench(), []
+
+    def parse(text: str | None) -> tuple[Any, Any]:
+        relations.append(text)
+        return "definitions", "bytecode"
+
+    monkeypatch.setattr(module, "Relation", SimpleNamespace(parse=parse))
+    monkeypatch.setattr(module, "bytecode_fault", lambda _: "no column")
+    monkeypatch.setattr(module, "Plan", lambda *given: relations.append(given) or Plan(mistrust=mistrust))
+    bench.connection.answers = {module.SHAPE_SQL: [(b"shape", b"state")], "versions": [(b"12/34",)]}
+    await bench.reading.begin(2.0)
+    assert bench.connection.given[0] == {"statement": "2000", "lock": "1600"}
+    assert relations == ["shape", ("definitions", None)]
+    assert bench.reading.bytecode_fault == "no column"
+    if mistrust is None:
+        assert bench.reading.fingerprint == "prefix/state/12/34"
+        assert bench.reading._basis == "prefix/state/34"
+        assert bench.connection.statements[-1] == "versions"
+    else:
+        assert bench.reading.fingerprint == "prefix/reading 7"
+        assert bench.connection.statements[-1] == "exists"
+    await bench.reading.end()
+    assert bench.connection.rolled_back == 1

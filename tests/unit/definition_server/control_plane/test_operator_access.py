@@ -1,0 +1,56 @@
+"""The operators' way into the master: whether there is one, and what it says beside the status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from definition_server.control_plane.operator_access import OperatorAccess
+
+
+class Bench:
+    """Operator access over parts that the test stands in for."""
+
+    def __init__(self, path: Path | None, *, directory: Path | None = None, policy: Any = None) -> None:
+        self.state = SimpleNamespace(store_error=None)
+        synchronizer = SimpleNamespace(state=self.state, catalogue=SimpleNamespace())
+        self.access = OperatorAccess(
+            cast(Any, SimpleNamespace(control_path=lambda: path, snapshot_dir=directory)), cast(Any, synchronizer),
+            cast(Any, SimpleNamespace(sync_soon=None, sync_now=None)), cast(Any, None), cast(Any, None),
+            policy=policy, signer=lambda: None, status=cast(Any, None), held_commands=lambda: (),
+        )  # fmt: skip
+
+
+async def test_without_a_path_there_is_no_control_socket_and_closing_does_nothing() -> None:
+    bench = Bench(None)
+    assert not bench.access.offered
+    assert bench.access.state == "off"
+    await bench.access.close()
+
+
+async def test_a_control_socket_is_offered_where_it_has_a_path(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "control.sock")
+    assert bench.access.offered
+    assert bench.access.state != "off"
+    await bench.access.close()
+
+
+def test_notices_name_what_is_not_stored_and_a_policy_that_does_not_count(tmp_path: Path) -> None:
+    assert Bench(None, directory=tmp_path).access._notices() == []
+    (nothing,) = Bench(None).access._notices()
+    assert nothing.startswith("nothing is stored, because SNAPSHOT_DIR is not set: ")
+    full = Bench(None, directory=tmp_path)
+    full.state.store_error = "No space left on device"
+    assert full.access._notices() == ["the last-known-good snapshot is not stored: No space left on device"]
+
+
+@pytest.mark.parametrize("problem", [None, "line 3: unknown key"])
+def test_a_policy_is_named_only_where_it_has_a_problem(tmp_path: Path, problem: str | None) -> None:
+    notices = Bench(None, directory=tmp_path, policy=SimpleNamespace(problem=problem)).access._notices()
+    assert notices == (
+        [] if problem is None
+        else ["PUBLICATION_POLICY does not count as it is; the one before does: line 3: unknown key"]
+    )  # fmt: skip
