@@ -146,7 +146,7 @@ def _without_cache() -> list[str]:
 
 
 def run(session: nox.Session, command: str, *arguments: str, **options: Any) -> Any:
-    """Run a command of the environment."""
+    """Run a command of the environment, or the one with that absolute path."""
     return session.run(str(ENVIRONMENT / "bin" / command), *arguments, external=True, **options)
 
 
@@ -165,9 +165,16 @@ def types(session: nox.Session) -> None:
     run(session, "mypy")
 
 
-def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytest",), **options: Any) -> None:
+def run_tests(
+    session: nox.Session,
+    *arguments: str,
+    by: Sequence[str] = ("pytest",),
+    again: Sequence[str] = ("python",),
+    **options: Any,
+) -> None:
     """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone:
-    at once, or after this session where ``CI_BESIDE`` says that another one runs beside it.
+    at once, or after this session where ``CI_BESIDE`` says that another one runs beside it. ``again``: the Python that
+    then runs them, and options of pytest.
     """
     cache = Path(".pytest_cache", session.name)  # of its own: two sessions may run at the same time
     last = cache / "v/cache/lastfailed"
@@ -183,7 +190,7 @@ def run_tests(session: nox.Session, *arguments: str, by: Sequence[str] = ("pytes
             last.unlink(missing_ok=True)
         if not os.environ.get("CI") or not finished or os.environ.get("CI_BESIDE"):
             raise
-        run(session, "python", ".ci/failed-alone", str(last))
+        run(session, again[0], ".ci/failed-alone", str(last), *again[1:])
 
 
 def run_suites(session: nox.Session, *suites: str) -> None:
@@ -370,10 +377,8 @@ def compiled(session: nox.Session) -> None:
         # The rest comes from the environment. Its own .pth file, that of the editable installation, has no effect.
         (tree / packages / "others.pth").write_text(f"{ENVIRONMENT.resolve() / packages}\n")
     tests = session.posargs or [*COMPILED_TESTS, "-q", "-m", COMPILED_MARKS, *SIDE_BY_SIDE]
-    session.run(
-        str(tree / "bin/python"), "-m", "pytest", "-p", "no:cacheprovider", "--engine=compiled",
-        "--one-transport=alternate", *tests, external=True,
-    )  # fmt: skip
+    python, form = str(tree / "bin/python"), "--engine=compiled"
+    run_tests(session, form, "--one-transport=alternate", *tests, by=(python, "-m", "pytest"), again=(python, form))
 
 
 @nox.session

@@ -5,10 +5,14 @@ it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from tests.chaos.drills import run
 from tests.chaos.drills.judge import doubts, explained, judge, verdict
 from tests.chaos.drills.model import NOTHING, Allowance, Failure, LoadReport, Loss, Outcome, SetReport, Sighting, Usage
 from tests.chaos.drills.table import text_table, to_json
@@ -260,6 +264,27 @@ def test_a_broken_promise_in_a_doubtful_drill_is_broken() -> None:
     not_felt(outcome)
     plain_fails(outcome)
     assert verdict(outcome) == "BROKEN"
+
+
+NO_STATUS = (TimeoutError("timed out"), ConnectionRefusedError("refused"), json.JSONDecodeError("no status", "", 0))
+
+
+@pytest.mark.parametrize("error", NO_STATUS, ids=lambda error: type(error).__name__)
+def test_stale_rows_are_a_broken_promise_even_if_the_status_page_does_not_answer(error: Exception) -> None:
+    outcome = sound()
+    outcome.fresh_seconds = outcome.fresh_cycles = None
+    stage: Any = Mock(cycle_seconds=4.0, **{"cycles.side_effect": error})
+    load: Any = Mock(**{"wait_everywhere.side_effect": AssertionError("not everywhere")})
+    run._see_fresh(stage, load, outcome)
+    assert "fresh rows were not served" in "\n".join(judge(outcome))
+
+
+@pytest.mark.parametrize("cycles", [[NO_STATUS[0], 4], [3, NO_STATUS[0]]], ids=["before", "after"])
+def test_a_drill_is_not_finished_if_only_the_status_page_does_not_answer(cycles: list[Any]) -> None:
+    stage: Any = Mock(cycle_seconds=4.0, **{"cycles.side_effect": cycles})
+    load: Any = Mock(**{"wait_everywhere.return_value": time.monotonic()})
+    with pytest.raises(TimeoutError):
+        run._see_fresh(stage, load, sound())
 
 
 def test_values_that_were_not_measured_are_not_judged() -> None:

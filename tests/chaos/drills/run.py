@@ -166,16 +166,27 @@ def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
     outcome.fresh_limit_seconds = stage.cycle_seconds + outcome.allows.grace_seconds
     version = stage.table.advance()
     written = time.monotonic()
-    before = stage.cycles()
+    before = _cycles(stage)
     try:
         # Longer than the limit, so that the table can show how late it was.
         came = load.wait_everywhere(version, PATIENCE * outcome.fresh_limit_seconds)
     except AssertionError:
-        return
+        return  # a broken promise, whether or not the status page answers
     outcome.fresh_seconds = came - written
-    after = stage.cycles()
-    if before is not None and after is not None and after >= before:
+    after = _cycles(stage)
+    for each in (before, after):
+        if isinstance(each, Exception):
+            raise each
+    if isinstance(before, int) and isinstance(after, int) and after >= before:
         outcome.fresh_cycles = after - before
+
+
+def _cycles(stage: Stage) -> int | Exception | None:
+    """`Stage.cycles`, or the error where the status page does not answer, or not with a status."""
+    try:
+        return stage.cycles()
+    except (OSError, ValueError) as error:
+        return error
 
 
 def memory_back(before: Usage, now: Usage) -> bool:

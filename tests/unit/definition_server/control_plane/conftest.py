@@ -9,10 +9,13 @@ import pytest
 from tests.support.fakes import FakeSource
 from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, captured_logs
+from tests.support.polling import DEADLINE_SECONDS
 from tests.unit.definition_server.control_plane.publication_server import (
     ALL,
     Server,
 )
+
+from definition_server.control_plane import catalogue_disk, last_known_good, stored_catalogue
 
 
 @pytest.fixture
@@ -22,7 +25,14 @@ def nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """Its disk hangs where a test says so. A real one may take seconds while other tests write, too."""
+    for module, name in (
+        (stored_catalogue, "RECALL_PATIENCE_SECONDS"),
+        (last_known_good, "PATIENCE_SECONDS"),
+        (catalogue_disk, "LOAD_PATIENCE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, DEADLINE_SECONDS)
     server = Server(tmp_path, FakeSource(*ALL))
     yield server
     server.disk.works.set()

@@ -149,7 +149,9 @@ async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
         assert b"secret" not in (process / "environ").read_bytes()
         targets = {str(each.readlink()) for each in (process / "fd").iterdir()}
         assert len([each for each in targets if each.startswith("socket:")]) == 1
-        assert {each for each in targets if not each.startswith("socket:")} == {"/dev/null"}
+        # A newer libffi, such as that of Debian sid, keeps the file of its own library open.
+        others = {each for each in targets if not each.startswith("socket:") and "/libffi.so." not in each}
+        assert others == {"/dev/null"}
 
 
 async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:

@@ -353,7 +353,8 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
         patch.setattr(served_catalogue.os, "dup", none_left)
         for number in range(3):
             assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
-    await eventually(lambda: snapshots() == before, "released")  # the thread releases its last work a little later
+    # The thread releases its last work a little later; it may not have released that of `before` when it was counted.
+    await eventually(lambda: snapshots() <= before, lambda: f"{before} snapshots, there are {snapshots()}")
     assert await server.cycle() is Outcome.PUBLISHED
 
 
