@@ -35,6 +35,12 @@ def test_a_varint_is_what_protobuf_writes(value: int) -> None:
     assert wire.varint(value) == expected
 
 
+@given(st.lists(st.one_of(st.sampled_from([edge for edge in EDGES if edge]), st.integers(1, 2**31))))
+def test_the_octets_of_a_field_show_those_of_its_content(lengths: list[int]) -> None:
+    sizes = [1 + len(wire.varint(length)) + length for length in lengths]
+    assert wire.content_lengths(sizes) == lengths
+
+
 @given(UNSIGNED, st.binary(max_size=3), st.binary(max_size=3))
 def test_a_varint_is_read_back_at_any_position(value: int, before: bytes, after: bytes) -> None:
     encoded = wire.varint(value)
