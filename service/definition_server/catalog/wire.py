@@ -25,36 +25,51 @@ MAX_MESSAGE = 2**31 - 1
 UINT64 = 2**64 - 1
 """``value & UINT64`` is the form in which a varint carries a number below 0."""
 
-SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
-"""All varints of one and two octets: nearly every length in a catalogue is one of them."""
+_REMEMBERED_BELOW = 1 << 14
+"""The first value whose varint has three octets."""
 
-_LEAST_OF_TWO, _MOST_OF_TWO = 3 + 128, 3 + len(SHORT) - 1
+_LEAST_OF_TWO, _MOST_OF_TWO = 3 + (1 << 7), 3 + _REMEMBERED_BELOW - 1
 """Octets of the shortest and the longest field whose length is a varint of two octets."""
+
+
+class _Varints(dict[int, bytes]):
+    """Varints by value. Those of one and two octets are remembered: nearly every length in a catalogue is one of them,
+    and a process that builds none needs few.
+    """
+
+    def __missing__(self, value: int) -> bytes:
+        if value < 1 << 7:
+            self[value] = encoded = bytes((value,))
+        elif value < _REMEMBERED_BELOW:
+            self[value] = encoded = bytes((value & 0x7F | 0x80, value >> 7))
+        elif value < 1 << 21:  # the ids of a large table
+            encoded = bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
+        else:
+            octets = bytearray()
+            while value > 127:
+                octets.append(value & 0x7F | 0x80)
+                value >>= 7
+            octets.append(value)
+            encoded = bytes(octets)
+        return encoded
+
+
+VARINTS = _Varints()
+"""Every value, which is not negative, in base 128, least significant group first."""
+
+varint = VARINTS.__getitem__
+"""The varint of a value."""
 
 
 class WireError(ValueError):
     """Octets that are not the expected protobuf message."""
 
 
-def varint(value: int) -> bytes:
-    """``value``, which is not negative, in base 128, least significant group first."""
-    if value < len(SHORT):
-        return SHORT[value]
-    if value < 1 << 21:  # the ids of a large table
-        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def field(number: int, value: bytes) -> bytes:
     """A length-delimited field; empty where ``value`` is empty, because proto3 omits default values."""
     if not value:
         return b""
-    return SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
+    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(value)) + value
 
 
 def content_length(size: int) -> int:
