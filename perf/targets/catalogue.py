@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from functools import cached_property
 
+from definition_server.catalog import wire
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.snapshot import Snapshot
@@ -43,7 +44,7 @@ class Catalogue:
             for number in range(count)
         )
         built = builder.build(generation=1, created_at_ns=0)
-        return built, len(built.pieces[1])
+        return built, wire.content_length(len(built.pieces[0]))  # of the first command's field
 
     @cached_property
     def snapshot(self) -> Snapshot:

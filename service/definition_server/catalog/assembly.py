@@ -18,8 +18,8 @@ from definition_server.catalog.previous_build import Arrangement, Hash
 _HASHED_TOGETHER = 1024
 """Names and hashes that are joined before they are hashed: a call for each costs more than the copy."""
 
-_CHUNK_OCTETS = 4 << 20
-"""Of a chunk that is hashed and written at once."""
+_CHUNK_OCTETS = 1 << 20
+"""Of a chunk that is hashed and written at once. The memory of larger ones would go back to the kernel each time."""
 _LONG_OCTETS = 64 << 10
 """A longer piece is not copied to be joined with others."""
 
@@ -97,7 +97,7 @@ def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> 
 
 
 def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """``pieces``, one after the other, in chunks of some MiB. Takes each out of the list, so that it may be freed."""
+    """``pieces``, one after the other, in chunks of 1 MiB or so. Takes each out of the list, to be freed."""
     pieces.reverse()
     while pieces:
         if len(pieces[-1]) > _LONG_OCTETS:
@@ -106,8 +106,8 @@ def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
                 yield piece[start : start + _CHUNK_OCTETS]
             del piece
             continue
-        some, octets = [], 0
-        while pieces and octets < _CHUNK_OCTETS and len(pieces[-1]) <= _LONG_OCTETS:
+        some, room = [], _CHUNK_OCTETS
+        while pieces and room > 0 and (size := len(pieces[-1])) <= _LONG_OCTETS:
             some.append(pieces.pop())
-            octets += len(some[-1])
+            room -= size
         yield b"".join(some)

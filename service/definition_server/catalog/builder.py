@@ -12,7 +12,6 @@ built from all rows.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from itertools import chain, compress
 from operator import ne
 
 from definition_server.catalog import assembly, wire
+from definition_server.catalog.arranging import Arranging
 from definition_server.catalog.definition import (
     DEFAULT_INTERFACE,
     DEFAULT_TYPE,
@@ -32,7 +32,7 @@ from definition_server.catalog.definition import (
     id_field,
     parse_definition,
 )
-from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, name_hash, slot_count
+from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, slot_count
 from definition_server.catalog.previous_build import Arrangement, PreviousBuild
 from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
@@ -47,6 +47,7 @@ _NO_ID = -(2**63) - 1
 """Stands for the id of a row without one: below every other."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
+_HASH_LENGTH = len(_HASH_TAG) + 64
 
 
 class CatalogTooLarge(ValueError):
@@ -115,8 +116,9 @@ class SnapshotBuilder:
         # name → id, and name → content hash, of what is served.
         self._ids: dict[bytes, int] = {}
         self._digests: dict[bytes, bytes] = {}
-        # name → encoded ``CommandResponse`` of what the previous snapshot does not have.
-        self._messages: dict[bytes, bytes] = {}
+        # name → encoded ``CommandResponse`` of what the previous snapshot does not have, as the field of
+        # ``CatalogResponse`` that holds it: one piece of the body.
+        self._fields: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
         # The names whose command may not be in the previous snapshot as it is: gone, or read again.
         self._doubtful: set[bytes] = set()
@@ -174,13 +176,13 @@ class SnapshotBuilder:
         row_id, given, _, _, _, _, _, _, number = row
         name = given or b""
         order = _NO_ID if row_id is None else row_id
-        digest, message = self._encode(row)
+        digest, field = self._encode(row)
         earlier = self._ids.get(name)
         if earlier is not None and not self._replaces(row, (order, digest), (earlier, self._digests[name])):
             return
         self._ids[name] = order
         self._digests[name] = digest
-        self._messages[name] = message
+        self._fields[name] = field
         if number is None:
             self._not_kept.add(None)
         else:
@@ -190,7 +192,7 @@ class SnapshotBuilder:
                 self._ranges[number] = [name]
         if self._known is not None and self._known.get(name) != digest:
             self._differed[name] = None
-        if len(message) > LARGE_DEFINITION:
+        if len(field) > LARGE_DEFINITION and wire.content_length(len(field)) > LARGE_DEFINITION:
             self._suspect(name, Suspect.LARGER_THAN_4_MIB, row)
         if len(name) > LONGEST_ASKED_FOR:
             self._suspect(name, Suspect.NAME_TOO_LONG, row)
@@ -216,7 +218,7 @@ class SnapshotBuilder:
         self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
-        """Content hash and ``CommandResponse`` of a row that fits into one."""
+        """Content hash of a row that fits into one command, and its ``CommandResponse`` as a field of ``CatalogResponse``."""
         row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
         name, code = name or b"", code or b""
         kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE
@@ -226,8 +228,10 @@ class SnapshotBuilder:
         if self._signer is not None:
             binding = Binding(name, kind, interface, digest)
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
+        number = id_field(row_id)
+        length = len(content) + len(number) + len(bytecode) + _HASH_LENGTH
         # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
-        return digest, b"".join((content, id_field(row_id), bytecode, _HASH_TAG, digest))
+        return digest, b"".join((b"\x0a", wire.varint(length), content, number, bytecode, _HASH_TAG, digest))
 
     @property
     def key_id(self) -> bytes:
@@ -276,11 +280,12 @@ class SnapshotBuilder:
         return RowFacts(_id(order), definition.type.encode(), definition.interface_json.encode(), code)
 
     def _message(self, name: bytes) -> bytes:
-        message = self._messages.get(name)
-        if message is None:
-            assert self._previous is not None
-            message = self._previous.snapshot.answer(name)
-            assert message is not None, "what was taken over is in the previous snapshot"
+        field = self._fields.get(name)
+        if field is not None:
+            return _content(field)
+        assert self._previous is not None
+        message = self._previous.snapshot.answer(name)
+        assert message is not None, "what was taken over is in the previous snapshot"
         return message
 
     def id_of(self, name: bytes) -> int | None:
@@ -289,7 +294,7 @@ class SnapshotBuilder:
 
     def encode(self, row: Row) -> bytes:
         """The ``CommandResponse`` of a row that was served before, signed with the builder's key."""
-        return self._encode(row)[1]
+        return _content(self._encode(row)[1])
 
     def hold(self, name: bytes, message: bytes, reason: Unserved) -> None:
         """Serve ``message``, an earlier ``CommandResponse`` of ``name``, in place of the table's row.
@@ -299,7 +304,8 @@ class SnapshotBuilder:
         """
         self._withdraw(name)
         self._disputed.add(name)
-        self._ids[name], self._digests[name], self._messages[name] = _NO_ID, bytes(message[-64:]), bytes(message)
+        self._ids[name], self._digests[name] = _NO_ID, bytes(message[-64:])
+        self._fields[name] = wire.field(wire.COMMANDS, message)
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count its row under ``reason``."""
@@ -308,7 +314,7 @@ class SnapshotBuilder:
         self._disputed.add(name)
         self._doubtful.add(name)
         del self._ids[name], self._digests[name]
-        self._messages.pop(name, None)
+        self._fields.pop(name, None)
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
@@ -346,7 +352,7 @@ class SnapshotBuilder:
             CatalogTooLarge: where the body would exceed 2 GiB.
         """
         unsealed = self._unsealed()
-        self._messages = {}
+        self._fields = {}
         return unsealed
 
     def seal(self, unsealed: Unsealed, content_digest: bytes, *, generation: int, created_at_ns: int) -> Footer:
@@ -390,52 +396,21 @@ class SnapshotBuilder:
         """The commands as pieces of the body, where each is, and the octets of all."""
         before = self._before()
         old = None if self._previous is None else self._previous.snapshot.body
-        names: list[bytes] = []
-        offsets, lengths, hashes = array("Q"), array("Q"), array("Q")
-        pieces: list[bytes | memoryview] = []
-        position = 0  # in the new body
-        done = 0  # commands of the previous snapshot
-
-        def copy(end: int) -> None:
-            """Copy the commands of the previous snapshot from ``done`` to ``end``: they are as they were."""
-            nonlocal position
-            if old is None or done == end:
-                return
-            begin, after = before.begin(done), before.end(end - 1)
-            pieces.append(old[begin:after])
-            names.extend(before.names[done:end])
-            lengths.extend(before.lengths[done:end])
-            hashes.extend(before.hashes[done:end])
-            shift, moved = position - begin, before.offsets[done:end]
-            offsets.extend(map(shift.__add__, moved) if shift else moved)
-            position += after - begin
-
-        messages = self._messages
-        self._renewed = sorted(self._doubtful | messages.keys())
+        arranging = Arranging(before, old, self._fields.__getitem__)
+        self._renewed = sorted(self._doubtful | self._fields.keys() if self._doubtful else self._fields)
+        run: list[bytes] = []
         for name in self._renewed:
-            if old is not None:
-                number = bisect_left(before.names, name, done)
-                copy(number)
-                done = number + (number < len(before.names) and before.names[number] == name)
-            message = messages.get(name)
-            if message is None:  # it is gone
-                continue
-            length = len(message)
-            prefix = b"\x0a" + wire.varint(length)
-            position += len(prefix)
-            names.append(name)
-            offsets.append(position)
-            lengths.append(length)
-            hashes.append(name_hash(name))
-            pieces.append(prefix)
-            pieces.append(message)
-            position += length
-        copy(len(before.names))
-        if old is not None and names == before.names:  # one list and one array in memory
-            names, slots = before.names, before.slots
-        else:
-            slots = array("Q", assembly.slots(slot_count(len(names)), hashes))
-        return pieces, Arrangement(names, offsets, lengths, hashes, slots), position
+            number = bisect_left(before.names, name, arranging.done)
+            if number != arranging.done:
+                arranging.append(run)
+                arranging.copy(number)
+                run = []
+            arranging.done = number + (number < len(before.names) and before.names[number] == name)
+            if name in self._fields:  # otherwise it is gone
+                run.append(name)
+        arranging.append(run)
+        arranging.copy(len(before.names))
+        return arranging.pieces, arranging.finish(), arranging.size
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
         """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
@@ -466,6 +441,12 @@ class SnapshotBuilder:
             self._ids.pop(name, None)
             self._digests.pop(name, None)
         return PreviousBuild(snapshot, arrangement, kept, others, (self._ids, self._digests))
+
+
+def _content(field: bytes) -> bytes:
+    """The octets in ``field``."""
+    length, start = wire.read_varint(field, 1)
+    return field[start : start + length]
 
 
 def _order(row: Row) -> int:

@@ -73,16 +73,12 @@ class Definition:
 
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
     """Fields 1 to 4 of ``CommandResponse``, in order. Only ``code`` may be empty."""
-    # A single join with literal tags (field << 3 | 2), and a look-up for nearly each length, because this runs for each
-    # row of a full reading.
-    short = wire.SHORT
-    try:
-        lengths = short[len(name)], short[len(kind)], short[len(interface)], short[len(code)]
-    except IndexError:
-        lengths = wire.varint(len(name)), wire.varint(len(kind)), wire.varint(len(interface)), wire.varint(len(code))
-    of_name, of_kind, of_interface, of_code = lengths
+    # A single join with literal tags (field << 3 | 2), because this runs for each row of a full reading.
+    varints = wire.VARINTS
+    of_name, of_kind, of_interface = varints[len(name)], varints[len(kind)], varints[len(interface)]
     if not code:
         return b"".join((b"\x0a", of_name, name, b"\x12", of_kind, kind, b"\x1a", of_interface, interface))
+    of_code = varints[len(code)]
     return b"".join(
         (b"\x0a", of_name, name, b"\x12", of_kind, kind, b"\x1a", of_interface, interface, b"\x22", of_code, code)
     )

@@ -182,6 +182,9 @@ class Review:
         self._changed = self._builder.differing(gate.served)
         self._no_longer_pending = (gate.pending.keys() & self._changed) | (gate.pending.keys() - digests.keys())
         self._flaws = {name: flaws for name, (digest, flaws) in gate.found.items() if digests.get(name) == digest}
+        if not self._flaws and not (gate.first and self._last is not None):
+            self._new = self._changed  # as at the first start of a large catalogue
+            return
         for name in self._changed:
             if name not in self._flaws and not (gate.first and self._last_digest(name) == digests[name]):
                 self._new.append(name)
@@ -325,8 +328,10 @@ class Review:
         pending = gate.pending.copy()
         for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
             pending.pop(name, None)
-        waiting = {*self._changed, *gate.held} - judged - tolerated
-        pending |= {name: served[name] for name in sorted(waiting & served.keys())}
+        # In the order in which they were read, whatever that is: to sort the names of all rows takes long.
+        for name in chain(self._changed, gate.held):
+            if name in served and name not in judged and name not in tolerated:
+                pending[name] = served[name]
         gate.tolerated = {name: served[name] for name in tolerated}
         gate.found = {}
         suspect = {name for name in gate.suspect if gate.served.get(name) == served.get(name)}

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import sys
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -28,6 +31,9 @@ SLOT = struct.Struct("<QQQ")
 # key id, version hash, SHA-256 of body and index
 _FIELDS = struct.Struct("<8sIIQQQQQ8s32s32s")
 _DIGEST_SIZE = 32
+_HASH_SIZE = 8
+_HASHED_TOGETHER = 4096
+"""Names whose hashes are joined: those of all would take more memory."""
 FOOTER_SIZE = _FIELDS.size + _DIGEST_SIZE
 
 
@@ -117,4 +123,19 @@ def slot_count(commands: int) -> int:
 
 def name_hash(name: bytes) -> int:
     """64-bit hash of a name, the same in every process (Python's own ``hash`` is seeded per process)."""
-    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(name, digest_size=_HASH_SIZE).digest(), "little")
+
+
+def name_hashes(names: Sequence[bytes]) -> array[int]:
+    """`name_hash` of each of ``names``."""
+    hashes, start = array("Q"), blake2b(digest_size=_HASH_SIZE)
+    for first in range(0, len(names), _HASHED_TOGETHER):
+        octets = []
+        for name in names[first : first + _HASHED_TOGETHER]:
+            state = start.copy()  # takes less time than a new one
+            state.update(name)
+            octets.append(state.digest())
+        hashes.frombytes(b"".join(octets))
+    if sys.byteorder == "big":
+        hashes.byteswap()
+    return hashes

@@ -7,7 +7,7 @@ wire type 0).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _TYPE_MASK = 0x07
 LENGTH_DELIMITED = 2
@@ -25,31 +25,65 @@ MAX_MESSAGE = 2**31 - 1
 UINT64 = 2**64 - 1
 """``value & UINT64`` is the form in which a varint carries a number below 0."""
 
-SHORT = [bytes([n]) if n < 128 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]
-"""All varints of one and two octets: nearly every length in a catalogue is one of them."""
+_REMEMBERED_BELOW = 1 << 14
+"""The first value whose varint has three octets."""
+
+_LEAST_OF_TWO, _MOST_OF_TWO = 3 + (1 << 7), 3 + _REMEMBERED_BELOW - 1
+"""Octets of the shortest and the longest field whose length is a varint of two octets."""
+
+
+class _Varints(dict[int, bytes]):
+    """Varints by value. Those of one and two octets are remembered: nearly every length in a catalogue is one of them,
+    and a process that builds none needs few.
+    """
+
+    def __missing__(self, value: int) -> bytes:
+        if value < 1 << 7:
+            self[value] = encoded = bytes((value,))
+        elif value < _REMEMBERED_BELOW:
+            self[value] = encoded = bytes((value & 0x7F | 0x80, value >> 7))
+        elif value < 1 << 21:  # the ids of a large table
+            encoded = bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
+        else:
+            octets = bytearray()
+            while value > 127:
+                octets.append(value & 0x7F | 0x80)
+                value >>= 7
+            octets.append(value)
+            encoded = bytes(octets)
+        return encoded
+
+
+VARINTS = _Varints()
+"""Every value, which is not negative, in base 128, least significant group first."""
+
+varint = VARINTS.__getitem__
+"""The varint of a value."""
 
 
 class WireError(ValueError):
     """Octets that are not the expected protobuf message."""
 
 
-def varint(value: int) -> bytes:
-    """``value``, which is not negative, in base 128, least significant group first."""
-    if value < len(SHORT):
-        return SHORT[value]
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def field(number: int, value: bytes) -> bytes:
     """A length-delimited field; empty where ``value`` is empty, because proto3 omits default values."""
     if not value:
         return b""
-    return SHORT[number << 3 | LENGTH_DELIMITED] + varint(len(value)) + value
+    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(value)) + value
+
+
+def content_length(size: int) -> int:
+    """The octets of the content of a length-delimited field that has ``size`` in all, and a tag of one octet."""
+    length = size - 2
+    while 1 + len(varint(length)) + length > size:
+        length -= 1
+    return length
+
+
+def content_lengths(sizes: Iterable[int]) -> list[int]:
+    """`content_length` of each of ``sizes``."""
+    # Nearly all have a length of two octets.
+    return [size - 3 if _LEAST_OF_TWO <= size <= _MOST_OF_TWO else content_length(size) for size in sizes]
 
 
 def fits_int32(value: int) -> bool:

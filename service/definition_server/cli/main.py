@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from definition_server import __version__
+from definition_server.cli import lasting_imports
 from definition_server.cli.exits import readable_errors, server_settings_or_exit
 from definition_server.cli.reference import settings_epilog
 from definition_server.environment import end_with_the_exit_code, grpc_without_lines_of_its_own
@@ -98,7 +99,8 @@ def serve() -> None:
     Signals: SIGHUP syncs at once and reads secrets from their files again; SIGUSR2 replaces the workers one by one.
     """
     settings = server_settings_or_exit()
-    from definition_server.control_plane.master import run_master  # after the settings have been validated
+    with lasting_imports():
+        from definition_server.control_plane.master import run_master  # after the settings have been validated
 
     sys.exit(run_master(settings))
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.environment import inherited_environment
+from tests.support.environments import REQUIRED
 
 import definition_server
 
@@ -112,6 +114,41 @@ def test_a_worker_with_reflection_has_imported_its_libraries_before_it_is_confin
 def test_a_master_that_starts_imports_only_what_it_uses() -> None:
     program = "import definition_server.cli.main, definition_server.control_plane.master"
     assert found(NOT_IN_A_MASTER, loaded_by(program)) == []
+
+
+MASTER_STARTS = """
+import gc, sys, types
+
+collected = set()
+
+class Master(types.ModuleType):
+    def __getattr__(self, name):  # while it is imported
+        if name != "run_master":
+            raise AttributeError(name)
+        collected.add(gc.isenabled())
+        return lambda settings: print("serves", collected, gc.isenabled(), gc.get_freeze_count() > there_before)
+
+class Commands:
+    def find_spec(self, name, *_):
+        if name == "definition_server.cli.main":
+            print("commands", gc.isenabled())
+
+sys.modules["definition_server.control_plane.master"] = Master("master")
+sys.meta_path.insert(0, Commands())
+sys.argv = ["definition-server", "serve"]
+there_before = len(gc.get_objects())
+from definition_server.cli import run
+run()
+"""
+
+
+def test_what_a_master_imports_is_not_examined_by_the_garbage_collector() -> None:
+    """Neither while it is imported nor later. What comes after it is."""
+    command = [sys.executable, "-P", "-c", MASTER_STARTS]
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=inherited_environment() | REQUIRED, check=True, timeout=60
+    )
+    assert run.stdout.splitlines() == ["commands False", "serves {False} True True"]
 
 
 def test_a_checker_imports_only_what_it_uses() -> None:

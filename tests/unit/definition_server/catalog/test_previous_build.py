@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from definition_server.catalog import assembly
+from definition_server.catalog import assembly, layout
 from definition_server.catalog.assembly import chunks
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row, Unserved
@@ -149,7 +149,8 @@ def built(
     Random(1),
 )
 def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
-    with mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30):
+    small = mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30)
+    with small, mock.patch.object(layout, "_HASHED_TOGETHER", 2):
         compare(steps, signer, random)
 
 
@@ -228,8 +229,8 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
     pieces = builder.build(generation=2, created_at_ns=2).pieces
     slices = [piece for piece in pieces if isinstance(piece, memoryview) and piece.obj is snapshot.buffer.obj]
     assert len(slices) == 2
-    # Beside them: ten commands with their prefixes, tail, index, footer.
-    assert len(pieces) == 2 + 20 + 3
+    # Beside them: ten commands, tail, index, footer.
+    assert len(pieces) == 2 + 10 + 3
 
 
 @pytest.mark.parametrize(
@@ -327,4 +328,4 @@ def test_a_changed_row_costs_no_step_for_each_row_that_did_not_change() -> None:
     assert builder.count == 990
     builder.add(some(1000)[500:510])
     assert builder._doubtful == {b"name%04d" % number for number in range(500, 510)}
-    assert builder._messages.keys() == builder._doubtful
+    assert builder._fields.keys() == builder._doubtful

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tracemalloc
+from array import array
 from collections.abc import Iterator
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
 
@@ -20,7 +21,7 @@ from tests.support.hypothesis_profiles import examples
 from tests.support.leftovers import nothing_left
 from tests.support.resident import resident_octets
 
-from definition_server.catalog import builder as builder_module
+from definition_server.catalog import arranging as arranging_module
 from definition_server.catalog import snapshot as snapshot_module
 from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.definition import Row
@@ -134,8 +135,8 @@ def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> 
 @pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
 def test_names_with_the_same_hash_are_distinguished(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All names then share one probe run, which wraps around the end of the index."""
-    for module in (builder_module, snapshot_module):
-        monkeypatch.setattr(module, "name_hash", lambda name: constant)
+    monkeypatch.setattr(arranging_module, "name_hashes", lambda names: array("Q", [constant] * len(names)))
+    monkeypatch.setattr(snapshot_module, "name_hash", lambda name: constant)
     names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
     snapshot = Snapshot(octets(names))
     for name in names:

@@ -65,6 +65,7 @@ STATED: dict[str, dict[str, object]] = {
     },
     "database_address": {"_SHORT_SECRET": 6},
     "descriptors": {"RESERVED": 24, "_HELD": 24, "_PER_WORKER": 8, "_ADMIN_SHARE": 8},
+    "eager_reading": {"_STEPS": 64},
     "events": {"REMEMBERED": 50},
     "freshness": {"INTERVALS": 2.0},
     "history": {"_ABANDONED_SECONDS": 3600.0},

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Generator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import psycopg
 import pytest
+from psycopg.pq import ConnStatus
+from psycopg.waiting import Ready, Wait
 from tests.support.logs import captured_logs, logged
 
-from definition_server.control_plane.postgres import PostgresSource, _Reading
+from definition_server.control_plane.postgres import PostgresSource, _Connection, _Reading
 from definition_server.control_plane.source import ReadLimits, SourceError
 from definition_server.observability.reasons import Reason
 
@@ -272,3 +275,29 @@ async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
     assert asyncio.all_tasks() == {asyncio.current_task()}
     gc.collect()
     assert untold == []
+
+
+async def test_octets_that_have_come_are_taken_without_a_turn_of_the_event_loop_for_each_piece() -> None:
+    connection = object.__new__(_Connection)
+    ours, theirs = socket.socketpair()
+
+    def answer() -> Generator[int, int, int]:
+        for _ in range(3):
+            assert (yield Wait.R) == Ready.R
+            ours.recv(1)
+        asyncio.get_running_loop().call_soon(theirs.send, b"d")
+        yield Wait.R  # the last piece has not come
+        return len(ours.recv(1))
+
+    with ours, theirs:
+        theirs.send(b"abc")
+        connection.pgconn = cast("Any", SimpleNamespace(socket=ours.fileno(), status=ConnStatus.BAD))
+        loop = asyncio.get_running_loop()
+        added = []
+        add_reader = loop.add_reader
+        loop.add_reader = lambda *args: added.append(args) or add_reader(*args)  # type: ignore[method-assign,func-returns-value]
+        try:
+            assert await connection.wait(answer()) == 1
+        finally:
+            del loop.add_reader  # type: ignore[method-assign]
+    assert len(added) == 1

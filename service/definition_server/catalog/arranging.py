@@ -1,0 +1,78 @@
+"""Arranges the commands of a snapshot that is being built: in name order, each new or copied from the one before.
+
+Whatever is done here is done for each command of a full reading, so it is done for many of them in one call.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from itertools import accumulate
+from operator import sub
+
+from definition_server.catalog import assembly, wire
+from definition_server.catalog.layout import name_hashes, slot_count
+from definition_server.catalog.previous_build import Arrangement
+
+
+class Arranging:
+    """A body that grows at its end."""
+
+    def __init__(self, before: Arrangement, old: memoryview | None, field_of: Callable[[bytes], bytes]) -> None:
+        """
+        Args:
+            before: Where the snapshot before has its commands; none, where there is no such snapshot.
+            old: The body of that snapshot.
+            field_of: Gives the field of ``CatalogResponse`` with a new command, by name.
+        """
+        self._before = before
+        self._old = old
+        self._field_of = field_of
+        self.pieces: list[bytes | memoryview] = []
+        self.size = 0
+        """Octets so far."""
+        self.done = 0
+        """Commands of the snapshot before that were copied, or are not to be."""
+        self._names: list[bytes] = []
+        self._offsets, self._lengths, self._hashes = array("Q"), array("Q"), array("Q")
+
+    def append(self, names: list[bytes]) -> None:
+        """Append the new commands with these names."""
+        if not names:
+            return
+        fields = list(map(self._field_of, names))
+        sizes = list(map(len, fields))
+        lengths = array("Q", wire.content_lengths(sizes))
+        ends = accumulate(sizes, initial=self.size)
+        next(ends)
+        offsets = array("Q", map(sub, ends, lengths))
+        self.pieces += fields
+        self.size = offsets[-1] + lengths[-1]
+        self._names += names
+        self._lengths += lengths
+        self._offsets += offsets
+        self._hashes += name_hashes(names)
+
+    def copy(self, end: int) -> None:
+        """Copy the commands of the snapshot before from `done` to ``end``: they are as they were."""
+        before, done = self._before, self.done
+        if self._old is None or done == end:
+            return
+        begin, after = before.begin(done), before.end(end - 1)
+        self.pieces.append(self._old[begin:after])
+        self._names += before.names[done:end]
+        self._lengths += before.lengths[done:end]
+        self._hashes += before.hashes[done:end]
+        shift, moved = self.size - begin, before.offsets[done:end]
+        self._offsets.extend(map(shift.__add__, moved) if shift else moved)
+        self.size += after - begin
+        self.done = end
+
+    def finish(self) -> Arrangement:
+        """Where each command is."""
+        names, before = self._names, self._before
+        if self._old is not None and names == before.names:  # one list and one array in memory
+            names, slots = before.names, before.slots
+        else:
+            slots = array("Q", assembly.slots(slot_count(len(names)), self._hashes))
+        return Arrangement(names, self._offsets, self._lengths, self._hashes, slots)

@@ -1,0 +1,43 @@
+"""Reads what a socket already holds, without going through the event loop for each piece of it.
+
+libpq takes at most 16 kB from its socket in one call, unless a single message is longer. Psycopg waits for the socket
+in the event loop before each call, which costs more than to take that much.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Generator
+from typing import TypeVar
+
+R = TypeVar("R")
+
+_STEPS = 64
+"""Calls before the event loop has its turn: a mebibyte, a millisecond or two."""
+
+
+def eager(steps: Generator[int, int, R], descriptor: int, *, to_read: int, readable: int) -> Generator[int, int, R]:
+    """``steps``, a generator that yields what it waits for; but where that is to read, and there is something to read,
+    it continues at once.
+
+    Args:
+        steps: Is sent what its socket is ready for.
+        descriptor: Of the socket.
+        to_read: What is yielded to wait for octets.
+        readable: What is sent where there are some.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    at_once = 0
+    try:
+        wanted = next(steps)
+        while True:
+            if wanted == to_read and at_once < _STEPS and poll.poll(0):
+                at_once += 1
+                wanted = steps.send(readable)
+            else:
+                at_once = 0
+                wanted = steps.send((yield wanted))
+    except StopIteration as end:
+        result: R = end.value
+        return result

@@ -1,0 +1,65 @@
+"""What a socket holds is read without the event loop; for what it does not hold, the event loop is asked."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from definition_server.control_plane.eager_reading import _STEPS, eager
+
+READ, WRITE, READABLE = 1, 2, 1
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def operation(ours: socket.socket, pieces: int, sent: list[object]) -> Generator[int, int, str]:
+    """An operation that writes, and then reads ``pieces`` of one octet. Notes what it is ``sent``."""
+    sent.append((yield WRITE))
+    for _ in range(pieces):
+        sent.append((yield READ))
+        ours.recv(1)
+    return "done"
+
+
+def test_what_is_there_is_read_at_once_and_the_rest_is_waited_for(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    sent: list[object] = []
+    steps = eager(operation(ours, 4, sent), ours.fileno(), to_read=READ, readable=READABLE)
+    theirs.send(b"abc")
+    assert next(steps) == WRITE  # the socket is readable, but that is not asked for
+    assert steps.send(7) == READ  # three pieces are taken, the fourth is not there
+    assert sent == [7, READABLE, READABLE, READABLE]
+    theirs.send(b"d")
+    with pytest.raises(StopIteration) as end:
+        steps.send(9)
+    assert (end.value.value, sent[-1]) == ("done", 9)
+
+
+def test_the_event_loop_has_its_turn_after_some_steps(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    theirs.send(bytes(3 * _STEPS))
+    turns = eager(operation(ours, 3 * _STEPS, []), ours.fileno(), to_read=READ, readable=READABLE)
+    # After each turn one step, and so many at once.
+    assert [next(turns), *turns] == [WRITE, READ, READ]
+
+
+def test_an_operation_that_fails_or_is_given_up_does_so_as_without(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    steps = operation(ours, 1, [])
+    wrapped = eager(steps, ours.fileno(), to_read=READ, readable=READABLE)
+    next(wrapped)
+    theirs.send(b"a")
+    ours.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        wrapped.send(0)
+    given_up = operation(theirs, 1, [])
+    wrapped = eager(given_up, theirs.fileno(), to_read=READ, readable=READABLE)
+    next(wrapped)
+    wrapped.close()
