@@ -218,7 +218,7 @@ class SnapshotBuilder:
         self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
-        """Content hash of a row that fits into one command, and its ``CommandResponse`` as a field of ``CatalogResponse``."""
+        """Content hash of a row that fits into a command; the command as a field of ``CatalogResponse``."""
         row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
         name, code = name or b"", code or b""
         kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE
