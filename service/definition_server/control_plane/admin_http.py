@@ -1,9 +1,9 @@
 """One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O: octets in, an `Exchange` out. h11 parses.
 
-Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for
-each request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a
-next request. A
-request's content is never read: no page has a use for it, and a server that closes need not read it (9112, 9.3).
+Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for each
+request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a next
+request. A request's content is never read: no page has a use for it, and a server that closes need not read it (9112,
+9.3).
 """
 
 from __future__ import annotations

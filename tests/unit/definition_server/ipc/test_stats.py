@@ -18,8 +18,10 @@ from tests.support.leftovers import nothing_left
 from definition_server.ipc.stats import (
     LATENCY_BOUNDS,
     METHODS,
+    REFUSALS,
     SLOT_SIZE,
     STATUSES,
+    Room,
     Slot,
     StatsPage,
     Word,
@@ -62,6 +64,10 @@ def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     slot.connected(1005, 1006)
     slot.lines_dropped(1007)
     slot.start_accepting()
+    slot.set_room(Room.TAKEN)
+    for reason in range(len(REFUSALS)):
+        for _ in range(reason + 4):
+            slot.refused(reason)
     for i in range(len(STATUSES)):
         for _ in range(i + 1):
             slot.count(0, i, 0)
@@ -73,11 +79,16 @@ def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     assert (reading.pid, reading.heartbeat_ns, reading.generation, reading.entries) == (1001, 1002, 1003, 1004)
     assert (reading.accepting, reading.connections, reading.opened) == (True, 1005, 1006)
     assert reading.lines_dropped == 1007
+    assert reading.room == Room.TAKEN
+    assert list(reading.refused.values()) == [4, 5, 6, 7]
     assert reading.version_hash == bytes(range(1, 33)).hex()
     first = sum(range(1, len(STATUSES) + 1))  # counted above at 0 ns, under the first method
     expected = {method: [10 * (n + 1) + i for i in range(len(LATENCY_BOUNDS) + 1)] for n, method in enumerate(METHODS)}
     expected[METHODS[0]][0] += first
     assert {method: list(counts) for method, counts in reading.latency.items()} == expected
+    bounds = (*LATENCY_BOUNDS, 2.0)
+    seconds = [sum((10 * (n + 1) + i) * bound for i, bound in enumerate(bounds)) for n in range(len(METHODS))]
+    assert list(reading.latency_sum_seconds.values()) == pytest.approx(seconds)
     total = sum(sum(counts) for counts in expected.values())
     assert reading.requests == {s: i + 1 if i else total - first + 1 for i, s in enumerate(STATUSES)}
 
