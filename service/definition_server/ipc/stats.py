@@ -52,8 +52,8 @@ class Word(IntEnum):
     OPENED = 6
     VERSION_HASH = 7
     REQUESTS = VERSION_HASH + _HASH_WORDS
-    BUCKETS = REQUESTS + len(STATUSES)
-    NANOSECONDS = BUCKETS + len(METHODS) * BUCKETS
+    LATENCY = REQUESTS + len(STATUSES)
+    NANOSECONDS = LATENCY + len(METHODS) * BUCKETS
     ROOM = NANOSECONDS + len(METHODS)
     REFUSED = ROOM + 1
     LINES_DROPPED = REFUSED + len(REFUSALS)
@@ -65,7 +65,7 @@ SLOT_SIZE = Word.END * _WORD
 _HEARTBEAT, _ACCEPTING, _CONNECTIONS, _OPENED = (
     int(word) for word in (Word.HEARTBEAT, Word.ACCEPTING, Word.CONNECTIONS, Word.OPENED)
 )
-_REQUESTS, _FIRST_BUCKET, _NANOSECONDS = int(Word.REQUESTS), int(Word.BUCKETS), int(Word.NANOSECONDS)
+_REQUESTS, _FIRST_BUCKET, _NANOSECONDS = int(Word.REQUESTS), int(Word.LATENCY), int(Word.NANOSECONDS)
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 
 
@@ -189,7 +189,7 @@ def read_words(words: memoryview) -> SlotReading:
         opened=words[Word.OPENED],
         requests={status: words[Word.REQUESTS + i] for i, status in enumerate(STATUSES)},
         latency={
-            method: tuple(words[Word.BUCKETS + i * BUCKETS : Word.BUCKETS + (i + 1) * BUCKETS])
+            method: tuple(words[Word.LATENCY + i * BUCKETS : Word.LATENCY + (i + 1) * BUCKETS])
             for i, method in enumerate(METHODS)
         },
         latency_sum_seconds={method: words[Word.NANOSECONDS + i] / 1e9 for i, method in enumerate(METHODS)},

@@ -70,8 +70,8 @@ def test_honest_counts_are_read(worker: Worker) -> None:
 FORGERIES = {
     "huge count": (Word.REQUESTS, 2**64 - 1),
     "count that goes back": (Word.REQUESTS, 0),
-    "huge bucket": (Word.BUCKETS + 3, 2**63),
-    "bucket that goes back": (Word.BUCKETS + 1, 0),
+    "huge bucket": (Word.LATENCY + 3, 2**63),
+    "bucket that goes back": (Word.LATENCY + 1, 0),
     "huge time": (Word.NANOSECONDS, 2**64 - 1),
     "time that goes back": (Word.NANOSECONDS + 1, 0),
     "heartbeat that goes back": (Word.HEARTBEAT, 5),

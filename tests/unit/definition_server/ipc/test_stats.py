@@ -55,6 +55,8 @@ def buckets(slot: Slot, method: str) -> dict[float | None, int]:
 
 def test_a_page_holds_every_word() -> None:
     assert SLOT_SIZE == Word.END * 8
+    # Eight single words and a hash of four; a word for each status, bucket, method and reason.
+    assert Word.END == 8 + 1 + 4 + len(STATUSES) + len(METHODS) * (len(LATENCY_BOUNDS) + 2) + len(REFUSALS)
 
 
 def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
@@ -86,9 +88,9 @@ def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
     expected = {method: [10 * (n + 1) + i for i in range(len(LATENCY_BOUNDS) + 1)] for n, method in enumerate(METHODS)}
     expected[METHODS[0]][0] += first
     assert {method: list(counts) for method, counts in reading.latency.items()} == expected
-    bounds = (*LATENCY_BOUNDS, 2.0)
-    seconds = [sum((10 * (n + 1) + i) * bound for i, bound in enumerate(bounds)) for n in range(len(METHODS))]
-    assert list(reading.latency_sum_seconds.values()) == pytest.approx(seconds)
+    times = [round(bound * 1e9) for bound in (*LATENCY_BOUNDS, 2.0)]
+    nanoseconds = [sum((10 * (n + 1) + i) * each for i, each in enumerate(times)) for n in range(len(METHODS))]
+    assert [round(seconds * 1e9) for seconds in reading.latency_sum_seconds.values()] == nanoseconds
     total = sum(sum(counts) for counts in expected.values())
     assert reading.requests == {s: i + 1 if i else total - first + 1 for i, s in enumerate(STATUSES)}
 
