@@ -231,16 +231,18 @@ def _text(value: object) -> str:
     return value
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _list(value: object) -> list[object]:
     if type(value) is not list or len(value) > _MOST_ITEMS:
         raise ValueError("a field that must be a list is not one, or is too long")
-    return tuple(_text(item) for item in value)
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(_text, _list(value)))
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    if type(value) is not list or len(value) > _MOST_ITEMS:
-        raise ValueError("a field that must be a list is not one, or is too long")
-    return tuple(_integer(item) for item in value)
+    return tuple(map(_integer, _list(value)))
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
-from ssl import cert_time_to_seconds
+from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert, cert_time_to_seconds
 
 import pytest
 from tests.support.certificates import Authority
@@ -31,6 +33,18 @@ def test_the_expiry_is_that_which_openssl_says(days: str, tmp_path: Path) -> Non
     else:
         subprocess.run([*command, "-subj", "/CN=x", "-days", days], check=True, capture_output=True)
     assert earliest_expiry(cert) == by_openssl(cert)
+
+
+@pytest.mark.parametrize(("digits", "year"), [("00", 2000), ("49", 2049), ("50", 1950), ("99", 1999)])
+def test_a_year_of_two_digits_is_one_of_1950_to_2049(digits: str, year: int, tmp_path: Path) -> None:
+    """RFC 5280, section 4.1.2.5.1."""
+    octets = PEM_cert_to_DER_cert(Authority(tmp_path).sign("server").cert.read_text())
+    before, after = re.findall(rb"\x17\x0d(\d{12}Z)", octets)
+    path = tmp_path / "changed.pem"
+    between = before + b"\x17\x0d"
+    changed = octets.replace(between + after, between + digits.encode() + b"0203040506Z")
+    path.write_text(DER_cert_to_PEM_cert(changed))
+    assert earliest_expiry(path) == datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()
 
 
 def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from dataclasses import MISSING, fields
@@ -9,7 +10,16 @@ from dataclasses import MISSING, fields
 import pytest
 
 from definition_server.ipc import channel
-from definition_server.ipc.messages import CallsSampled, Configure
+from definition_server.ipc.messages import (
+    FROM_WORKER,
+    CallsSampled,
+    Configure,
+    KeysUsed,
+    Message,
+    MessageError,
+    decode,
+    encode,
+)
 from definition_server.ipc.stats import METHODS, STATUSES
 
 
@@ -51,3 +61,50 @@ def test_a_descriptor_that_came_in_part_is_none() -> None:
     for extra in (1, 2, 3):
         assert channel._descriptors([(*rights, whole + b"\0" * extra)]) == (7, 8)
     assert channel._descriptors([(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, whole)]) == ()
+
+
+MOST_TEXT, MOST_ITEMS, MOST_INTEGER = 4096, 256, 2**64 - 1
+
+
+def sampled(**lists: object) -> bytes:
+    """A report of calls whose sender does not keep to the types."""
+    return json.dumps({"type": "CallsSampled"} | {each.name: [0] for each in fields(CallsSampled)} | lists).encode()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        KeysUsed(("x" * MOST_TEXT,)),
+        KeysUsed(("x",) * MOST_ITEMS),
+        CallsSampled((MOST_INTEGER,), (0,), (0,), (0,)),
+        CallsSampled(*[(0,) * MOST_ITEMS] * 4),
+    ],
+    ids=["text", "texts", "integer", "integers"],
+)
+def test_a_message_with_as_much_as_it_may_hold_is_decoded(message: Message) -> None:
+    assert decode(encode(message), FROM_WORKER) == message
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        encode(KeysUsed(("x" * (MOST_TEXT + 1),))),
+        encode(KeysUsed(("x",) * (MOST_ITEMS + 1))),
+        b'{"type": "KeysUsed", "digests": "x"}',
+        b'{"type": "KeysUsed", "digests": [1]}',
+        sampled(methods=[0] * (MOST_ITEMS + 1)),
+        sampled(methods=[MOST_INTEGER + 1]),
+        sampled(methods=[-1]),
+        sampled(methods=[True]),
+        sampled(methods=["0"]),
+        sampled(methods={"0": 0}),
+        sampled(methods=0),
+    ],
+    ids=[
+        "long text", "many texts", "text for a list", "number for a text", "many numbers", "large", "negative",
+        "boolean", "text for a number", "object", "number for a list",
+    ],
+)  # fmt: skip
+def test_a_message_with_more_or_something_else_is_refused(datagram: bytes) -> None:
+    with pytest.raises(MessageError, match="not a control message"):
+        decode(datagram, FROM_WORKER)
