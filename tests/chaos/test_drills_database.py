@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -75,21 +76,24 @@ def test_a_fault_of_a_database_in_a_container_costs_nothing(
     assert verdict(outcome) == "held", explained(outcome)
 
 
+CALLS_FAILED = "calls (without a retry failed|failed in spite of the default retry)"
+"""Which of the two sets of clients meets a defect that lasts a moment, is chance."""
+
 BREAKS = {
     "db-killed": ("keeps_dead_connection", "fresh rows were not served"),
     "db-stopped": ("fails_closed", "calls failed in spite of the default retry"),
     "db-paused": ("dies_of_it", "calls failed in spite of the default retry"),
     "db-restarting": ("keeps_dead_connection", "fresh rows were not served"),
     "db-standby-behind": ("never_looks_again", "fresh rows were not served"),
-    "db-connection-limit": ("dies_of_it", "calls without a retry failed"),
+    "db-connection-limit": ("dies_of_it", CALLS_FAILED),
     "db-wrong-password": ("forgets_rotation", "fresh rows were not served"),
-    "db-role-revoked": ("fails_closed", "calls without a retry failed"),
+    "db-role-revoked": ("fails_closed", CALLS_FAILED),
     "db-table-dropped": ("fails_closed", "answers were incomplete or of several versions"),
     "db-table-locked": ("leaks", "memory did not come back"),
     "db-truncated-mid-read": ("reads_by_page", "answers were incomplete or of several versions"),
-    "db-read-cancelled": ("publishes_half", "calls without a retry failed"),
-    "db-slow": ("fails_closed", "calls without a retry failed"),
-    "db-half-open": ("dies_of_it", "calls without a retry failed"),
+    "db-read-cancelled": ("publishes_half", CALLS_FAILED),
+    "db-slow": ("fails_closed", CALLS_FAILED),
+    "db-half-open": ("dies_of_it", CALLS_FAILED),
     "db-black-hole": ("waits_for_ever", "fresh rows were not served"),
 }
 """Drill → a server with one bug (`broken/database_variants.py`), and the promise that it breaks."""
@@ -104,7 +108,7 @@ def assert_turns_red(make_stage: MakeStage, database: DatabaseServer, fault: str
     stage.job = replace(stage.default_job(), deadline_seconds=3)  # many of its calls are never answered
     outcome = play_red(BY_ID[fault], stage, bug, 1.0)
     assert verdict(outcome) == "BROKEN", explained(outcome)
-    assert sentence in "\n".join(judge(outcome)), explained(outcome)
+    assert re.search(sentence, "\n".join(judge(outcome))), explained(outcome)
 
 
 @pytest.mark.transports
@@ -117,10 +121,10 @@ def test_a_drill_detects_a_server_with_a_defect(frail: DatabaseServer, make_stag
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
 def test_a_drill_detects_that_an_emptied_table_is_served(frail: DatabaseServer, make_stage: MakeStage) -> None:
-    assert_turns_red(make_stage, frail, "db-truncated-mid-read", "accepts_empty", "calls without a retry failed")
+    assert_turns_red(make_stage, frail, "db-truncated-mid-read", "accepts_empty", CALLS_FAILED)
 
 
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["container"], indirect=True)
 def test_a_drill_on_a_container_detects_a_server_with_a_defect(frail: DatabaseServer, make_stage: MakeStage) -> None:
-    assert_turns_red(make_stage, frail, "db-network-disconnected", "fails_closed", "calls without a retry failed")
+    assert_turns_red(make_stage, frail, "db-network-disconnected", "fails_closed", CALLS_FAILED)
