@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from perf.generator.scenarios import Scenario
+from perf.generator.scenarios import Scenario, ScenarioError
 from perf.harness import sla
 from perf.harness.run import Effort, Plan
 from perf.harness.servers import Servers, Starter
@@ -132,10 +132,18 @@ def plans(
 
     Args:
         candidates: Scenario → the servers judged in it; a scenario without a server is not measured.
+
+    Raises:
+        ScenarioError: if no gate judges any of the ``candidates``.
     """
     found = []
     for name in dict.fromkeys(gate.scenario for gate in gates):
         if servers := candidates.get(name):
             judged = tuple(gate.of(each) for gate in gates if gate.scenario == name for each in servers)
             found.append(effort.plan(scenarios[name], (sla.BASE, *servers), judged))
+    if not found:
+        judged_ones = ", ".join(dict.fromkeys(gate.scenario for gate in gates))
+        raise ScenarioError(
+            f"a comparison judges only {judged_ones}; none of them was chosen, but {', '.join(candidates)}"
+        )
     return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from definition_server.catalog import wire
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row
 from definition_server.catalog.snapshot import Snapshot
@@ -44,7 +44,7 @@ class Catalogue:
             for number in range(count)
         )
         built = builder.build(generation=1, created_at_ns=0)
-        return built, wire.content_length(len(built.pieces[0]))  # of the first command's field
+        return built, _first_length(built.pieces)
 
     @cached_property
     def snapshot(self) -> Snapshot:
@@ -74,3 +74,19 @@ def source(number: int, octets: int, mark: str = "") -> bytes:
     cut = (mark + "\n" + lines if mark else lines).encode()[:octets]
     whole = cut.rfind(b"\n") + 1
     return cut[:whole] + b"#" * (octets - whole)  # a comment: half a line would not compile
+
+
+def _first_length(pieces: Sequence[bytes | memoryview]) -> int:
+    """Octets of the first ``CommandResponse``: the number that follows the tag of its field.
+
+    It is read from the octets of the snapshot, which all revisions agree on: this module also builds a catalogue with
+    the code of the base of a comparison.
+    """
+    start = b"".join(bytes(piece[:16]) for piece in pieces[:2])
+    length = shift = 0
+    for octet in start[1:]:
+        length |= (octet & 0x7F) << shift
+        shift += 7
+        if octet < 0x80:
+            break
+    return length
