@@ -149,7 +149,7 @@ BREAKINGS: list[tuple[Promise, Breaking]] = [
     (promises.guaranteed, pod(initContainers=[{"name": "wait"}])),
     (promises.one_core_for_the_master, environment(WORKERS="4")),
     (promises.one_core_for_the_master, lambda m: m.one("ConfigMap")["data"].pop("WORKERS")),
-    (promises.memory_for_the_catalogue, lambda m: m.container["resources"]["limits"].update(memory="1Gi")),
+    (promises.memory_for_the_catalogue, lambda m: m.container["resources"]["limits"].update(memory="768Mi")),
     (promises.memory_for_the_catalogue, environment(SNAPSHOT_DIR="/elsewhere")),
     (promises.memory_for_the_catalogue, lambda m: m.pod["volumes"][1]["emptyDir"].update(sizeLimit="256Mi")),
     (promises.memory_for_the_catalogue, lambda m: m.pod["volumes"][1]["emptyDir"].update(medium="Memory")),
