@@ -22,6 +22,14 @@ def open_descriptors(pid: int | str = "self") -> dict[int, str]:
     return found
 
 
+def descriptors_before() -> dict[int, str]:
+    """`open_descriptors`, to compare with. The garbage collector runs first: in the midst of a test it would close what
+    an earlier test has left to it.
+    """
+    gc.collect()
+    return open_descriptors()
+
+
 def child_processes() -> set[int]:
     """Children of this process, zombies included."""
     children: set[int] = set()

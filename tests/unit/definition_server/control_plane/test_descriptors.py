@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from tests.support.leftovers import open_descriptors
+from tests.support.leftovers import descriptors_before, open_descriptors
 from tests.support.server import FAST
 
 from definition_server.control_plane.descriptors import DescriptorReserve, descriptors_needed, too_few
@@ -101,7 +101,7 @@ def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: 
 
 @pytest.mark.usefixtures("few")
 def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> None:
-    before = open_descriptors()
+    before = descriptors_before()
     reserve = DescriptorReserve(4)
     assert len(open_descriptors()) == len(before) + 4
     with reserve.lent():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.support.leftovers import nothing_left, open_descriptors
+from tests.support.leftovers import descriptors_before, nothing_left, open_descriptors
 from tests.support.snapshots import built, published
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -56,7 +56,7 @@ def test_a_hundred_publications_hold_no_more_descriptors_than_one(publisher: Pub
 
 
 def test_close_closes_every_descriptor() -> None:
-    before = open_descriptors()
+    before = descriptors_before()
     publisher = Publisher()
     publisher.publish(published("if"))
     publisher.close()
@@ -78,7 +78,7 @@ def test_close_may_be_called_twice_or_without_a_publication(publisher: Publisher
 
 
 def test_memory_that_holds_no_snapshot_is_closed() -> None:
-    before = open_descriptors()
+    before = descriptors_before()
     wrong = replace(built("if"), pieces=[b"no snapshot at all" * 100])
     with pytest.raises(SnapshotError):
         to_shared_memory(wrong)

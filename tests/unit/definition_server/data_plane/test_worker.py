@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 import uvloop
-from tests.support.leftovers import open_descriptors
+from tests.support.leftovers import descriptors_before, open_descriptors
 from tests.support.logs import captured_logs, logged
 from tests.support.snapshots import built, row
 
@@ -235,7 +235,7 @@ async def test_pages_of_other_workers_are_added_and_removed_and_one_that_is_none
 
 
 async def test_a_snapshot_of_another_version_than_announced_is_refused_and_its_descriptor_closed(alone: Alone) -> None:
-    before = open_descriptors()
+    before = descriptors_before()
     with captured_logs() as lines:
         alone.publish(built(row("if", "x")), announced="00" * 32)
         alone.worker._receive()

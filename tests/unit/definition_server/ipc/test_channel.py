@@ -14,7 +14,7 @@ from typing import get_args, get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.leftovers import nothing_left, open_descriptors
+from tests.support.leftovers import descriptors_before, nothing_left, open_descriptors
 
 from definition_server.ipc.channel import MAX_DESCRIPTORS, Channel, ChannelClosed
 from definition_server.ipc.messages import (
@@ -187,7 +187,7 @@ def test_descriptors_sent_to_the_master_are_refused_and_never_open_in_it(
     raw: tuple[Channel, socket.socket], count: int
 ) -> None:
     ours, theirs = raw
-    before = open_descriptors().keys()
+    before = descriptors_before().keys()
     for content in (encode(Ready(1)), b"garbage"):
         socket.send_fds(theirs, [content], [theirs.fileno()] * count)
         with pytest.raises(MessageError, match="descriptors"):
@@ -199,7 +199,7 @@ def test_a_worker_closes_the_descriptors_of_a_message_that_it_refuses() -> None:
     with nothing_left():
         ours, end = Channel.pair()
         theirs = Channel.of_worker(end)
-        before = open_descriptors().keys()
+        before = descriptors_before().keys()
         for content, count in ((b"garbage", 1), (encode(Publish(1, "aa")), MAX_DESCRIPTORS + 1)):
             socket.send_fds(ours._socket, [content], [theirs.fileno()] * count)
             with pytest.raises(MessageError):
@@ -334,7 +334,7 @@ def test_a_full_queue_keeps_the_descriptor_with_its_sender(ends: tuple[Channel, 
     ours, theirs = ends
     while ours.send(Certificate(1)):
         pass
-    before = open_descriptors().keys()
+    before = descriptors_before().keys()
     assert ours.send(Publish(1, ""), theirs.fileno()) is False
     assert open_descriptors().keys() == before
 
