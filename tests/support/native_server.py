@@ -11,10 +11,11 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import uvloop
+from tests.support.certificates import Certificate
 from tests.support.h2_peer import Replies
 from tests.support.h2_wire import HELLO, SETTINGS_ACK
 
-from grpc_h2 import Server
+from grpc_h2 import Server, TlsCredentials
 
 T = TypeVar("T")
 
@@ -157,3 +158,13 @@ class RawClient:
     def until_eof(self) -> None:
         while not self.eof:
             self.read()
+
+
+def secure_server(loop: LoopFactory, certificate: Certificate) -> ServerThread:
+    """A server without methods that listens over TLS alone."""
+
+    def prepare(server: Server) -> None:
+        thread.port = server.add_secure_port("127.0.0.1:0", TlsCredentials(certificate.cert, certificate.key))
+
+    thread = ServerThread(loop, prepare, listen=False)
+    return thread

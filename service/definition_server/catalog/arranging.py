@@ -1,6 +1,7 @@
-"""Arranges the commands of a snapshot that is being built: in name order, each new or copied from the one before.
+"""Arranges the commands of a snapshot that is being built, in name order. Each is new, or copied from the previous
+snapshot.
 
-Whatever is done here is done for each command of a full reading, so it is done for many of them in one call.
+A full reading arranges all commands, so each step handles many of them in one call.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Arranging:
     def __init__(self, before: Arrangement, old: memoryview | None, field_of: Callable[[bytes], bytes]) -> None:
         """
         Args:
-            before: Where the snapshot before has its commands; none, where there is no such snapshot.
-            old: The body of that snapshot.
+            before: The commands of the previous snapshot; an empty one if there is no previous snapshot.
+            old: The body of the previous snapshot.
             field_of: Gives the field of ``CatalogResponse`` with a new command, by name.
         """
         self._before = before
@@ -32,7 +33,7 @@ class Arranging:
         self.size = 0
         """Octets so far."""
         self.done = 0
-        """Commands of the snapshot before that were copied, or are not to be."""
+        """Commands of the previous snapshot that were copied or passed over."""
         self._names: list[bytes] = []
         self._offsets, self._lengths, self._hashes = array("Q"), array("Q"), array("Q")
 
@@ -54,7 +55,7 @@ class Arranging:
         self._hashes += name_hashes(names)
 
     def copy(self, end: int) -> None:
-        """Copy the commands of the snapshot before from `done` to ``end``: they are as they were."""
+        """Copy the commands of the previous snapshot from `done` to ``end``, which have not changed."""
         before, done = self._before, self.done
         if self._old is None or done == end:
             return

@@ -13,11 +13,11 @@ import pytest
 from tests.support.certificates import Authority, Certificate
 from tests.support.h2_wire import HELLO, SETTINGS_ACK
 from tests.support.key_updates import send_key_updates
-from tests.support.native_server import LOOPS, ServerThread
+from tests.support.native_server import LOOPS, ServerThread, secure_server
 from tests.support.polling import until
 from tests.support.tls_pair import Pair
 
-from grpc_h2 import Server, TlsCredentials, frames
+from grpc_h2 import frames
 from grpc_h2.aio.admission import Trust
 from grpc_h2.aio.key_updates import MOST, KeyUpdates
 
@@ -65,11 +65,7 @@ def test_key_updates_of_a_client_are_not_counted_and_nothing_looks_at_its_messag
 
 @pytest.fixture(params=LOOPS)
 def running(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ServerThread]:
-    def prepare(server: Server) -> None:
-        thread.port = server.add_secure_port("127.0.0.1:0", TlsCredentials(certificate.cert, certificate.key))
-
-    thread = ServerThread(LOOPS[request.param], prepare, listen=False)
-    with thread:
+    with secure_server(LOOPS[request.param], certificate) as thread:
         yield thread
 
 
