@@ -1,0 +1,19 @@
+"""What is hashed and written at once is bounded, whatever the pieces of a snapshot are."""
+
+from __future__ import annotations
+
+import pytest
+
+from definition_server.catalog.assembly import chunks
+
+MEBIBYTE, LONG = 1 << 20, 64 << 10
+
+
+@pytest.mark.parametrize("size", [1000, LONG, LONG + 1, 3 * MEBIBYTE])
+def test_chunks_have_a_mebibyte_or_so_and_all_octets_in_order(size: int) -> None:
+    pieces: list[bytes | memoryview] = [bytes([number % 251]) * size for number in range(1 + 5 * MEBIBYTE // size)]
+    whole = b"".join(pieces)
+    made = list(chunks(pieces))
+    assert b"".join(made) == whole
+    assert max(map(len, made)) < MEBIBYTE + LONG
+    assert not pieces, "each was taken out, to be freed"
