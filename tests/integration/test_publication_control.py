@@ -100,7 +100,7 @@ def test_a_mass_delete_is_held_and_accept_releases_it_on_every_worker_within_a_s
     assert "held_catalogue" not in answer("status", directory=directory)
 
 
-def test_a_pin_reaches_every_worker_within_a_second_and_follows_the_table_afterwards(
+def test_a_pin_reaches_every_worker_within_a_second_and_the_table_is_followed_afterwards(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
@@ -198,7 +198,7 @@ def test_a_held_command_is_named_with_its_reason_and_hashes(
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(
+def test_with_a_full_disk_a_pin_is_served_and_the_answer_says_that_it_is_not_stored(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     before, _ = publish(server, lambda: table.add_commands(1, start=MANY))

@@ -1,4 +1,4 @@
-"""Faults that the tests must notice, whatever a seed draws: of each room a few, whose effects show late.
+"""Faults that the tests must notice, whatever a seed draws: a few of each room, whose effects appear late.
 
 Each is a piece of a module, what it becomes, and the test that must fail then. A piece that is no longer in its module
 is to be replaced by one that means the same.
