@@ -117,7 +117,7 @@ class Verdict:
     decided: bool = True
     """False if more rounds could change the verdict: the limit is within the interval, or there are too few samples."""
     disturbed: bool = False
-    """Whether it is invalid only because of the generator or the machine."""
+    """Whether the gate is invalid only because of the generator or the machine."""
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict for the record; an infinite end of the interval becomes None, because JSON has no infinity."""
@@ -285,7 +285,7 @@ def _starved(run: Run) -> bool:
 
 
 def _starved_of(gate: Gate, runs: Sequence[Run]) -> list[Run]:
-    """Runs that give the gate no sample for that reason."""
+    """Runs that give the gate no sample because the reference work had too little of the CPU."""
     return [run for run in runs if gate.expected and run["server"] == gate.server and _starved(run)]
 
 

@@ -43,7 +43,7 @@ def _freeze_and_note() -> None:
         _freeze()
     if VARIANT in _THRESHOLDS:
         gc.set_threshold(*_THRESHOLDS[VARIANT])
-        gc.set_threshold = lambda *_: None  # the warm-up would set its own thresholds later
+        gc.set_threshold = lambda *_: None  # otherwise the warm-up would set its own thresholds later
     if VARIANT == "no collections":
         gc.disable()
     _warm()
