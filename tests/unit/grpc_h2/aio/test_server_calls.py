@@ -344,7 +344,8 @@ def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_p
 def test_messages_that_cannot_be_parsed_cost_no_more_log_lines_than_other_faults_of_clients(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A client needs no key to send them. (On a server of its own: the limit is the server's.)"""
+    """A client needs no key to send them. The test has a server of its own, because the limit of log lines is the
+    server's."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with (
         ServerThread(next(iter(LOOPS.values())), prepare, eof=grpc.aio.EOF) as server,
@@ -410,7 +411,7 @@ def test_metadata_passes_both_ways(channel: grpc.Channel, method: str) -> None:
 def test_the_context_has_the_peer_and_the_deadline(channel: grpc.Channel) -> None:
     peer, remaining = ask(channel, "facts")[0].split()
     assert peer.startswith(b"ipv4:127.0.0.1:")
-    assert SECONDS / 2 < float(remaining) <= SECONDS * 1.05  # the client rounds up
+    assert SECONDS / 2 < float(remaining) <= SECONDS * 1.05  # the client rounds the timeout up
     call: Any = channel.unary_unary("/t.S/facts")
     assert call(b"x").endswith(b" None")
 

@@ -428,7 +428,7 @@ def test_a_bad_binary_value_ends_its_call_and_nothing_else(feed: Feed, value: by
 
 
 @three_ways
-def test_a_static_method_with_a_key_answers_its_holders_only(feed: Feed):
+def test_a_static_method_with_a_key_answers_only_calls_with_that_key(feed: Feed):
     peer = Peer(feed)
     peer.send(requested(request_block(GUARDED)), requested(request_block(GUARDED, authorization=b"Bearer x"), stream=3))
     peer.assert_answered(1)
