@@ -142,7 +142,7 @@ run()
 """
 
 
-def test_what_a_master_imports_is_not_examined_by_the_garbage_collector() -> None:
+def test_modules_of_a_master_are_not_examined_by_the_garbage_collector() -> None:
     """Neither while it is imported nor later. What comes after it is."""
     command = [sys.executable, "-P", "-c", MASTER_STARTS]
     run = subprocess.run(

@@ -52,7 +52,7 @@ def test_limits_of_version_1_count_in_and_outside_a_container(tmp_path: Path, fo
     assert granted_memory(root) == GIB
 
 
-def test_a_machine_that_tells_nothing_grants_what_is_not_known(tmp_path: Path) -> None:
+def test_a_machine_without_these_files_has_an_unknown_memory_limit(tmp_path: Path) -> None:
     assert granted_memory(tmp_path) is None
     assert default_catalogue_bytes(tmp_path) == 2**31 - 1
 

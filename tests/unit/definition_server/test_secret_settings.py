@@ -188,7 +188,7 @@ def test_a_scheme_in_capitals_is_refused_with_the_reason(url: str) -> None:
     assert "percent-encode" in problem.remedy
 
 
-def test_a_judge_from_outside_sees_a_sound_value_and_its_reason_is_reported() -> None:
+def test_a_check_from_outside_gets_a_valid_value_and_its_reason_is_reported() -> None:
     seen: list[str] = []
 
     def refuse(value: str) -> str:

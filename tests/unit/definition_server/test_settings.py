@@ -410,7 +410,7 @@ def test_no_variable_sets_two_fields() -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
-def test_help_and_reference_page_name_every_variable_and_what_it_does(
+def test_help_and_reference_page_name_every_variable_with_its_description(
     cls: type[Settings] | type[ClientSettings], name: str
 ) -> None:
     field = cls.model_fields[name]
@@ -517,7 +517,7 @@ def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
 
 
 @pytest.mark.parametrize("change", [b"\xef\xbb\xbf", b"# a comment\r\n"], ids=["byte order mark", "comment"])
-def test_tls_files_with_a_mark_comments_and_carriage_returns_are_taken(change: bytes, tmp_path: Path) -> None:
+def test_tls_files_with_a_mark_comments_and_carriage_returns_are_accepted(change: bytes, tmp_path: Path) -> None:
     made = Authority(tmp_path).sign("server")
     for path in (made.cert, made.key):
         path.write_bytes(change + path.read_bytes().replace(b"\n", b"\r\n"))

@@ -106,7 +106,7 @@ LONG = Row(1, b"n" * 130, b"t" * 200, b"[%b]" % (b" " * 20_000), b"c" * 3_000_00
 @given(rows(TEXT | st.none()), SIGNERS)
 @example([LONG, LONG._replace(id=2, name=b"n")], None)  # lengths whose varints take two, three and four octets
 @example([LONG], SIGNER)
-def test_the_body_is_what_protobuf_would_write(table: list[Row], signer: Signer | None) -> None:
+def test_the_body_equals_the_octets_that_protobuf_writes(table: list[Row], signer: Signer | None) -> None:
     encoded = body(build(table, signer))
     assert encoded == as_served(model(table, signer))
     assert avap_pb2.CatalogResponse.FromString(encoded) == model(table, signer)
@@ -131,7 +131,7 @@ def test_the_highest_id_wins_in_any_order_and_any_batches(
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_the_loser_of_two_rows_is_reported_by_its_id(first: int) -> None:
+def test_of_two_rows_with_one_name_the_unserved_one_is_reported_by_its_id(first: int) -> None:
     builder = SnapshotBuilder()
     for number in (first, 3 - first):
         builder.add([Row(number, b"if", None, None, b"code %d" % number)])
@@ -368,7 +368,7 @@ def served(builder: SnapshotBuilder) -> Snapshot:
     return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
 
 
-def test_digests_are_the_hashes_of_what_would_be_served() -> None:
+def test_digests_are_the_hashes_of_the_definitions_that_would_be_served() -> None:
     builder = SnapshotBuilder(SIGNER)
     builder.add(TABLE)
     assert {name.decode(): digest.decode() for name, digest in builder.digests().items()} == {
@@ -376,7 +376,7 @@ def test_digests_are_the_hashes_of_what_would_be_served() -> None:
     }
 
 
-def test_rows_that_differ_are_the_same_whether_they_are_compared_when_added_or_afterwards() -> None:
+def test_comparing_rows_when_they_are_added_or_afterwards_finds_the_same_differences() -> None:
     old = SnapshotBuilder()
     old.add([Row(number, name, None, b"[]", b"pass") for number, name in enumerate((b"a", b"b", b"c", b"d", b"gone"))])
     known = old.digests()
@@ -439,7 +439,7 @@ def test_a_command_that_is_left_out_is_counted_under_its_reason_alone() -> None:
     assert not builder.findings.suspect
 
 
-def test_ids_generation_time_and_signature_change_no_hash() -> None:
+def test_ids_generation_time_and_signature_do_not_change_the_hashes() -> None:
     plain = build(TABLE).footer
     moved = build(
         [row._replace(id=(row.id or 0) + 100) for row in TABLE], SIGNER, generation=8, created_at_ns=12

@@ -137,7 +137,7 @@ def test_a_row_that_vanished_is_not_held() -> None:
     ],
 )
 @pytest.mark.parametrize("checks", ["module", "off"])
-def test_a_row_that_cannot_be_carried_is_held_too(bad: Row, reason: Unserved, checks: str) -> None:
+def test_a_row_that_the_wire_format_cannot_carry_is_held_too(bad: Row, reason: Unserved, checks: str) -> None:
     bench = Bench(checks, "on" if checks == "module" else "off")
     bench.read(row("a"), row("b"))
     bench.read(bad, row("b", "new = 1"))
@@ -232,7 +232,7 @@ def test_rows_that_equal_the_stored_catalogue_are_judged_afterwards() -> None:
     assert after.findings.unchecked == len(after.gate.pending) == 1
 
 
-def test_a_row_that_waits_to_be_judged_waits_no_more_once_it_is_gone() -> None:
+def test_a_row_that_vanishes_before_it_is_judged_no_longer_counts_as_unchecked() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"), row("c"))
     after = restarted(bench)
@@ -244,7 +244,7 @@ def test_a_row_that_waits_to_be_judged_waits_no_more_once_it_is_gone() -> None:
     assert after.findings.unchecked == 2
 
 
-def test_a_stored_version_that_is_bad_is_not_a_good_one() -> None:
+def test_a_bad_stored_version_does_not_count_as_a_good_version() -> None:
     """A release without the gate may have stored it."""
     old = Bench("off", "off")
     old.read(row("a", "if"), row("b", "else"), row("c"))
@@ -257,7 +257,7 @@ def test_a_stored_version_that_is_bad_is_not_a_good_one() -> None:
     assert after.codes.keys() == {"c"}
 
 
-def test_a_held_command_is_signed_with_the_key_of_today() -> None:
+def test_a_held_command_is_signed_with_the_present_key() -> None:
     bench = Bench(signer=Signer("yesterday"))
     bench.read(row("a", "good = 1"))
     bench.signer = SIGNER
@@ -290,7 +290,7 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
     assert bench.codes == {"b": "new = 1"}
 
 
-def test_a_version_that_nobody_has_judged_stays_pending_where_it_is_served_in_place_of_a_bad_row() -> None:
+def test_an_unjudged_version_stays_pending_while_it_is_served_in_place_of_a_bad_row() -> None:
     """A version that is served in place of a row without code is not judged good by that: it may be bad itself."""
     bench = Bench()
     bench.read(row("a", "if"), row("b"), judging=False)
@@ -425,7 +425,7 @@ def test_a_strict_client_can_refresh_whatever_the_table_holds(tables: list[list[
 
 
 @given(st.lists(ROWS, max_size=8))
-def test_what_is_held_has_a_reason_and_the_hash_that_is_served(table: list[Row]) -> None:
+def test_a_held_command_has_a_reason_and_the_hash_that_is_served(table: list[Row]) -> None:
     bench = Bench()
     bench.read(*(row(name) for name in ("a", "b", "c", "año")))
     bench.read(*table)

@@ -90,7 +90,7 @@ def test_rows_that_were_held_before_do_not_hold_the_next_change(rows_held: int, 
     assert concern(judgement) == (Concern.ROWS_HELD if held else None)
 
 
-def test_few_held_rows_of_a_small_table_are_no_concern() -> None:
+def test_few_held_rows_of_a_small_table_do_not_hold_the_catalogue() -> None:
     small = contents(6, version="b")
     assert judge(small, contents(6, version="a"), held=names(*range(FEW_COMMANDS))) is None
 
@@ -125,7 +125,7 @@ def test_thresholds_are_settings_and_100_percent_never_holds_a_loss() -> None:
     assert concern(judge(contents(88), contents(100), limits=Thresholds(removed_percent=10))) is Concern.SHRUNK
 
 
-def test_signatures_are_no_content() -> None:
+def test_signatures_do_not_count_as_content() -> None:
     rows = [row(f"c{number}", "x") for number in range(20)]
     plain, signed = opened(*rows), published(*rows, signer=Signer("key"))
     os.close(signed.descriptor)

@@ -148,14 +148,14 @@ def built(
     Signer("key"),
     Random(1),
 )
-def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+def test_a_build_on_the_previous_one_equals_a_build_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
     small = mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30)
     with small, mock.patch.object(layout, "_HASHED_TOGETHER", 2):
         compare(steps, signer, random)
 
 
 @pytest.mark.parametrize("changed", range(12))
-def test_the_version_hash_goes_on_from_what_did_not_change(changed: int) -> None:
+def test_the_version_hash_is_continued_behind_the_unchanged_definitions(changed: int) -> None:
     """Twelve names, each in a range of its own, of which one gets another code."""
     first = [("put", OF_A_RANGE * place, Row(None, b"%02d" % place, None, None, b"old"), place) for place in range(12)]
     another = Row(None, b"%02d" % changed, None, None, b"new")
@@ -163,7 +163,7 @@ def test_the_version_hash_goes_on_from_what_did_not_change(changed: int) -> None
         compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
 
 
-def test_names_of_a_range_that_is_read_again_are_not_known_any_more_once_their_rows_are_gone() -> None:
+def test_names_of_a_range_are_forgotten_when_it_is_read_again_without_their_rows() -> None:
     rows = [("put", place, Row(None, b"twice", None, None, b"%d" % place), place) for place in (0, OF_A_RANGE)]
     other = ("put", 2 * OF_A_RANGE, Row(None, b"other", None, None, b"1"), 3)
     gone = [("delete", 0), ("delete", OF_A_RANGE)]
@@ -270,7 +270,7 @@ def test_rows_without_ranges_are_not_taken_over() -> None:
     assert builder.as_previous(Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())) is None
 
 
-def test_what_changed_since_another_snapshot_is_not_known() -> None:
+def test_changes_since_another_snapshot_than_the_previous_one_are_not_known() -> None:
     previous, snapshot = previous_of(some(10))
     _, other = previous_of(some(11))
     builder = SnapshotBuilder()

@@ -445,7 +445,7 @@ def test_commands_out_of_order_or_twice_are_refused() -> None:
     st.lists(st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name and is_text(name)), max_size=5),
     st.data(),
 )
-def test_whatever_is_in_a_sound_envelope_is_refused_or_answers_every_look_up(
+def test_any_content_with_right_checksums_is_refused_or_answers_every_look_up(
     names: list[bytes], data: st.DataObject
 ) -> None:
     body, slots = parts(sorted(set(names)))

@@ -151,7 +151,7 @@ CALLS = [pytest.param(client.get, ["plus"], id="get"), pytest.param(client.fetch
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
-def test_a_wrong_key_exits_4_and_says_which_variable(
+def test_a_wrong_key_exits_4_and_names_the_variable(
     server: Server, command: click.Command, arguments: list[str]
 ) -> None:
     result = server.run(command, *arguments, API_KEY="wrong")

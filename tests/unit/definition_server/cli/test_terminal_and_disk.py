@@ -129,7 +129,7 @@ def test_help_errors_and_results_are_wrapped_at_words(columns: int, command: str
 
 
 @pytest.mark.parametrize("name", ["fetsh", "Serve", "healht", "snapshots", "statis"])
-def test_an_unknown_command_is_answered_with_the_nearest(name: str) -> None:
+def test_an_unknown_command_is_answered_with_the_nearest_name(name: str) -> None:
     done = CliRunner().invoke(cli, [name])
     assert done.exit_code == 2
     assert f"No such command '{name}'. Did you mean '" in done.output

@@ -414,7 +414,7 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(server: AdminServer) -
         assert all_of(client).endswith(b"\r\n\r\nalive\n")
 
 
-def test_an_answer_is_not_lost_although_the_request_has_content_that_nobody_reads(server: AdminServer) -> None:
+def test_an_answer_is_not_lost_although_the_content_of_the_request_is_not_read(server: AdminServer) -> None:
     with connected(server) as client:
         client.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000)
         assert b" 405 " in all_of(client)
@@ -460,7 +460,7 @@ def test_an_address_that_uses_more_than_its_share_waits_and_others_are_served(
     assert get(server, "127.0.0.6").startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_waited_for_its_share_is_answered_when_that_has_drained(
+def test_a_request_that_waits_for_the_share_of_its_address_is_answered_later(
     server: AdminServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin_share, "BURST_SECONDS", 0.0)
@@ -468,7 +468,7 @@ def test_what_waited_for_its_share_is_answered_when_that_has_drained(
         assert get(server, "127.0.0.7").startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_goes_on(
+def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_continues(
     service: Service, server: AdminServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> str | None:

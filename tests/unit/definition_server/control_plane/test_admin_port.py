@@ -204,7 +204,7 @@ async def test_each_step_of_a_connection_has_its_own_time_and_cancels_the_one_be
     assert port.loop.due() == []
 
 
-async def test_an_answer_that_is_not_taken_is_sent_on_when_there_is_room(port: Port, client: Client) -> None:
+async def test_the_rest_of_an_answer_is_sent_when_the_socket_has_room(port: Port, client: Client) -> None:
     port.answer = LARGE
     client.connection.begin()
     client.socket.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -325,7 +325,7 @@ async def test_sixteen_connections_are_accepted_at_once_and_others_in_the_next_t
 
 
 @pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-async def test_without_a_free_descriptor_connections_go_and_accepting_pauses(
+async def test_without_a_free_descriptor_connections_are_closed_and_accepting_pauses(
     opened: Open, logs: LogLines, fault: int
 ) -> None:
     (held,) = opened.connect("192.0.2.1")
@@ -380,7 +380,7 @@ async def test_a_bug_in_a_page_is_logged_and_answered(opened: Open, logs: LogLin
     line["exc_info"] = None
 
 
-async def test_what_a_client_did_wrong_is_logged_a_limited_number_of_times(opened: Open, logs: LogLines) -> None:
+async def test_faults_of_clients_are_logged_a_limited_number_of_times(opened: Open, logs: LogLines) -> None:
     for _ in range(100):
         opened.port.report("192.0.2.1:7", "malformed HTTP: 400 Bad Request")
     lines = logged(logs, "A client of the admin port broke its protocol", peer="192.0.2.1:7", log_level="info")

@@ -95,7 +95,7 @@ async def test_a_catalogue_is_stored_where_the_file_has_the_same_content_under_t
 
 
 @pytest.mark.parametrize("same_key", [True, False])
-async def test_what_was_loaded_under_the_present_key_is_stored_and_is_not_signed_again(
+async def test_a_catalogue_loaded_under_the_present_key_counts_as_stored_and_is_not_signed_again(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_key: bool
 ) -> None:
     await bench.disk.save(bench.made("if", signer=KEY), KEY)
@@ -181,7 +181,7 @@ async def test_a_catalogue_that_waits_for_the_disk_is_dropped_at_the_end(bench: 
     assert len(bench.disk.entries) == 1
 
 
-async def test_a_history_of_nothing_is_none(tmp_path: Path) -> None:
+async def test_a_history_of_zero_catalogues_keeps_nothing_and_lacks_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path, keep=0)
     bench.works = pytest.fail
     bench.disk.add(bench.made("if"), None, frozenset())

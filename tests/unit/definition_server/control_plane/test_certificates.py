@@ -22,7 +22,7 @@ def by_openssl(path: Path) -> float:
 
 
 @pytest.mark.parametrize("days", ["-1", "1", "9000", "20000"])
-def test_the_expiry_is_that_which_openssl_says(days: str, tmp_path: Path) -> None:
+def test_the_expiry_is_the_one_that_openssl_shows(days: str, tmp_path: Path) -> None:
     """Before 2050 it is a UTCTime, from then on a GeneralizedTime; an expired one is read as well."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
@@ -56,7 +56,7 @@ def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "key", "cut"])
-def test_of_a_file_without_a_readable_certificate_nothing_is_known(damage: str, tmp_path: Path) -> None:
+def test_a_file_without_a_readable_certificate_has_no_known_expiry(damage: str, tmp_path: Path) -> None:
     made = Authority(tmp_path).sign("server")
     path = tmp_path / "file.pem"
     if damage == "key":

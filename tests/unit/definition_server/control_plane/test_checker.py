@@ -100,7 +100,7 @@ async def test_a_list_that_would_take_gigabytes_is_refused(checker: Checker) -> 
         "x = '\u202e'".encode(), b"x = 1e99999", b"from __future__ import annotations",
     ],
 )  # fmt: skip
-async def test_a_source_that_is_only_odd_passes(
+async def test_a_source_that_is_unusual_but_valid_passes(
     checker: Checker, code: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert await checker.check([content(code)]) == [FINE]
@@ -132,7 +132,7 @@ async def test_a_row_is_judged_anew_where_the_rows_before_it_may_have_filled_the
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
+async def test_a_checker_has_no_environment_no_descriptors_and_a_low_priority(
     checker: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://secret")
@@ -154,7 +154,7 @@ async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
         assert others == {"/dev/null"}
 
 
-async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
+async def test_a_checker_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
     with nothing_left():
         checker = Checker(idle_seconds=0.05)
         assert checker.pid is None
@@ -167,7 +167,7 @@ async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
         await checker.close()
 
 
-async def test_one_that_was_prepared_and_is_not_used_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prepared_checker_that_is_not_used_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.Event()
 
     class Process:
@@ -186,7 +186,7 @@ async def test_one_that_was_prepared_and_is_not_used_is_stopped(monkeypatch: pyt
     await checker.close()
 
 
-async def test_one_that_was_killed_is_replaced(checker: Checker) -> None:
+async def test_a_killed_checker_is_replaced(checker: Checker) -> None:
     await checker.prepare()
     os.kill(checker.pid or 0, 9)
     assert await checker.check([GOOD, content(b"if")]) == [FINE, BAD]
@@ -248,7 +248,7 @@ async def test_a_death_that_the_row_may_not_have_caused_is_not_remembered() -> N
         await checker.close()
 
 
-async def test_answers_that_nobody_asked_for_are_not_taken_for_later_ones() -> None:
+async def test_surplus_answers_are_not_taken_for_later_ones() -> None:
     with nothing_left():
         checker = Checker(program=program("for code in rows():\n  end.sendall(b'@' * 9)"))
         judged = await checker.check([GOOD])
@@ -267,7 +267,9 @@ async def test_answers_that_nobody_asked_for_are_not_taken_for_later_ones() -> N
     ],
     ids=["no program", "it ends at once", "it answers something else"],
 )
-async def test_where_none_can_be_started_that_is_said(start: Callable[[int, str], list[str]]) -> None:
+async def test_where_no_checker_can_be_started_a_check_raises_the_reason(
+    start: Callable[[int, str], list[str]],
+) -> None:
     with nothing_left():
         checker = Checker(program=start)
         await checker.prepare()

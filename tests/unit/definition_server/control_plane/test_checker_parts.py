@@ -140,7 +140,7 @@ async def test_a_row_that_ends_a_process_after_others_is_judged_again_alone(monk
     [(0, ENDED, False), (0, KILLED, True), (5, ENDED, True), (5, KILLED, True)],
     ids=["ended as the first", "killed as the first", "ended later", "killed later"],
 )
-async def test_the_first_row_of_a_fresh_process_was_alone_where_that_was_not_killed(
+async def test_the_first_row_of_a_fresh_process_counts_as_judged_alone_unless_that_was_killed(
     monkeypatch: pytest.MonkeyPatch, octets: int, how: dict[str, bool], again: bool
 ) -> None:
     processes = [Process(module._Ended(**how), octets=octets)]
@@ -263,13 +263,13 @@ async def test_each_answer_is_the_judgement_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("octet", [0, ANSWER - 1, ANSWER + 32, 255])
-async def test_what_is_no_answer_ends_the_process_with_the_row_unjudged(octet: int) -> None:
+async def test_octets_that_are_no_answer_end_the_process_with_the_row_unjudged(octet: int) -> None:
     judged, error = await outcome(bytes([ANSWER, octet]), 2)
     assert judged == [FINE]
     assert (error.own_fault, error.lasting) == (False, True)
 
 
-async def test_all_flaws_together_are_an_answer() -> None:
+async def test_an_answer_may_hold_all_flaws() -> None:
     judged, error = await outcome(bytes([ANSWER + 31]), codings=True)
     assert judged == [Judgement(Flaw.CODE | Flaw.INTERFACE | Flaw.NOT_STRICT_JSON)]
     assert error is None
@@ -291,7 +291,7 @@ async def test_an_unknown_coding_is_a_flaw_only_where_all_are_loaded() -> None:
     assert await outcome(unknown, codings=True) == ([BAD], None)
 
 
-async def test_an_answer_too_many_makes_the_last_one_doubtful() -> None:
+async def test_a_surplus_answer_makes_the_last_one_doubtful() -> None:
     judged, error = await outcome(octets(Flaw.NONE, Flaw.NONE, Flaw.NONE), 2)
     assert judged == [FINE]
     assert (error.own_fault, error.lasting) == (False, False)
@@ -307,7 +307,7 @@ async def test_an_answer_too_many_makes_the_last_one_doubtful() -> None:
         (1, False, True),
     ],
 )
-async def test_how_a_process_ended_says_whether_the_row_can_have_caused_it(
+async def test_the_way_a_process_ended_decides_whether_its_row_can_have_caused_it(
     code: int, own_fault: bool, lasting: bool
 ) -> None:
     peer = Peer(code)
@@ -326,7 +326,7 @@ async def _asked_after_its_end(peer: Peer) -> tuple[list[Judgement], Any]:
     return judged, error
 
 
-async def test_a_process_that_closes_its_socket_and_lives_is_waited_for_five_seconds(
+async def test_a_process_that_closes_its_socket_and_lives_has_five_seconds_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waited: list[float] = []

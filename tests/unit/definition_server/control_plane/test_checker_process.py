@@ -80,7 +80,9 @@ def test_memory_files_and_processes_are_limited_and_lower_limits_stay(
     assert steps == [("/proc/self/oom_score_adj", os.O_WRONLY), (5, b"1000"), 5]
 
 
-def test_limits_count_where_the_kernel_is_told_no_preference(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_set_where_the_oom_preference_cannot_be_written(
+    limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError
 

@@ -140,7 +140,7 @@ async def master() -> Master:
     return Master()
 
 
-async def test_the_status_has_the_times_of_the_publication_and_what_the_master_adds(master: Master) -> None:
+async def test_the_status_has_the_times_of_the_publication_and_the_notices_of_the_master(master: Master) -> None:
     master.catalog = CatalogStatus(2, "ab" * 32, 2, 10, 1.0)
     status = await master.call("GetStatus", pb.GetStatusRequest())
     assert status.served.published_at.ToNanoseconds() == PUBLISHED_AT * 1e9
@@ -155,7 +155,7 @@ async def test_the_status_has_the_times_of_the_publication_and_what_the_master_a
     assert not status.sync.HasField("next_attempt"), "a cycle runs"
 
 
-async def test_the_history_says_which_version_is_served_and_what_each_changed(master: Master) -> None:
+async def test_the_history_shows_the_served_version_and_the_changes_of_each(master: Master) -> None:
     assert master.published is not None
     served = master.published.version_hash
     master.entries.append(HistoryEntry(served, 2, 10, 1.0, 2.0))
@@ -175,7 +175,7 @@ async def test_a_difference_names_both_versions_and_the_commands(master: Master)
     assert (list(found.added), list(found.removed), list(found.changed)) == (["a"], ["b", "c"], ["d"])
 
 
-async def test_an_order_is_answered_with_what_every_worker_serves_and_when(master: Master) -> None:
+async def test_an_order_is_answered_with_the_version_that_every_worker_serves_and_since_when(master: Master) -> None:
     before = time.time()
     master.note = "a note"
     served = await master.call("Unpin", pb.UnpinRequest())
@@ -186,7 +186,7 @@ async def test_an_order_is_answered_with_what_every_worker_serves_and_when(maste
     assert 0 <= served.seconds < 5
 
 
-async def test_what_was_accepted_is_served_or_will_be_when_the_pin_ends(master: Master) -> None:
+async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(master: Master) -> None:
     accepted = opened("if", generation=3).version_hash
     served = await master.call("Accept", pb.AcceptRequest(version_hash=accepted[:8]))
     assert master.calls == [("accept", accepted[:8])]
@@ -228,7 +228,7 @@ async def test_an_order_before_anything_is_served_is_noted_and_says_so(master: M
     assert "nothing is served yet" in ended.value.args[1]
 
 
-async def test_a_worker_that_does_not_take_a_catalogue_holds_an_answer_up_for_ten_seconds(
+async def test_a_worker_that_does_not_take_a_catalogue_delays_an_answer_by_ten_seconds(
     master: Master, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
@@ -249,7 +249,7 @@ async def test_a_worker_that_does_not_take_a_catalogue_holds_an_answer_up_for_te
 
 
 @pytest.mark.parametrize(("state", "arrived"), [("ready", True), ("draining", False), ("starting", False)])
-async def test_only_workers_that_are_ready_and_stay_are_waited_for_and_there_must_be_one(
+async def test_an_answer_waits_only_for_workers_that_are_ready_and_stay_and_needs_one(
     master: Master, state: str, arrived: bool
 ) -> None:
     master.worker.draining = state == "draining"
@@ -295,7 +295,7 @@ async def test_a_roll_reports_each_worker_and_why_it_stopped(master: Master, pro
     assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing waits for another worker"
 
 
-async def test_a_roll_goes_on_when_its_client_leaves(master: Master) -> None:
+async def test_a_roll_continues_when_its_client_leaves(master: Master) -> None:
     answers = master.service._roll(pb.RollRequest())
     await anext(answers)
     (rolling,) = master.service._rolling

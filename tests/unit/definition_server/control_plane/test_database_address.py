@@ -244,7 +244,7 @@ class DeafNameService:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
 
-async def test_a_deaf_name_service_holds_one_thread_for_each_name_and_not_the_loop() -> None:
+async def test_a_name_service_that_never_answers_holds_one_thread_for_each_name_and_not_the_loop() -> None:
     deaf = DeafNameService()
     resolver = NameResolver(deaf.look_up)
     try:
@@ -276,7 +276,7 @@ async def test_a_name_that_does_not_exist_is_an_error_with_the_name() -> None:
         await NameResolver().addresses("no-such-host.invalid", 20)
 
 
-async def test_the_database_s_name_is_not_waited_for_longer_than_the_connect_timeout() -> None:
+async def test_the_look_up_of_the_database_s_name_ends_after_the_connect_timeout() -> None:
     deaf = DeafNameService()
     source = PostgresSource(
         "postgresql://u:x@db.example/db",

@@ -61,7 +61,7 @@ async def test_a_snapshot_is_held_for_its_time_and_released_in_the_background(
     assert memory.freed_in != [threading.get_ident()]
 
 
-async def test_no_more_than_one_is_held(release: DelayedRelease) -> None:
+async def test_no_more_than_one_snapshot_is_held(release: DelayedRelease) -> None:
     memories = [Memory() for _ in range(5)]
     for memory in memories:
         release.take(memory.snapshot())

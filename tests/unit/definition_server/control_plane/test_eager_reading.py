@@ -28,7 +28,9 @@ def operation(ours: socket.socket, pieces: int, sent: list[object]) -> Generator
     return "done"
 
 
-def test_what_is_there_is_read_at_once_and_the_rest_is_waited_for(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_available_octets_are_read_at_once_and_the_loop_waits_for_the_rest(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = ends
     sent: list[object] = []
     steps = eager(operation(ours, 4, sent), ours.fileno(), to_read=READ, readable=READABLE)
@@ -50,7 +52,9 @@ def test_the_event_loop_has_its_turn_after_some_steps(ends: tuple[socket.socket,
     assert [next(turns), *turns] == [WRITE, READ, READ]
 
 
-def test_an_operation_that_fails_or_is_given_up_does_so_as_without(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_an_operation_fails_or_is_cancelled_as_it_would_without_eager_reading(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = ends
     steps = operation(ours, 1, [])
     wrapped = eager(steps, ours.fileno(), to_read=READ, readable=READABLE)

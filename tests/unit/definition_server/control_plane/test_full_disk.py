@@ -77,7 +77,7 @@ def lines_of(logs: LogLines) -> set[str]:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("file", FILES)
-async def test_a_full_disk_loses_nothing_that_is_served_or_asked_for(
+async def test_a_full_disk_loses_neither_a_served_catalogue_nor_an_operators_wish(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch, file: str, step: str
 ) -> None:
     await server.cycle()

@@ -114,7 +114,7 @@ async def test_an_accepted_hash_is_used_up_by_its_publication(server: Server) ->
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["database up", "database down"])
-async def test_a_hash_in_the_policy_releases_what_is_held_in_the_next_cycle(server: Server, down: bool) -> None:
+async def test_a_hash_in_the_policy_releases_the_held_catalogue_in_the_next_cycle(server: Server, down: bool) -> None:
     await server.cycle()
     await server.cycle(*FEW)
     server.policy = Policy(accept=(server.held[:16],))

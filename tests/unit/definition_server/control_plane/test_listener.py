@@ -312,7 +312,7 @@ def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], lis
     return limit, tuple(limits), [each for each in printed if isinstance(each, dict)]
 
 
-def test_a_low_soft_limit_is_raised_to_what_is_wanted() -> None:
+def test_a_low_soft_limit_is_raised_to_the_wanted_one() -> None:
     assert raised(soft=256, hard=4096, wanted=2048) == (2048, (2048, 4096), [])
 
 
@@ -368,7 +368,7 @@ def test_listening_is_retried_while_workers_of_a_killed_master_end(clock: Clock)
     assert clock.naps == 1
 
 
-def test_a_taken_port_is_tried_for_two_seconds_that_moment_included(
+def test_a_taken_port_is_tried_for_the_last_time_after_two_seconds(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_RETRY_EVERY", 0.5)  # a number whose multiples are exact

@@ -163,7 +163,7 @@ async def test_all_rows_come_class_by_class_and_those_that_are_too_large_with_th
     assert set(bench.connection.sizes) == {1000}
 
 
-async def test_of_ranges_only_their_blocks_are_read_and_their_sizes_noted() -> None:
+async def test_a_reading_of_ranges_reads_only_their_blocks_and_notes_their_sizes() -> None:
     bench = Bench()
     bench.connection.answers = {
         "ranges of 8": [(0, 3, "11"), (1, 1, "5"), (3, 1, "6")],
@@ -193,7 +193,7 @@ async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_and_none_of_be
 
 
 @pytest.mark.parametrize(("catalogue", "fits"), [(100 + 300, True), (100 + 300 - 1, False)])
-async def test_a_snapshot_has_150_octets_for_each_row_and_what_is_too_large_is_not_counted(
+async def test_a_snapshot_has_150_octets_for_each_row_and_rows_that_are_too_large_are_not_counted(
     catalogue: int, fits: bool
 ) -> None:
     bench = Bench(catalogue=catalogue)

@@ -41,9 +41,7 @@ def wishes(disk: Disk) -> OperatorWishes:
     return OperatorWishes(cast(Any, disk), policy=Policy, signer=lambda: None, clock=lambda: 5.0)
 
 
-async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
-    wishes: OperatorWishes, disk: Disk
-) -> None:
+async def test_before_the_disk_has_answered_no_file_on_it_is_overwritten(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.accept(VERSION)
     assert await wishes.save() == "the disk has not answered yet; it is stored when it has"
     assert disk.steps == [False], "no pin waits"
@@ -62,7 +60,7 @@ async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
     assert disk.steps == [False, True, "again"]
 
 
-async def test_what_the_disk_has_counts_where_nothing_newer_was_asked_for(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_the_wishes_on_disk_count_where_there_are_no_newer_ones(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.recall(Wishes().pin(PIN).hold_rows(3, VERSION))
     assert wishes.now().pin == PIN
     assert wishes.rows_held_in(VERSION) == 3

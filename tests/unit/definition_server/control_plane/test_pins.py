@@ -152,7 +152,7 @@ async def test_a_pinned_version_that_the_history_has_just_removed_is_added_again
     assert server.version == old
 
 
-async def test_what_is_held_under_a_pin_can_be_accepted_and_is_served_after_it(server: Server) -> None:
+async def test_a_catalogue_held_under_a_pin_can_be_accepted_and_is_served_after_the_pin(server: Server) -> None:
     await server.cycle()
     old = server.version
     await change(server, "new")
@@ -264,7 +264,7 @@ async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
         assert server.version == new, "ours counts"
 
 
-async def test_what_the_disk_did_not_take_is_stored_while_the_database_is_down(
+async def test_a_pin_that_a_full_disk_refused_is_stored_while_the_database_is_down(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
@@ -307,7 +307,7 @@ async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_comma
     assert server.version == third
 
 
-async def test_a_policy_that_pins_an_unknown_version_is_logged_once_and_what_is_served_stays(
+async def test_a_policy_that_pins_an_unknown_version_is_logged_once_and_the_served_version_stays(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -358,7 +358,7 @@ async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_know
     assert (pin.missing, pin.vain) == (False, False)
 
 
-async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_what_is_served(server: Server) -> None:
+async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_the_served_version(server: Server) -> None:
     server.policy = Policy(pin=Pin("ab" * 32))
     await server.cycle()
     server.policy = Policy(pin=Pin("cd" * 32))
@@ -387,7 +387,7 @@ async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_where_it_chan
     assert (server.version == before) == restart.safe, "as was promised"
 
 
-async def test_without_a_directory_what_is_served_can_be_pinned_and_the_answer_says_for_how_long(
+async def test_without_a_directory_the_served_version_can_be_pinned_and_the_answer_says_for_how_long(
     diskless: Server,
 ) -> None:
     await diskless.cycle()
@@ -399,7 +399,7 @@ async def test_without_a_directory_what_is_served_can_be_pinned_and_the_answer_s
     assert diskless.version == version
 
 
-async def test_a_full_disk_is_said_and_the_pin_counts_and_is_kept_later(
+async def test_a_full_disk_is_reported_and_the_pin_counts_and_is_stored_later(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()

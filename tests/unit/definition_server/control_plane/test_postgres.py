@@ -83,7 +83,7 @@ async def test_the_time_to_connect_is_shared_by_hosts_and_their_addresses() -> N
     ],
     ids=["one", "two addresses", "two hosts", "no address"],
 )
-async def test_what_failed_is_named_with_its_place_where_there_are_several(
+async def test_failed_hosts_are_named_where_there_are_several(
     url: str, addresses: list[str], faults: list[str]
 ) -> None:
     with pytest.raises(SourceError) as failed:
@@ -97,7 +97,7 @@ async def test_what_failed_is_named_with_its_place_where_there_are_several(
     assert "secret" not in text
 
 
-async def test_the_reason_is_the_one_that_the_operator_can_do_most_about() -> None:
+async def test_of_several_failures_the_one_that_an_operator_can_mend_best_is_the_reason() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     for error, reason in (
         (OSError("refused"), Reason.DATABASE_UNREACHABLE),
@@ -113,7 +113,7 @@ async def test_the_reason_is_the_one_that_the_operator_can_do_most_about() -> No
     assert failed.value.reason is Reason.DATABASE_URL_UNUSABLE
 
 
-async def test_where_it_is_connected_is_logged_when_that_changes() -> None:
+async def test_the_connected_server_is_logged_when_it_changes() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     source.connections = [Connection(), Connection(), Connection("other")]
     with captured_logs() as lines:

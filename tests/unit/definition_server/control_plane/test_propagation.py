@@ -115,7 +115,7 @@ def test_a_publication_that_a_newer_one_overtakes_is_acknowledged_with_it(
     assert samples(propagation) == 2
 
 
-def test_what_an_operator_publishes_has_no_sample(propagation: Propagation) -> None:
+def test_a_publication_by_an_operator_has_no_sample(propagation: Propagation) -> None:
     publish(propagation, 1)
     propagation.published(2, ["a"])  # accepted, or pinned, between two cycles
     propagation.check_begins()

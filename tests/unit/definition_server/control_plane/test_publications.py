@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.mark.parametrize("version", ["", "abc", "a" * 65, "A" * 64, "zz" * 16, "../etc", "\0" * 8, "é" * 10])
-async def test_what_names_no_version_is_refused(server: Server, version: str) -> None:
+async def test_a_text_that_names_no_version_is_refused(server: Server, version: str) -> None:
     await server.cycle()
     for request in (
         server.publications.accept(version),

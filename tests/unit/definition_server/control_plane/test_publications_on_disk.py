@@ -221,7 +221,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["same run", "restart"])
-async def test_rows_that_were_mended_by_the_content_that_is_served_count_as_held_no_more(
+async def test_rows_that_were_mended_by_the_content_that_is_served_no_longer_count_as_held(
     server: Server, restart: bool
 ) -> None:
     gate = HoldingGate()
@@ -358,7 +358,7 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
     assert await server.cycle() is Outcome.PUBLISHED
 
 
-async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
+async def test_a_history_of_zero_versions_lacks_no_version(server: Server) -> None:
     server.keep = 0
     server.restart()
     await server.cycle()
@@ -370,7 +370,7 @@ async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["that_knows_the_key_of_before", "that_does_not"])
-async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, knows: bool) -> None:
+async def test_a_start_with_another_key_keeps_the_files_on_disk(server: Server, knows: bool) -> None:
     old = Signer("old key")
     server.signer = old
     server.restart()
@@ -407,7 +407,7 @@ async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, 
     assert not list(server.directory.rglob("*.refused"))
 
 
-async def test_the_key_of_before_is_no_key_of_others(server: Server) -> None:
+async def test_a_snapshot_of_neither_the_present_nor_the_previous_key_is_not_restored(server: Server) -> None:
     server.signer = Signer("another key")
     server.restart()
     await server.cycle(*ALL)

@@ -133,7 +133,9 @@ def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
 
 
 @pytest.mark.parametrize("short", [0, 1 << 20], ids=["hashed beside writing", "hashed before"])
-def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)
     monkeypatch.setattr("definition_server.control_plane.publisher._RELEASED_CHUNKS", 1)
     monkeypatch.setattr("definition_server.catalog.assembly._CHUNK_OCTETS", 1000)

@@ -73,7 +73,7 @@ def reloader() -> Reloader:
     return Reloader(load_settings(Settings), {"DATABASE_URL": url_fault})
 
 
-async def test_everything_that_is_good_is_used(files: Files) -> None:
+async def test_every_good_secret_is_used(files: Files) -> None:
     reading = reloader()
     files.write("url", "postgresql://u:other@h/d")
     files.write("keys", "old:one\nnew:two")
@@ -105,7 +105,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("bad", list(Reloadable), ids=lambda what: what.name)
-async def test_one_that_is_bad_keeps_its_value_is_logged_and_holds_up_no_other(
+async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_others(
     bad: Reloadable, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = reloader()
@@ -162,7 +162,7 @@ async def test_tls_files_that_are_read_too_late_are_closed(files: Files, monkeyp
     assert reading.tls is None
 
 
-async def test_what_comes_from_variables_is_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_secrets_from_variables_are_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL_FILE", "AVAP_INTERNAL_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")

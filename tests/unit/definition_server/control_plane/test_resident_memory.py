@@ -32,7 +32,7 @@ def test_freed_pages_of_the_heap_are_returned_where_the_library_can(
     ],
     ids=["large", "only its pages", "small"],
 )
-def test_of_a_large_catalogue_pages_are_given_back_and_the_heap_where_it_is_asked_for(
+def test_after_a_large_catalogue_pages_are_given_back_and_the_heap_on_request(
     size: int, heap: bool, given_back: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []

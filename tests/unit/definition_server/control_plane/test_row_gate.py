@@ -141,7 +141,7 @@ async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_s
 
 
 @pytest.mark.parametrize("starts", [True, False], ids=["", "none can be started"])
-async def test_the_rest_is_judged_by_the_patient_checker_and_what_it_is_not_sure_of_by_the_other(starts: bool) -> None:
+async def test_the_rest_is_judged_by_the_patient_checker_and_doubtful_rows_by_the_other(starts: bool) -> None:
     with nothing_left():
         patient = CheckerHere()
         patient.refusal = "" if starts else "no process"
@@ -236,7 +236,7 @@ async def test_without_a_checker_cycles_go_on_and_rows_are_judged_later(bench: B
     assert bench.synchronizer.state.findings.unchecked == 0
 
 
-async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> None:
+async def test_a_row_whose_verdict_does_not_last_is_judged_again(bench: Bench) -> None:
     await bench.cycle()
     bench.checker.judgements[b"slow = 1"] = Judgement(Flaw.CODE, lasting=False)
     bench.source.replace(row("if", "slow = 1"), row("else"))

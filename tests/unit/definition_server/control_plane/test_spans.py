@@ -64,7 +64,7 @@ async def test_a_cycle_that_finds_nothing_changed_has_a_check_alone(server: Serv
     assert spans["sync cycle"].attributes["unconditional"] is True
 
 
-async def test_a_cycle_that_is_held_says_what_and_why(server: Server, taken: Taken) -> None:
+async def test_the_span_of_a_held_cycle_has_the_version_and_the_reason(server: Server, taken: Taken) -> None:
     await server.cycle()
     taken()
     await server.cycle(*FEW)

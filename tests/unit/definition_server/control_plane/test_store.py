@@ -65,7 +65,7 @@ def files(store: SnapshotStore) -> list[str]:
 # -- writing and reading ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_stored_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
+def test_a_stored_snapshot_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
     save(store, NEW)
     assert store.path.read_bytes() == NEW
     assert load(store) == NEW
@@ -82,7 +82,7 @@ def test_a_snapshot_above_one_chunk_is_stored_and_loaded_whole(
     assert load(store) == large
 
 
-def test_what_is_loaded_is_sealed(store: SnapshotStore) -> None:
+def test_a_loaded_snapshot_is_sealed(store: SnapshotStore) -> None:
     save(store, NEW)
     loaded = store.load()
     assert loaded is not None
@@ -398,7 +398,7 @@ def test_links_pipes_and_directories_are_refused_at_once(store: SnapshotStore, t
     assert "no regular file" in refusal(store)
 
 
-def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:
+def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:
     keep(store, None)
     foreign = store.path.read_bytes()
     refusal(store, SIGNER)
@@ -411,7 +411,7 @@ def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStor
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link to nothing", "a link to itself"])
-def test_what_lies_where_old_temporaries_do_does_not_keep_a_catalogue_from_being_stored(
+def test_a_link_or_directory_named_like_a_temporary_file_does_not_prevent_storing(
     store: SnapshotStore, tmp_path: Path, kind: str
 ) -> None:
     odd = tmp_path / "last-known-good.x.tmp"

@@ -90,7 +90,7 @@ class Reached:
     generation: int
 
 
-def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publisher) -> None:
+def test_all_workers_serve_from_the_moment_when_the_last_one_has_the_publication(publisher: Publisher) -> None:
     config = Configure("127.0.0.1", 1, "grpcio", False, 0.0, 2, "production", "ERROR", 5.0)
     supervisor = Supervisor(config, publisher, Keys(()), workers=2, heartbeat_timeout=30, start_timeout=SECONDS)
     first, second = supervisor.slots

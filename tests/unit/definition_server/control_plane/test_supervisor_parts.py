@@ -151,7 +151,7 @@ async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fle
         sharing.close()
 
 
-async def test_what_is_known_of_the_workers_counts_those_that_serve(fleet: Fleet) -> None:
+async def test_the_facts_about_the_workers_count_those_that_serve(fleet: Fleet) -> None:
     supervisor = fleet.supervisor
     assert supervisor.worker_pids == {11, 12}
     assert supervisor.serving == 2
@@ -359,7 +359,7 @@ async def test_a_process_that_cannot_be_started_gives_its_stats_page_back(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-async def test_a_worker_is_told_what_counts_at_its_start_and_others_of_its_end(
+async def test_a_worker_gets_the_state_at_its_start_and_others_are_notified_of_its_end(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     started, pages = Worker(13), Pages()

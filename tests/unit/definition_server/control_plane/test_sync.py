@@ -118,7 +118,7 @@ async def test_an_unchanged_fingerprint_costs_no_reading_of_rows(bench: Bench) -
     assert bench.publication is publication
 
 
-async def test_what_a_cycle_has_read_of_a_large_served_catalogue_is_given_back(
+async def test_pages_of_a_large_served_catalogue_that_a_cycle_has_read_are_given_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident_memory, "NOTABLE_OCTETS", 0)
@@ -493,7 +493,7 @@ async def test_rows_that_differ_only_in_their_ids_are_published() -> None:
         publisher.close()
 
 
-def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_are_as_the_kernel_says() -> None:
+def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_have_the_kernels_text() -> None:
     assert "ulimit -f" in sync._text(OSError(errno.EFBIG, "File too large"))
     assert sync._text(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
     assert sync._text(SourceError("no route")) == "no route"
@@ -509,6 +509,6 @@ def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_are
     ],
     ids=["memory", "thread", "another fault", "another class"],
 )
-def test_a_lack_of_resources_is_told_from_a_bug(failure: Exception, text: str | None) -> None:
+def test_a_lack_of_resources_is_distinguished_from_a_bug(failure: Exception, text: str | None) -> None:
     found = sync._limit_met(failure)
     assert found is None if text is None else found is not None and found.startswith(text)

@@ -125,7 +125,7 @@ async def test_a_requested_sync_runs_at_once(start: StartLoop, source: FakeSourc
     assert source.looks == 2
 
 
-async def test_an_unscheduled_cycle_is_followed_by_a_share_of_the_interval(
+async def test_the_cycle_after_an_unscheduled_one_follows_in_a_share_of_the_interval(
     start: StartLoop, source: FakeSource
 ) -> None:
     shares = [0.0, 0.0]

@@ -469,7 +469,7 @@ async def test_a_snapshot_with_our_mac_is_signed_as_is_wanted_now_with_the_same_
 
 
 @pytest.mark.parametrize("before", [OLD, None], ids=["signed with another key", "not signed"])
-async def test_what_was_not_signed_with_our_key_is_not_signed_and_the_table_is_read_instead(
+async def test_a_snapshot_without_our_mac_is_not_restored_and_the_table_is_read_instead(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines, before: Signer | None
 ) -> None:
     keep(store, "forged", signer=before)

@@ -86,7 +86,7 @@ async def bench() -> AsyncIterator[Bench]:
     made.background.close()
 
 
-async def test_of_a_change_its_range_alone_is_read(bench: Bench) -> None:
+async def test_only_the_range_of_a_change_is_read(bench: Bench) -> None:
     bench.source.change(3)
     assert await bench.read() == {3}
     bench.source.change(4)
@@ -117,7 +117,9 @@ def a_third_of_the_ranges(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "event", [another_basis, another_key, another_version_of_packages, no_memory_of_it, a_third_of_the_ranges]
 )
-async def test_all_rows_are_read_after(bench: Bench, event: Callable[[Bench], None]) -> None:
+async def test_all_rows_are_read_after_an_event_that_invalidates_ranges(
+    bench: Bench, event: Callable[[Bench], None]
+) -> None:
     bench.source.change(3)
     event(bench)
     assert await bench.read() is None
@@ -169,7 +171,7 @@ async def test_a_quarter_of_the_ranges_is_read_alone_and_more_is_all_rows(bench:
     assert await bench.read() is None
 
 
-async def test_what_is_read_is_announced_and_compared_with_what_is_known(bench: Bench) -> None:
+async def test_a_change_is_reported_before_the_reading_and_only_once(bench: Bench) -> None:
     changes: list[str] = []
     reader = TableReader(
         bench.source, bench.background, on_change=lambda: changes.append("change"), known=lambda: {b"if": b"hash"}

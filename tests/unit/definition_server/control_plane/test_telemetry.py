@@ -45,7 +45,7 @@ def no_recorder() -> Iterator[None]:
     ],
     ids=["unset", "base", "slash", "traces", "both", "no-traces", "no-metrics", "disabled"],
 )
-def test_the_standard_variables_say_what_is_exported_where(
+def test_the_standard_variables_decide_the_exports_and_their_endpoints(
     variables: dict[str, str], endpoints: tuple[str | None, str | None]
 ) -> None:
     named = {
@@ -240,7 +240,7 @@ def test_the_exporter_is_named_and_gets_endpoints_and_header_fields(
         ({}, "OpenTelemetry is not installed"),
     ],
 )
-def test_an_export_that_cannot_be_is_logged_and_left_out(
+def test_an_export_that_is_not_possible_is_logged_and_left_out(
     variables: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

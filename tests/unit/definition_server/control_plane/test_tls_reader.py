@@ -45,7 +45,7 @@ def settings(authority: Authority, shown: Certificate) -> Settings:
     )
 
 
-def test_what_was_read_stays_when_the_files_change(settings: Settings, shown: Certificate) -> None:
+def test_octets_that_were_read_stay_when_the_files_change(settings: Settings, shown: Certificate) -> None:
     before = shown.key.read_bytes()
     files = read_tls_files(settings)
     assert files is not None

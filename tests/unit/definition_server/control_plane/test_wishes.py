@@ -48,7 +48,7 @@ def test_the_policy_may_shorten_a_hash_to_eight_digits_and_no_further() -> None:
     assert not Wishes().merge(Policy(accept=(A[:8],)), NOW).accepts(B)
 
 
-def test_a_hash_that_is_used_up_is_accepted_no_more_and_very_many_are_not_kept() -> None:
+def test_a_used_hash_is_not_accepted_again_and_a_limited_number_is_kept() -> None:
     wishes = Wishes().accept(A).accept(B).accept(A)
     assert wishes.accepted == (B, A)
     assert wishes.use_up(A).accepted == (B,)
@@ -77,7 +77,7 @@ def test_wishes_are_read_as_they_were_written_by_their_owner_alone(file: WishesF
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
 
 
-def test_no_file_is_no_wish(file: WishesFile) -> None:
+def test_without_a_file_there_is_no_wish(file: WishesFile) -> None:
     assert file.read() == Wishes()
 
 
@@ -107,7 +107,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("octets", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_said_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
+def test_a_damaged_file_is_reported_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
     file.path.write_bytes(octets)
     file.path.chmod(0o600)
     with pytest.raises(StoreError, match="damaged"):
@@ -193,7 +193,7 @@ def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
         file.read()
 
 
-def test_a_fifo_does_not_count_and_holds_up_nobody(file: WishesFile) -> None:
+def test_a_fifo_does_not_count_and_does_not_block(file: WishesFile) -> None:
     os.mkfifo(file.path, 0o600)
     with pytest.raises(NotOurs, match="no regular file"):
         file.read()

@@ -213,7 +213,7 @@ async def test_messages_of_a_worker_reach_the_master(started: Started, publicati
     ],
     ids=["ready first", "keys first", "mapped twice", "ready with a future one", "impossible calls", "calls first"],
 )
-async def test_a_worker_that_says_what_cannot_be_is_killed_and_not_heard_any_more(
+async def test_a_worker_that_sends_an_impossible_message_is_killed_and_not_read_any_more(
     started: Started, said: list[messages.Message], error: str, logs: LogLines
 ) -> None:
     await started.says(*said, messages.Mapped(), messages.Ready(0))

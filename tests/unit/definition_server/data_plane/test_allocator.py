@@ -65,7 +65,7 @@ def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
     assert not any(process.check(busy=0.6) for _ in range(100))
 
 
-def test_memory_that_is_in_use_is_asked_for_at_growing_intervals(process: Process) -> None:
+def test_returning_memory_that_is_in_use_is_tried_at_growing_intervals(process: Process) -> None:
     process.resident += 90 * MB
     process.in_use = process.resident
     assert sum(process.check() for _ in range(600)) <= 8
@@ -91,7 +91,7 @@ def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: P
     assert 0.8 * 200 / INTERVAL_SECONDS < times <= 200 / INTERVAL_SECONDS
 
 
-def test_a_level_that_has_fallen_counts(process: Process) -> None:
+def test_growth_counts_from_a_level_that_has_fallen(process: Process) -> None:
     process.resident = process.in_use = 20 * MB
     process.check()
     process.resident += NOTABLE_GROWTH

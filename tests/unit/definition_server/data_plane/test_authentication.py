@@ -56,7 +56,7 @@ def test_a_use_before_a_rotation_is_not_reported_as_that_of_another_key() -> Non
 
 
 @pytest.mark.parametrize("act", ["replace", "authorize_again"])
-def test_listeners_drop_what_they_remember(act: str) -> None:
+def test_listeners_drop_remembered_decisions_when_keys_change(act: str) -> None:
     keys, calls = ring("a"), []
     keys.on_change(lambda: calls.append(accepted(keys, "a")))
     if act == "replace":

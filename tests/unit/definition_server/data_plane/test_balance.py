@@ -235,7 +235,7 @@ def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
         assert not fleet.balancers[0].may_accept()
 
 
-def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() -> None:
+def test_a_full_worker_leaves_connections_to_those_with_room_and_logs_that_once() -> None:
     fleet = Fleet(2, limit=3)
     fleet.hold(3, 3)
     fleet.balancers[1].closed()

@@ -41,7 +41,7 @@ def endpoint() -> Endpoint:
 # -- Native ----------------------------------------------------------------------------------------------------------
 
 
-def test_settings_are_limits_of_the_engine() -> None:
+def test_settings_become_limits_of_the_engine() -> None:
     limits = native._limits(
         replace(
             NATIVE, keepalive_time_seconds=11.0, keepalive_timeout_seconds=12.0, keepalive_min_time_seconds=13.0,
@@ -219,7 +219,7 @@ async def test_the_core_gets_another_certificate_at_the_next_handshake_where_tls
     ],
     ids=["native", "native with reflection", "grpcio"],
 )  # fmt: skip
-def test_what_a_confined_worker_may_need_is_imported_before(
+def test_modules_that_a_confined_worker_may_need_are_imported_before(
     transport: str, reflection: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[str] = []
@@ -270,7 +270,7 @@ def test_a_jail_lets_grpcio_open_its_port_and_the_native_transport_its_certifica
 
 
 @pytest.mark.parametrize("step", ["enter", "start_is_over"])
-def test_what_the_kernel_refuses_is_logged_or_ends_the_worker_where_the_jail_is_required(
+def test_an_incomplete_jail_is_logged_or_ends_the_worker_where_it_is_required(
     step: str, confinement: Callable[..., tuple[Confinement, Any]]
 ) -> None:
     wanted, jail = confinement("auto")

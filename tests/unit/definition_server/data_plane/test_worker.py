@@ -217,7 +217,7 @@ async def test_an_unexpected_message_closes_its_descriptors_and_is_logged(alone:
             os.fstat(descriptor)
 
 
-async def test_pages_of_other_workers_are_added_and_removed_and_one_that_is_none_is_logged(alone: Alone) -> None:
+async def test_pages_of_other_workers_are_added_and_removed_and_an_invalid_one_is_logged(alone: Alone) -> None:
     page = StatsPage()
     alone.worker._act_on(messages.Peer(4), (os.dup(page.descriptor),))
     assert list(alone.worker._balancer._others) == [4]
@@ -317,7 +317,7 @@ async def test_an_announced_drain_waits_and_what_it_waited_is_part_of_its_time(
     assert alone.transport.calls == calls
 
 
-async def test_the_first_drain_counts_and_a_master_that_is_gone_is_one(alone: Alone) -> None:
+async def test_the_first_drain_counts_and_the_end_of_the_master_begins_one(alone: Alone) -> None:
     alone.worker._leave_soon(messages.Drain(True, 1.0, 2.0))
     alone.worker._leave_soon(messages.Drain(False, 0.0, 0.0))
     assert alone.worker._drain.result() == messages.Drain(True, 1.0, 2.0)
@@ -338,7 +338,7 @@ async def test_a_report_to_a_master_that_is_gone_begins_the_drain(alone: Alone) 
     assert alone.worker._drain.result() == messages.Drain(False, 0.0, 5.0)
 
 
-async def test_every_message_that_waits_is_acted_on_and_one_that_is_none_is_logged(alone: Alone) -> None:
+async def test_every_waiting_message_is_acted_on_and_an_invalid_one_is_logged(alone: Alone) -> None:
     for fresh in (True, False, True):
         alone.master.send(messages.Freshness(fresh))
     alone.master._socket.send(b"no message")
@@ -370,7 +370,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize(("connections", "seconds"), [(0, 11), (1000, 11), (1100, 12), (2000, 21)])
-async def test_keys_are_seen_again_every_ten_seconds_or_later_where_there_are_more_than_a_hundred_connections_a_second(
+async def test_connections_authorize_again_after_ten_seconds_and_later_where_there_are_many(
     alone: Alone, connections: int, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept, clock = sleeping(monkeypatch, 2 * seconds)

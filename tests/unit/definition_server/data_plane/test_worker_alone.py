@@ -314,7 +314,7 @@ def test_before_it_has_keys_a_worker_refuses_every_call(configure: messages.Conf
         worker.end()
 
 
-def test_a_worker_beats_on_its_stats_slot(worker: WorkerAlone) -> None:
+def test_a_worker_writes_its_heartbeat_to_its_stats_page(worker: WorkerAlone) -> None:
     slot = worker.page
     first = slot.read()
     assert first.pid == worker.process.pid

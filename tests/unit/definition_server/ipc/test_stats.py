@@ -243,7 +243,7 @@ def test_once_sealed_only_the_worker_that_mapped_the_page_can_write_it(page: Sta
     assert page.read().requests["200"] == 1
 
 
-def test_what_a_worker_sealed_itself_is_not_sealed_as_the_master_wants_it(page: StatsPage, slot: Slot) -> None:
+def test_a_page_that_its_worker_has_sealed_against_seals_cannot_be_sealed(page: StatsPage, slot: Slot) -> None:
     fcntl.fcntl(page.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
     with pytest.raises(PermissionError):
         page.seal()

@@ -44,7 +44,7 @@ def test_another_number_of_descriptors_is_refused_and_closed(count: int) -> None
 
 
 @pytest.mark.parametrize("kind", ["open memory", "pipe"])
-def test_what_could_still_change_is_refused_and_closed(kind: str) -> None:
+def test_a_file_that_could_still_change_is_refused_and_closed(kind: str) -> None:
     ends: tuple[int, ...]
     if kind == "pipe":
         ends = os.pipe()

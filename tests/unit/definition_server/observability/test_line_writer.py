@@ -141,7 +141,7 @@ def test_the_octets_that_wait_are_limited_too(sink: Sink, monkeypatch: pytest.Mo
     assert sink.writer.dropped == 1
 
 
-def test_a_reader_that_is_gone_costs_its_lines_and_the_next_reader_is_told_their_number(sink: Sink) -> None:
+def test_lines_for_a_reader_that_is_gone_are_lost_and_the_next_reader_gets_their_number(sink: Sink) -> None:
     os.close(sink.reading)
     sink.reading = os.dup(0)
     put(sink.writer, "a", "b")

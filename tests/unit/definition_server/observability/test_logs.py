@@ -395,7 +395,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("message", FAILURES)
-def test_what_python_would_print_on_stderr_is_a_line_on_stdout(message: str) -> None:
+def test_errors_that_python_would_print_on_stderr_are_log_lines_on_stdout(message: str) -> None:
     program = (
         "import threading, warnings\n"
         "from definition_server.observability.logs import configure_logs\n"

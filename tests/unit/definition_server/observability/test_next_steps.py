@@ -30,7 +30,7 @@ UNREADABLE = with_sync(last_error=Reason.DATABASE_REFUSED_LOGIN)
 CRASHING = WorkerStatus(0, None, "down", 0, "", 0, None, 9, True)
 
 
-def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
+def test_a_server_without_faults_has_no_next_step() -> None:
     assert next_steps(GOOD, NOW) == []
 
 

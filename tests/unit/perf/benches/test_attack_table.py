@@ -38,7 +38,7 @@ def test_the_verdict_names_every_limit_that_is_not_kept_and_missing_figures() ->
     assert row[8] == "**missed**: log_lines 99, not <= 60; peers_named missing, not >= 1"
 
 
-def test_a_run_without_figures_tells_its_error() -> None:
+def test_a_run_without_figures_shows_its_error() -> None:
     found = [Row("native, cleartext · garbage: measured", "", error="the victim does not start")]
     (row,) = cells(table(PLAN, found))
     assert row[8] == "**missed**: no figure: the victim does not start"

@@ -13,7 +13,7 @@ def test_the_figure_is_the_median_of_the_ratios_within_each_round() -> None:
     assert row.kept
 
 
-def test_a_check_that_disturbs_misses_the_promise() -> None:
+def test_a_check_that_delays_the_victim_too_much_misses_the_promise() -> None:
     row = judged("p99", [1.0, 1.1, 1.0], [1.7, 1.6, 1.8], [1.1, 1.0, 1.0], promised=True)
     assert row.kept is False
     assert row.verdict == "**missed**"

@@ -306,14 +306,14 @@ class Owing:
             self.unanswered, self.answered = self.unanswered - 1, self.answered + 1
 
 
-def test_a_slow_server_is_waited_for_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_slow_server_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Owing(20, silent_at=0)
     monkeypatch.setattr("perf.generator.loops.monotonic", lambda: load.now)
     load.drain()
     assert load.now == pytest.approx(12.0)
 
 
-def test_a_silent_server_is_not_waited_for_longer_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_silent_server_no_longer_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Owing(20, silent_at=15)
     monkeypatch.setattr("perf.generator.loops.monotonic", lambda: load.now)
     with pytest.raises(WrongAnswer, match=r"no answer for 1 s, 15 calls in flight"):

@@ -472,7 +472,9 @@ def test_a_comparison_measures_only_candidate_and_base() -> None:
     assert all(gate.server == compare.CANDIDATE for each in planned for gate in each.gates)
 
 
-def test_a_comparison_without_a_gate_is_refused_and_says_what_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_without_a_gate_is_refused_and_the_scenarios_with_gates_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["--against", "HEAD", "--only", "tls", "--list"]) == outcome.CANNOT_MEASURE
     assert capsys.readouterr().err.endswith(
         "a comparison judges only one-by-one, get-hot, rated; none of them was chosen, but tls\n"
