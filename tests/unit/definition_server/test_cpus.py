@@ -1,5 +1,5 @@
-"""The number of granted CPUs is what the kernel allows: the minimum of the affinity mask and of the cgroup quotas of
-all ancestors, of either version. A fraction is rounded down, to one CPU at least.
+"""The number of granted CPUs is the minimum of the affinity mask and of the cgroup quotas of all ancestors, of either
+version. A fraction is rounded down, but to one CPU at least.
 """
 
 from __future__ import annotations

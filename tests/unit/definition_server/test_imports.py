@@ -1,5 +1,5 @@
-"""The modules that a process has imported when it serves: each module costs every start CPU time, and the process
-memory."""
+"""The modules that a process has imported when it serves. Each module adds CPU time to every start, and memory to the
+process."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NOT_IN_A_CHECKER = (
     "grpc_h2",
 )
 UNSAFE_READERS = ("marshal", "pickle", "shelve", "dbm", "_pickle")
-"""Modules whose functions run, or allocate without a bound, as the octets that they read tell them."""
+"""Modules by which octets that are read can run code, or allocate memory without a bound."""
 
 
 def loaded_by(program: str) -> set[str]:
@@ -76,7 +76,7 @@ def loaded_by(program: str) -> set[str]:
 
 
 def found(forbidden: tuple[str, ...], loaded: set[str]) -> list[str]:
-    """Those of ``loaded`` that are one of ``forbidden``, or in its package."""
+    """Those of ``loaded`` that are in ``forbidden``, or in a package of it."""
     return sorted(name for name in loaded if any(name == each or name.startswith(f"{each}.") for each in forbidden))
 
 
@@ -143,7 +143,7 @@ run()
 
 
 def test_modules_of_a_master_are_not_examined_by_the_garbage_collector() -> None:
-    """Neither while it is imported nor later. What comes after it is."""
+    """They are examined neither while they are imported nor later. Later objects are."""
     command = [sys.executable, "-P", "-c", MASTER_STARTS]
     run = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env=inherited_environment() | REQUIRED, check=True, timeout=60
@@ -152,7 +152,7 @@ def test_modules_of_a_master_are_not_examined_by_the_garbage_collector() -> None
 
 
 def test_a_checker_imports_only_what_it_uses() -> None:
-    """It starts within a cycle, and at every start of a server."""
+    """A checker starts within a cycle, and at every start of a server."""
 
     def loaded(program: str) -> set[str]:
         program = f"import sys; sys.path.append(sys.argv[1])\n{program}\nprint(*sys.modules)"
@@ -165,7 +165,7 @@ def test_a_checker_imports_only_what_it_uses() -> None:
 
 
 def test_no_module_of_ours_can_read_marshalled_or_pickled_octets() -> None:
-    """Bytecode from the table, and what is on disk, is served and checked as octets, and never loaded."""
+    """Bytecode from the table and files on disk are served and checked as octets, and never loaded."""
     for path in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []

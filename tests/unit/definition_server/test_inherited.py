@@ -1,4 +1,4 @@
-"""The Python that starts workers and checkers: that of the server, whatever the parent has called it."""
+"""The Python that starts workers and checkers is that of the server, whatever name the parent process has given it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_process_that_is_named_like_another_program_of_path_starts_a_python_wi
     command = ["definition-server", "-c", program]
     ended = subprocess.run(command, executable=REAL, env=where, capture_output=True, text=True, check=True)
     started, misled = ended.stdout.split()
-    assert misled == str(environment.program), "this is what misleads"
+    assert misled == str(environment.program), "this name misleads"
     assert started == str(environment.python)
     prefix = subprocess.run(
         [started, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True

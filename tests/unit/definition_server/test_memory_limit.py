@@ -1,5 +1,5 @@
-"""The memory that is granted is what the kernel allows: the minimum of the machine's and of the limits of cgroups, of
-either version. The largest catalogue is a quarter of it.
+"""The granted memory is the minimum of the machine's memory and of the limits of cgroups, of either version. The
+largest catalogue may take a quarter of it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_all_problems_are_reported_at_once_with_variable_value_and_remedy() -> N
         "API_KEY": None,
         "PORT": "x",
         "WORKERS": "0",
-        "NODE_ENV": "staging",  # by the name that was set
+        "NODE_ENV": "staging",  # under the name that was set
     }
     by_name = {variables(field)[0]: remedy(field) for field in Settings.model_fields.values()}
     for name, problem in told.items():
@@ -135,7 +135,7 @@ def test_seconds_may_be_fractions(variable: str, name: str) -> None:
     [
         {"DRAIN_WAIT_SECONDS": "10", "DRAIN_TIMEOUT_SECONDS": "10"},
         {"DRAIN_WAIT_SECONDS": "10", "DRAIN_TIMEOUT_SECONDS": "9.9"},
-        {"DRAIN_WAIT_SECONDS": "25"},  # against the default of the other
+        {"DRAIN_WAIT_SECONDS": "25"},  # the other one has its default
         {"DRAIN_TIMEOUT_SECONDS": "5"},
     ],
 )
@@ -414,7 +414,7 @@ def test_help_and_reference_page_name_every_variable_with_its_description(
     cls: type[Settings] | type[ClientSettings], name: str
 ) -> None:
     field = cls.model_fields[name]
-    page, epilog = settings_page(), " ".join(settings_epilog(cls).split())  # it is wrapped
+    page, epilog = settings_page(), " ".join(settings_epilog(cls).split())  # the help text is wrapped
     for variable in variables(field):
         assert f"`{variable}`" in page
         assert variable in epilog
@@ -512,7 +512,7 @@ def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
     (problem,) = failure(**values | {variable: str(odd)}).problems
     assert TLS_FILES[kind] in problem.reason
     assert "_ssl.c" not in problem.reason
-    # Whether a certificate that is cut fits its key shows only with both.
+    # Whether a truncated certificate fits its key is known only where both are given.
     assert problem.variable == ("TLS_KEY_FILE" if (variable, kind) == ("TLS_CERT_FILE", "cut") else variable)
 
 

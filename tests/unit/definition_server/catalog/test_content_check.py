@@ -1,4 +1,5 @@
-"""A row's content is judged as a client would: by ``compile`` and ``json.loads``, and an interface is an array."""
+"""A row's content is judged as a client would judge it: code by ``compile``, and an interface by ``json.loads``, as an
+array."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def test_code_that_compiles_passes(code: bytes, checks: int) -> None:
 @pytest.mark.parametrize("checks", [MODULE, FUNCTION])
 def test_code_that_does_not_compile_is_refused(code: bytes, checks: int) -> None:
     if code.startswith(b"yield") and checks == FUNCTION:
-        return  # a module that may return: what else a function may do is not promised
+        return  # a module that may return; no other statement of functions is allowed
     assert code_flaws(code, checks) & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING) == Flaw.CODE
 
 

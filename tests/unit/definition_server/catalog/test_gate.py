@@ -1,6 +1,6 @@
 """The gate: bad rows are held at the last good version of their command or left out, and everything else is served.
 
-`review` judges in this process; how the server does it is the matter of `test_row_gate` and `test_checker`.
+`review` judges in this process; `test_row_gate` and `test_checker` test how the server does it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Bench:
         self.now = 100.0
 
     def read(self, *rows: Row, judging: bool = True) -> Change:
-        """Let a reading pass the gate. Without ``judging`` no checker can be started."""
+        """Pass a reading through the gate. Without ``judging`` no checker can be started."""
         builder = SnapshotBuilder(self.signer, self.gate.served)
         builder.add(rows)
         review = Review(self.gate, builder, self.last)
@@ -168,7 +168,7 @@ def test_only_changed_rows_are_judged_and_the_same_content_once() -> None:
 
 
 def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
-    """Judged by CPU time in one run: of 20,000 rows in another order than before, none of which has changed."""
+    """By CPU time in one run: 20,000 rows in another order than before, none of which has changed."""
     rows = [row(f"command{n}", f"x = {n}\n" * 40) for n in range(20_000)]
     gate, encoding, reviewing, kept = Gate(), [], [], []
     for seed in range(4):
@@ -177,7 +177,7 @@ def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
         started = thread_time()
         builder.add(rows)
         encoded = thread_time()
-        kept.append(gate.served)  # so that the time of releasing it does not count
+        kept.append(gate.served)  # so that the time to release it does not count
         review = Review(gate, builder, None)
         review.find_changed()
         for name, _, _ in review.unjudged():
@@ -206,7 +206,7 @@ def test_verdicts_are_not_shared_between_modes_and_are_bounded() -> None:
 
 
 def restarted(bench: Bench, signer: Signer | None = None) -> Bench:
-    """Another gate, to which the same stored catalogue is the last good one."""
+    """Another gate, which takes the same stored catalogue as the last good one."""
     after = Bench(signer=signer)
     after.last = bench.last
     return after
@@ -272,7 +272,7 @@ def test_a_held_command_is_signed_with_the_present_key() -> None:
     assert again.last.answer(b"a") == bench.last.answer(b"a")
 
 
-# -- rows that nobody judged -------------------------------------------------------------------------------------------
+# -- rows that were not judged -----------------------------------------------------------------------------------------
 
 
 def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> None:
@@ -291,19 +291,20 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
 
 
 def test_an_unjudged_version_stays_pending_while_it_is_served_in_place_of_a_bad_row() -> None:
-    """A version that is served in place of a row without code is not judged good by that: it may be bad itself."""
+    """A version does not count as good only because it is served in place of a row without code: it may be bad
+    itself."""
     bench = Bench()
     bench.read(row("a", "if"), row("b"), judging=False)
     bench.read(row("a", None), row("b"), judging=False)
     assert bench.last is not None
     served = bench.last.get("a")
     assert served is not None
-    assert served.code == b"if", "nobody could judge it"
+    assert served.code == b"if", "no checker could judge it"
     assert bench.gate.held[b"a"].reason is Unserved.NULL_CODE
     assert bench.gate.pending.keys() == {b"a", b"b"}
     assert bench.findings.unchecked == 2
     bench.read(row("a", None), row("b"))
-    assert bench.codes == {"b": "pass"}, "judged, it is no good version"
+    assert bench.codes == {"b": "pass"}, "once judged, it is no good version"
     assert not bench.gate.held
 
 
@@ -351,7 +352,7 @@ def test_after_the_first_start_much_refused_code_is_held() -> None:
 
 
 def test_a_restart_does_not_serve_new_rows_that_were_left_out_before_it() -> None:
-    """Otherwise ten bad rows in the table stop every strict client at the next deployment."""
+    """Otherwise ten bad rows in the table would stop every strict client at the next deployment."""
     rows = [row(f"g{n}") for n in range(100)]
     bad = [row(f"b{n}", f"if {n}") for n in range(10)]
     bench = Bench()

@@ -1,4 +1,5 @@
-"""The guard holds what looks like an accident, and lets a change of a few rows pass whatever its share."""
+"""The guard holds a catalogue that looks like an accident. A change of a few rows passes, whatever their share of the
+table is."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def concern(judgement: Judgement | None) -> Concern | None:
         (189, 152, False),  # 37 of 189: 19.6 %
         (189, 151, True),  # 38: 20.1 %
         (189, 1, True),
-        (10, 5, False),  # half of them, and only five
+        (10, 5, False),  # half of the commands, but only five
         (6, 1, False),
         (7, 1, True),
         (30, 24, False),  # 6 of 30: exactly 20 %
@@ -150,7 +151,7 @@ def test_commands_whose_code_becomes_blank_count_as_vanished(
         assert f"({emptied} of them by blank code)" in judgement.text
     assert judge(before, after) is None
     more = _contents_of(*(row(f"c{n:03}", blank) for n in range(emptied)), *rows[emptied:-1], signer=signer)
-    assert judge(more, after) is None, "what was blank before does not count"
+    assert judge(more, after) is None, "commands that were blank before do not count"
 
 
 @pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
@@ -165,7 +166,7 @@ def _contents_of(*rows: Row, signer: Signer | None) -> Contents:
     return Contents.of(publication.snapshot)
 
 
-# -- changes of what the names stand for -------------------------------------------------------------------------------
+# -- changes of the contents under the same names ----------------------------------------------------------------------
 
 RELEASES = {
     "another type": lambda rows: [each._replace(type=b"class") for each in rows],

@@ -1,4 +1,5 @@
-"""The rows of a catalogue, and the text that PostgreSQL reads them from. (tests/integration/test_export.py runs it.)"""
+"""The rows of a catalogue, and the script by which PostgreSQL restores them. (tests/integration/test_export.py runs
+it.)"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ EDGES = sorted({max(0, (1 << 7 * n) + d) for n in range(1, 10) for d in (-1, 0, 
 
 UNSIGNED = st.one_of(st.sampled_from(EDGES), st.integers(0, 2**64 - 1))
 
-TEXT = st.text()  # no surrogates: neither does protobuf carry them
+TEXT = st.text()  # no surrogates, because protobuf refuses them, too
 COMMAND = st.builds(avap_pb2.CommandResponse, name=TEXT, type=TEXT, interface_json=TEXT, code=st.binary(), hash=TEXT)
 CATALOGUE = st.builds(
     avap_pb2.CatalogResponse,
@@ -30,7 +30,7 @@ CATALOGUE = st.builds(
 
 @given(UNSIGNED)
 def test_a_varint_equals_that_of_protobuf(value: int) -> None:
-    # As a field of its own, behind the tag; protobuf leaves a zero out.
+    # As the value of a field, behind the tag; protobuf leaves out a zero.
     expected = UInt64Value(value=value).SerializeToString()[1:] if value else b"\0"
     assert wire.varint(value) == expected
 

@@ -1,4 +1,5 @@
-"""``get`` against a gRPC server in this process; what all of these commands do with keys, errors and signals."""
+"""``get`` against a gRPC server in this process, and the handling of keys, errors and signals that all client commands
+share."""
 
 from __future__ import annotations
 
@@ -144,7 +145,7 @@ def test_get_refuses_a_name_that_is_not_utf8(server: Server) -> None:
     assert "UTF-8" in result.stderr
 
 
-# What get and sync share
+# Common to get and sync
 
 
 CALLS = [pytest.param(client.get, ["plus"], id="get"), pytest.param(client.fetch, [], id="fetch")]

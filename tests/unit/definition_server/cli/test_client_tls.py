@@ -214,7 +214,7 @@ def test_a_call_in_cleartext_to_a_server_with_tls_exits_69_and_names_the_option(
             assert "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)" in result.stderr
 
 
-# What the settings refuse
+# Settings that are refused
 
 
 def test_a_file_that_cannot_be_used_exits_78_and_says_which_and_why(

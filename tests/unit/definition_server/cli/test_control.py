@@ -31,7 +31,7 @@ COMMANDS += [("roll",), ("pin", "a" * 8, "--for", "2h")]
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 def test_without_a_server_each_command_names_the_path_and_a_remedy(arguments: tuple[str, ...], tmp_path: Path) -> None:
     for made in (False, True):
-        if made:  # what a killed server left behind
+        if made:  # the file that a killed server left behind
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(tmp_path / "control.sock"))
         found = run(*arguments, SNAPSHOT_DIR=str(tmp_path))

@@ -1,4 +1,4 @@
-"""``status HOST…``: real admin ports on several addresses, and things that are no admin port, in one table."""
+"""``status HOST…``: real admin ports on several addresses, and servers that are no admin port, in one table."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(*arguments: str) -> Result:
 
 
 def lines_of(result: Result) -> list[list[str]]:
-    """The lines in a pipe, the head first."""
+    """The lines in a pipe, the heading first."""
     return [line.split("\t") for line in result.stdout.splitlines()]
 
 

@@ -33,7 +33,8 @@ NOT_FOR_A_SAMPLE = {"ctypes", "pickle", "shutil", "socket", "subprocess", "sys"}
 
 
 def each_command(check: Callable[[SampleCommand], None]) -> Callable[[], None]:
-    """A test of all commands by ``check``. One test: 189 for each of six checks would take longer than the checks."""
+    """One test that applies ``check`` to all commands, because 189 tests for each of six checks would take longer than
+    the checks."""
 
     def test() -> None:
         failed = {}

@@ -1,4 +1,4 @@
-"""The admin HTTP server over real connections: what probes, Prometheus and operators receive."""
+"""The admin HTTP server over real connections, with the requests of probes, Prometheus and operators."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def raw(port: int, request: bytes) -> bytes:
             return file.read()
 
 
-# -- what is answered ------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_in_prometheus_format_with_the_names_of_the_contract(ask: Ask) -> None:
@@ -273,7 +273,7 @@ def test_head_has_the_status_and_the_length_of_get(ask: Ask, service: Service, p
     head, _ = ask(path, "HEAD")
     assert head.status == get.status
     assert head.getheader("Content-Type") == get.getheader("Content-Type")
-    if path != "/metrics":  # which grows while it is asked
+    if path != "/metrics":  # the time that the server has run, which grows between the requests
         assert int(str(head.getheader("Content-Length"))) == len(text.encode())
 
 
@@ -287,7 +287,7 @@ def test_a_refused_method_gets_an_allow_header(ask: Ask) -> None:
     assert ask("/livez", "POST")[0].getheader("Allow") == "GET, HEAD, OPTIONS"
 
 
-# -- how it answers --------------------------------------------------------------------------------------------------
+# -- behaviour -------------------------------------------------------------------------------------------------------
 
 
 def test_a_slow_client_does_not_delay_others(server: AdminServer, ask: Ask) -> None:
@@ -343,7 +343,7 @@ def test_closing_ends_the_thread_and_frees_the_port_at_once(service: Service) ->
     assert "admin-http" not in {thread.name for thread in threading.enumerate() if thread not in before}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", first.port))
-    # The connection above is in TIME_WAIT now; a restart does not wait for it.
+    # The connection above is in TIME_WAIT now; a restart need not wait for its end.
     AdminServer("127.0.0.1", first.port, read=service.read, alive=service.alive).close()
 
 
@@ -429,7 +429,7 @@ def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_h
             assert all_of(crowd[0]).startswith(b"HTTP/1.1 503 ")
             crowd.extend(connected(server) for _ in range(3))
             assert [all_of(each)[:12] for each in crowd[1:4]] == [b"HTTP/1.1 503"] * 3
-            # The neighbour is older than all of these, and still there.
+            # The connection from the other address is older than all of these, and is still open.
             neighbour.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             assert b" 200 " in all_of(neighbour)
     finally:

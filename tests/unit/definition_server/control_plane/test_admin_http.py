@@ -181,7 +181,8 @@ def test_the_content_of_a_request_is_not_waited_for(content: bytes) -> None:
 
 
 def test_octets_after_a_request_are_ignored() -> None:
-    """Pipelining: the answer says ``Connection: close``, so the client repeats what was not answered (9112, 9.3.2)."""
+    """Pipelining: the answer has ``Connection: close``, so the client repeats requests that were not answered (9112,
+    9.3.2)."""
     whole = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
     exchange, found = given_whole(whole * 3)
     assert isinstance(found, Request)

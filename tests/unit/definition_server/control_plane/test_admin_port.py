@@ -1,4 +1,4 @@
-"""The admin port's sockets: what each step of a connection waits for, and what a full or exhausted port does."""
+"""The admin port's sockets: what each step of a connection waits for, and how a full or exhausted port behaves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin_http import Answer, Request, text_answer
 
 LARGE = text_answer(HTTPStatus.OK, "x" * 4_000_000)
-"""More than a socket takes at once."""
+"""More octets than a socket accepts at once."""
 
 
 class Shares:
-    """Lets a network wait for as long as the test says."""
+    """Makes a network wait for as long as the test wants."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -37,7 +37,7 @@ class Shares:
 
 
 class Loop:
-    """The running loop; remembers its timers."""
+    """A wrapper of the running loop that remembers its timers."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -57,7 +57,7 @@ class Loop:
 
 
 class Port:
-    """What a connection needs of its port."""
+    """The part of a port that a connection uses."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -94,7 +94,7 @@ class Client:
         self.connection = admin_port._Connection(cast(Any, port), served, ("192.0.2.1", 4711))
 
     def received(self) -> bytes | None:
-        """What has come since the last time; empty at the end, None where nothing has come."""
+        """The octets that have arrived since the last call; empty at the end, None where nothing has arrived."""
         try:
             return self.socket.recv(65536)
         except BlockingIOError:
@@ -118,7 +118,7 @@ async def client(port: Port) -> Any:
 
 
 async def turns() -> None:
-    """Far more turns of the loop than an answer takes."""
+    """Wait for far more turns of the loop than an answer takes."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -194,13 +194,13 @@ async def test_each_step_of_a_connection_has_its_own_time_and_cancels_the_one_be
     client.socket.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
     await eventually(lambda: client.connection._unsent, "a part of the answer is sent")
     assert port.loop.due() == [10.0]
-    await eventually(lambda: client.received() == b"", "all of it is taken, and the server ends its side")
+    await eventually(lambda: client.received() == b"", "the whole answer is sent, and the server ends its side")
     assert port.loop.due() == [1.0]
     client.socket.sendall(b"more")
     await turns()
     assert client.served.fileno() >= 0, "the client has not ended its side"
     client.socket.shutdown(socket.SHUT_WR)
-    await eventually(lambda: client.served.fileno() < 0, "closed at once")
+    await eventually(lambda: client.served.fileno() < 0, "the connection is closed at once")
     assert port.loop.due() == []
 
 
@@ -254,7 +254,7 @@ async def test_a_peer_is_named_with_its_port(port: Port, address: str, peer: str
 
 
 class Listening:
-    """A listening socket that fails as the test says, then gives the clients that it has."""
+    """A listening socket whose ``accept`` first raises the given errors, and then returns the given clients."""
 
     def __init__(self) -> None:
         self.failures: list[int] = []
@@ -339,7 +339,7 @@ async def test_without_a_free_descriptor_connections_are_closed_and_accepting_pa
     assert watched == ["removed"]
     assert opened.loop.due() == [0.1]
     assert logged(logs, "The admin port cannot accept connections for now", error="a fault", log_level="error")
-    await eventually(lambda: watched == ["removed", "added"], "it accepts again")
+    await eventually(lambda: watched == ["removed", "added"], "the port accepts again")
     opened.loop.timers.clear()
     del opened.loop.remove_reader, opened.loop.add_reader
 

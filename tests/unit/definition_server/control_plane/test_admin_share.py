@@ -1,4 +1,4 @@
-"""A network's share of CPU time: what waits, for how long, and what is remembered."""
+"""A network's share of CPU time: which requests wait, for how long, and which networks are remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The expiry of certificates, as openssl says it."""
+"""The expiry of certificates, compared with that of openssl."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def by_openssl(path: Path) -> float:
 
 @pytest.mark.parametrize("days", ["-1", "1", "9000", "20000"])
 def test_the_expiry_is_the_one_that_openssl_shows(days: str, tmp_path: Path) -> None:
-    """Before 2050 it is a UTCTime, from then on a GeneralizedTime; an expired one is read as well."""
+    """Before 2050 it is a UTCTime, from then on a GeneralizedTime. That of an expired certificate is read as well."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
     if days == "-1":

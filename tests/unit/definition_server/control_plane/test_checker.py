@@ -1,4 +1,5 @@
-"""The checker: hostile sources end it and nothing else, its answers are not trusted, it runs only when needed."""
+"""The checker: a hostile source ends the checker at most, its answers are not trusted, and it runs only when it is
+needed."""
 
 from __future__ import annotations
 
@@ -200,7 +201,7 @@ async def test_a_cancelled_check_leaves_a_checker_that_answers_right(checker: Ch
     assert await checker.check([content(b"if"), GOOD]) == [BAD, FINE]
 
 
-# -- one that is not to be trusted -------------------------------------------------------------------------------------
+# -- a checker that is not to be trusted -------------------------------------------------------------------------------
 
 
 def program(body: str) -> Callable[[int, str], list[str]]:
@@ -279,7 +280,7 @@ async def test_where_no_checker_can_be_started_a_check_raises_the_reason(
 
 
 async def test_a_start_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.START_SECONDS == 15.0, "what a first cycle waits at the most"
+    assert module.START_SECONDS == 15.0, "the longest time that a first cycle waits"
     monkeypatch.setattr(module, "START_SECONDS", 0.1)
     with nothing_left():
         checker = Checker(program=lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
@@ -348,7 +349,7 @@ async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With the short limit of this test it would be late on busy CPUs with the row that has no flaw, too.
+    # With the short limit of this test, a checker on busy CPUs would be late even with the row that has no flaw.
     monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
     with nothing_left():
         checker = Checker(patient=True, program=program(body), wall_per_cpu_second=0.5)

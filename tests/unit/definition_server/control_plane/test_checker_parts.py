@@ -30,7 +30,7 @@ def _nothing_left() -> Iterator[None]:
         yield
 
 
-# -- what is sent at once --------------------------------------------------------------------------------------------
+# -- rows that are sent at once --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_64_rows_or_a_mebibyte_are_sent_at_once(sizes: list[int], windows: list[
     assert [each for window in found for each in window] == contents
 
 
-# -- what becomes of a row whose process ends --------------------------------------------------------------------------
+# -- rows whose process ends -------------------------------------------------------------------------------------------
 
 
 class Process:
-    """Gives each question the answers that the test says; an exception after them is raised."""
+    """Returns the answers that the test sets for each question, and then raises the exception if there is one."""
 
     ended = False
 
@@ -86,7 +86,7 @@ class Process:
 
 
 class Bench:
-    """A checker with such processes, the first one first."""
+    """A checker with such processes, which are used in this order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *processes: Process) -> None:
         self.processes = list(processes)
@@ -102,7 +102,7 @@ class Bench:
 
     async def check(self, rows: int) -> list[Judgement]:
         judged = await self.checker.check([content(10)] * rows)
-        await asyncio.sleep(0)  # those that were stopped have ended
+        await asyncio.sleep(0)  # processes that were stopped have ended
         return judged
 
 
@@ -211,11 +211,11 @@ async def test_the_end_of_an_idle_process_is_put_off_by_each_use(monkeypatch: py
     assert second.cancelled()
 
 
-# -- what a process answers --------------------------------------------------------------------------------------------
+# -- answers of a process ----------------------------------------------------------------------------------------------
 
 
 class Peer:
-    """A process whose end of the socket the test has."""
+    """A process whose end of the socket belongs to the test."""
 
     def __init__(self, code: int = 0, *, codings: bool = False, hangs: bool = False) -> None:
         self.end, ours = socket.socketpair()
@@ -230,7 +230,7 @@ class Peer:
         return self.code
 
     async def ask(self, answers: bytes, rows: int = 1) -> tuple[list[Judgement], Exception | None]:
-        """What becomes of ``rows`` where the process answers so."""
+        """The result for ``rows`` where the process sends these answers."""
         judged: list[Judgement] = []
         self.end.sendall(answers)
         try:

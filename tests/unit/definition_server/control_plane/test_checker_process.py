@@ -1,4 +1,4 @@
-"""The checker process from inside, without one: its limits, how it starts, and that it answers row by row."""
+"""The functions of the checker process, run in this process: its limits, its start, and its answers row by row."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_rows_are_judged_150_frames_deeper(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Jail:
-    """Reaches what the test says."""
+    """A jail that reaches the extent that the test sets."""
 
     reached_extent, refused = Extent.FULL, list[str]()
 
@@ -162,7 +162,7 @@ class Jail:
 
 @pytest.fixture
 def start(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, bytes, list[str]]]:
-    """Runs ``main``: its code, what it has sent, and its steps."""
+    """Runs ``main``, and holds its exit code, the octets that it has sent, and its steps."""
 
     def start(*arguments: str, works: bool = True) -> tuple[int, bytes, list[str]]:
         steps: list[str] = []

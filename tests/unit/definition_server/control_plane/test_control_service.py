@@ -1,4 +1,5 @@
-"""The methods of the control socket, beside parts that the test stands in for: what each asks for and answers."""
+"""The methods of the control socket, beside stand-ins for the other parts: the calls that each method makes, and its
+answer."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ PUBLISHED_AT = 1_800_000_000.5
 
 
 class Aborted(Exception):
-    """As a transport ends a call: the status and the text."""
+    """A call that was ended as a transport would end it, with status and text."""
 
 
 class Context:
@@ -41,7 +42,7 @@ class Context:
 
 
 class Worker:
-    """One that has generation 2."""
+    """A worker that has generation 2."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
@@ -51,7 +52,7 @@ class Worker:
 
 
 class Master:
-    """The parts of one, and a service around them."""
+    """The parts of a master, and a service around them."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -119,7 +120,7 @@ class Master:
         for done in (1, 2):
             await asyncio.sleep(0)
             replaced(done)
-        for _ in range(9):  # the last worker is reported, and the next one waited for, before the roll ends
+        for _ in range(9):  # the last worker is reported, and the service waits for the next one, before the roll ends
             await asyncio.sleep(0)
         return self.problem
 
@@ -192,7 +193,7 @@ async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(mast
     assert master.calls == [("accept", accepted[:8])]
     assert (served.version_hash, served.unchanged, served.note) == (accepted, False, "")
     served = await master.call("Accept", pb.AcceptRequest(version_hash="00"))
-    assert served.note == "what was accepted is served when the pin ends"
+    assert served.note == "the accepted catalogue is served when the pin ends"
 
 
 async def test_a_pin_has_an_end_where_one_is_given(master: Master) -> None:
@@ -243,7 +244,7 @@ async def test_a_worker_that_does_not_take_a_catalogue_delays_an_answer_by_ten_s
     master.worker.generation = 1
     served = await master.call("Unpin", pb.UnpinRequest())
     assert not served.HasField("all_workers_at")
-    assert clock[0] == 111.0, "it is asked again at ten seconds, and not after"
+    assert clock[0] == 111.0, "the worker is checked again after ten seconds, and not later"
     assert set(polls) == {0.002}
     assert served.seconds == 11.0
 

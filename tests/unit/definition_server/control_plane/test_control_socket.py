@@ -1,4 +1,5 @@
-"""The control socket: made for this account alone, in place of a dead one, never of a living one."""
+"""The control socket is made for this account alone. It replaces that of a dead master, but never that of a living
+one."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def test_a_peer_of_this_account_is_accepted_unless_it_is_a_worker() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another uid")
 def test_a_peer_of_another_account_is_refused(opened: ControlSocket) -> None:
-    """Its mode was changed, so that the kernel lets everybody connect."""
+    """The mode of the socket is changed, so that the kernel lets every account connect."""
     for each in (opened.path, *list(opened.path.parents)[:-1]):
         if each.stat().st_uid == os.geteuid() and str(each).count("/") > 1:
             each.chmod(0o777)

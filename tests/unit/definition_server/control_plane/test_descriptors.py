@@ -37,7 +37,7 @@ def test_the_usual_limit_suffices_for_the_workers_of_a_large_machine() -> None:
 
 @pytest.fixture
 def few() -> Iterator[None]:
-    """This process may open ten files more than it has open."""
+    """Limit this process to ten more files than it has open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 11, hard))
     yield

@@ -1,4 +1,4 @@
-"""Freshness and the safety of a restart, judged from plain facts."""
+"""Freshness and the safety of a restart, judged from given facts."""
 
 from __future__ import annotations
 

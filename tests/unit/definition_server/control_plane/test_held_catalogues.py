@@ -93,7 +93,7 @@ async def test_an_accepted_catalogue_is_published_at_once_without_the_database(s
     await promptly(server.publications.accept(held))
     assert (server.version, server.served.generation) == (held, 2)
     assert server.synchronizer.state.held is None
-    assert server.syncs == 1, "a cycle finds out whether the table still has it"
+    assert server.syncs == 1, "a cycle finds out whether the table still has that content"
     await server.written()
     server.restart()
     assert await server.synchronizer.restore()
@@ -254,6 +254,6 @@ async def test_many_rows_held_at_once_hold_the_catalogue_and_once_accepted_the_n
     server.source.replace(row("c39", "newest"), *ALL[:39])
     await server.written()
     server.restart()
-    assert await server.cycle() is Outcome.PUBLISHED, "known across a restart"
+    assert await server.cycle() is Outcome.PUBLISHED, "the number of held rows is known after a restart"
     assert gate.last_good[:2] == [None, first]
-    assert gate.last_good[-1] is not None, "the stored one"
+    assert gate.last_good[-1] is not None, "the stored catalogue is served"

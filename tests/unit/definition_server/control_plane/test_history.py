@@ -1,4 +1,5 @@
-"""The history keeps the last catalogues, skips and names what is damaged or somebody else's, and removes the oldest."""
+"""The history keeps the last catalogues, skips and names files that are damaged or of another user, and removes the
+oldest."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def history(tmp_path: Path, clock: FakeClock) -> History:
 
 
 def keep(history: History, code: str, clock: FakeClock, *spare: str, signer: Signer | None = None) -> str:
-    """Keep a catalogue with ``code``, a second after the one before. Returns its version."""
+    """Keep a catalogue with ``code``, a second after the previous one. Returns its version."""
     clock.advance(1)
     publication = published(row("if", code), created_at=clock.now - 100, signer=signer)
     try:

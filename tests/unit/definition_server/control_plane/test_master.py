@@ -1,4 +1,4 @@
-"""The master as a whole, without workers and without a database: how it ends."""
+"""The master as a whole, without workers and without a database: its start, its signals and its end."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_master_reads_a_policy_file_only_where_there_is_one(tmp_path: Path) ->
 
 
 class Parts:
-    """What a master has started, and a start in which nothing is real."""
+    """A start of a master with stand-ins for all parts, and the parts that it has started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[Any] = []
@@ -254,7 +254,7 @@ def test_grpcio_needs_random_numbers_of_the_kernel(
 
 
 class Supervised:
-    """A supervisor that notes what it is called for."""
+    """A supervisor that notes its calls."""
 
     def __init__(self) -> None:
         self.serving = 0
@@ -301,7 +301,7 @@ async def test_signals_roll_reload_stop_and_cut_a_drain_short(
     assert logged(logs, "Rolling the workers", log_level="info")
     assert logged(logs, "Syncing at once", log_level="info")
     assert reloads == [server._apply, "sync"]
-    assert not server._background, "what has ended is forgotten"
+    assert not server._background, "tasks that have ended are forgotten"
     assert not server._stop.is_set()
     server._on_signal(signal.SIGTERM)
     assert server._stop.is_set()

@@ -19,7 +19,7 @@ CLASSES = 4
 
 
 class Cursor:
-    """Answers a statement with the rows that the test gives for it."""
+    """A connection that answers each statement with the rows that the test sets for it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -70,7 +70,7 @@ class Connection:
 
 
 class Plan:
-    """Statements that name what they ask for."""
+    """Stand-ins for SQL statements, which name the data that they request."""
 
     def __init__(self, blocks: int | None = 100, mistrust: str | None = None) -> None:
         self.blocks, self.mistrust = blocks, mistrust

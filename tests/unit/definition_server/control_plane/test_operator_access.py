@@ -1,4 +1,4 @@
-"""The operators' way into the master: whether there is one, and what it says beside the status."""
+"""The operators' access to the master: whether there is one, and the notices beside the status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked for by command while the disk did not answer: kept in memory, and stored when it has."""
+"""Wishes that were made by command while the disk did not answer: kept in memory, and stored when it has answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIN = Pin(VERSION, None, "command")
 
 
 class Disk:
-    """Notes what it is asked for."""
+    """A disk that notes its calls."""
 
     def __init__(self) -> None:
         self.saved: list[Wishes] = []

@@ -1,4 +1,4 @@
-"""A pin's catalogue and its end, with wishes, disk and clock that the test stands in for."""
+"""A pin's catalogue and its end, with stand-ins for wishes, disk and clock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bench:
             raise self.bug
 
     def seconds_left(self) -> float | None:
-        """Until the timer is due; None where there is none."""
+        """Seconds until the timer is due; None where there is no timer."""
         timer = self.catalogue._timer
         return None if timer is None else timer.when() - asyncio.get_running_loop().time()
 
@@ -175,4 +175,4 @@ async def test_a_pin_that_another_one_replaces_while_the_disk_is_read_is_not_kep
     await bench.catalogue.find()
     assert bench.catalogue.snapshot is loaded
     await bench.catalogue.find()
-    assert asked == [VERSION, VERSION], "it is in memory"
+    assert asked == [VERSION, VERSION], "the catalogue is in memory"

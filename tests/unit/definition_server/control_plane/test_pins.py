@@ -1,4 +1,4 @@
-"""A pin counts until it ends, across restarts, and what came meanwhile is served then."""
+"""A pin counts until it ends, also after restarts. When it ends, the newest catalogue of that time is served."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_pin_survives_restarts_without_the_database_and_its_end_serves_t
         assert server.versions == [old]
         assert server.synchronizer.state.pin is not None
     await server.publications.unpin()
-    assert server.version not in (old, new), "the newest that passed, not what the pin replaced"
+    assert server.version not in (old, new), "the newest that passed the guard, not the one that the pin replaced"
     await server.written()
     server.restart()
     await server.cycle()
@@ -93,7 +93,7 @@ async def test_a_pinned_version_is_served_without_the_database_although_all_newe
     assert len(damaged) == 4
     for path in damaged:
         octets = bytearray(path.read_bytes())
-        octets[100] ^= 1  # listed, for its footer is sound, and refused when it is read
+        octets[100] ^= 1  # listed, because its footer is sound, but refused when it is read
         path.write_bytes(octets)
     server.source.fail(SourceError("down"))
     await server.cycle()
@@ -119,7 +119,7 @@ async def test_a_pin_expires_by_itself(server: Server, logs: LogLines) -> None:
     await server.publications.pin(old, server.clock.now + 0.05)
     assert server.version == old
     server.clock.advance(0.06)
-    await eventually(lambda: server.version == new, "the newest again")
+    await eventually(lambda: server.version == new, "the newest catalogue is served again")
     assert logged(logs, "Pin has ended", version_hash=old)
     assert server.synchronizer.state.pin is None
 
@@ -217,7 +217,7 @@ async def test_older_versions_can_be_pinned_after_rotations_and_a_restart(server
     oldest = server.version
     await change(server, "new")
     newest = await change(server, "newest")
-    for number in (1, 2):  # the second one while the first is under way
+    for number in (1, 2):  # the second one while the first is in progress
         server.signer = Signer(f"key {number}")
         server.synchronizer.use_signer(server.signer)
     await server.cycle()
@@ -257,7 +257,7 @@ async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
     if key is not None:
         await server.publications.pin(new, None)
         await server.written()
-        assert server.directory.joinpath("wishes.json.refused").exists(), "kept as evidence"
+        assert server.directory.joinpath("wishes.json.refused").exists(), "the file is kept as evidence"
         server.restart()
         server.source.replace(row("c00", "newest"), *ALL[1:])
         await server.cycle()
@@ -350,7 +350,7 @@ async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_know
         path.rename(history / path.name)
     await server.synchronizer.catalogue.disk.list_history()
     await server.cycle()
-    assert server.version == wanted, "known, it counts"
+    assert server.version == wanted, "once its version is known, the pin counts"
     assert await server.cycle(row("c00", "third"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == wanted
     pin = server.synchronizer.state.pin

@@ -46,7 +46,7 @@ class Source(PostgresSource):
 
 
 class Connection:
-    """A connection of which only the end is real."""
+    """A stand-in for a connection; only its end is real."""
 
     def __init__(self, user: str = "user") -> None:
         self.closed = False
@@ -237,7 +237,7 @@ def test_limits_of_a_reading_are_those_that_are_given() -> None:
 
 
 class Cursor:
-    """A cursor with one batch of rows, and with what `afterwards` does."""
+    """A cursor that returns one batch of rows, and then runs `afterwards`."""
 
     def __init__(self, afterwards: Callable[[], Awaitable[None]]) -> None:
         self._batches = iter([[(1,), (2,)]])
@@ -262,7 +262,7 @@ async def fails() -> None:
 async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
     afterwards: Callable[[], Awaitable[None]], closed: bool
 ) -> None:
-    """The next batch has been asked for, and nobody takes its rows or its error."""
+    """The next batch has been requested, and its rows or its error are not used."""
     connection, untold = Connection(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context["message"]))
     source = Source(ONE_HOST, [])
@@ -286,7 +286,7 @@ async def test_octets_that_have_come_are_taken_without_a_turn_of_the_event_loop_
             assert (yield Wait.R) == Ready.R
             ours.recv(1)
         asyncio.get_running_loop().call_soon(theirs.send, b"d")
-        yield Wait.R  # the last piece has not come
+        yield Wait.R  # the last piece has not arrived
         return len(ours.recv(1))
 
     with ours, theirs:

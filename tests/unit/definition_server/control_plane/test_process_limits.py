@@ -1,5 +1,5 @@
-"""Limits of the process are raised where that is allowed. One that is low is logged; one under which nothing can be
-served ends the start, with its remedy.
+"""Limits of the process are raised where that is allowed. A low limit is logged. A limit that is too low to serve ends
+the start with a remedy.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The proof of what is served, on a real sync cycle: failures, refusals and recoveries are remembered with their times,
-and freshness follows the checks and not the wall clock.
+"""The proof of the served catalogue, on a real sync cycle: failures, refusals and recoveries are remembered with their
+times, and freshness depends on the checks and not on the wall clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from definition_server.observability.reasons import Reason
 
 
 def down() -> SourceError:
-    """A new one each time: once raised, it holds the frames through which it went, and their catalogues."""
+    """A new exception each time, because an exception that was raised holds the frames through which it went, and their
+    catalogues."""
     return SourceError("no route", Reason.DATABASE_UNREACHABLE)
 
 

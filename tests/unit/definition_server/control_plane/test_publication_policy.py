@@ -1,4 +1,4 @@
-"""The policy file: what it declares, and what stays where it cannot be used."""
+"""The policy file: its declarations, and the policy that stays where the file cannot be used."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_new_content_counts_once_it_was_read_twice(tmp_path: Path) -> No
     watched = Watched(path)
     await watched.policy.read(at_once=True)
     assert watched.found == [parse(GOOD.encode())]
-    path.write_text("")  # an editor that will write more
+    path.write_text("")  # an editor that has not written everything yet
     await watched.policy.read()
     path.write_text(GOOD)
     await watched.read_twice()

@@ -1,5 +1,5 @@
-"""A disk that hangs holds up neither a publication nor an operator's command; what it holds is taken into account once
-it answers."""
+"""A disk that hangs delays neither a publication nor an operator's command. Its files are taken into account once it
+answers."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_
     await server.cycle()
     assert server.version == old, "the pin counts once the disk has answered"
     await server.written()
-    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "and the acceptance is used up"
+    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "the acceptance is used up"
 
 
 async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
@@ -243,7 +243,7 @@ async def test_rows_that_were_mended_by_the_content_that_is_served_no_longer_cou
 
 
 async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Server) -> None:
-    """The disk took the one and not the other."""
+    """The disk has stored the wishes but not the catalogue."""
     assert server.directory is not None
     gate = HoldingGate()
     server.options = {"gate": gate}
@@ -304,7 +304,7 @@ async def test_a_failure_of_an_order_whose_client_left_is_logged(
         giving.cancel()
         await asyncio.gather(giving, return_exceptions=True)
     await eventually(lambda: logged(logs, "Unexpected failure of an operator's order", log_level="error"), "logged")
-    logs.clear()  # the frames of the exception have the catalogue
+    logs.clear()  # the frames of the exception refer to the catalogue
 
 
 async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_it(server: Server) -> None:
@@ -394,7 +394,7 @@ async def test_a_start_with_another_key_keeps_the_files_on_disk(server: Server, 
     for _ in range(2):
         await server.cycle()
 
-    server.signer = Signer("new key")  # the key of before is taken away
+    server.signer = Signer("new key")  # the previous key is removed
     server.restart()
     assert await server.synchronizer.restore()
     assert server.version == second

@@ -1,4 +1,4 @@
-"""One publication at a time: its descriptor is owned, its memory is sealed, and its listeners can read it."""
+"""One publication at a time: the publisher owns its descriptor, its memory is sealed, and listeners can read it."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
     assert first is not None
     assert bytes(first.snapshot.buffer) == expected.to_bytes()
     first.snapshot.verify()
-    # The next one copies what did not change from the memory of this one, and gives its pages back meanwhile.
+    # The next build copies unchanged definitions from the memory of this one, and gives back its pages meanwhile.
     builder = collected(*codes)
     builder.build(generation=7, created_at_ns=9)
     previous = builder.as_previous(first.snapshot)
@@ -185,7 +185,7 @@ def test_pages_that_were_given_back_can_be_read_again() -> None:
     give_back_heap()
 
 
-# -- telling ---------------------------------------------------------------------------------------------------------
+# -- listeners -------------------------------------------------------------------------------------------------------
 
 
 def test_generations_count_from_one_and_continue_from_the_served_one(publisher: Publisher) -> None:

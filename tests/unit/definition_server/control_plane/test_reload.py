@@ -1,5 +1,5 @@
-"""Each secret that can be replaced under a running server is read again by itself: one that is bad keeps its last good
-value and holds up no other."""
+"""Each secret that can be replaced while the server runs is read again independently: a bad one keeps its last good
+value and does not delay the others."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ async def test_tls_files_that_are_read_too_late_are_closed(files: Files, monkeyp
     reading = Reloader(load_settings(Settings), {})
     assert Reloadable.CERTIFICATE not in await read_again(reading)
     released.set()
-    await eventually(lambda: bool(found) and found[0].descriptors == (), "they are closed")
+    await eventually(lambda: bool(found) and found[0].descriptors == (), "the files are closed")
     assert reading.tls is None
 
 

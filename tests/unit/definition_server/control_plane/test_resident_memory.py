@@ -1,4 +1,5 @@
-"""What is given back after a large catalogue was read: its pages and the heap, and of a small one nothing."""
+"""Memory that is given back after a large catalogue was read: its pages and the heap. After a small one nothing is
+given back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The gate in the sync cycle: bad rows never reach clients, a first start waits a limited time, cycles always go on."""
+"""The gate in the sync cycle: bad rows never reach clients, a first start waits for a limited time, and cycles always
+continue."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Bench:
         await self.gate.close()
         self.synchronizer.close()
         self.publisher.close()
-        # In this iteration the loop holds what was awaited: a cancelled task, its exception, its frame, a catalogue.
+        # In this iteration the loop still refers to the awaited task, and so to its exception, its frame and a
+        # catalogue.
         await asyncio.sleep(0)
 
 
@@ -161,12 +163,12 @@ async def test_the_rest_is_judged_by_the_patient_checker_and_doubtful_rows_by_th
 
 
 class SlowChecker(CheckerHere):
-    """Takes a while for each batch."""
+    """A checker that takes a while for each batch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[tuple[float, float]] = []
-        """When each began and ended."""
+        """When each batch began and ended."""
 
     async def check(self, contents: Sequence[Content]) -> list[Judgement]:
         began = time.monotonic()
@@ -246,7 +248,7 @@ async def test_a_row_whose_verdict_does_not_last_is_judged_again(bench: Bench) -
     assert bench.codes["if"] == "pass"
     assert bench.gate.unsure
     bench.checker.judgements.clear()
-    await bench.cycle()  # the table has not changed: without another question a good row would wait for an hour
+    await bench.cycle()  # the table has not changed, so without another check a good row would wait for an hour
     assert bench.codes["if"] == "slow = 1"
     judged = len(bench.checker.judged)
     assert not bench.gate.unsure

@@ -1,4 +1,4 @@
-"""What a sync cycle leaves as spans, each with its facts: nobody would miss one that is not there."""
+"""The spans of a sync cycle, each with its facts. No other test would notice a missing span."""
 
 from __future__ import annotations
 

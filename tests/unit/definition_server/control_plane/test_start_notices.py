@@ -1,4 +1,4 @@
-"""What a start warns of: settings that are allowed, and are probably not meant."""
+"""The warnings of a start: settings that are allowed, but are probably mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
+"""The status is assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, 
 
 
 def test_a_file_that_is_no_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
-    """A link to another file of the server's account, for instance, of any size."""
+    """For example a link to another file of the server's account, which may have any size."""
     with store.path.open("wb") as file:
         file.truncate(1 << 40)
     store.path.chmod(0o600)
@@ -333,7 +333,7 @@ def test_a_file_with_our_mac_is_loaded_and_inspected_without_it(store: SnapshotS
     os.close(loaded[1])
     assert bytes(loaded[0].buffer) == NEW == bytes(without_mac(store.path.read_bytes()))
     assert len(store.path.read_bytes()) == len(NEW) + 40
-    assert load(store) == NEW, "without a key there is nothing to verify it with"
+    assert load(store) == NEW, "without a key the MAC cannot be verified"
 
 
 def test_a_mac_is_recognised_at_the_end_of_a_file_of_any_length(store: SnapshotStore) -> None:
@@ -402,7 +402,7 @@ def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore)
     keep(store, None)
     foreign = store.path.read_bytes()
     refusal(store, SIGNER)
-    assert store.path.read_bytes() == foreign, "left alone until there is something to store"
+    assert store.path.read_bytes() == foreign, "the file is left alone until there is something to store"
     keep(store, SIGNER)
     assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
     keep(store, SIGNER)

@@ -85,7 +85,7 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
 
 @dataclass
 class Reached:
-    """A worker, as far as it has come."""
+    """A worker at some point of its start."""
 
     generation: int
 
@@ -113,7 +113,7 @@ def test_all_workers_serve_from_the_moment_when_the_last_one_has_the_publication
     assert began <= since <= time.time()
     assert ready(other, 1) == since, "the first time"
     publish(publisher, "if", "else")
-    assert supervisor.all_serve_since is None, "the next one has not arrived"
+    assert supervisor.all_serve_since is None, "the next publication has not arrived at every worker"
     assert ready(other, 2) is None
     later = ready(one, 2)
     assert later is not None
@@ -122,7 +122,7 @@ def test_all_workers_serve_from_the_moment_when_the_last_one_has_the_publication
 
 @pytest.fixture
 def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make every further worker run a shell script in place of Python."""
+    """Make every later worker run a shell script in place of Python."""
 
     def replace(script: str) -> None:
         program = tmp_path / "python"
@@ -146,7 +146,7 @@ async def test_a_roll_whose_successor_does_not_start_leaves_the_old_worker_servi
     await supervisor.roll()
     assert pid(supervisor) == before
     assert supervisor.serving == 1
-    assert "the old one stays" in logged(logs, "Roll stopped")[0]["error"]
+    assert "the old worker stays" in logged(logs, "Roll stopped")[0]["error"]
 
 
 async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(

@@ -1,4 +1,4 @@
-"""The supervisor's decisions about workers that the test stands in for: no process is started."""
+"""The supervisor's decisions, with stand-ins for workers: no process is started."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def logs() -> Iterator[LogLines]:
 
 
 class Worker:
-    """A process that the test stands in for."""
+    """A stand-in for a worker process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = self.number = pid
@@ -98,7 +98,7 @@ class Fleet:
         monkeypatch.setattr(self.supervisor, "roll", roll)
 
     def take(self) -> list[list[Any]]:
-        """What the workers were called for since the last time."""
+        """The calls of the workers since the last time."""
         taken = [worker.calls for worker in self.workers]
         for worker in self.workers:
             worker.calls = []
@@ -130,7 +130,7 @@ async def test_keys_freshness_and_certificates_are_handed_to_every_worker_when_t
         assert [calls[0][2:4] for calls in fleet.take()] == [(Certificate(revision), files)] * 2
     fleet.workers[0].draining = True
     supervisor.use_keys(keys)
-    assert [len(calls) for calls in fleet.take()] == [0, 1], "one that drains needs nothing"
+    assert [len(calls) for calls in fleet.take()] == [0, 1], "a worker that drains needs nothing"
 
 
 async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fleet) -> None:
@@ -294,7 +294,7 @@ async def test_a_port_that_a_worker_shut_down_is_opened_again_and_the_workers_ar
         assert fleet.rolls == 1
         refused[0] = True
         fleet.supervisor._repair_listener()
-        assert len(logged(logs, cannot)) == 2, "it was open meanwhile"
+        assert len(logged(logs, cannot)) == 2, "the port was open meanwhile"
         refused[0] = False
         await asyncio.sleep(0)
         fleet.supervisor._repair_listener()
@@ -382,7 +382,7 @@ async def test_a_worker_gets_the_state_at_its_start_and_others_are_notified_of_i
     assert fleet.supervisor.worker_pids == {11, 12}
     assert fleet.gone == [13]
     assert pages.retired == pages.opened
-    assert [len(calls) for calls in fleet.take()] == [1, 1], "they do not read its counts any more"
+    assert [len(calls) for calls in fleet.take()] == [1, 1], "other workers do not read its counts any more"
 
 
 async def test_how_a_worker_ended_is_logged_by_its_exit_code(fleet: Fleet, logs: LogLines) -> None:
@@ -408,7 +408,8 @@ async def test_a_drain_informs_every_worker_and_kills_those_that_are_late(fleet:
 
 
 class Rolling:
-    """One roll of the first slot: the successor that the test makes, and how long the leaver was waited for."""
+    """One roll of the first slot: the successor that the test makes, and how long the roll waited for the
+    predecessor."""
 
     def __init__(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         self.supervisor, self.old = fleet.supervisor, fleet.workers[0]
@@ -448,7 +449,7 @@ async def test_a_roll_replaces_a_worker_once_its_successor_is_ready(
     await roll.run()
     assert roll.slot.worker is cast(Any, roll.successor)
     assert roll.old.calls[0] == Drain(False, 0.0, 5.0)
-    assert roll.old.calls[-1] == "kill", "one that has ended is not harmed by it"
+    assert roll.old.calls[-1] == "kill", "a call on a worker that has ended has no effect"
     assert roll.successor.calls == []
     assert roll.timeouts == [7.0, None]
     assert fleet.gone == [11]
@@ -489,7 +490,7 @@ async def test_a_successor_that_is_not_ready_with_the_catalogue_does_not_replace
         await roll.run()
         assert roll.slot.worker is cast(Any, roll.successor)
         return
-    with pytest.raises(TimeoutError, match="the old one stays"):
+    with pytest.raises(TimeoutError, match="the old worker stays"):
         await roll.run()
     assert roll.slot.worker is cast(Any, roll.old)
     assert roll.successor.calls == ["kill"]

@@ -51,7 +51,7 @@ class Bench:
         self.synchronizer = Synchronizer(self.source, self.publisher, clock=self.clock)
 
     def use_other_synchronizer(self, *, allow_empty: bool = False, signer: Signer | None = None) -> None:
-        """Replace it by one with another configuration, on the same parts."""
+        """Replace the synchronizer by one with another configuration and the same parts."""
         self.synchronizer.close()
         self.synchronizer = Synchronizer(
             self.source, self.publisher, allow_empty=allow_empty, signer=signer, clock=self.clock
@@ -125,7 +125,7 @@ async def test_pages_of_a_large_served_catalogue_that_a_cycle_has_read_are_given
     gc.collect()  # snapshots of other tests
     others = resident_octets("avap-snapshot")
     await bench.cycle()
-    await bench.synchronizer._background.run(lambda: None)  # after what the publication gives back
+    await bench.synchronizer._background.run(lambda: None)  # after the publication has given back its own pages
     assert bytes(bench.publication.snapshot.buffer)
     assert resident_octets("avap-snapshot") > others
     bench.source.replace(row("if"), row("else"))

@@ -1,4 +1,4 @@
-"""What publications have changed: remembered for the last hundred versions, the newest publication last."""
+"""The changes of publications: remembered for the last hundred versions, with the newest publication last."""
 
 from __future__ import annotations
 

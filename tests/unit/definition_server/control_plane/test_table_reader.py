@@ -1,4 +1,4 @@
-"""Which ranges of a source are read: those that changed, and all of them whenever less would not do."""
+"""Which ranges of a source are read: those that changed, or all of them where that would not be enough."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class RangedSource:
             raise self.error
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """No reading is open."""
 
 
 class Bench:
-    """A reader of such a source, whose readings are dealt with."""
+    """A reader of such a source, which also builds from its readings."""
 
     def __init__(self) -> None:
         self.source, self.background, self.signer = RangedSource(), Background(), Signer("key")
@@ -66,7 +66,8 @@ class Bench:
         self.snapshot: Snapshot | None = None
 
     async def read(self, *, unconditional: bool = False) -> Collection[int] | None:
-        """The ranges that were read; None: all. What is built has every row as the source has it now."""
+        """Read and build. Returns the ranges that were read; None: all rows. The build must hold every row in its
+        present state."""
         found = await self.reader.read(self.signer, serving=True, unconditional=unconditional)
         assert found is not None
         self.snapshot = Snapshot(found.builder.build(generation=1, created_at_ns=1).to_bytes())

@@ -1,4 +1,5 @@
-"""What a reading rests on, without a database: batches by size, statements, ranges, and what is mistrusted."""
+"""The parts of a reading that need no database: batches by size, statements, ranges, and mistrusted columns and
+tables."""
 
 from __future__ import annotations
 

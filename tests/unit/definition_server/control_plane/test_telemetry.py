@@ -1,4 +1,4 @@
-"""What is exported where: endpoints by the standard variables, and spans of sampled calls; no exporter is started."""
+"""Exports and their endpoints by the standard variables, and spans of sampled calls; no exporter is started."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_failure_is_logged_once_until_another_or_a_success(monkeypatch: pytest
 
 
 class Exporter:
-    """Notes what it is given."""
+    """An exporter that notes the data that it gets."""
 
     def __init__(self, *given: Any) -> None:
         self.given = given
@@ -205,7 +205,7 @@ def test_a_bug_of_the_exporter_is_logged_and_ends_the_recording(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(telemetry, "_exporter", fail)
-    assert telemetry._thread.daemon, "it does not hold up the end of the process"
+    assert telemetry._thread.daemon, "the thread does not delay the end of the process"
     with captured_logs() as lines:
         telemetry._run()
     assert logged(lines, "Telemetry is not exported", remedy="see the variables OTEL_…", log_level="error")

@@ -1,4 +1,4 @@
-"""The octets that were read are judged, whatever happens to the files meanwhile; a refusal names the variable."""
+"""The octets that were read are judged, even if the files change meanwhile; a refusal names the variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pins and accepted hashes: which counts, and what of them is found on disk again."""
+"""Pins and accepted hashes: which of them count, and which are read back from disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> WishesFile:
     return WishesFile(tmp_path)
 
 
-# -- which counts ----------------------------------------------------------------------------------------------------
+# -- which of them count ---------------------------------------------------------------------------------------------
 
 
 def test_nothing_counts_where_nothing_was_asked_for() -> None:
@@ -123,7 +123,7 @@ PINNED = Wishes((B,), Pin(A, 1234.5), 7)
 
 
 def forged(change: dict[str, object]) -> str:
-    """A file of ours with another content, and the MAC that the old content had."""
+    """A file of ours with another content, but with the MAC of the old content."""
     return json.dumps(json.loads(PINNED.to_json(OURS)) | change)
 
 
@@ -149,7 +149,7 @@ def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_mov
     file.path.chmod(0o600)
     with pytest.raises(NotOurs, match="MAC"):
         file.read(OURS)
-    assert file.path.read_text() == text, "evidence: nothing is changed by reading"
+    assert file.path.read_text() == text, "reading changes nothing, so the file is kept as evidence"
     file.write(Wishes((A,)), OURS)
     assert file.path.with_name("wishes.json.refused").read_text() == text
     assert file.read(OURS) == Wishes((A,))
@@ -163,7 +163,7 @@ def test_a_file_counts_with_the_mac_of_the_key_and_without_a_key_with_any_or_non
     for written_by in (OURS, signer):
         file.write(PINNED, written_by)
         assert file.read(signer) == PINNED
-        assert json.loads(file.path.read_text())["pin"]["version"] == A, "it stays readable for people"
+        assert json.loads(file.path.read_text())["pin"]["version"] == A, "the file stays readable for people"
 
 
 def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_takes_its_place() -> None:

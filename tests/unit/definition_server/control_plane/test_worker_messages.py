@@ -1,4 +1,5 @@
-"""What a worker is sent, what its messages do, and when its process is killed; the test is the worker."""
+"""The messages to a worker, the effects of its messages, and when its process is killed. The test acts as the
+worker."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ KEYS, FRESH, FIRST = messages.Keys((DIGEST,)), messages.Freshness(True), message
 
 
 class Process:
-    """Runs until it is killed."""
+    """A process that runs until it is killed."""
 
     pid = 4711
 
@@ -42,7 +43,7 @@ class Process:
 
 
 class Page:
-    """The stats page of one, in a descriptor that the test has."""
+    """The stats page of a worker, in a descriptor that the test has."""
 
     def __init__(self) -> None:
         self.descriptor, self._other = os.pipe()
@@ -76,7 +77,7 @@ class Started:
         )  # fmt: skip
 
     def reconcile(self, **given: Any) -> list[messages.Message]:
-        """What the worker is sent."""
+        """The messages that the worker gets."""
         parts: dict[str, Any] = {"keys": KEYS, "freshness": FRESH, "certificate": messages.Certificate(0), "tls": None,
                                  "publication": None, "peers": {}}  # fmt: skip
         self.worker.reconcile(**parts | given)
@@ -184,7 +185,7 @@ async def test_pages_of_other_workers_are_sent_and_taken_back(started: Started) 
     started.reconcile()
     other = cast(Any, SimpleNamespace(stats=SimpleNamespace(page=SimpleNamespace(descriptor=started.page.descriptor))))
     peers = {4711: started.worker, 5: other}
-    assert started.reconcile(peers=peers) == [messages.Peer(5)], "not its own"
+    assert started.reconcile(peers=peers) == [messages.Peer(5)], "not the page of the worker itself"
     assert started.reconcile(peers=peers) == []
     assert started.reconcile(peers={4711: started.worker}) == [messages.PeerGone(5)]
     assert started.reconcile(peers={4711: started.worker}) == []
@@ -276,4 +277,4 @@ def test_a_worker_may_send_a_thousand_messages_at_once_and_fifty_a_second() -> N
     taken = sum(budget.take(100.0) for _ in range(1000))
     assert (taken, [budget.take(101.0) for _ in range(51)]) == (1000, [True] * 50 + [False])
     budget = _MessageBudget(100.0)
-    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], "no more are saved up"
+    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], "no more than a thousand are saved up"

@@ -1,4 +1,4 @@
-"""A worker gives freed memory back to the kernel: when, and that it is gone."""
+"""A worker gives freed memory back to the kernel: the conditions, and the effect on resident memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MB = 1024 * 1024
 
 
 class Process:
-    """Its memory and CPU time are what the test says."""
+    """A process whose memory and CPU time the test sets."""
 
     def __init__(self) -> None:
         self.resident, self.in_use = 40 * MB, 40 * MB
@@ -140,7 +140,7 @@ def test_freed_blocks_of_input_are_not_resident_any_more() -> None:
     if done.stdout == "-1\n":
         pytest.skip("the C library has no malloc_trim")
     kept, left = map(int, done.stdout.split())
-    assert kept > 50, "otherwise giving back is superfluous"
+    assert kept > 50, "otherwise it would not be necessary to give memory back"
     assert left < 33
 
 
@@ -149,7 +149,7 @@ def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_fill
     process: Process, growth: int, still: bool
 ) -> None:
     process.resident += 90 * MB
-    assert not process.check(), "it has just grown"
+    assert not process.check(), "the memory has just grown"
     process.resident += growth
     assert process.check() == still
 
@@ -206,7 +206,7 @@ def test_memory_of_its_own_is_what_is_resident_and_not_shared(monkeypatch: pytes
     read = [b"900 700 300 1 0 500 0\n", b"", b"900 x 300\n"]
     monkeypatch.setattr(allocator.os, "pread", lambda *_: read.pop(0))
     assert freed._resident() == 400 * page
-    assert freed._resident() == freed._resident() == 0, "what cannot be read is no growth"
+    assert freed._resident() == freed._resident() == 0, "memory that cannot be read does not count as growth"
 
 
 def test_memory_is_given_back_by_a_thread_that_does_not_hold_up_the_end_and_stays_where_none_can_start(

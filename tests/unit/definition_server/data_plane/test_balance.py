@@ -1,4 +1,4 @@
-"""The worker with the fewest connections accepts the next one, by the counts on the stats page, and no connection waits
+"""The worker with the fewest connections accepts the next one, by the counts on the stats pages. No connection waits
 long for a worker that does not accept.
 """
 
@@ -67,7 +67,8 @@ class Fleet:
         return [balancer.connections for balancer in self.balancers]
 
     def connect(self, order: list[int]) -> int | None:
-        """A connection arrives, and the workers ask in ``order``: the number of the worker that accepts it."""
+        """A connection arrives, and the workers ask in ``order`` whether they may accept it. Returns the number of the
+        worker that does."""
         for number in order:
             if number not in self.hung and self.balancers[number].may_accept():
                 self.balancers[number].opened()
@@ -149,7 +150,8 @@ def test_a_worker_without_a_recent_heartbeat_is_not_waited_for(fleet: Fleet) -> 
 
 
 def look_on(fleet: Fleet, number: int, seconds: float) -> float | None:
-    """Worker ``number`` asks every millisecond: the seconds until it may accept, None if not within ``seconds``."""
+    """Worker ``number`` asks every millisecond. Returns the seconds until it may accept; None if that takes longer than
+    ``seconds``."""
     for millisecond in range(int(seconds * 1000)):
         if fleet.balancers[number].may_accept():
             return millisecond / 1000
@@ -162,11 +164,11 @@ def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) ->
     waited = look_on(fleet, 0, 0.5)
     assert waited == pytest.approx(PATIENCE_SECONDS, abs=0.002)
     fleet.balancers[0].opened()
-    assert look_on(fleet, 0, 0.5) == 0, "it is not waited for again, for a while"
+    assert look_on(fleet, 0, 0.5) == 0, "for a while, the others do not wait for the worker again"
     fleet.balancers[0].opened()
     fleet.clock.advance(DOUBT_SECONDS)
     fleet.beat()
-    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then it is"
+    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then they do"
 
 
 def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_for_ever(fleet: Fleet) -> None:
@@ -177,7 +179,7 @@ def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_fo
         fleet.clock.advance(0.001)
         fleet.beat()
         asked += 1
-    assert asked == pytest.approx(1000, abs=2), "asked once a millisecond for a second"
+    assert asked == pytest.approx(1000, abs=2), "the worker asked once a millisecond for a second"
 
 
 def test_patience_does_not_run_out_while_other_workers_accept(fleet: Fleet) -> None:
@@ -243,7 +245,7 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_logs_that_once(
         assert [fleet.balancers[0].may_accept() for _ in range(3)] == [False] * 3
         assert fleet.balancers[1].may_accept()
         fleet.balancers[1].opened()
-        assert fleet.balancers[1].may_accept(), "nobody has room: the server makes some"
+        assert fleet.balancers[1].may_accept(), "no worker has room, so the server makes some"
         assert fleet.balancers[0].may_accept()
         fleet.balancers[0].closed()
         assert fleet.balancers[0].may_accept()
@@ -287,7 +289,7 @@ def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:
     reading = fleet.page.slot(0).read()
     assert (reading.accepting, reading.connections, reading.opened) == (True, 2, 3)
     fleet.balancers[0].stop()
-    assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds what it holds"
+    assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds its connections"
 
 
 def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(fleet: Fleet) -> None:
@@ -318,7 +320,7 @@ def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet:
 
 
 def ask(fleet: Fleet, number: int, *nanoseconds: int, moves: bool = False) -> list[bool]:
-    """Worker ``number`` asks at these times after the beginning; with ``moves``, another accepts in between."""
+    """Worker ``number`` asks at these times after the beginning; with ``moves``, another worker accepts in between."""
     answers = []
     for instant in nanoseconds:
         fleet.clock.now = 10**12 + instant
@@ -355,7 +357,7 @@ def test_a_worker_that_did_not_accept_is_left_out_for_a_second(fleet: Fleet) -> 
     assert ask(fleet, 0, 0, doubted) == [False, True]
     assert ask(fleet, 0, doubted + 10**9 - 1) == [True]
     fleet.balancers[0].opened()
-    assert ask(fleet, 0, doubted + 10**9 - 1) == [False], "the one with as many as this one is not left out"
+    assert ask(fleet, 0, doubted + 10**9 - 1) == [False], "a worker with as many connections is not left out"
     fleet.balancers[2].stop()
     fleet.balancers[3].stop()
     assert ask(fleet, 0, doubted + 10**9 - 1, doubted + 10**9) == [True, False]

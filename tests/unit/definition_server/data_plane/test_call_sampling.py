@@ -1,4 +1,4 @@
-"""Sampling of calls: every call is counted, one of so many is noted, and a report is small enough to be sent."""
+"""Sampling of calls: every call is counted, one in each interval is noted, and a report is small enough to be sent."""
 
 from __future__ import annotations
 

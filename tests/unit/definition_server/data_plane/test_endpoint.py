@@ -1,4 +1,4 @@
-"""A call without a transport: authentication, answers, counters, and what a client sees of a bug."""
+"""A call without a transport: authentication, answers, counters, and the error that a client gets after a bug."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
         (("x-avap-auth", KEY), ("x-avap-auth", KEY)),
         (("x-avap-auth", KEY), ("x-avap-auth", "wrong")),
         (("x-avap-auth-bin", KEY.encode()),),
-        (("X-Avap-Auth", KEY),),  # HTTP/2 knows no upper case in names; a transport delivers none
+        (("X-Avap-Auth", KEY),),  # names have no upper case in HTTP/2, so transports never pass any on
         (("x-avap-auth", b"\xfe\xff"),),
         (("authorization", KEY),),
     ],
@@ -93,7 +93,7 @@ def test_any_of_several_known_keys_is_accepted(key: str) -> None:
 
 @pytest.mark.parametrize("presented", [KEY, OTHER, "wrong"])
 def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the time reveals neither which key matched nor whether one did."""
+    """The time must reveal neither which key matched nor whether one did."""
     compared: list[bytes] = []
     compare = hmac.compare_digest
 
@@ -126,7 +126,7 @@ def test_replaced_keys_are_accepted_at_once_and_old_ones_are_refused() -> None:
     ring.authenticate((("x-avap-auth", OTHER),))
 
 
-# -- what is answered -------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=8, unique=True), st.text(max_size=200))
@@ -147,7 +147,7 @@ def test_every_request_is_answered_as_a_protobuf_parser_would_read_it(names: lis
         (b"\x0a\x02if\x12\x01x", "if"),  # a field from a newer contract
         (b"\x0a\x04else\x0a\x02if", "if"),  # the last one counts
         (b"\x12\x01x\x0a\x02if", "if"),
-        (b"\x0a\x82\x00if", "if"),  # a length longer than need be
+        (b"\x0a\x82\x00if", "if"),  # a length with more octets than necessary
     ],
 )
 def test_unusual_encodings_of_a_request_are_understood(request_bytes: bytes, name: str) -> None:
@@ -227,7 +227,7 @@ def test_without_a_snapshot_a_call_is_unavailable() -> None:
         assert failure(call, b"") == (Status.UNAVAILABLE, "The catalogue is not loaded yet")
 
 
-# -- what is counted --------------------------------------------------------------------------------------------------
+# -- counters ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: Pages) -> None:

@@ -1,4 +1,4 @@
-"""Parts of the transports, of the first calls and of health whose effects show late, if at all, on a port."""
+"""Parts of the transports, of the first calls and of health whose effects are hardly visible from outside."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_modules_that_a_confined_worker_may_need_are_imported_before(
 
 
 class Jail:
-    """What the kernel refuses, as the test says."""
+    """The refusals of the kernel, which the test sets."""
 
     def __init__(self, _: object, **given: Any) -> None:
         self.given = given
@@ -244,7 +244,7 @@ class Jail:
 
 @pytest.fixture
 def confinement(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Confinement, Any]]:
-    """Makes one in a jail of the test."""
+    """Makes a confinement in a jail of the test."""
     monkeypatch.setattr(confine, "Jail", Jail)
     monkeypatch.setattr(confine, "support", lambda: None)
     monkeypatch.setattr(confine, "preload", lambda _: None)
@@ -313,7 +313,7 @@ async def test_first_calls_have_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_connection_that_cannot_be_made_leaves_no_socket_open() -> None:
     listening = socket.socket()
     with pytest.raises(OSError, match=r"refused|not"):
-        first_calls._connected(listening)  # it does not listen
+        first_calls._connected(listening)  # the socket does not listen
     assert listening.fileno() < 0
 
 
@@ -321,7 +321,7 @@ def test_a_connection_that_cannot_be_made_leaves_no_socket_open() -> None:
 
 
 class Client:
-    """Takes no message until the test lets it."""
+    """A stream that accepts no message until the test allows it."""
 
     def __init__(self) -> None:
         self.reads = asyncio.Event()

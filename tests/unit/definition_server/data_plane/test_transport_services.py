@@ -49,7 +49,8 @@ async def test_health_reports_whether_the_served_catalogue_is_up_to_date(serve: 
             assert (await stub.Check(request, timeout=10)).status == expected
             listed = (await stub.List(health_pb2.HealthListRequest(), timeout=10)).statuses
             assert listed["avap.freshness"].status == expected
-            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving  # never red for that
+            # Readiness does not depend on freshness.
+            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving
         assert set(listed) == {"", "avap.DefinitionEngine", "avap.freshness", "liveness"}
 
 
@@ -63,7 +64,8 @@ async def services(client: grpc.aio.Channel) -> set[str]:
 async def test_reflection_is_off_unless_configured(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:
-        # One batch: a write after the refusal would fail in the client, which would then report that instead.
+        # All in one batch, because a write after the refusal would fail in the client, which would then report that
+        # failure instead.
         call: Any = client.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=10)

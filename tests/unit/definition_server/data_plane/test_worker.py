@@ -1,5 +1,5 @@
-"""One worker, in the process of the test: what each message does, in which order it starts and ends, and how often it
-reports what. `test_worker_alone.py` has the process."""
+"""One worker in the process of the test: the effect of each message, the order of start and end, and the intervals of
+reports. `test_worker_alone.py` tests a worker process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEY_DIGEST = "ab" * 32
 
 
 class Transport:
-    """Notes what it is called for."""
+    """A transport that notes its calls."""
 
     def __init__(self, begin_swap: Callable[[Snapshot], Swap]) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -95,7 +95,7 @@ class Alone:
         os.close(descriptor)
 
     def received(self) -> list[messages.Message]:
-        """What the worker has sent."""
+        """The messages that the worker has sent."""
         found = []
         while (each := self.master.receive()) is not None:
             found.append(each[0])
@@ -148,7 +148,7 @@ async def test_a_worker_receives_warms_up_listens_and_is_confined_before_it_repo
     assert len(asyncio.all_tasks()) == 1, "no report and no heartbeat goes on after the end"
     alone.master.send(messages.Freshness(True))
     await iterations()
-    assert not alone.worker._fresh, "nobody reads the channel any more"
+    assert not alone.worker._fresh, "the channel is not read any more"
 
 
 async def test_a_port_that_is_taken_ends_the_worker_with_its_exit_code_and_its_heartbeat(alone: Alone) -> None:
@@ -171,7 +171,7 @@ async def test_tls_files_that_came_first_are_used_by_the_start_and_closed(make: 
     alone.master.close()
     with captured_logs():
         assert await asyncio.wait_for(running, 5) == 0
-    assert alone.transport.calls[-1] == ("stop", 5.0), "the drain of a worker without a master has the time of one"
+    assert alone.transport.calls[-1] == ("stop", 5.0), "the drain of a worker without a master has the usual time"
 
 
 async def test_freshness_and_a_certificate_that_came_later_reach_the_transport(alone: Alone) -> None:
@@ -187,7 +187,7 @@ async def test_freshness_and_a_certificate_that_came_later_reach_the_transport(a
     assert [call[1] for call in later if call[0] == "certificate"] == [b"certificate 1", b"certificate 2"]
     alone.worker._certificate_replaced.set()
     await iterations()
-    assert len(alone.transport.calls) == 6, "without a certificate there is nothing to replace"
+    assert len(alone.transport.calls) == 6, "without a certificate nothing is replaced"
     assert not running.done()
     alone.master.send(messages.Drain(False, 0.0, 0.0))
     await asyncio.wait_for(running, 5)
@@ -261,7 +261,7 @@ async def test_the_first_snapshot_is_served_at_once_and_later_ones_by_a_swap(
         alone.publish(built(row("if", str(generation)), generation=generation))
         alone.worker._receive()
     assert alone.slot.read().generation == 1, "calls are answered while the next one is prepared"
-    assert released == [[None], [2]], "the second was overtaken while it waited"
+    assert released == [[None], [2]], "the second snapshot was overtaken while it waited"
     alone.worker._status_changed.clear()
     swapping = asyncio.create_task(alone.worker._swap_published())
     await iterations()
@@ -272,7 +272,7 @@ async def test_the_first_snapshot_is_served_at_once_and_later_ones_by_a_swap(
     assert alone.worker._status_changed.is_set()
     alone.worker._published.set()
     await iterations()
-    assert not swapping.done(), "a wake-up for nothing is none"
+    assert not swapping.done(), "a wake-up without a snapshot has no effect"
     swapping.cancel()
 
 
@@ -350,11 +350,11 @@ async def test_every_waiting_message_is_acted_on_and_an_invalid_one_is_logged(al
 
 
 class Slept(Exception):
-    """The test has seen enough."""
+    """Raised when the test is over."""
 
 
 def sleeping(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[list[float], list[float]]:
-    """Have ``asyncio.sleep`` return at once, ``times`` times: its seconds, and the clock that it moves."""
+    """Make ``asyncio.sleep`` return at once, ``times`` times. Returns its seconds, and the clock that it advances."""
     slept: list[float] = []
     clock = [1000.0]
 
@@ -444,7 +444,7 @@ async def test_memory_is_examined_and_the_heartbeat_is_set_at_intervals_of_a_sec
 
 
 class Thread:
-    """Notes how it was made, and runs where the test says."""
+    """A thread that notes its arguments, and runs when the test wants it."""
 
     made: list[Thread]
     refused = False
@@ -460,7 +460,7 @@ class Thread:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
-    """Processes that would have been started."""
+    """The processes that would have been started."""
     Thread.made, Thread.refused = [], False
     monkeypatch.setattr(threading, "Thread", Thread)
     return Thread.made

@@ -31,7 +31,7 @@ def test_the_listening_socket_of_the_master_is_inherited_by_no_further_process()
 
 
 class Jail:
-    """Reaches the extent that a test names; the kernel refuses nothing."""
+    """A jail that reaches the extent that the test sets; the kernel refuses nothing."""
 
     def __init__(self, extent: Extent) -> None:
         self.reached = self

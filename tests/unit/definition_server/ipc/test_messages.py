@@ -1,4 +1,4 @@
-"""What a message holds where its sender says nothing of it, and which reports of calls are plausible."""
+"""The defaults of the fields of messages, and which reports of calls are plausible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A worker counts on its own page, and the master reads it; nobody else can change it once the worker has mapped it."""
+"""A worker counts on its own page, and the master reads it. No other process can change the page once the worker has
+mapped it."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def test_a_page_holds_every_word() -> None:
 
 
 def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
-    """Each is written with a value of its own, and all are read back as written."""
+    """Each word is written with its own value, and all values are read back."""
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
@@ -160,7 +161,7 @@ def cumulated(counts: tuple[int, ...]) -> list[int]:
     return [sum(counts[: end + 1]) for end in range(len(counts))]
 
 
-# -- what a worker is --------------------------------------------------------------------------------------------------
+# -- the state of a worker ---------------------------------------------------------------------------------------------
 
 
 @given(st.binary(min_size=32, max_size=32).filter(any))

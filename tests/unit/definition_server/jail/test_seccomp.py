@@ -148,7 +148,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine: Architecture) -> 
         pytest.skip("no headers of the kernel on this machine")
     found = re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
     known = {name: int(number) for name, number in found}
-    if machine is AARCH64:  # names that the generic list hides behind macros
+    if machine is AARCH64:  # the generic list has these names only in macros
         known |= {"newfstatat": 79, "fstat": 80, "fcntl": 25, "lseek": 62, "mmap": 222}
     assert {name: calls.number(machine, name) for name in calls.NUMBERS if name in known} == {
         name: known[name] for name in calls.NUMBERS if name in known
@@ -193,7 +193,8 @@ def test_the_kernel_takes_the_ruleset_of_every_abi_up_to_its_own(abi: int) -> No
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of another account")
 def test_a_hidden_process_cannot_be_read_by_its_own_user() -> None:
     account: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    # The account cannot run this interpreter, so the process becomes it; that hides it too, which is undone.
+    # The account cannot run this interpreter, so the process changes to it. That also hides the process, which is
+    # undone.
     become = (
         "import os\n"
         "from definition_server.jail.kernel import PR_SET_DUMPABLE, hide_process, prctl\n"

@@ -45,7 +45,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def configured(app_env: str, level: str) -> io.StringIO:
-    """Set up logging; returns what is then written to stdout."""
+    """Set up logging. Returns the text that is then written to stdout."""
     stdout = io.StringIO()
     with redirect_stdout(stdout):
         configure_logs(app_env, level)
@@ -151,7 +151,7 @@ def test_a_logger_made_before_configuring_follows_it() -> None:
     assert [line["msg"] for line in parsed(stdout)] == ["shown again"]
 
 
-# -- what cannot be rendered -------------------------------------------------------------------------------------------
+# -- values that cannot be rendered ------------------------------------------------------------------------------------
 
 
 class Plain:
@@ -384,7 +384,7 @@ def test_a_worker_starts_without_rich_although_it_is_installed() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-# -- what Python would print -------------------------------------------------------------------------------------------
+# -- errors that Python would print ------------------------------------------------------------------------------------
 
 FAILURES = {
     "Unhandled exception; the process ends": "raise ValueError('it broke')",

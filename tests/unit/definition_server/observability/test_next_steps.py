@@ -1,4 +1,5 @@
-"""The next steps on the page: a step for each fault, on a page that exists, and none without a fault."""
+"""The next steps on the page: each fault has a step with a link to an existing page, and without a fault there is
+none."""
 
 from __future__ import annotations
 

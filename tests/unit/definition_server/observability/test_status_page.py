@@ -1,4 +1,5 @@
-"""The page for people: whatever the table holds is text in it, its size is bounded, and it says how the server is."""
+"""The page for people: all content of the table is shown as text, the size of the page is bounded, and it shows the
+state of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans: nested, bounded, and nothing where nobody records them."""
+"""Spans are nested and bounded, and cost nothing where they are not recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The victim: two kinds of honest calls on a schedule, and failures that count."""
+"""The victim makes two kinds of honest calls on a schedule, and counts failures."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ def test_the_order_of_servers_changes_from_round_to_round() -> None:
     done.measure([plan("ours", "theirs", "other", gates=(GATE,))])
     assert there.measured[:6] == ["ours", "theirs", "other", "theirs", "other", "ours"]
     assert there.measured.count("ours") == there.measured.count("theirs") == 6
-    assert there.measured.count("other") == 2, "no gate judges it: it has fewer rounds"
+    assert there.measured.count("other") == 2, "no gate judges this server, so it has fewer rounds"
     assert there.measured[6:] == ["ours", "theirs", "theirs", "ours"] * 2
-    assert sorted(there.started) == ["other", "ours", "theirs"], "each is started once"
+    assert sorted(there.started) == ["other", "ours", "theirs"], "each server is started once"
     assert not there.running
     assert [(each.gate.name, each.verdict) for each in done.verdicts] == [("g", sla.KEPT)]
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def catalogue() -> Iterator[Catalogue]:
-    """A small one."""
+    """A small catalogue."""
     made = Catalogue(2, 400)
     yield made
     made.close()
