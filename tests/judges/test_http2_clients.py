@@ -1,6 +1,7 @@
-"""Plain HTTP/2 clients, which know nothing of gRPC, are served: nghttp and h2load of nghttp2, and curl.
+"""Plain HTTP/2 clients that do not know gRPC are served: nghttp and h2load of nghttp2, and curl.
 
-They do what gRPC clients do not: padding, CONTINUATION, priorities, a header table of zero octets, content-length.
+They use features that gRPC clients do not use: padding, CONTINUATION, priorities, a header table of zero octets,
+content-length.
 """
 
 from __future__ import annotations

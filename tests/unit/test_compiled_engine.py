@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def build(project: Path, **variables: str) -> tuple[list[Path], str, int]:
-    """The wheels, what was printed, and the exit code."""
+    """The wheels, the output, and the exit code."""
     done = subprocess.run(
         [sys.executable, "-B", "-m", "hatchling", "build", "-t", "wheel", "-d", str(project / "dist")],
         cwd=project,
@@ -106,7 +106,7 @@ def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_fits_this_p
         ).stdout.strip()
 
     assert shown("doubled.doubled(21), doubled.__file__.endswith('.so')") == "42 True"
-    # Another Python's tag: the sources run.
+    # With the tag of another Python, the sources run.
     for path in site.rglob("*.so"):
         path.rename(path.with_name(path.name.replace(str(suffix), ".cpython-399-x86_64-linux-gnu.so")))
     assert shown("doubled.doubled(21), doubled.__file__.endswith('.so')") == "42 False"
@@ -123,7 +123,7 @@ CANNOT = {
 @pytest.mark.parametrize(
     "why", ["missing", *(pytest.param(each, marks=pytest.mark.slow) for each in ("failing", "silent"))]
 )
-def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_says_so(project: Path, why: str) -> None:
+def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_gives_the_reason(project: Path, why: str) -> None:
     text, reason = CANNOT[why]
     compiler = program(project, "cc", text) if text else "/nonexistent/cc"
     wheels, printed, code = build(project, COMPILED_ENGINE="1", CC=compiler)

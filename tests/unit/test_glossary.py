@@ -1,6 +1,6 @@
-"""The project uses the terms of docs/glossary.md: names that they replaced do not come back.
+"""The project uses the terms of docs/glossary.md, and not the names that they replaced.
 
-Searched: the source code, the documentation, everything that operators deploy, the tests and the measurements. The
+The source code, the documentation, everything that operators deploy, the tests and the measurements are searched. The
 table of renamed terms in the changelog is the only place where the old names stand.
 """
 

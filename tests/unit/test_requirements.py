@@ -1,4 +1,4 @@
-"""docs/requirements.md and the tests belong together, both ways: each row has a test, each marker names a row."""
+"""docs/requirements.md and the tests agree: each row has a test, and each marker names a row."""
 
 from __future__ import annotations
 

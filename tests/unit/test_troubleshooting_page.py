@@ -17,12 +17,12 @@ FOREIGN = {
 }
 """Messages of other programs that the page explains."""
 LEAST = 4
-"""Letters of a part of a message that is worth looking for."""
+"""The least number of letters of a part of a message that is searched for."""
 
 
 @cache
 def texts() -> list[str]:
-    """Every string of the source, f-strings with … for what is put into them."""
+    """Every string of the source; in f-strings, … stands for inserted values."""
     found = []
     for path in sorted((ROOT / "service").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
