@@ -476,10 +476,10 @@ def test_a_record_with_only_invalid_runs_can_be_shown(tmp_path: Path) -> None:
 def test_a_missing_self_test_is_taken_from_another_record_of_the_same_machine(tmp_path: Path) -> None:
     proof = load(write(tmp_path, sample() | {"runs": []}, "proof.json"))
     bare = small() | {"selftest": None, "witnesses": []}
-    assert "Can it fail?" not in page(load(write(tmp_path, bare, "bare.json")))
-    assert "Can it fail?" in page(load(tmp_path / "bare.json"), [proof])
+    assert "Do the gates detect a slower server?" not in page(load(write(tmp_path, bare, "bare.json")))
+    assert "Do the gates detect a slower server?" in page(load(tmp_path / "bare.json"), [proof])
     foreign = sample() | {"runs": [], "machine": {"cpu": "another", "cpus": 64}}
-    assert "Can it fail?" not in page(load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))])
+    assert "Do the gates detect a slower server?" not in page(load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))])
 
 
 @pytest.mark.parametrize("bound", ["least", "most"])
