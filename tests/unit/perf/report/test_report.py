@@ -479,7 +479,9 @@ def test_a_missing_self_test_is_taken_from_another_record_of_the_same_machine(tm
     assert "Do the gates detect a slower server?" not in page(load(write(tmp_path, bare, "bare.json")))
     assert "Do the gates detect a slower server?" in page(load(tmp_path / "bare.json"), [proof])
     foreign = sample() | {"runs": [], "machine": {"cpu": "another", "cpus": 64}}
-    assert "Do the gates detect a slower server?" not in page(load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))])
+    assert "Do the gates detect a slower server?" not in page(
+        load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))]
+    )
 
 
 @pytest.mark.parametrize("bound", ["least", "most"])
