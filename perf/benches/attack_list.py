@@ -14,7 +14,7 @@ ACTIONS = ("", "publish", "drain", "shutdown")
 SHORT_SECONDS = 2.5
 STRETCH = "worker_stretch"
 """The figure: CPU time of the worker during the attack, plus the time that it waited for its CPU, in relation to the
-former. 1 on a machine that nobody else uses."""
+former. 1 on a machine without other work."""
 CALM = "calm_"
 """The prefix of a figure of the undisturbed victim."""
 

@@ -199,7 +199,7 @@ class Stage:
         return figures, details
 
     def shut_down(self) -> float:
-        """End the server by SIGTERM while nobody attacks it. Returns the seconds that it takes."""
+        """End the server by SIGTERM while no attack is in progress. Returns the seconds that it takes."""
         asked = time.monotonic()
         self.server.signal(signal.SIGTERM)
         self.server.wait_exit(_SHUTDOWN_SECONDS)

@@ -126,7 +126,7 @@ class Load:
         more: Callable[[LoadConnection, list[Due]], None] | None = None,
         between: Callable[[], None] | None = None,
     ) -> bool:
-        """Read what has arrived, note the latencies, and pass each connection's finished calls to ``more``.
+        """Read the octets that have arrived, note the latencies, and pass each connection's finished calls to ``more``.
 
         ``between`` is called between two connections, because calls may be due there. Returns whether anything arrived.
 

@@ -33,7 +33,7 @@ ALL = "all"
 
 
 class ScenarioError(ValueError):
-    """The file is not valid; the text says where, and what to write instead."""
+    """The file is not valid; the text names the place and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Expected:
 
 
 class SlaError(ValueError):
-    """The file is not valid; the text says where, and what to write instead."""
+    """The file is not valid; the text names the place and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def figure(run: Run, path: str) -> float | None:
 
 
 def is_failure(run: Run) -> bool:
-    """Whether the server failed in the run, so that its gates are invalid whatever other runs show."""
+    """Whether the server failed in the run, so that its gates are invalid even if other runs are valid."""
     return not run["valid"] and run.get("fault") not in FAULTS_OF_OTHERS
 
 

@@ -103,7 +103,8 @@ INJECTIONS: dict[str, Callable[[Receive], Receive]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Inject what the first argument names, then run the worker with the other arguments. Returns its exit code."""
+    """Apply the injection that the first argument names, then run the worker with the other arguments. Returns its exit
+    code."""
     if not arguments or arguments[0] not in INJECTIONS:
         print(f"the first argument must be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2

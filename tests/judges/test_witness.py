@@ -111,7 +111,7 @@ HELD = 20.0
         (0.05, 1.5, (16.1, 20.6), "disagrees"),
     ],
 )
-def test_a_difference_in_p95_is_explained_only_by_what_ghz_adds_to_a_known_time(
+def test_a_difference_in_p95_is_explained_only_by_the_time_that_ghz_adds_to_a_known_one(
     ours: float, theirs: float, held: tuple[float, float] | None, verdict: str
 ) -> None:
     extra = added(p95(held[0]), p95(held[1]), HELD) if held else 0.0

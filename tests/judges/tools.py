@@ -1,8 +1,8 @@
 """The programs of the judges: where they come from, and how they are run.
 
 Built programs are kept in ``$JUDGES_CACHE`` (``~/.cache/definition-server-judges``), each under the digest of its
-sources and lock files, so a run builds only what has changed. A missing tool fails a run in CI (``CI`` is set);
-elsewhere the tests that need it are skipped.
+sources and lock files, so a run builds only programs that have changed. A missing tool fails a run in CI (``CI`` is
+set); elsewhere the tests that need it are skipped.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Replies:
 
     def _settings_acked(self) -> None:
         self.settings_acks += 1
-        assert self._settings_sent, "an acknowledgement that nobody asked for"
+        assert self._settings_sent, "an acknowledgement without SETTINGS"
         acked = self._settings_sent.popleft()
         self.initial_window = acked.get(INITIAL_WINDOW_SIZE, self.initial_window)
         self.max_frame = acked.get(MAX_FRAME_SIZE, self.max_frame)

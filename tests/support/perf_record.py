@@ -17,7 +17,7 @@ ROUNDS = 6
 FALLEN = "grpcio-sync"
 """The server that fails in `get-missing`."""
 WHY_FALLEN = "it answered <b>INTERNAL</b> instead of NOT_FOUND | 12 times"
-# Calls per second of CPU, as a share of what one definition allows, by scenario.
+# Calls per second of CPU time by scenario, as a share of those for one definition.
 _SCENARIOS: Mapping[str, tuple[str, float]] = {
     "get-hot": ("closed", 1.0), "rated": ("open", 0.28), "get-zipf": ("closed", 0.55), "get-missing": ("closed", 0.32),
     "upstream-stress": ("closed", 0.16), "saturate": ("open", 0.5),

@@ -78,7 +78,7 @@ def program(folder: Path, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_a_build_that_is_not_asked_to_compile_makes_the_pure_wheel(project: Path, value: str) -> None:
+def test_a_build_without_the_request_to_compile_makes_the_pure_wheel(project: Path, value: str) -> None:
     wheels, printed, code = build(project, COMPILED_ENGINE=value, CC="/nonexistent/cc")
     assert ([wheel.name for wheel in wheels], code) == ([PURE], 0)
     assert "COMPILED_ENGINE" not in printed
@@ -169,6 +169,6 @@ def test_a_compiled_module_that_cannot_be_imported_first_leaves_the_wheel_pure(
     assert reason in printed
 
 
-def test_the_engine_says_which_of_its_forms_runs() -> None:
+def test_the_engine_names_the_form_that_runs() -> None:
     assert (grpc_h2.ENGINE == "pure") == isinstance(Connection.receive_data, FunctionType)
     assert grpc_h2.ENGINE in ("pure", "compiled")

@@ -45,7 +45,7 @@ REPLACED = {
 ANY = re.compile("|".join(REPLACED))
 
 # Not the replaced terms: the shell of an operating system, the front door of a package, the word in sample commands,
-# the module that finds what a test has left behind.
+# the module that finds descriptors and processes that a test has left behind.
 ALLOWED = re.compile(
     r"(a|no|without a|password, a|as) shells?\b|\bfront door\b|shell in between|/bin/(ba)?sh|\bPOST\b"
     r"|tests\.support\.leftovers|shell=|The inner shell|One shell for all|Each shell leaves|"

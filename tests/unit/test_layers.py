@@ -1,4 +1,4 @@
-"""The project obeys the rules of `layer_rules`, and each rule finds what it forbids."""
+"""The project obeys the rules of `layer_rules`, and each rule finds its violations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_no_module_has_an_import_that_the_architecture_forbids(sources: Sources)
 
 
 def test_each_excused_violation_still_exists(sources: Sources) -> None:
-    """An entry of `NOT_YET` whose reason is gone must go too."""
+    """An entry of `NOT_YET` without a violation must be removed."""
     assert sorted(NOT_YET - set(violations(sources))) == []
 
 
@@ -273,7 +273,7 @@ def test_a_package_may_import_its_own_modules_in_a_function() -> None:
 
 
 def test_an_excuse_without_a_violation_is_found() -> None:
-    """What `test_each_excused_violation_still_exists` relies on: a violation is named by exactly one line."""
+    """`test_each_excused_violation_still_exists` relies on this: a violation is named by exactly one line."""
     line = "grpc_h2/connection/x.py: connection may not know random"
     assert violations(Sources({"grpc_h2/connection/x.py": "import random"})) == [line]
     assert violations(Sources({"grpc_h2/connection/x.py": "import json"})) == []

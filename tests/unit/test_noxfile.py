@@ -296,7 +296,7 @@ def transports_of(which: str, *markers: str) -> list[str]:
         (("transports",), ["native"]),
     ],
 )
-def test_both_sessions_together_run_a_test_once_on_each_transport_and_its_own_marker_goes_first(
+def test_both_sessions_together_run_a_test_once_on_each_transport_and_its_own_marker_takes_precedence(
     markers: tuple[str, ...], together: list[str]
 ) -> None:
     assert sorted(transports_of("alternate", *markers) + transports_of("other", *markers)) == together

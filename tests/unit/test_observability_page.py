@@ -1,6 +1,6 @@
 """docs/observability.md lists every fixed log message and every field of /statusz, and no others.
 
-Both lists are read from the source, so a failure names what the page lacks.
+Both lists are read from the source, so a failure names the missing entries of the page.
 """
 
 from __future__ import annotations

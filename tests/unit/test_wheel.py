@@ -107,7 +107,7 @@ def links(address: str | None) -> dict[str, str]:
     return urls
 
 
-def test_links_of_the_project_come_from_the_address_that_the_build_is_given() -> None:
+def test_links_of_the_project_are_made_from_the_address_given_to_the_build() -> None:
     given = links("https://forge.example/avap/definition-server/")
     assert given["Homepage"] == "https://forge.example/avap/definition-server"
     for name, place in (

@@ -262,7 +262,7 @@ class ServicerContext:
         self._protocol.wake()
 
     async def send(self, octets: bytes) -> None:
-        """`put`, then wait until the client has taken enough of what is queued."""
+        """`put`, then wait until the client has taken enough of the queued output."""
         if self._finished or self._stream.closed:
             raise asyncio.InvalidStateError("RPC already finished.")
         self.put(octets)
@@ -388,7 +388,7 @@ class ServicerContext:
         return self._protocol.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS has established about the client."""
+        """The properties of the client that TLS has established."""
         return self._protocol.auth_context()
 
     def peer_identity_key(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The lingering close of a connection: what happens between its last GOAWAY and the end of its socket.
+"""The lingering close of a connection: the time between its last GOAWAY and the end of its socket.
 
 Closing a socket with unread input makes the kernel send RST, which may destroy the GOAWAY on its way (RFC 9113 section
 5.4.1). So the connection is flushed and half-closed, and then read for a while longer; the octets that arrive are
@@ -61,7 +61,7 @@ class LingeringClose:
             return
         transport = self._transport
         if transport.get_write_buffer_size() or not writable:
-            transport.set_write_buffer_limits(0)  # `resume_writing` comes when the last octet has left
+            transport.set_write_buffer_limits(0)  # `resume_writing` is called when the last octet has been sent
             transport.resume_reading()
             if self._timer is None:
                 self._timer = self._loop.call_later(stall_timeout, transport.abort)
@@ -70,7 +70,7 @@ class LingeringClose:
         self.cancel()
         self._timer = self._loop.call_later(LINGER, transport.close)
         self._pause()
-        if not self._flood:  # a flood may have to be aborted: first see whether it ends
+        if not self._flood:  # a flood may have to be aborted: first find out whether it ends
             self._half_close()
 
     def data_received(self, size: int) -> None:
@@ -103,7 +103,8 @@ class LingeringClose:
         self._loop.call_later(_PAUSE, self._defer, self.read_on)
 
     def _half_close(self) -> None:
-        # TLS has no half-close in asyncio: a TLS client sees the end when it closes its side, or when we close.
+        # asyncio has no half-close for TLS: a TLS client gets the end of the stream when it closes its side, or when we
+        # close.
         if self._transport.can_write_eof():
             try:
                 self._transport.write_eof()

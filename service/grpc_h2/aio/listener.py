@@ -113,7 +113,7 @@ class Listener:
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
-            client_log: For what is logged about clients.
+            client_log: For log lines about clients.
         """
         listening.setblocking(False)
         with suppress(PermissionError):  # a confined process may not; the process that made the socket has set them
@@ -285,7 +285,8 @@ class Listener:
                 tls = {
                     "ssl": self._tls.context,
                     "ssl_handshake_timeout": self._handshake_timeout,
-                    # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
+                    # Seconds to wait for the peer's close_notify. asyncio's default of 30 s would hold memory for a
+                    # dead peer.
                     "ssl_shutdown_timeout": LINGER,
                 }
             if not self._scheduler.claim_setup(self._loop, protocol.arrival):
@@ -309,7 +310,7 @@ class Listener:
         gets an answer, and the connection is closed.
 
         Raises:
-            TimeoutError: where nothing comes.
+            TimeoutError: where nothing arrives.
             OSError: where the connection breaks.
         """
         self._silent.add(protocol)

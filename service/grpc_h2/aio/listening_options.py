@@ -17,7 +17,7 @@ _ACCEPT_TIMEOUT = struct.pack("@ll", 0, 1000)
 
 
 def set_listening_options(listening: socket.socket) -> None:
-    """Set the options that accepted connections inherit, and those that accepting needs.
+    """Set the options that accepted connections inherit, and those that accept(2) needs.
 
     All processes that share the socket share its O_NONBLOCK: a hostile process may clear it, and accept(2) would then
     wait for ever in the others. With SO_RCVTIMEO accept(2) waits for one tick of the kernel (socket(7)); the option has

@@ -5,8 +5,8 @@ transport and the server. Every cause (octets, a handler's message, a timer) end
 written, hand out events, stop or continue reading. Everything that handlers send within one iteration of the event loop
 is written together (`wake`).
 
-**Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` says that
-input is left to process, and a used-up budget says that output is. In either case the rest is deferred to the
+**Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` is true while
+input is left to process, and a used-up budget means that output is left. In either case the rest is deferred to the
 `FairScheduler`: it comes after the work that other connections have deferred already, and networks take turns. Until
 then nothing is read from this connection.
 
@@ -373,7 +373,7 @@ class Http2Protocol(asyncio.Protocol):
         return peer_text(self._transport.get_extra_info("peername") if self._address is None else self._address)
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
-        """What TLS has established about the peer, in gRPC's terms; empty without TLS."""
+        """The properties of the peer that TLS has established, under gRPC's names; empty without TLS."""
         tls: Any = self._transport.get_extra_info("ssl_object")
         return {} if tls is None else peer_identity(tls)
 
@@ -548,7 +548,7 @@ class Http2Protocol(asyncio.Protocol):
     # -- log ------------------------------------------------------------------------------------------------------
 
     def _log_reports(self) -> None:
-        """Log what the connection has noticed about its peer."""
+        """Log the connection's reports about its peer."""
         reports = self.connection.reports
         for kind, about in reports:
             if kind == "unauthorized":

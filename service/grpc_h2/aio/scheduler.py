@@ -145,7 +145,7 @@ class FairScheduler:
             loop.call_soon(self._run_slice, loop)
 
     async def time_slice(self, share: Share, network: str) -> None:
-        """Wait for a time slice, which ends with it: what the caller then does is a large piece of work."""
+        """Wait for a time slice, which ends with this call, because the caller's work is a large piece."""
         loop = asyncio.get_running_loop()
         come: asyncio.Future[None] = loop.create_future()
 
@@ -159,7 +159,8 @@ class FairScheduler:
         await come
 
     async def spread(self, steps: Iterable[object]) -> None:
-        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises what a step raises."""
+        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises the exception of a
+        step."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         remaining = iter(steps)

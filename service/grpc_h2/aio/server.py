@@ -2,7 +2,7 @@
 
 `Server` has the interface of ``grpc.aio.Server``: generated ``add_…Servicer_to_server`` functions, the health and
 reflection servicers of grpcio and interceptors work with it unchanged. gRPC itself is not imported; its objects are
-recognized by their attributes. Two things go beyond that interface: `Server.add_static_unary`, and listening sockets
+recognized by their attributes. Two methods go beyond that interface: `Server.add_static_unary`, and listening sockets
 from outside (`Server.add_listener`).
 
 A stop has three stages. First nothing new is accepted, and connections drain. When the grace period is over, calls are
@@ -90,7 +90,7 @@ class Server:
             executor: Runs handlers that are ordinary functions; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
             observe: Called with each batch of ready answers: their answer ids, and the seconds from reading to writing.
-            eof: What ``context.read()`` returns after the last message (``grpc.aio.EOF`` for servicers that compare).
+            eof: The result of ``context.read()`` after the last message (``grpc.aio.EOF`` for servicers that compare).
         """
         self.limits = limits = Limits() if limits is None else limits
         self.router = Router()

@@ -3,7 +3,7 @@ arithmetic.
 
 - *Glitches* are cheap misdeeds: each is legal or harmless alone, and an attack in numbers. All of them are drawn from
   one leaky bucket, so that no attack is below every threshold at once.
-- *WINDOW_UPDATEs* have a balance that grows by what an honest client answers with one.
+- *WINDOW_UPDATEs* have a balance that grows with each frame that an honest client may answer with one.
 - *Late frames* name a stream that has ended. A client may send a few of them for each stream that it has opened,
   because it may send RST_STREAM before it has read the answer; further ones count as glitches.
 - *PINGs* follow gRPC proposal A8, with one bucket that leaks in place of its clock, so that a client that pings in the
@@ -149,7 +149,7 @@ class Abuse:
     # -- what allows the peer more --------------------------------------------------------------------------------
 
     def stream_opened(self) -> None:
-        """The client has opened a stream, whatever becomes of it."""
+        """The client has opened a stream, even if it is refused."""
         self._window_updates += _UPDATES_PER_STREAM
 
     def headers_sent(self) -> None:

@@ -45,7 +45,7 @@ class Bodies:
         self.partial = 0
         """Octets of unfinished messages."""
         self.unread = 0
-        """Cost of whole messages that nobody has taken yet."""
+        """Cost of whole messages that no handler has taken yet."""
 
     def reader(self, route: Route) -> MessageReader | None:
         """A reader that splits the DATA of a new stream into messages; None if the DATA of that stream is ignored."""

@@ -6,9 +6,8 @@ connection adds to it and the sum is beyond the limit, the connection that holds
 may be another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
 
 The one that holds most is found without a walk over all: shares are kept in classes by the binary order of magnitude of
-what they hold, and only the members of the highest class are compared, `_COMPARED` of them at the most. So the
-connection that is ended is the heaviest where that class is small, and otherwise holds at least half as much as the
-heaviest.
+their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So the connection that is
+ended is the heaviest where that class is small, and otherwise holds at least half as much as the heaviest.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Budget:
 
 
 class Share:
-    """What one connection holds."""
+    """The octets that one connection holds."""
 
     __slots__ = ("_budget", "_evict", "octets")
 

@@ -31,7 +31,7 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 _REFUSED_AT_ONCE: Final = 8
-"""Calls that are refused in one go before their bodies have come: some 80 µs."""
+"""Calls that are refused at a time before their bodies have arrived: some 80 µs."""
 _TOO_LATE: Final = CallFault(StatusCode.DEADLINE_EXCEEDED, "The request was not complete in time")
 _OPEN: Final = StreamState.OPEN
 

@@ -63,8 +63,8 @@ class Closing:
         events: list[Event],
         reports: list[tuple[str, str]],
     ) -> None:
-        """``events``: the list to which events for handlers are appended. ``reports``: the same for what the operator
-        should know about the peer."""
+        """``events``: the list to which events for handlers are appended. ``reports``: the same for reports about the
+        peer for the operator."""
         self._lifecycle = lifecycle
         self._buffer = buffer
         self._timers = timers
@@ -162,7 +162,7 @@ class Closing:
             self._leave_if_done()
 
     def drop_output(self, stream: Stream) -> None:
-        """Drop what ``stream`` has queued."""
+        """Drop the data that ``stream`` has queued."""
         self._outbound.drop(stream)
         self._answers.settle(stream)
 

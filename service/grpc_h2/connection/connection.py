@@ -1,9 +1,9 @@
 """The server's side of one HTTP/2 connection that carries gRPC: no socket, no event loop; time is an argument.
 
 **Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
-frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; what concerns a handler
-becomes an event. `Connection.data_to_send` hands out what may be written. Neither raises on any input: a peer's fault
-ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
+frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; everything that concerns a
+handler becomes an event. `Connection.data_to_send` returns the octets to write. Neither raises on any input: a peer's
+fault ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
 neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
@@ -60,7 +60,8 @@ _SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
 class Connection:
-    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write what `data_to_send` gives.
+    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write the octets that `data_to_send`
+    returns.
 
     All instants are in seconds of one monotonic clock, sizes in octets.
     """
@@ -108,7 +109,7 @@ class Connection:
             limits: Limits for the client.
             now: The present instant.
             jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
-            budget: What all connections of the server may hold.
+            budget: The memory that all connections of the server may hold.
             on_eviction: Called when this connection was ended because it holds most while the budget is exceeded.
                 `data_to_send` and `take_events` then return something. It may be called from within a method of another
                 connection, so it must return at once, and call no method of a connection.
@@ -147,7 +148,7 @@ class Connection:
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
             closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here, which saves each call that comes alone a function call."""
+        """See `FastPath.answer_one`. Bound here to save a function call for each call that comes alone."""
         self._written = 0
         """Octets that the transport has accepted and not sent, while it accepts no more."""
         self._on_eviction = on_eviction
@@ -383,7 +384,7 @@ class Connection:
         return None if deadline == inf else deadline
 
     def tick(self, now: float) -> list[Event]:
-        """Do what has become due."""
+        """Act on everything that has become due."""
         self.advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:

@@ -7,13 +7,13 @@ made from time to time: the instant, and the last stream id that was used by the
 passed since a mark, every stream up to its id is overdue. So their deadlines are exact to one part in `_MARKS`, and
 cost a call nothing.
 
-**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. RFC 9113 section 8.1
-lets the server ask for the rest not to be sent, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
+**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. By RFC 9113 section 8.1,
+the server may ask the client not to send the rest, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
 whose RST_STREAM they read before they have sent their body (curl: error 92) or passed the answer on (Envoy issue
 30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest of the request arrives meanwhile,
 as it does from every client that sends its request at once. Only the ids of such streams are kept, `_RESTS` at most.
 
-**Answers.** A client must read what waits for it at `Limits.min_read_rate`, after `Limits.read_grace`. Octets that a
+**Answers.** A client must read its waiting answers at `Limits.min_read_rate`, after `Limits.read_grace`. Octets that a
 handler adds later prolong this time at the same rate; a complete answer has `Limits.max_read_time` in all.
 
 This module reads no clock: the present instant is that of `Timers`.
@@ -36,7 +36,7 @@ from grpc_h2.connection.timers import Timers
 _MARKS: Final = 8
 """Marks made while `Limits.body_timeout` goes by."""
 ENDED_AT_ONCE: Final = 8
-"""Calls that are ended in one go because their time is over: some 100 µs."""
+"""Calls that are ended at a time because their deadline has passed: some 100 µs."""
 _RESTS: Final = 256
 """The number of streams of a connection whose rest is awaited; when one more comes, the first is reset."""
 _REST_OCTETS: Final = 64 * 1024

@@ -2,7 +2,7 @@
 its stream.
 
 A turn (one call of `Inbound.work`) is bounded by `Limits.answers_per_turn` and its neighbours, so that other
-connections are served in between; where it ends early, `InputBuffer.backlog` says so.
+connections are served in between; where it ends early, `InputBuffer.backlog` is true.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class Inbound:
         self._read(stream, content, size, end_stream=end_stream)
 
     def _read(self, stream: Stream, content: bytes, size: int, *, end_stream: bool) -> None:
-        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from what is left of the frame."""
+        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from the rest of the frame."""
         if stream.id not in self._streams.open:  # the stream has ended since its frame arrived
             return
         try:

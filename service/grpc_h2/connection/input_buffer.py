@@ -54,6 +54,6 @@ class InputBuffer:
         return True
 
     def check_invariants(self) -> None:
-        """Assert that the position lies within what is held."""
+        """Assert that the position lies within the held octets."""
         assert 0 <= self.position <= len(self.held)
         assert self.held or not self.position

@@ -137,8 +137,8 @@ class Limits:
     the memory of its answers cannot be released. nginx 60 s."""
 
     read_grace: float = 30.0
-    """How long a stream's octets may wait to be read, beyond what `min_read_rate` gives them: a client that pauses to
-    collect its garbage or to change its network."""
+    """How long a stream's octets may wait to be read, in addition to the time by `min_read_rate`. It covers a client
+    that pauses for a garbage collection or changes its network."""
 
     min_read_rate: float = 32.0 * 1024
     """Octets a second at which an answer must be read, on each stream (Apache ``MinRate`` 500, IIS 240, h2o none; their

@@ -43,7 +43,7 @@ class Outbound:
         """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
         announced that we use none (RFC 7541 section 4.2)."""
         self.unsent = 0
-        """Octets of stream data queued. ``held``: those among them that exist only for this connection."""
+        """Octets of stream data queued. ``held``: the octets among them that exist only for this connection."""
         self.held = 0
         self._max_frame = frames.DEFAULT_FRAME_SIZE
         self.waiting: dict[Stream, None] = {}

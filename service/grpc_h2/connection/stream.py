@@ -177,7 +177,7 @@ class Stream:
 
         Raises:
             StreamFault: STREAM_CLOSED after END_STREAM, FLOW_CONTROL_ERROR beyond the stream's window, PROTOCOL_ERROR
-                beyond what content-length has announced.
+                beyond the announced content-length.
         """
         if self.state is _HALF_CLOSED_REMOTE:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")

@@ -12,7 +12,7 @@ from grpc_h2.connection.limits import Limits
 
 
 class Due(Enum):
-    """What has become due."""
+    """The deadlines that may have passed."""
 
     PREFACE = auto()
     """The client has not sent its preface and SETTINGS in time."""
@@ -140,6 +140,6 @@ class Timers:
         return min(instant for instant, _ in self._deadlines(introduced=introduced, idle=idle, unsent=unsent))
 
     def due(self, *, introduced: bool, idle: bool, unsent: bool) -> list[Due]:
-        """What is due now."""
+        """The deadlines that have passed."""
         deadlines = self._deadlines(introduced=introduced, idle=idle, unsent=unsent)
         return [what for instant, what in deadlines if instant <= self.now]

@@ -1,4 +1,4 @@
-"""The header blocks that a server sends: initial metadata, trailers, and the answer to what is not gRPC.
+"""The header blocks that a server sends: initial metadata, trailers, and the answer to a request that is not gRPC.
 
 They use no dynamic table (see `hpack.encode_block`), so a block means the same on every connection and can be encoded
 ahead of time, and two blocks in sequence are one block.

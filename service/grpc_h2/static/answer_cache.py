@@ -152,7 +152,7 @@ class PreparedAnswers:
     def install(self) -> None:
         """The data from which these answers were made is served now: they replace the remembered answers.
 
-        Takes a tenth of a millisecond; `StaticUnary.release` frees what was replaced.
+        Takes a tenth of a millisecond; `StaticUnary.release` frees the replaced answers.
 
         Raises:
             RuntimeError: where the preparation was installed or discarded before.

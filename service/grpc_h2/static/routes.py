@@ -142,7 +142,7 @@ class Router:
         """Incremented whenever a remembered route may have become wrong."""
 
     def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
-        """Answer calls of ``path`` with what ``lookup`` returns for their message, without any handler."""
+        """Answer calls of ``path`` with the result of ``lookup`` for their message, without a handler."""
         method = self._methods[path] = StaticUnary(path, lookup, authorize)
         self.forget_authorizations()
         return method

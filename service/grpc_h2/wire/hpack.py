@@ -20,8 +20,8 @@ strings are remembered for all connections: names, and time-outs that recur with
 it to about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left
 out.
 
-**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on what was sent before
-and answers can be encoded beforehand. Fields are not Huffman-coded, because coding would cost more time than the saved
+**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on earlier fields, and
+answers can be encoded beforehand. Fields are not Huffman-coded, because coding would cost more time than the saved
 octets are worth.
 """
 

@@ -1,4 +1,5 @@
-"""The Huffman code of HPACK (RFC 7541 section 5.2 and appendix B), decoding only: what we send is not Huffman-coded.
+"""The Huffman code of HPACK (RFC 7541 section 5.2 and appendix B), decoding only, because our own fields are not
+Huffman-coded.
 
 The code is a tree of 256 inner nodes. After each octet that it reads, a decoder is at some inner node. The next node,
 and the symbols that are passed on the way, depend only on the node and the octet. Each node therefore keeps a row octet

@@ -145,7 +145,7 @@ class SimulatedChecker:
         """Whether rows were left unjudged since this was last set to False."""
 
     async def check(self, contents: Sequence[Any]) -> list[Any]:
-        """The judgement of each."""
+        """The judgement of each row."""
         if self.unavailable:
             self.failed = True
             raise self._cannot()

@@ -104,7 +104,7 @@ MUTANTS = {
         "return None",
         "code that clients refuse",
     ),
-    "what is served changes without a lock": Mutant(
+    "the served catalogue changes without a lock": Mutant(
         PLANE + "served_catalogue.py", r"async with self\._lock:", "if True:", "no new one|without a pin|passed without"
     ),
     "the guard is not asked": Mutant(

@@ -81,7 +81,7 @@ def found(forbidden: tuple[str, ...], loaded: set[str]) -> list[str]:
 
 
 def worker(**changes: object) -> str:
-    """A program that imports what a worker with this configuration imports until it is confined."""
+    """A program with the imports of a worker with this configuration until it is confined."""
     config = {
         "host": "",
         "port": 0,
@@ -102,7 +102,7 @@ def worker(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(("transport", "forbidden"), [("native", NOT_IN_A_NATIVE_WORKER), ("grpcio", NOT_IN_A_WORKER)])
-def test_a_worker_imports_only_what_it_uses(transport: str, forbidden: tuple[str, ...]) -> None:
+def test_a_worker_imports_only_modules_that_it_uses(transport: str, forbidden: tuple[str, ...]) -> None:
     assert found(forbidden, loaded_by(worker(transport=transport))) == []
 
 
@@ -111,7 +111,7 @@ def test_a_worker_with_reflection_has_imported_its_libraries_before_it_is_confin
     assert {"grpc._utilities", "grpc_reflection.v1alpha.reflection_pb2", "google.protobuf.descriptor_pool"} <= loaded
 
 
-def test_a_master_that_starts_imports_only_what_it_uses() -> None:
+def test_a_starting_master_imports_only_modules_that_it_uses() -> None:
     program = "import definition_server.cli.main, definition_server.control_plane.master"
     assert found(NOT_IN_A_MASTER, loaded_by(program)) == []
 
@@ -151,7 +151,7 @@ def test_modules_of_a_master_are_not_examined_by_the_garbage_collector() -> None
     assert run.stdout.splitlines() == ["commands False", "serves {False} True True"]
 
 
-def test_a_checker_imports_only_what_it_uses() -> None:
+def test_a_checker_imports_only_modules_that_it_uses() -> None:
     """A checker starts within a cycle, and at every start of a server."""
 
     def loaded(program: str) -> set[str]:

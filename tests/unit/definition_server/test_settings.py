@@ -243,7 +243,7 @@ def test_ordinary_variables_are_not_noticed(name: str) -> None:
         ("NODE_OPTIONS", "docs/runtime-flags.md"),
     ],
 )
-def test_a_variable_of_another_server_is_noticed_once_with_what_serves_its_purpose(name: str, said: str) -> None:
+def test_a_variable_of_another_server_is_noticed_once_with_its_counterpart_here(name: str, said: str) -> None:
     with environment(**REQUIRED, **{name: MARK}):
         (notice,) = [each for each in notices(Settings) if each.variable == name]
         assert load_settings(Settings).workers, "it does not prevent a start"
@@ -488,7 +488,7 @@ TLS_FILES = {
 def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
     variable: str, kind: str, tmp_path: Path
 ) -> None:
-    """A pipe would hold up the start until somebody writes to it."""
+    """A pipe would delay the start until a process writes to it."""
     authority = Authority(tmp_path)
     made = authority.sign("server")
     values = {

@@ -304,7 +304,7 @@ def test_an_unjudged_version_stays_pending_while_it_is_served_in_place_of_a_bad_
     assert bench.gate.pending.keys() == {b"a", b"b"}
     assert bench.findings.unchecked == 2
     bench.read(row("a", None), row("b"))
-    assert bench.codes == {"b": "pass"}, "once judged, it is no good version"
+    assert bench.codes == {"b": "pass"}, "once judged, it does not count as a good version"
     assert not bench.gate.held
 
 

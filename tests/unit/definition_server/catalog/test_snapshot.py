@@ -255,7 +255,7 @@ def snapshot_of(signer: Signer | None = None, **codes: str) -> Snapshot:
     return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
 
 
-def test_a_difference_names_what_was_added_removed_and_changed_in_name_order() -> None:
+def test_a_difference_names_added_removed_and_changed_definitions_in_name_order() -> None:
     old = snapshot_of(same="1", gone="1", b="1", a="1", left="1")
     new = snapshot_of(same="1", b="2", a="2", new="1", fresh="1")
     assert diff(old, new) == Difference(added=("fresh", "new"), removed=("gone", "left"), changed=("a", "b"))

@@ -1,4 +1,4 @@
-"""The operator's commands without a server: what they accept, and how an answer is shown."""
+"""The operator's commands without a server: the arguments that they accept, and how an answer is shown."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_csv_reads_back_null_and_awkward_texts() -> None:
     assert read_back(as_csv(commands)) == commands
 
 
-def test_csv_of_nothing_is_empty() -> None:
+def test_csv_of_no_commands_is_empty() -> None:
     assert as_csv([]) == ""
 
 

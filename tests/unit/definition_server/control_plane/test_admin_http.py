@@ -255,7 +255,9 @@ def test_another_protocol_is_recognised_and_answered_in_its_own_way(octets: byte
         ({"if-unmodified-since": "Sat, 29 Oct 1994 19:43:31 GMT"}, None),
     ],
 )
-def test_preconditions_are_those_of_pages_without_tag_and_date(headers: dict[str, str], expected: int | None) -> None:
+def test_preconditions_are_judged_as_for_pages_without_tag_and_date(
+    headers: dict[str, str], expected: int | None
+) -> None:
     answer = precondition(headers)
     assert (None if answer is None else int(answer.status)) == expected
 

@@ -47,7 +47,7 @@ def test_a_year_of_two_digits_is_one_of_1950_to_2049(digits: str, year: int, tmp
     assert earliest_expiry(path) == datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()
 
 
-def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
+def test_the_earliest_expiry_of_a_certificate_chain_counts(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made = authority.sign("server")
     chain = tmp_path / "chain.pem"
@@ -77,6 +77,6 @@ def test_a_constructed_value_is_a_list_of_tags_and_contents() -> None:
 
 
 @pytest.mark.parametrize("octets", [b"\x30\x03ab", b"\x04\x81\x04abc", b"\x05\x00\x30\x01"])
-def test_a_value_that_is_cut_off_is_none(octets: bytes) -> None:
+def test_a_truncated_value_is_read_as_none(octets: bytes) -> None:
     with pytest.raises(ValueError, match="cut off"):
         _items(octets)

@@ -51,7 +51,7 @@ def test_a_row_has_two_seconds_and_one_for_each_mebibyte(size: int, seconds: int
 @pytest.mark.parametrize(
     ("hard", "soft"), [(INFINITY, 18), (100, 18), (17, 17)], ids=["no limit", "a high limit", "a low limit"]
 )
-def test_the_next_row_has_its_time_beside_what_was_used_unless_the_process_has_less(
+def test_the_next_row_has_its_time_beyond_the_used_one_unless_the_process_has_less(
     limits: Limits, monkeypatch: pytest.MonkeyPatch, hard: int, soft: int
 ) -> None:
     limits.hard = hard

@@ -260,7 +260,7 @@ async def test_an_answer_waits_only_for_workers_that_are_ready_and_stay_and_need
     assert not master.service._all_have(3)
 
 
-async def test_a_sync_answers_its_outcome_and_what_is_served_afterwards(master: Master) -> None:
+async def test_a_sync_answers_its_outcome_and_the_version_served_afterwards(master: Master) -> None:
     with captured_logs() as lines:
         result = await master.call("Sync", pb.SyncRequest())
     assert logged(lines, "Sync requested", log_level="info")

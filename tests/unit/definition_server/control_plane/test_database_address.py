@@ -91,7 +91,7 @@ def test_the_address_of_a_database_holds_no_secret_of_its_url(url: str) -> None:
     assert (address is not None) or url not in ACCEPTED_URLS
 
 
-def test_the_address_of_a_database_has_hosts_port_name_and_role_with_what_libpq_adds(
+def test_the_address_of_a_database_has_hosts_port_name_and_role_with_the_defaults_of_libpq(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGUSER", "reader")

@@ -115,7 +115,7 @@ async def test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_
     assert loop.time() - began >= 1.5
 
 
-async def test_after_close_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_cancels_the_release_that_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.05)
     loop = asyncio.get_running_loop()
     faults: list[dict[str, object]] = []

@@ -110,7 +110,7 @@ def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> 
 
 
 @pytest.mark.slow
-def test_a_server_with_too_low_a_limit_does_not_start_and_says_what_to_do() -> None:
+def test_a_server_with_too_low_a_limit_does_not_start_and_names_a_remedy() -> None:
     environment = os.environ | FAST | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
     ended = subprocess.run(
         ["sh", "-c", 'ulimit -n 40; exec "$0" -m definition_server serve', sys.executable],

@@ -322,7 +322,7 @@ def test_a_limit_that_is_high_enough_is_left_alone() -> None:
 
 
 def test_a_low_hard_limit_becomes_the_soft_limit_and_is_logged() -> None:
-    # Nobody, root included, may go above fs.nr_open.
+    # No user, not even root, may go above fs.nr_open.
     wanted = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limit, limits, lines = raised(soft=256, hard=1024, wanted=wanted)
     assert (limit, limits) == (1024, (1024, 1024))

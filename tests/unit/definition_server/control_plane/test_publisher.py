@@ -114,7 +114,7 @@ def test_published_memory_cannot_be_changed_by_anyone(publisher: Publisher) -> N
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0)
 
 
-def test_shared_memory_holds_what_was_built() -> None:
+def test_shared_memory_holds_the_built_snapshot() -> None:
     snapshot = built("if", "else")
     publication = to_shared_memory(snapshot)
     os.close(publication.descriptor)

@@ -221,7 +221,7 @@ async def test_rows_that_changed_before_the_rest_was_judged_are_judged_before_th
         await bench.close()
 
 
-async def test_without_a_checker_cycles_go_on_and_rows_are_judged_later(bench: Bench, logs: LogLines) -> None:
+async def test_without_a_checker_cycles_continue_and_rows_are_judged_later(bench: Bench, logs: LogLines) -> None:
     await bench.cycle()
     bench.checker.refusal = "no process"
     bench.source.replace(row("if", "while"), row("else", "new = 1"))
@@ -256,7 +256,7 @@ async def test_a_row_whose_verdict_does_not_last_is_judged_again(bench: Bench) -
     assert len(bench.checker.judged) == judged
 
 
-async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_go_on(
+async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_continue(
     monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     with nothing_left():

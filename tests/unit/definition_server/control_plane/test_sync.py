@@ -451,7 +451,7 @@ async def test_an_unconditional_cycle_reads_a_table_whose_fingerprint_is_the_sam
         publisher.close()
 
 
-async def test_the_table_is_read_when_the_last_reading_is_as_old_as_the_setting_says(
+async def test_the_table_is_read_when_the_last_reading_has_the_age_of_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, late = asyncio.get_running_loop(), 0.0

@@ -391,7 +391,7 @@ async def test_a_database_that_answers_in_time_prevents_the_restore(
     assert not logged(logs, RESTORED)
 
 
-async def test_after_a_restore_the_next_cycle_comes_soon(
+async def test_after_a_restore_the_next_cycle_follows_soon(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
 ) -> None:
     source.fail(SourceError("down"))

@@ -41,7 +41,7 @@ def test_small_rows_are_read_by_the_thousand_and_large_ones_alone() -> None:
     assert classes(MB) == [(1000, 8388), (100, 83886), (10, 838860), (8, MB)]
 
 
-def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_come_by_the_thousand() -> None:
+def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_are_read_by_the_thousand() -> None:
     assert [rows_of_batch(number, MB) for number in range(4)] == [1000, 100, 10, 8]
     assert rows_of_batch(4, MB) == 1000, "rows that are too large: only their names are read"
 
@@ -251,7 +251,7 @@ def test_bytecode_is_joined_by_name_once_for_each_command_and_left_out_of_rows_t
     assert "ON t.name = convert_to(b.command_name::text, 'UTF8') WHERE" in octets
 
 
-def test_rows_of_ranges_come_from_their_blocks_and_name_their_own() -> None:
+def test_rows_of_ranges_are_read_from_their_blocks_with_the_number_of_their_range() -> None:
     made = plan()
     assert "ctid" not in made.rows_sql(0, MB)
     made.range_blocks = 8

@@ -82,7 +82,9 @@ def test_files_that_changed_since_they_were_judged_are_refused(
     assert "/proc/" not in str(problem)
 
 
-def test_where_descriptors_run_out_the_refusal_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_descriptors_run_out_the_refusal_names_that_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scarce(*_: bytes | None) -> None:
         raise OSError(24, "Too many open files")
 

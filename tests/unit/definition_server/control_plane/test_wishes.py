@@ -24,13 +24,13 @@ def file(tmp_path: Path) -> WishesFile:
 # -- which of them count ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_counts_where_nothing_was_asked_for() -> None:
+def test_no_wish_counts_where_none_was_made() -> None:
     merged = Wishes().merge(Policy(), NOW)
     assert merged.pin is None
     assert not merged.accepts(A)
 
 
-def test_a_pin_by_command_goes_before_one_of_the_policy_until_it_ends() -> None:
+def test_a_pin_by_command_takes_precedence_over_one_of_the_policy_until_it_ends() -> None:
     wishes, policy = Wishes(pinned=Pin(A, NOW + 1)), Policy(pin=Pin(B))
     assert wishes.merge(policy, NOW).pin == Pin(A, NOW + 1, "command")
     assert wishes.merge(policy, NOW + 1).pin == Pin(B, None, "policy")

@@ -197,7 +197,7 @@ def test_intervals_double_up_to_ten_minutes(process: Process) -> None:
     assert waited == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
 
 
-def test_memory_of_its_own_is_what_is_resident_and_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     page = 4096
     monkeypatch.setattr(allocator.os, "sysconf", {"SC_PAGESIZE": page}.__getitem__)
     freed = freed_memory()

@@ -307,7 +307,7 @@ def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(
     assert not fleet.balancers[0].may_accept(), "three ahead of 32 are more"
 
 
-def test_a_refused_connection_is_asked_about_again_long_before_patience_ends(fleet: Fleet) -> None:
+def test_a_refused_connection_is_tried_again_long_before_patience_ends(fleet: Fleet) -> None:
     assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4
 
 
@@ -428,7 +428,7 @@ def test_a_full_server_is_logged_again_when_ten_seconds_have_passed() -> None:
         assert len(logged(lines, "MAX_CONNECTIONS is reached")) == 2
 
 
-def test_a_refused_connection_is_asked_about_again_after_a_millisecond(fleet: Fleet) -> None:
+def test_a_refused_connection_is_tried_again_after_a_millisecond(fleet: Fleet) -> None:
     assert fleet.balancers[0].retry_seconds == 0.001
     assert fleet.balancers[0].connections == 0
 

@@ -27,7 +27,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.ipc.stats import LATENCY_BOUNDS, STATUSES
 from definition_server.rpc import avap_pb2
 
-KEY, OTHER = "key", "the key after it"
+KEY, OTHER = "key", "the right key after a wrong one"
 LET_IN = (("x-avap-auth", KEY),)
 
 

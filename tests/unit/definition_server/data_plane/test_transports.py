@@ -58,7 +58,7 @@ async def test_a_generated_stub_reads_every_field(serve: Serve, engine: Definiti
     assert (catalog.total_count, catalog.version_hash) == (2, engine.snapshot.version_hash)
 
 
-async def test_every_answer_names_the_catalogue_it_comes_from(serve: Serve, engine: DefinitionEngine) -> None:
+async def test_every_answer_names_its_catalogue(serve: Serve, engine: DefinitionEngine) -> None:
     transport, port = await serve()
     requests = {"GetCommand": b"\x0a\x02if", "SyncCatalog": b""}
     async with channel(port) as client:

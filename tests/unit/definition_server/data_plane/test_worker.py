@@ -145,7 +145,7 @@ async def test_a_worker_receives_warms_up_listens_and_is_confined_before_it_repo
     assert await asyncio.wait_for(running, 5) == 0
     assert alone.transport.calls[2:] == [("stop", 3.0)]
     await iterations()
-    assert len(asyncio.all_tasks()) == 1, "no report and no heartbeat goes on after the end"
+    assert len(asyncio.all_tasks()) == 1, "no report and no heartbeat continues after the end"
     alone.master.send(messages.Freshness(True))
     await iterations()
     assert not alone.worker._fresh, "the channel is not read any more"
@@ -161,7 +161,7 @@ async def test_a_port_that_is_taken_ends_the_worker_with_its_exit_code_and_its_h
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_tls_files_that_came_first_are_used_by_the_start_and_closed(make: Make) -> None:
+async def test_tls_files_that_arrive_before_the_start_are_used_by_it_and_closed(make: Make) -> None:
     files = TlsFiles.seal(*TLS)
     alone = make(tls=files)
     running = asyncio.create_task(alone.worker.run())
@@ -174,7 +174,7 @@ async def test_tls_files_that_came_first_are_used_by_the_start_and_closed(make: 
     assert alone.transport.calls[-1] == ("stop", 5.0), "the drain of a worker without a master has the usual time"
 
 
-async def test_freshness_and_a_certificate_that_came_later_reach_the_transport(alone: Alone) -> None:
+async def test_freshness_and_a_later_certificate_reach_the_transport(alone: Alone) -> None:
     running = asyncio.create_task(alone.worker.run())
     await iterations()
     for number in (1, 2):
@@ -306,7 +306,7 @@ async def test_a_preparation_that_fails_is_logged_and_the_swap_is_made_and_relea
         (messages.Drain(True, 6.0, 5.0), [("serving", False), ("sleep", 6.0), ("stop", 0.0)]),
     ],
 )
-async def test_an_announced_drain_waits_and_what_it_waited_is_part_of_its_time(
+async def test_an_announced_drain_waits_and_the_wait_is_part_of_its_time(
     alone: Alone, drain: messages.Drain, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sleep(seconds: float) -> None:
@@ -329,7 +329,7 @@ async def test_the_first_drain_counts_and_the_end_of_the_master_begins_one(alone
     assert alone.worker._drain.result() == messages.Drain(False, 0.0, 5.0)
 
 
-async def test_a_report_to_a_master_that_is_gone_begins_the_drain(alone: Alone) -> None:
+async def test_a_report_to_a_master_that_has_ended_begins_the_drain(alone: Alone) -> None:
     alone.master.close()
     reporting = asyncio.create_task(alone.worker._report(cast(Any, alone.transport)))
     await iterations()
@@ -407,7 +407,7 @@ async def test_sampled_calls_are_reported_every_second(make: Make, monkeypatch: 
     assert sent.elapsed_ns == (5,)
 
 
-async def test_a_master_that_is_gone_ends_no_report(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_of_the_master_does_not_end_the_reports(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     def send(_: messages.Message) -> bool:
         raise ChannelClosed
 
@@ -482,7 +482,7 @@ def test_a_replaced_snapshot_is_released_in_a_thread_that_does_not_hold_up_the_e
     module._release_soon([None])
 
 
-def test_a_worker_whose_master_is_gone_exits_with_its_code_when_its_time_is_over(
+def test_a_worker_whose_master_has_ended_exits_with_its_code_when_its_time_is_over(
     threads: list[Thread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[object] = []
@@ -520,7 +520,7 @@ def test_the_configuration_comes_first_with_tls_files_beside_it_or_without() -> 
     channel.close()
 
 
-def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_where_that_is_asked_for() -> None:
+def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_where_that_is_configured() -> None:
     assert module._loop_factory(CONFIG) is uvloop.new_event_loop
     assert module._loop_factory(messages.Configure("", 0, "grpcio", False, 0.0, 1, "", "", 1.0)) is (
         asyncio.new_event_loop

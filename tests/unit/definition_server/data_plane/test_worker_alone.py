@@ -260,7 +260,7 @@ def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -
 
 
 @pytest.mark.parametrize("how", ["drain", "master gone"])
-def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
+def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_has_ended(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
         assert worker.channel.send(messages.Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
     else:

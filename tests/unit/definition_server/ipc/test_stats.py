@@ -215,7 +215,7 @@ def test_the_counts_of_a_killed_process_are_read(page: StatsPage) -> None:
     assert reading.version_hash == bytes(range(32)).hex()
 
 
-def test_a_peer_reads_what_a_worker_writes(page: StatsPage, slot: Slot) -> None:
+def test_a_peer_reads_the_counts_that_a_worker_writes(page: StatsPage, slot: Slot) -> None:
     page.seal()
     peer = map_peer(os.dup(page.descriptor))
     slot.connected(3, 5)
@@ -225,7 +225,7 @@ def test_a_peer_reads_what_a_worker_writes(page: StatsPage, slot: Slot) -> None:
         peer.beat(1)
 
 
-def test_a_page_cannot_be_resized_by_anybody(page: StatsPage) -> None:
+def test_a_page_cannot_be_resized(page: StatsPage) -> None:
     for size in (0, SLOT_SIZE // 2, SLOT_SIZE * 2):
         with pytest.raises(PermissionError):
             os.ftruncate(page.descriptor, size)

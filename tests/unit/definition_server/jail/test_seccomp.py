@@ -124,7 +124,7 @@ def test_calls_of_another_architecture_and_of_x32_are_refused(machine: Architect
 
 
 @ARCHITECTURES
-def test_a_further_filter_is_installed_only_where_one_is_to_come(machine: Architecture) -> None:
+def test_a_second_filter_can_be_installed_only_where_one_is_planned(machine: Architecture) -> None:
     assert answer(machine, "seccomp", 1, stacks=True) == seccomp.ALLOW
     assert answer(machine, "seccomp", 1, reads_files=True, opens_port=True) == EPERM
 
@@ -167,7 +167,9 @@ def test_the_program_fits_into_the_kernels_limit(machine: Architecture) -> None:
     ("abi", "files", "net", "scopes"),
     [(1, 13, 0, 0), (2, 14, 0, 0), (3, 15, 0, 0), (4, 15, 2, 0), (5, 16, 2, 0), (6, 16, 2, 2), (9, 16, 2, 2)],
 )
-def test_each_abi_of_landlock_is_asked_for_all_that_it_can_refuse(abi: int, files: int, net: int, scopes: int) -> None:
+def test_the_ruleset_for_each_abi_of_landlock_refuses_all_that_the_abi_can_refuse(
+    abi: int, files: int, net: int, scopes: int
+) -> None:
     assert [bits.bit_count() for bits in landlock.refused_by(abi)] == [files, net, scopes]
 
 

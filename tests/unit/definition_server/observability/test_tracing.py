@@ -57,7 +57,7 @@ def test_an_exception_ends_a_step_with_its_type_and_not_its_text(recorder: Recor
     assert "secret" not in repr(ended)
 
 
-def test_a_reason_goes_before_the_type_of_an_exception(recorder: Recorder) -> None:
+def test_a_reason_takes_precedence_over_the_type_of_an_exception(recorder: Recorder) -> None:
     def work() -> None:
         with span("step") as step:
             step.fail("table_missing")

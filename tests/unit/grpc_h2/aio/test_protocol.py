@@ -351,7 +351,7 @@ async def test_input_after_goaway_is_read_in_pieces_with_pauses() -> None:
     protocol.connection_lost(None)
 
 
-async def test_a_peer_that_is_gone_before_the_half_close_is_aborted() -> None:
+async def test_a_peer_that_has_ended_before_the_half_close_is_aborted() -> None:
     class Gone(FakeTransport):
         aborted = False
 

@@ -326,7 +326,7 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
 def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_peer(
     channel: grpc.Channel, caplog: pytest.LogCaptureFixture, key: str, value: str, reason: str
 ) -> None:
-    """The client sees INTERNAL with RST_STREAM alone, which has no room for a reason."""
+    """The client gets INTERNAL from RST_STREAM alone, which has no room for a reason."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with pytest.raises(grpc.RpcError, match="RST_STREAM"):
         ask(channel, "unary", metadata=((key, value),))
@@ -445,7 +445,7 @@ def test_the_reflection_servicer_of_grpcio_works_unchanged(loop: str, servicer: 
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Records what it sees; refuses methods named ``secret``; redirects ``renamed``."""
+    """An interceptor that records its calls, refuses methods named ``secret`` and redirects ``renamed``."""
 
     def __init__(self, name: str, seen: list[str]) -> None:
         self._name = name

@@ -134,7 +134,7 @@ def resets(peer: Peer) -> list[int]:
 
 @pytest.mark.requirement("A45")
 @three_ways
-def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_rest_does_not_come(feed: Feed):
+def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_rest_does_not_arrive(feed: Feed):
     peer = Peer(feed).send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     peer.advance(0.9)

@@ -1,4 +1,5 @@
-"""The budget of all connections together: what counts in it, and which connection ends when it is exceeded."""
+"""The budget of all connections together: the memory that counts in it, and which connection ends when it is
+exceeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast path for one call a read: `Connection.answer_one` does what `receive_data` does, in fewer steps."""
+"""The fast path for one call a read: `Connection.answer_one` has the same effects as `receive_data`, in fewer steps."""
 
 from __future__ import annotations
 

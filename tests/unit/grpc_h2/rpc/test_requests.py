@@ -401,7 +401,7 @@ SHOWN_AND_HIDDEN = (
 )
 
 
-async def test_a_servicer_sees_the_metadata_that_grpcio_shows() -> None:
+async def test_a_servicer_gets_the_same_metadata_as_on_grpcio() -> None:
     fields = CALL + SHOWN_AND_HIDDEN
     shown: asyncio.Future[list[tuple[str, str | bytes]]] = asyncio.get_running_loop().create_future()
 

@@ -65,7 +65,7 @@ def test_a_bound_method_that_a_route_holds_gives_new_answers_after_forget() -> N
 
 
 @pytest.mark.requirement("D5")
-def test_an_answer_asked_for_again_survives_a_generation_and_others_are_dropped() -> None:
+def test_an_answer_that_is_requested_again_survives_a_generation_and_others_are_dropped() -> None:
     catalogue = Catalogue()
     for number in range(3 * answer_cache.REMEMBERED_ANSWERS):
         catalogue.ask(b"%d" % number)
@@ -270,7 +270,7 @@ def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
     assert asked[10] == b"no"
 
 
-def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
+def test_an_answer_that_was_not_prepared_is_looked_up_on_demand() -> None:
     catalogue = remembering(b"a", b"b", b"c")
     prepared = catalogue.method.prepare(to_come(catalogue))
     next(prepared.steps())

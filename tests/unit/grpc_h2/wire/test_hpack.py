@@ -1,4 +1,4 @@
-"""The decoder follows RFC 7541: its examples, its errors, its limits, and what advances the epoch."""
+"""The decoder follows RFC 7541: its examples, its errors and its limits; and the changes that advance the epoch."""
 
 from __future__ import annotations
 

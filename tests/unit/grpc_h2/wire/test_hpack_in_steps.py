@@ -71,7 +71,7 @@ def test_a_block_decoded_in_steps_equals_the_block_decoded_at_once(
 
 
 @pytest.mark.requirement("B-long-reads")
-def test_a_step_decodes_no_more_fields_than_asked_for() -> None:
+def test_a_step_decodes_no_more_fields_than_requested() -> None:
     subject = decoder()
     block = b"".join(literal(b"n", b"%d" % number) for number in range(10))
     for done in (4, 8):

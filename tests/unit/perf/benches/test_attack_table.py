@@ -44,7 +44,7 @@ def test_a_run_without_figures_shows_its_error() -> None:
     assert row[8] == "**missed**: no figure: the victim does not start"
 
 
-def test_where_limits_are_not_judged_the_row_says_why() -> None:
+def test_where_limits_are_not_judged_the_row_gives_the_reason() -> None:
     (row,) = cells(table(PLAN, rows("grpcio, cleartext", "gzip-bombs", steady_p99_ms=50)))
     assert row[8].startswith("not judged: C-core")
 

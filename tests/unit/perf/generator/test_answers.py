@@ -34,7 +34,7 @@ class Client(LoadConnection):
 
 
 class Server:
-    """The server's end of one connection; the test decides what it sends."""
+    """The server's end of one connection; the test decides which octets it sends."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -309,7 +309,7 @@ def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: P
         ("", "commit unknown ("),
     ],
 )
-def test_the_readme_says_which_commit_was_measured(record: Record, commit: str, words: str) -> None:
+def test_the_readme_names_the_commit_that_was_measured(record: Record, commit: str, words: str) -> None:
     assert words in text.brief(record.model_copy(update={"commit": commit}), "x.json")
 
 
