@@ -182,5 +182,5 @@ def test_a_page_whose_server_has_ended_says_that_it_is_old(tmp_path: Path, servi
         shown = chromium(tmp_path, "--dump-dom", f"http://127.0.0.1:{server.port}/")
     finally:
         server.close()
-    assert "the page says that it is old" in shown
+    assert "what is shown is old" in shown
     assert "<h2>Serving, up to date</h2>" in shown

@@ -334,7 +334,7 @@ def any_provider_or_skip(*, faults: bool = False) -> DatabaseServer:
 
 
 def create_database(server_url: str, name: str) -> str:
-    """An empty database of that name on the server; its URL.."""
+    """Create an empty database of that name on the server. Returns its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return urlsplit(server_url)._replace(path=f"/{quote(name, safe='')}").geturl()

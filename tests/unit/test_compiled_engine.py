@@ -86,7 +86,7 @@ def test_a_build_without_the_request_to_compile_makes_the_pure_wheel(project: Pa
 
 @pytest.mark.slow
 @can_compile
-def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_fits_this_python_alone(project: Path) -> None:
+def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_is_for_this_python_only(project: Path) -> None:
     [wheel], printed, code = build(project, COMPILED_ENGINE="1")
     assert code == 0, printed
     version = f"cp{sys.version_info[0]}{sys.version_info[1]}"

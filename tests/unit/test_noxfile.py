@@ -117,7 +117,7 @@ def test_an_environment_is_installed_once(noxfile: Any) -> None:
     assert [installs(noxfile), installs(noxfile), installs(noxfile, "test")] == [2, 0, 0]
 
 
-def test_the_smaller_extra_does_not_stand_for_the_larger_one(noxfile: Any) -> None:
+def test_an_installation_of_the_smaller_extra_does_not_count_for_the_larger_one(noxfile: Any) -> None:
     assert [installs(noxfile, "test"), installs(noxfile, "test"), installs(noxfile, "dev")] == [2, 0, 1]
 
 
@@ -368,7 +368,7 @@ def test_a_run_that_was_not_finished_or_is_not_in_ci_fails_at_once(
 
 
 @pytest.mark.parametrize(("code", "kept"), [(1, True), (2, False), (-9, False)])
-def test_beside_another_session_failed_tests_are_left_to_ci_and_an_unfinished_run_leaves_none(
+def test_beside_another_session_the_list_of_failed_tests_is_left_to_ci_unless_the_run_was_unfinished(
     noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: bool
 ) -> None:
     monkeypatch.setenv("CI", "true")

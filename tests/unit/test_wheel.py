@@ -149,7 +149,7 @@ def test_links_of_the_readme_work_on_the_page_of_an_index() -> None:
     assert "](https://forge.example/avap/raw/HEAD/docs/architecture.svg)" in shown
 
 
-def test_a_build_without_address_has_the_readme_as_it_is(metadata: Message) -> None:
+def test_a_build_without_an_address_leaves_the_links_of_the_readme_unchanged(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 

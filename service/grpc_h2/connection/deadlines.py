@@ -60,7 +60,7 @@ class RequestDeadlines:
         self._marks: list[tuple[float, int]] = []
         """Pairs of an instant and a stream id: at that instant, streams of the fast path up to that id are overdue."""
         self._rests: dict[int, tuple[float, int]] = {}
-        """Streams that are answered, and the rest of whose request may still arrive: until when, and how many octets of
+        """Answered streams whose request may still have a rest → until when the rest is awaited, and how many octets of
         it have arrived. The stream that has waited longest comes first."""
 
     @property

@@ -290,7 +290,7 @@ class World:
     def _judge(self) -> None:
         """Check the final state."""
         for link in self.links:
-            assert link.done, f"over, but not done: {self._unfinished()}"
+            assert link.done, f"the run is over, but not everything is done: {self._unfinished()}"
             link.client.judge()
             protocol = link.protocol
             protocol.check_invariants()

@@ -53,7 +53,7 @@ def test_where_argv_0_misleads_the_environments_python_is_started(
 
 
 @pytest.mark.parametrize("executable", ["another python", "/nonexistent/python"])
-def test_where_the_environments_python_is_another_one_the_file_that_runs_is_started(
+def test_where_the_environments_python_is_another_one_the_running_interpreter_file_is_started(
     executable: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment.python.unlink()
@@ -65,7 +65,7 @@ def test_where_the_environments_python_is_another_one_the_file_that_runs_is_star
 
 @pytest.mark.parametrize("executable", ["its python", "another program", "/nonexistent/python"])
 @pytest.mark.parametrize("missing", ["no /proc", "replaced by an upgrade"])
-def test_where_the_file_that_runs_is_not_known_the_name_decides(
+def test_where_the_running_interpreter_file_is_not_known_its_name_decides(
     executable: str, missing: str, environment: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     running = tmp_path / "exe"

@@ -44,7 +44,7 @@ def test_the_smallest_limit_counts(tmp_path: Path, files: dict[str, str], grante
 
 
 @pytest.mark.parametrize("folder", ["memory/docker/c1", "memory"])
-def test_limits_of_version_1_count_in_and_outside_a_container(tmp_path: Path, folder: str) -> None:
+def test_limits_of_cgroups_version_1_count_inside_and_outside_a_container(tmp_path: Path, folder: str) -> None:
     root = machine(tmp_path, "12:memory:/docker/c1\n4:cpu,cpuacct:/docker/c1\n")
     path = root / "sys/fs/cgroup" / folder / "memory.limit_in_bytes"
     path.parent.mkdir(parents=True)

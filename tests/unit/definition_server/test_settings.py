@@ -485,9 +485,7 @@ TLS_FILES = {
 
 @pytest.mark.parametrize("kind", TLS_FILES)
 @pytest.mark.parametrize("variable", ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"])
-def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
-    variable: str, kind: str, tmp_path: Path
-) -> None:
+def test_an_unusable_tls_file_is_refused_at_once_with_a_reason(variable: str, kind: str, tmp_path: Path) -> None:
     """A pipe would delay the start until a process writes to it."""
     authority = Authority(tmp_path)
     made = authority.sign("server")

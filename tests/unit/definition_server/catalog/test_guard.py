@@ -75,7 +75,7 @@ def test_a_rename_of_everything_is_held_because_the_old_names_vanish() -> None:
         (8 << 20, 1000, False),
     ],
 )
-def test_octets_may_double_and_always_grow_by_a_mebibyte(before: int, after: int, held: bool) -> None:
+def test_octets_may_double_and_may_always_grow_by_a_mebibyte(before: int, after: int, held: bool) -> None:
     judgement = judge(contents(10, after, version="b"), contents(10, before, version="a"))
     assert concern(judgement) == (Concern.GROWN if held else None)
 

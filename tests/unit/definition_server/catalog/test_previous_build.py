@@ -253,7 +253,7 @@ def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) ->
 
 
 @pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
-def test_of_two_rows_with_one_name_and_one_id_the_same_is_served_in_any_order(code: bytes | None) -> None:
+def test_of_two_rows_with_one_name_and_one_id_the_same_row_is_served_in_any_order(code: bytes | None) -> None:
     rows = [Row(7, b"name", None, None, code), Row(7, b"name", None, b"[]", code and b"code", fault=None)]
     rows[1] = rows[1] if code else rows[1]._replace(fault=Unserved.TOO_LARGE)
     made = set()
@@ -313,7 +313,7 @@ def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
 def test_the_tables_of_a_build_are_handed_on_once() -> None:
     previous, _ = previous_of(some(10))
     SnapshotBuilder().take_over(previous, previous.ranges)
-    with pytest.raises(AssertionError, match="one build continues from another"):
+    with pytest.raises(AssertionError, match="one build goes on"):
         SnapshotBuilder().take_over(previous, previous.ranges)
 
 

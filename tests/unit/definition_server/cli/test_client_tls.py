@@ -171,7 +171,7 @@ def test_a_client_certificate_is_presented_to_a_server_that_demands_one(
     assert (by_option.exit_code, by_variable.exit_code) == (0, 0), by_option.stderr + by_variable.stderr
 
 
-def test_a_server_that_demands_another_client_certificate_exits_69_and_says_so(
+def test_a_server_that_demands_another_client_certificate_exits_69_with_that_reason(
     serve: Serve, authority: Authority, stranger: Authority, certificate: Certificate
 ) -> None:
     with serve(certificate, authority.cert) as port:
@@ -242,7 +242,7 @@ def test_a_key_of_another_certificate_exits_78(authority: Authority, own: Certif
     assert "certificate and key cannot be loaded" in result.stderr
 
 
-def test_half_of_a_pair_exits_78_and_names_both(authority: Authority, own: Certificate) -> None:
+def test_one_variable_of_a_pair_exits_78_and_names_both(authority: Authority, own: Certificate) -> None:
     for half in ("--client-cert-file", str(own.cert)), ("--client-key-file", str(own.key)):
         result = run(client.health, *half, CA_FILE=str(authority.cert))
         assert result.exit_code == 78

@@ -104,7 +104,7 @@ def test_a_replica_that_serves_another_version_is_named_and_the_exit_code_is_1(s
     assert states == ["ready", "ready, differs", "ready"]
 
 
-def test_of_two_replicas_the_one_with_the_older_publication_differs(serve: Serve) -> None:
+def test_of_two_replicas_with_different_versions_the_one_with_the_older_publication_is_named(serve: Serve) -> None:
     port = serve(replica(1), replica(2, NEW))
     told = document(run("--json", f"127.0.0.1:{port}", f"127.0.0.2:{port}"))
     assert [each["differs"] for each in told["replicas"]] == [True, False]

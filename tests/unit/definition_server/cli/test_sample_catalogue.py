@@ -125,14 +125,14 @@ def test_interface_is_compact_json() -> None:
 
 
 @each_command
-def test_body_compiles(command: SampleCommand) -> None:
+def test_a_body_compiles(command: SampleCommand) -> None:
     assert command.code
     compile(command.code, command.name, "exec")
     assert size(command) <= LARGEST_BODY
 
 
 @each_command
-def test_body_uses_exactly_the_parameters_of_its_interface(command: SampleCommand) -> None:
+def test_a_body_uses_exactly_the_parameters_of_its_interface(command: SampleCommand) -> None:
     code = command.code or ""
     declared = {parameter["item"] for parameter in interface_of(command)}
     assert declared <= set(re.findall(r"""["'](\w+)["']""", code))
@@ -140,7 +140,7 @@ def test_body_uses_exactly_the_parameters_of_its_interface(command: SampleComman
 
 
 @each_command
-def test_body_reads_no_undefined_name(command: SampleCommand) -> None:
+def test_a_body_reads_no_undefined_name(command: SampleCommand) -> None:
     module = symtable.symtable(command.code or "", command.name, "exec")
     known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     known |= {"args", "context", *dir(builtins)}
@@ -155,7 +155,7 @@ def test_body_reads_no_undefined_name(command: SampleCommand) -> None:
 
 
 @each_command
-def test_body_imports_and_calls_nothing_dangerous(command: SampleCommand) -> None:
+def test_a_body_imports_and_calls_nothing_dangerous(command: SampleCommand) -> None:
     for node in ast.walk(ast.parse(command.code or "")):
         if isinstance(node, ast.Import):
             assert not {alias.name.partition(".")[0] for alias in node.names} & NOT_FOR_A_SAMPLE

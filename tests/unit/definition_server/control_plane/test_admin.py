@@ -301,7 +301,7 @@ def test_requests_are_not_logged(ask: Ask, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_answers_over_ipv6(service: Service) -> None:
+def test_the_admin_port_answers_over_ipv6(service: Service) -> None:
     try:
         server = AdminServer("::1", 0, read=service.read, alive=service.alive)
     except PortInUse:
@@ -485,7 +485,7 @@ def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_continues(
     assert ask("/livez")[0].status == 200
 
 
-def test_openmetrics_in_any_spelling_and_weights_are_understood(server: AdminServer) -> None:
+def test_openmetrics_is_recognised_in_any_spelling_and_with_weights(server: AdminServer) -> None:
     for accept in ('application/openmetrics-text;version="1.0.0"', "application/openmetrics-text;version=1.0.0"):
         octets = raw(server.port, f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode())
         assert b"\r\nContent-Type: application/openmetrics-text; version=1.0.0;" in octets
@@ -503,7 +503,7 @@ def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Serv
         server.close()
 
 
-def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_asked_for(
+def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_configured(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = socket.create_server

@@ -160,7 +160,7 @@ async def test_a_network_over_its_share_is_not_read_from_the_beginning(port: Por
     assert client.received() == b""
 
 
-async def test_a_fault_of_a_client_is_reported_with_its_address_and_a_page_that_is_asked_for_is_not(
+async def test_a_fault_of_a_client_is_reported_with_its_address_and_an_ordinary_request_is_not(
     port: Port, client: Client
 ) -> None:
     client.connection.begin()

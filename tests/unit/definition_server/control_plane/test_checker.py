@@ -297,7 +297,7 @@ async def test_a_top_level_return_is_judged_as_the_setting_says(checker: Checker
 
 
 @pytest.mark.parametrize(("prefix", "option"), [("/opt/bytecode", ["pycache_prefix=/opt/bytecode"]), (None, [])])
-def test_the_process_finds_bytecode_where_the_master_has_it(
+def test_the_checker_uses_the_bytecode_cache_of_the_master(
     monkeypatch: pytest.MonkeyPatch, prefix: str | None, option: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "pycache_prefix", prefix)
@@ -308,7 +308,7 @@ def test_the_process_finds_bytecode_where_the_master_has_it(
 # -- a patient one -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_and_judges_the_same() -> None:
+async def test_a_patient_checker_runs_only_while_no_other_process_needs_the_cpu_and_judges_alike() -> None:
     with nothing_left():
         checker = Checker(patient=True)
         rows = [GOOD, content(b"if"), content(b"-" * 100_000 + b"1"), content(b"", b"[NaN]"), GOOD]
@@ -319,7 +319,7 @@ async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_
         await checker.close()
 
 
-async def test_where_that_policy_is_refused_a_patient_checker_has_the_lowest_priority(
+async def test_where_the_idle_policy_is_refused_a_patient_checker_has_the_lowest_priority(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:

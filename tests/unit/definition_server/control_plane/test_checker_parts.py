@@ -128,7 +128,9 @@ async def test_a_row_that_ends_a_process_by_its_own_fault_is_refused_and_not_jud
     await close(bench)
 
 
-async def test_a_row_that_ends_a_process_after_others_is_judged_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_that_ends_a_process_after_other_rows_is_judged_again_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench(monkeypatch, Process(FINE, module._Ended(**ENDED)), Process(FINE, FINE))
     assert await bench.check(3) == [FINE, FINE, FINE]
     assert [process.asked for process in bench.processes] == [[3], [1]]

@@ -132,7 +132,7 @@ def test_rows_are_answered_one_by_one_each_within_its_own_time(limits: Limits, m
     assert allowed == [12, 7, 3]
 
 
-def test_rows_are_judged_150_frames_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_judged_with_150_more_stack_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[int] = []
 
     def depth(_: object) -> None:

@@ -50,7 +50,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
-def test_on_a_kernel_with_both_the_master_is_hidden_and_nothing_is_logged(kernel: Kernel, mode: str) -> None:
+def test_on_a_kernel_with_both_mechanisms_the_master_is_hidden_and_nothing_is_logged(kernel: Kernel, mode: str) -> None:
     assert confine_master(mode)
     assert (kernel.hidden, kernel.log.lines) == (1, [])
 

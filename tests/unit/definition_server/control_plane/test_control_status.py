@@ -170,7 +170,7 @@ def test_unknown_values_are_unset_in_the_message() -> None:
     assert not message.sync.HasField("last_attempt")
 
 
-def test_a_version_of_the_history_has_its_changes_where_they_are_known_even_if_there_are_none() -> None:
+def test_a_version_of_the_history_has_its_known_changes_even_if_they_are_zero() -> None:
     entry = HistoryEntry("ab" * 32, 3, 1000, 1_800_000_000.0, 1_800_000_001.5)
     message = version_message(entry, ChangeCounts(1, 2, 3), served=True)
     assert (message.version_hash, message.definitions, message.served) == ("ab" * 32, 3, True)

@@ -58,7 +58,7 @@ def give_back(taken: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_reserved_descriptors_are_free_within_the_blocks_alone() -> None:
+def test_reserved_descriptors_are_free_only_within_the_blocks() -> None:
     reserve = DescriptorReserve(4)
     others = take_all()
     with pytest.raises(OSError, match="Too many"):
@@ -100,7 +100,7 @@ def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: 
 
 
 @pytest.mark.usefixtures("few")
-def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> None:
+def test_a_block_that_ends_after_the_reserve_was_closed_reserves_nothing_again() -> None:
     before = descriptors_before()
     reserve = DescriptorReserve(4)
     assert len(open_descriptors()) == len(before) + 4

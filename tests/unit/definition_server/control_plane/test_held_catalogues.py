@@ -33,7 +33,7 @@ from definition_server.observability.reasons import Reason
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
-async def test_a_mass_delete_is_held_in_the_cycle_that_reads_it_and_in_each_one_after(
+async def test_a_mass_delete_is_held_in_the_cycle_that_reads_it_and_in_each_later_one(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -221,7 +221,7 @@ async def test_a_change_of_the_signing_key_is_no_change_of_the_content(server: S
     assert server.version == version
 
 
-async def test_a_held_catalogue_does_not_keep_a_rotated_key_from_the_served_one(server: Server) -> None:
+async def test_while_a_catalogue_is_held_the_served_one_is_signed_with_a_rotated_key(server: Server) -> None:
     await server.cycle()
     good = server.version
     await server.cycle(*FEW)

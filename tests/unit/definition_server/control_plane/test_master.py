@@ -179,7 +179,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 
 
 @pytest.mark.parametrize(("demonstration", "code", "files"), [(False, 0, 65536), (True, 5, 1024)])
-def test_a_demonstration_warns_of_nothing_that_only_a_server_for_others_needs(
+def test_a_demonstration_does_not_warn_of_settings_that_only_a_production_server_needs(
     parts: Parts, demonstration: bool, code: int, files: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(master, "WANTED_DESCRIPTORS", 65536)

@@ -178,7 +178,7 @@ async def test_a_reading_of_ranges_reads_only_their_blocks_and_notes_their_sizes
     assert ranges.sizes == {0: {0: (3, 300)}, 1: {0: (1, 100)}, 3: {2: (1, 200)}}, "range 9 is gone"
 
 
-async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_and_none_of_before() -> None:
+async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_ranges_and_forgets_earlier_ones() -> None:
     bench = Bench()
     bench.connection.answers = {
         "ranges of 8": [(0, 3, "11")],
@@ -209,7 +209,7 @@ async def test_a_snapshot_has_150_octets_for_each_row_and_rows_that_are_too_larg
 
 
 @pytest.mark.parametrize("mistrust", [None, "a view"])
-async def test_the_fingerprint_is_that_of_the_row_versions_or_of_this_reading_alone(
+async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_reading(
     mistrust: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, relations = Bench(), []

@@ -285,7 +285,9 @@ async def test_a_pin_that_a_full_disk_refused_is_stored_while_the_database_is_do
     assert not server.synchronizer.state.pin_unsaved
 
 
-async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_goes_first(server: Server) -> None:
+async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_takes_precedence(
+    server: Server,
+) -> None:
     await server.cycle()
     first = server.version
     second = await change(server, "second")

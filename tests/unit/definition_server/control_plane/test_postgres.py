@@ -193,7 +193,7 @@ async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch:
 
 
 @pytest.mark.parametrize(("encoding", "converted"), [("UTF8", True), ("SQL_ASCII", False)])
-async def test_a_reading_sees_one_state_changes_nothing_and_takes_octets_of_a_database_without_an_encoding(
+async def test_a_reading_sees_one_state_changes_nothing_and_gets_raw_octets_of_a_database_without_an_encoding(
     encoding: str, converted: bool
 ) -> None:
     steps: list[Any] = []

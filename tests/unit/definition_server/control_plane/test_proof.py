@@ -113,7 +113,9 @@ async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> 
     assert bench.kinds() == [EventKind.CATALOGUE_HELD, EventKind.CATALOGUE_RELEASED]
 
 
-async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_does(bench: Bench) -> None:
+async def test_a_catalogue_is_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_shows(
+    bench: Bench,
+) -> None:
     assert not bench.tick()
     await bench.cycle()
     bench.clock.advance(-7200.0)

@@ -93,7 +93,9 @@ def test_a_worker_that_ends_or_starts_meanwhile_does_not_spoil_it(
     assert propagation.last_seconds == 2.0
 
 
-def test_without_any_worker_the_first_that_serves_it_completes_it(propagation: Propagation, clock: Clock) -> None:
+def test_without_any_worker_the_first_one_that_serves_a_publication_completes_its_measurement(
+    propagation: Propagation, clock: Clock
+) -> None:
     publish(propagation, 1)
     publish(propagation, 2, "a")
     propagation.gone("a")

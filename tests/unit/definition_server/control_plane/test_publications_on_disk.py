@@ -43,7 +43,7 @@ def wait_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
 
 
-async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
+async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_logs_that(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_little(monkeypatch)
@@ -99,7 +99,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     assert WishesFile(server.directory).read().pinned == Pin(old)
 
 
-async def test_a_pin_or_an_end_of_it_that_the_disk_does_not_know_is_noted_until_it_does(
+async def test_a_pin_or_its_end_that_is_not_on_disk_is_noted_until_it_is_stored(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = server.synchronizer.state
@@ -173,7 +173,7 @@ async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_
     assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "the acceptance is used up"
 
 
-async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
+async def test_a_pin_that_was_made_before_the_disk_answered_is_stored_once_it_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
@@ -307,7 +307,7 @@ async def test_a_failure_of_an_order_whose_client_left_is_logged(
     logs.clear()  # the frames of the exception refer to the catalogue
 
 
-async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_it(server: Server) -> None:
+async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_previous_pin(server: Server) -> None:
     await server.cycle()
     first = server.version
     second = await change(server, "second")

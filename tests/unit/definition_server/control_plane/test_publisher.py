@@ -165,7 +165,9 @@ def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
         os.close(publication.descriptor)
 
 
-def test_the_same_octets_are_not_written_again_and_other_ids_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_of_the_same_octets_is_not_written_again_and_one_with_other_ids_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", 0)
     known = collected(b"a", b"b").build(generation=1, created_at_ns=9).footer
     assert build_in_shared_memory(collected(b"a", b"b"), known, generation=2, created_at_ns=10) is None

@@ -123,7 +123,7 @@ async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_oth
     assert set(await read_again(reading)) == set(Reloadable)
 
 
-async def test_of_the_tls_files_the_last_good_set_is_kept_and_the_one_before_is_closed(files: Files) -> None:
+async def test_the_last_good_set_of_tls_files_is_kept_and_the_previous_one_is_closed(files: Files) -> None:
     settings = load_settings(Settings)
     with nothing_left():
         first = read_tls_files(settings)

@@ -326,7 +326,7 @@ def refusal(store: SnapshotStore, signer: Signer | None = None) -> str:
     return str(refused.value)
 
 
-def test_a_file_with_our_mac_is_loaded_and_inspected_without_it(store: SnapshotStore) -> None:
+def test_a_file_with_our_mac_is_loaded_and_can_be_inspected_without_the_mac(store: SnapshotStore) -> None:
     keep(store, SIGNER)
     loaded = store.load(SIGNER)
     assert loaded is not None

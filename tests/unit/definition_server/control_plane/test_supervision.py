@@ -146,7 +146,7 @@ async def test_a_roll_whose_successor_does_not_start_leaves_the_old_worker_servi
     await supervisor.roll()
     assert pid(supervisor) == before
     assert supervisor.serving == 1
-    assert "the old worker stays" in logged(logs, "Roll stopped")[0]["error"]
+    assert "the old one stays" in logged(logs, "Roll stopped")[0]["error"]
 
 
 async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(

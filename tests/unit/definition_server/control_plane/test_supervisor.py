@@ -287,7 +287,7 @@ async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Superv
 
 
 @pytest.mark.thorough
-async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
+async def test_a_roll_after_a_roll_that_had_to_kill_a_worker_is_carried_out(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_KILL_MARGIN_SECONDS", 0.1)
@@ -304,7 +304,7 @@ async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
 
 
 @pytest.mark.thorough
-async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
+async def test_a_roll_right_after_a_roll_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
     publisher.publish(published("if"))
     supervised = Supervised(publisher, port, workers=1)
     supervised.supervisor.start()

@@ -303,7 +303,7 @@ async def test_a_port_that_a_worker_shut_down_is_opened_again_and_the_workers_ar
         fleet.close()
 
 
-async def test_a_supervisor_without_a_socket_of_its_own_repairs_none(
+async def test_a_supervisor_without_a_socket_of_its_own_does_not_open_a_port_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "listens", lambda _: False)
@@ -490,7 +490,7 @@ async def test_a_successor_that_is_not_ready_with_the_catalogue_does_not_replace
         await roll.run()
         assert roll.slot.worker is cast(Any, roll.successor)
         return
-    with pytest.raises(TimeoutError, match="the old worker stays"):
+    with pytest.raises(TimeoutError, match="the old one stays"):
         await roll.run()
     assert roll.slot.worker is cast(Any, roll.old)
     assert roll.successor.calls == ["kill"]

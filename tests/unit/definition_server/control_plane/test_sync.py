@@ -142,7 +142,7 @@ async def test_a_touched_table_with_the_same_content_is_not_published_again(benc
     assert bench.publication is publication
 
 
-async def test_a_touched_table_is_read_once_and_not_in_every_cycle_after(bench: Bench) -> None:
+async def test_a_touched_table_is_read_once_and_not_in_every_later_cycle(bench: Bench) -> None:
     await bench.cycle()
     bench.source.touch()
     await bench.cycle()

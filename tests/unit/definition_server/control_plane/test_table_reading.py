@@ -142,7 +142,7 @@ def test_a_mistrusted_column_of_either_table_is_named() -> None:
     assert plan(faulty).blocks is None
 
 
-def test_facts_are_parsed_for_each_table_that_is_there() -> None:
+def test_facts_are_parsed_for_each_table_that_exists() -> None:
     one = {"kinds": ["r heap"], "rls": True, "one": False, "tables": 3, "blocks": 7,
            "columns": {"id": ["int4", "b", True, False, "s", False]}}  # fmt: skip
     assert Relation.parse(None) == (None, None)

@@ -70,7 +70,9 @@ def test_a_used_hash_is_not_accepted_again_and_a_limited_number_is_kept() -> Non
     ],
     ids=["none", "all", "without end"],
 )
-def test_wishes_are_read_as_they_were_written_by_their_owner_alone(file: WishesFile, wishes: Wishes) -> None:
+def test_wishes_are_read_as_they_were_written_and_only_their_owner_may_read_them(
+    file: WishesFile, wishes: Wishes
+) -> None:
     file.write(wishes)
     assert file.read() == wishes
     assert file.path.stat().st_mode & 0o777 == 0o600
@@ -156,7 +158,7 @@ def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_mov
 
 
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
-def test_a_file_counts_with_the_mac_of_the_key_and_without_a_key_with_any_or_none(
+def test_a_file_counts_with_the_mac_of_the_key_or_where_no_key_is_set_with_any_mac_or_none(
     file: WishesFile, key: str | None
 ) -> None:
     signer = None if key is None else Signer(key)

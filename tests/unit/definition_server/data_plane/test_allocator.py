@@ -209,7 +209,7 @@ def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: py
     assert freed._resident() == freed._resident() == 0, "memory that cannot be read does not count as growth"
 
 
-def test_memory_is_given_back_by_a_thread_that_does_not_hold_up_the_end_and_stays_where_none_can_start(
+def test_memory_is_given_back_by_a_thread_that_does_not_delay_the_end_and_stays_where_no_thread_can_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trimmed: list[int] = []

@@ -171,7 +171,7 @@ def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) ->
     assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then they do"
 
 
-def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_for_ever(fleet: Fleet) -> None:
+def test_a_worker_that_counts_connections_and_accepts_none_cannot_delay_a_connection_for_ever(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     asked = 0
     while not fleet.balancers[0].may_accept():
@@ -200,7 +200,7 @@ def test_patience_does_not_run_out_while_no_connection_waits(fleet: Fleet) -> No
         fleet.beat()
 
 
-def test_patience_does_not_run_from_the_last_connection_accepted_here(fleet: Fleet) -> None:
+def test_patience_does_not_begin_at_the_last_connection_accepted_here(fleet: Fleet) -> None:
     fleet.hold(1, 1, 1, 1)
     assert fleet.balancers[0].may_accept()
     fleet.balancers[0].opened()
@@ -228,7 +228,7 @@ def test_in_a_storm_a_worker_may_be_ahead_by_a_sixteenth(fleet: Fleet) -> None:
     assert 1000 + 1000 // 16 - 2 <= fleet.balancers[0].connections <= 1000 + 1000 // 16 + 1
 
 
-def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
+def test_a_storm_does_not_change_the_balance_among_few_connections(fleet: Fleet) -> None:
     fleet.hold(16, 15, 15, 15)
     for _ in range(100):
         fleet.clock.advance(0.001)
@@ -433,7 +433,7 @@ def test_a_refused_connection_is_tried_again_after_a_millisecond(fleet: Fleet) -
     assert fleet.balancers[0].connections == 0
 
 
-def test_connections_that_others_accepted_are_counted_where_they_accept_no_more(fleet: Fleet) -> None:
+def test_connections_that_another_worker_accepted_still_count_after_it_has_stopped_accepting(fleet: Fleet) -> None:
     fleet.hold(1, 2, 3, 4)
     fleet.balancers[3].stop()
     assert fleet.balancers[0]._read_others(fleet.clock.now) == (2, 9)

@@ -195,7 +195,7 @@ def test_the_error_repeats_a_name_of_up_to_200_characters_whole(length: int) -> 
     assert failure(engine("if").get_command, request) == (Status.NOT_FOUND, f"Command '{told}' not found")
 
 
-def test_a_call_that_holds_the_old_snapshot_can_still_read_it(page: Pages) -> None:
+def test_a_call_that_holds_a_replaced_snapshot_can_still_read_it(page: Pages) -> None:
     publisher, served = Publisher(), DefinitionEngine()
     publisher.publish(published("if"))
     served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
@@ -252,7 +252,7 @@ def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: Pages)
     assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
 
 
-def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(page: Pages) -> None:
+def test_a_catalogue_for_whose_copy_memory_is_too_small_fails_one_call_as_internal(page: Pages) -> None:
     class Large:
         def __bytes__(self) -> bytes:
             raise MemoryError("no room for 200 MB")

@@ -142,7 +142,7 @@ async def test_a_change_reaches_many_watches_a_few_in_each_iteration_of_the_loop
     assert sent[0] == 2000, "the end of a watch is not a change of state"
 
 
-async def test_a_watch_that_waits_when_its_state_changes_twice_gets_the_last_one(health: Health, stub: Any) -> None:
+async def test_a_watch_that_waits_while_its_state_changes_twice_gets_the_last_state(health: Health, stub: Any) -> None:
     await health.report(True)
     call = watch(stub, "")
     assert await next_state(call) == State.SERVING

@@ -392,7 +392,7 @@ async def test_a_write_that_has_begun_is_finished_although_its_watch_is_cancelle
 # -- Failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_refusal_is_remembered_unless_it_stands_for_a_bug() -> None:
+def test_a_refusal_is_remembered_unless_a_bug_has_caused_it() -> None:
     method = endpoint().methods[0]
     for status in (Status.NOT_FOUND, Status.INTERNAL):
         answer = native._refusal(method, CallFailed(status, "text"))

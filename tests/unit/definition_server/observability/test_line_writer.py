@@ -231,7 +231,7 @@ def test_a_bug_costs_a_line_and_not_the_thread(sink: Sink, monkeypatch: pytest.M
     assert sink.writer.waiting == 0
 
 
-def test_a_write_that_takes_a_part_is_continued(sink: Sink, failing: Callable[[int | OSError], None]) -> None:
+def test_a_partial_write_is_continued(sink: Sink, failing: Callable[[int | OSError], None]) -> None:
     failing(1)
     failing(2)
     put(sink.writer, "abcd")

@@ -222,7 +222,7 @@ def test_any_event_is_one_line_with_its_message(msg: str, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("field", ["ts", "level", "pid", "msg"])
-def test_an_events_own_field_cannot_take_the_place_of_the_contracts(production: Lines, field: str) -> None:
+def test_a_field_of_an_event_cannot_replace_a_field_of_the_contract(production: Lines, field: str) -> None:
     get_logger("x").info("the message", **{field: "nonsense"})
     (line,) = production()
     assert (line["level"], line["msg"], line["pid"]) == ("INFO", "the message", os.getpid())

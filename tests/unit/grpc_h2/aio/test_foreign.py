@@ -149,7 +149,7 @@ def test_tcp_health_checks_of_a_tls_port_log_nothing_and_garbage_a_limited_numbe
     assert all(record.__dict__["peer"] for record in caplog.records if record.levelno == logging.INFO)
 
 
-def test_a_client_hello_names_its_protocols_and_an_incomplete_one_none() -> None:
+def test_a_client_hello_names_its_protocols_and_an_incomplete_one_names_none() -> None:
     def hello(*protocols: str) -> bytes:
         context = ssl.create_default_context()
         if protocols:

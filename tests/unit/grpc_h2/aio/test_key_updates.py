@@ -90,7 +90,7 @@ def answers_a_ping(client: ssl.SSLSocket) -> bool:
     return True
 
 
-def test_a_stranger_that_floods_with_key_updates_is_cut_off_and_a_client_is_not(
+def test_a_stranger_that_floods_with_key_updates_is_disconnected_and_a_client_is_not(
     running: ServerThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(running.port) as client:

@@ -157,7 +157,7 @@ async def test_one_closing_connection_is_read_per_loop_iteration() -> None:
     await server.stop(0)
 
 
-async def test_accepting_takes_its_share_of_an_iteration_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_accepting_takes_no_more_than_its_share_of_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 0.0)
     server = Server()
     prepare(server)

@@ -161,7 +161,7 @@ def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_a
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_a_connection_that_changes_its_budget_counts_in_the_new_one_alone():
+def test_a_connection_that_changes_its_budget_counts_only_in_the_new_one():
     strangers, clients = Budget(64 * KIB), Budget(1024 * KIB)
     peer = sharing(strangers).send(partly(1, 40 * KIB))
     held = strangers.held
@@ -175,7 +175,7 @@ def test_a_connection_that_changes_its_budget_counts_in_the_new_one_alone():
         each.check_invariants()
 
 
-def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_nothing_more():
+def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_no_memory_afterwards():
     budget = Budget(1024 * KIB)
     connection = Connection(some_router(), QUIET, 0.0, budget=budget)
     connection.receive_data(HELLO[:20], 0.0)

@@ -77,7 +77,7 @@ def test_many_unfinished_requests_are_ended_a_few_at_a_time():
     peer.read()
     ended = sum(peer.result(stream).ended for stream in ids if stream in peer.replies.streams)
     assert 0 < ended <= 16
-    assert peer.connection.next_deadline() <= peer.now, "the other calls end a few at a time as well"
+    assert peer.connection.next_deadline() <= peer.now, "the other calls are due at once"
     peer.advance(1.0)
     for stream in ids:
         peer.assert_answered_with(stream, 4)

@@ -130,7 +130,7 @@ def test_compressed_and_plain_messages_in_one_stream_are_read() -> None:
 
 
 @pytest.mark.requirement("A39")
-def test_a_declared_length_above_the_limit_fails_from_the_prefix_alone() -> None:
+def test_a_declared_length_above_the_limit_fails_when_only_the_prefix_has_arrived() -> None:
     assert MessageReader(limit=10).feed(prefixed(bytes(10))) == [bytes(10)]
     assert status_of(b"\0" + (11).to_bytes(4, "big"), limit=10) == 8
     assert status_of(b"\1" + (2**32 - 1).to_bytes(4, "big"), "gzip") == 8
