@@ -57,7 +57,7 @@ def test_every_message_of_the_page_is_in_the_source(number: int) -> None:
     assert message in FOREIGN or in_source(message), message
 
 
-def test_a_message_that_is_not_in_the_source_is_noticed() -> None:
+def test_a_message_that_is_not_in_the_source_is_reported() -> None:
     assert not in_source("Definitions were eaten by …")
     assert in_source("Definitions Broadcasted")
 

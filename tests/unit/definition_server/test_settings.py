@@ -340,7 +340,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert [problem.value for problem in failure(DATABASE_URL="", API_KEY="").problems] == [None, None]
 
 
-def test_variables_in_other_letters_and_unknown_variables_are_ignored() -> None:
+def test_variables_in_another_case_and_unknown_variables_are_ignored() -> None:
     assert load(port="1", database_url="x", DATABASE_URI="y") == load()
 
 

@@ -272,7 +272,7 @@ def test_a_closed_pipe_exits_1_silently(server: Server) -> None:
     assert (process.returncode, errors) == (1, b"")
 
 
-def test_an_output_encoding_without_the_letters_exits_1_with_a_remedy(server: Server) -> None:
+def test_an_output_encoding_that_lacks_a_letter_exits_1_with_a_remedy(server: Server) -> None:
     server.engine.add("日本")
     environment = {**server.environment, "PYTHONIOENCODING": "latin-1"}
     with spawn("get", "日本", environment=environment, stdout=-1, stderr=-1) as process:

@@ -310,7 +310,7 @@ async def opened() -> Any:
     assert not made.loop.due()
 
 
-async def test_a_connection_that_failed_before_it_was_accepted_does_not_keep_the_next_one_out(opened: Open) -> None:
+async def test_after_a_connection_that_failed_before_it_was_accepted_the_next_one_is_accepted(opened: Open) -> None:
     opened.listening.failures = [errno.ECONNABORTED]
     opened.connect("192.0.2.1")
     assert len(opened.port._all()) == 1

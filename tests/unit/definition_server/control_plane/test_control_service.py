@@ -306,7 +306,7 @@ async def test_a_roll_continues_when_its_client_leaves(master: Master) -> None:
 
 
 @pytest.mark.parametrize(("version", "asked"), [("", None), ("ab", "ab")])
-async def test_an_export_comes_in_messages_of_a_quarter_of_a_mebibyte(
+async def test_an_export_is_sent_in_messages_of_a_quarter_of_a_mebibyte(
     master: Master, version: str, asked: str | None
 ) -> None:
     master.exported = opened(*(row(f"c{number}", "x" * 100_000, id=number) for number in range(7)))

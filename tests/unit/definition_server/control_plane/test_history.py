@@ -261,7 +261,7 @@ def _no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_file_that_vanishes_during_a_rotation_does_not_keep_the_others_from_their_new_mac(
+def test_when_a_file_vanishes_during_a_rotation_the_others_still_get_their_new_mac(
     history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = Signer("new")

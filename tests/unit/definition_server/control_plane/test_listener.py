@@ -378,7 +378,7 @@ def test_a_taken_port_is_tried_for_the_last_time_after_two_seconds(
     assert clock.now == 2.5, "the fifth attempt is at 2.0 s"
 
 
-def test_connections_in_time_wait_do_not_keep_the_next_master_from_listening(clock: Clock) -> None:
+def test_the_next_master_can_listen_despite_connections_in_time_wait(clock: Clock) -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:

@@ -147,7 +147,7 @@ async def test_ranges_are_those_of_a_heap_from_postgresql_14_on(
     assert bench.plan.widths == [4, None]
 
 
-async def test_all_rows_come_class_by_class_and_those_that_are_too_large_with_their_fault() -> None:
+async def test_all_rows_are_read_class_by_class_and_those_that_are_too_large_have_a_fault() -> None:
     bench = Bench()
     bench.connection.answers = {
         "sizes up to 4194304": [(4, 1, 9_000_000), (0, 1200, 5)],

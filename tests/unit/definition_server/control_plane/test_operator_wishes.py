@@ -71,13 +71,13 @@ async def test_the_wishes_on_disk_count_where_there_are_no_newer_ones(wishes: Op
     assert len(disk.saved) == 1
 
 
-async def test_a_pin_that_was_taken_away_meanwhile_does_not_come_back(wishes: OperatorWishes) -> None:
+async def test_a_pin_that_was_removed_meanwhile_does_not_return(wishes: OperatorWishes) -> None:
     wishes.pin(None)
     wishes.recall(Wishes().pin(PIN))
     assert wishes.now().pin is None
 
 
-async def test_an_acceptance_that_was_used_up_meanwhile_does_not_come_back(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_an_acceptance_that_was_used_up_meanwhile_does_not_return(wishes: OperatorWishes, disk: Disk) -> None:
     await wishes.note_passed(VERSION, accepted=True, rows_held=2)
     wishes.recall(Wishes().accept(VERSION).hold_rows(9, OTHER))
     await wishes.save_again()

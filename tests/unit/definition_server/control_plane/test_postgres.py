@@ -277,7 +277,7 @@ async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
     assert untold == []
 
 
-async def test_octets_that_have_come_are_taken_without_a_turn_of_the_event_loop_for_each_piece() -> None:
+async def test_octets_that_have_arrived_are_read_without_a_turn_of_the_event_loop_for_each_piece() -> None:
     connection = object.__new__(_Connection)
     ours, theirs = socket.socketpair()
 

@@ -90,7 +90,7 @@ async def test_a_new_content_counts_once_it_was_read_twice(tmp_path: Path) -> No
     assert watched.found[1:] == [Policy()]
 
 
-async def test_a_swapped_symbolic_link_is_noticed_as_kubernetes_swaps_it(tmp_path: Path) -> None:
+async def test_a_symbolic_link_that_is_swapped_as_by_kubernetes_is_noticed(tmp_path: Path) -> None:
     for number, text in enumerate(("", GOOD)):
         (tmp_path / f"..{number}").mkdir()
         (tmp_path / f"..{number}" / "policy.toml").write_text(text)

@@ -133,7 +133,7 @@ async def test_the_cycle_after_an_unscheduled_one_follows_in_a_share_of_the_inte
     await eventually(lambda: source.looks == 2, "the second cycle, at once")
     assert shares == [0.0]
     loop.sync_soon()
-    await eventually(lambda: source.looks == 4, "the cycle that was asked for, and one at once after it")
+    await eventually(lambda: source.looks == 4, "the requested cycle, and one at once after it")
     assert not shares
 
 

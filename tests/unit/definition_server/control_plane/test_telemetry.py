@@ -73,7 +73,7 @@ def test_a_password_in_an_endpoint_and_the_header_fields_are_not_shown() -> None
     assert "t0ken" not in str(shown)
 
 
-def test_other_variables_of_the_standard_are_not_taken_for_misspelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_of_the_standard_are_not_reported_as_misspelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://x")
     assert [notice for notice in notices(Settings) if notice.variable.startswith("OTEL_")] == []
@@ -137,7 +137,7 @@ def telemetry() -> Telemetry:
     return Telemetry(load(OTEL_EXPORTER_OTLP_ENDPOINT=BASE, OTEL_METRIC_EXPORT_INTERVAL="2500"), service_status)
 
 
-def test_spans_are_taken_every_second_and_metrics_at_their_interval_and_all_once_more_at_the_end(
+def test_spans_are_exported_every_second_metrics_at_their_interval_and_both_at_the_end(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, waited = [100.0], list[float]()

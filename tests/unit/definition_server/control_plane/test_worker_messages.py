@@ -155,7 +155,7 @@ async def test_a_worker_that_opens_no_file_any_more_is_outdated_where_its_transp
     await started.close()
 
 
-async def test_a_publication_is_sent_once_and_again_after_ten_seconds_where_it_was_not_taken(
+async def test_a_publication_is_sent_once_and_again_after_ten_seconds_if_the_worker_does_not_serve_it(
     started: Started, publication: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -181,7 +181,7 @@ async def test_a_publication_is_sent_once_and_again_after_ten_seconds_where_it_w
     assert started.reconcile(publication=publication) == []
 
 
-async def test_pages_of_other_workers_are_sent_and_taken_back(started: Started) -> None:
+async def test_pages_of_other_workers_are_sent_and_their_removal_is_announced(started: Started) -> None:
     started.reconcile()
     other = cast(Any, SimpleNamespace(stats=SimpleNamespace(page=SimpleNamespace(descriptor=started.page.descriptor))))
     peers = {4711: started.worker, 5: other}

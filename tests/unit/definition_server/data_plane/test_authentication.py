@@ -39,7 +39,7 @@ def test_no_key_is_accepted_before_the_first_are_known() -> None:
     assert not accepted(KeyRing(), "key")
 
 
-def test_used_keys_are_taken_once_and_refused_ones_are_not_among_them() -> None:
+def test_used_keys_are_reported_once_and_refused_keys_are_not() -> None:
     keys = ring("a", "b", "c")
     assert keys.take_used() == ()
     for key in ("b", "wrong", "b", "a"):

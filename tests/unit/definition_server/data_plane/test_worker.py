@@ -498,7 +498,7 @@ def test_a_worker_whose_master_has_ended_exits_with_its_code_when_its_time_is_ov
     assert steps == [10.0, 4]
 
 
-def test_the_configuration_comes_first_with_tls_files_beside_it_or_without() -> None:
+def test_the_configuration_is_the_first_message_with_or_without_tls_files() -> None:
     master, theirs = Channel.pair()
     channel = Channel.of_worker(theirs)
     master.send(CONFIG)

@@ -169,7 +169,7 @@ def test_two_host_fields_end_the_call_with_internal(feed: Feed):
         (415, {"content_type": b""}),
     ],
 )
-def test_a_request_that_is_not_grpc_gets_a_plain_http_answer_before_its_body_has_come(
+def test_a_request_that_is_not_grpc_gets_a_plain_http_answer_before_its_body_has_arrived(
     feed: Feed, status: int, replaced: dict[str, bytes]
 ):
     peer = Peer(feed).send(headers(1, request_block(**replaced)))
