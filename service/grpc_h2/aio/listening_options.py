@@ -11,7 +11,7 @@ _RECEIVE_BUFFER = 128 * 1024
 goes up to 6 MB (``tcp_rmem``, tcp(7)). To read 6 MB in one go, or to free them at the end, takes milliseconds in which
 no other connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
-"""Seconds between TCP keepalive probes, by which the kernel notices a peer that vanished without waking us."""
+"""Seconds between TCP keepalive probes. By them the kernel notices a vanished peer, without waking us."""
 _ACCEPT_TIMEOUT = struct.pack("@ll", 0, 1000)
 """The ``timeval`` of a millisecond; the kernel rounds it up to a tick (1 to 10 ms)."""
 
