@@ -1,4 +1,4 @@
-"""The control socket: what its clients may cost is limited."""
+"""The control socket: the cost of its clients is limited."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from definition_server.control_plane.control_server import SERVICE, ControlServe
 
 
 class Recorder:
-    """In place of the engine's server: notes how it is made."""
+    """Stands for the engine's server, and notes the arguments with which it is made."""
 
     made: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What ``/livez`` answers: whether the master's event loop runs."""
+"""The answer of ``/livez``: whether the master's event loop runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The proof of what is served, on a real sync cycle: failures, refusals and recoveries are remembered with their times,
-and freshness follows the checks and not the wall clock.
+"""The proof of the served catalogue, on a real sync cycle: failures, refusals and recoveries are remembered with their
+times, and freshness depends on the checks and not on the wall clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from definition_server.observability.reasons import Reason
 
 
 def down() -> SourceError:
-    """A new one each time: once raised, it holds the frames through which it went, and their catalogues."""
+    """A new exception each time, because an exception that was raised holds the frames through which it went, and their
+    catalogues."""
     return SourceError("no route", Reason.DATABASE_UNREACHABLE)
 
 
@@ -112,7 +113,9 @@ async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> 
     assert bench.kinds() == [EventKind.CATALOGUE_HELD, EventKind.CATALOGUE_RELEASED]
 
 
-async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_does(bench: Bench) -> None:
+async def test_a_catalogue_is_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_shows(
+    bench: Bench,
+) -> None:
     assert not bench.tick()
     await bench.cycle()
     bench.clock.advance(-7200.0)

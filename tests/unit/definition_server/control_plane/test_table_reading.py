@@ -1,4 +1,5 @@
-"""What a reading rests on, without a database: batches by size, statements, ranges, and what is mistrusted."""
+"""The parts of a reading that need no database: batches by size, statements, ranges, and mistrusted columns and
+tables."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_small_rows_are_read_by_the_thousand_and_large_ones_alone() -> None:
     assert classes(MB) == [(1000, 8388), (100, 83886), (10, 838860), (8, MB)]
 
 
-def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_come_by_the_thousand() -> None:
+def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_are_read_by_the_thousand() -> None:
     assert [rows_of_batch(number, MB) for number in range(4)] == [1000, 100, 10, 8]
     assert rows_of_batch(4, MB) == 1000, "rows that are too large: only their names are read"
 
@@ -141,7 +142,7 @@ def test_a_mistrusted_column_of_either_table_is_named() -> None:
     assert plan(faulty).blocks is None
 
 
-def test_facts_are_parsed_for_each_table_that_is_there() -> None:
+def test_facts_are_parsed_for_each_table_that_exists() -> None:
     one = {"kinds": ["r heap"], "rls": True, "one": False, "tables": 3, "blocks": 7,
            "columns": {"id": ["int4", "b", True, False, "s", False]}}  # fmt: skip
     assert Relation.parse(None) == (None, None)
@@ -250,7 +251,7 @@ def test_bytecode_is_joined_by_name_once_for_each_command_and_left_out_of_rows_t
     assert "ON t.name = convert_to(b.command_name::text, 'UTF8') WHERE" in octets
 
 
-def test_rows_of_ranges_come_from_their_blocks_and_name_their_own() -> None:
+def test_rows_of_ranges_are_read_from_their_blocks_with_the_number_of_their_range() -> None:
     made = plan()
     assert "ctid" not in made.rows_sql(0, MB)
     made.range_blocks = 8

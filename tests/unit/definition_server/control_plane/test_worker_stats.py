@@ -1,4 +1,4 @@
-"""The master believes what a worker could have counted, and nothing else; the counts of other workers never change."""
+"""The master believes only counts that a worker could have reached, and a worker never changes the counts of others."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_process_id_is_the_workers_or_that_of_a_page_that_was_not_begun() -> N
 
 def test_a_heartbeat_may_not_go_back() -> None:
     assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=5) is None
-    assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=2**63) is None, "by whatever clock"
+    assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=2**63) is None, "whichever clock wrote it"
     assert judged(before={"heartbeat_ns": 6}, heartbeat_ns=5) == "the heartbeat goes back"
 
 

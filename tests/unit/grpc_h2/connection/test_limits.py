@@ -1,4 +1,4 @@
-"""`Limits` checks itself: each limit has a range, and some rely on each other."""
+"""`Limits` checks the range of each limit, and the relations between limits."""
 
 from __future__ import annotations
 
