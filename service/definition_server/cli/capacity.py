@@ -37,7 +37,8 @@ def capacity(
 ) -> None:
     """Print the workers, cores and memory that each replica needs for a load, with the formulas.
 
-    The formulas use measured figures that come with this package. The machine that they were measured on is printed.
+    The formulas use measured figures that come with this package. The output names the machine on which they were
+    measured.
     """
     if rps in (float("inf"), float("-inf")) or rps != rps:
         raise click.UsageError("--rps must be a finite number.")

@@ -63,7 +63,7 @@ def diff(master: Master, as_json: bool, old: str, new: str) -> None:
     click.echo(f"{counts}", err=True)
 
 
-# -- what changes something ------------------------------------------------------------------------------------------
+# -- commands that change something ----------------------------------------------------------------------------------
 
 
 @click.command(epilog=EPILOG)
@@ -108,7 +108,7 @@ def unpin(master: Master, as_json: bool) -> None:
 @click.command(epilog=EPILOG)
 @control_options(120)
 def sync(master: Master, as_json: bool) -> None:
-    """Make the server read its whole table now, whether it sees a change or not.
+    """Make the server read its whole table now, even if it sees no change.
 
     `fetch` downloads a catalogue; it was called `sync` once, and `sync --out` and `sync --host` still are `fetch`.
 
@@ -176,7 +176,7 @@ def _served_facts(served: pb.Served | None) -> list[tuple[str, str]]:
     return facts
 
 
-# -- what is given ---------------------------------------------------------------------------------------------------
+# -- arguments ------------------------------------------------------------------------------------------------------
 
 
 def _hash(text: str) -> str:
@@ -190,7 +190,7 @@ def _end_of(duration: str | None, until: str | None) -> datetime:
     """When a pin ends.
 
     Raises:
-        click.UsageError: where neither or both are given, or one is not understood.
+        click.UsageError: where neither or both are given, or the one given is invalid.
     """
     if (duration is None) == (until is None):
         raise click.UsageError("Give --for (for example 2h) or --until.")

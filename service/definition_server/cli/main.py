@@ -40,11 +40,11 @@ _COMMANDS = {
 """Command → the module that defines a function of that name."""
 
 _FORMER_SYNC = frozenset(("--out", "--host", "--port", "--ca-file", "--client-cert-file", "--client-key-file"))
-"""Options of ``fetch`` from the time when that was called ``sync``."""
+"""Options of ``fetch``, by which a call of its former name ``sync`` is recognized."""
 
 
 _CLICKS_LEAST_COLUMNS = 52
-"""On a narrower terminal click writes lines of 50 characters all the same."""
+"""On a narrower terminal click still writes lines of 50 characters."""
 
 
 class _Commands(click.Group):

@@ -1,4 +1,4 @@
-"""``definition-server status``: what one running server serves, since when, and what it holds back."""
+"""``definition-server status``: shows the catalogue that a running server serves, since when, and what it holds."""
 
 from __future__ import annotations
 
