@@ -30,7 +30,9 @@ class StatusCollector(Collector):
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """Nothing: registration must not read the status of a service that is still under construction."""
+        """Return no metrics, because registration must not read the status of a service that is still being
+        constructed.
+        """
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -63,7 +65,7 @@ def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge without labels. It has no sample where there is no value yet."""
+    """A gauge without labels. It has no sample if there is no value yet."""
     if value is None:
         return GaugeMetricFamily(name, text, labels=())
     return GaugeMetricFamily(name, text, value=float(value))
@@ -83,8 +85,12 @@ def _labelled(
 
 
 def _proof(status: ServiceStatus) -> Iterator[Metric]:
-    yield _gauge("avap_fresh", "1 where what is served is up to date (see /freshz).", status.freshness.fresh)
-    yield _gauge("avap_restart_safe", "1 where a restart now would serve the same (see /statusz).", status.restart.safe)
+    yield _gauge("avap_fresh", "1 if the served catalogue is up to date (see /freshz).", status.freshness.fresh)
+    yield _gauge(
+        "avap_restart_safe",
+        "1 if the server would serve the same catalogue after a restart (see /statusz).",
+        status.restart.safe,
+    )
     text = "From the last change check without a change to the last worker's acknowledgement of it."
     histogram = HistogramMetricFamily("avap_propagation_seconds", text, labels=())
     measured = status.propagation
@@ -141,7 +147,7 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
         "When the catalogue was first held, seconds since the epoch.",
         sync.held_since,
     )
-    yield _gauge("avap_catalogue_pinned", "1 while a pin counts.", sync.pinned is not None)
+    yield _gauge("avap_catalogue_pinned", "1 while a pin is in effect.", sync.pinned is not None)
     yield _gauge("avap_pin_missing", "1 while the pinned catalogue is not known here.", sync.pinned_missing)
     yield _gauge(
         "avap_pin_expiry_timestamp_seconds", "When the pin ends by itself, seconds since the epoch.", sync.pinned_until

@@ -123,7 +123,7 @@ async def test_the_old_policy_stays_and_one_error_says_so(tmp_path: Path, damage
     with captured_logs() as lines:
         await watched.read_twice()
         await watched.read_twice()
-    assert [line["event"] for line in lines] == ["Publication policy not usable; the one before it stays"]
+    assert [line["event"] for line in lines] == ["Publication policy not usable; the previous one stays"]
     assert watched.policy.problem is not None
     assert len(watched.found) == 1
     if damage in ("directory",):
