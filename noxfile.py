@@ -172,9 +172,9 @@ def run_tests(
     again: Sequence[str] = ("python",),
     **options: Any,
 ) -> None:
-    """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone:
-    at once, or after this session where ``CI_BESIDE`` says that another one runs beside it. ``again``: the Python that
-    then runs them, and options of pytest.
+    """Run pytest. In CI (CI is set), the tests that failed run again alone, and only this run decides. It follows at
+    once, or, if ``CI_BESIDE`` says that another session runs at the same time, after this session. ``again``: the
+    Python of that run, and options of pytest.
     """
     cache = Path(".pytest_cache", session.name)  # separate, because two sessions may run at the same time
     last = cache / "v/cache/lastfailed"

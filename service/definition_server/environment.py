@@ -1,8 +1,8 @@
 """Reads the environment into typed settings, secrets from files too, and reports every problem with its remedy.
 
 The only reader of ``os.environ``. `settings` declares the settings, as fields of a subclass of `EnvironmentSettings`:
-a field's description says what it does, and its `advice` what to write when a value is refused. A secret ``X`` may come
-from the file that ``X_FILE`` names instead.
+a field's description explains the setting, and its `advice` is the remedy when a value is refused. A secret ``X`` may
+come from the file that ``X_FILE`` names instead.
 
 White space around a value is dropped. Around a secret, from a variable or a file, only line ends and a byte order mark
 are dropped, and other white space is refused. A value of white space alone counts as unset. Choices (as ``LOG_LEVEL``)
@@ -97,7 +97,8 @@ def advice(
 ) -> dict[str, Any]:
     """A field's ``json_schema_extra``: the remedy when a value is refused, and whether values must stay hidden.
 
-    ``unless``: the setting is required unless that variable is set. ``computed``: what its default is computed from.
+    ``unless``: the setting is required unless that variable is set. ``computed``: the origin of a default that is
+    computed.
     """
     return {"remedy": text, "secret": secret, "unless": unless, "computed": computed}
 

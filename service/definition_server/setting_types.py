@@ -37,7 +37,7 @@ def _check_ip_address(value: str) -> str:
 
 def _check_http_url(value: str) -> str:
     if not value.lower().startswith(("http://", "https://")):
-        raise ValueError("it is no URL of HTTP")
+        raise ValueError("it is not an HTTP URL")
     return value
 
 

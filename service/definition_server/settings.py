@@ -47,7 +47,7 @@ class Settings(EnvironmentSettings):
 
     without_counterpart: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("DATABASE_POOL_SIZE", "DB_POOL_SIZE", "PG_POOL_SIZE", "POOL_SIZE"), _NO_POOL),
-        "NODE_OPTIONS": "the server is no Node.js program; docs/runtime-flags.md has the counterpart of each flag",
+        "NODE_OPTIONS": "the server is not a Node.js program; docs/runtime-flags.md has the counterpart of each flag",
     }
 
     database_url: PostgresUrl = Field(
@@ -56,7 +56,7 @@ class Settings(EnvironmentSettings):
         "The role needs SELECT on that table and nothing else.",
         json_schema_extra=advice(
             "Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE; percent-encode every character of user and "
-            "password that is no letter or digit (@ as %40, / as %2F, % as %25)",
+            "password that is not a letter or digit (@ as %40, / as %2F, % as %25)",
             secret=True,
         ),
     )

@@ -97,7 +97,7 @@ class RowFacts:
 class SnapshotBuilder:
     """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once.
 
-    Between the two, `hold` and `leave_out` change what is served for one name.
+    In between, `hold` and `leave_out` change the definition that is served for one name.
     """
 
     def __init__(self, signer: Signer | None = None, known: Mapping[bytes, bytes] | None = None) -> None:
@@ -113,7 +113,7 @@ class SnapshotBuilder:
         self._differed: dict[bytes, None] = {}
         # By name, the rows that are not served because of a fault: of several rows, the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
-        # name → id, and name → content hash, of what is served.
+        # name → id, and name → content hash, of the served definitions.
         self._ids: dict[bytes, int] = {}
         self._digests: dict[bytes, bytes] = {}
         # name → encoded ``CommandResponse``, for commands that are not taken from the previous snapshot. Each is the

@@ -46,7 +46,7 @@ _RETURN_OUTSIDE = "'return' outside function"
 
 
 def flaws_of(checks: int, name: bytes, interface: bytes, code: bytes) -> Flaw:
-    """The flaws of one row's content. ``checks``: what is checked."""
+    """The flaws of one row's content. ``checks``: the checks to make."""
     found = Flaw.NONE
     if checks & INTERFACE:
         found |= interface_flaws(interface)

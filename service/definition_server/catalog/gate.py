@@ -174,15 +174,15 @@ class Review:
         # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
-        # `_changed`: the rows whose content is not what is served now. `_no_longer_pending`: the pending rows that
-        # changed or are gone.
+        # `_changed`: the rows whose content differs from the served content. `_no_longer_pending`: the pending rows
+        # that changed or are gone.
         self._changed: list[bytes] = []
         self._no_longer_pending: set[bytes] = set()
         self._new: list[bytes] = []
 
     def find_changed(self) -> None:
-        """Find the rows whose content is not what is served now. O(rows), unless the builder has compared them with
-        `Gate.served`. May run in another thread than the other methods.
+        """Find the rows whose content differs from the served content. O(rows), unless the builder has compared them
+        with `Gate.served`. May run in another thread than the other methods.
         """
         gate, digests = self._gate, self._digests
         self._changed = self._builder.differing(gate.served)
@@ -347,7 +347,7 @@ class Review:
         gate.first = gate.first and bool(gate.pending)
 
     def _report(self, change: Change) -> None:
-        """Note in the builder's findings what is held, suspect or not judged."""
+        """Note the held, suspect and unjudged rows in the builder's findings."""
         findings, gate = self._builder.findings, self._gate
         for held in gate.held.values():
             findings.held[held.reason] += 1

@@ -1,4 +1,4 @@
-"""The findings about the rows: which rows are not served or suspect, by reason.
+"""The findings about the rows: the rows that are not served, and those that are suspect, by reason.
 
 The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served. Rows
 that clients would refuse are the task of the gate (`gate`). A row that only looks wrong is served, and counted as

@@ -150,7 +150,7 @@ def server_of(
     client_cert_file: str | None,
     client_key_file: str | None,
 ) -> Server:
-    """The server that the options name; the environment supplies what they leave out.
+    """The server that the options name; the environment supplies the missing options.
 
     Raises:
         CommandFailed: where the options or the environment cannot be used.

@@ -182,7 +182,7 @@ def _served_facts(served: pb.Served | None) -> list[tuple[str, str]]:
 def _hash(text: str) -> str:
     found = text.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{8,64}", found):
-        raise click.UsageError(f"{visible(text)!r} is no version: give at least 8 hex digits of its hash.")
+        raise click.UsageError(f"{visible(text)!r} is not a version: give at least 8 hex digits of its hash.")
     return found
 
 

@@ -71,9 +71,9 @@ def export(
 ) -> None:
     """Write SQL that makes the table serve a catalogue again: byte for byte, ids and bytecode included.
 
-    The catalogue is what a server serves (asked on its gRPC port, with the key), a version of the history of the server
-    on this machine (--history), or the content of a snapshot file (--snapshot). Nothing is read from or written to a
-    database: run the script with psql.
+    The catalogue is the one that a server serves (called on its gRPC port, with the key), a version of the history of
+    the server on this machine (--history), or the content of a snapshot file (--snapshot). No database is read or
+    written: run the script with psql.
 
     Exit codes: 0 written, 1 damaged or not writable, 3 no such version, 4 key refused, 69 no answer, 78 no key.
     """

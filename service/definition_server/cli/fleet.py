@@ -1,4 +1,4 @@
-"""Shows several servers in one table: the catalogue that each serves and since when. They are asked over HTTP on their
+"""Shows several servers in one table: the catalogue that each serves and since when. The requests go over HTTP to their
 metrics ports, without a key.
 
 A name may have several addresses, as that of a headless service has; each is a replica. A replica that does not answer,
@@ -101,7 +101,7 @@ def parse_target(text: str) -> Address:
     found = _TARGET.fullmatch(text)
     port = METRICS_PORT if found is None or found[3] is None else int(found[3])
     if found is None or not 0 < port < 65_536:
-        raise click.UsageError(f"{visible(text)!r} is no HOST or HOST:PORT of a metrics port.")
+        raise click.UsageError(f"{visible(text)!r} is not HOST or HOST:PORT of a metrics port.")
     return Address(found[1] or found[2] or found[4], port)
 
 
@@ -148,7 +148,7 @@ def _print_table(replicas: Sequence[Replica]) -> None:
 def _judge(replicas: Sequence[Replica], versions: Counter[str]) -> None:
     if all(replica.error is not None for replica in replicas):
         raise CommandFailed(
-            "no replica answers. HOST is asked on its metrics port: 9464, or HOST:PORT", Exit.UNAVAILABLE
+            "no replica answers. The request goes to the metrics port of HOST: 9464, or HOST:PORT", Exit.UNAVAILABLE
         )
     faults = []
     if len(versions) > 1:
@@ -196,7 +196,7 @@ def _seconds(instant: str | None) -> str:
     return "-" if instant is None else re.sub(r"(\.[0-9]+)?\+00:00$", "Z", instant)
 
 
-# -- asking ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 
 def ask(targets: Sequence[Address], timeout: float) -> list[Replica]:
@@ -316,7 +316,7 @@ def _read(address: Address, document: Any) -> Replica:
     """A document of ``/statusz``.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is none.
+        TypeError, KeyError, ValueError: where it is not such a document.
     """
     catalog, sync, freshness = document["catalog"], document["sync"], document["freshness"]
     return Replica(

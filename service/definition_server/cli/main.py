@@ -89,7 +89,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="definition-server")
 def cli() -> None:
-    """Serve AVAP command definitions from PostgreSQL over gRPC, and inspect what is served."""
+    """Serve AVAP command definitions from PostgreSQL over gRPC, and inspect them."""
 
 
 @cli.command(epilog=settings_epilog(Settings))

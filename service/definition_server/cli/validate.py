@@ -1,4 +1,4 @@
-"""``definition-server validate``: reads the table as a server would, and reports what it finds, without serving it."""
+"""``definition-server validate``: reads the table as a server would, and reports the findings, without serving it."""
 
 from __future__ import annotations
 

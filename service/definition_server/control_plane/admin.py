@@ -79,7 +79,7 @@ class AdminServer:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host:port``. No name server is asked: ``host`` is an address.
+    """A socket that listens on ``host:port``. ``host`` is an address, so that no name server is needed.
 
     ``::`` means every address, IPv4 included, whatever ``net.ipv6.bindv6only`` says; on a machine without IPv6 it means
     every IPv4 address. ``SO_REUSEADDR``: a restart does not wait for TIME_WAIT; a second listener is still refused.
@@ -138,7 +138,7 @@ class _Pages:
         }
 
     def answer(self, request: Request) -> Answer:
-        """The page that ``request`` asks for."""
+        """The page that ``request`` names."""
         page = self._pages.get(request.path)
         if page is None:
             return text_answer(HTTPStatus.NOT_FOUND, f"Nothing here. Try {', '.join(self._pages)}.\n")

@@ -93,10 +93,11 @@ class Exchange:
         """The client's fault, for the log; None if there is none."""
 
     def receive(self, data: bytes) -> Request | bytes | None:
-        """Take octets from the client; empty octets are the end of what it sends.
+        """Take octets from the client; empty octets mean the end of its input.
 
         Returns:
-            The request for a page, once it is complete; or octets to send, where it is refused; or None: go on.
+            The request for a page, once it is complete; or octets to send, if it is refused; or None, if more octets
+            are needed.
         """
         if self._recognised:
             return self._read(data)

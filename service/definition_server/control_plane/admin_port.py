@@ -191,7 +191,9 @@ class _Connection:
             self._read()
 
     def _waits(self) -> bool:
-        """Whether the connection must wait because its network has used its share. It then begins again later."""
+        """Whether the connection must wait because its network has used its share. If so, `begin` is called again
+        later.
+        """
         seconds = self._port.shares.wait(self.network, self._loop.time())
         self._waiting = self._loop.call_later(seconds, self.begin) if seconds else None
         return self._waiting is not None

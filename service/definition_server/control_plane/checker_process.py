@@ -4,9 +4,9 @@ It is a fresh interpreter without the environment (``-I -S``); its socket is its
 because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the master
 starts another.
 
-Protocol: the master sends rows, each as `HEADER` (what is checked, lengths of name, interface and code) and the octets.
-The answer to each is one octet, sent before the next row is judged. So if the process ends, the first row without an
-answer was the cause.
+Protocol: the master sends rows, each as `HEADER` (the checks, and the lengths of name, interface and code) and the
+octets. The answer to each is one octet, sent before the next row is judged. So if the process ends, the first row
+without an answer was the cause.
 """
 
 from __future__ import annotations

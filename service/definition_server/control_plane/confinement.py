@@ -1,4 +1,4 @@
-"""The master's part in the confinement of its workers: it hides itself, and logs what the kernel cannot do."""
+"""The master's part in the confinement of its workers: it hides itself, and logs which protections are missing."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class ControlService:
     async def _accept(self, request: pb.AcceptRequest) -> pb.Served:
         message = await self._served_after(self._publications.accept(request.version_hash))
         if not message.version_hash.startswith(request.version_hash):
-            message.note = "what was accepted is served when the pin ends"
+            message.note = "the accepted catalogue is served when the pin ends"
         return message
 
     async def _pin(self, request: pb.PinRequest) -> pb.Served:

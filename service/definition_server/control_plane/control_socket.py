@@ -36,7 +36,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 
 
 class SocketUnusable(Exception):
-    """The socket cannot be opened. ``remedy`` is what the operator can do."""
+    """The socket cannot be opened. ``remedy`` is advice for the operator."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -104,7 +104,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _make_room(path: Path) -> None:
-    """Remove a socket that nobody listens on.
+    """Remove a socket on which no process listens.
 
     Raises:
         SocketUnusable: where ``path`` is something else, or in use.
@@ -115,7 +115,7 @@ def _make_room(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise SocketUnusable(f"{path} is there already, and is no socket", "move it away, or set CONTROL_SOCKET")
+        raise SocketUnusable(f"{path} exists already, and is not a socket", "move it away, or set CONTROL_SOCKET")
     if _somebody_listens(path):
         raise SocketUnusable(
             f"another instance listens on {path}",

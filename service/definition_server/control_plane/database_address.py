@@ -82,7 +82,7 @@ def misplaced_fault(parameters: Mapping[str, Any]) -> str | None:
     if "@" in host:
         return "the host holds an @; in user and password it is written as %40"
     if any(p and not (p.isascii() and p.isdigit() and 0 < int(p[:6]) < 65_536) for p in port.split(",")):
-        return "the port is no number from 1 to 65535; in user and password : is written as %3A and / as %2F"
+        return "the port is not a number from 1 to 65535; in user and password : is written as %3A and / as %2F"
     if "@" in database and "user" not in parameters:
         return "the database's name holds an @, and there is no user; in a password / is written as %2F and ? as %3F"
     return None
@@ -144,7 +144,7 @@ class Host:
 
     @property
     def needs_name_service(self) -> bool:
-        """Whether ``name`` has to be resolved: it is no address, and no directory of a Unix socket."""
+        """Whether ``name`` has to be resolved: it is neither an address nor the directory of a Unix socket."""
         return bool(self.name) and not self.address and not self.name.startswith(("/", "@")) and not _numeric(self.name)
 
     def __str__(self) -> str:

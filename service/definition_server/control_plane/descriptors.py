@@ -102,5 +102,5 @@ class DescriptorReserve:
                 "Open files run out: the reserve for workers and cycles is not complete",
                 reserved=len(self._held),
                 wanted=self._count,
-                remedy="see what the master has open (ls -l /proc/PID/fd); raise the limit of open files (nofile)",
+                remedy="list the master's open files (ls -l /proc/PID/fd); raise the limit of open files (nofile)",
             )

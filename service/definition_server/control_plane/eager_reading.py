@@ -1,4 +1,4 @@
-"""Reads what a socket already holds, without going through the event loop for each piece of it.
+"""Reads the octets that a socket already holds, without going through the event loop for each piece.
 
 libpq reads at most 16 kB from its socket in one call, unless a single message is longer. Psycopg waits in the event
 loop before each call, which costs more than reading 16 kB.

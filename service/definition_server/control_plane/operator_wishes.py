@@ -73,7 +73,7 @@ class OperatorWishes:
         self._by_command = self._by_command.pin(pin)
 
     async def save(self) -> str | None:
-        """Keep what was asked for by command.
+        """Store the wishes given by command.
 
         Returns:
             Why that would not survive a restart; None where it does.

@@ -108,7 +108,7 @@ class PinnedCatalogue:
         if self._missing != pin.version:
             self._missing = pin.version
             follows = self._served() is None or self.is_vain(pin)
-            effect = "the table is followed" if follows else "what is served stays,"
+            effect = "the table is followed" if follows else "the served catalogue stays,"
             log.error(
                 "Pinned catalogue not served",
                 version_hash=pin.version,

@@ -263,7 +263,7 @@ class PostgresSource:
         """Connect to the first host that accepts, within the connect timeout.
 
         Raises:
-            SourceError: names what failed at each host.
+            SourceError: names the failure at each host.
         """
         fault = url_fault(self._url)
         if fault is not None:

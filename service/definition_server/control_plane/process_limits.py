@@ -1,8 +1,9 @@
 """The kernel's limits of a process (getrlimit(2)), except that of open files: they are raised, checked and logged at
 the start.
 
-The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), in which
-other processes count too. So it is tested: as many threads as the server needs at a time are started, and end at once.
+The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group); other
+processes of the account or container count too. So it is tested: as many threads as the server needs at a time are
+started, and end at once.
 
 The command line, a service manager or a container runtime sets the limits, often for all its processes. Each of these
 limits would end a server after some time, or disable a function: the file size also limits unnamed memory
@@ -80,8 +81,8 @@ _SMALL_STACK = 64 * 1024
 
 
 def raise_process_limits(workers: int) -> str | None:
-    """Raise each soft limit to its hard one, and log what is still low. Returns why a server of so many workers cannot
-    start; None if it can."""
+    """Raise each soft limit to its hard one, and log those that are still low. Returns why a server of so many workers
+    cannot start; None if it can."""
     for limit in _LIMITS:
         soft = _raise(limit.number)
         if soft == resource.RLIM_INFINITY or soft >= limit.enough:

@@ -32,7 +32,7 @@ _SHOWN = 10
 
 
 class PublicationError(Exception):
-    """A request that cannot be fulfilled. The text is for the operator: what is wrong, and what to do."""
+    """A request that cannot be fulfilled. The text tells the operator the fault and the remedy."""
 
 
 class InvalidRequest(PublicationError):
@@ -104,7 +104,9 @@ class Publications:
             known = any(name.startswith(version) for name in self._known(held=False))
             what = "this version was published before" if known else "no such version is held"
             serve = f" To serve it again: `definition-server pin {version}`, with --for or --until." if known else ""
-            held = "No catalogue is held now." if candidate is None else f"Held is {candidate.version_hash}."
+            held = (
+                "No catalogue is held now." if candidate is None else f"The held version is {candidate.version_hash}."
+            )
             raise UnknownVersion(f"{version}: {what}. {held}{serve}")
         await self._to_its_end(self._accept(candidate.version_hash))
 

@@ -161,7 +161,7 @@ class ServedCatalogue:
         """Whether ``version`` was published before, as far as the history goes back."""
         return version in self._versions or any(version == entry.version_hash for entry in self.disk.entries)
 
-    # -- what an earlier run has stored --------------------------------------------------------------------------------
+    # -- the files of an earlier run -----------------------------------------------------------------------------------
 
     def recall(self) -> asyncio.Task[None]:
         """Read the files of an earlier run, once. The task ends when the disk has answered."""
@@ -423,7 +423,7 @@ class ServedCatalogue:
         self._newest = again.snapshot
         return again
 
-    # -- what is served ------------------------------------------------------------------------------------------------
+    # -- the served catalogue ------------------------------------------------------------------------------------------
 
     async def follow(self, *, sign_again: bool = True) -> bool:
         """Apply the operators' wishes: serve the catalogue of a new pin, or the newest one if a pin has ended.

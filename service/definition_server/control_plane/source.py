@@ -12,7 +12,7 @@ from definition_server.observability.reasons import Reason
 
 
 class SourceError(Exception):
-    """The source could not be read. The message says what failed and, where we know it, what to do: for the log."""
+    """The source could not be read. The message, for the log, names the failure and, if known, the remedy."""
 
     def __init__(self, message: str, reason: Reason = Reason.DATABASE_ERROR) -> None:
         super().__init__(message)
@@ -81,4 +81,4 @@ class DefinitionSource(Protocol):
         """
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the connection, if any."""

@@ -180,7 +180,7 @@ class SnapshotStore:
 def fault_of_owner(found: os.stat_result) -> str | None:
     """The reason why another user may have written a file; None if no other user can have."""
     if not stat.S_ISREG(found.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if found.st_uid != os.geteuid():
         return f"it belongs to user {found.st_uid}, and the server runs as {os.geteuid()}"
     if found.st_mode & _OTHERS_MAY_WRITE:

@@ -1,10 +1,10 @@
 """The statements that read the tables of definitions, and the judgement whether their assumptions hold. No connection.
 
 **Change check.** `SHAPE_SQL` describes the two tables: partitions and inheritance children, files, columns, types, and
-the row versions of the catalogue that decide what a cast to text gives. `versions_sql` sums over the row versions of
-the tables. Together they are the fingerprint (decision 7). The fingerprint is valid only if every row version belongs
-to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust` names a
-violation. Then there is no fingerprint, and the whole table is read in every cycle.
+the row versions of the catalogue that determine the result of a cast to text. `versions_sql` sums over the row versions
+of the tables. Together they are the fingerprint (decision 7). The fingerprint is valid only if every row version
+belongs to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust`
+names a violation. Then there is no fingerprint, and the whole table is read in every cycle.
 
 **Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that only
 the rows of changed ranges need to be read, by TID range scans (from PostgreSQL 14; earlier versions would scan the
@@ -52,10 +52,10 @@ _RUNS = 64
 _LONGEST_NAME = 4096
 """Octets of the name of a row that is too large; a longer one fits into no request."""
 
-# Local settings: behind a pooler, the next client of the connection does not inherit them. Most of them fix the result
-# of a cast to text, independent of postgresql.conf, the database and the role. The others: limits of time; with
-# row_security off, rows that a policy would hide cause an error; compiling these statements (jit) costs more than
-# running them.
+# Local settings: behind a pooler, the next client of the connection does not inherit them. The first two limit the
+# time. With row_security off, rows that a policy would hide cause an error. jit is off because compiling these
+# statements takes longer than running them. The others fix the result of a cast to text, independent of
+# postgresql.conf, the database and the role.
 SETTINGS_SQL: LiteralString = """
 SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
     set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
@@ -151,7 +151,7 @@ class Column:
         """
         known = self.kind == "e" or (self.of_postgresql and self.kind == "b" and not self.type.startswith("reg"))
         if not known or self.cast_by_user:
-            return f"what its type {self.type} looks like as text is decided elsewhere"
+            return f"the text of its type {self.type} may change without a change of the row"
         return "it is computed when it is read" if self.generated == "v" else None
 
 
@@ -221,12 +221,12 @@ def bytecode_fault(relation: Relation) -> str | None:
     if relation.policies_apply:
         return "its row-level security hides rows from the server's role"
     if not relation.columns["avbc_bytecode"].octets or not relation.columns["avbc_version"].whole_number:
-        return "avbc_bytecode is no bytea, or avbc_version no whole number"
+        return "avbc_bytecode is not of type bytea, or avbc_version not an integer"
     return None
 
 
 class Plan:
-    """The statements that read the tables as they are."""
+    """The statements that read the tables in their present form."""
 
     def __init__(self, definitions: Relation | None, bytecode: Relation | None) -> None:
         """``bytecode``: None if no bytecode is to be read."""

@@ -3,8 +3,8 @@
 **Off** is the default, and costs nothing: no module of OpenTelemetry is imported, no span is made, and workers count
 calls as if this module did not exist. **On**, a thread of the master takes the finished spans every second and the
 metrics at their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and
-drop what does not fit, and at the end it has two seconds. A collector that is down, slow or refuses causes one log
-line, and another one when it works again.
+drop further data, and at the end it has two seconds. A collector that is down, slow or refuses causes one log line, and
+another one when it works again.
 
 Workers have no network access for an export. They send the calls that they sample over the control socket
 (`CallsSampled`).

@@ -136,7 +136,7 @@ class Wishes:
         try:
             document = json.loads(text)
             if not isinstance(document, dict) or not isinstance(accepted := document.get("accept"), list):
-                raise ValueError("it is no object with a list `accept`")
+                raise ValueError("it is not an object with a list `accept`")
             if signer is not None:
                 _check_mac(document, signer)
         except RecursionError:
@@ -211,7 +211,7 @@ class WishesFile:
         except ValueError as error:
             kept = self._keep_aside()
             raise StoreError(
-                f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing of it counts"
+                f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing in it takes effect"
             ) from None
 
     def _refused(self, reason: str) -> NotOurs:
@@ -297,5 +297,5 @@ def _pin_of(value: object) -> Pin:
     if until is not None and (
         isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= LATEST_SECONDS
     ):
-        raise ValueError("`until` is no time")
+        raise ValueError("`until` is not a time")
     return Pin(_check_version(value.get("version")), until)

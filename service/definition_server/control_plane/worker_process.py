@@ -162,8 +162,8 @@ class WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
         ``tls`` are the TLS files of ``certificate``, None without TLS.
-        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports what it
-        serves.
+        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports the snapshot
+        that it serves.
 
         Raises:
             OSError: where no process can be started (memory, process or descriptor limit).

@@ -113,7 +113,7 @@ class WorkerStats:
 
     @property
     def heartbeat_age_seconds(self) -> float:
-        """Seconds since the heartbeat last differed from that of the reading before, or since the page was made."""
+        """Seconds since the last reading that found a new heartbeat, or since the page was made."""
         return max(0.0, self._clock() - self._beat_at)
 
     def _read_again(self) -> None:

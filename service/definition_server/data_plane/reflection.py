@@ -64,7 +64,7 @@ class Reflection:
         while (request := await self._next(questions)) is not None:
             kind = request.WhichOneof("message_request")
             if kind is None:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it asks for nothing")
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it has no request")
             answer = _Response(valid_host=request.host, original_request=request)
             try:
                 self._fill(answer, kind, request, sent)

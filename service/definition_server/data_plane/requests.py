@@ -44,7 +44,7 @@ def check_empty(request: bytes) -> None:
     """Accept a message without known fields.
 
     Raises:
-        WireError: where ``request`` is no message.
+        WireError: where ``request`` is not a message.
     """
     for _ in _fields(request):
         pass

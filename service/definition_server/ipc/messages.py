@@ -191,7 +191,7 @@ def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
 
 def _class_of(values: object, expected: tuple[type[Message], ...]) -> type[Message]:
     if not isinstance(values, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     name = values.pop("type", None)
     for cls in expected:
         if cls.__name__ == name:
@@ -209,7 +209,7 @@ def _fields_of(cls: type[Message], values: dict[str, Any]) -> dict[str, Any]:
 
 def _integer(value: object) -> int:
     if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
-        raise ValueError("a number is no unsigned 64-bit integer")
+        raise ValueError("a number is not an unsigned 64-bit integer")
     return value
 
 
@@ -246,7 +246,7 @@ def _integers(value: object) -> tuple[int, ...]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 _CHECK_OF: dict[object, Callable[[object], object]] = {

@@ -76,7 +76,7 @@ def test_the_socket_of_a_living_master_is_respected(opened: ControlSocket) -> No
 def test_a_file_that_is_no_socket_is_respected(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("mine")
-    with pytest.raises(SocketUnusable, match="no socket"):
+    with pytest.raises(SocketUnusable, match="not a socket"):
         open_socket(path)
     assert path.read_text() == "mine"
 
