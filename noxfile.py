@@ -291,8 +291,8 @@ def run_all(
 def tests(session: nox.Session) -> None:
     """Unit, fuzz, simulation, integration and chaos tests, in parallel; quiet tests run alone at the end.
 
-    Without the drills, which take long: `nox -s chaos` runs them. Each test with a whole server runs on one of the two
-    transports, half of the tests on each; `nox -s coverage` runs them on the other one, and the tests marked
+    The drills, which take long, are left out: `nox -s chaos` runs them. Each test with a whole server runs on one of
+    the two transports, half of the tests on each; `nox -s coverage` runs them on the other one, and the tests marked
     `thorough`.
     """
     install(session, "test")

@@ -340,7 +340,7 @@ class Settings(EnvironmentSettings):
         ge=1,
         le=1024,
         validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
-        description="Most threads for blocking handlers in a worker (none of the server's own RPCs blocks). "
+        description="Most threads for blocking handlers in a worker (the server's own RPCs do not block). "
         "Also read as UV_THREADPOOL_SIZE.",
         json_schema_extra=advice("Give a whole number from 1 to 1024"),
     )

@@ -140,7 +140,7 @@ class SnapshotBuilder:
         O(other rows), and O(rows) where they are to be compared with known hashes. ``previous`` was built with the same
         signing key. Only one build may take it over.
         """
-        assert not self._ids, "rows are taken over first: none of them may replace one that was read"
+        assert not self._ids, "rows are taken over first, so that none of them replaces a row that was read"
         self._previous = previous
         self._kept = {number: previous.ranges[number] for number in ranges}
         self._ids, self._digests = previous.tables()

@@ -35,7 +35,7 @@ class Flaw(IntFlag):
 ANSWER = 0x40
 """Set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
 READY = b"\x5a"
-"""The first octet from the checker: it is confined, and its self-test passed."""
+"""The first octet from the checker, sent when it is confined and its self-test has passed."""
 
 _AS_TREE = 0x400
 """``PyCF_ONLY_AST``."""

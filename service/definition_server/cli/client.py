@@ -134,7 +134,7 @@ def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
 
 
 def file_name(name: str) -> str:
-    """The file that ``sync --out`` writes the definition called ``name`` to.
+    """The file to which ``fetch --out`` writes the definition called ``name``.
 
     One path component, never hidden, and different for different names. All octets but ``A-Z a-z 0-9 _ . -``, and a
     leading dot, are percent-encoded. A result that is too long for a file name is shortened and ends with

@@ -86,7 +86,7 @@ def accept(master: Master, as_json: bool, version: str) -> None:
 def pin(master: Master, as_json: bool, version: str, duration: str | None, until: str | None) -> None:
     """Serve VERSION of the history, whatever the table says, until the time is over or `unpin`.
 
-    A pin survives restarts. Give --for or --until: nobody remembers a pin without an end.
+    A pin survives restarts. Give --for or --until, because a pin without an end is easily forgotten.
 
     Exit codes: 0 every worker serves it, 1 not done, 3 no such version, 4 not your server, 69 no server at the socket.
     """
@@ -132,7 +132,7 @@ def sync(master: Master, as_json: bool) -> None:
 def roll(master: Master, as_json: bool) -> None:
     """Replace the workers one by one; each serves before its predecessor leaves.
 
-    The roll goes on if this command is ended.
+    The roll continues if this command is ended.
 
     Exit codes: 0 all were replaced, 1 one could not be replaced and the roll has stopped, 4 not your server, 69 no
     server at the socket.

@@ -14,7 +14,7 @@ from definition_server.environment import default_text, is_secret, remedy, varia
 from definition_server.settings import Settings
 
 _EPILOG_COLUMNS = 78
-"""At most; click puts two in front of each line."""
+"""The most columns of a line; click adds an indentation of two."""
 _LEAST_COLUMNS = 30
 
 

@@ -18,9 +18,9 @@ from definition_server.catalog.layout import FOOTER_SIZE, SLOT, slot_count
 FILE = "capacity_figures.json"
 MB = 1 << 20
 LIMIT_OVER_PEAK = 1.2
-"""As in the deployment guide: the memory limit of a pod exceeds its use by 20 %."""
+"""The memory limit of a pod, as a multiple of its peak use. The deployment guide has the same factor."""
 LEAST_WORKERS = 2
-"""With one worker, no worker would answer during its crash or replacement."""
+"""The fewest workers: if there were only one, none would answer during its crash or replacement."""
 _LIMIT_STEP_MB = 16
 _CORE_STEP = 0.1
 

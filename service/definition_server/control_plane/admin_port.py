@@ -172,7 +172,7 @@ class _Connection:
         self._socket = client
         self._loop = port.loop
         self._exchange: Exchange | None = None
-        """None until anything was received: most connections of a flood never send."""
+        """None until something was received, because most connections of a flood never send."""
         self._answered = False
         self._unsent = memoryview(b"")
         self._waiting: asyncio.TimerHandle | None = None

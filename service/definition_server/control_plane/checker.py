@@ -351,7 +351,7 @@ class _CheckerProcess:
                 if flaws & Flaw.UNKNOWN_CODING and not self._codings:
                     raise _LacksCoding
                 judged.append(Judgement(flaws & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING)))
-            if self._received:  # octets that nobody requested: the last answer cannot be trusted either
+            if self._received:  # unexpected octets: the last answer cannot be trusted either
                 judged.pop()
                 raise _Ended(own_fault=False, lasting=False)
         finally:

@@ -25,4 +25,4 @@ class LoopWatch:
     def problem(self) -> str | None:
         """A sentence that says for how long the loop has not run; None if it runs."""
         silent = time.monotonic() - self._ran_at
-        return None if silent < _STUCK_SECONDS else f"the master's event loop has stood still for {silent:.0f} s"
+        return None if silent < _STUCK_SECONDS else f"the master's event loop has not run for {silent:.0f} s"

@@ -354,7 +354,7 @@ class _Master:
             wait_seconds=settings.drain_wait_seconds,
             timeout_seconds=settings.drain_timeout_seconds,
         )
-        # From now on the port is open only for as long as a worker has it open.
+        # From now on the port is open only while a worker has it open.
         self._holder.close()
         forever[0].cancel()
         await self._supervisor.drain(wait=settings.drain_wait_seconds, timeout=settings.drain_timeout_seconds)

@@ -82,7 +82,7 @@ class OperatorWishes:
             # A file that an earlier run wrote must not be replaced before it was read.
             self._waits = True
             self._disk.note_pin_unsaved(unsaved=self._pin_is_newer)
-            return "the disk has not answered yet; it is stored when it has"
+            return "the disk has not answered yet; the change is stored when it has"
         self._waits = False
         return await self._disk.save_wishes(self._by_command, self._signer())
 

@@ -31,7 +31,7 @@ class _Limit:
     enough: int
     """From this value on, no warning is logged."""
     least: int
-    """Below this the server cannot serve at all."""
+    """Below this value the server cannot serve at all."""
     effect: str
     remedy: str
 

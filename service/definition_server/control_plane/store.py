@@ -155,7 +155,7 @@ class SnapshotStore:
         if mac is None:
             raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
         if not signer.made_file_mac(mac, bytes(snapshot.buffer[-FOOTER_SIZE:])):
-            raise self._refused("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
+            raise self._refused("its MAC is not ours: it was changed, or written with another AVAP_INTERNAL_KEY")
 
     def _refused(self, reason: str) -> NotOurs:
         self._not_ours = True

@@ -76,7 +76,7 @@ class SyncLoop:
     async def run(self) -> None:
         """Run cycles. Never returns."""
         first = asyncio.create_task(self._cycle())
-        # Beside the cycles: a disk that hangs must not delay the database's rows.
+        # In a task beside the cycles, so that a disk that hangs does not delay reading the table.
         restoring = asyncio.create_task(self._restore(first))
         try:
             await self._run_cycles(first)

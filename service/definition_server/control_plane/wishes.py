@@ -281,7 +281,7 @@ def _check_mac(document: dict[str, Any], signer: Signer) -> None:
     if mac is None:
         raise NotAuthentic("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
     if not isinstance(mac, str) or not signer.made_wishes_mac(_octets_of(mac), _covered(content)):
-        raise NotAuthentic("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
+        raise NotAuthentic("its MAC is not ours: it was changed, or written with another AVAP_INTERNAL_KEY")
 
 
 def _check_version(version: object) -> str:

@@ -315,7 +315,9 @@ class WorkerProcess:
             self._on_mapped()
         elif isinstance(message, messages.Ready) and self.mapped:
             if not self.generation <= message.generation <= self._sent_generation:
-                raise messages.MessageError(f"generation {message.generation} is READY, which it was not sent")
+                raise messages.MessageError(
+                    f"it reports READY with generation {message.generation}, which was not sent to it"
+                )
             self.generation = message.generation
             self.jail = extent_of(message.jail)
             self.ready.set()

@@ -55,10 +55,11 @@ class LineWriter:
         """Set the state of a process that has written nothing."""
         self._queue: SimpleQueue[bytes | int | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        # Each number is written by one side only. By the callers, which the handler's lock serializes:
+        # Each number is written by one side only. These are written by the callers, one at a time under the handler's
+        # lock:
         self._accepted = self._accepted_octets = 0
         self._refused = self._refused_in_queue = 0
-        # By the thread:
+        # These are written by the thread:
         self._taken = self._taken_octets = 0
         self._refused_reported = 0
         self._lost = self._lost_reported = 0

@@ -91,7 +91,7 @@ def _proof(status: ServiceStatus) -> Iterator[Metric]:
         "1 if the server would serve the same catalogue after a restart (see /statusz).",
         status.restart.safe,
     )
-    text = "From the last change check without a change to the last worker's acknowledgement of it."
+    text = "Time from the last check that did not find a change to the last worker's acknowledgement of the change."
     histogram = HistogramMetricFamily("avap_propagation_seconds", text, labels=())
     measured = status.propagation
     bounds = [*(f"{bound:g}" for bound in measured.bounds_seconds), "+Inf"]

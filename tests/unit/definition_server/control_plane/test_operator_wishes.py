@@ -45,7 +45,7 @@ async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
     wishes: OperatorWishes, disk: Disk
 ) -> None:
     wishes.accept(VERSION)
-    assert await wishes.save() == "the disk has not answered yet; it is stored when it has"
+    assert await wishes.save() == "the disk has not answered yet; the change is stored when it has"
     assert disk.steps == [False], "no pin waits"
     wishes.pin(PIN)
     await wishes.save()
