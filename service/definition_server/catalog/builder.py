@@ -439,7 +439,8 @@ class SnapshotBuilder:
         footer, arrangement = self._built
         if not footer.same_octets(snapshot.footer) or None in self._not_kept:
             return None
-        # Names whose commands the next build does not take over: those disputed, and all of a range that is read again.
+        # Names whose commands the next build does not take over: disputed names, and all names of a range that is read
+        # again.
         disputed = self._disputed | self._suspicions.keys()
         others, kept = set(disputed), dict[int, Sequence[bytes]]()
         for number, names in chain(self._kept.items(), self._ranges.items()):

@@ -32,7 +32,7 @@ _NAMES = 10
 
 _CODE_TAG = wire.CODE << 3 | wire.LENGTH_DELIMITED
 _LONGEST_BLANK = 1024
-"""Code of more octets than this is not examined, and is not blank."""
+"""Code of more octets than this counts as not blank, without being examined."""
 
 
 class Concern(StrEnum):

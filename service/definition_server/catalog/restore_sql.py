@@ -12,9 +12,8 @@ bytecode of the catalogue is written there, with the hash of the restored code. 
 although the catalogue lacks it keeps its bytecode and loses its hash, so that it is no longer served. A catalogue
 without bytecode may come from a server that does not read that table; the table then stays as it is.
 
-Text is written as a string constant of standard SQL, or, where it holds a backslash or a control character, as an
-escape string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line
-end.
+Text is written as a string constant of standard SQL, or, if it holds a backslash or a control character, as an escape
+string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line end.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def row_of(message: memoryview) -> TableRow:
 
     Raises:
         RestoreError: where no row can hold it.
-        WireError: where ``message`` is no ``CommandResponse``.
+        WireError: where ``message`` is not a ``CommandResponse``.
     """
     texts: dict[int, bytes] = {}
     numbers: dict[int, int] = {}

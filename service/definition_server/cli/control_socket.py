@@ -43,7 +43,7 @@ class Master:
         """The answer of one method.
 
         Raises:
-            CommandFailed: where there is none.
+            CommandFailed: where there is no answer.
         """
         with self._stub() as stub:
             return getattr(stub, method)(request, timeout=timeout or self._timeout)

@@ -96,7 +96,7 @@ def parse_target(text: str) -> Address:
     """``HOST``, ``HOST:PORT``, ``[IPv6]:PORT`` or a bare IPv6 address.
 
     Raises:
-        click.UsageError: where it is none of them.
+        click.UsageError: where it has another form.
     """
     found = _TARGET.fullmatch(text)
     port = METRICS_PORT if found is None or found[3] is None else int(found[3])

@@ -251,7 +251,7 @@ class _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
-            CannotCheck: where there is none.
+            CannotCheck: where no process can be started.
         """
         try:
             ours, theirs = socket.socketpair()

@@ -73,7 +73,7 @@ def open_socket(path: Path) -> ControlSocket:
     length = len(os.fsencode(path))
     if length > LONGEST_PATH:
         raise SocketUnusable(
-            f"{path} has {length} octets, and the path of a Unix socket at most {LONGEST_PATH}",
+            f"{path} has {length} octets; the path of a Unix socket has at most {LONGEST_PATH}",
             "set CONTROL_SOCKET to a shorter path",
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -78,7 +78,7 @@ class Events:
         an event.
 
         Returns:
-            The seconds that the state lasted, where it ends now.
+            The seconds that the state lasted, if it ends now; otherwise None.
         """
         state = self._states.get(begins)
         if on and (state is None or state.reason != reason):

@@ -140,11 +140,9 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
 
 def _missing_device(transport: str) -> str | None:
-    """Why ``transport`` cannot start on this machine; None where it can."""
+    """The reason why ``transport`` cannot start on this machine; None if it can."""
     if transport == "grpcio" and not os.access(_RANDOM, os.R_OK):
-        return (
-            f"TRANSPORT=grpcio ends where it cannot read {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
-        )
+        return f"TRANSPORT=grpcio cannot run without {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
     return None
 
 

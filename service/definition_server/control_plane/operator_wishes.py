@@ -76,7 +76,7 @@ class OperatorWishes:
         """Store the wishes given by command.
 
         Returns:
-            Why that would not survive a restart; None where it does.
+            The reason why they would not survive a restart; None if they do.
         """
         if not self._known:
             # A file that an earlier run wrote must not be replaced before it was read.

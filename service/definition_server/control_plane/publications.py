@@ -122,7 +122,7 @@ class Publications:
             until: Seconds since the epoch; None: until `unpin`.
 
         Returns:
-            Why the pin would not survive a restart; None where it does.
+            The reason why the pin would not survive a restart; None if it does.
 
         Raises:
             PublicationError: where the version is not known, or cannot be read.
@@ -152,7 +152,7 @@ class Publications:
         """Follow the table again: the newest catalogue that passed the guard is served at once.
 
         Returns:
-            Why that would not survive a restart; None where it does.
+            The reason why this would not survive a restart; None if it does.
 
         Raises:
             PublicationError: where nothing is pinned, or the policy file pins a version.

@@ -373,7 +373,7 @@ class Supervisor:
                     "Worker is not READY in time; killed",
                     worker=worker.number,
                     worker_pid=worker.pid,
-                    remedy="read the worker's own lines; where it is only slow (a busy machine; PYTHONTRACEMALLOC "
+                    remedy="read the worker's own log lines; if it is only slow (a busy machine; PYTHONTRACEMALLOC "
                     "makes a start ten times as long), raise START_TIMEOUT_SECONDS",
                 )
                 worker.kill()

@@ -126,8 +126,8 @@ class WorkerStatus:
     connections: int | None = None
     """None where the transport does not count connections."""
     room: str | None = None
-    """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
-    where the transport does not count connections."""
+    """``free``, ``full`` (idle connections without an authorized call are closed for new ones) or ``taken`` (all belong
+    to clients); None where the transport does not count connections."""
     jail: str = "none"
     """Its confinement: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` with ``JAIL=off``."""
 
