@@ -321,7 +321,7 @@ PUBLICATION = (
         "table-damaged", (("max by (reason) (avap_catalogue_held{<HERE>})", "{{reason}}"),), columns=6,
     ),
     Shown(
-        "Pinned", "1: a pin is in force, or the pinned version is not known to the instance.", "pinned",
+        "Pinned", "1: a pin is in effect, or the pinned version is not known to the instance.", "pinned",
         (
             ("avap_catalogue_pinned{<HERE>}", "{{instance}} pinned"),
             ("avap_pin_missing{<HERE>}", "{{instance}} not known"),

@@ -155,7 +155,7 @@ def test_a_policy_swapped_by_symlink_pins_and_one_that_does_not_parse_changes_no
     pinned_after = time.monotonic() - started
     assert answer("status", directory=directory)["pin"]["source"] == "policy"
     swap(policy.parent, "[pin\n")
-    server.wait_log("Publication policy not usable; the one before it stays")
+    server.wait_log("Publication policy not usable; the previous one stays")
     assert served(server) == {before}
     assert any("PUBLICATION_POLICY" in notice for notice in answer("status", directory=directory)["notices"])
     refused = run("unpin", directory=directory)

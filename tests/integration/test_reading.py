@@ -249,7 +249,8 @@ UNREADABLE = {
         "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ENABLE ROW LEVEL SECURITY", "row-level",
     ),
     "other types": (
-        "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ALTER avbc_bytecode TYPE text", "no bytea",
+        "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ALTER avbc_bytecode TYPE text",
+        "not of type bytea",
     ),
 }  # fmt: skip
 

@@ -313,7 +313,7 @@ def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
 def test_the_tables_of_a_build_are_handed_on_once() -> None:
     previous, _ = previous_of(some(10))
     SnapshotBuilder().take_over(previous, previous.ranges)
-    with pytest.raises(AssertionError, match="one build goes on"):
+    with pytest.raises(AssertionError, match="only one build takes over"):
         SnapshotBuilder().take_over(previous, previous.ranges)
 
 

@@ -178,7 +178,7 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
 def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
     status = full_status()
     status.fresh, status.freshness_reason = True, ""
-    assert "the pin keeps it from being served" in dict(_status_facts(status))["fresh"]
+    assert "not served because of the pin" in dict(_status_facts(status))["fresh"]
     status.pin.missing = True
     assert dict(_status_facts(status))["fresh"] == "yes"
 

@@ -193,7 +193,7 @@ async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(mast
     assert master.calls == [("accept", accepted[:8])]
     assert (served.version_hash, served.unchanged, served.note) == (accepted, False, "")
     served = await master.call("Accept", pb.AcceptRequest(version_hash="00"))
-    assert served.note == "what was accepted is served when the pin ends"
+    assert served.note == "the accepted catalogue is served when the pin ends"
 
 
 async def test_a_pin_has_an_end_where_one_is_given(master: Master) -> None:

@@ -77,7 +77,7 @@ def test_the_socket_of_a_living_master_is_left_alone(opened: ControlSocket) -> N
 def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("mine")
-    with pytest.raises(SocketUnusable, match="no socket"):
+    with pytest.raises(SocketUnusable, match="not a socket"):
         open_socket(path)
     assert path.read_text() == "mine"
 

@@ -52,14 +52,14 @@ def state(*, pinned: bool = False, missing: bool = False, vain: bool = False, le
 @pytest.mark.parametrize(
     ("made", "held", "texts"),
     [
-        (state(pinned=True), 0, ["a pin counts"]),
-        (state(pinned=True, missing=True), 0, ["a pin counts, and its version is not known here"]),
+        (state(pinned=True), 0, ["a pin is in effect"]),
+        (state(pinned=True, missing=True), 0, ["a pin is in effect, and its version is not known here"]),
         (state(), 2, ["commands held at an earlier version: 2"]),
         (state(left_out=1), 0, ["rows not served: 1"]),
         (
             state(pinned=True, left_out=1),
             2,
-            ["a pin counts", "commands held at an earlier version: 2", "rows not served: 1"],
+            ["a pin is in effect", "commands held at an earlier version: 2", "rows not served: 1"],
         ),
     ],
     ids=["pinned", "pin of an unknown version", "held", "left-out", "all"],

@@ -52,5 +52,5 @@ def test_a_policy_is_named_only_where_it_has_a_problem(tmp_path: Path, problem: 
     notices = Bench(None, directory=tmp_path, policy=SimpleNamespace(problem=problem)).access._notices()
     assert notices == (
         [] if problem is None
-        else ["PUBLICATION_POLICY does not count as it is; the one before does: line 3: unknown key"]
+        else ["PUBLICATION_POLICY is not usable; the previous policy applies: line 3: unknown key"]
     )  # fmt: skip

@@ -139,7 +139,7 @@ async def test_a_pin_of_an_unknown_version_has_no_effect_until_the_version_is_kn
     assert bench.state.pin == PinState(VERSION, None, "policy", missing=True, vain=False)
     await bench.catalogue.find()
     assert len(logged(logs, "Pinned catalogue not served")) == 2, "it was known meanwhile"
-    assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("what is served stays, until")
+    assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("the served catalogue stays, until")
 
 
 async def test_the_end_of_a_pin_that_was_shown_is_logged_once(bench: Bench, logs: LogLines) -> None:

@@ -156,8 +156,11 @@ async def test_each_change_between_fresh_and_stale_is_logged_once_and_nothing_at
             bench.tick()
         await bench.cycle()
         bench.tick()
-    late, fresh = ("What is served may be out of date", Stale.CHECK_LATE), ("What is served is up to date", None)
-    told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("What is served")]
+    late, fresh = (
+        ("The served catalogue may be out of date", Stale.CHECK_LATE),
+        ("The served catalogue is up to date", None),
+    )
+    told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("The served catalogue")]
     assert told == [fresh, late, fresh]
 
 

@@ -123,7 +123,7 @@ async def test_an_unusable_policy_leaves_the_old_one_and_logs_one_error(tmp_path
     with captured_logs() as lines:
         await watched.read_twice()
         await watched.read_twice()
-    assert [line["event"] for line in lines] == ["Publication policy not usable; the one before it stays"]
+    assert [line["event"] for line in lines] == ["Publication policy not usable; the previous one stays"]
     assert watched.policy.problem is not None
     assert len(watched.found) == 1
     if damage in ("directory",):

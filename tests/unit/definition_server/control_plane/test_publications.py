@@ -49,7 +49,7 @@ async def test_a_pin_of_a_held_version_names_accept_and_an_acceptance_of_a_publi
     with pytest.raises(PublicationError, match=f"is held .*accept {held[:16]}"):
         await server.publications.pin(held[:8], None)
     assert server.synchronizer.state.pin is None
-    with pytest.raises(UnknownVersion, match=f"published before. Held is {held}. .*pin {good[:8]}"):
+    with pytest.raises(UnknownVersion, match=f"published before. The held version is {held}. .*pin {good[:8]}"):
         await server.publications.accept(good[:8])
     await server.publications.accept(held)
     assert await server.publications.pin(held[:8], None) is None, "it passed"

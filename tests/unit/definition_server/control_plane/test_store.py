@@ -392,10 +392,10 @@ def test_links_pipes_and_directories_are_refused_at_once(store: SnapshotStore, t
     assert "symbolic link" in refusal(store)
     store.path.unlink()
     os.mkfifo(store.path)
-    assert "no regular file" in refusal(store)
+    assert "not a regular file" in refusal(store)
     store.path.unlink()
     store.path.mkdir()
-    assert "no regular file" in refusal(store)
+    assert "not a regular file" in refusal(store)
 
 
 def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:

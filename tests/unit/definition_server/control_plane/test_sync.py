@@ -186,7 +186,10 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "network fails": (lambda bench, _: bench.source.fail(ConnectionResetError("reset by peer")), "reset by peer"),
     "shared memory fails": (lambda _, patch: patch.setattr(os, "memfd_create", no_memory), "Too many open files"),
-    "catalogue too large": (lambda _, patch: patch.setattr(wire, "MAX_MESSAGE", 100), "protobuf ends at 100"),
+    "catalogue too large": (
+        lambda _, patch: patch.setattr(wire, "MAX_MESSAGE", 100),
+        "a protobuf message has at most 100",
+    ),
     "a bug": (lambda bench, _: bench.source.fail(ZeroDivisionError("oops")), "unexpected ZeroDivisionError: oops"),
     "a bug half way": (
         lambda bench, _: bench.source.fail(KeyError("name"), after_rows=2),

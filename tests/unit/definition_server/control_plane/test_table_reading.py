@@ -95,11 +95,14 @@ def plan(bytecode: Relation | None = None, **changes: Any) -> Plan:
     [
         ({}, None),
         ({"kind": "e", "of_postgresql": False}, None),
-        ({"kind": "e", "of_postgresql": False, "cast_by_user": True}, "what its type text looks like as text"),
-        ({"kind": "c"}, "what its type text looks like as text is decided elsewhere"),
-        ({"of_postgresql": False}, "what its type text looks like as text is decided elsewhere"),
-        ({"type": "regclass"}, "what its type regclass looks like as text is decided elsewhere"),
-        ({"cast_by_user": True}, "what its type text looks like as text is decided elsewhere"),
+        (
+            {"kind": "e", "of_postgresql": False, "cast_by_user": True},
+            "the text of its type text may change without a change of the row",
+        ),
+        ({"kind": "c"}, "the text of its type text may change without a change of the row"),
+        ({"of_postgresql": False}, "the text of its type text may change without a change of the row"),
+        ({"type": "regclass"}, "the text of its type regclass may change without a change of the row"),
+        ({"cast_by_user": True}, "the text of its type text may change without a change of the row"),
         ({"generated": "v"}, "it is computed when it is read"),
         ({"generated": "s"}, None),
     ],
@@ -161,8 +164,8 @@ def test_facts_are_parsed_for_each_table_that_exists() -> None:
         ({}, None),
         ({"avbc_version": column("int4", readable=False)}, "the server's role has no SELECT on it"),
         ({"policies_apply": True}, "its row-level security hides rows from the server's role"),
-        ({"avbc_bytecode": column("text")}, "avbc_bytecode is no bytea, or avbc_version no whole number"),
-        ({"avbc_version": column("numeric")}, "avbc_bytecode is no bytea, or avbc_version no whole number"),
+        ({"avbc_bytecode": column("text")}, "avbc_bytecode is not of type bytea, or avbc_version not an integer"),
+        ({"avbc_version": column("numeric")}, "avbc_bytecode is not of type bytea, or avbc_version not an integer"),
     ],
 )
 def test_bytecode_is_read_from_a_table_of_the_right_columns_that_the_role_may_read(

@@ -59,7 +59,7 @@ def test_the_standard_variables_decide_the_exports_and_their_endpoints(
 
 def test_an_endpoint_that_is_no_url_is_refused() -> None:
     (problem,) = failure(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318").problems
-    assert "it is no URL of HTTP" in str(problem)
+    assert "it is not an HTTP URL" in str(problem)
 
 
 def test_a_password_in_an_endpoint_and_the_header_fields_are_not_shown() -> None:

@@ -197,7 +197,7 @@ def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
 
 def test_a_fifo_does_not_count_and_does_not_block(file: WishesFile) -> None:
     os.mkfifo(file.path, 0o600)
-    with pytest.raises(NotOurs, match="no regular file"):
+    with pytest.raises(NotOurs, match="not a regular file"):
         file.read()
     file.write(Wishes((B,)))
     assert file.read() == Wishes((B,))

@@ -208,7 +208,7 @@ async def test_messages_of_a_worker_reach_the_master(started: Started, publicati
         ([messages.Ready(0)], "Ready is out of order"),
         ([messages.KeysUsed(())], "KeysUsed is out of order"),
         ([messages.Mapped(), messages.Mapped()], "Mapped is out of order"),
-        ([messages.Mapped(), messages.Ready(1)], "generation 1 is READY, which it was not sent"),
+        ([messages.Mapped(), messages.Ready(1)], "it reports READY with generation 1, which was not sent to it"),
         ([messages.Mapped(), messages.CallsSampled((99,), (0,), (5,), (1,))], "calls were sampled that cannot be"),
         ([messages.CallsSampled((0,), (0,), (5000,), (1000,))], "CallsSampled is out of order"),
     ],

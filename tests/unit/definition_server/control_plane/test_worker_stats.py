@@ -158,7 +158,7 @@ def judged(*, before: dict[str, Any] | None = None, elapsed: float = 1.0, **afte
 def test_a_process_id_is_the_workers_or_that_of_a_page_that_was_not_begun() -> None:
     assert judge(NOTHING, replace(NOTHING, pid=PID), pid=PID, elapsed=1.0) is None
     assert judge(NOTHING, NOTHING, pid=PID, elapsed=1.0) is None
-    assert judged(pid=PID + 1) == "the process id is another one's"
+    assert judged(pid=PID + 1) == "the process id is that of another process"
 
 
 def test_a_heartbeat_may_not_go_back() -> None:
