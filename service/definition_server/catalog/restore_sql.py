@@ -12,6 +12,9 @@ bytecode that the catalogue has is put there, under the hash of the restored cod
 the catalogue does not have keeps its bytecode and loses that hash, so that it is served no more. A catalogue without
 bytecode may come from a server that does not read that table, so then it stays as it is.
 
+A column may have any type whose text the server serves, a composite one too. The settings that decide such a text are
+those of the server's own reading: with others a row would not be found equal to itself.
+
 Text is written as a string constant of standard SQL, or, where it holds a backslash or a control character, as an
 escape string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line
 end.
@@ -135,6 +138,12 @@ SET TRANSACTION READ WRITE;
 SET LOCAL client_encoding = 'UTF8';
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL row_security = off;
+SET LOCAL bytea_output = 'hex';
+SET LOCAL DateStyle = 'ISO, YMD';
+SET LOCAL IntervalStyle = 'postgres';
+SET LOCAL TimeZone = 'UTC';
+SET LOCAL extra_float_digits = 1;
+SET LOCAL xmlbinary = 'base64';
 DO $restore$
 DECLARE
     elsewhere TEXT;

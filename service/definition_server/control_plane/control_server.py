@@ -100,7 +100,7 @@ class ControlServer:
         self._socket = opened
         await self._start(opened)
         self.problem = None
-        log.info("Control socket open", path=str(self._path))
+        log.info("Control socket open", path=str(self._path.absolute()))
 
     async def _open(self) -> ControlSocket:
         """The present socket if its file is in place, else a new one. One thread at a time is in this, however long
