@@ -8,6 +8,7 @@ docs/releasing.md describes both.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
+from packaging.specifiers import SpecifierSet
 
 PAGES = {
     "Homepage": "", "Source": "", "Documentation": "/blob/HEAD/docs/README.md", "Changelog": "/blob/HEAD/CHANGELOG.md",
@@ -40,8 +42,13 @@ class ProjectUrls(MetadataHookInterface):
         """Add the links and the README to ``metadata``.
 
         Raises:
+            SystemExit: if this Python is too old. pip compares versions itself, but where an extra is asked for as well
+                (``.[embedded]``), some releases of it first try every release of every requirement.
             ValueError: if the variable is not an address of a web page.
         """
+        required, present = metadata["requires-python"], platform.python_version()
+        if not SpecifierSet(required).contains(present, prereleases=True):
+            sys.exit(f"AVAP Definition Server needs Python {required}, and this is Python {present} ({sys.executable})")
         address = os.environ.get("PROJECT_URL", "").rstrip("/")
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
         if address:

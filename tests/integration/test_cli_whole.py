@@ -173,12 +173,12 @@ def test_validate_reports_what_would_be_served(table: Table) -> None:
     table.add_commands(3)
     done = run("validate", DATABASE_URL=table.url)
     assert done.returncode == 0, done.stdout + done.stderr
-    table.add([(None, None, None, "x"), ("odd", None, "{", "x")])
+    table.add([(None, None, None, "x"), ("odd", None, "{", "x"), ("broken", None, None, "if")])
     done = run("validate", "--json", DATABASE_URL=table.url)
     assert done.returncode == 1
     told = json.loads(done.stdout)
-    assert "null_name" in json.dumps(told)
-    assert "interface_invalid" in json.dumps(told)
+    for reason in ("null_name", "interface_invalid", "code_invalid"):
+        assert reason in json.dumps(told)
 
 
 def test_validate_reports_a_database_that_cannot_be_read() -> None:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from tests.conftest import StartServer
+from tests.integration.reader import Reader
 from tests.support.families import sample
 from tests.support.providers import DatabaseServer, drop_database
 from tests.support.server import KEY, ServerProcess
@@ -271,6 +273,76 @@ def test_columns_of_other_types_get_their_rows_back_and_a_row_that_has_its_text_
         before = connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall()
         connection.execute(sql.encode())
         assert connection.execute("SELECT ctid, xmin FROM obex_dapl_functions").fetchall() == before
+
+
+COMPOUND_TYPES = {
+    "a composite": ("pair", ["ROW('a, \"b\" \\ (é)\r\n', 1)", "ROW(NULL, NULL)", "ROW('', -5)"]),
+    "a composite with texts that depend on settings": (
+        "many",
+        [
+            "ROW('2026-12-31 23:59:59.5+09', '1 day 2 hours', 0.1::float8 + 0.2, '\\x00ff', '2026-12-31', ROW('x', 1))",
+            "ROW('infinity', '-1 mons', 'NaN', '', '0044-03-15 BC', NULL)",
+            "ROW(NULL, NULL, NULL, NULL, NULL, ROW(NULL, 2))",
+        ],
+    ),
+    "a domain over a composite": ("known_pair", ["ROW('x', 1)", "ROW('y', 2)", "ROW(E'\t', NULL)"]),
+    "the row type of another table": ("other_table", ["ROW(1, 'first')", "ROW(2, NULL)", "ROW(NULL, '{}')"]),
+    "an array of composites": ("pair[]", ["ARRAY[ROW('x,y', 1)::pair, NULL]", "ARRAY[]::pair[]", "'{}'"]),
+    "a range of instants": ("tstzrange", ["tstzrange('2026-01-01', '2026-02-01')", "'empty'", "tstzrange(NULL, NULL)"]),
+}
+COMPOUND = (
+    "CREATE TYPE pair AS (word text, number int); CREATE DOMAIN known_pair AS pair; "
+    "CREATE TYPE many AS (at timestamptz, lasts interval, share float8, octets bytea, day date, inner_pair pair); "
+    "CREATE TABLE other_table (number int, word text); DROP TABLE obex_dapl_functions; "
+)
+OTHER_SETTINGS = {
+    "bytea_output": "escape",
+    "DateStyle": "German, DMY",
+    "IntervalStyle": "iso_8601",
+    "extra_float_digits": "-15",
+    "TimeZone": "Asia/Tokyo",
+}
+
+
+@pytest.mark.parametrize("of", ["code", "interface", "name"])
+@pytest.mark.parametrize("types", sample(COMPOUND_TYPES))
+async def test_columns_of_composite_types_get_their_rows_back_whatever_the_settings_of_the_session(
+    table: Table, types: str, of: str
+) -> None:
+    kind, values = COMPOUND_TYPES[types]
+    columns = {"name": "text", "type": "text", "interface": "text", "code": "text"} | {of: kind}
+    described = ", ".join(f"{name} {type_}" for name, type_ in columns.items())
+    table.run(f"{COMPOUND} CREATE TABLE obex_dapl_functions (id int PRIMARY KEY, {described})")
+    for number, value in enumerate(values):
+        texts = {"name": f"'n{number}'", "type": "'t'", "interface": "'[]'", "code": "'pass'"} | {of: value}
+        table.run(f"INSERT INTO obex_dapl_functions VALUES ({number}, {', '.join(texts.values())})")
+    table.run("CREATE TABLE before AS TABLE obex_dapl_functions")
+    async with Reader(table.url) as reader:
+        served = await reader.rows()
+    rows = [
+        TableRow(row.id, *((text or b"").decode() for text in (row.name, row.type, row.interface, row.code)))
+        for row in served
+    ]
+    sql = "".join(script(rows, version_hash=""))
+    database = urlsplit(table.url).path[1:]
+    for setting, value in OTHER_SETTINGS.items():
+        table.run(f"ALTER DATABASE \"{database}\" SET {setting} = '{value}'")
+    for damage in (
+        "TRUNCATE obex_dapl_functions",
+        f"UPDATE obex_dapl_functions SET {of} = (SELECT {of} FROM before WHERE id = 2) WHERE id = 1",
+        "DELETE FROM obex_dapl_functions WHERE id = 0",
+        "SELECT",
+    ):
+        table.run(damage)
+        restore(table, sql.encode())
+        async with Reader(table.url) as reader:
+            assert await reader.rows() == served
+        with psycopg.connect(table.url) as connection:
+            same = (
+                f"SELECT count(*) FROM obex_dapl_functions AS now JOIN before USING (id) WHERE now.{of} = before.{of}"
+            )
+            [(found,)] = connection.execute(same.encode()).fetchall()
+            assert found == len(values)
 
 
 THREE = [

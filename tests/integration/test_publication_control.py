@@ -139,7 +139,10 @@ def test_a_pin_survives_a_restart_without_a_database_and_expires_by_itself(
     ).wait_ready()
     away.wait_log("Control socket open")
     assert served(away) == {before}
-    assert answer("pin", after, "--for", "3s", directory=directory)["version_hash"] == after
+    pinned = answer("pin", after, "--for", "3s", directory=directory)
+    assert pinned["version_hash"] == after
+    assert pinned["seconds"] < 1
+    assert served(away) == {after}
     until(lambda: "pin" not in answer("status", directory=directory), away.tail)
     away.end()
 
@@ -201,11 +204,11 @@ def test_a_held_command_is_named_with_its_reason_and_hashes(
 def test_with_a_full_disk_a_pin_is_served_and_the_answer_says_that_it_is_not_stored(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
-    before, _ = publish(server, lambda: table.add_commands(1, start=MANY))
-    (directory / "wishes.json").unlink(missing_ok=True)
-    (directory / "wishes.json").mkdir()  # as good as a full disk: it cannot be replaced
-    pinned = answer("pin", before, "--for", "1h", directory=directory)
-    assert pinned["version_hash"] == before
+    [version] = served(server)
+    moved = directory.rename(directory.with_name("moved"))
+    directory.touch()  # as good as a full disk: nothing can be stored in a file
+    pinned = answer("pin", version, "--for", "1h", "--socket", str(moved / "control.sock"), directory=directory)
+    assert pinned["version_hash"] == version
     assert "wishes.json" in pinned["note"]
 
 

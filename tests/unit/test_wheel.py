@@ -40,6 +40,24 @@ def python(*arguments: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def test_a_python_that_is_too_old_is_refused_in_one_line(tmp_path: Path) -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(re.sub(r'requires-python = ".*"', 'requires-python = ">=3.99"', text))
+    for name in ("hatch_build.py", "README.md", "service"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "hatchling", "build", "-t", "wheel"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"AVAP Definition Server needs Python >=3\.99, and this is Python 3\..*", done.stderr.strip())
+    assert not (tmp_path / "dist").exists()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, unpacked."""

@@ -12,6 +12,9 @@ bytecode of the catalogue is written there, with the hash of the restored code. 
 although the catalogue lacks it keeps its bytecode and loses its hash, so that it is no longer served. A catalogue
 without bytecode may come from a server that does not read that table; the table then stays as it is.
 
+A column may have any type whose text the server serves, a composite one too. The script sets the settings that decide
+such a text as the server's own reading does: with others a row would not be found equal to itself.
+
 Text is written as a string constant of standard SQL, or, if it holds a backslash or a control character, as an escape
 string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line end.
 """
@@ -134,6 +137,12 @@ SET TRANSACTION READ WRITE;
 SET LOCAL client_encoding = 'UTF8';
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL row_security = off;
+SET LOCAL bytea_output = 'hex';
+SET LOCAL DateStyle = 'ISO, YMD';
+SET LOCAL IntervalStyle = 'postgres';
+SET LOCAL TimeZone = 'UTC';
+SET LOCAL extra_float_digits = 1;
+SET LOCAL xmlbinary = 'base64';
 DO $restore$
 DECLARE
     elsewhere TEXT;

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import click
 import grpc
@@ -61,7 +62,9 @@ class Master:
     def _stub(self) -> Iterator[Any]:
         self._check_socket()
         try:
-            with grpc.insecure_channel(f"unix:{self.path}", options=_CHANNEL_OPTIONS) as channel:
+            # gRPC reads a URI: unquoted, it would cut the path at a "?" and take "%41" for an "A".
+            target = f"unix:{quote(os.fsencode(self.path))}"
+            with grpc.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
                 yield pb_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]  # generated code
         except grpc.RpcError as error:
             raise self._failure(cast("grpc.Call", error)) from None
@@ -85,7 +88,7 @@ class Master:
 
     def _no_server(self, reason: str) -> CommandFailed:
         return CommandFailed(
-            f"no server answers at {self.path}: {reason}. Start it, or name the socket that its log line "
+            f"no server answers at {self.path.absolute()}: {reason}. Start it, or name the socket that its log line "
             '"Control socket open" shows: with --socket, or with the server\'s CONTROL_SOCKET or SNAPSHOT_DIR',
             Exit.UNAVAILABLE,
         )

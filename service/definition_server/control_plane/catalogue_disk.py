@@ -182,15 +182,18 @@ class CatalogueDisk:
     def _listed(self, entries: list[HistoryEntry]) -> None:
         self.entries = tuple(entries)
         self._state.history_entries = len(self.entries)
-        self._take_problems()
+        # A problem that is over is logged when it comes again.
+        self._reported &= self._take_problems()
 
-    def _take_problems(self) -> None:
-        if self._history is not None:
-            for problem in self._history.take_problems():
-                self._report_history(problem)
+    def _take_problems(self) -> set[str]:
+        """Log what single files have. Returns it."""
+        problems = set() if self._history is None else set(self._history.take_problems())
+        for problem in sorted(problems):
+            self._report_history(problem)
+        return problems
 
     def _report_history(self, problem: str) -> None:
-        """Log ``problem``, unless it is the one that was logged last."""
+        """Log ``problem``, once for as long as it lasts."""
         if problem not in self._reported:
             self._reported.add(problem)
             log.error("History of catalogues not usable in part", error=problem, remedy="check SNAPSHOT_DIR/history")

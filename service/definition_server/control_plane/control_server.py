@@ -55,6 +55,7 @@ class ControlServer:
         self._handlers = handlers
         self._socket: ControlSocket | None = None
         self._server: Server | None = None
+        self._serves = False
         self._opening: asyncio.Future[ControlSocket] | None = None
         self.problem: str | None = "it is not open yet"
         """The reason why there is no socket; None if there is one."""
@@ -95,13 +96,19 @@ class ControlServer:
         except TimeoutError:
             self._report(f"{self._path}: the disk does not answer", "set CONTROL_SOCKET to a path on another disk")
             return
+        except RuntimeError as fault:
+            if self._socket is None:  # one that is open stays so, and is looked at again
+                self._report(f"no thread can be started: {fault}", "raise the limit of processes")
+            return
         if opened is self._socket:
+            if self._serves:
+                self.problem = None
             return
         await self._stop()
         self._socket = opened
         await self._start(opened)
         self.problem = None
-        log.info("Control socket open", path=str(self._path))
+        log.info("Control socket open", path=str(self._path.absolute()))
 
     async def _open(self) -> ControlSocket:
         """The present socket if its file is in place, otherwise a new one. Only one thread runs this at a time, even if
@@ -130,8 +137,10 @@ class ControlServer:
         server.add_registered_method_handlers(SERVICE, self._handlers())
         server.add_listener(opened.listening, objection=lambda peer: stranger(peer, self._workers()))
         await server.start()
+        self._serves = True
 
     async def _stop(self) -> None:
+        self._serves = False
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(_STOP_SECONDS)

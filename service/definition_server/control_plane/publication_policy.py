@@ -19,6 +19,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ class PolicyUnusable(Exception):
     """The file cannot be read, or its content cannot be used. The text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the file is."""
+
+    octets: bytes
+    others_may_write: bool = False
+
+
 class PublicationPolicy:
     """Reads the policy file and keeps the policy in effect."""
 
@@ -52,11 +61,11 @@ class PublicationPolicy:
         self.current = Policy()
         """The policy in effect: empty until the file was read."""
         self._on_change = on_change
-        self._reading: asyncio.Future[bytes] | None = None
-        self._seen: bytes | str | None = None
+        self._reading: asyncio.Future[Content] | None = None
+        self._seen: Content | str | None = None
         """The result of the last reading: the content, or the reason why there was none."""
-        self._judged: bytes | str | None = None
-        """The policy that was last put into effect."""
+        self._judged: Content | str | None = None
+        """The result that was last put into effect, or refused."""
         self.problem: str | None = None
         """The reason why the present file is not in effect; None if it is."""
 
@@ -74,14 +83,16 @@ class PublicationPolicy:
         """
         found = await self._read()
         if found != self._judged and (found == self._seen or at_once):
-            self._judged = found
             await self._judge(found)
         self._seen = found
 
-    async def _read(self) -> bytes | str:
+    async def _read(self) -> Content | str:
         # Only one thread runs this at a time, even if the disk hangs.
         if self._reading is None:
-            self._reading = on_disk(lambda: read_file(self._path))
+            try:
+                self._reading = on_disk(lambda: read_file(self._path))
+            except RuntimeError as fault:
+                return f"no thread can be started: {fault}"
         reading = self._reading
         done, _ = await asyncio.wait((reading,), timeout=_DISK_SECONDS)
         if not done:
@@ -94,12 +105,15 @@ class PublicationPolicy:
             raise error
         return str(error)
 
-    async def _judge(self, found: bytes | str) -> None:
+    async def _judge(self, found: Content | str) -> None:
         try:
             if isinstance(found, str):
                 raise PolicyUnusable(found)
-            policy = await on_disk(lambda: parse(found))  # parsing a large one takes seconds
+            policy = await on_disk(lambda: parse(found.octets))  # parsing a large one takes seconds
+        except RuntimeError:  # no thread can be started: the next reading reports it, or finds this content again
+            return
         except PolicyUnusable as error:
+            self._judged = found
             self.problem = f"{self._path}: {error}"
             log.error(
                 "Publication policy not usable; the previous one stays",
@@ -108,7 +122,13 @@ class PublicationPolicy:
                 remedy="mend the file; docs/control.md shows its form",
             )
             return
-        self.problem = None
+        self._judged, self.problem = found, None
+        if found.others_may_write:
+            log.warning(
+                "Every user may write the publication policy",
+                path=str(self._path),
+                remedy="take that right away (chmod o-w): the file decides what is served",
+            )
         log.info(
             "Publication policy read",
             path=str(self._path),
@@ -120,24 +140,30 @@ class PublicationPolicy:
         self._on_change()
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path) -> Content:
     """The content of the file. Blocks.
 
     Raises:
         PolicyUnusable: where it cannot be read, is not a file or is too large.
     """
     try:
-        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-        with os.fdopen(number, "rb") as file:
-            if not stat.S_ISREG(os.fstat(number).st_mode):
+        # By `open`, which closes what it cannot use: `fdopen` refuses a directory and leaves its descriptor open.
+        with open(path, "rb", opener=_open) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
                 raise PolicyUnusable("it is not a regular file")
-            content = file.read(_MOST_OCTETS + 1)
+            octets = file.read(_MOST_OCTETS + 1)
     except (OSError, ValueError) as error:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise PolicyUnusable(f"it cannot be read: {text}") from None
-    if len(content) > _MOST_OCTETS:
+    if len(octets) > _MOST_OCTETS:
         raise PolicyUnusable(f"it has more than {_MOST_OCTETS:,} octets")
-    return content
+    return Content(octets, bool(mode & stat.S_IWOTH))
+
+
+def _open(path: str, flags: int) -> int:
+    """Without waiting for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NOCTTY | os.O_NONBLOCK)
 
 
 def parse(content: bytes) -> Policy:

@@ -66,7 +66,10 @@ class Reloader:
     async def _read_one(self, what: Reloadable, apply: Apply) -> None:
         if what in self._reading:
             return self._keep(what, "the previous reading has not ended")
-        found = self._begin(what)
+        try:
+            found = self._begin(what)
+        except RuntimeError as fault:
+            return self._keep(what, f"no thread can be started: {fault}")
         done, _ = await asyncio.wait((found,), timeout=_READ_SECONDS)
         if not done:
             found.add_done_callback(_discard)
@@ -92,7 +95,11 @@ class Reloader:
         log.error("Settings not read again; the old ones stay", what=what.variables, error=error, **more)
 
     def _begin(self, what: Reloadable) -> asyncio.Future[_Found]:
-        """Read ``what`` again in a thread; all other settings keep their values."""
+        """Read ``what`` again in a thread; all other settings keep their values.
+
+        Raises:
+            RuntimeError: if no thread can be started.
+        """
         loop = asyncio.get_running_loop()
         found: asyncio.Future[_Found] = loop.create_future()
         others = {
@@ -101,7 +108,6 @@ class Reloader:
             if other is not what
             for name in other.value
         }
-        self._reading.add(what)
 
         def end(result: _Found) -> None:
             self._reading.discard(what)
@@ -114,6 +120,7 @@ class Reloader:
                 return  # the loop has ended
 
         threading.Thread(target=read, name=f"reload-{what.name.lower()}", daemon=True).start()
+        self._reading.add(what)  # `end` runs in this loop, so it comes later
         return found
 
     def _load(self, what: Reloadable, others: Mapping[str, str | None]) -> _Found:

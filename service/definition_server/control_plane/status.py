@@ -74,7 +74,8 @@ class StatusReader:
         self._supervisor = supervisor
         self._proof = proof
         self._started_at = time.time()
-        self._hostname = socket.gethostname()
+        # The kernel takes any octets for a name; pages and messages are UTF-8.
+        self._hostname = socket.gethostname().encode(errors="replace").decode()
         self.stopping = False
 
     def read(self) -> ServiceStatus:

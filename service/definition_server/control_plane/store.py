@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import mkdtemp, mkstemp
 
 from definition_server.catalog.layout import FOOTER_SIZE, Footer, SnapshotError
 from definition_server.catalog.signing import Signer
@@ -77,12 +77,16 @@ class SnapshotStore:
             temporary = Path(name)
             try:
                 with os.fdopen(number, "wb") as file:
-                    _copy(descriptor, file.fileno())
+                    _copy(descriptor, number)
                     if signer is not None:
                         footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
-                        os.write(file.fileno(), _MAC_MAGIC + signer.file_mac(footer))
-                    os.fsync(file.fileno())
-                self._move_aside()
+                        # Not by os.write, which may write a part of it where the disk becomes full, and say so by a
+                        # number alone.
+                        file.write(_MAC_MAGIC + signer.file_mac(footer))
+                        file.flush()
+                    os.fsync(number)
+                make_room(self.path, refused=self._not_ours)
+                self._not_ours = False
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -93,13 +97,6 @@ class SnapshotStore:
                 os.close(directory)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
-
-    def _move_aside(self) -> None:
-        """Keep a file that was not ours, as evidence."""
-        if self._not_ours:
-            with suppress(FileNotFoundError):
-                self.path.replace(self.path.with_name(self.path.name + REFUSED_SUFFIX))
-            self._not_ours = False
 
     def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
         """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
@@ -186,6 +183,44 @@ def fault_of_owner(found: os.stat_result) -> str | None:
     if found.st_mode & _OTHERS_MAY_WRITE:
         return f"others may write it (mode {stat.S_IMODE(found.st_mode):04o})"
     return None
+
+
+def make_room(path: Path, *, refused: bool) -> None:
+    """Keep what lies at ``path`` aside before it is replaced, where it was ``refused`` or may be somebody else's, read
+    or not. A directory could not be replaced by a file at all.
+
+    Raises:
+        OSError: where it cannot be moved.
+    """
+    with suppress(FileNotFoundError):
+        if refused or fault_of_owner(path.lstat()) is not None:
+            keep_aside(path)
+
+
+def keep_aside(path: Path, suffix: str = REFUSED_SUFFIX) -> Path:
+    """Move what lies at ``path`` out of the way, and keep it as evidence: under its name with ``suffix``, in place of
+    what was kept so before. Where a directory has that name, in a new directory.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        OSError: where it cannot be moved.
+    """
+    kept = path.with_name(path.name + suffix)
+    try:
+        path.replace(kept)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        room = Path(mkdtemp(prefix=f"{kept.name}.", dir=path.parent))
+        kept = room / path.name
+        try:
+            path.replace(kept)
+        except OSError:
+            room.rmdir()
+            raise
+    return kept
 
 
 def read_footer(path: Path) -> tuple[Footer, float]:

@@ -17,7 +17,6 @@ import errno
 import json
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +24,11 @@ from tempfile import mkstemp
 from typing import Any
 
 from definition_server.catalog.signing import Signer
-from definition_server.control_plane.store import OPEN_FLAGS, REFUSED_SUFFIX, NotOurs, StoreError, fault_of_owner
+from definition_server.control_plane.store import OPEN_FLAGS, NotOurs, StoreError, fault_of_owner, keep_aside, make_room
 from definition_server.observability.reasons import Reason
 
 FILE_NAME = "wishes.json"
+_DAMAGED_SUFFIX = ".damaged"
 PREFIX_DIGITS = 8
 """The smallest number of hex digits that identify a version."""
 
@@ -191,11 +191,14 @@ class WishesFile:
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)
-            with os.fdopen(number, "rb") as file:
+            try:
                 fault = fault_of_owner(os.fstat(number))
                 if fault is not None:
                     raise self._refused(fault)
-                octets = file.read(_MOST_OCTETS + 1)
+                with os.fdopen(number, "rb", closefd=False) as file:
+                    octets = file.read(_MOST_OCTETS + 1)
+            finally:
+                os.close(number)
         except FileNotFoundError:
             return Wishes()
         except OSError as error:
@@ -209,27 +212,15 @@ class WishesFile:
         except NotAuthentic as error:
             raise self._refused(str(error)) from None
         except ValueError as error:
-            kept = self._keep_aside()
-            raise StoreError(
-                f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing in it takes effect"
-            ) from None
+            try:
+                kept = f"is kept as {keep_aside(self.path, _DAMAGED_SUFFIX)}"
+            except OSError as problem:
+                kept = f"cannot be kept beside it ({problem.strerror})"
+            raise StoreError(f"{self.path} is damaged ({error}); it {kept}, and nothing in it takes effect") from None
 
     def _refused(self, reason: str) -> NotOurs:
         self._not_ours = True
         return NotOurs(f"{self.path} is not used: {reason}")
-
-    def _keep_aside(self) -> Path:
-        kept = self.path.with_name(self.path.name + ".damaged")
-        with suppress(OSError):
-            self.path.replace(kept)
-        return kept
-
-    def _move_aside(self) -> None:
-        """Keep a file that was not ours, as evidence."""
-        if self._not_ours:
-            with suppress(FileNotFoundError):
-                self.path.replace(self.path.with_name(self.path.name + REFUSED_SUFFIX))
-            self._not_ours = False
 
     def write(self, wishes: Wishes, signer: Signer | None = None) -> None:
         """Replace the file, with the MAC of ``signer``, or leave it as it is.
@@ -246,7 +237,8 @@ class WishesFile:
                     file.write(wishes.to_json(signer).encode())
                     file.flush()
                     os.fsync(file.fileno())
-                self._move_aside()
+                make_room(self.path, refused=self._not_ours)
+                self._not_ours = False
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)

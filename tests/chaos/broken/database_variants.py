@@ -176,6 +176,15 @@ def sees_rows_alone() -> None:
     postgres._Reading._row = without_state  # type: ignore[method-assign]
 
 
+def loses_the_pin_in_a_cycle() -> None:
+    """Serves what the last cycle has read, whatever an operator pinned."""
+
+    def unpin(self: sync.Synchronizer, _: Outcome) -> None:
+        self.catalogue._wishes.pin(None)
+
+    _after_each_cycle(unpin)
+
+
 def times_the_check_that_finds_a_change() -> None:
     """Measures a change from the check that found it, and not from the last one that did not find it."""
     change_read = propagation.Propagation.change_read

@@ -14,6 +14,7 @@ from definition_server.catalog.definition import Row
 from definition_server.catalog.restore_sql import RestoreError, TableRow, literal, row_of, script
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
+from definition_server.control_plane.table_reading import SETTINGS_SQL
 
 
 def rows_of(*rows: Row, signer: Signer | None = None) -> list[TableRow]:
@@ -100,3 +101,11 @@ def test_a_version_hash_from_a_server_cannot_inject_sql() -> None:
 
 def test_a_catalogue_without_commands_empties_the_table() -> None:
     assert "DELETE FROM" in "".join(script([], version_hash=opened("if").version_hash))
+
+
+def test_texts_are_compared_under_the_settings_that_the_server_reads_them_with() -> None:
+    read_with = dict(re.findall(r"set_config\('(\w+)', '([^']*)', true\)", SETTINGS_SQL))
+    del read_with["jit"]  # no text depends on it
+    compared_with = dict(re.findall(r"^SET LOCAL (\w+) = '?([^';]*)'?;$", "".join(script([], version_hash="")), re.M))
+    assert len(read_with) > 5
+    assert read_with.items() <= compared_with.items()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import socket
-from contextlib import redirect_stdout
+import threading
+from contextlib import ExitStack, redirect_stdout, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -38,6 +40,47 @@ def test_without_a_server_each_command_names_the_path_and_a_remedy(arguments: tu
         assert found.exit_code == 69, found.output
         assert str(tmp_path / "control.sock") in found.output
         assert "CONTROL_SOCKET" in found.output
+
+
+ODD_NAMES = {
+    "blank": "a b",
+    "percent_escape": "a%41",
+    "query": "a?b",
+    "fragment": "a#b",
+    "colon": "a:b",
+    "not_ascii": "\u00e9",
+    "not_utf_8": os.fsdecode(b"a\xffb"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_a_command_calls_the_socket_at_exactly_its_path(tmp_path: Path, name: str) -> None:
+    called: list[str] = []
+
+    def close_the_first(listening: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listening.accept()
+            connection.close()
+            called.append(os.fsdecode(listening.getsockname()))
+
+    with ExitStack() as stack:
+        threads = []
+        for path in (tmp_path / name, *({tmp_path / "a", tmp_path / "aA"})):
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(os.fsencode(path))
+            listening.listen()
+            threads.append(threading.Thread(target=close_the_first, args=(listening,)))
+            threads[-1].start()
+            stack.callback(listening.shutdown, socket.SHUT_RDWR)
+        assert run("status", "--socket", str(tmp_path / name), "--timeout", "20").exit_code == 69
+    for thread in threads:
+        thread.join(20)
+    assert called == [str(tmp_path / name)]
+
+
+def test_a_path_without_a_directory_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "control.sock") in run("status", "--socket", "control.sock").output
 
 
 def test_without_a_path_a_command_asks_for_one(tmp_path: Path) -> None:

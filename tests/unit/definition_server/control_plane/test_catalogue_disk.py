@@ -140,6 +140,20 @@ async def test_a_disk_without_threads_fails_the_write_and_the_history_and_leaves
     assert logged(logs, "Last-known-good snapshot stored again", generation=1)
 
 
+async def test_a_problem_of_the_history_is_logged_once_for_as_long_as_it_lasts(
+    bench: Bench, logs: LogLines, tmp_path: Path
+) -> None:
+    odd = tmp_path / "history" / ("ab" * 32 + ".avapsnap")
+    odd.parent.mkdir()
+    for times in (1, 2):
+        odd.write_text("damaged")
+        for _ in range(3):
+            await bench.disk.list_history()
+        assert len(logged(logs, "History of catalogues not usable in part", log_level="error")) == times
+        odd.unlink()
+        await bench.disk.list_history()
+
+
 async def test_while_the_history_is_written_the_newest_catalogue_waits_and_others_are_dropped(bench: Bench) -> None:
     works: list[tuple[Any, asyncio.Future[Any]]] = []
 

@@ -146,6 +146,17 @@ def test_a_damaged_or_foreign_file_is_skipped_and_named_and_the_others_stay(
         history.load(bad, None)
 
 
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_catalogue_that_is_published_again_takes_the_place_of_a_damaged_or_foreign_file(
+    history: History, clock: FakeClock, fault: object
+) -> None:
+    version = keep(history, "1", clock)
+    fault(path_of(history, version))  # type: ignore[operator]
+    assert keep(history, "1", clock) == version
+    assert versions(history) == [version]
+    assert history.take_problems() == []
+
+
 def test_a_file_of_another_version_of_the_format_says_which(history: History, clock: FakeClock) -> None:
     version = keep(history, "1", clock)
     change_format(path_of(history, version))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tests.support.logs import captured_logs
 
 from definition_server.control_plane.publication_policy import PolicyUnusable, PublicationPolicy, parse
 from definition_server.control_plane.wishes import Pin, Policy
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 HASH = "3f9a0c12" * 8
 OTHER = "0123456789abcdef"
@@ -134,6 +137,51 @@ async def test_an_unusable_policy_leaves_the_old_one_and_logs_one_error(tmp_path
     await watched.read_twice()
     assert watched.policy.problem is None
     assert len(watched.found) == 2
+
+
+@pytest.mark.parametrize("lacking", [1, 2], ids=["to read the file", "to parse it"])
+async def test_without_a_thread_the_policy_stays_and_the_file_is_read_once_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """Other processes of the account, or of the container, have used up its limit of processes."""
+    path = tmp_path / "policy.toml"
+    path.write_text("")
+    watched = Watched(path)
+    await watched.policy.read(at_once=True)
+    path.write_text(GOOD)
+    await watched.policy.read()
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) >= lacking:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limited)
+        for _ in range(3):
+            await watched.policy.read()
+        assert len(started) >= lacking
+        assert watched.policy.current == Policy()
+        assert "no thread can be started: can't start new thread" in (watched.policy.problem or "")
+    await watched.read_twice()
+    assert watched.policy.current == parse(GOOD.encode())
+    assert watched.policy.problem is None
+
+
+async def test_a_policy_that_every_user_may_write_is_reported_whenever_that_begins(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(GOOD)
+    watched = Watched(path)
+    for mode, warnings in ((0o664, 0), (0o666, 1), (0o644, 0), (0o602, 1)):
+        path.chmod(mode)
+        with captured_logs() as lines:
+            for _ in range(3):
+                await watched.policy.read()
+        found = [line["event"] for line in lines if line["log_level"] == "warning"]
+        assert found == ["Every user may write the publication policy"] * warnings
+    assert watched.policy.current == parse(GOOD.encode())
 
 
 @pytest.mark.parametrize(("length", "shown"), [(80, 80), (81, 80), (5000, 80)])

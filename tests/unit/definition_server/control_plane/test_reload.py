@@ -123,6 +123,23 @@ async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_oth
     assert set(await read_again(reading)) == set(Reloadable)
 
 
+async def test_without_a_thread_the_old_values_stay_and_the_next_time_all_are_read(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = reloader()
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        assert await read_again(reading) == []
+    assert capsys.readouterr().out.count("no thread can be started: can't start new thread") == len(Reloadable)
+    assert set(await read_again(reading)) == set(Reloadable)
+    assert reading.tls is not None
+    reading.tls.close()
+
+
 async def test_the_last_good_set_of_tls_files_is_kept_and_the_previous_one_is_closed(files: Files) -> None:
     settings = load_settings(Settings)
     with nothing_left():

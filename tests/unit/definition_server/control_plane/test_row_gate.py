@@ -285,6 +285,20 @@ async def test_commands_without_a_good_version_are_left_out_and_ten_are_named(be
     assert line["commands"][0]["reason"] == "code_invalid"
 
 
+async def test_much_code_that_is_refused_at_a_first_start_is_served_and_said_once_with_its_remedy(
+    bench: Bench, logs: LogLines
+) -> None:
+    bench.source.replace(*(row(f"c{number}", "if") for number in range(6)))
+    assert await bench.cycle() is Outcome.PUBLISHED
+    assert bench.publisher.current is not None
+    assert bench.publisher.current.snapshot.count == 6
+    bench.source.touch()
+    await bench.cycle()
+    (line,) = [line for line in logs if line["log_level"] == "warning" and "does not compile" in line["event"]]
+    assert line["count"] == 6
+    assert "the Python version of the executors" in line["remedy"]
+
+
 async def test_a_cancelled_cycle_leaves_a_gate_that_works(bench: Bench) -> None:
     await bench.cycle()
     bench.source.replace(row("if", "while"), row("else", "new = 1"))

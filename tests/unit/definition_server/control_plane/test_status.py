@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from definition_server.control_plane.sync_state import ChangeCounts, HeldCatalog
 from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason
+from definition_server.observability.status_page import status_page
 
 
 @dataclass
@@ -317,6 +319,24 @@ def test_version_and_start_time_are_reported(reader: StatusReader) -> None:
     assert first.version == __version__
     assert 0 <= time.time() - first.started_at < 60
     assert first.started_at == second.started_at
+
+
+@pytest.mark.parametrize(
+    ("octets", "shown"), [(b"plain", "plain"), ("m\u00fcnchen".encode(), "m\u00fcnchen"), (b"m\xfcnchen", "m?nchen")]
+)
+def test_a_host_may_have_any_octets_for_a_name(
+    publisher: Publisher,
+    state: SyncState,
+    supervisor: StandInSupervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    octets: bytes,
+    shown: str,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: os.fsdecode(octets))
+    proof = Proof(state, interval=60.0, stores=True)
+    reader = StatusReader(publisher, state, supervisor, proof)  # type: ignore[arg-type]
+    assert reader.read().hostname == shown
+    assert shown.encode() in status_page(reader.read(), time.time())
 
 
 def test_the_status_is_plain_json(

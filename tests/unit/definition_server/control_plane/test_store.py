@@ -6,6 +6,7 @@ import errno
 import hashlib
 import hmac
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -408,6 +409,74 @@ def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore)
     keep(store, SIGNER)
     assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
     assert files(store) == [FILE_NAME, FILE_NAME + ".refused"]
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a link", "a file that others may write"])
+def test_what_is_no_file_of_ours_is_moved_aside_also_where_it_was_not_loaded(
+    store: SnapshotStore, tmp_path: Path, kind: str
+) -> None:
+    if kind == "a directory":
+        (store.path / "content").mkdir(parents=True)
+    elif kind == "a link":
+        store.path.symlink_to(tmp_path / "nothing")
+    else:
+        store.path.write_bytes(OLD)
+        store.path.chmod(0o666)
+    before = store.path.lstat().st_ino
+    save(store, NEW)
+    assert load(store) == NEW
+    assert store.path.with_name(FILE_NAME + ".refused").lstat().st_ino == before
+
+
+@pytest.mark.parametrize("content", ["content", ""], ids=["with content", "empty"])
+@pytest.mark.parametrize("kind", ["a file", "a directory"])
+def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_the_next_catalogue(
+    store: SnapshotStore, kind: str, content: str
+) -> None:
+    (store.path.with_name(FILE_NAME + ".refused") / content).mkdir(parents=True)
+    if kind == "a directory":
+        store.path.mkdir()
+    else:
+        store.path.write_bytes(OLD)
+        store.path.chmod(0o666)
+    before = store.path.stat().st_ino
+    save(store, NEW)
+    assert load(store) == NEW
+    assert before in [path.stat().st_ino for path in store.path.parent.rglob("*")]
+    save(store, NEW)
+    assert load(store) == NEW
+
+
+def test_what_cannot_be_moved_aside_leaves_no_directory_for_it(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.path / "content").mkdir(parents=True)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refused)
+        with pytest.raises(StoreError, match="not permitted"):
+            save(store, NEW)
+    assert files(store) == [FILE_NAME]
+
+
+@pytest.mark.parametrize("room", [0, 1, 39], ids=lambda room: f"room_for_{room}_octets_of_the_mac")
+def test_a_file_that_ends_in_the_midst_of_its_mac_replaces_nothing(store: SnapshotStore, room: int) -> None:
+    """The kernel writes what there is room for, and says so by a number: as on a disk that becomes full there."""
+    keep(store, SIGNER)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(NEW) + room, hard))
+    try:
+        with pytest.raises(StoreError, match="File too large"):
+            keep(store, SIGNER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    loaded = store.load(SIGNER)
+    assert loaded is not None
+    os.close(loaded[1])
+    assert files(store) == [FILE_NAME]
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link to nothing", "a link to itself"])

@@ -125,6 +125,16 @@ async def test_a_requested_sync_runs_at_once(start: StartLoop, source: FakeSourc
     assert source.looks == 2
 
 
+async def test_a_requested_sync_reads_a_table_that_seems_unchanged(
+    start: StartLoop, source: FakeSource, publisher: Publisher
+) -> None:
+    loop = start(interval=NEVER)
+    await eventually(serves(publisher, "if"), "the first cycle")
+    source.rows = (row("else"),)  # the fingerprint is the same
+    loop.sync_soon()
+    await eventually(serves(publisher, "else"), "the second cycle")
+
+
 async def test_the_cycle_after_an_unscheduled_one_follows_in_a_share_of_the_interval(
     start: StartLoop, source: FakeSource
 ) -> None:

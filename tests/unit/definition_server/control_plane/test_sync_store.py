@@ -209,10 +209,12 @@ async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
 ) -> None:
     synchronizer = make(store)
     await synchronizer.catalogue.recall()
-    store.path.mkdir()  # a file cannot be renamed over a directory
+    directory = store.path.parent
+    directory.rmdir()
+    directory.touch()  # nothing can be stored in a file
     await cycle(synchronizer)
     assert synchronizer.state.store_error is not None
-    store.path.rmdir()
+    directory.unlink()
     assert await cycle(synchronizer, unconditional=unconditional) is Outcome.UNCHANGED
     assert stored(store) == bytes(current(publisher).buffer)
     assert synchronizer.state.store_error is None

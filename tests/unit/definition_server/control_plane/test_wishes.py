@@ -12,6 +12,8 @@ from definition_server.catalog.signing import Signer
 from definition_server.control_plane.store import NotOurs, StoreError
 from definition_server.control_plane.wishes import Pin, Policy, Wishes, WishesFile
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 A, B = "a" * 64, "b" * 64
 NOW = 1000.0
 
@@ -195,12 +197,58 @@ def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
         file.read()
 
 
-def test_a_fifo_does_not_count_and_does_not_block(file: WishesFile) -> None:
-    os.mkfifo(file.path, 0o600)
-    with pytest.raises(NotOurs, match="not a regular file"):
+@pytest.mark.parametrize("read", [True, False], ids=["read before", "not read"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "file that others may write"])
+def test_something_else_in_the_place_of_the_file_is_not_used_and_is_moved_aside_by_the_next_write(
+    file: WishesFile, kind: str, read: bool
+) -> None:
+    if kind == "fifo":
+        os.mkfifo(file.path, 0o600)
+    elif kind == "directory":
+        (file.path / "content").mkdir(parents=True)
+    else:
+        file.path.write_text(Wishes((A,)).to_json())
+        file.path.chmod(0o666)
+    before = file.path.stat().st_ino
+    if read:
+        with pytest.raises(NotOurs, match=r"not a regular file|others may write"):
+            file.read()
+    file.write(Wishes((B,)))
+    assert file.read() == Wishes((B,))
+    assert file.path.with_name("wishes.json.refused").stat().st_ino == before
+
+
+@pytest.mark.parametrize("suffix", ["refused", "damaged"])
+def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_the_next_write(
+    file: WishesFile, suffix: str
+) -> None:
+    (file.path.with_name(f"wishes.json.{suffix}") / "content").mkdir(parents=True)
+    file.path.write_text("{}")
+    file.path.chmod(0o600 if suffix == "damaged" else 0o666)
+    with pytest.raises(StoreError) as raised:
         file.read()
     file.write(Wishes((B,)))
     assert file.read() == Wishes((B,))
+    (kept,) = file.path.parent.glob(f"wishes.json.{suffix}.*/wishes.json")
+    assert kept.read_text() == "{}"
+    assert suffix == "refused" or str(kept) in str(raised.value)
+
+
+def test_a_damaged_file_that_cannot_be_kept_aside_is_not_said_to_be(
+    file: WishesFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.path.write_text("{}")
+    file.path.chmod(0o600)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", read_only)
+        with pytest.raises(StoreError, match=r"it cannot be kept beside it \(Read-only file system\)"):
+            file.read()
+    assert file.path.read_text() == "{}"
+    assert [path.name for path in file.path.parent.iterdir()] == ["wishes.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: pytest.MonkeyPatch) -> None:
