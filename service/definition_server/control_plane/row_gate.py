@@ -195,8 +195,8 @@ class RowGate:
         if gate.checks:
             await self._in_background(review.find_changed)
             budget, self._budget = self._budget, self._whole_budget()
-            ahead, self._ahead = self._ahead, None
-            if ahead is not None and not review.complete:
+            if self._ahead is not None and not review.complete:
+                ahead, self._ahead = self._ahead, None
                 await ahead
             try:
                 await self._judge(review.unjudged(), review.note, budget if gate.first else None)
