@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from errno import EISDIR
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
 
-from pydantic import AliasChoices, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from definition_server.inherited import interpreter
 
@@ -103,24 +102,13 @@ def advice(
     return {"remedy": text, "secret": secret, "unless": unless, "computed": computed}
 
 
-class EnvironmentSettings(BaseSettings):
+class EnvironmentSettings(BaseModel):
     """Settings that are read once, from the environment or, if they are secret, from files. Immutable."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, validate_default=True)
 
     without_counterpart: ClassVar[Mapping[str, str]] = {}
     """Variables that other servers of this kind read and this one does not → the counterpart here."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # `load_settings` reads the environment
 
     @field_validator("*", mode="before")
     @classmethod

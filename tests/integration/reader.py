@@ -24,7 +24,9 @@ class Reader:
         await self.source.close()
 
     async def fingerprint(self) -> str:
+        """As a cycle that reads the rows remembers it: the first reading of a connection has it from its ranges."""
         async with self.source.read() as reading:
+            await reading.ranges(None)
             return reading.fingerprint
 
     async def rows(self) -> list[Row]:

@@ -22,7 +22,7 @@ _LIBRARIES = (
     "asyncio", "concurrent.futures", "cryptography.x509", "google.protobuf.json_format", "grpc", "grpc.aio",
     "grpc_health.v1.health", "grpc_reflection.v1alpha.reflection", "h2.connection", "http.client", "hypothesis",
     "hypothesis.strategies", "hypothesis.stateful", "prometheus_client", "prometheus_client.parser", "psycopg",
-    "pydantic_settings", "rich.console", "ssl", "structlog", "testcontainers.postgres", "unittest.mock", "uvloop",
+    "pydantic", "rich.console", "ssl", "structlog", "testcontainers.postgres", "unittest.mock", "uvloop",
 )  # fmt: skip
 """What the tests import. A library that is missing here is imported by each fork."""
 

@@ -71,19 +71,20 @@ def slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
         yield slot
 
 
-def index(count: int, arrangement: Arrangement) -> bytes:
+def index(count: int, arrangement: Arrangement) -> memoryview:
     """The index, of ``count`` slots."""
     octets = bytearray(count * SLOT.size)
     put, size = SLOT.pack_into, SLOT.size
     parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
     for slot, hashed, offset, length in zip(*parts, strict=True):
         put(octets, slot * size, hashed, offset, length)
-    return bytes(octets)
+    return memoryview(octets)  # of a large catalogue it has a twentieth of all octets: it is not copied
 
 
-def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
+def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> memoryview:
     """``index``, with the places of the same names in ``arrangement``. The first ``unchanged`` places are the same."""
-    octets = array("Q", bytes(index))
+    octets = array("Q")
+    octets.frombytes(index)
     if sys.byteorder == "big":  # a snapshot is little-endian
         octets.byteswap()
     parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
@@ -93,7 +94,7 @@ def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> 
         octets[slot + 2] = length
     if sys.byteorder == "big":
         octets.byteswap()
-    return octets.tobytes()
+    return memoryview(octets).cast("B")
 
 
 def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:

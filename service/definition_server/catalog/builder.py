@@ -93,6 +93,11 @@ class RowFacts:
     code: bytes
     """Unsigned."""
 
+    @classmethod
+    def of(cls, row: Row) -> RowFacts:
+        """Those of a row that can be served."""
+        return cls(row.id, row.type or DEFAULT_TYPE, row.interface or DEFAULT_INTERFACE, row.code or b"")
+
 
 class SnapshotBuilder:
     """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once.
@@ -407,7 +412,11 @@ class SnapshotBuilder:
         before = self._before()
         old = None if self._previous is None else self._previous.snapshot.body
         arranging = Arranging(before, old, self._fields.__getitem__)
-        self._renewed = sorted(self._doubtful | self._fields.keys() if self._doubtful else self._fields)
+        if self._previous is None:
+            self._renewed = sorted(self._fields)
+            arranging.append(self._renewed)
+            return arranging.pieces, arranging.finish(), arranging.size
+        self._renewed = sorted(self._doubtful | self._fields.keys())
         run: list[bytes] = []
         for name in self._renewed:
             number = bisect_left(before.names, name, arranging.done)

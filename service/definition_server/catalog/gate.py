@@ -195,6 +195,11 @@ class Review:
             if name not in self._flaws and not (gate.first and self._last_digest(name) == digests[name]):
                 self._new.append(name)
 
+    @property
+    def complete(self) -> bool:
+        """Whether no row must be judged before it is served."""
+        return not self._new
+
     def unjudged(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
         """Name, content and key of each row that must be judged before it is served.
 

@@ -7,10 +7,8 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from types import MappingProxyType
 
-from pydantic_settings import BaseSettings
-
 from definition_server.cli.client_settings import ClientSettings, ControlSettings
-from definition_server.environment import default_text, is_secret, remedy, variables
+from definition_server.environment import EnvironmentSettings, default_text, is_secret, remedy, variables
 from definition_server.settings import Settings
 
 _EPILOG_COLUMNS = 78
@@ -18,7 +16,9 @@ _EPILOG_COLUMNS = 78
 _LEAST_COLUMNS = 30
 
 
-def settings_epilog(*classes: type[BaseSettings], defaults: Mapping[str, str | None] = MappingProxyType({})) -> str:
+def settings_epilog(
+    *classes: type[EnvironmentSettings], defaults: Mapping[str, str | None] = MappingProxyType({})
+) -> str:
     """The environment variables of ``classes`` as the last part of a command's ``--help``.
 
     Args:
@@ -80,7 +80,7 @@ def settings_page() -> str:
     return "\n".join(parts)
 
 
-def _table(cls: type[BaseSettings]) -> list[str]:
+def _table(cls: type[EnvironmentSettings]) -> list[str]:
     rows = ["| variable | default | what it does | values |", "|---|---|---|---|"]
     for field in cls.model_fields.values():
         names = " or ".join(f"`{name}`" for name in variables(field))

@@ -231,23 +231,24 @@ class PostgresSource:
         attempts = _NEW_CONNECTIONS + (self._connection is not None)
         while True:
             attempts -= 1
+            first = self._connection is None
             if self._connection is None:
                 self._connection = await self._connect()
                 self._connections += 1
             try:
-                return await self._transaction(self._connection)
+                return await self._transaction(self._connection, first=first)
             except psycopg.Error:
                 if not self._connection.closed or not attempts:
                     raise
                 await self.close()
 
-    async def _transaction(self, connection: AsyncConnection[Any]) -> _Reading:
+    async def _transaction(self, connection: AsyncConnection[Any], *, first: bool) -> _Reading:
         # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
         # the table: a server that crashed may have lost a commit (synchronous_commit=off) and reused its transaction
         # number.
         self._readings += 1
         reading = _Reading(connection, self._limited, self._limits, f"{self._connections}", self._readings)
-        await reading.begin(self._statement_timeout)
+        await reading.begin(self._statement_timeout, first=first)
         self._report(reading.plan.mistrust, reading.bytecode_fault)
         return reading
 
@@ -407,7 +408,9 @@ class _Reading:
         self.fingerprint = prefix
         self.plan = Plan(None, None)
         self.bytecode_fault: str | None = None
-        self._basis = ""
+        self._state = self._basis = ""
+        self._lacks_versions = False
+        """Whether the row versions were not summed up at the beginning."""
         self._before: Ranges | None = None
         self._ranges: Ranges | None = None
 
@@ -415,8 +418,14 @@ class _Reading:
         """End the transaction."""
         await self._connection.rollback()
 
-    async def begin(self, statement_timeout: float) -> None:
-        """Start the transaction and take the fingerprint."""
+    async def begin(self, statement_timeout: float, *, first: bool = False) -> None:
+        """Start the transaction and take the fingerprint.
+
+        Args:
+            statement_timeout: In seconds.
+            first: Nothing of this connection is known yet, so the fingerprint differs, whatever it is. Where `ranges`
+                gives it as well, the scan that gives nothing else is saved.
+        """
         limits = {
             "statement": str(int(statement_timeout * 1000)),
             # Shorter than the statement timeout, so that the error names the lock as the cause.
@@ -427,15 +436,22 @@ class _Reading:
         definitions, bytecode = Relation.parse(None if facts is None else facts.decode())
         if bytecode is not None:
             self.bytecode_fault = bytecode_fault(bytecode)
-        self.plan = Plan(definitions, None if self.bytecode_fault else bytecode)
-        if self.plan.mistrust is None:
-            (versions,) = await self._row(self.plan.versions_sql())
-            _, _, bytecode_versions = versions.decode().partition("/")
-            self._basis = f"{self.fingerprint}/{state.decode()}/{bytecode_versions}"
-            self.fingerprint += f"/{state.decode()}/{versions.decode()}"
-        else:
+        tid_ranges = self._connection.info.server_version >= _TID_RANGE_SCANS
+        self.plan = Plan(definitions, None if self.bytecode_fault else bytecode, tid_ranges=tid_ranges)
+        this_reading_alone = f"{self.fingerprint}/reading {self._number}"
+        if self.plan.mistrust is not None:
             await self._limited(self._connection.execute(self.plan.exists_sql(), prepare=False))
-            self.fingerprint += f"/reading {self._number}"
+            self.fingerprint = this_reading_alone
+            return
+        self._state = f"{self.fingerprint}/{state.decode()}"
+        self._lacks_versions = first and self.plan.versions_by_range
+        if self._lacks_versions:
+            self._basis, self.fingerprint = f"{self._state}/", this_reading_alone
+            return
+        (versions,) = await self._row(self.plan.versions_sql())
+        _, _, bytecode_versions = versions.decode().partition("/")
+        self._basis = f"{self._state}/{bytecode_versions}"
+        self.fingerprint = f"{self._state}/{versions.decode()}"
 
     async def _row(self, statement: LiteralString) -> tuple[Any, ...]:
         """The first row of ``statement``."""
@@ -445,14 +461,32 @@ class _Reading:
 
     async def ranges(self, before: Ranges | None) -> Ranges | None:
         """See `Reading.ranges`."""
-        if self.plan.blocks is None or self._connection.info.server_version < _TID_RANGE_SCANS:
+        if self.plan.blocks is None:
             return None
         width = self.plan.width(None if before is None else before.width)
+        self.plan.range_blocks = width
+        if self._lacks_versions:
+            self._ranges = await self._ranges_and_sizes(width)
+            return self._ranges
         found = await self._all(self.plan.ranges_sql(width))
         versions = {number: f"{rows}:{hashes}" for number, rows, hashes in found}
-        self.plan.range_blocks = width
         self._before, self._ranges = before, Ranges(f"{self._basis}/{width}", versions, width)
         return self._ranges
+
+    async def _ranges_and_sizes(self, width: int) -> Ranges:
+        """The ranges, with the sizes of all, and with them the fingerprint of the table."""
+        sizes: dict[int, dict[int, tuple[int, int]]] = {}
+        sums: dict[int, tuple[int, int]] = {}
+        statement = self.plan.ranges_and_sizes_sql(self._limits.definition, width)
+        for number, size, rows, octets, hashes in await self._all(statement):
+            sizes.setdefault(number, {})[size] = rows, octets
+            counted, summed = sums.get(number, (0, 0))
+            sums[number] = counted + rows, summed + int(hashes)
+        versions = {number: f"{rows}:{hashes}" for number, (rows, hashes) in sums.items()}
+        rows, hashes = (sum(parts) for parts in zip(*sums.values(), strict=True)) if sums else (0, 0)
+        # The very text that `versions_sql` gives for the same row versions.
+        self.fingerprint = f"{self._state}/{rows}:{hashes}"
+        return Ranges(f"{self._basis}/{width}", versions, width, dict(sizes))
 
     async def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """See `Reading.batches`."""
@@ -496,6 +530,10 @@ class _Reading:
             sizes = await self._all(self.plan.sizes_sql(most))
             self._check_size(sizes)
             return sorted(size[0] for size in sizes)
+        if self._lacks_versions:  # `ranges` has counted them
+            assert ranges is None, "nothing is known of this connection's rows"
+            self._check_size([(size, *sums) for sizes in self._ranges.sizes.values() for size, sums in sizes.items()])
+            return sorted({size for sizes in self._ranges.sizes.values() for size in sizes})
         found: dict[int, dict[int, tuple[int, int]]] = {}
         for blocks in parts:
             for number, size, rows, octets in await self._all(

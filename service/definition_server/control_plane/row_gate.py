@@ -1,8 +1,8 @@
 """The gate in the sync cycle: passes the rows of a review to the checker, and logs changes.
 
-Before the first publication it judges for a limited time, so that a large catalogue is not delayed; the other rows are
-judged while they are served. If a bad row is found then, the table is read again, and the next publication holds the
-row or leaves it out.
+Before the first publication it judges for a limited time, so that a large catalogue is not delayed. It begins with the
+first rows while the others are still being read. The other rows are judged while they are served. If a bad row is found
+then, the table is read again, and the next publication holds the row or leaves it out.
 
 If no checker can be started, changed rows are served unchecked: the catalogue is then no worse than without a gate,
 whereas holding every change would stop all updates. The rows are judged as soon as a checker can be started.
@@ -14,15 +14,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from itertools import islice
 from typing import ParamSpec, Protocol, TypeVar
 
 from definition_server.catalog.builder import RowFacts, SnapshotBuilder
 from definition_server.catalog.content_check import Flaw
+from definition_server.catalog.definition import Row as TableRow
 from definition_server.catalog.gate import Change, Gate, Held, Review, facts_of, reason_of
 from definition_server.catalog.signing import UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
-from definition_server.catalog.validation import Findings
+from definition_server.catalog.validation import Findings, reason_not_served
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.checker import CannotCheck, Content, Judgement
 from definition_server.observability.logs import get_logger
@@ -65,6 +67,24 @@ class RowChecker(Protocol):
         """End the process."""
 
 
+class _Budget:
+    """The judging that a first publication waits for."""
+
+    def __init__(self, rows: int, seconds: float) -> None:
+        """It is spent when both are."""
+        self._rows, self._seconds = rows, seconds
+
+    @property
+    def spent(self) -> bool:
+        """Whether no more is judged before the publication."""
+        return self._rows <= 0 and self._seconds <= 0
+
+    def take(self, rows: int, seconds: float) -> None:
+        """``rows`` were judged in ``seconds``."""
+        self._rows -= rows
+        self._seconds -= seconds
+
+
 class RowGate:
     """Applies a `Gate` to each reading of the table."""
 
@@ -102,6 +122,10 @@ class RowGate:
         self._unchecked = ""
         self._findings = Findings()
         self._preparing: asyncio.Task[None] | None = None
+        self._budget = self._whole_budget()
+        """Of the next review."""
+        self._ahead: asyncio.Task[None] | None = None
+        """Judges rows that were read, while others are."""
         self._rest: asyncio.Task[None] | None = None
         self._on_bad_rows_served: Callable[[], None] = lambda: None
         self._unsure_since = False
@@ -131,6 +155,31 @@ class RowGate:
         """Begin to start the checker: rows that changed are being read."""
         if self._gate.checks and (self._preparing is None or self._preparing.done()):
             self._preparing = asyncio.create_task(self._checker.prepare())
+        if self._ahead is not None and self._ahead.done():  # that of a reading that failed
+            self._ahead, self._budget = None, self._whole_budget()
+
+    def rows_read(self, rows: Sequence[TableRow]) -> None:
+        """Begin to judge ``rows``, where they are the first of all: `apply` waits for their verdicts otherwise."""
+        gate = self._gate
+        if gate.checks and gate.first and not gate.served and self._ahead is None:
+            self._ahead = asyncio.create_task(self._judge_ahead(rows))
+
+    def _whole_budget(self) -> _Budget:
+        return _Budget(self._first_rows, self._first_seconds)
+
+    async def _judge_ahead(self, rows: Iterable[TableRow]) -> None:
+        gate = self._gate
+
+        def unknown() -> Iterator[Row]:
+            for row in rows:
+                if reason_not_served(row) is None:
+                    facts, name = RowFacts.of(row), row.name or b""
+                    key = gate.key(name, facts.interface, facts.code)
+                    if gate.known(key) is None:
+                        yield name, facts, key
+
+        with suppress(CannotCheck):  # `apply` has the same rows judged, and reports it
+            await self._judge(unknown(), lambda *_: None, self._budget)
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -148,8 +197,12 @@ class RowGate:
         review = Review(gate, builder, last_good)
         if gate.checks:
             await self._in_background(review.find_changed)
+            budget, self._budget = self._budget, self._whole_budget()
+            if self._ahead is not None and not review.complete:
+                ahead, self._ahead = self._ahead, None
+                await ahead
             try:
-                await self._judge(review.unjudged(), review.note, limited=gate.first)
+                await self._judge(review.unjudged(), review.note, budget if gate.first else None)
                 await self._judge(review.doubtful(), review.note_last)
                 self._note_checking("")
             except CannotCheck as error:
@@ -160,15 +213,18 @@ class RowGate:
             _log_change(change, gate)
         return gate.held.keys()
 
-    async def _judge(self, rows: Iterable[Row], note: Callable[[bytes, Flaw], None], *, limited: bool = False) -> None:
-        """Judge ``rows``; if ``limited``, only as many as a first start waits for."""
+    async def _judge(
+        self, rows: Iterable[Row], note: Callable[[bytes, Flaw], None], budget: _Budget | None = None
+    ) -> None:
+        """Judge ``rows``, until the ``budget`` is spent if there is one."""
         now = asyncio.get_running_loop().time
-        started, judged = now(), 0
         for batch in _batches(rows):
-            if limited and judged >= self._first_rows and now() - started >= self._first_seconds:
+            if budget is not None and budget.spent:
                 return
+            begun = now()
             await self._judge_batch(batch, note, self._checker.check)
-            judged += len(batch)
+            if budget is not None:
+                budget.take(len(batch), now() - begun)
 
     async def _judge_batch(
         self,
@@ -258,11 +314,12 @@ class RowGate:
 
     async def close(self) -> None:
         """End the checker."""
-        tasks = [task for task in (self._rest, self._preparing) if task is not None]
+        tasks = [task for task in (self._rest, self._preparing, self._ahead) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._rest = self._preparing = None  # a cancelled task keeps its frame, and so the catalogue, in memory
+        # A cancelled task keeps its frame, and so the catalogue, in memory.
+        self._rest = self._preparing = self._ahead = None
         await self._checker.close()
         if self._patient is not None:
             await self._patient.close()

@@ -11,11 +11,12 @@ import asyncio
 import errno
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from definition_server.catalog.builder import CatalogTooLarge, SnapshotBuilder
+from definition_server.catalog.definition import Row
 from definition_server.catalog.guard import DEFAULTS, Thresholds
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
@@ -67,6 +68,9 @@ class Gate(Protocol):
 
     def prepare(self) -> None:
         """Prepare for `apply`, which follows: rows are being read."""
+
+    def rows_read(self, rows: Sequence[Row]) -> None:
+        """``rows`` are a part of the table: the content of some may be judged while the others are read."""
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
         """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
@@ -136,6 +140,7 @@ class Synchronizer:
             source,
             self._background,
             on_change=None if gate is None else gate.prepare,
+            on_rows=self._rows_read,
             known=None if gate is None else lambda: gate.served,
             full_read_interval=full_read_interval,
         )
@@ -261,6 +266,11 @@ class Synchronizer:
             await self._reader.remember(table, (self.catalogue.newest, self.catalogue.candidate))
         else:
             self._reader.forget()
+
+    def _rows_read(self, rows: Sequence[Row]) -> None:
+        # Where there is an earlier catalogue, most rows are those that it has, which are judged beside serving.
+        if self._gate is not None and self.catalogue.newest is None:
+            self._gate.rows_read(rows)
 
     async def _judge_rows(self, builder: SnapshotBuilder) -> AbstractSet[bytes]:
         if self._gate is None:

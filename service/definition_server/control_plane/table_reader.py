@@ -72,6 +72,7 @@ class TableReader:
         background: Background,
         *,
         on_change: Callable[[], None] | None = None,
+        on_rows: Callable[[list[Row]], None] | None = None,
         known: Callable[[], Mapping[bytes, bytes]] | None = None,
         full_read_interval: float = math.inf,
     ) -> None:
@@ -80,10 +81,12 @@ class TableReader:
             source: Has the rows.
             background: The thread that encodes them.
             on_change: Called when rows are about to be read.
+            on_rows: Called with each batch of rows.
             known: Returns the content hashes, by name, with which the rows will be compared.
             full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
         """
         self._on_change = on_change
+        self._on_rows = on_rows
         self._known = known
         self._source = source
         self._background = background
@@ -153,6 +156,8 @@ class TableReader:
             await self._background.run(builder.take_over, previous.build, ranges.versions.keys() - changed)
         with span("read") as step:
             async for rows in reading.batches(changed):
+                if self._on_rows is not None:
+                    self._on_rows(rows)
                 await self._encode(builder, rows, serving=serving)
             step.set(rows=builder.findings.source_rows)
         return ReadTable(builder, reading.fingerprint, begun, ranges, None if changed is None else len(changed))

@@ -9,7 +9,9 @@ names a violation. Then there is no fingerprint, and the whole table is read in 
 **Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that only
 the rows of changed ranges need to be read, by TID range scans (from PostgreSQL 14; earlier versions would scan the
 whole table for each). An UPDATE that moves a row to another block changes both ranges. Partitioned tables, tables with
-inheritance children, and tables for which `mistrust` names a violation have no ranges.
+inheritance children, and tables for which `mistrust` names a violation have no ranges. Where there are ranges, the
+fingerprint of the table is the sum of theirs: the first reading of a connection, which needs both, takes them in one
+scan.
 
 **Sizes before content.** `sizes_sql` counts octets, without fetching or decompressing a text. Rows are then read by
 classes of size, so that a batch has at most 8 MiB, in whatever order the database scans.
@@ -194,6 +196,11 @@ class Relation:
             facts["blocks"],
         )
 
+    @property
+    def is_heap(self) -> bool:
+        """Whether it is a single heap, without partitions or inheritance children."""
+        return self.kinds == ("r heap",) and self.tables == 1
+
     def mistrust(self) -> str | None:
         """The reason why its row versions do not show every change; None if they do."""
         for kind in self.kinds:
@@ -228,25 +235,36 @@ def bytecode_fault(relation: Relation) -> str | None:
 class Plan:
     """The statements that read the tables in their present form."""
 
-    def __init__(self, definitions: Relation | None, bytecode: Relation | None) -> None:
-        """``bytecode``: None if no bytecode is to be read."""
+    def __init__(self, definitions: Relation | None, bytecode: Relation | None, *, tid_ranges: bool = True) -> None:
+        """
+        Args:
+            definitions: The table of definitions; None if nothing is known of it.
+            bytecode: The table of bytecode; None if no bytecode is to be read.
+            tid_ranges: Whether PostgreSQL scans ranges of TIDs.
+        """
         self._columns = {} if definitions is None else definitions.columns
         self._bytecode = bytecode
         relations = ((TABLE, definitions), (BYTECODE_TABLE, bytecode))
         faults = ((name, relation.mistrust()) for name, relation in relations if relation is not None)
         self.mistrust = next((f"{name}: {fault}" for name, fault in faults if fault), None)
         """The reason why the whole tables are read in every cycle; None if their row versions are a fingerprint."""
-        whole = self.mistrust is not None or definitions is None or (definitions.kinds, definitions.tables) != _HEAP
-        self.blocks = None if definitions is None or whole else definitions.blocks
+        ranges = tid_ranges and self.mistrust is None
+        self.blocks = definitions.blocks if ranges and definitions is not None and definitions.is_heap else None
         """Blocks of the table's heap; None if it has no ranges."""
         self.range_blocks: int | None = None
         """Blocks of a range, if rows are to name their range; otherwise None."""
 
+    @property
+    def versions_by_range(self) -> bool:
+        """Whether the fingerprint of the tables follows from those of the ranges."""
+        return self.blocks is not None and self._bytecode is None
+
     def versions_sql(self) -> LiteralString:
         """One row: the sum over all row versions. Its cost is one scan of the heap, and no text is read."""
-        # Every INSERT and UPDATE writes a row version with a new (ctid, xmin); DELETE and TRUNCATE remove versions. The
-        # seed of a version's hash is its table, because a partition may take the place of another.
-        sums = [_VERSIONS_SQL.format(table) for table in (TABLE, *([BYTECODE_TABLE] if self._bytecode else []))]
+        # Every INSERT and UPDATE writes a row version with a new (ctid, xmin); DELETE and TRUNCATE remove versions.
+        # The sum over a heap is the sum over the fingerprints of its ranges.
+        hashed = _VERSION_IN_TABLE if self.blocks is None else _version("ctid", "xmin")
+        sums = [_versions(TABLE, hashed), *([_versions(BYTECODE_TABLE, _VERSION_IN_TABLE)] if self._bytecode else [])]
         return _literal(f"SELECT concat_ws('/', {', '.join(sums)})")
 
     def exists_sql(self) -> LiteralString:
@@ -273,19 +291,30 @@ class Plan:
 
         The fingerprint is a sum like that of `versions_sql`, over the rows of the range. The scan reads no column.
         """
-        # The hash function of a tid takes a seed, so neither is converted to text. (Available since PostgreSQL 12.)
         return _literal(
-            f"SELECT {self._range(width, 'ctid')}, count(*), sum(hashtidextended(ctid, xmin::text::bigint))::text "
+            f"SELECT {self._range(width, 'ctid')}, count(*), sum({_version('ctid', 'xmin')})::text "
             f"FROM {TABLE} GROUP BY 1"
         )
 
     def sizes_of_ranges_sql(self, most: int, width: int, blocks: Collection[tuple[int, int]] = ()) -> LiteralString:
         """Rows of (range, class, rows, octets) of all ranges, or of those in ``blocks``. Classes: see `sizes_sql`."""
-        # OFFSET 0 as in `sizes_sql`: without it PostgreSQL may sort whole rows to group them.
+        return self._sizes_of_ranges(most, width, blocks)
+
+    def ranges_and_sizes_sql(self, most: int, width: int) -> LiteralString:
+        """`ranges_sql` and `sizes_of_ranges_sql` in one scan: rows of (range, class, rows, octets, fingerprint). The
+        fingerprint of a range is the sum of those of its classes. Only where `versions_by_range`."""
+        assert self.versions_by_range
+        return self._sizes_of_ranges(most, width, version=_version("t.ctid", "t.xmin"))
+
+    def _sizes_of_ranges(
+        self, most: int, width: int, blocks: Collection[tuple[int, int]] = (), version: str = ""
+    ) -> LiteralString:
+        found = f"t.ctid AS place, {self._octets(most)} AS octets" + (f", {version} AS version" if version else "")
+        # OFFSET 0, as in `sizes_sql`: without it PostgreSQL may sort whole rows to group them.
         return _literal(
-            f"SELECT {self._range(width, 'place')}, {_class('octets', most)}, count(*), sum(octets)::bigint "
-            f"FROM (SELECT t.ctid AS place, {self._octets(most)} AS octets {self._from(blocks)} OFFSET 0) AS sizes "
-            "GROUP BY 1, 2"
+            f"SELECT {self._range(width, 'place')}, {_class('octets', most)}, count(*), sum(octets)::bigint"
+            f"{', sum(version)::text' if version else ''} "
+            f"FROM (SELECT {found} {self._from(blocks)} OFFSET 0) AS sizes GROUP BY 1, 2"
         )
 
     def _range(self, width: int, place: str) -> str:
@@ -407,12 +436,20 @@ class Plan:
 
 
 _FIRST = itemgetter(0)
-_VERSIONS_SQL = (
-    "(SELECT concat_ws(':', count(*), "
-    "coalesce(sum(hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint)), 0)) FROM {})"
-)
-_HEAP = (("r heap",), 1)
+_VERSION_IN_TABLE = "hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint)"
+"""A row version of several tables. The table is the seed: a partition may take the place of another."""
 _BYTECODE_OCTETS = "coalesce(octet_length(b.avbc_bytecode), 0)"
+
+
+def _version(ctid: str, xmin: str) -> str:
+    """The hash of a row version of a single heap, as SQL."""
+    # The hash of a tid takes a seed: no text is made of either. (Functions since PostgreSQL 12.)
+    return f"hashtidextended({ctid}, {xmin}::text::bigint)"
+
+
+def _versions(table: str, hashed: str) -> str:
+    """The number of rows of ``table`` and the sum over them of ``hashed``, as SQL."""
+    return f"(SELECT concat_ws(':', count(*), coalesce(sum({hashed}), 0)) FROM {table})"
 
 
 def _class(octets: str, most: int) -> str:

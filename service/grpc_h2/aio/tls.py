@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from pathlib import Path
 
 from grpc_h2.aio.piecewise_tls import ServerContext
 from grpc_h2.wire.errors import Http2Error
@@ -35,9 +34,9 @@ class TlsCredentials:
         """The arguments are paths of PEM files. Where ``require_client_certificate`` is False, a client need not
         present a certificate; but if it presents one, that must be valid. Raises `CertificateFault`.
         """
-        self._certificate = Path(certificate)
-        self._key = Path(key)
-        self._client_ca = None if client_ca is None else Path(client_ca)
+        self._certificate = os.fspath(certificate)
+        self._key = os.fspath(key)
+        self._client_ca = None if client_ca is None else os.fspath(client_ca)
         self._required = require_client_certificate
         self.context = self._build()
 
@@ -53,7 +52,7 @@ class TlsCredentials:
         except CertificateFault as fault:
             log.error("The certificate was not replaced", extra={"error": str(fault)})
             raise
-        log.info("Certificate loaded", extra={"file": str(self._certificate)})
+        log.info("Certificate loaded", extra={"file": self._certificate})
 
     def replace(
         self,
@@ -67,8 +66,8 @@ class TlsCredentials:
             CertificateFault: where they are not usable together. Nothing is replaced, and nothing is logged.
         """
         before = self._certificate, self._key, self._client_ca
-        self._certificate, self._key = Path(certificate), Path(key)
-        self._client_ca = None if client_ca is None else Path(client_ca)
+        self._certificate, self._key = os.fspath(certificate), os.fspath(key)
+        self._client_ca = None if client_ca is None else os.fspath(client_ca)
         try:
             self.context = self._build()
         except CertificateFault:

@@ -110,7 +110,7 @@ def never_looks_again() -> None:
     """Reads once over a second connection and treats every later change check as unchanged."""
     begin = postgres._Reading.begin
 
-    async def always_the_same(self: postgres._Reading, statement_timeout: float) -> None:
+    async def always_the_same(self: postgres._Reading, statement_timeout: float, **_: bool) -> None:
         await begin(self, statement_timeout)
         if not self.fingerprint.startswith("1/"):
             self.fingerprint = "the same"
@@ -166,7 +166,7 @@ def serves_what_policies_leave() -> None:
 
 def sees_rows_alone() -> None:
     """Checks for changes by the versions of rows, and not by the tables that they are in."""
-    table_reading._VERSIONS_SQL = table_reading._VERSIONS_SQL.replace("tableoid::bigint", "0")
+    table_reading._VERSION_IN_TABLE = table_reading._VERSION_IN_TABLE.replace("tableoid::bigint", "0")
     row = postgres._Reading._row
 
     async def without_state(self: postgres._Reading, statement: Any) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import definition_server
 
 SOURCES = Path(definition_server.__file__).parents[1]
 NOWHERE = ("rich", "structlog.twisted")
-SETTINGS = ("pydantic", "pydantic_core", "pydantic_settings")
+SETTINGS = ("pydantic", "pydantic_core")
 NOT_IN_A_WORKER = (
     *NOWHERE,
     *SETTINGS,
@@ -34,7 +34,7 @@ NOT_IN_A_WORKER = (
     "prometheus_client",
     "psycopg",
 )
-NOT_IN_A_NATIVE_WORKER = (*NOT_IN_A_WORKER, "grpc")
+NOT_IN_A_NATIVE_WORKER = (*NOT_IN_A_WORKER, "grpc", "pathlib")
 NOT_IN_A_MASTER = (
     *NOWHERE,
     "definition_server.control_plane.control_server",

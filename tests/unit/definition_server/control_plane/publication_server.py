@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,11 +143,16 @@ class HoldingGate:
         self.served: dict[bytes, bytes] = {}
         self.names: frozenset[bytes] = frozenset()
         self.last_good: list[str | None] = []
+        self.rows: list[Row] = []
+        """All that were given while they were read."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> frozenset[bytes]:
         self.last_good.append(None if last_good is None else last_good.version_hash)
         return self.names
 
     def prepare(self) -> None: ...
+
+    def rows_read(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
 
     def cycle_ended(self, newest: Snapshot | None) -> None: ...

@@ -72,8 +72,8 @@ class Connection:
 class Plan:
     """Stand-ins for SQL statements, which name the data that they request."""
 
-    def __init__(self, blocks: int | None = 100, mistrust: str | None = None) -> None:
-        self.blocks, self.mistrust = blocks, mistrust
+    def __init__(self, blocks: int | None = 100, mistrust: str | None = None, *, by_range: bool = True) -> None:
+        self.blocks, self.mistrust, self.versions_by_range = blocks, mistrust, by_range
         self.range_blocks: int | None = None
         self.widths: list[int | None] = []
 
@@ -89,6 +89,9 @@ class Plan:
 
     def sizes_of_ranges_sql(self, most: int, width: int, blocks: Any) -> str:
         return f"sizes of ranges {list(blocks)}"
+
+    def ranges_and_sizes_sql(self, most: int, width: int) -> str:
+        return f"ranges of {width} and sizes up to {most}"
 
     def rows_sql(self, number: int, most: int, blocks: Any) -> str:
         return f"rows of class {number} {list(blocks)}"
@@ -123,19 +126,12 @@ class Bench:
         return [[(row.name, row.fault) for row in batch] async for batch in self.reading.batches(ranges)]
 
 
-@pytest.mark.parametrize(
-    ("blocks", "version", "has_ranges"),
-    [(100, 140_000, True), (0, 170_000, True), (100, 139_999, False), (None, 170_000, False)],
-    ids=["PostgreSQL 14", "an empty table", "PostgreSQL 13", "a view"],
-)
-async def test_ranges_are_those_of_a_heap_from_postgresql_14_on(
-    blocks: int | None, version: int, has_ranges: bool
-) -> None:
+@pytest.mark.parametrize("blocks", [100, 0, None], ids=["a heap", "an empty table", "a view"])
+async def test_ranges_are_those_of_a_heap(blocks: int | None) -> None:
     bench = Bench(Plan(blocks))
-    bench.connection.info.server_version = version
     bench.connection.answers["ranges of 8"] = [(0, 3, "11"), (5, 1, "-7")]
     found = await bench.reading.ranges(Ranges("before", {}, 4))
-    if not has_ranges:
+    if blocks is None:
         assert found is None
         assert bench.connection.statements == []
         assert bench.plan.range_blocks is None
@@ -220,11 +216,13 @@ async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_
 
     monkeypatch.setattr(module, "Relation", SimpleNamespace(parse=parse))
     monkeypatch.setattr(module, "bytecode_fault", lambda _: "no column")
-    monkeypatch.setattr(module, "Plan", lambda *given: relations.append(given) or Plan(mistrust=mistrust))
+    monkeypatch.setattr(
+        module, "Plan", lambda *given, tid_ranges: relations.append((*given, tid_ranges)) or Plan(mistrust=mistrust)
+    )
     bench.connection.answers = {module.SHAPE_SQL: [(b"shape", b"state")], "versions": [(b"12/34",)]}
     await bench.reading.begin(2.0)
     assert bench.connection.given[0] == {"statement": "2000", "lock": "1600"}
-    assert relations == ["shape", ("definitions", None)]
+    assert relations == ["shape", ("definitions", None, True)]
     assert bench.reading.bytecode_fault == "no column"
     if mistrust is None:
         assert bench.reading.fingerprint == "prefix/state/12/34"
@@ -235,3 +233,76 @@ async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_
         assert bench.connection.statements[-1] == "exists"
     await bench.reading.end()
     assert bench.connection.rolled_back == 1
+
+
+@pytest.mark.parametrize(("version", "tid_ranges"), [(140_000, True), (139_999, False)])
+async def test_postgresql_scans_ranges_of_tids_since_version_14(
+    version: int, tid_ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, asked = Bench(), []
+    bench.connection.info.server_version = version
+    monkeypatch.setattr(module, "Plan", lambda *_, tid_ranges: asked.append(tid_ranges) or Plan())
+    bench.connection.answers = {module.SHAPE_SQL: [(None, b"state")], "versions": [(b"12",)]}
+    await bench.reading.begin(2.0)
+    assert asked == [tid_ranges]
+
+
+async def begun(bench: Bench, monkeypatch: pytest.MonkeyPatch, *, first: bool) -> None:
+    """A reading of the test's plan, in a table that has three rows in two ranges and two classes."""
+    monkeypatch.setattr(module, "Plan", lambda *_, **__: bench.plan)
+    bench.connection.answers = {
+        module.SHAPE_SQL: [(None, b"state")],
+        "versions": [(b"4:-2",)],
+        "ranges of 8": [(0, 3, "-9"), (5, 1, "7")],
+        "ranges of 8 and sizes up to 4194304": [(0, 0, 2, 20, "-5"), (5, 0, 1, 10, "7"), (0, 3, 1, 4000, "-4")],
+        "sizes of ranges []": [(0, 0, 2, 20), (5, 0, 1, 10), (0, 3, 1, 4000)],
+        "rows of class 0 []": [(b"a",), (b"b",), (b"c",)],
+        "rows of class 3 []": [(b"d",)],
+    }
+    await bench.reading.begin(2.0, first=first)
+
+
+async def read(bench: Bench) -> tuple[str, Ranges | None, list[Any]]:
+    """All rows of a reading that has begun, with its fingerprint and ranges."""
+    ranges = await bench.reading.ranges(None)
+    rows = await bench.batches()
+    return bench.reading.fingerprint, ranges, rows
+
+
+async def test_the_first_reading_of_a_connection_takes_fingerprint_ranges_and_sizes_in_one_scan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it takes is what the scans of a later reading give for the same rows."""
+    first, later = Bench(), Bench()
+    await begun(first, monkeypatch, first=True)
+    assert first.reading.fingerprint == "prefix/reading 7", "it is unlike any other until it is known"
+    await begun(later, monkeypatch, first=False)
+    assert later.reading.fingerprint == "prefix/state/4:-2"
+    assert await read(first) == await read(later)
+    asked = [statement for statement in first.connection.statements if not statement.startswith("rows of")]
+    assert asked[2:] == ["ranges of 8 and sizes up to 4194304"]
+    assert later.connection.statements[2:5] == ["versions", "ranges of 8", "sizes of ranges []"]
+
+
+async def test_an_empty_table_has_the_fingerprint_of_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    await begun(bench, monkeypatch, first=True)
+    bench.connection.answers["ranges of 8 and sizes up to 4194304"] = []
+    assert await read(bench) == ("prefix/state/0:0", Ranges("prefix/state//8", {}, 8), [])
+
+
+async def test_a_first_reading_that_would_be_too_large_fetches_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(catalogue=4030 + 4 * 150 - 1)
+    await begun(bench, monkeypatch, first=True)
+    with pytest.raises(SourceError, match="above MAX_CATALOG_BYTES"):
+        await read(bench)
+    assert not any(statement.startswith("rows of") for statement in bench.connection.statements)
+
+
+async def test_where_ranges_do_not_give_the_fingerprint_the_first_reading_takes_it_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(Plan(by_range=False))
+    await begun(bench, monkeypatch, first=True)
+    assert bench.reading.fingerprint == "prefix/state/4:-2"
+    assert (await read(bench))[0] == "prefix/state/4:-2"

@@ -152,10 +152,12 @@ async def test_a_connection_that_ended_meanwhile_is_replaced_twice_at_most(
     if kept:
         source._connection = cast(Any, Connection())
     tried: list[Any] = []
+    new: list[bool] = []
 
-    async def transaction(connection: Any) -> Any:
+    async def transaction(connection: Any, *, first: bool) -> Any:
         connection.closed = closes[len(tried)]
         tried.append(connection)
+        new.append(first)
         raise psycopg.OperationalError("terminated")
 
     monkeypatch.setattr(source, "_transaction", transaction)
@@ -163,6 +165,7 @@ async def test_a_connection_that_ended_meanwhile_is_replaced_twice_at_most(
         await source._begin()
     assert len(tried) == attempts
     assert source._connections == attempts - kept
+    assert new == [not kept, *[True] * (attempts - 1)], "which of them were the first on their connection"
 
 
 async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,9 +115,10 @@ async def test_at_most_ten_commands_are_named(bench: Bench, logs: LogLines) -> N
 
 
 async def test_unchanged_rows_are_not_judged_again(bench: Bench) -> None:
+    bench.source.replace(row("if", "one = 1"), row("else", "two = 2"))
     await bench.cycle()
     assert len(bench.checker.judged) == 2
-    bench.source.replace(row("if", "new = 1"), row("else"))
+    bench.source.replace(row("if", "new = 1"), row("else", "two = 2"))
     await bench.cycle()
     assert [content.code for content in bench.checker.judged[2:]] == [b"new = 1"]
 

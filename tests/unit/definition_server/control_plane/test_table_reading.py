@@ -132,6 +132,7 @@ def test_a_table_that_is_no_heap_has_no_fingerprint_and_only_a_heap_of_one_table
     assert made.mistrust == (None if reason is None else f"obex_dapl_functions: {reason}")
     assert made.blocks == (100 if kinds == ("r heap",) else None)
     assert plan(tables=2).blocks is None, "a table with children"
+    assert Plan(relation(*DEFINITIONS), None, tid_ranges=False).blocks is None, "PostgreSQL scans no ranges"
     assert Plan(None, None).blocks is None
     assert Plan(None, None).mistrust is None
 
@@ -179,6 +180,11 @@ def test_the_sums_of_versions_are_those_of_the_tables_that_are_read() -> None:
     alone, both = plan().versions_sql(), plan(relation(*BYTECODE)).versions_sql()
     assert (alone.count("FROM obex_dapl_functions)"), alone.count("avap_bytecode")) == (1, 0)
     assert (both.count("FROM obex_dapl_functions)"), both.count("FROM avap_bytecode)")) == (1, 1)
+    assert "sum(hashtidextended(ctid, xmin::text::bigint))" in alone
+    of_partitions = "sum(hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint))"
+    assert of_partitions in plan(tables=2).versions_sql()
+    assert (plan().versions_by_range, plan(relation(*BYTECODE)).versions_by_range) == (True, False)
+    assert not plan(tables=2).versions_by_range
     assert plan().exists_sql() == "SELECT FROM obex_dapl_functions LIMIT 0"
 
 
@@ -220,6 +226,11 @@ def test_ranges_have_a_count_and_a_fingerprint_and_their_sizes_are_counted_by_cl
     assert sizes.startswith(f"SELECT width_bucket(place, ARRAY({begins})), CASE WHEN octets <= 8388 THEN 0 ")
     assert sizes.endswith(
         f"{plan()._octets(MB)} AS octets FROM obex_dapl_functions AS t OFFSET 0) AS sizes GROUP BY 1, 2"
+    )
+    both = plan().ranges_and_sizes_sql(MB, 16)
+    hashed = "hashtidextended(t.ctid, t.xmin::text::bigint) AS version"
+    assert both == sizes.replace("::bigint FROM (", "::bigint, sum(version)::text FROM (").replace(
+        " AS octets FROM", f" AS octets, {hashed} FROM"
     )
     assert "ctid >= '(24,0)'::tid AND ctid < '(40,0)'::tid" in plan().sizes_of_ranges_sql(MB, 16, [(24, 40)])
 
