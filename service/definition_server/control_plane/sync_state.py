@@ -87,8 +87,6 @@ class SyncState:
     pin: PinState | None = None
     pin_unsaved: bool = False
     """Whether the disk does not know of the last pin that was asked for by command, or of its end."""
-    newest_version: str | None = None
-    """The newest catalogue that passed the guard. It is not what is served while a pin counts."""
     changes: dict[str, ChangeCounts] = field(default_factory=dict)
     """Version → what its last publication has changed, of the last `MOST_CHANGES` since the start."""
     history_entries: int = 0

@@ -171,7 +171,7 @@ def test_what_is_not_known_is_unset() -> None:
 
 
 def test_a_version_of_the_history_has_its_changes_where_they_are_known_even_if_there_are_none() -> None:
-    entry = HistoryEntry("ab" * 32, 3, 1000, 1_800_000_000.0, 1_800_000_001.5)
+    entry = HistoryEntry("ab" * 32, 3, 1_800_000_000.0, 1_800_000_001.5)
     message = version_message(entry, ChangeCounts(1, 2, 3), served=True)
     assert (message.version_hash, message.definitions, message.served) == ("ab" * 32, 3, True)
     assert message.created_at.ToNanoseconds() == at(1_800_000_000.0)
