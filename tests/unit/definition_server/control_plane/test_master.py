@@ -510,6 +510,24 @@ def test_the_earliest_end_of_each_certificate_file_is_known(monkeypatch: pytest.
     assert master._expiries(files) == {"server": 5.0}
 
 
+async def test_a_master_that_leaves_says_for_how_long_it_drains_and_that_it_has_stopped(logs: LogLines) -> None:
+    settings = SETTINGS.model_copy(update={"drain_wait_seconds": 0.25, "drain_timeout_seconds": 7.0})
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        made: Any = master._Master(settings, holder, None, hangup_stops=False)
+        drained: list[dict[str, float]] = []
+
+        async def drain(**given: float) -> None:
+            drained.append(given)
+
+        made._supervisor = SimpleNamespace(drain=drain)
+        await made._leave([asyncio.create_task(asyncio.sleep(0))])
+        assert holder.fileno() == -1, "from now on the port is open only for as long as a worker has it open"
+    (line,) = logged(logs, "Draining", log_level="info")
+    assert (line["wait_seconds"], line["timeout_seconds"]) == (0.25, 7.0)
+    assert drained == [{"wait": 0.25, "timeout": 7.0}]
+    assert logs[-1]["event"] == "Stopped"
+
+
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 @pytest.mark.parametrize("stores", [True, False], ids=["with a directory", "without one"])
 async def test_each_setting_reaches_the_part_that_it_is_for(stores: bool, transport: str, tmp_path: Path) -> None:
