@@ -176,8 +176,8 @@ FRAGMENTS = st.sampled_from(
 @example(b"\x0a\x04if")
 @example(b"\x0a\x01if")
 @example(b"\x0a\x00if")
-@example(b"\x0a\x06\x02if")
-@example(b"\x0a\x07\x03iff")
+@example(b"\x0a\x06\x03if")
+@example(b"\x0a\x01\x03if")
 @example(b"\x12\x02if")
 def test_any_bytes_are_read_exactly_as_a_protobuf_parser_reads_them(request_bytes: bytes) -> None:
     served = engine("if", "else", "ü")
